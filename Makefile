@@ -1,0 +1,51 @@
+# `make demo` and `make test` set everything up themselves; nothing else needs to be run first.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test test-slow lint format bench clean
+
+help:
+	@echo "make demo       set up, then train CE and ISDA on scikit-learn's digits, three seeds each, and print the table"
+	@echo "make test       set up, then lint, types, import contracts and the tests that are quick"
+	@echo "make test-slow  set up, then the tests that take longer"
+	@echo "make bench      the speed benchmarks of this machine, against their bars"
+	@echo "make format     format the code"
+
+setup: $(STAMP)
+
+# The lock has exact versions of everything; the project itself is installed from this folder, editable.
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(RUN) scripts/sweep.py table=demo
+	$(RUN) scripts/tables.py table=demo
+
+test: $(STAMP) lint
+	$(RUN) -m pytest -q -m "not slow" --durations=10
+
+test-slow: $(STAMP)
+	$(RUN) -m pytest -q -m slow --durations=10
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+
+format: $(STAMP)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(STAMP)
+	$(RUN) scripts/benchmark_loss.py
+	$(RUN) scripts/benchmark_input.py
+	$(RUN) scripts/benchmark_train.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,332 @@
+"""From what a user types to one frozen, checked, named configuration.
+
+Hydra is met here, in ``train.py`` and in ``scripts/``, and nowhere else. The steps, in this order:
+
+1. ``compose`` (or Hydra's own command line) puts the files of ``conf/`` and the overrides together;
+2. ``freeze`` resolves every rule, checks fields against each other, and names the run;
+3. ``build`` makes an object of a node that has a ``_target_``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from isda_repro.errors import UserError
+
+CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
+
+NUMERICS_VERSION = 1
+"""Raise it whenever the same request would give other numbers: every run then gets a new name."""
+
+NOT_REQUESTED = ("choice", "data_dir", "runs_dir", "dataset.source.data_dir", "compute.device", "tracking")
+"""Keys that cannot change a result. They are no part of a run's identity, and stay out of ``result.json``."""
+
+
+class ConfigError(UserError):
+    """A setting is wrong; the message is one sentence that says which, why and what to do."""
+
+
+# ------------------------------------------------------------------------------------------------- rules inside YAML
+
+
+def _match(key: object, rules: Mapping[str, Any]) -> Any:
+    """``${match:KEY, {PATTERN: VALUE, ...}}``: the value of the first pattern that the key fits (fnmatch)."""
+    for pattern, value in rules.items():
+        if fnmatch.fnmatchcase(str(key), str(pattern)):
+            return OmegaConf.create(value) if isinstance(value, list) else value
+    raise ConfigError(f"no rule fits {key!r}: the patterns are {', '.join(map(str, rules))}; set the value yourself")
+
+
+def _rescale(milestones: Sequence[int], paper_epochs: int, epochs: object) -> ListConfig:
+    """``${rescale:[80,120],160,${recipe.epochs}}``: milestones in proportion to another number of epochs.
+
+    No drop comes before epoch 2, and one that would fall past the end is left out.
+    """
+    if not _is_count(epochs):  # the checks that follow say so properly
+        return OmegaConf.create(list(milestones))
+    length = cast(int, epochs)
+    scaled = [max(2, math.floor(milestone * length / paper_epochs + 0.5)) for milestone in milestones]
+    return OmegaConf.create([milestone for milestone in scaled if milestone <= length])
+
+
+def register_resolvers() -> None:
+    """Teach OmegaConf the rules that ``conf/`` is written with. May be called any number of times."""
+    OmegaConf.register_new_resolver("match", _match, replace=True)
+    OmegaConf.register_new_resolver("rescale", _rescale, replace=True)
+
+
+# --------------------------------------------------------------------------------------------------------- composing
+
+
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """The frozen configuration that ``python train.py OVERRIDES`` would run."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+
+    register_resolvers()
+    with explain(), initialize_config_dir(str(CONF_DIR), version_base=None):
+        cfg = hydra_compose("train", list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        return freeze(cfg, overrides)
+
+
+@contextmanager
+def explain() -> Iterator[None]:
+    """Turn what Hydra says of a mistyped command line, often five lines, into one sentence."""
+    from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+
+    try:
+        yield
+    except MissingConfigException as error:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        options = ", ".join(option for option in error.options or () if not option.startswith("_"))
+        raise ConfigError(f"there is no {group}={name}; {group}= can be {options}") from error
+    except (ConfigCompositionException, HydraException) as error:
+        raise ConfigError(_one_sentence(str(error))) from error
+
+
+def _one_sentence(message: str) -> str:
+    """What Hydra wrote, without its advice to add the unknown key with a plus sign."""
+    unknown = re.search(r"Could not override '([^']+)'", message)
+    if unknown is None:
+        return " ".join(message.split("\nSee https")[0].split())
+    key = unknown[1].partition("@")[0]
+    near = difflib.get_close_matches(key, _known_keys(), n=3)
+    return f"unknown setting {key!r}" + (
+        f"; did you mean {' or '.join(near)}?" if near else "; `python train.py --cfg job` lists all"
+    )
+
+
+def _known_keys() -> list[str]:
+    """Every key that a command line can set, for suggestions."""
+    keys: list[str] = []
+    for path in sorted(CONF_DIR.rglob("*.yaml")):
+        group = path.parent.relative_to(CONF_DIR).as_posix().removeprefix(".")
+        if group != "table":
+            keys += [group, *_keys_below(OmegaConf.to_container(OmegaConf.load(path)), group)]
+    return sorted(set(keys))
+
+
+def _keys_below(node: Any, prefix: str) -> list[str]:
+    if not isinstance(node, dict):
+        return []
+    names = {f"{prefix}.{key}" if prefix else str(key): value for key, value in node.items()}
+    return [*names, *(name for key, value in names.items() for name in _keys_below(value, key))]
+
+
+def freeze(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Resolve, check and name a composed configuration; nothing of Hydra's remains in it.
+
+    Raises:
+        ConfigError: a setting is wrong, or an override adds a key that nothing reads.
+    """
+    _refuse_additions(cfg, overrides)
+    ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    try:
+        plain = cast(dict[str, Any], OmegaConf.to_container(ours, resolve=True, throw_on_missing=True))
+    except OmegaConfBaseException as error:
+        raise ConfigError(" ".join(str(error.__cause__ or error).splitlines()[:2])) from error
+    check(plain)
+    identity = {"run_id": run_id(plain), "numerics_version": NUMERICS_VERSION}
+    return OmegaConf.create({**identity, **plain})
+
+
+def rescaled_milestones(cfg: DictConfig) -> str | None:
+    """One sentence if ``recipe.epochs`` alone was changed and the milestones followed it; before ``freeze`` only."""
+    rules = cast(dict[str, Any], OmegaConf.to_container(cfg.recipe.schedule))
+    rule = re.search(r"rescale:(\[.*?\]),(\d+)", str(rules.get("milestones")))
+    if rule is None or int(rule[2]) == cfg.recipe.epochs:
+        return None
+    now = list(cfg.recipe.schedule.milestones)
+    return f"recipe.epochs={cfg.recipe.epochs} instead of {rule[2]}: the rate drops at {rule[1]} became {now}"
+
+
+def _refuse_additions(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Hydra suggests ``+key=value`` for an unknown key, and would then let it pass under a new run name."""
+    for override in overrides:
+        if override.startswith("~"):
+            raise ConfigError(f"{override!r} deletes a setting that the program reads; give it another value instead")
+        if not override.startswith("+"):
+            continue
+        key = override.lstrip("+").split("=", 1)[0]
+        parent = OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else None
+        if not (isinstance(parent, DictConfig) and "_target_" in parent):
+            raise ConfigError(
+                f"{override!r} adds the key {key!r}, which nothing reads; only nodes with a _target_ take new keys"
+            )
+
+
+# ---------------------------------------------------------------------------------------------------- frozen configs
+
+
+def write_frozen(cfg: DictConfig, path: Path) -> None:
+    """Write a frozen configuration as YAML."""
+    path.write_text(OmegaConf.to_yaml(cfg), encoding="utf-8")
+
+
+def read_frozen(path: Path) -> DictConfig:
+    """Read ``runs/<run_id>/config.yaml``.
+
+    Raises:
+        ConfigError: not a frozen configuration, edited since, or frozen by code with other numerics.
+    """
+    try:
+        cfg = OmegaConf.load(path)
+    except (OSError, ValueError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path} cannot be read as a configuration: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # PyYAML's own hierarchy, which OmegaConf lets through
+        raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(cfg, DictConfig) or "run_id" not in cfg or "numerics_version" not in cfg:
+        raise ConfigError(f"{path} is not a frozen run (it has no run_id); give settings as key=value instead")
+    if cfg.numerics_version != NUMERICS_VERSION:
+        raise ConfigError(
+            f"{path} was frozen under numerics version {cfg.numerics_version}, this code has {NUMERICS_VERSION}: "
+            "check out the older code, or compose the run anew"
+        )
+    plain = cast(dict[str, Any], OmegaConf.to_container(cfg))
+    stated = plain.pop("run_id")
+    plain.pop("numerics_version")
+    check(plain)
+    if stated != run_id(plain):
+        raise ConfigError(f"{path} was edited after it was frozen as {stated}: compose a new run instead")
+    return cfg
+
+
+# ----------------------------------------------------------------------------------------------------- a run's name
+
+
+def request(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for: the settings that can change the result, nulls left out (a new option starts as null)."""
+    plain = cfg if isinstance(cfg, dict) else cast(dict[str, Any], OmegaConf.to_container(cast(DictConfig, cfg)))
+    identity = ("run_id", "numerics_version")
+    return cast(dict[str, Any], _pruned({key: value for key, value in plain.items() if key not in identity}, ""))
+
+
+def _pruned(node: Any, path: str) -> Any:
+    if isinstance(node, Mapping):
+        below = {key: _pruned(value, f"{path}.{key}" if path else str(key)) for key, value in node.items()}
+        return {k: v for k, v in below.items() if v is not None and (f"{path}.{k}" if path else k) not in NOT_REQUESTED}
+    if isinstance(node, list):
+        return [_pruned(value, path) for value in node]
+    return int(node) if isinstance(node, float) and node.is_integer() else node
+
+
+def run_id(cfg: Mapping[str, Any]) -> str:
+    """``<model>-<dataset>-<augmentation>-<loss>-s<seed>-<hash of the request>``."""
+    body = {"numerics_version": NUMERICS_VERSION, **request(cfg)}
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    choice = cfg["choice"]
+    names = "-".join(str(choice[group]) for group in ("model", "dataset", "augmentation", "loss"))
+    return f"{names}-s{cfg['seed']}-{digest[:10]}"
+
+
+# ------------------------------------------------------------------------------------------------------------ checks
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check(cfg: Mapping[str, Any]) -> None:
+    """Fields against each other and against sense.
+
+    Raises:
+        ConfigError: the first that is wrong, with its key, its value and what it can be.
+    """
+    recipe, dataset, compute = cfg["recipe"], cfg["dataset"], cfg["compute"]
+    seed = cfg["seed"]
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ConfigError(f"seed={seed!r} must be a whole number from 0 on")
+    for key in ("epochs", "batch_size"):
+        _require(_is_count(recipe[key]), f"recipe.{key}", recipe[key], "a whole number from 1 on")
+    for key in ("train_limit", "test_limit", "holdout"):
+        value = dataset[key]
+        _require(value is None or _is_count(value), f"dataset.{key}", value, "a whole number from 1 on, or null")
+    micro = compute["micro_batch"]
+    _require(micro is None or _is_count(micro), "compute.micro_batch", micro, "a whole number from 1 on, or null")
+    _require(_is_number(recipe["lr"]) and recipe["lr"] > 0, "recipe.lr", recipe["lr"], "a number above 0")
+    decay, momentum = recipe["weight_decay"], recipe["momentum"]
+    _require(_is_number(decay) and decay >= 0, "recipe.weight_decay", decay, "a number from 0 on")
+    _require(_is_number(momentum) and 0 <= momentum < 1, "recipe.momentum", momentum, "a number in [0, 1)")
+    _require(not recipe["nesterov"] or momentum > 0, "recipe.nesterov", True, "false where recipe.momentum is 0")
+    dropout = cfg["model"].get("dropout")
+    _require(
+        dropout is None or (_is_number(dropout) and 0 <= dropout < 1), "model.dropout", dropout, "a number in [0, 1)"
+    )
+    _check_milestones(recipe)
+    _check_choices(compute, cfg["faithful"], cfg["tracking"])
+
+
+def _check_milestones(recipe: Mapping[str, Any]) -> None:
+    milestones = recipe["schedule"].get("milestones", [])
+    for milestone in milestones:
+        if not _is_count(milestone):
+            raise ConfigError(f"recipe.schedule.milestones has {milestone!r}: each must be an epoch, counted from 1")
+        if milestone > recipe["epochs"]:
+            raise ConfigError(
+                f"recipe.schedule.milestones has {milestone}, past the last epoch (recipe.epochs={recipe['epochs']}): "
+                "give milestones within the run, or leave them out and they follow recipe.epochs"
+            )
+    if list(milestones) != sorted(milestones):
+        raise ConfigError(f"recipe.schedule.milestones={list(milestones)} must be in rising order")
+
+
+def _check_choices(compute: Mapping[str, Any], faithful: Mapping[str, Any], tracking: Mapping[str, Any]) -> None:
+    allowed: dict[str, tuple[Any, Sequence[Any]]] = {
+        "compute.device": (compute["device"], ("auto", "cpu", "gpu")),
+        "compute.precision": (compute["precision"], ("auto", "fp32", "bf16")),
+        "compute.tf32": (compute["tf32"], ("auto", True, False)),
+        "compute.channels_last": (compute["channels_last"], ("auto", True, False)),
+        "compute.compile": (compute["compile"], ("auto", True, False)),
+        "compute.deterministic": (compute["deterministic"], (True, False)),
+        "faithful.progress": (faithful["progress"], ("iteration", "epoch")),
+        "tracking.mode": (tracking["mode"], ("none", "offline", "online")),
+    }
+    for key, (value, values) in allowed.items():
+        same = any(value == candidate and type(value) is type(candidate) for candidate in values)
+        _require(same, key, value, "one of " + ", ".join(str(v).lower() for v in values))
+
+
+def _require(holds: bool, key: str, value: object, what: str) -> None:
+    if not holds:
+        raise ConfigError(f"{key}={value} must be {what}")
+
+
+# ---------------------------------------------------------------------------------------------------------- building
+
+
+def build(node: DictConfig, **arguments: Any) -> Any:
+    """Make the object that a node's ``_target_`` names.
+
+    Raises:
+        UserError: the object's own, or in one sentence what it refused.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    plain = cast(dict[str, Any], OmegaConf.to_container(node))
+    try:
+        return instantiate(plain, _convert_="all", **arguments)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        if isinstance(error.__cause__, ValueError | TypeError):
+            raise ConfigError(f"{plain['_target_']}: {error.__cause__}") from error
+        raise

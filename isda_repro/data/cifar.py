@@ -1,0 +1,136 @@
+"""CIFAR-10 and CIFAR-100 as torchvision knows them: its files, its checksums, its download."""
+
+import http.client
+import socket
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isda_repro.data.source import DataError, Source, Split, narrowed
+
+CIFAR_NAMES = ("cifar10", "cifar100")
+NETWORK_TIMEOUT_S = 15.0
+
+
+def load_cifar(
+    name: str,
+    data_dir: Path,
+    download: bool = True,
+    train_limit: int | None = None,
+    test_limit: int | None = None,
+    holdout: int | None = None,
+) -> Source:
+    """CIFAR, from ``data_dir`` if it is there whole, else downloaded into it (170 MB).
+
+    Args:
+        name: ``cifar10`` or ``cifar100``.
+        data_dir: the folder that holds, or will hold, ``cifar-10-batches-py`` or ``cifar-100-python``. An archive of
+            that name from the data set's site is used instead of the network if it lies there.
+        download: whether what is missing or damaged may be fetched.
+        train_limit, test_limit: take that many images, stratified, for quick runs.
+        holdout: evaluate on that many training images, stratified, taken out of training, instead of the test set.
+
+    Raises:
+        DataError: files missing or damaged that cannot be fetched, or a count that does not fit the data.
+    """
+    torchvision_class = cifar_class(name)
+    data_dir = Path(data_dir).expanduser()
+    try:
+        train = torchvision_class(data_dir, train=True, download=False)
+    except RuntimeError:  # torchvision's "not found or corrupted", after checking the md5 of every file
+        _fetch(name, torchvision_class, data_dir, download)
+        train = torchvision_class(data_dir, train=True, download=False)
+    test = torchvision_class(data_dir, train=False, download=False)
+    source = Source(name, _split(train), _split(test), len(train.classes), tuple(train.classes))
+    return narrowed(source, train_limit=train_limit, test_limit=test_limit, holdout=holdout)
+
+
+def cifar_class(name: str) -> Any:
+    """torchvision's class for ``name``, imported only now."""
+    from torchvision import datasets
+
+    if name not in CIFAR_NAMES:
+        raise DataError(f"There is no CIFAR data set {name!r}; there are {' and '.join(CIFAR_NAMES)}.")
+    return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+
+
+def expected_files(torchvision_class: Any) -> list[tuple[str, str]]:
+    """(path below the data folder, md5) of every file the data set consists of."""
+    meta = (torchvision_class.meta["filename"], torchvision_class.meta["md5"])
+    listed = [*torchvision_class.train_list, *torchvision_class.test_list, meta]
+    return [(f"{torchvision_class.base_folder}/{file}", md5) for file, md5 in listed]
+
+
+def _problems(torchvision_class: Any, data_dir: Path) -> Iterator[str]:
+    """What keeps torchvision from taking the files as whole, one phrase each."""
+    from torchvision.datasets.utils import check_integrity
+
+    if not (data_dir / torchvision_class.base_folder).is_dir():
+        yield f"the folder {torchvision_class.base_folder} is missing"
+        return
+    for file, md5 in expected_files(torchvision_class):
+        if not (data_dir / file).is_file():
+            yield f"{file} is missing"
+        elif not check_integrity(data_dir / file, md5):
+            yield f"{file} fails its checksum"
+
+
+def _fetch(name: str, torchvision_class: Any, data_dir: Path, download: bool) -> None:
+    """Put the whole data set into ``data_dir``, or say in one sentence why not and what to do."""
+    problems = list(_problems(torchvision_class, data_dir))
+    reason = "downloading was not allowed"
+    if download:
+        try:
+            _download(torchvision_class, data_dir)
+            problems = list(_problems(torchvision_class, data_dir))
+            if not problems:
+                return
+            reason = "a fresh copy has the same fault"
+        except (OSError, RuntimeError, EOFError, tarfile.TarError, http.client.HTTPException) as error:
+            reason = f"fetching it failed ({type(error).__name__}: {error})"
+    raise DataError(
+        f"{name} in {data_dir} cannot be used: {', '.join(problems)}, and {reason}; put {torchvision_class.filename} "
+        f"(from {torchvision_class.url}) or the folder {torchvision_class.base_folder} unpacked from it there."
+    )
+
+
+def _download(torchvision_class: Any, data_dir: Path) -> None:
+    """Fetch and unpack in a folder apart, then move each file into place.
+
+    So a download that is killed leaves nothing that looks like data, and several runs that start at once on an empty
+    folder do not write into each other's files.
+    """
+    from torchvision.datasets import utils
+
+    archive, md5 = torchvision_class.filename, torchvision_class.tgz_md5
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=data_dir, prefix=".download-") as scratch:
+        if utils.check_integrity(data_dir / archive, md5):
+            utils.extract_archive(data_dir / archive, scratch)
+        else:
+            with _socket_timeout(NETWORK_TIMEOUT_S):
+                utils.download_and_extract_archive(torchvision_class.url, scratch, filename=archive, md5=md5)
+        (data_dir / torchvision_class.base_folder).mkdir(exist_ok=True)
+        for file, _ in expected_files(torchvision_class):
+            (Path(scratch) / file).replace(data_dir / file)
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """torchvision opens its connections without a time limit; without a network they could hang for minutes."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _split(dataset: Any) -> Split:
+    images_NHWC = torch.from_numpy(dataset.data)
+    return Split(images_NHWC.permute(0, 3, 1, 2).contiguous(), torch.tensor(dataset.targets, dtype=torch.int64))

@@ -1,0 +1,107 @@
+"""What a data set is once it is in memory: uint8 images and labels, and which part of them is evaluated."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from isda_repro.data.subset import stratified_order
+from isda_repro.errors import UserError
+
+
+class DataError(UserError):
+    """Data that cannot be used: one sentence saying what is wrong, where, and what to do."""
+
+
+EvaluatedOn = Literal["test", "holdout"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set: ``images`` uint8 [N, C, H, W], contiguous on the CPU, and ``targets`` int64 [N]."""
+
+    images: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return self.targets.numel()
+
+    def select(self, indices: Tensor) -> "Split":
+        """The images at ``indices``, distinct int64 [K] in any order, kept in the order they have here."""
+        indices = indices.sort().values
+        return Split(self.images[indices], self.targets[indices])
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set ready for loaders; ``test`` is what is evaluated, and ``evaluated_on`` says what that is.
+
+    With a holdout, ``test`` is the part held out of the training images, and the true test set is not in here at all.
+
+    Raises:
+        DataError: images or labels of the wrong type or shape, or a label outside [0, num_classes).
+    """
+
+    name: str
+    train: Split
+    test: Split
+    num_classes: int
+    class_names: tuple[str, ...]
+    evaluated_on: EvaluatedOn = "test"
+
+    def __post_init__(self) -> None:
+        for part, split in (("train", self.train), ("test", self.test)):
+            _check_split(f"{self.name}, {part} split", split, self.num_classes)
+
+
+def narrowed(source: Source, *, train_limit: int | None, test_limit: int | None, holdout: int | None) -> Source:
+    """Hold out, then limit; None leaves things as they are.
+
+    The subsets are stratified and drawn with fixed seeds of their own: every method and every run of a table sees the
+    same ones, whatever its seed, and a smaller limit is part of a larger one. With a holdout the true test set is
+    dropped, so that hyper-parameters cannot be chosen on it by accident.
+
+    Raises:
+        DataError: a count that is not positive, or larger than the data.
+    """
+    train, test, evaluated_on = source.train, source.test, source.evaluated_on
+    if holdout is not None:
+        _check_count(
+            "holdout", holdout, len(train) - 1, f"of {source.name}'s {len(train)} training images one must stay"
+        )
+        order = stratified_order(train.targets, "holdout")
+        test, train, evaluated_on = train.select(order[:holdout]), train.select(order[holdout:]), "holdout"
+    train = _limited(train, "train_limit", train_limit, f"{source.name} has {len(train)} training images")
+    test = _limited(test, "test_limit", test_limit, f"{source.name} has {len(test)} images to evaluate")
+    return replace(source, train=train, test=test, evaluated_on=evaluated_on)
+
+
+def _limited(split: Split, option: str, limit: int | None, available: str) -> Split:
+    if limit is None:
+        return split
+    _check_count(option, limit, len(split), available)
+    return split.select(stratified_order(split.targets, option)[:limit])
+
+
+def _check_count(option: str, count: int, most: int, available: str) -> None:
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= most:
+        raise DataError(f"{option}={count} must be a whole number from 1 to {most}, because {available}.")
+
+
+def _check_split(where: str, split: Split, num_classes: int) -> None:
+    images, targets = split.images, split.targets
+    if images.dtype != torch.uint8 or images.dim() != 4 or targets.dtype != torch.int64 or targets.dim() != 1:
+        raise DataError(
+            f"{where}: images must be uint8 [N, C, H, W] and labels int64 [N], "
+            f"but they are {images.dtype} {list(images.shape)} and {targets.dtype} {list(targets.shape)}."
+        )
+    if len(images) != len(targets) or len(targets) == 0:
+        raise DataError(f"{where}: {len(images)} images and {len(targets)} labels; there must be as many, and not 0.")
+    outside = ((targets < 0) | (targets >= num_classes)).nonzero()
+    if outside.numel():
+        index = int(outside[0])
+        raise DataError(
+            f"{where}: image {index} has label {int(targets[index])}, outside [0, {num_classes}), "
+            f"so the files do not belong to this data set or are damaged; replace them."
+        )

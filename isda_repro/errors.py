@@ -1,0 +1,24 @@
+"""What the user can mend is one sentence, not a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXIT_USER_ERROR = 2
+"""Exit code when a setting, a file or the data is wrong; a defect of the program ends with 1 and its traceback."""
+
+
+class UserError(ValueError):
+    """Something that the user can mend. The message is one sentence: what was wrong, where, and what to do."""
+
+
+@contextmanager
+def one_sentence_errors() -> Iterator[None]:
+    """Print a ``UserError`` as ``error: <sentence>`` on standard error and leave with ``EXIT_USER_ERROR``."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)

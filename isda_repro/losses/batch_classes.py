@@ -1,0 +1,48 @@
+"""Which classes a batch has, and where each sample finds its own.
+
+ISDA's cost is paid per class in the batch. A CPU asks which they are; an accelerator is never waited for, and works on
+a fixed number of rows, of which those that no sample points to go unused.
+
+Shapes: N samples, C classes, U rows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SAMPLES_FOR_ALL = 4  # with as many samples a class on average, 98% of the classes are in a random batch
+
+
+class BatchClasses(NamedTuple):
+    """``classes_U``: the class of each row, int64. ``row_N``: each sample's row, so ``classes_U[row_N] == targets``."""
+
+    classes_U: Tensor
+    row_N: Tensor
+
+
+def classes_present(targets: Tensor, num_classes: int) -> BatchClasses:
+    """Just the classes in the batch, in rising order; all of them where nearly all must be there. For a CPU."""
+    if SAMPLES_FOR_ALL * num_classes <= len(targets):
+        return BatchClasses(torch.arange(num_classes), targets)
+    present_C = torch.bincount(targets, minlength=num_classes) > 0
+    row_of_class_C = present_C.cumsum(0) - 1
+    return BatchClasses(present_C.nonzero()[:, 0], row_of_class_C.index_select(0, targets))
+
+
+def rows_of_fixed_number(targets: Tensor, num_classes: int) -> BatchClasses:
+    """All C classes where a batch can hold them all, else N rows: one for each class present, the rest class 0.
+
+    Its shapes depend on those of ``targets`` alone, so that it can be captured in a CUDA graph.
+    """
+    if num_classes <= len(targets):
+        return BatchClasses(torch.arange(num_classes, device=targets.device), targets)
+    sorted_N, order_N = targets.sort()
+    begins_N = torch.ones_like(sorted_N)
+    begins_N[1:] = (sorted_N[1:] != sorted_N[:-1]).long()
+    row_of_sorted_N = begins_N.cumsum(0) - 1
+    classes_U = torch.zeros_like(targets).scatter(0, row_of_sorted_N, sorted_N)
+    row_N = torch.empty_like(targets).scatter(0, order_N, row_of_sorted_N)
+    return BatchClasses(classes_U, row_N)

@@ -1,0 +1,7 @@
+"""Networks: a batch of images -> features and logits. Usable alone; knows nothing of losses, data or the trainer."""
+
+from isda_repro.models.network import Network, NetworkOutput
+from isda_repro.models.resnet import ResNet
+from isda_repro.models.wide_resnet import WideResNet
+
+__all__ = ["Network", "NetworkOutput", "ResNet", "WideResNet"]

@@ -1,0 +1,64 @@
+"""CIFAR ResNet: He et al. 2016, section 4.2, with the authors' shortcuts and place of dropout.
+
+Three stages of 16, 32 and 64 channels; where the shape changes, the shortcut is a strided 1x1 convolution and a
+normalisation ("option B"), as in the ISDA authors' code. Their dropout, Table 4's "+ Dropout", sits inside each block
+before the second convolution.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from isda_repro.models.network import Network, depth_to_blocks, initialise
+
+
+class BasicBlock(nn.Module):
+    """conv-bn-relu-dropout-conv-bn, added to the shortcut, relu. [N, in, H, W] -> [N, out, H/stride, W/stride]."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels_out)
+        self.relu = nn.ReLU(inplace=True)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels_out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels_out:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's output."""
+        residual = self.dropout(self.relu(self.bn1(self.conv1(x))))
+        residual = self.bn2(self.conv2(residual))
+        output: Tensor = self.relu(residual.add_(self.shortcut(x)))
+        return output
+
+
+class ResNet(Network):
+    """ResNet for images of about 32 x 32 pixels; ``feature_dim`` is 64.
+
+    Args:
+        depth: layers, 6 n + 2: 20, 32, 44, 56, 110.
+        num_classes: C.
+        dropout: probability of muting an activation inside each block.
+        head_bias: whether the head has a bias.
+    """
+
+    def __init__(self, depth: int, num_classes: int, dropout: float = 0.0, head_bias: bool = True) -> None:
+        super().__init__(64, num_classes, head_bias)
+        blocks = depth_to_blocks(depth, extra=2, per_block=2, name="ResNet", example="20, 32 or 110")
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
+        stages, channels_in = [], 16
+        for channels_out, stride in ((16, 1), (32, 2), (64, 2)):
+            for index in range(blocks):
+                stages.append(BasicBlock(channels_in, channels_out, stride if index == 0 else 1, dropout))
+                channels_in = channels_out
+        self.blocks = nn.Sequential(*stages)
+        initialise(self)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W] -> features [N, 64]."""
+        return self.pool(self.blocks(self.stem(images)))

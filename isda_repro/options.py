@@ -1,0 +1,45 @@
+"""What is typed behind a script, ``key=value``, as a typed object; a mistake is one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, TypeVar, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from isda_repro.errors import UserError
+
+Options = TypeVar("Options")
+
+
+def parse_options(schema: type[Options], arguments: Sequence[str]) -> Options:
+    """Fill the dataclass ``schema`` from the command line of a script.
+
+    Raises:
+        UserError: an unknown option, a value of the wrong type, or a mandatory option left out.
+    """
+    types = {field.name: str(field.type) for field in fields(cast(Any, schema))}
+    known = list(types)
+    for argument in arguments:
+        key = argument.partition("=")[0]
+        if "=" not in argument:
+            raise UserError(f"{argument!r} is not an option; options are written {'=, '.join(known)}=")
+        if key not in known:
+            hint = f"; settings of the runs go into set=[{argument}]" if "set" in known else ""
+            raise UserError(f"unknown option {key}=; there are {'=, '.join(known)}={hint}")
+    options = OmegaConf.structured(schema)
+    for argument in arguments:
+        try:
+            options = OmegaConf.merge(options, OmegaConf.from_cli([argument]))
+        except Exception as error:  # OmegaConf's, or PyYAML's own hierarchy
+            key = argument.partition("=")[0]
+            advice = f" ({key}= takes a list: {key}=[a=1,b=2])" if types[key].startswith("list") else ""
+            raise UserError(f"{argument} cannot be read: {str(error).splitlines()[0]}{advice}") from error
+    if missing := sorted(OmegaConf.missing_keys(options)):
+        raise UserError(f"{'=, '.join(missing)}= is missing; the options are {'=, '.join(known)}=")
+    try:
+        return cast(Options, OmegaConf.to_object(options))
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).splitlines()[0]) from error

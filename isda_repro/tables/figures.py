@@ -1,0 +1,177 @@
+"""Error curves of a table's finished runs, for a paper: readable without colour, the same file from the same runs.
+
+One panel for each row (and each leading column axis), one line for each label of the last column axis: the mean over
+seeds, in a band from the smallest to the largest. Dotted verticals mark the drops of the learning rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, cast
+
+from isda_repro.tables.aggregate import FilledCell, FilledTable
+from isda_repro.tables.records import read_result
+from isda_repro.tables.specification import Label
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; each with a dash pattern and a marker of its own.
+LOOKS: tuple[tuple[str, Any, str], ...] = (
+    ("#0072B2", (0, (5, 2)), "o"),
+    ("#D55E00", "-", "s"),
+    ("#009E73", (0, (1, 1)), "^"),
+    ("#CC79A7", (0, (5, 1, 1, 1)), "D"),
+    ("#E69F00", (0, (8, 2)), "v"),
+    ("#56B4E9", (0, (3, 1, 1, 1, 1, 1)), "P"),
+)
+TICKS = (0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100)  # per cent, on the logarithmic axis
+MORE_TICKS = (1.5, 2.5, 4, 6, 7, 8, 15, 25, 40, 60, 70, 80)  # where the axis spans less than a factor of 6
+PANEL = (4.6, 3.1)  # inches
+PANELS_ABREAST = 3
+
+STYLE: dict[str, Any] = {
+    "font.family": "STIXGeneral",  # a Times, and matplotlib brings it along
+    "mathtext.fontset": "stix",
+    "font.size": 10,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.4,
+    "xtick.direction": "out",
+    "ytick.direction": "out",
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.9,
+    "svg.fonttype": "path",  # looks the same where the font is missing
+    "svg.hashsalt": "isda_repro",  # ids that do not change from one drawing to the next
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line: an entry an epoch."""
+
+    label: str
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+    drops: list[int]  # the epochs, counted from 1, that are the first at a lower learning rate
+    floor: float  # half an image, in per cent: where an error of 0 is drawn on the logarithmic axis
+
+
+def draw_curves(filled: FilledTable, path: Path) -> list[Path]:
+    """Draw ``path`` and its twin, as PNG and SVG.
+
+    Returns:
+        The files written, ``path`` with its own suffix first; none if no run has finished.
+    """
+    panels = _panels(filled)
+    if not panels:
+        return []
+    abreast = len({column[:-1] for column in filled.table.columns})
+    import matplotlib as mpl
+
+    with mpl.rc_context():
+        mpl.rcdefaults()  # whatever the user's matplotlibrc says
+        mpl.rcParams.update(cast(Any, STYLE))
+        other = ".png" if path.suffix == ".svg" else ".svg"
+        paths = [path.with_suffix(path.suffix if path.suffix in (".png", ".svg") else ".png"), path.with_suffix(other)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for file in paths:
+            undated: dict[str, Any] = {"Date": None} if file.suffix == ".svg" else {"Software": None}
+            figure = _figure(panels, filled.evaluated_on, abreast)  # anew: saving one moves its parts by a hair
+            figure.savefig(file, dpi=200, metadata=undated)
+    return paths
+
+
+# -------------------------------------------------------------------------------------------------------------- curves
+
+
+def _panels(filled: FilledTable) -> dict[str, dict[str, Curve]]:
+    """Panel title -> line label -> curve; cells without a finished run are left out."""
+    panels: dict[str, dict[str, Curve]] = {}
+    for (row, column), cell in filled.cells.items():
+        if cell.files:
+            panels.setdefault(_title(row, column), {})[column[-1]] = _curve(column[-1], cell)
+    return panels
+
+
+def _title(row: Label, column: Label) -> str:
+    return ", ".join((*row, *column[:-1]))
+
+
+def _curve(label: str, cell: FilledCell) -> Curve:
+    """The band of a cell's seeds; all runs of a cell have the same number of epochs and the same schedule."""
+    results = [read_result(path) for path in cell.files.values()]
+    by_epoch = list(zip(*(result.curves["test_error"] for result in results), strict=True))
+    return Curve(
+        label=f"{label} ({len(results)} seed{'s' if len(results) > 1 else ''})",
+        mean=[fmean(errors) for errors in by_epoch],
+        low=[min(errors) for errors in by_epoch],
+        high=[max(errors) for errors in by_epoch],
+        drops=learning_rate_drops(results[0].curves["lr"]),
+        floor=50 / max(result.test_images for result in results),
+    )
+
+
+def learning_rate_drops(rates: Sequence[float]) -> list[int]:
+    """The epochs, counted from 1, at which a step-wise schedule drops; none of a cosine, which falls all the time."""
+    return [
+        i + 1 for i in range(1, len(rates)) if rates[i] <= rates[i - 1] / 2 and (i == 1 or rates[i - 2] == rates[i - 1])
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------- drawing
+
+
+def _figure(panels: dict[str, dict[str, Curve]], evaluated_on: str, abreast: int = 1) -> Any:
+    """``abreast``: the panels of one row of the table, which stand side by side if they can."""
+    from matplotlib.figure import Figure
+
+    columns = abreast if 1 < abreast <= PANELS_ABREAST else min(len(panels), PANELS_ABREAST)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
+    for (title, lines), axes in zip(panels.items(), grid, strict=False):
+        for label, curve in lines.items():
+            _draw(axes, curve, LOOKS[labels.index(label) % len(LOOKS)], shift=labels.index(label))
+        _dress(axes, title, list(lines.values()), evaluated_on)
+    for axes in list(grid):  # what the panels left over
+        axes.set_visible(False)
+    return figure
+
+
+def _draw(axes: Any, curve: Curve, look: tuple[str, Any, str], shift: int) -> None:
+    colour, dashes, marker = look
+    epochs = range(1, len(curve.mean) + 1)
+    low, mean, high = ([max(e, curve.floor) for e in errors] for errors in (curve.low, curve.mean, curve.high))
+    axes.fill_between(epochs, low, high, color=colour, alpha=0.16, linewidth=0)
+    spacing = max(1, len(mean) // 10)  # some ten markers a line, those of neighbouring lines apart
+    axes.plot(
+        epochs, mean, color=colour, linestyle=dashes, label=curve.label,
+        marker=marker, markersize=4, markerfacecolor="white", markevery=(shift * spacing // 3 % spacing, spacing),
+    )  # fmt: skip
+
+
+def _dress(axes: Any, title: str, curves: list[Curve], evaluated_on: str) -> None:
+    """Scales, ticks, the marks of the learning rate and the legend."""
+    low = min(max(error, curve.floor) for curve in curves for error in curve.low) * 0.85
+    high = max(error for curve in curves for error in curve.high) * 1.15
+    axes.set_yscale("log")
+    axes.set_ylim(low, max(high, 2 * low))
+    ticks = TICKS if high > 6 * low else sorted((*TICKS, *MORE_TICKS))
+    axes.set_yticks([tick for tick in ticks if low <= tick <= high], minor=False)
+    axes.set_yticks([], minor=True)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.grid(axis="y", color="0.9", linewidth=0.6)
+    last = max(len(curve.mean) for curve in curves)
+    axes.set_xlim(1 - 0.02 * last, last * 1.02)
+    for number, drop in enumerate(sorted({drop for curve in curves for drop in curve.drops})):
+        axes.axvline(drop - 0.5, color="0.35", linestyle=(0, (1, 2)), linewidth=0.9, zorder=0,
+                     label=None if number else "learning rate drops")  # fmt: skip
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(f"{evaluated_on} error (%)")
+    axes.legend(loc="upper right", fontsize=9, handlelength=2.8)

@@ -1,0 +1,57 @@
+"""A table -> the frozen, named runs that fill its cells.
+
+Composing comes in as a function, ``isda_repro.config.compose``: this room does not know Hydra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from isda_repro.config import run_id
+from isda_repro.tables.specification import Cell, Table, refuse_seeds
+
+Compose = Callable[[list[str]], DictConfig]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One seed of one cell, named; ``settings`` is the frozen configuration as a plain dictionary."""
+
+    seed: int
+    run_id: str
+    settings: Mapping[str, Any]
+
+    @property
+    def config(self) -> DictConfig:
+        """The frozen configuration, as ``isda_repro.config.write_frozen`` takes it."""
+        return OmegaConf.create(dict(self.settings))
+
+
+Plan = dict[Cell, tuple[Run, ...]]
+
+
+def expand(table: Table, compose: Compose, extra: Sequence[str] = ()) -> Plan:
+    """Every cell's runs. A cell is composed once; its seeds are set afterwards, since composing is what takes time.
+
+    Args:
+        table: what to expand.
+        compose: ``isda_repro.config.compose``.
+        extra: overrides that come after those of every cell (``set=`` on the command line): they make other runs.
+    """
+    refuse_seeds(extra, "set=")
+    plan: Plan = {}
+    for cell in table.cells:
+        frozen = compose([*cell.overrides, *extra, f"seed={cell.seeds[0]}"])
+        settings = cast(dict[str, Any], OmegaConf.to_container(frozen))
+        plan[cell] = tuple(_with_seed(settings, seed) for seed in cell.seeds)
+    return plan
+
+
+def _with_seed(settings: Mapping[str, Any], seed: int) -> Run:
+    """The seed stands at the top level and nowhere else, so nothing has to be composed again."""
+    name = run_id({**settings, "seed": seed})
+    return Run(seed, name, {**settings, "seed": seed, "run_id": name})

@@ -1,0 +1,168 @@
+"""What a run leaves behind, as versioned schemas: the lines of ``metrics.jsonl`` and ``result.json``.
+
+This is the one place that knows these fields. The trainer writes them, tables and figures read them.
+
+``metrics.jsonl`` is the authority on what happened: one JSON object a line, each with its ``kind``.
+``result.json`` is written last and atomically; its presence is what "finished" means.
+Everything that depends on the clock sits under ``timing``, so that two runs can be compared without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, ClassVar, Self
+
+METRICS_SCHEMA = 1  # raise when a field of EpochRecord or SegmentRecord changes its meaning, or one disappears
+RESULT_SCHEMA = 1  # likewise for Result
+LAST_EPOCHS = 10  # Table 2's caption: "the average test error over the last 10 epochs"
+
+
+class RecordError(ValueError):
+    """A record file is damaged or foreign; the message names it and says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """JSON in, JSON out, strict about fields: a missing or unknown one is an error, never a silent default."""
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        known = {field.name for field in dataclasses.fields(cls)}
+        given = set(data) - {"kind", "schema"}
+        if given != known:
+            missing, unknown = sorted(known - given), sorted(given - known)
+            raise RecordError(f"not a {cls.__name__}: missing fields {missing}, unknown fields {unknown}")
+        return cls(**{name: data[name] for name in known})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentRecord(_Record):
+    """One uninterrupted stretch of a run: where it began and what each ``auto`` became there."""
+
+    kind: ClassVar[str] = "segment"
+    step: int  # optimizer steps already taken when the segment began
+    device: str  # e.g. "cpu", "cuda"
+    hardware: str  # the processor's own name
+    precision: str  # fp32 | bf16
+    tf32: bool
+    channels_last: bool
+    compile: bool
+    deterministic: bool
+    world_size: int
+    threads: int  # of one process; on a CPU another number may round differently
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord(_Record):
+    """One epoch. Losses are means over samples; errors are percentages."""
+
+    kind: ClassVar[str] = "epoch"
+    epoch: int  # counted from 1
+    step: int  # optimizer steps taken at its end
+    lr: float
+    train_loss: float  # of the criterion, ISDA's included
+    train_error: float  # of the plain logits, on augmented images, while the network was learning
+    test_loss: float  # plain cross-entropy
+    test_error: float
+    timing: dict[str, float]  # seconds: train, data_wait, criterion, evaluation; images_per_s; peak_memory_mib
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(_Record):
+    """A finished run. Errors are percentages on ``evaluated_on``; lists have one entry an epoch."""
+
+    kind: ClassVar[str] = "result"
+    run_id: str
+    request: dict[str, Any]  # what was asked, without what cannot change the result (paths, devices, tracking)
+    choices: dict[str, str]  # the name chosen in each configuration group
+    evaluated_on: str  # "test", or "holdout" when dataset.holdout is set
+    test_error_last10: float  # mean over the last 10 epochs: Table 2's figure
+    test_error_final: float
+    test_error_best: float
+    epochs: int
+    steps: int
+    parameters: int  # of the network, its head included
+    feature_dim: int
+    train_images: int
+    test_images: int
+    curves: dict[str, list[float]]  # test_error, test_loss, train_error, train_loss, lr
+    timing: dict[str, float]  # the run's totals, as in EpochRecord
+    segments: list[dict[str, Any]]  # each as in SegmentRecord
+    environment: dict[str, Any]  # git revision, whether the tree was clean, versions
+
+
+def mean_of_last(errors: list[float], count: int = LAST_EPOCHS) -> float:
+    """The mean of the last ``count`` entries; of all of them if a run has fewer epochs."""
+    if not errors:
+        raise ValueError("a run without epochs has no error to report")
+    return fmean(errors[-count:])
+
+
+def as_json(record: SegmentRecord | EpochRecord | Result) -> dict[str, Any]:
+    """The record as a JSON object, with its ``kind`` and ``schema``."""
+    schema = RESULT_SCHEMA if isinstance(record, Result) else METRICS_SCHEMA
+    return {"kind": record.kind, "schema": schema, **dataclasses.asdict(record)}
+
+
+def read_metrics(path: Path) -> Iterator[SegmentRecord | EpochRecord]:
+    """The records of a ``metrics.jsonl``, in order. RecordError names the file and the line that is damaged."""
+    kinds: dict[str, type[SegmentRecord] | type[EpochRecord]] = {"segment": SegmentRecord, "epoch": EpochRecord}
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                data = json.loads(line)
+                _check_schema(data, METRICS_SCHEMA)
+                yield kinds[data["kind"]].from_json(data)
+            except (ValueError, KeyError, TypeError) as error:
+                raise RecordError(f"{path}, line {number}: {_reason(error)}") from error
+
+
+def write_result(path: Path, result: Result) -> None:
+    """Write ``result.json`` so that it is either whole or absent: temporary file, fsync, rename, fsync the folder."""
+    body = sorted(as_json(result).items())  # a line a field: small, and readable in a diff
+    lines = (f"{json.dumps(key)}: {json.dumps(value, sort_keys=True, allow_nan=False)}" for key, value in body)
+    text = "{\n" + ",\n".join(lines) + "\n}"
+    temporary = path.with_suffix(".json.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_result(path: Path) -> Result:
+    """A ``result.json``. RecordError names the file and says why it cannot be used."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        _check_schema(data, RESULT_SCHEMA)
+        result = Result.from_json(data)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"{path}: {_reason(error)}") from error
+    if not all(math.isfinite(error) for error in result.curves["test_error"]):
+        raise RecordError(f"{path}: a test error is not finite")
+    return result
+
+
+def _check_schema(data: Any, expected: int) -> None:
+    if not isinstance(data, dict):
+        raise RecordError("not a JSON object")
+    if data.get("schema") != expected:
+        raise RecordError(f"schema {data.get('schema')!r}, this code reads {expected}")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON ({error.msg}, column {error.colno})"
+    return f"no {error}" if isinstance(error, KeyError) else str(error)

@@ -1,0 +1,92 @@
+"""What a person sees while a run trains: a bar on a terminal, plain lines in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from tqdm import tqdm
+
+from isda_repro.tracking.tracker import Record
+
+BAR_SECONDS = 0.5  # between two looks at the running loss: on a GPU each look waits for the device
+LINE_SECONDS = 60.0  # likewise where there is no terminal
+
+
+class Progress:
+    """A bar over all epochs with loss, error, images/s and the time left, and one line an epoch.
+
+    Args:
+        epochs: of the whole run.
+        images_per_epoch: training images in one.
+        first_epoch: epochs already done, when a run is resumed.
+        stream: where to write; a bar is drawn only on a terminal.
+    """
+
+    def __init__(self, epochs: int, images_per_epoch: int, first_epoch: int = 0, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._epochs = epochs
+        self._images_per_epoch = images_per_epoch
+        self._terminal = self._stream.isatty()
+        self._bar = tqdm(
+            total=epochs * images_per_epoch,
+            initial=first_epoch * images_per_epoch,
+            unit=" images",
+            unit_scale=True,
+            smoothing=0.1,
+            dynamic_ncols=True,
+            file=self._stream,
+            disable=not self._terminal,
+        )
+        self._seen = first_epoch * images_per_epoch
+        self._begun_at = self._looked_at = time.perf_counter()
+        self._seen_at_begin = self._seen
+
+    def advance(self, images: int, epoch: int, running: Callable[[], tuple[float, float]]) -> None:
+        """``images`` more were trained on; ``running`` gives the epoch's loss and error so far, and is asked seldom."""
+        self._seen += images
+        self._bar.update(images)
+        now = time.perf_counter()
+        if now - self._looked_at < (BAR_SECONDS if self._terminal else LINE_SECONDS):
+            return
+        self._looked_at = now
+        loss, error = running()
+        if self._terminal:
+            self._bar.set_description(f"epoch {epoch}/{self._epochs}", refresh=False)
+            self._bar.set_postfix_str(f"loss {loss:.3f}, error {error:.2f}%")
+            return
+        speed = (self._seen - self._seen_at_begin) / (now - self._begun_at)
+        left = (self._epochs * self._images_per_epoch - self._seen) / speed
+        part = self._seen / self._images_per_epoch - (epoch - 1)
+        self._say(
+            f"epoch {epoch}/{self._epochs} at {part:4.0%}: loss {loss:.3f}, error {error:.2f}%, "
+            f"{speed:,.0f} images/s, {_duration(left)} left"
+        )
+
+    def log(self, record: Record) -> None:
+        """Say one line about an epoch that ended."""
+        if record["kind"] != "epoch":
+            return
+        timing = record["timing"]
+        self._looked_at = time.perf_counter()
+        left = (self._epochs - record["epoch"]) * (timing["train"] + timing["evaluation"])
+        self._say(
+            f"epoch {record['epoch']:>{len(str(self._epochs))}}/{self._epochs}  lr {record['lr']:<7.4g}"
+            f" train loss {record['train_loss']:.4f} error {record['train_error']:6.2f}%  "
+            f"test error {record['test_error']:6.2f}%  {timing['images_per_s']:,.0f} images/s  {_duration(left)} left"
+        )
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()
+
+    def _say(self, line: str) -> None:
+        self._bar.write(line, file=self._stream) if self._terminal else print(line, file=self._stream, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

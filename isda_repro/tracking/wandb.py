@@ -1,0 +1,107 @@
+"""W&B. Whatever goes wrong with it is one warning: a run never waits for it long, and never fails because of it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ParamSpec
+
+from isda_repro.tracking.tracker import Record
+
+INIT_TIMEOUT_SECONDS = 10.0
+Arguments = ParamSpec("Arguments")
+
+
+def _never_fatal(method: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    @functools.wraps(method)
+    def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        try:
+            method(*args, **kwargs)
+        except Exception as error:  # the network, a full disk, W&B's own: none is worth a training run
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            warnings.warn(f"W&B is off for this run, training goes on: {reason}", stacklevel=2)
+
+    return guarded
+
+
+class WandbTracker:
+    """One W&B run, named by its ``run_id``.
+
+    Online it is logged live. Offline it is written when the run has finished, by replaying ``metrics.jsonl``: an
+    offline run cannot be resumed, and so an interrupted run still appears once and whole.
+
+    Args:
+        mode: "online" or "offline".
+        project: W&B project.
+        entity: W&B user or team; None is the account's default.
+        run_id: identifies the run, also when it is resumed.
+        config: the frozen configuration, shown as the run's config.
+        group: runs to be seen together, for example all seeds of a cell.
+        metrics_path: the run's ``metrics.jsonl``.
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: str,
+        project: str,
+        entity: str | None,
+        run_id: str,
+        config: Mapping[str, Any],
+        group: str,
+        metrics_path: Path,
+    ) -> None:
+        self._metrics_path = metrics_path
+        self._offline = mode == "offline"
+        self._arguments: dict[str, Any] = {
+            "mode": mode,
+            "project": project,
+            "entity": entity,
+            "id": run_id,
+            "name": run_id,
+            "group": group,
+            "config": dict(config),
+            "dir": str(metrics_path.parent),
+            "resume": None if self._offline else "allow",
+        }
+        self._run: Any = None
+        if not self._offline:
+            self._begin()
+
+    @_never_fatal
+    def log(self, record: Record) -> None:
+        """Log an epoch, or the summary of the finished run."""
+        if record["kind"] == "result" and self._offline:
+            self._begin()
+            for line in self._metrics_path.read_text(encoding="utf-8").splitlines():
+                self._send(json.loads(line))
+        if self._run is not None:
+            self._send(record)
+
+    @_never_fatal
+    def close(self) -> None:
+        """End the W&B run."""
+        if self._run is not None:
+            self._run.finish()
+
+    @_never_fatal
+    def _begin(self) -> None:
+        import wandb
+
+        settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_SECONDS)
+        self._run = wandb.init(settings=settings, **self._arguments)
+        self._run.define_metric("epoch")
+        self._run.define_metric("*", step_metric="epoch")
+
+    def _send(self, record: Record) -> None:
+        if record["kind"] == "epoch":
+            flat = {key: value for key, value in record.items() if isinstance(value, int | float)}
+            timing = {f"timing/{key}": value for key, value in record["timing"].items()}
+            self._run.log({**flat, **timing})
+        elif record["kind"] == "result":
+            numbers = {key: value for key, value in record.items() if isinstance(value, int | float | str)}
+            self._run.summary.update(numbers)
+            self._run.summary.update({f"timing/{key}": value for key, value in record["timing"].items()})

@@ -1,0 +1,99 @@
+"""What each ``auto`` of ``compute=`` becomes on this machine."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isda_repro.errors import UserError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """The device and how it is used, with nothing left open."""
+
+    device: torch.device
+    hardware: str
+    precision: str  # fp32 | bf16
+    tf32: bool
+    channels_last: bool
+    compile: bool
+    deterministic: bool
+    micro_batch: int | None
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of images and convolution weights."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context in which the network runs."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+    def apply(self) -> None:
+        """Set PyTorch's global switches."""
+        torch.backends.cuda.matmul.allow_tf32 = self.tf32
+        torch.backends.cudnn.allow_tf32 = self.tf32
+        torch.use_deterministic_algorithms(self.deterministic)
+        torch.backends.cudnn.benchmark = not self.deterministic
+
+
+def resolve(options: Mapping[str, Any]) -> Compute:
+    """From the ``compute`` node of a configuration to what will be used.
+
+    ``auto`` is what was measured to be fastest (results/benchmarks/train_cpu.md): bf16 where the processor multiplies
+    it natively, channels_last everywhere, torch.compile nowhere (its first step costs more than it returns on a CPU,
+    and on a GPU it has not been measured).
+
+    Raises:
+        UserError: a GPU was asked for and there is none.
+    """
+    device = _device(options["device"])
+    precision = options["precision"]
+    if precision == "auto":
+        precision = "bf16" if _multiplies_bf16(device) else "fp32"
+    gpu = device.type == "cuda"
+    return Compute(
+        device=device,
+        hardware=torch.cuda.get_device_name(device) if gpu else processor()[0],
+        precision=precision,
+        tf32=gpu if options["tf32"] == "auto" else options["tf32"] and gpu,
+        channels_last=True if options["channels_last"] == "auto" else options["channels_last"],
+        compile=False if options["compile"] == "auto" else options["compile"],
+        deterministic=options["deterministic"],
+        micro_batch=options["micro_batch"],
+    )
+
+
+def _device(name: str) -> torch.device:
+    available = torch.cuda.is_available()
+    if name == "gpu" and not available:
+        raise UserError(
+            "compute.device=gpu, but PyTorch sees no GPU here: use compute=cpu, or install a driver for this PyTorch "
+            f"({torch.__version__}, built for CUDA {torch.version.cuda})"
+        )
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool({"avx512_bf16", "amx_bf16"} & processor()[1])
+
+
+@cache
+def processor() -> tuple[str, frozenset[str]]:
+    """The CPU's name and its feature flags, as Linux lists them; elsewhere a name alone."""
+    table = Path("/proc/cpuinfo")
+    if not table.exists():
+        return platform.processor() or platform.machine(), frozenset()
+    pairs = (line.partition(":") for line in table.read_text().splitlines())
+    fields = {key.strip(): value.strip() for key, separator, value in pairs if separator}
+    return fields.get("model name", platform.machine()), frozenset(fields.get("flags", "").split())

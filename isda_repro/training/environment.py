@@ -1,0 +1,66 @@
+"""Where a number comes from: revision, versions, machine. ``environment.json`` and a part of ``result.json``."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isda_repro.training.compute import Compute, processor
+
+PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "scikit-learn", "wandb", "isda_repro")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def provenance() -> dict[str, Any]:
+    """What decides a number besides its request: the code's revision and the versions. No paths, no host."""
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "git_revision": _git("rev-parse", "HEAD"),
+        "git_clean": None if status is None else status == "",
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def write_environment(path: Path, compute: Compute) -> None:
+    """``environment.json``: the provenance, and what helps to find out why two runs differ."""
+    body = {
+        **provenance(),
+        "git_diff": _git("diff", "HEAD"),
+        "host": socket.gethostname(),
+        "command": sys.argv,
+        "cpu": processor()[0],
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(compute.device),
+        "hardware": compute.hardware,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
+    }
+    path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+
+
+def _git(*arguments: str) -> str | None:
+    """Git's answer about the checkout that this code runs from; None where there is none."""
+    try:
+        answer = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

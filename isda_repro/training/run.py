@@ -1,0 +1,178 @@
+"""One run from its frozen configuration: builds the parts, trains, writes the result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from isda_repro.config import build, request, write_frozen
+from isda_repro.data import Source
+from isda_repro.models import Network
+from isda_repro.tables.records import (
+    EpochRecord,
+    Result,
+    SegmentRecord,
+    as_json,
+    mean_of_last,
+    read_result,
+    write_result,
+)
+from isda_repro.tracking import Progress
+from isda_repro.training import checkpoint, parts
+from isda_repro.training.compute import Compute, resolve
+from isda_repro.training.environment import provenance, write_environment
+from isda_repro.training.run_directory import RunDirectory
+from isda_repro.training.trainer import Trainer
+
+
+def run(cfg: DictConfig) -> Result:
+    """Train what ``cfg`` (frozen, see ``isda_repro.config.freeze``) asks for; a finished run is not run twice.
+
+    Raises:
+        UserError: a setting, the data or the device is wrong, or the loss diverged.
+    """
+    directory = RunDirectory(Path(cfg.runs_dir), cfg.run_id)
+    if directory.finished:
+        result = read_result(directory.result)
+        print(f"{cfg.run_id} is already done: {summary(result)}\n{directory.result}")
+        return result
+    compute = resolve(cfg.compute)
+    compute.apply()
+    source: Source = build(cfg.dataset.source)
+    network = parts.build_network(cfg, source, compute)
+    trainer = _trainer(cfg, network, source, compute, directory)
+    try:
+        result = _train(cfg, trainer, source, directory)
+    finally:
+        for tracker in trainer.trackers:
+            tracker.close()
+    print(f"{cfg.run_id}: {summary(result)}\n{directory.result}", flush=True)
+    return result
+
+
+def _trainer(cfg: DictConfig, network: Network, source: Source, compute: Compute, directory: RunDirectory) -> Trainer:
+    """Everything that can be refused is built before the run's folder is touched."""
+    criterion = parts.build_criterion(cfg, network, compute)
+    train_batches, test_batches = parts.build_loaders(cfg, source, compute)
+    optimizer = parts.build_optimizer(cfg, network, criterion)
+    schedule = build(cfg.recipe.schedule)
+
+    if directory.begun:
+        print("an earlier attempt at this run did not finish: it starts again from the first epoch")
+    directory.start_over()
+    write_frozen(cfg, directory.config)
+    write_environment(directory.environment, compute)
+    print(_opening(cfg, network, source, compute), flush=True)
+    bar = Progress(cfg.recipe.epochs, train_batches.num_samples)
+    return Trainer(
+        network=network,
+        compiled=parts.call_network(network, compute),
+        criterion=criterion,
+        optimizer=optimizer,
+        schedule=schedule,
+        epochs=cfg.recipe.epochs,
+        progress=cfg.faithful.progress,
+        train_batches=train_batches,
+        test_batches=test_batches,
+        compute=compute,
+        seed=cfg.seed,
+        trackers=parts.build_trackers(cfg, directory.metrics, bar),
+        bar=bar,
+    )
+
+
+def _train(cfg: DictConfig, trainer: Trainer, source: Source, directory: RunDirectory) -> Result:
+    segment = _segment(trainer.compute)
+    for tracker in trainer.trackers:
+        tracker.log(as_json(segment))
+    records = trainer.train()
+    result = _result(cfg, trainer, source, segment, records)
+    checkpoint.save(
+        directory.checkpoint,
+        {
+            "run_id": cfg.run_id,
+            "epoch": cfg.recipe.epochs,
+            "network": trainer.network.state_dict(),
+            "criterion": trainer.criterion.state_dict(),
+        },
+    )
+    write_result(directory.result, result)
+    for tracker in trainer.trackers:
+        tracker.log(as_json(result))
+    return result
+
+
+def _segment(compute: Compute) -> SegmentRecord:
+    return SegmentRecord(
+        step=0,
+        device=compute.device.type,
+        hardware=compute.hardware,
+        precision=compute.precision,
+        tf32=compute.tf32,
+        channels_last=compute.channels_last,
+        compile=compute.compile,
+        deterministic=compute.deterministic,
+        world_size=1,
+        threads=torch.get_num_threads(),
+    )
+
+
+def _result(
+    cfg: DictConfig, trainer: Trainer, source: Source, segment: SegmentRecord, records: list[EpochRecord]
+) -> Result:
+    errors = [record.test_error for record in records]
+    curves = ("test_error", "test_loss", "train_error", "train_loss", "lr")
+    choices: dict[str, Any] = OmegaConf.to_container(cfg.choice)  # type: ignore[assignment]
+    return Result(
+        run_id=cfg.run_id,
+        request={"numerics_version": cfg.numerics_version, **request(cfg)},
+        choices=choices,
+        evaluated_on=source.evaluated_on,
+        test_error_last10=mean_of_last(errors),
+        test_error_final=errors[-1],
+        test_error_best=min(errors),
+        epochs=len(records),
+        steps=records[-1].step,
+        parameters=sum(parameter.numel() for parameter in trainer.network.parameters()),
+        feature_dim=trainer.network.feature_dim,
+        train_images=len(source.train),
+        test_images=len(source.test),
+        curves={name: [getattr(record, name) for record in records] for name in curves},
+        timing=_total_timing(records, trainer.train_batches.num_samples),
+        segments=[as_json(segment)],
+        environment=provenance(),
+    )
+
+
+def _total_timing(records: list[EpochRecord], images: int) -> dict[str, float]:
+    sections = ("train", "data_wait", "criterion", "evaluation")
+    total = {name: sum(record.timing[name] for record in records) for name in sections}
+    return {
+        **total,
+        "images_per_s": images * len(records) / total["train"],
+        "peak_memory_mib": max(record.timing["peak_memory_mib"] for record in records),
+    }
+
+
+def _opening(cfg: DictConfig, network: Network, source: Source, compute: Compute) -> str:
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    layout = ", channels_last" if compute.channels_last else ""
+    return (
+        f"{cfg.run_id}\n"
+        f"{cfg.choice.model}: {parameters:,} parameters, {network.feature_dim} features | {source.name}: "
+        f"{len(source.train):,} training images, {len(source.test):,} in {source.evaluated_on}, "
+        f"{source.num_classes} classes | {compute.device.type} ({compute.hardware}), {compute.precision}{layout}"
+    )
+
+
+def summary(result: Result) -> str:
+    """A result in one line."""
+    where = f"{result.evaluated_on} error"
+    last = min(10, result.epochs)
+    return (
+        f"{where} {result.test_error_last10:.2f}% (mean of the last {last} epochs), "
+        f"final {result.test_error_final:.2f}%, best {result.test_error_best:.2f}%"
+    )

@@ -1,0 +1,48 @@
+"""What the benchmarks share: their one argument, the hardware line, bars, and where their report goes."""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from isda_repro.errors import UserError
+from isda_repro.training.compute import processor
+
+THREADS = 2
+
+
+def output_argument(arguments: list[str]) -> Path | None:
+    """``output=FILE``, the only argument of a benchmark."""
+    match arguments:
+        case []:
+            return None
+        case [argument] if argument.startswith("output="):
+            return Path(argument.removeprefix("output="))
+        case _:
+            raise UserError(f"the only argument is output=FILE, not {' '.join(arguments)}")
+
+
+def machine() -> list[str]:
+    """Two lines: what it was measured on, and with which versions."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision"))
+    return [
+        f"Hardware: {processor()[0]}, {os.cpu_count()} cores, {capability}; {torch.get_num_threads()} threads.",
+        f"Versions: Python {platform.python_version()}, {versions}. {time.strftime('%Y-%m-%d')}.",
+    ]
+
+
+def conclude(lines: Iterable[str], missed: Iterable[str], output: Path | None) -> None:
+    """Print the report, write it if asked, and leave with 1 and the bars' names if any was missed."""
+    text = "\n".join(lines)
+    print(text)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text + "\n", encoding="utf-8")
+    if bars := list(missed):
+        sys.exit("Bar missed: " + "; ".join(bars))

@@ -1,0 +1,59 @@
+"""Each mistake on the command line is one sentence that says what was wrong, where, and what there is instead."""
+
+import pytest
+
+from isda_repro.config import ConfigError, build, compose
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("recipee=3", "unknown setting 'recipee'; did you mean recipe"),
+        ("recipe.epoch=3", "unknown setting 'recipe.epoch'; did you mean recipe.epochs"),
+        ("qqqqqq=3", "unknown setting 'qqqqqq'; `python train.py --cfg job` lists all"),
+        ("+recipee=3", "adds the key 'recipee', which nothing reads"),
+        ("++recipe.warmup=3", "adds the key 'recipe.warmup', which nothing reads"),
+        ("~seed", "deletes a setting"),
+        ("model=wrn", r"there is no model=wrn; model= can be resnet110, resnet20, .*wrn28_10"),
+        ("loss=foo", "there is no loss=foo; loss= can be ce, isda"),
+        ("recipe.schedule.milestones=[80,500]", "has 500, past the last epoch"),
+        ("recipe.schedule.milestones=[120,80]", "must be in rising order"),
+        ("recipe.schedule.milestones=[0]", "each must be an epoch"),
+        ("recipe.epochs=0", "recipe.epochs=0 must be a whole number from 1 on"),
+        ("recipe.epochs=-5", "recipe.epochs=-5 must be"),
+        ("recipe.epochs=ten", "recipe.epochs=ten must be"),
+        ("recipe.batch_size=0", "recipe.batch_size=0 must be"),
+        ("recipe.batch_size=1.5", "recipe.batch_size=1.5 must be"),
+        ("recipe.lr=0", "recipe.lr=0 must be a number above 0"),
+        ("recipe.lr=nan", "recipe.lr=nan must be"),
+        ("recipe.momentum=1", "recipe.momentum=1 must be"),
+        ("recipe.momentum=0", "recipe.nesterov=True must be false"),
+        ("recipe.weight_decay=-1", "recipe.weight_decay=-1 must be"),
+        ("model.dropout=1.5", "model.dropout=1.5 must be"),
+        ("dataset.train_limit=0", "dataset.train_limit=0 must be"),
+        ("dataset.holdout=-3", "dataset.holdout=-3 must be"),
+        ("compute.micro_batch=0", "compute.micro_batch=0 must be"),
+        ("compute.precision=fp16", "compute.precision=fp16 must be one of auto, fp32, bf16"),
+        ("compute.channels_last=1", "compute.channels_last=1 must be one of auto, true, false"),
+        ("seed=-1", "seed=-1 must be"),
+        ("seed=a", "seed='a' must be"),
+        ("faithful.progress=step", "faithful.progress=step must be one of iteration, epoch"),
+        ("recipe.lr==", "recipe.lr=="),
+    ],
+)
+def test_one_sentence(override, sentence):
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        compose([override])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_key_may_be_added_to_a_node_that_is_built_and_its_owner_refuses_what_it_does_not_know():
+    cfg = compose(["dataset=digits", "loss=isda", "+loss.foo=1"])
+    with pytest.raises(ConfigError, match=r"ISDALoss: .*foo"):
+        build(cfg.loss, num_classes=10, feature_dim=64)
+
+
+def test_what_a_part_refuses_is_one_sentence():
+    cfg = compose(["model=resnet32", "model.depth=33"])
+    with pytest.raises(ConfigError, match="ResNet has no depth 33"):
+        build(cfg.model, num_classes=10)

@@ -1,0 +1,120 @@
+"""What composes into what: recipes by the model, rules by the choices, precedence."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from isda_repro.config import CONF_DIR, compose
+from isda_repro.training.schedule import MultiStep
+
+REPORTED = yaml.safe_load((CONF_DIR.parent / "isda_repro/tables/reported.yaml").read_text())
+FAMILY = {
+    "ResNet": "resnet",
+    "SE-ResNet": "se_resnet",
+    "Wide-ResNet": "wide_resnet",
+    "DenseNet-BC": "densenet_bc",
+    "ResNeXt": "resnext",
+    "Shake-Shake": "shake_shake",
+}
+MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
+DATASETS = sorted(path.stem for path in (CONF_DIR / "dataset").glob("*.yaml"))
+
+
+def assert_recipe(recipe, row):
+    for key in ("epochs", "batch_size", "weight_decay", "lr"):
+        assert recipe[key] == row[key], key
+    assert recipe.momentum == 0.9
+    schedule = row["schedule"]
+    if schedule["type"] == "cosine":
+        assert recipe.schedule["_target_"].endswith(".Cosine")
+    else:
+        assert list(recipe.schedule.milestones) == schedule["milestones"]
+        assert recipe.schedule.gamma == schedule["gamma"]
+
+
+@pytest.mark.parametrize("row", REPORTED["table6"]["rows"], ids=lambda row: row["family"])
+def test_recipes_are_table_6(row):
+    recipe = compose([f"recipe={FAMILY[row['family']]}"]).recipe
+    assert_recipe(recipe, row)
+    assert recipe.nesterov is True
+
+
+def test_imagenet_recipe_is_appendix_b():
+    assert_recipe(compose(["recipe=imagenet"]).recipe, REPORTED["table6"]["imagenet"])
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("model", MODELS)
+def test_each_model_brings_its_recipe_and_dropout_and_digits_its_own(model, dataset):
+    cfg = compose([f"model={model}", f"dataset={dataset}"])
+    row = {"resnet": "ResNet", "wrn": "Wide-ResNet"}["wrn" if model.startswith("wrn") else "resnet"]
+    table6 = next(entry for entry in REPORTED["table6"]["rows"] if entry["family"] == row)
+    if dataset == "digits":
+        assert cfg.recipe.epochs == 30
+        assert list(cfg.recipe.schedule.milestones) == [16, 24]
+    else:
+        assert_recipe(cfg.recipe, table6)
+    assert cfg.model.dropout == (0.3 if model.startswith("wrn") else 0.0)
+
+
+def test_defaults_are_the_papers():
+    cfg = compose([])
+    assert (cfg.choice.model, cfg.choice.dataset, cfg.choice.loss) == ("wrn28_10", "cifar10", "ce")
+    augmentation = OmegaConf.to_container(cfg.augmentation)
+    assert augmentation == {
+        "_target_": "isda_repro.data.PadCropFlip",
+        "padding": 4,
+        "padding_mode": "zeros",
+        "flip": True,
+    }
+    assert compose(["loss=isda"]).loss.lambda_0 == REPORTED["lambda_0"]["cifar_recommended"]
+
+
+def test_a_choice_on_the_command_line_wins_over_dataset_and_model():
+    cfg = compose(["model=wrn28_10", "dataset=digits", "recipe=resnext", "model.dropout=0.1"])
+    assert cfg.recipe.epochs == 350
+    assert cfg.model.dropout == 0.1
+
+
+def test_digits_are_shifted_by_one_pixel_and_not_mirrored():
+    augmentation = compose(["dataset=digits"]).augmentation
+    assert (augmentation.padding, augmentation.flip) == (1, False)
+
+
+def test_epochs_alone_rescale_the_milestones():
+    assert list(compose(["model=resnet32", "recipe.epochs=16"]).recipe.schedule.milestones) == [8, 12]
+    assert list(compose(["model=resnet32", "recipe.epochs=1"]).recipe.schedule.milestones) == []
+    explicit = ["model=resnet32", "recipe.epochs=16", "recipe.schedule.milestones=[3,5]"]
+    assert list(compose(explicit).recipe.schedule.milestones) == [3, 5]
+
+
+def test_official_is_one_switch_and_each_of_its_keys_is_used():
+    groups = {name: OmegaConf.load(CONF_DIR / f"faithful/{name}.yaml") for name in ("paper", "official")}
+    assert list(groups["paper"]) == list(groups["official"])
+    assert all(groups["paper"][key] != groups["official"][key] for key in groups["paper"])
+    sources = [*CONF_DIR.rglob("*.yaml"), *(CONF_DIR.parent / "isda_repro/training").glob("*.py")]
+    text = "\n".join(path.read_text() for path in sources if path.parent.name != "faithful")
+    for key in groups["paper"]:
+        assert f"faithful.{key}" in text, f"faithful.{key} is read by nothing"
+
+
+def test_official_reaches_the_values():
+    cfg = compose(["dataset=cifar100", "faithful=official", "loss=isda"])
+    assert cfg.augmentation.padding_mode == "reflect"
+    assert list(cfg.dataset.mean) == list(compose(["dataset=cifar10"]).dataset.mean)
+    assert cfg.faithful.progress == "epoch"
+    assert compose(["dataset=cifar100", "faithful.crop_padding=reflect"]).augmentation.padding_mode == "reflect"
+
+
+def test_schedule_of_the_composed_recipe_drops_in_the_stated_epoch():
+    recipe = compose(["model=wrn28_10"]).recipe
+    schedule = MultiStep(list(recipe.schedule.milestones), recipe.schedule.gamma)
+    rates = [recipe.lr * schedule.factor(epoch, recipe.epochs) for epoch in (59, 60, 119, 120, 200, 240)]
+    assert rates == pytest.approx([0.1, 0.02, 0.02, 0.004, 0.00016, 0.00016])
+
+
+def test_every_model_yaml_opens_with_its_command():
+    for path in (CONF_DIR / "model").glob("*.yaml"):
+        assert path.read_text().startswith(f"# python train.py model={path.stem} "), Path(path).name

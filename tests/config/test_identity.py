@@ -1,0 +1,97 @@
+"""A run's name: what changes it, and what does not."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from isda_repro import config
+from isda_repro.config import ConfigError, compose, read_frozen, request, run_id, write_frozen
+
+BASE = ["model=resnet20", "dataset=digits", "loss=isda"]
+
+
+def test_the_name_says_the_choices_and_the_seed():
+    assert compose([*BASE, "seed=3"]).run_id.startswith("resnet20-digits-baseline-isda-s3-")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "seed=1",
+        "loss.lambda_0=0.25",
+        "recipe.epochs=31",
+        "recipe.lr=0.1",
+        "dataset.train_limit=100",
+        "loss=ce",
+        "augmentation=none",
+        "compute.precision=fp32",
+        "compute.micro_batch=16",
+        "faithful.progress=epoch",
+        "model.dropout=0.1",
+        "dataset.holdout=100",
+    ],
+)
+def test_what_can_change_the_result_changes_the_name(change):
+    assert compose([*BASE, change]).run_id.rpartition("-")[2] != compose(BASE).run_id.rpartition("-")[2]
+
+
+@pytest.mark.parametrize(
+    "change", ["runs_dir=elsewhere", "data_dir=elsewhere", "tracking=none", "compute=cpu", "tracking.project=mine"]
+)
+def test_what_cannot_change_the_result_does_not(change):
+    assert compose([*BASE, change]).run_id == compose(BASE).run_id
+    assert compose(["dataset=cifar10", change]).run_id == compose(["dataset=cifar10"]).run_id
+
+
+def test_equal_numbers_and_explicit_defaults_give_one_name():
+    assert compose([*BASE, "loss.lambda_0=1"]).run_id == compose([*BASE, "loss.lambda_0=1.0"]).run_id
+    assert compose([*BASE, "recipe.epochs=30"]).run_id == compose(BASE).run_id
+
+
+def test_a_new_option_that_is_null_keeps_old_names():
+    plain = OmegaConf.to_container(compose(BASE))
+    assert run_id({**plain, "recipe": {**plain["recipe"], "new_option": None}}) == plain["run_id"]
+    assert run_id({**plain, "recipe": {**plain["recipe"], "new_option": 1}}) != plain["run_id"]
+
+
+def test_numerics_version_changes_every_name(monkeypatch):
+    before = compose(BASE).run_id
+    monkeypatch.setattr(config, "NUMERICS_VERSION", config.NUMERICS_VERSION + 1)
+    assert compose(BASE).run_id != before
+
+
+def test_the_request_holds_no_path():
+    asked = request(compose(["data_dir=/somewhere/private", "runs_dir=/somewhere/else"]))
+    assert "somewhere" not in str(asked)
+
+
+def test_a_frozen_file_round_trips(tmp_path):
+    cfg = compose(BASE)
+    write_frozen(cfg, tmp_path / "config.yaml")
+    assert read_frozen(tmp_path / "config.yaml") == cfg
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: [1", "is not YAML"),
+        ("a: 1", "is not a frozen run"),
+        ("run_id: x\nnumerics_version: 0", "frozen under numerics version 0"),
+    ],
+)
+def test_a_foreign_file_is_refused(tmp_path, text, reason):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=reason):
+        read_frozen(tmp_path / "config.yaml")
+
+
+def test_an_edited_frozen_file_is_refused(tmp_path):
+    cfg = compose(BASE)
+    cfg.recipe.epochs = 29
+    write_frozen(cfg, tmp_path / "config.yaml")
+    with pytest.raises(ConfigError, match="was edited after it was frozen"):
+        read_frozen(tmp_path / "config.yaml")
+
+
+def test_a_missing_frozen_file_is_one_sentence(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_frozen(tmp_path / "none.yaml")

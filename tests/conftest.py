@@ -1,0 +1,39 @@
+"""What several rooms' tests share."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ["WANDB_MODE"] = "offline"  # no test may reach for the network
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def load_script(name: str) -> ModuleType:
+    """``scripts/<name>.py`` as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def cifar_dir() -> Path:
+    """A folder with real CIFAR, from the environment variable ISDA_DATA."""
+    folder = Path(os.environ.get("ISDA_DATA", "data"))
+    if not (folder / "cifar-10-batches-py").is_dir() or not (folder / "cifar-100-python").is_dir():
+        pytest.skip(f"no CIFAR under {folder} (set ISDA_DATA)")
+    return folder

@@ -1,0 +1,160 @@
+"""Holdouts, limits, labels and the digits."""
+
+import hashlib
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from isda_repro.data import DataError, Source, Split, load_digits, verify
+from isda_repro.data.source import narrowed
+from isda_repro.data.subset import stratified_order
+
+
+def numbered(targets):
+    """A split whose images carry their own number."""
+    targets = torch.as_tensor(targets)
+    numbers = torch.arange(len(targets))
+    return Split((numbers[:, None, None, None] // torch.tensor([1, 256]) % 256).to(torch.uint8), targets)
+
+
+def numbers_of(split):
+    return (split.images[:, 0, 0].long() * torch.tensor([1, 256])).sum(1)
+
+
+@pytest.fixture(scope="module")
+def source():
+    targets = torch.arange(1000) % 10
+    return Source("numbers", numbered(targets), numbered(targets[:200]), 10, tuple("0123456789"))
+
+
+def take(source, train_limit=None, test_limit=None, holdout=None):
+    return narrowed(source, train_limit=train_limit, test_limit=test_limit, holdout=holdout)
+
+
+def per_class(split, num_classes=10):
+    return torch.bincount(split.targets, minlength=num_classes)
+
+
+def test_holdout_is_disjoint_stratified_and_the_same_every_time(source):
+    held = take(source, holdout=250)
+    train, evaluated = numbers_of(held.train), numbers_of(held.test)
+    assert held.evaluated_on == "holdout"
+    assert source.evaluated_on == "test"
+    assert torch.equal(torch.cat([train, evaluated]).sort().values, torch.arange(1000))
+    assert per_class(held.test).tolist() == [25] * 10
+    torch.manual_seed(123)  # independent of any run's seed
+    assert torch.equal(numbers_of(take(source, holdout=250).test), evaluated)
+
+
+def test_limits_are_balanced_nested_and_after_the_holdout(source):
+    limited = take(source, train_limit=100, test_limit=50, holdout=250)
+    held = take(source, holdout=250)
+    assert per_class(limited.train).tolist() == [10] * 10
+    assert per_class(limited.test).tolist() == [5] * 10
+    assert set(numbers_of(limited.train).tolist()) <= set(numbers_of(held.train).tolist())
+    assert set(numbers_of(limited.test).tolist()) <= set(numbers_of(held.test).tolist())
+    smaller = take(source, train_limit=37)
+    assert set(per_class(smaller.train).tolist()) == {3, 4}
+    assert set(numbers_of(smaller.train).tolist()) <= set(numbers_of(take(source, train_limit=100).train).tolist())
+
+
+def test_nothing_asked_nothing_changed(source):
+    assert take(source) == source
+    assert torch.equal(take(source, train_limit=1000).train.images, source.train.images)
+
+
+@pytest.mark.parametrize("option", ["train_limit", "test_limit", "holdout"])
+@pytest.mark.parametrize("count", [0, -5, 1001, 2.5, True])
+def test_bad_counts_are_one_sentence(source, option, count):
+    with pytest.raises(DataError, match=rf"^{option}={count} must be a whole number from 1 to \d+, because .*\.$"):
+        take(source, **{option: count})
+
+
+def test_a_holdout_must_leave_something(source):
+    with pytest.raises(DataError, match="holdout=1000 must be a whole number from 1 to 999"):
+        take(source, holdout=1000)
+
+
+@pytest.mark.parametrize("size", [1, 3, 10, 64, 365, 900])
+def test_every_beginning_of_the_order_is_stratified(size):
+    targets = torch.repeat_interleave(torch.arange(4), torch.tensor([500, 300, 150, 50]))
+    order = stratified_order(targets, "test")
+    assert torch.equal(order.sort().values, torch.arange(1000))
+    counts = torch.bincount(targets[order[:size]], minlength=4)
+    assert (counts - size * torch.tensor([0.5, 0.3, 0.15, 0.05])).abs().max() <= 1
+    assert not torch.equal(order, stratified_order(targets, "another purpose"))
+
+
+def test_fewer_images_than_classes_are_of_different_classes():
+    targets = torch.arange(500) % 100
+    assert len(targets[stratified_order(targets, "test")[:64]].unique()) == 64
+
+
+@pytest.mark.parametrize("label", [-1, 10])
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_label_outside_the_classes_is_one_sentence(source, part, label):
+    targets = source.train.targets.clone()
+    targets[17] = label
+    parts = {"train": source.train, "test": source.test, part: Split(source.train.images, targets)}
+    message = rf"^numbers, {part} split: image 17 has label {label}, outside \[0, 10\), .*replace them\.$"
+    with pytest.raises(DataError, match=message):
+        Source("numbers", **parts, num_classes=10, class_names=source.class_names)
+
+
+def test_images_and_labels_that_do_not_fit_are_one_sentence(source):
+    short = Split(source.train.images, source.train.targets[:5])
+    with pytest.raises(DataError, match=r"1000 images and 5 labels"):
+        Source("numbers", short, source.test, 10, source.class_names)
+    floats = Split(source.train.images.float(), source.train.targets)
+    with pytest.raises(DataError, match=r"must be uint8 \[N, C, H, W\]"):
+        Source("numbers", source.train, floats, 10, source.class_names)
+
+
+def test_digits():
+    digits = load_digits()
+    assert digits.train.images.shape == (1437, 3, 8, 8)
+    assert digits.test.images.shape == (360, 3, 8, 8)
+    for split in (digits.train, digits.test):
+        assert split.images.dtype == torch.uint8
+        assert split.images.is_contiguous()
+        assert (int(split.images.min()), int(split.images.max())) == (0, 255)
+        assert torch.equal(split.images[:, 0], split.images[:, 2])
+    assert set(per_class(digits.test).tolist()) <= {35, 36, 37}
+    assert (digits.num_classes, digits.class_names) == (10, tuple("0123456789"))
+    assert digits.evaluated_on == "test"
+
+
+def test_digits_are_whole_and_their_values_are_rounded():
+    from sklearn import datasets
+
+    digits = load_digits()
+    everything = torch.cat([digits.train.images, digits.test.images])[:, 0]
+    expected = torch.tensor((datasets.load_digits().images * 255 / 16).round()).to(torch.uint8)
+    assert sorted(map(bytes, everything.numpy().reshape(1797, -1))) == sorted(
+        map(bytes, expected.numpy().reshape(1797, -1))
+    )
+
+
+def test_digits_split_is_the_one_that_results_were_made_on():
+    # Committed results stand on this split; whatever changes it changes numerics_version too.
+    digits = load_digits(holdout=200, train_limit=500)
+    digests = [hashlib.md5(s.images.numpy().tobytes()).hexdigest() for s in (digits.train, digits.test)]
+    assert digests == ["248e6ca8a6759a4274b261c548dcd5fc", "5b0a1fdea3429b439e143e1b9a3a1018"]
+
+
+def test_digits_verify():
+    report = verify("digits", "unused")
+    assert report.ok
+    assert report.files == ()
+    assert sum(report.train_counts) == 1437
+    assert sum(report.test_counts) == 360
+    assert next(iter(report.lines())) == "digits: 1437 training and 360 test images"
+
+
+def test_importing_the_room_is_light():
+    heavy = ["torchvision", "sklearn", "scipy", "pandas", "hydra", "omegaconf", "PIL", "matplotlib"]
+    code = f"import sys, isda_repro.data; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,156 @@
+"""The CIFAR networks against the literature's structure, counts and behaviour."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+
+from isda_repro.config import CONF_DIR
+from isda_repro.models import ResNet, WideResNet
+
+PAPER = {
+    row["network"]: row["params_m"]
+    for row in yaml.safe_load((CONF_DIR.parent / "isda_repro/tables/reported.yaml").read_text())["table2"]["rows"]
+}
+
+
+def resnet_parameters(depth, classes):
+    """Option B: convolutions without bias, two normalisations a block, a projection where the shape changes."""
+    blocks, total, width = (depth - 2) // 6, 3 * 16 * 9 + 2 * 16, 16
+    for channels in (16, 32, 64):
+        for index in range(blocks):
+            inputs = width if index == 0 else channels
+            total += 9 * inputs * channels + 9 * channels * channels + 4 * channels
+            total += inputs * channels + 2 * channels if inputs != channels else 0
+        width = channels
+    return total + 64 * classes + classes
+
+
+def wide_resnet_parameters(depth, width, classes):
+    """Pre-activation: the first normalisation of a block has the width of its input; a bare 1x1 shortcut."""
+    blocks, total, inputs = (depth - 4) // 6, 3 * 16 * 9, 16
+    for channels in (16 * width, 32 * width, 64 * width):
+        for _ in range(blocks):
+            total += 2 * inputs + 9 * inputs * channels + 2 * channels + 9 * channels * channels
+            total += inputs * channels if inputs != channels else 0
+            inputs = channels
+    return total + 2 * inputs + inputs * classes + classes
+
+
+def count(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(("depth", "paper"), [(20, None), (32, "ResNet-32"), (110, "ResNet-110")])
+@pytest.mark.parametrize("classes", [10, 100])
+def test_resnet_counts(depth, paper, classes):
+    network = ResNet(depth, num_classes=classes)
+    assert count(network) == resnet_parameters(depth, classes)
+    assert paper is None or round(count(network) / 1e6, 1) == PAPER[paper]
+    assert network.feature_dim == 64
+
+
+@pytest.mark.parametrize(("depth", "width", "paper"), [(16, 8, "Wide-ResNet-16-8"), (28, 10, "Wide-ResNet-28-10")])
+@pytest.mark.parametrize("classes", [10, 100])
+def test_wide_resnet_counts(depth, width, paper, classes):
+    network = WideResNet(depth, width, num_classes=classes)
+    assert count(network) == wide_resnet_parameters(depth, width, classes)
+    assert count(network) / 1e6 == pytest.approx(PAPER[paper], abs=0.05)
+    assert network.feature_dim == 64 * width
+
+
+SMALL = {"resnet": lambda **options: ResNet(8, 5, **options), "wide": lambda **options: WideResNet(10, 1, 5, **options)}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_logits_are_the_head_of_the_features(kind):
+    network = SMALL[kind]().eval()
+    features, logits = network(torch.randn(3, 3, 32, 32))
+    assert features.shape == (3, 64)
+    assert logits.shape == (3, 5)
+    torch.testing.assert_close(logits, F.linear(features, network.head.weight, network.head.bias))
+    assert (features >= 0).all(), "features are post-activation"
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_dropout_acts_in_training_only(kind):
+    network = SMALL[kind](dropout=0.3)
+    images = torch.randn(4, 3, 16, 16)
+    network.train()
+    assert not torch.equal(network(images).logits, network(images).logits)
+    network.eval()
+    assert torch.equal(network(images).logits, network(images).logits)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_dropout_adds_no_parameter_and_no_draw_to_the_initialisation(kind):
+    states = []
+    for dropout in (0.0, 0.3):
+        torch.manual_seed(0)
+        states.append(SMALL[kind](dropout=dropout).state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_one_step_changes_every_parameter(kind):
+    torch.manual_seed(0)
+    network = SMALL[kind](dropout=0.0)
+    before = [parameter.clone() for parameter in network.parameters()]
+    F.cross_entropy(network(torch.randn(8, 3, 16, 16)).logits, torch.arange(8) % 5).backward()
+    torch.optim.SGD(network.parameters(), lr=0.1).step()
+    changed = [not torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True)]
+    assert all(changed)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_small_batch_can_be_learnt_by_heart(kind):
+    torch.manual_seed(0)
+    network = SMALL[kind](dropout=0.0)
+    images, targets = torch.randn(10, 3, 16, 16), torch.arange(10) % 5
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(network(images).logits, targets)
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.05
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_channels_last_and_bf16_agree_with_fp32(kind):
+    torch.manual_seed(0)
+    network, images = SMALL[kind]().eval(), torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        plain = network(images).features
+        in_channels_last = network.to(memory_format=torch.channels_last)(
+            images.contiguous(memory_format=torch.channels_last)
+        ).features
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = network(images)
+    torch.testing.assert_close(in_channels_last, plain, rtol=1e-4, atol=1e-5)
+    assert half.features.dtype == half.logits.dtype == torch.float32, "pooled features and head stay fp32"
+    assert (half.features - plain).norm() / plain.norm() < 0.03
+
+
+def test_float64_stays_float64():
+    network = ResNet(8, 5).double()
+    assert network(torch.randn(2, 3, 16, 16, dtype=torch.float64)).logits.dtype == torch.float64
+
+
+def test_a_head_without_bias():
+    assert ResNet(8, 5, head_bias=False).head.bias is None
+
+
+@pytest.mark.parametrize("make", [lambda: ResNet(33, 10), lambda: WideResNet(27, 10, 10), lambda: ResNet(2, 10)])
+def test_an_impossible_depth_names_possible_ones(make):
+    with pytest.raises(ValueError, match=r"has no depth \d+: it must be 6 n \+"):
+        make()
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_the_whole_network_is_one_graph(kind):
+    network = SMALL[kind](dropout=0.3)
+    images = torch.randn(2, 3, 16, 16)
+    compiled = torch.compile(network.eval(), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(images).logits, network(images).logits)

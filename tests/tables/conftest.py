@@ -1,0 +1,71 @@
+"""Synthetic records that are whole: their settings are those that their run id stands for."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from isda_repro import config
+from isda_repro.tables.plan import Run, expand
+from isda_repro.tables.records import Result, mean_of_last, write_result
+from isda_repro.tables.specification import load_table
+
+
+def plausible_errors(seed: int, best: float, epochs: int = 30) -> list[float]:
+    """From 60% down to ``best``, noisy as long as the learning rate is high."""
+    noise = [math.sin(12.9 * (seed + 1) * epoch) for epoch in range(epochs)]
+    size = [0.25 if epoch < 15 else 0.06 if epoch < 23 else 0.02 for epoch in range(epochs)]
+    return [
+        (best + 60 * math.exp(-epoch / 4)) * (1 + s * n) for epoch, (s, n) in enumerate(zip(size, noise, strict=True))
+    ]
+
+
+def make_result(run: Run, errors: Sequence[float]) -> Result:
+    settings = dict(run.settings)
+    errors = list(errors)
+    rates = [0.05 if epoch < 15 else 0.005 if epoch < 23 else 0.0005 for epoch in range(len(errors))]
+    return Result(
+        run_id=run.run_id,
+        request=config.request(settings),
+        choices=settings["choice"],
+        evaluated_on="test",
+        test_error_last10=mean_of_last(errors),
+        test_error_final=errors[-1],
+        test_error_best=min(errors),
+        epochs=len(errors),
+        steps=23 * len(errors),
+        parameters=269_722,
+        feature_dim=64,
+        train_images=1437,
+        test_images=360,
+        curves={"test_error": errors, "test_loss": errors, "train_error": errors, "train_loss": errors, "lr": rates},
+        timing={"train": 12.3},
+        segments=[],
+        environment={"git": {"revision": "0" * 40, "clean": True}},
+    )
+
+
+@pytest.fixture(scope="session")
+def demo():
+    table = load_table("demo")
+    return table, expand(table, config.compose)
+
+
+@pytest.fixture
+def finish(tmp_path):
+    """``finish(run, error)`` leaves the result of a finished run under tmp_path/runs, as the trainer would."""
+
+    def write(run: Run, *errors: float, path: Path | None = None, **changed: object) -> Path:
+        path = path or tmp_path / "runs" / run.run_id / "result.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_result(path, dataclasses.replace(make_result(run, errors), **changed))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def curves():
+    return plausible_errors
