@@ -21,7 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def provenance() -> dict[str, Any]:
-    """What decides a number besides its request: the code's revision and the versions. No paths, no host."""
+    """What decides a number besides its request: the code's revision and the versions. No paths, no host.
+
+    To be taken when a run starts: the checkout may have moved on when it ends.
+    """
     status = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "git_revision": _git("rev-parse", "HEAD"),
@@ -32,10 +35,10 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def write_environment(path: Path, compute: Compute) -> None:
+def write_environment(path: Path, origin: dict[str, Any], compute: Compute) -> None:
     """``environment.json``: the provenance, and what helps to find out why two runs differ."""
     body = {
-        **provenance(),
+        **origin,
         "git_diff": _git("diff", "HEAD"),
         "host": socket.gethostname(),
         "command": sys.argv,

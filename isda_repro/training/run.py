@@ -10,7 +10,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from isda_repro.config import build, request, write_frozen
 from isda_repro.data import Source
-from isda_repro.models import Network
 from isda_repro.tables.records import (
     EpochRecord,
     Result,
@@ -42,67 +41,62 @@ def run(cfg: DictConfig) -> Result:
     compute = resolve(cfg.compute)
     compute.apply()
     source: Source = build(cfg.dataset.source)
-    network = parts.build_network(cfg, source, compute)
-    trainer = _trainer(cfg, network, source, compute, directory)
+    trainer = _trainer(cfg, source, compute)  # all that can be refused has been, before the run's folder is touched
+
+    origin = provenance()
+    if directory.begun:
+        print("an earlier attempt at this run did not finish: it starts again from the first epoch")
+    directory.start_over()
+    write_frozen(cfg, directory.config)
+    write_environment(directory.environment, origin, compute)
+    print(_opening(cfg, trainer, source), flush=True)
+
+    bar = Progress(cfg.recipe.epochs, trainer.train_batches.num_samples)
+    trackers = parts.build_trackers(cfg, directory.metrics, bar)
     try:
-        result = _train(cfg, trainer, source, directory)
+        segment = _segment(compute)
+        for tracker in trackers:
+            tracker.log(as_json(segment))
+        records = trainer.train(trackers, bar)
+        result = _result(cfg, trainer, source, [segment], records, origin)
+        checkpoint.save(directory.checkpoint, _state(cfg, trainer))
+        write_result(directory.result, result)
+        for tracker in trackers:
+            tracker.log(as_json(result))
     finally:
-        for tracker in trainer.trackers:
+        for tracker in trackers:
             tracker.close()
     print(f"{cfg.run_id}: {summary(result)}\n{directory.result}", flush=True)
     return result
 
 
-def _trainer(cfg: DictConfig, network: Network, source: Source, compute: Compute, directory: RunDirectory) -> Trainer:
-    """Everything that can be refused is built before the run's folder is touched."""
+def _trainer(cfg: DictConfig, source: Source, compute: Compute) -> Trainer:
+    network = parts.build_network(cfg, source, compute)
     criterion = parts.build_criterion(cfg, network, compute)
     train_batches, test_batches = parts.build_loaders(cfg, source, compute)
-    optimizer = parts.build_optimizer(cfg, network, criterion)
-    schedule = build(cfg.recipe.schedule)
-
-    if directory.begun:
-        print("an earlier attempt at this run did not finish: it starts again from the first epoch")
-    directory.start_over()
-    write_frozen(cfg, directory.config)
-    write_environment(directory.environment, compute)
-    print(_opening(cfg, network, source, compute), flush=True)
-    bar = Progress(cfg.recipe.epochs, train_batches.num_samples)
     return Trainer(
         network=network,
         compiled=parts.call_network(network, compute),
         criterion=criterion,
-        optimizer=optimizer,
-        schedule=schedule,
+        optimizer=parts.build_optimizer(cfg, network, criterion),
+        schedule=build(cfg.recipe.schedule),
         epochs=cfg.recipe.epochs,
         progress=cfg.faithful.progress,
         train_batches=train_batches,
         test_batches=test_batches,
         compute=compute,
         seed=cfg.seed,
-        trackers=parts.build_trackers(cfg, directory.metrics, bar),
-        bar=bar,
     )
 
 
-def _train(cfg: DictConfig, trainer: Trainer, source: Source, directory: RunDirectory) -> Result:
-    segment = _segment(trainer.compute)
-    for tracker in trainer.trackers:
-        tracker.log(as_json(segment))
-    records = trainer.train()
-    result = _result(cfg, trainer, source, segment, records)
-    checkpoint.save(
-        directory.checkpoint,
-        {
-            "run_id": cfg.run_id,
-            "epoch": cfg.recipe.epochs,
-            "network": trainer.network.state_dict(),
-            "criterion": trainer.criterion.state_dict(),
-        },
-    )
-    write_result(directory.result, result)
-    for tracker in trainer.trackers:
-        tracker.log(as_json(result))
-    return result
+def _state(cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
+    """What is kept of a finished run to evaluate it again."""
+    return {
+        "run_id": cfg.run_id,
+        "epoch": cfg.recipe.epochs,
+        "network": trainer.network.state_dict(),
+        "criterion": trainer.criterion.state_dict(),
+    }
 
 
 def _segment(compute: Compute) -> SegmentRecord:
@@ -121,7 +115,12 @@ def _segment(compute: Compute) -> SegmentRecord:
 
 
 def _result(
-    cfg: DictConfig, trainer: Trainer, source: Source, segment: SegmentRecord, records: list[EpochRecord]
+    cfg: DictConfig,
+    trainer: Trainer,
+    source: Source,
+    segments: list[SegmentRecord],
+    records: list[EpochRecord],
+    origin: dict[str, Any],
 ) -> Result:
     errors = [record.test_error for record in records]
     curves = ("test_error", "test_loss", "train_error", "train_loss", "lr")
@@ -142,8 +141,8 @@ def _result(
         test_images=len(source.test),
         curves={name: [getattr(record, name) for record in records] for name in curves},
         timing=_total_timing(records, trainer.train_batches.num_samples),
-        segments=[as_json(segment)],
-        environment=provenance(),
+        segments=[as_json(segment) for segment in segments],
+        environment=origin,
     )
 
 
@@ -157,7 +156,8 @@ def _total_timing(records: list[EpochRecord], images: int) -> dict[str, float]:
     }
 
 
-def _opening(cfg: DictConfig, network: Network, source: Source, compute: Compute) -> str:
+def _opening(cfg: DictConfig, trainer: Trainer, source: Source) -> str:
+    network, compute = trainer.network, trainer.compute
     parameters = sum(parameter.numel() for parameter in network.parameters())
     layout = ", channels_last" if compute.channels_last else ""
     return (

@@ -74,8 +74,6 @@ class Trainer:
         test_batches: the images that are evaluated after each epoch.
         compute: device and precision.
         seed: of the run; each draw has its own stream.
-        trackers: take the records.
-        bar: what a person sees.
     """
 
     network: Network
@@ -89,41 +87,41 @@ class Trainer:
     test_batches: ResidentLoader
     compute: Compute
     seed: int
-    trackers: Sequence[Tracker]
-    bar: Progress
 
-    def train(self) -> list[EpochRecord]:
-        """Train from the first epoch to the last.
+    def __post_init__(self) -> None:
+        self._draws = torch.Generator(self.compute.device)
+        self._stopwatch = Stopwatch(self.compute.device)
+
+    def train(self, trackers: Sequence[Tracker], bar: Progress) -> list[EpochRecord]:
+        """Train from the first epoch to the last; ``trackers`` take a record of each, ``bar`` shows every step.
 
         Raises:
             DivergedError: a loss is NaN or infinite; nothing of that epoch has been written.
         """
-        self.draws = torch.Generator(self.compute.device)
-        self.stopwatch = Stopwatch(self.compute.device)
         records = []
         for epoch in range(1, self.epochs + 1):
-            record = self._epoch(epoch)
-            for tracker in self.trackers:
+            record = self._epoch(epoch, bar)
+            for tracker in trackers:
                 tracker.log(as_json(record))
             records.append(record)
         return records
 
-    def _epoch(self, epoch: int) -> EpochRecord:
+    def _epoch(self, epoch: int, bar: Progress) -> EpochRecord:
         rate = self._set_rates(epoch)
         first_step = (epoch - 1) * self.train_batches.steps_per_epoch
         totals = RunningTotals(self.compute.device)
-        with self.stopwatch.host("train"):
+        with self._stopwatch.host("train"):
             self.network.train()
             self.criterion.train()
             batches = iter(self.train_batches.epoch(epoch))
             for step in range(first_step, first_step + self.train_batches.steps_per_epoch):
-                with self.stopwatch.host("data_wait"):
+                with self._stopwatch.host("data_wait"):
                     images, targets = next(batches)
                 self._step(step, epoch, images, targets, totals)
-                self.bar.advance(len(images), epoch, totals.means)
+                bar.advance(len(images), epoch, totals.means)
             self._stop_if_diverged(totals, epoch)
             train_loss, train_error = totals.means()
-        with self.stopwatch.host("evaluation"):
+        with self._stopwatch.host("evaluation"):
             test = evaluate(self.compiled, self.test_batches.epoch(0), self.compute)
         if not math.isfinite(test.loss):
             raise DivergedError(f"the test loss is {test.loss} after epoch {epoch}: lower recipe.lr ({rate:g})")
@@ -140,8 +138,8 @@ class Trainer:
 
     def _step(self, step: int, epoch: int, images: Tensor, targets: Tensor, totals: RunningTotals) -> None:
         self.optimizer.zero_grad()
-        self.draws.manual_seed(stream_seed(self.seed, "criterion", step))
-        self.criterion.begin_step(step, self.epochs * self.train_batches.steps_per_epoch, self.draws)
+        self._draws.manual_seed(stream_seed(self.seed, "criterion", step))
+        self.criterion.begin_step(step, self.epochs * self.train_batches.steps_per_epoch, self._draws)
         result = compute_gradients(
             self.compiled,
             self.criterion,
@@ -151,7 +149,7 @@ class Trainer:
             progress=self._progress_at(step),
             compute=self.compute,
             seed_micro_batch=lambda index: _seed(stream_seed(self.seed, "network", step, index)),
-            stopwatch=self.stopwatch,
+            stopwatch=self._stopwatch,
         )
         totals.add(result, targets, step)
         if self.compute.device.type == "cpu" or step % GPU_CHECK_STEPS == 0:
@@ -179,7 +177,7 @@ class Trainer:
             )
 
     def _timing(self) -> dict[str, float]:
-        seconds = self.stopwatch.seconds()
+        seconds = self._stopwatch.seconds()
         return {
             "train": seconds["train"],
             "data_wait": seconds["data_wait"],
