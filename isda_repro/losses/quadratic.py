@@ -10,6 +10,7 @@ Shapes: N samples, C classes, A features, U rows, one for each class of the batc
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from isda_repro.losses.batch_classes import BatchClasses
 
-CPU_CHUNK_BYTES = 2**18  # of covariances at a time: a core's cache holds that, and temporaries stay as small
+CPU_CHUNK_BYTES = 2**18  # of rows at a time: a core's cache holds that, and temporaries stay as small
 ACCELERATOR_CHUNK_BYTES = 2**28
 
 Strength = float | Tensor
@@ -36,16 +37,20 @@ def sigma2(weight: Tensor, covariance: Tensor, classes: Tensor) -> tuple[Tensor,
     """
     products_UCA = weight.new_empty(len(classes), *weight.shape)
     sigma2_UC = weight.new_empty(len(classes), len(weight))
-    limit = CPU_CHUNK_BYTES if weight.is_cpu else ACCELERATOR_CHUNK_BYTES
-    rows = max(1, limit // (covariance[0].numel() * covariance.element_size()))
-    for start in range(0, len(classes), rows):
-        here = slice(start, start + rows)
+    for here in _chunks(len(classes), covariance[0]):
         # The difference first: it is exact for close weights, and exactly zero at j = c.
         difference = weight - weight.index_select(0, classes[here])[:, None]
         product = torch.bmm(difference, covariance.index_select(0, classes[here]), out=products_UCA[here])
         torch.linalg.vecdot(difference, product, out=sigma2_UC[here])
     # A variance; where it is tiny, rounding could take it below zero.
     return sigma2_UC.clamp_(min=0), products_UCA
+
+
+def _chunks(rows: int, row: Tensor) -> Iterator[slice]:
+    """``rows`` of the size of ``row``, in slices that are worked on together."""
+    limit = CPU_CHUNK_BYTES if row.is_cpu else ACCELERATOR_CHUNK_BYTES
+    size = max(1, limit // row.nbytes)
+    return (slice(start, start + size) for start in range(0, rows, size))
 
 
 class _AddHalfSigma2(torch.autograd.Function):
@@ -65,8 +70,12 @@ class _AddHalfSigma2(torch.autograd.Function):
         (gradient_NC,) = gradients
         products_UCA, classes_U, row_N = ctx.saved_tensors
         gradient_UC = gradient_NC.new_zeros(products_UCA.shape[:2]).index_add_(0, row_N, gradient_NC)
-        scaled_UCA = products_UCA * (gradient_UC * ctx.strength)[:, :, None]
-        of_weight_CA = scaled_UCA.sum(0).index_add_(0, classes_U, scaled_UCA.sum(1), alpha=-1)
+        factor_UC = gradient_UC * ctx.strength
+        of_weight_CA = torch.zeros_like(products_UCA[0])
+        for here in _chunks(len(classes_U), products_UCA[0]):
+            scaled = products_UCA[here] * factor_UC[here, :, None]
+            of_weight_CA += scaled.sum(0)
+            of_weight_CA.index_add_(0, classes_U[here], scaled.sum(1), alpha=-1)
         return gradient_NC, of_weight_CA, None, None, None
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+BATCHED_BYTES = 2**21  # of covariances: measured on a CPU, up to here it is quicker to pass through all of them
+
 
 class ClassStatistics(nn.Module):
     """Mean [C, A], covariance [C, A, A] and count [C] of every class over all batches seen.
@@ -50,22 +52,13 @@ class ClassStatistics(nn.Module):
         delta_CA = torch.zeros_like(self.mean).index_add_(0, targets, left_NA)
         right_NA = from_old_NA - delta_CA.index_select(0, targets)
         self.mean += delta_CA
-        if features.is_cpu:
-            self._merge_each_class(left_NA, right_NA, targets, batch_count_C)
+        if features.is_cpu and self.covariance.nbytes > BATCHED_BYTES:
+            self._merge_one_by_one(left_NA, right_NA, targets, batch_count_C)
         else:
-            self._merge_all_classes(left_NA, right_NA, targets, batch_count_C)
+            self._merge_all_at_once(left_NA, right_NA, targets, batch_count_C)
 
-    def _merge_all_classes(self, left_NA: Tensor, right_NA: Tensor, targets_N: Tensor, batch_count_C: Tensor) -> None:
-        """One product for all classes, of fixed shapes: for an accelerator, which must not be waited for."""
-        classes, width = self.mean.shape
-        decay_C = 1 - batch_count_C / self.count.clamp(min=1)
-        self.covariance.mul_(decay_C.to(self.mean.dtype)[:, None, None])
-        expanded_NCA = left_NA.new_zeros(len(left_NA), classes, width)
-        expanded_NCA[torch.arange(len(left_NA), device=left_NA.device), targets_N] = left_NA
-        self.covariance.view(classes * width, width).addmm_(expanded_NCA.flatten(1).T, right_NA)
-
-    def _merge_each_class(self, left_NA: Tensor, right_NA: Tensor, targets_N: Tensor, batch_count_C: Tensor) -> None:
-        """One in-place product for each class present: no other covariance is read, and none is copied."""
+    def _merge_one_by_one(self, left_NA: Tensor, right_NA: Tensor, targets_N: Tensor, batch_count_C: Tensor) -> None:
+        """An in-place product for each class present: no other covariance is read, and none is copied."""
         order_N = targets_N.argsort()
         counts, totals = batch_count_C.tolist(), self.count.tolist()
         lefts, rights = left_NA.index_select(0, order_N).split(counts), right_NA.index_select(0, order_N).split(counts)
@@ -73,6 +66,31 @@ class ClassStatistics(nn.Module):
             if count:
                 left, right = lefts[class_number], rights[class_number]
                 self.covariance[class_number].addmm_(left.T, right, beta=1 - count / totals[class_number])
+
+    def _merge_all_at_once(self, left_NA: Tensor, right_NA: Tensor, targets_N: Tensor, batch_count_C: Tensor) -> None:
+        """One batched product, each class's samples laid into rows of its own; an accelerator is not waited for."""
+        classes, width = self.mean.shape
+        if left_NA.is_cpu:
+            rows = int(batch_count_C.max())
+            row_N = _rank_in_class(targets_N, batch_count_C)
+        else:  # the largest count would have to be waited for; as many rows as samples always suffice
+            rows = len(targets_N)
+            row_N = torch.arange(rows, device=targets_N.device)
+        slot_N = targets_N * rows + row_N
+        left_CRA, right_CRA = (
+            part.new_zeros(classes * rows, width).index_copy_(0, slot_N, part).view(classes, rows, width)
+            for part in (left_NA, right_NA)
+        )
+        decay_C = 1 - batch_count_C.to(self.mean.dtype) / self.count.clamp(min=1)
+        self.covariance.mul_(decay_C[:, None, None]).baddbmm_(left_CRA.mT, right_CRA)
+
+
+def _rank_in_class(targets_N: Tensor, batch_count_C: Tensor) -> Tensor:
+    """How many samples of its class come before each sample, in some fixed order; int64 [N]."""
+    sorted_N, order_N = targets_N.sort()
+    first_C = batch_count_C.cumsum(0) - batch_count_C
+    rank_of_sorted_N = torch.arange(len(targets_N)) - first_C.index_select(0, sorted_N)
+    return torch.empty_like(targets_N).index_copy_(0, order_N, rank_of_sorted_N)
 
 
 def _count(targets: Tensor, num_classes: int) -> Tensor:
