@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -13,7 +14,7 @@ os.environ["WANDB_MODE"] = "offline"  # no test may reach for the network
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-def load_script(name: str) -> ModuleType:
+def _load_script(name: str) -> ModuleType:
     """``scripts/<name>.py`` as a module."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None
@@ -22,6 +23,12 @@ def load_script(name: str) -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def load_script() -> Callable[[str], ModuleType]:
+    """Gives ``scripts/<name>.py`` as a module."""
+    return _load_script
 
 
 @pytest.fixture(scope="session")

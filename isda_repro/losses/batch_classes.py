@@ -16,6 +16,11 @@ from torch import Tensor
 SAMPLES_FOR_ALL = 4  # with as many samples a class on average, 98% of the classes are in a random batch
 
 
+def is_asynchronous(tensor: Tensor) -> bool:
+    """Whether the tensor's device runs behind the host, which must then never ask it for a value."""
+    return not tensor.is_cpu
+
+
 class BatchClasses(NamedTuple):
     """``classes_U``: the class of each row, int64. ``row_N``: each sample's row, so ``classes_U[row_N] == targets``."""
 

@@ -10,7 +10,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isda_repro.losses.batch_classes import BatchClasses, classes_present, rows_of_fixed_number
+from isda_repro.losses.batch_classes import BatchClasses, classes_present, is_asynchronous, rows_of_fixed_number
 from isda_repro.losses.criterion import Criterion
 from isda_repro.losses.quadratic import add_half_sigma2
 from isda_repro.losses.statistics import ClassStatistics
@@ -61,11 +61,8 @@ class ISDALoss(Criterion):
         return F.cross_entropy(augmented, targets)
 
     def _classes(self, targets: Tensor) -> BatchClasses:
-        return (
-            classes_present(targets, self.num_classes)
-            if targets.is_cpu
-            else rows_of_fixed_number(targets, self.num_classes)
-        )
+        find = rows_of_fixed_number if is_asynchronous(targets) else classes_present
+        return find(targets, self.num_classes)
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from isda_repro.losses.batch_classes import is_asynchronous
+
 BATCHED_BYTES = 2**21  # of covariances: measured on a CPU, up to here it is quicker to pass through all of them
 
 
@@ -52,7 +54,7 @@ class ClassStatistics(nn.Module):
         delta_CA = torch.zeros_like(self.mean).index_add_(0, targets, left_NA)
         right_NA = from_old_NA - delta_CA.index_select(0, targets)
         self.mean += delta_CA
-        if features.is_cpu and self.covariance.nbytes > BATCHED_BYTES:
+        if self.covariance.nbytes > BATCHED_BYTES and not is_asynchronous(features):
             self._merge_one_by_one(left_NA, right_NA, targets, batch_count_C)
         else:
             self._merge_all_at_once(left_NA, right_NA, targets, batch_count_C)
@@ -70,12 +72,12 @@ class ClassStatistics(nn.Module):
     def _merge_all_at_once(self, left_NA: Tensor, right_NA: Tensor, targets_N: Tensor, batch_count_C: Tensor) -> None:
         """One batched product, each class's samples laid into rows of its own; an accelerator is not waited for."""
         classes, width = self.mean.shape
-        if left_NA.is_cpu:
-            rows = int(batch_count_C.max())
-            row_N = _rank_in_class(targets_N, batch_count_C)
-        else:  # the largest count would have to be waited for; as many rows as samples always suffice
+        if is_asynchronous(left_NA):  # as many rows as samples always suffice, and nobody need know the largest count
             rows = len(targets_N)
             row_N = torch.arange(rows, device=targets_N.device)
+        else:
+            rows = int(batch_count_C.max())
+            row_N = _rank_in_class(targets_N, batch_count_C)
         slot_N = targets_N * rows + row_N
         left_CRA, right_CRA = (
             part.new_zeros(classes * rows, width).index_copy_(0, slot_N, part).view(classes, rows, width)
@@ -95,6 +97,6 @@ def _rank_in_class(targets_N: Tensor, batch_count_C: Tensor) -> Tensor:
 
 def _count(targets: Tensor, num_classes: int) -> Tensor:
     """Samples of each class, int64 [C]. ``bincount`` is faster, but waits for an accelerator."""
-    if targets.is_cpu:
-        return torch.bincount(targets, minlength=num_classes)
-    return targets.new_zeros(num_classes).index_add_(0, targets, torch.ones_like(targets))
+    if is_asynchronous(targets):
+        return targets.new_zeros(num_classes).index_add_(0, targets, torch.ones_like(targets))
+    return torch.bincount(targets, minlength=num_classes)
