@@ -79,6 +79,18 @@ def test_sigma2_is_zero_at_the_own_class_never_negative_and_precise_for_close_we
     assert ((found - expected).abs() / expected)[off].max() <= 1e-4
 
 
+def test_sigma2_is_not_negative_where_rounding_would_make_it_so():
+    torch.manual_seed(0)
+    direction = torch.randn(8, 64)
+    covariance = direction[:, :, None] * direction[:, None, :]  # one direction of variance
+    weight = torch.randn(8, 64)
+    weight -= (weight @ direction[0] / direction[0].square().sum())[:, None] * direction[0]  # orthogonal to class 0's
+    found, products = sigma2(weight, covariance, torch.arange(8))
+    unclamped = ((weight - weight[:, None]) * products).sum(-1)
+    assert unclamped.min() < 0, "this case must be one in which it happens"
+    assert found.min() == 0
+
+
 @pytest.mark.parametrize("rows", [1, 3, 1000])
 def test_chunks_do_not_change_the_result(rows, monkeypatch):
     head, criterion, features, targets = example(dtype=torch.float64)
