@@ -12,7 +12,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from isda_repro.config import ConfigError, explain, freeze, read_frozen, register_resolvers, rescaled_milestones
+from isda_repro.checks import ConfigError
+from isda_repro.config import explain, freeze, read_frozen, register_resolvers, rescaled_milestones
 from isda_repro.errors import one_sentence_errors
 
 

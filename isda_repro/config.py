@@ -23,6 +23,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from isda_repro.checks import ConfigError, check, is_count
 from isda_repro.errors import UserError
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
@@ -32,10 +33,6 @@ NUMERICS_VERSION = 1
 
 NOT_REQUESTED = ("choice", "data_dir", "runs_dir", "dataset.source.data_dir", "compute.device", "tracking")
 """Keys that cannot change a result. They are no part of a run's identity, and stay out of ``result.json``."""
-
-
-class ConfigError(UserError):
-    """A setting is wrong; the message is one sentence that says which, why and what to do."""
 
 
 # ------------------------------------------------------------------------------------------------- rules inside YAML
@@ -54,7 +51,7 @@ def _rescale(milestones: Sequence[int], paper_epochs: int, epochs: object) -> Li
 
     No drop comes before epoch 2, and one that would fall past the end is left out.
     """
-    if not _is_count(epochs):  # the checks that follow say so properly
+    if not is_count(epochs):  # the checks that follow say so properly
         return OmegaConf.create(list(milestones))
     length = cast(int, epochs)
     scaled = [max(2, math.floor(milestone * length / paper_epochs + 0.5)) for milestone in milestones]
@@ -231,82 +228,6 @@ def run_id(cfg: Mapping[str, Any]) -> str:
     choice = cfg["choice"]
     names = "-".join(str(choice[group]) for group in ("model", "dataset", "augmentation", "loss"))
     return f"{names}-s{cfg['seed']}-{digest[:10]}"
-
-
-# ------------------------------------------------------------------------------------------------------------ checks
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def check(cfg: Mapping[str, Any]) -> None:
-    """Fields against each other and against sense.
-
-    Raises:
-        ConfigError: the first that is wrong, with its key, its value and what it can be.
-    """
-    recipe, dataset, compute = cfg["recipe"], cfg["dataset"], cfg["compute"]
-    seed = cfg["seed"]
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ConfigError(f"seed={seed!r} must be a whole number from 0 on")
-    for key in ("epochs", "batch_size"):
-        _require(_is_count(recipe[key]), f"recipe.{key}", recipe[key], "a whole number from 1 on")
-    for key in ("train_limit", "test_limit", "holdout"):
-        value = dataset[key]
-        _require(value is None or _is_count(value), f"dataset.{key}", value, "a whole number from 1 on, or null")
-    micro = compute["micro_batch"]
-    _require(micro is None or _is_count(micro), "compute.micro_batch", micro, "a whole number from 1 on, or null")
-    _require(_is_number(recipe["lr"]) and recipe["lr"] > 0, "recipe.lr", recipe["lr"], "a number above 0")
-    decay, momentum = recipe["weight_decay"], recipe["momentum"]
-    _require(_is_number(decay) and decay >= 0, "recipe.weight_decay", decay, "a number from 0 on")
-    _require(_is_number(momentum) and 0 <= momentum < 1, "recipe.momentum", momentum, "a number in [0, 1)")
-    _require(not recipe["nesterov"] or momentum > 0, "recipe.nesterov", True, "false where recipe.momentum is 0")
-    dropout = cfg["model"].get("dropout")
-    _require(
-        dropout is None or (_is_number(dropout) and 0 <= dropout < 1), "model.dropout", dropout, "a number in [0, 1)"
-    )
-    _check_milestones(recipe)
-    _check_choices(compute, cfg["faithful"], cfg["tracking"])
-
-
-def _check_milestones(recipe: Mapping[str, Any]) -> None:
-    milestones = recipe["schedule"].get("milestones", [])
-    for milestone in milestones:
-        if not _is_count(milestone):
-            raise ConfigError(f"recipe.schedule.milestones has {milestone!r}: each must be an epoch, counted from 1")
-        if milestone > recipe["epochs"]:
-            raise ConfigError(
-                f"recipe.schedule.milestones has {milestone}, past the last epoch (recipe.epochs={recipe['epochs']}): "
-                "give milestones within the run, or leave them out and they follow recipe.epochs"
-            )
-    if list(milestones) != sorted(milestones):
-        raise ConfigError(f"recipe.schedule.milestones={list(milestones)} must be in rising order")
-
-
-def _check_choices(compute: Mapping[str, Any], faithful: Mapping[str, Any], tracking: Mapping[str, Any]) -> None:
-    allowed: dict[str, tuple[Any, Sequence[Any]]] = {
-        "compute.device": (compute["device"], ("auto", "cpu", "gpu")),
-        "compute.precision": (compute["precision"], ("auto", "fp32", "bf16")),
-        "compute.tf32": (compute["tf32"], ("auto", True, False)),
-        "compute.channels_last": (compute["channels_last"], ("auto", True, False)),
-        "compute.compile": (compute["compile"], ("auto", True, False)),
-        "compute.deterministic": (compute["deterministic"], (True, False)),
-        "faithful.progress": (faithful["progress"], ("iteration", "epoch")),
-        "tracking.mode": (tracking["mode"], ("none", "offline", "online")),
-    }
-    for key, (value, values) in allowed.items():
-        same = any(value == candidate and type(value) is type(candidate) for candidate in values)
-        _require(same, key, value, "one of " + ", ".join(str(v).lower() for v in values))
-
-
-def _require(holds: bool, key: str, value: object, what: str) -> None:
-    if not holds:
-        raise ConfigError(f"{key}={value} must be {what}")
 
 
 # ---------------------------------------------------------------------------------------------------------- building

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from omegaconf import MISSING, OmegaConf
 
-from isda_repro.config import ConfigError, build, read_frozen
+from isda_repro.checks import ConfigError
+from isda_repro.config import build, read_frozen
 from isda_repro.errors import one_sentence_errors
 from isda_repro.options import parse_options
 

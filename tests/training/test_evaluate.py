@@ -1,0 +1,30 @@
+"""Evaluation: each sample once, running statistics in normalisation, the network's mode left as it was."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from isda_repro.models import ResNet
+from isda_repro.training.compute import Compute
+from isda_repro.training.evaluate import evaluate
+
+COMPUTE = Compute(torch.device("cpu"), "test", "fp32", False, False, False, False, None)
+
+
+@pytest.mark.parametrize("sizes", [[7], [3, 3, 1], [1] * 7])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mean_over_all_samples_however_they_are_cut(sizes, training):
+    torch.manual_seed(0)
+    network = ResNet(8, num_classes=5, dropout=0.5)
+    network(torch.randn(16, 3, 8, 8))  # moves the running statistics away from where they began
+    images, targets = torch.randn(7, 3, 8, 8), torch.randint(5, (7,))
+    with torch.no_grad():
+        logits = network.eval()(images).logits
+    network.train(training)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    found = evaluate(network, zip(images.split(sizes), targets.split(sizes), strict=True), COMPUTE)
+    assert found.loss == pytest.approx(F.cross_entropy(logits, targets).item(), rel=1e-5)
+    assert found.error == pytest.approx(100 * (logits.argmax(1) != targets).float().mean().item())
+    assert network.training is training
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name]), name

@@ -1,0 +1,69 @@
+"""The parts that a configuration asks for."""
+
+import pytest
+import torch
+
+from isda_repro.config import build, compose
+from isda_repro.training import parts
+from isda_repro.training.compute import resolve
+
+
+def assemble(*overrides):
+    cfg = compose(["model=resnet20", "model.depth=8", "dataset=digits", "compute=cpu", *overrides])
+    compute = resolve(cfg.compute)
+    source = build(cfg.dataset.source)
+    network = parts.build_network(cfg, source, compute)
+    return cfg, compute, source, network, parts.build_criterion(cfg, network, compute)
+
+
+def test_the_optimizer_is_nesterov_sgd_with_decay_on_every_parameter():
+    cfg, _, _, network, criterion = assemble("loss=isda", "recipe.weight_decay=0.003", "recipe.lr=0.7")
+    (group,) = parts.build_optimizer(cfg, network, criterion).param_groups
+    assert {id(p) for p in group["params"]} == {id(p) for p in network.parameters()}
+    asked = {"lr": 0.7, "initial_lr": 0.7, "momentum": 0.9, "weight_decay": 0.003, "nesterov": True, "dampening": 0}
+    assert {key: group[key] for key in asked} == asked
+
+
+def test_a_criterions_own_group_gets_an_initial_rate_too():
+    cfg, _, _, network, criterion = assemble()
+    centres = torch.nn.Parameter(torch.zeros(3))
+    criterion.parameter_groups = lambda: [{"params": [centres], "lr": 0.5, "momentum": 0.0, "nesterov": False}]
+    _, group = parts.build_optimizer(cfg, network, criterion).param_groups
+    assert (group["initial_lr"], group["momentum"]) == (0.5, 0.0)
+
+
+def test_training_images_are_shuffled_and_augmented_and_those_evaluated_are_not():
+    cfg, compute, source, *_ = assemble("recipe.batch_size=1437")
+    train, test = parts.build_loaders(cfg, source, compute)
+    ((images, targets),) = train.epoch(1)
+    plain_cfg = compose(["dataset=digits", "augmentation=none", "recipe.batch_size=1437"])
+    ((same_order, same_targets),) = parts.build_loaders(plain_cfg, source, compute)[0].epoch(1)
+    assert torch.equal(targets, same_targets)
+    assert not torch.equal(targets, source.train.targets)
+    shifted = (images != same_order).flatten(1).any(1).float().mean()
+    assert shifted == pytest.approx(8 / 9, abs=0.05), "one of nine shifts is none"
+    evaluated = torch.cat([labels for _, labels in test.epoch(0)])
+    assert torch.equal(evaluated, source.test.targets)
+    first = torch.cat([batch for batch, _ in test.epoch(0)])
+    assert torch.equal(first, torch.cat([batch for batch, _ in test.epoch(5)]))
+
+
+def test_the_head_and_the_criterion_fit_the_network_and_the_data():
+    _, _, source, network, criterion = assemble("loss=isda")
+    assert network.head.out_features == criterion.num_classes == source.num_classes == 10
+    assert criterion.feature_dim == network.feature_dim
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {"channels_last": True, "compile": False, "tf32": False}),
+        ({"channels_last": False}, {"channels_last": False}),
+    ],
+)
+def test_auto_is_resolved(options, expected):
+    cfg = compose(["compute=cpu"])
+    compute = resolve({**cfg.compute, **options})
+    assert compute.precision in ("fp32", "bf16")
+    assert {name: getattr(compute, name) for name in expected} == expected
+    assert resolve({**cfg.compute, "precision": "fp32"}).precision == "fp32"
