@@ -9,6 +9,9 @@ from contextlib import contextmanager
 EXIT_USER_ERROR = 2
 """Exit code when a setting, a file or the data is wrong; a defect of the program ends with 1 and its traceback."""
 
+EXIT_INTERRUPTED = 130
+"""Exit code after Ctrl-C, the shell's own."""
+
 
 class UserError(ValueError):
     """Something that the user can mend. The message is one sentence: what was wrong, where, and what to do."""
@@ -16,9 +19,15 @@ class UserError(ValueError):
 
 @contextmanager
 def one_sentence_errors() -> Iterator[None]:
-    """Print a ``UserError`` as ``error: <sentence>`` on standard error and leave with ``EXIT_USER_ERROR``."""
+    """Print a ``UserError`` as ``error: <sentence>`` on standard error and leave with ``EXIT_USER_ERROR``.
+
+    Ctrl-C is one line too.
+    """
     try:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command starts it again", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)

@@ -19,12 +19,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar, Self
 
+from isda_repro.errors import UserError
+
 METRICS_SCHEMA = 1  # raise when a field of EpochRecord or SegmentRecord changes its meaning, or one disappears
 RESULT_SCHEMA = 1  # likewise for Result
 LAST_EPOCHS = 10  # Table 2's caption: "the average test error over the last 10 epochs"
 
 
-class RecordError(ValueError):
+class RecordError(UserError):
     """A record file is damaged or foreign; the message names it and says why."""
 
 
@@ -114,7 +116,7 @@ def as_json(record: SegmentRecord | EpochRecord | Result) -> dict[str, Any]:
 def read_metrics(path: Path) -> Iterator[SegmentRecord | EpochRecord]:
     """The records of a ``metrics.jsonl``, in order. RecordError names the file and the line that is damaged."""
     kinds: dict[str, type[SegmentRecord] | type[EpochRecord]] = {"segment": SegmentRecord, "epoch": EpochRecord}
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 data = json.loads(line)
@@ -148,10 +150,10 @@ def read_result(path: Path) -> Result:
         data = json.loads(path.read_text(encoding="utf-8"))
         _check_schema(data, RESULT_SCHEMA)
         result = Result.from_json(data)
+        if not all(math.isfinite(error) for error in result.curves["test_error"]):
+            raise RecordError("a test error is not finite")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"{path}: {_reason(error)}") from error
-    if not all(math.isfinite(error) for error in result.curves["test_error"]):
-        raise RecordError(f"{path}: a test error is not finite")
     return result
 
 

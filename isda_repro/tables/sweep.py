@@ -13,14 +13,13 @@ from pathlib import Path
 from omegaconf import MISSING, OmegaConf
 
 from isda_repro.config import write_frozen
-from isda_repro.errors import UserError
+from isda_repro.errors import EXIT_INTERRUPTED, UserError
 from isda_repro.tables.aggregate import read_value
 from isda_repro.tables.plan import Compose, Plan, Run, expand
 from isda_repro.tables.records import EpochRecord, RecordError, read_metrics
 from isda_repro.tables.specification import Table, load_table
 
 TRAIN = (sys.executable, "train.py")
-INTERRUPTED = 130  # the shell's exit code after Ctrl-C
 PATIENCE = 10.0  # seconds that an interrupted run gets to end by itself
 
 
@@ -94,7 +93,7 @@ def sweep(options: SweepOptions, compose: Compose, command: Sequence[str] = TRAI
         except KeyboardInterrupt:
             again = sweep_command(options.table, options.runs_dir, options.set, options.data_dir)
             _say(f"\nstopped in {position}; to go on: {again}")
-            return INTERRUPTED
+            return EXIT_INTERRUPTED
     done = sum(run.run_id not in failed and _has_result(Path(options.runs_dir) / run.run_id) for run in runs)
     _say(f"table={table.name}: {done} of {len(runs)} runs done" + (f", {started} started now" if started else ""))
     for name, why in failed.items():

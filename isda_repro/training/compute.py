@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -38,7 +39,9 @@ class Compute:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
     def apply(self) -> None:
-        """Set PyTorch's global switches."""
+        """Set PyTorch's global switches; before anything has run on a GPU."""
+        if self.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
         torch.backends.cuda.matmul.allow_tf32 = self.tf32
         torch.backends.cudnn.allow_tf32 = self.tf32
         torch.use_deterministic_algorithms(self.deterministic)

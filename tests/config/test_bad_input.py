@@ -2,7 +2,8 @@
 
 import pytest
 
-from isda_repro.config import ConfigError, build, compose
+from isda_repro.checks import ConfigError
+from isda_repro.config import build, compose
 
 
 @pytest.mark.parametrize(

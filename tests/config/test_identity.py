@@ -4,7 +4,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from isda_repro import config
-from isda_repro.config import ConfigError, compose, read_frozen, request, run_id, write_frozen
+from isda_repro.checks import ConfigError
+from isda_repro.config import compose, read_frozen, request, run_id, write_frozen
 
 BASE = ["model=resnet20", "dataset=digits", "loss=isda"]
 
