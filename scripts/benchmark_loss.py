@@ -73,6 +73,7 @@ class Contenders:
         self.covariances = [self.isda.statistics.covariance[class_number] for class_number in present]
         self.steps: dict[str, Callable[[], None]] = {
             "CE": lambda: self._step(lambda logits: self._criterion(self.cross_entropy, logits)),
+            "bare": lambda: self._step(lambda logits: torch.nn.functional.cross_entropy(logits, self.targets)),
             "W Sigma": self._product,
             "ISDA": lambda: self._step(lambda logits: self._criterion(self.isda, logits)),
             "plain": lambda: self._step(lambda logits: self._criterion(self.plain, logits)),

@@ -1,6 +1,6 @@
 """Running mean and covariance of the features of each class: equations 9-11 of the paper (Appendix A).
 
-Shapes: N samples in the batch, C classes, A features.
+Shapes: N samples in the batch, C classes, A features, R rows for a class: its samples and the shift of its mean.
 """
 
 from __future__ import annotations
@@ -39,52 +39,56 @@ class ClassStatistics(nn.Module):
     def update(self, features: Tensor, targets: Tensor) -> None:
         """Merge a batch: ``features`` [N, A] and ``targets`` int64 [N] in [0, C).
 
-        With T the new count of a class, equations 9 and 10 become sums over its samples in which only differences
-        occur, so that a large mean costs no precision:
+        With m samples of a class in the batch, mu' their mean, T the class's new count and w = m/T, equation 10 is
 
-            mu_new = mu + sum_i (a_i - mu) / T
-            Sigma_new = (1 - m/T) Sigma + sum_i (a_i - mu) (a_i - mu_new)^T / T
+            Sigma_new = (1 - w) Sigma + (sum_i (a_i - mu') (a_i - mu')^T + m (1 - w) (mu' - mu) (mu' - mu)^T) / T
+
+        so a class takes one product of a matrix with itself: its rows are the centred samples and the shift of the
+        mean. What is added is symmetric and never negative, and a mean far from zero costs the first batch nothing.
         """
         features_NA = features.detach().to(self.mean.dtype)
         batch_count_C = _count(targets, len(self.count))
         self.count += batch_count_C
-        share_C = self.count.to(self.mean.dtype).reciprocal()  # infinite where nothing was ever seen, and unused there
-        from_old_NA = features_NA - self.mean.index_select(0, targets)
-        left_NA = from_old_NA * share_C.index_select(0, targets)[:, None]
-        delta_CA = torch.zeros_like(self.mean).index_add_(0, targets, left_NA)
-        right_NA = from_old_NA - delta_CA.index_select(0, targets)
-        self.mean += delta_CA
+        samples_C = batch_count_C.to(self.mean.dtype)
+        total_C = self.count.to(self.mean.dtype).clamp_(min=1)
+        w_C = samples_C / total_C
+        batch_mean_CA = torch.zeros_like(self.mean).index_add_(0, targets, features_NA)
+        batch_mean_CA /= samples_C.clamp(min=1)[:, None]
+        centred_NA = features_NA - batch_mean_CA.index_select(0, targets)
+        keep_C = 1 - w_C
+        shift_CA = (batch_mean_CA - self.mean).mul_((samples_C * keep_C).sqrt_()[:, None])
+        self.mean.lerp_(batch_mean_CA, w_C[:, None])  # an absent class has w = 0 and stays as it was
         if self.covariance.nbytes > BATCHED_BYTES and not is_asynchronous(features):
-            self._merge_one_by_one(left_NA, right_NA, targets, batch_count_C)
+            self._merge_one_by_one(centred_NA, shift_CA, targets, batch_count_C)
         else:
-            self._merge_all_at_once(left_NA, right_NA, targets, batch_count_C)
+            rows_CRA = self._rows(centred_NA, shift_CA, targets, batch_count_C)
+            rows_CRA *= total_C.rsqrt_()[:, None, None]
+            self.covariance.mul_(keep_C[:, None, None]).baddbmm_(rows_CRA.mT, rows_CRA)
 
-    def _merge_one_by_one(self, left_NA: Tensor, right_NA: Tensor, targets_N: Tensor, batch_count_C: Tensor) -> None:
+    def _merge_one_by_one(self, centred_NA: Tensor, shift_CA: Tensor, targets_N: Tensor, batch_count_C: Tensor) -> None:
         """An in-place product for each class present: no other covariance is read, and none is copied."""
-        order_N = targets_N.argsort()
         counts, totals = batch_count_C.tolist(), self.count.tolist()
-        lefts, rights = left_NA.index_select(0, order_N).split(counts), right_NA.index_select(0, order_N).split(counts)
-        for class_number, count in enumerate(counts):
+        centred = centred_NA.index_select(0, targets_N.argsort()).split(counts)
+        for c, (count, total) in enumerate(zip(counts, totals, strict=True)):
             if count:
-                left, right = lefts[class_number], rights[class_number]
-                self.covariance[class_number].addmm_(left.T, right, beta=1 - count / totals[class_number])
+                rows_RA = shift_CA[c : c + 1]
+                if count > 1:  # one sample is its own mean: only the shift is left of it
+                    rows_RA = torch.cat((centred[c], rows_RA))
+                self.covariance[c].addmm_(rows_RA.T, rows_RA, beta=1 - count / total, alpha=1 / total)
 
-    def _merge_all_at_once(self, left_NA: Tensor, right_NA: Tensor, targets_N: Tensor, batch_count_C: Tensor) -> None:
-        """One batched product, each class's samples laid into rows of its own; an accelerator is not waited for."""
-        classes, width = self.mean.shape
-        if is_asynchronous(left_NA):  # as many rows as samples always suffice, and nobody need know the largest count
-            rows = len(targets_N)
-            row_N = torch.arange(rows, device=targets_N.device)
+    def _rows(self, centred_NA: Tensor, shift_CA: Tensor, targets_N: Tensor, batch_count_C: Tensor) -> Tensor:
+        """Each class's samples and shift laid into as many rows, for one product of all; zero where it has fewer."""
+        if is_asynchronous(centred_NA):  # as many rows as samples always suffice: nobody need know the largest count
+            samples = len(targets_N)
+            row_N = torch.arange(samples, device=targets_N.device)
         else:
-            rows = int(batch_count_C.max())
+            samples = int(batch_count_C.max())
             row_N = _rank_in_class(targets_N, batch_count_C)
-        slot_N = targets_N * rows + row_N
-        left_CRA, right_CRA = (
-            part.new_zeros(classes * rows, width).index_copy_(0, slot_N, part).view(classes, rows, width)
-            for part in (left_NA, right_NA)
-        )
-        decay_C = 1 - batch_count_C.to(self.mean.dtype) / self.count.clamp(min=1)
-        self.covariance.mul_(decay_C[:, None, None]).baddbmm_(left_CRA.mT, right_CRA)
+        classes, width = shift_CA.shape
+        rows_CRA = centred_NA.new_zeros(classes, samples + 1, width)
+        rows_CRA.view(-1, width).index_copy_(0, targets_N * (samples + 1) + row_N, centred_NA)
+        rows_CRA[:, samples] = shift_CA
+        return rows_CRA
 
 
 def _rank_in_class(targets_N: Tensor, batch_count_C: Tensor) -> Tensor:
