@@ -22,16 +22,23 @@ def is_asynchronous(tensor: Tensor) -> bool:
 
 
 class BatchClasses(NamedTuple):
-    """``classes_U``: the class of each row, int64. ``row_N``: each sample's row, so ``classes_U[row_N] == targets``."""
+    """The class of each row, int64, and each sample's row: ``classes_U[row_N] == targets``.
 
-    classes_U: Tensor
+    ``classes_U`` is None where row c is class c, for all C of them: then nothing need be gathered.
+    """
+
+    classes_U: Tensor | None
     row_N: Tensor
+
+    def take(self, per_class: Tensor, here: slice) -> Tensor:
+        """Rows ``here`` of something [C, ...] that each class has one of; a view where it can be."""
+        return per_class[here] if self.classes_U is None else per_class.index_select(0, self.classes_U[here])
 
 
 def classes_present(targets: Tensor, num_classes: int) -> BatchClasses:
     """Just the classes in the batch, in rising order; all of them where nearly all must be there. For a CPU."""
     if SAMPLES_FOR_ALL * num_classes <= len(targets):
-        return BatchClasses(torch.arange(num_classes), targets)
+        return BatchClasses(None, targets)
     present_C = torch.bincount(targets, minlength=num_classes) > 0
     row_of_class_C = present_C.cumsum(0) - 1
     return BatchClasses(present_C.nonzero()[:, 0], row_of_class_C.index_select(0, targets))
@@ -43,7 +50,7 @@ def rows_of_fixed_number(targets: Tensor, num_classes: int) -> BatchClasses:
     Its shapes depend on those of ``targets`` alone, so that it can be captured in a CUDA graph.
     """
     if num_classes <= len(targets):
-        return BatchClasses(torch.arange(num_classes, device=targets.device), targets)
+        return BatchClasses(None, targets)
     sorted_N, order_N = targets.sort()
     begins_N = torch.ones_like(sorted_N)
     begins_N[1:] = (sorted_N[1:] != sorted_N[:-1]).long()

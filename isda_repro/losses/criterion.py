@@ -5,6 +5,7 @@ Shapes: N samples in the batch, C classes, A features.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -56,8 +57,9 @@ class Criterion(nn.Module):
             ValueError: shapes do not fit, or (seen on a CPU only) a target is outside [0, C).
         """
         self._check(features, logits, targets, head)
-        with torch.autocast(features.device.type, enabled=False):
-            dtype = head.weight.dtype
+        device, dtype = features.device.type, head.weight.dtype
+        exact = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+        with exact:
             features, logits = features.to(dtype), logits.to(dtype)
             if not self.training:
                 return F.cross_entropy(logits, targets)

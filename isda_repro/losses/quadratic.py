@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isda_repro.losses.batch_classes import BatchClasses
+from isda_repro.losses.batch_classes import BatchClasses, is_asynchronous
 
 CPU_CHUNK_BYTES = 2**18  # of rows at a time: a core's cache holds that, and temporaries stay as small
 ACCELERATOR_CHUNK_BYTES = 2**28
@@ -24,23 +24,24 @@ ACCELERATOR_CHUNK_BYTES = 2**28
 Strength = float | Tensor
 
 
-def sigma2(weight: Tensor, covariance: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """``(w_j - w_c)^T Sigma_c (w_j - w_c)`` for each class c of ``classes`` and each j. Not differentiable.
+def sigma2(weight: Tensor, covariance: Tensor, batch: BatchClasses) -> tuple[Tensor, Tensor]:
+    """``(w_j - w_c)^T Sigma_c (w_j - w_c)`` for each class c of a batch and each j. Not differentiable.
 
     Args:
         weight: [C, A], the head's.
         covariance: [C, A, A], symmetric.
-        classes: int64 [U].
+        batch: its classes, U of them.
 
     Returns:
         sigma2 [U, C], at least 0, and exactly 0 where j = c; and the products ``Sigma_c (w_j - w_c)`` [U, C, A].
     """
-    products_UCA = weight.new_empty(len(classes), *weight.shape)
-    sigma2_UC = weight.new_empty(len(classes), len(weight))
-    for here in _chunks(len(classes), covariance[0]):
+    rows = len(weight) if batch.classes_U is None else len(batch.classes_U)
+    products_UCA = weight.new_empty(rows, *weight.shape)
+    sigma2_UC = weight.new_empty(rows, len(weight))
+    for here in _chunks(rows, covariance[0]):
         # The difference first: it is exact for close weights, and exactly zero at j = c.
-        difference = weight - weight.index_select(0, classes[here])[:, None]
-        product = torch.bmm(difference, covariance.index_select(0, classes[here]), out=products_UCA[here])
+        difference = weight - batch.take(weight, here)[:, None]
+        product = torch.bmm(difference, batch.take(covariance, here), out=products_UCA[here])
         torch.linalg.vecdot(difference, product, out=sigma2_UC[here])
     # A variance; where it is tiny, rounding could take it below zero.
     return sigma2_UC.clamp_(min=0), products_UCA
@@ -48,7 +49,7 @@ def sigma2(weight: Tensor, covariance: Tensor, classes: Tensor) -> tuple[Tensor,
 
 def _chunks(rows: int, row: Tensor) -> Iterator[slice]:
     """``rows`` of the size of ``row``, in slices that are worked on together."""
-    limit = CPU_CHUNK_BYTES if row.is_cpu else ACCELERATOR_CHUNK_BYTES
+    limit = ACCELERATOR_CHUNK_BYTES if is_asynchronous(row) else CPU_CHUNK_BYTES
     size = max(1, limit // row.nbytes)
     return (slice(start, start + size) for start in range(0, rows, size))
 
@@ -60,7 +61,7 @@ class _AddHalfSigma2(torch.autograd.Function):
     def forward(
         ctx: Any, logits_NC: Tensor, weight_CA: Tensor, covariance_CAA: Tensor, batch: BatchClasses, strength: Strength
     ) -> Tensor:
-        sigma2_UC, products_UCA = sigma2(weight_CA, covariance_CAA, batch.classes_U)
+        sigma2_UC, products_UCA = sigma2(weight_CA, covariance_CAA, batch)
         ctx.save_for_backward(products_UCA, *batch)
         ctx.strength = strength
         return (sigma2_UC * (0.5 * strength)).index_select(0, batch.row_N).add_(logits_NC)
@@ -69,13 +70,16 @@ class _AddHalfSigma2(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_NC,) = gradients
         products_UCA, classes_U, row_N = ctx.saved_tensors
-        gradient_UC = gradient_NC.new_zeros(products_UCA.shape[:2]).index_add_(0, row_N, gradient_NC)
-        factor_UC = gradient_UC * ctx.strength
-        of_weight_CA = torch.zeros_like(products_UCA[0])
-        for here in _chunks(len(classes_U), products_UCA[0]):
+        factor_UC = gradient_NC.new_zeros(products_UCA.shape[:2]).index_add_(0, row_N, gradient_NC).mul_(ctx.strength)
+        of_weight_CA, of_own_UA = torch.zeros_like(products_UCA[0]), torch.empty_like(products_UCA[:, 0])
+        for here in _chunks(len(products_UCA), products_UCA[0]):
             scaled = products_UCA[here] * factor_UC[here, :, None]
             of_weight_CA += scaled.sum(0)
-            of_weight_CA.index_add_(0, classes_U[here], scaled.sum(1), alpha=-1)
+            torch.sum(scaled, 1, out=of_own_UA[here])
+        if classes_U is None:
+            of_weight_CA -= of_own_UA
+        else:
+            of_weight_CA.index_add_(0, classes_U, of_own_UA, alpha=-1)
         return gradient_NC, of_weight_CA, None, None, None
 
 

@@ -13,7 +13,7 @@ from reference import equation_4, merge
 from torch import nn
 
 from isda_repro.losses import CrossEntropy, ISDALoss
-from isda_repro.losses.batch_classes import classes_present, rows_of_fixed_number
+from isda_repro.losses.batch_classes import BatchClasses, classes_present, rows_of_fixed_number
 from isda_repro.losses.quadratic import add_half_sigma2, sigma2
 
 
@@ -69,7 +69,7 @@ def test_sigma2_is_zero_at_the_own_class_never_negative_and_precise_for_close_we
     root = torch.randn(classes, width, width) / 8
     root[0] = 0
     covariance = root @ root.mT
-    found, _ = sigma2(weight, covariance, torch.arange(classes))
+    found, _ = sigma2(weight, covariance, BatchClasses(None, torch.arange(classes)))
     assert (found.diagonal() == 0).all()
     assert (found >= 0).all()
     differences = weight.double()[None] - weight.double()[:, None]
@@ -85,7 +85,7 @@ def test_sigma2_is_not_negative_where_rounding_would_make_it_so():
     covariance = direction[:, :, None] * direction[:, None, :]  # one direction of variance
     weight = torch.randn(8, 64)
     weight -= (weight @ direction[0] / direction[0].square().sum())[:, None] * direction[0]  # orthogonal to class 0's
-    found, products = sigma2(weight, covariance, torch.arange(8))
+    found, products = sigma2(weight, covariance, BatchClasses(torch.arange(8), torch.arange(8)))
     unclamped = ((weight - weight[:, None]) * products).sum(-1)
     assert unclamped.min() < 0, "this case must be one in which it happens"
     assert found.min() == 0
@@ -111,10 +111,10 @@ def test_the_accelerators_rows_point_to_the_same_classes(samples, classes):
     for seed in range(20):
         targets = torch.randint(classes, (samples,), generator=torch.Generator().manual_seed(seed))
         for batch in (rows_of_fixed_number(targets, classes), classes_present(targets, classes)):
-            assert torch.equal(batch.classes_U[batch.row_N], targets)
-        assert len(rows_of_fixed_number(targets, classes).classes_U) == min(samples, classes)
-        present = classes_present(targets, classes).classes_U
-        assert set(present.tolist()) >= set(targets.tolist())
+            of_rows = batch.take(torch.arange(classes), slice(None))
+            assert torch.equal(of_rows[batch.row_N], targets)
+        fixed = rows_of_fixed_number(targets, classes)
+        assert len(fixed.take(torch.arange(classes), slice(None))) == min(samples, classes)
 
 
 def test_the_accelerators_path_gives_the_same_loss(monkeypatch):
