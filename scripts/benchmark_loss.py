@@ -5,7 +5,7 @@
 
 For N samples, C classes, A features, the head and its backward pass included in each, in one process, taking turns:
 
-- CE: `CrossEntropy`, our criterion for cross-entropy alone, called as ISDA is;
+- CE: `F.cross_entropy` alone;
 - W Sigma: the product of the head's weight with the covariance of each class in the batch, and nothing else: the least
   that equation 4 can cost with full covariances;
 - ISDA: `ISDALoss`;
@@ -25,13 +25,14 @@ from dataclasses import dataclass
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which measures memory, is talkative
 
 import torch
+import torch.nn.functional as F
 from benchmarking import THREADS, conclude, machine, output_argument
 from plain_isda import PlainISDALoss
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from isda_repro.errors import one_sentence_errors
-from isda_repro.losses import CrossEntropy, ISDALoss
+from isda_repro.losses import ISDALoss
 
 TURNS = 7
 SECONDS_A_TURN = 0.15  # a contender that is quick is repeated this long in each of its turns
@@ -66,14 +67,12 @@ class Contenders:
         self.targets = torch.randint(shape.classes, (shape.samples,))
         self.features = torch.randn(shape.samples, shape.features).relu().requires_grad_()
         self.head = nn.Linear(shape.features, shape.classes)
-        self.cross_entropy = CrossEntropy(shape.classes, shape.features)
         self.isda = ISDALoss(shape.classes, shape.features)
         self.plain = PlainISDALoss(shape.classes, shape.features)
         present = self.targets.unique().tolist()
         self.covariances = [self.isda.statistics.covariance[class_number] for class_number in present]
         self.steps: dict[str, Callable[[], None]] = {
-            "CE": lambda: self._step(lambda logits: self._criterion(self.cross_entropy, logits)),
-            "bare": lambda: self._step(lambda logits: torch.nn.functional.cross_entropy(logits, self.targets)),
+            "CE": lambda: self._step(lambda logits: F.cross_entropy(logits, self.targets)),
             "W Sigma": self._product,
             "ISDA": lambda: self._step(lambda logits: self._criterion(self.isda, logits)),
             "plain": lambda: self._step(lambda logits: self._criterion(self.plain, logits)),
@@ -154,7 +153,7 @@ def main() -> None:
         "# ISDA: milliseconds and peak memory of one step, float32, CPU",
         "",
         f"`python scripts/benchmark_loss.py`: head, forward, backward and statistics; medians of {TURNS} turns, the",
-        "contenders interleaved in one process. CE is our criterion for cross-entropy alone, W Sigma the product with",
+        "contenders interleaved in one process. CE is F.cross_entropy alone, W Sigma the product with",
         "the covariances of the classes in the batch alone, plain the form in which the authors compute ISDA. Memory",
         "in MiB, the most above what was there before the step (the losses' buffers).",
         "",

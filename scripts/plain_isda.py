@@ -27,33 +27,40 @@ class PlainISDALoss(nn.Module):
     def forward(self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float) -> Tensor:
         """Update the statistics, then the loss."""
         self._update(features.detach(), targets)
+        samples, width = features.shape
+        weight_NCA = head.weight.expand(samples, self.num_classes, width)
+        own_NCA = weight_NCA.gather(1, targets.view(samples, 1, 1).expand(samples, self.num_classes, width))
         covariance_NAA = self.covariance[targets]
-        difference_NCA = head.weight[None] - head.weight[targets][:, None]
-        product_NCC = torch.bmm(torch.bmm(difference_NCA, covariance_NAA), difference_NCA.transpose(1, 2))
-        sigma2_NC = (product_NCC * torch.eye(self.num_classes, device=targets.device)).sum(2)
+        left_NCA = torch.bmm(weight_NCA - own_NCA, covariance_NAA)
+        product_NCC = torch.bmm(left_NCA, (weight_NCA - own_NCA).permute(0, 2, 1))
+        sigma2_NC = product_NCC.mul(torch.eye(self.num_classes, dtype=features.dtype)).sum(2)
         return F.cross_entropy(logits + 0.5 * progress * self.lambda_0 * sigma2_NC, targets)
 
     @torch.no_grad()
     def _update(self, features: Tensor, targets: Tensor) -> None:
         samples, width = features.shape
-        one_hot_NC = F.one_hot(targets, self.num_classes).to(features.dtype)
-        mask_NCA = one_hot_NC[:, :, None].expand(samples, self.num_classes, width)
-        masked_NCA = features[:, None, :].expand(samples, self.num_classes, width) * mask_NCA
-        amount_CA = mask_NCA.sum(0)
-        safe_CA = amount_CA.clamp(min=1)
+        classes = self.num_classes
+        one_hot_NC = features.new_zeros(samples, classes).scatter_(1, targets[:, None], 1)
+        mask_NCA = one_hot_NC[:, :, None].expand(samples, classes, width)
+        masked_NCA = features[:, None, :].expand(samples, classes, width).mul(mask_NCA)
+        safe_CA = mask_NCA.sum(0)
+        safe_CA[safe_CA == 0] = 1
         batch_mean_CA = masked_NCA.sum(0) / safe_CA
-        centred_CNA = (masked_NCA - batch_mean_CA[None] * mask_NCA).permute(1, 0, 2)
-        batch_covariance_CAA = torch.bmm(centred_CNA.transpose(1, 2), centred_CNA) / safe_CA[:, :, None]
+        centred_NCA = masked_NCA - batch_mean_CA.expand(samples, classes, width).mul(mask_NCA)
+        scatter_CAA = torch.bmm(centred_NCA.permute(1, 2, 0), centred_NCA.permute(1, 0, 2))
+        batch_covariance_CAA = scatter_CAA / safe_CA[:, :, None].expand(classes, width, width)
         amount_C = one_hot_NC.sum(0)
-        amount_CAA = amount_C[:, None, None].expand(self.num_classes, width, width)
-        weight_CAA = amount_CAA / (amount_CAA + self.count[:, None, None].expand_as(amount_CAA)).clamp(min=1)
+        weight_CAA = self._weight(amount_C[:, None, None].expand(classes, width, width), self.count[:, None, None])
+        weight_CA = self._weight(amount_C[:, None].expand(classes, width), self.count[:, None])
         shift_CA = self.mean - batch_mean_CA
         outer_CAA = torch.bmm(shift_CA[:, :, None], shift_CA[:, None, :])
-        self.covariance = (
-            self.covariance * (1 - weight_CAA)
-            + batch_covariance_CAA * weight_CAA
-            + weight_CAA * (1 - weight_CAA) * outer_CAA
-        )
-        weight_CA = amount_CA / (amount_CA + self.count[:, None].expand_as(amount_CA)).clamp(min=1)
-        self.mean = self.mean * (1 - weight_CA) + batch_mean_CA * weight_CA
+        added_CAA = weight_CAA.mul(1 - weight_CAA).mul(outer_CAA)
+        self.covariance = self.covariance.mul(1 - weight_CAA) + batch_covariance_CAA.mul(weight_CAA) + added_CAA
+        self.mean = self.mean.mul(1 - weight_CA) + batch_mean_CA.mul(weight_CA)
         self.count = self.count + amount_C
+
+    def _weight(self, amount: Tensor, count: Tensor) -> Tensor:
+        """The batch's share in its class, elementwise; 0/0, a class never seen, is mended afterwards."""
+        weight = amount / (amount + count.expand_as(amount))
+        weight[weight != weight] = 0
+        return weight

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class Criterion(nn.Module):
-    """Features, logits, targets and the head -> one scalar, in the dtype of the head's weight (fp32).
+    """Features, logits, targets and the head -> one scalar, in the dtype of the head's weight and at least fp32.
 
     In ``eval()`` every criterion is plain cross-entropy and changes none of its state. State that training changes is a
     buffer or a parameter, so that ``state_dict`` holds all of it. A subclass says what it does in training in ``loss``.
@@ -57,7 +57,7 @@ class Criterion(nn.Module):
             ValueError: shapes do not fit, or (seen on a CPU only) a target is outside [0, C).
         """
         self._check(features, logits, targets, head)
-        device, dtype = features.device.type, head.weight.dtype
+        device, dtype = features.device.type, torch.promote_types(head.weight.dtype, torch.float32)
         exact = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
         with exact:
             features, logits = features.to(dtype), logits.to(dtype)
@@ -68,7 +68,7 @@ class Criterion(nn.Module):
     def loss(
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:
-        """The loss in training, []; arguments as in ``forward``, checked and in the head's dtype."""
+        """The loss in training, []; arguments as in ``forward``, checked and in the loss's dtype."""
         raise TypeError(f"{type(self).__name__} does not define its loss")
 
     def _check(self, features: Tensor, logits: Tensor, targets: Tensor, head: nn.Linear) -> None:

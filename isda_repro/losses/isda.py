@@ -54,9 +54,9 @@ class ISDALoss(Criterion):
     ) -> Tensor:
         """Update the statistics, then equation 4, mean over the batch."""
         self.statistics.update(features, targets)
-        covariance = self.statistics.covariance.to(head.weight.dtype)
+        weight, covariance = head.weight.to(logits.dtype), self.statistics.covariance.to(logits.dtype)
         augmented = add_half_sigma2(
-            logits, head.weight, covariance, self._classes(targets), strength=self.lambda_0 * progress
+            logits, weight, covariance, self._classes(targets), strength=self.lambda_0 * progress
         )
         return F.cross_entropy(augmented, targets)
 

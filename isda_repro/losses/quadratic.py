@@ -10,6 +10,7 @@ Shapes: N samples, C classes, A features, U rows, one for each class of the batc
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,11 +72,12 @@ class _AddHalfSigma2(torch.autograd.Function):
         (gradient_NC,) = gradients
         products_UCA, classes_U, row_N = ctx.saved_tensors
         factor_UC = gradient_NC.new_zeros(products_UCA.shape[:2]).index_add_(0, row_N, gradient_NC).mul_(ctx.strength)
-        of_weight_CA, of_own_UA = torch.zeros_like(products_UCA[0]), torch.empty_like(products_UCA[:, 0])
+        sums = []
         for here in _chunks(len(products_UCA), products_UCA[0]):
             scaled = products_UCA[here] * factor_UC[here, :, None]
-            of_weight_CA += scaled.sum(0)
-            torch.sum(scaled, 1, out=of_own_UA[here])
+            sums.append((scaled.sum(0), scaled.sum(1)))
+        of_weight_CA = functools.reduce(torch.Tensor.add_, (of_weight for of_weight, _ in sums))
+        of_own_UA = torch.cat([of_own for _, of_own in sums])
         if classes_U is None:
             of_weight_CA -= of_own_UA
         else:

@@ -206,6 +206,15 @@ def test_under_autocast_and_with_half_inputs_it_computes_in_fp32(dtype):
     loss.backward()
 
 
+def test_a_head_in_bf16_gives_a_loss_in_fp32_and_gets_its_gradient():
+    head, criterion, features, targets = example(dtype=torch.float32)
+    head.bfloat16()
+    loss = criterion(features, head(features.bfloat16()), targets, head=head, progress=1.0)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert head.weight.grad.dtype == torch.bfloat16
+
+
 def test_large_features_do_not_overflow():
     head, criterion, features, targets = example(dtype=torch.float32)
     loss = criterion(features * 1e4, head(features * 1e4), targets, head=head, progress=1.0)
