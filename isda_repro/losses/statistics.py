@@ -46,24 +46,25 @@ class ClassStatistics(nn.Module):
         so a class takes one product of a matrix with itself: its rows are the centred samples and the shift of the
         mean. What is added is symmetric and never negative, and a mean far from zero costs the first batch nothing.
         """
-        features_NA = features.detach().to(self.mean.dtype)
-        batch_count_C = _count(targets, len(self.count))
-        self.count += batch_count_C
-        samples_C = batch_count_C.to(self.mean.dtype)
-        total_C = self.count.to(self.mean.dtype).clamp_(min=1)
+        mean_CA, covariance_CAA, count_C = self.mean, self.covariance, self.count
+        dtype = mean_CA.dtype
+        features_NA = features.to(dtype)
+        batch_count_C = _count(targets, len(count_C))
+        count_C += batch_count_C
+        samples_C, total_C = batch_count_C.to(dtype), count_C.to(dtype).clamp_(min=1)
         w_C = samples_C / total_C
-        batch_mean_CA = torch.zeros_like(self.mean).index_add_(0, targets, features_NA)
+        batch_mean_CA = torch.zeros_like(mean_CA).index_add_(0, targets, features_NA)
         batch_mean_CA /= samples_C.clamp(min=1)[:, None]
         centred_NA = features_NA - batch_mean_CA.index_select(0, targets)
         keep_C = 1 - w_C
-        shift_CA = (batch_mean_CA - self.mean).mul_((samples_C * keep_C).sqrt_()[:, None])
-        self.mean.lerp_(batch_mean_CA, w_C[:, None])  # an absent class has w = 0 and stays as it was
-        if self.covariance.nbytes > BATCHED_BYTES and not is_asynchronous(features):
+        shift_CA = (batch_mean_CA - mean_CA).mul_((samples_C * keep_C).sqrt_()[:, None])
+        mean_CA.lerp_(batch_mean_CA, w_C[:, None])  # an absent class has w = 0 and stays as it was
+        if covariance_CAA.nbytes > BATCHED_BYTES and not is_asynchronous(features):
             self._merge_one_by_one(centred_NA, shift_CA, targets, batch_count_C)
         else:
-            rows_CRA = self._rows(centred_NA, shift_CA, targets, batch_count_C)
+            rows_CRA = _rows(centred_NA, shift_CA, targets, batch_count_C)
             rows_CRA *= total_C.rsqrt_()[:, None, None]
-            self.covariance.mul_(keep_C[:, None, None]).baddbmm_(rows_CRA.mT, rows_CRA)
+            covariance_CAA.mul_(keep_C[:, None, None]).baddbmm_(rows_CRA.mT, rows_CRA)
 
     def _merge_one_by_one(self, centred_NA: Tensor, shift_CA: Tensor, targets_N: Tensor, batch_count_C: Tensor) -> None:
         """An in-place product for each class present: no other covariance is read, and none is copied."""
@@ -76,27 +77,24 @@ class ClassStatistics(nn.Module):
                     rows_RA = torch.cat((centred[c], rows_RA))
                 self.covariance[c].addmm_(rows_RA.T, rows_RA, beta=1 - count / total, alpha=1 / total)
 
-    def _rows(self, centred_NA: Tensor, shift_CA: Tensor, targets_N: Tensor, batch_count_C: Tensor) -> Tensor:
-        """Each class's samples and shift laid into as many rows, for one product of all; zero where it has fewer."""
-        if is_asynchronous(centred_NA):  # as many rows as samples always suffice: nobody need know the largest count
-            samples = len(targets_N)
-            row_N = torch.arange(samples, device=targets_N.device)
-        else:
-            samples = int(batch_count_C.max())
-            row_N = _rank_in_class(targets_N, batch_count_C)
-        classes, width = shift_CA.shape
-        rows_CRA = centred_NA.new_zeros(classes, samples + 1, width)
-        rows_CRA.view(-1, width).index_copy_(0, targets_N * (samples + 1) + row_N, centred_NA)
-        rows_CRA[:, samples] = shift_CA
-        return rows_CRA
 
-
-def _rank_in_class(targets_N: Tensor, batch_count_C: Tensor) -> Tensor:
-    """How many samples of its class come before each sample, in some fixed order; int64 [N]."""
-    sorted_N, order_N = targets_N.sort()
-    first_C = batch_count_C.cumsum(0) - batch_count_C
-    rank_of_sorted_N = torch.arange(len(targets_N)) - first_C.index_select(0, sorted_N)
-    return torch.empty_like(targets_N).index_copy_(0, order_N, rank_of_sorted_N)
+def _rows(centred_NA: Tensor, shift_CA: Tensor, targets_N: Tensor, batch_count_C: Tensor) -> Tensor:
+    """Each class's samples and shift laid into as many rows, for one product of all; zero where it has fewer."""
+    classes, width = shift_CA.shape
+    position_N = torch.arange(len(targets_N), device=targets_N.device)
+    if is_asynchronous(targets_N):  # as many rows as samples always suffice: nobody need know the largest count
+        rows = len(targets_N) + 1
+        slot_N = position_N + rows * targets_N
+    else:
+        rows = int(batch_count_C.max()) + 1
+        targets_N, order_N = targets_N.sort()
+        centred_NA = centred_NA.index_select(0, order_N)
+        skipped_C = torch.arange(0, classes * rows, rows) - batch_count_C.cumsum(0).sub_(batch_count_C)
+        slot_N = position_N + skipped_C.index_select(0, targets_N)
+    rows_CRA = centred_NA.new_zeros(classes, rows, width)
+    rows_CRA.view(-1, width).index_copy_(0, slot_N, centred_NA)
+    rows_CRA[:, -1] = shift_CA
+    return rows_CRA
 
 
 def _count(targets: Tensor, num_classes: int) -> Tensor:
