@@ -27,10 +27,11 @@ def run_frozen(cfg: DictConfig) -> None:
 @hydra.main(version_base=None, config_path="conf", config_name="train")
 def compose_and_run(cfg: DictConfig) -> None:
     """Freeze what Hydra composed from the command line, then run it."""
-    frozen = freeze(cfg, HydraConfig.get().overrides.task)
-    if notice := rescaled_milestones(cfg):
-        print(notice)
-    run_frozen(frozen)
+    with one_sentence_errors():  # here already: Hydra would add a line to an exception that passes through it
+        frozen = freeze(cfg, HydraConfig.get().overrides.task)
+        if notice := rescaled_milestones(cfg):
+            print(notice)
+        run_frozen(frozen)
 
 
 def main(arguments: list[str]) -> None:

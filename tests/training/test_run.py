@@ -1,6 +1,7 @@
 """Whole runs on digits, as a user starts them."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -208,6 +209,16 @@ def test_a_mistake_is_one_line_and_exit_code_2(root, tmp_path):
     assert outcome.stderr.splitlines() == [
         "error: unknown setting 'recipee'; did you mean recipe or recipe.lr or recipe.epochs?"
     ]
+
+
+def test_missing_data_without_a_network_is_one_line_that_says_where_to_put_what(root, tmp_path):
+    environment = {**os.environ, "https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+    outcome = start(root, "model=resnet20", f"data_dir={tmp_path}", f"runs_dir={tmp_path}", env=environment)
+    assert outcome.returncode == 2
+    (line,) = [line for line in outcome.stderr.splitlines() if line.strip() and "%" not in line]
+    assert line.startswith(f"error: cifar10 in {tmp_path} cannot be used: the folder cifar-10-batches-py is missing")
+    assert "put cifar-10-python.tar.gz" in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_help_is_instant(root):
