@@ -30,9 +30,11 @@ class BatchClasses(NamedTuple):
     classes_U: Tensor | None
     row_N: Tensor
 
-    def take(self, per_class: Tensor, here: slice) -> Tensor:
-        """Rows ``here`` of something [C, ...] that each class has one of; a view where it can be."""
-        return per_class[here] if self.classes_U is None else per_class.index_select(0, self.classes_U[here])
+    def take(self, per_class: Tensor, here: slice | None = None) -> Tensor:
+        """Rows ``here`` (None: all) of something [C, ...] that each class has one of; a view where it can be."""
+        if self.classes_U is None:
+            return per_class if here is None else per_class[here]
+        return per_class.index_select(0, self.classes_U if here is None else self.classes_U[here])
 
 
 def classes_present(targets: Tensor, num_classes: int) -> BatchClasses:

@@ -10,7 +10,6 @@ Shapes: N samples, C classes, A features, U rows, one for each class of the batc
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,6 +36,10 @@ def sigma2(weight: Tensor, covariance: Tensor, batch: BatchClasses) -> tuple[Ten
         sigma2 [U, C], at least 0, and exactly 0 where j = c; and the products ``Sigma_c (w_j - w_c)`` [U, C, A].
     """
     rows = len(weight) if batch.classes_U is None else len(batch.classes_U)
+    if rows * covariance[0].nbytes <= _chunk_bytes(weight):  # in one piece, which need not be copied into its place
+        difference = weight - batch.take(weight)[:, None]
+        products_UCA = torch.bmm(difference, batch.take(covariance))
+        return torch.linalg.vecdot(difference, products_UCA).clamp_(min=0), products_UCA
     products_UCA = weight.new_empty(rows, *weight.shape)
     sigma2_UC = weight.new_empty(rows, len(weight))
     for here in _chunks(rows, covariance[0]):
@@ -50,9 +53,25 @@ def sigma2(weight: Tensor, covariance: Tensor, batch: BatchClasses) -> tuple[Ten
 
 def _chunks(rows: int, row: Tensor) -> Iterator[slice]:
     """``rows`` of the size of ``row``, in slices that are worked on together."""
-    limit = ACCELERATOR_CHUNK_BYTES if is_asynchronous(row) else CPU_CHUNK_BYTES
-    size = max(1, limit // row.nbytes)
+    size = max(1, _chunk_bytes(row) // row.nbytes)
     return (slice(start, start + size) for start in range(0, rows, size))
+
+
+def _sums(products_UCA: Tensor, factor_UC1: Tensor) -> tuple[Tensor, Tensor]:
+    """``products * factor``, summed over the rows, [C, A], and over the classes, [U, A]."""
+    if products_UCA.nbytes <= _chunk_bytes(products_UCA):
+        scaled = products_UCA * factor_UC1
+        return scaled.sum(0), scaled.sum(1)
+    over_rows_CA, over_classes_UA = torch.zeros_like(products_UCA[0]), torch.empty_like(products_UCA[:, 0])
+    for here in _chunks(len(products_UCA), products_UCA[0]):
+        scaled = products_UCA[here] * factor_UC1[here]
+        over_rows_CA += scaled.sum(0)
+        torch.sum(scaled, 1, out=over_classes_UA[here])
+    return over_rows_CA, over_classes_UA
+
+
+def _chunk_bytes(tensor: Tensor) -> int:
+    return ACCELERATOR_CHUNK_BYTES if is_asynchronous(tensor) else CPU_CHUNK_BYTES
 
 
 class _AddHalfSigma2(torch.autograd.Function):
@@ -65,19 +84,14 @@ class _AddHalfSigma2(torch.autograd.Function):
         sigma2_UC, products_UCA = sigma2(weight_CA, covariance_CAA, batch)
         ctx.save_for_backward(products_UCA, *batch)
         ctx.strength = strength
-        return (sigma2_UC * (0.5 * strength)).index_select(0, batch.row_N).add_(logits_NC)
+        return sigma2_UC.mul_(0.5 * strength).index_select(0, batch.row_N).add_(logits_NC)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_NC,) = gradients
         products_UCA, classes_U, row_N = ctx.saved_tensors
         factor_UC = gradient_NC.new_zeros(products_UCA.shape[:2]).index_add_(0, row_N, gradient_NC).mul_(ctx.strength)
-        sums = []
-        for here in _chunks(len(products_UCA), products_UCA[0]):
-            scaled = products_UCA[here] * factor_UC[here, :, None]
-            sums.append((scaled.sum(0), scaled.sum(1)))
-        of_weight_CA = functools.reduce(torch.Tensor.add_, (of_weight for of_weight, _ in sums))
-        of_own_UA = torch.cat([of_own for _, of_own in sums])
+        of_weight_CA, of_own_UA = _sums(products_UCA, factor_UC[:, :, None])
         if classes_U is None:
             of_weight_CA -= of_own_UA
         else:

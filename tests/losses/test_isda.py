@@ -111,10 +111,10 @@ def test_the_accelerators_rows_point_to_the_same_classes(samples, classes):
     for seed in range(20):
         targets = torch.randint(classes, (samples,), generator=torch.Generator().manual_seed(seed))
         for batch in (rows_of_fixed_number(targets, classes), classes_present(targets, classes)):
-            of_rows = batch.take(torch.arange(classes), slice(None))
+            of_rows = batch.take(torch.arange(classes))
             assert torch.equal(of_rows[batch.row_N], targets)
         fixed = rows_of_fixed_number(targets, classes)
-        assert len(fixed.take(torch.arange(classes), slice(None))) == min(samples, classes)
+        assert len(fixed.take(torch.arange(classes))) == min(samples, classes)
 
 
 def test_the_accelerators_path_gives_the_same_loss(monkeypatch):
