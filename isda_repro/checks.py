@@ -49,11 +49,15 @@ def check(cfg: Mapping[str, Any]) -> None:
         dropout is None or (_is_number(dropout) and 0 <= dropout < 1), "model.dropout", dropout, "a number in [0, 1)"
     )
     _check_milestones(recipe)
-    _check_choices(compute, cfg["faithful"], cfg["tracking"])
+    for key in ("runs_dir", "data_dir"):
+        _require(isinstance(cfg[key], str) and bool(cfg[key]), key, cfg[key], "a folder's name")
+    _check_choices(cfg)
 
 
 def _check_milestones(recipe: Mapping[str, Any]) -> None:
-    milestones = recipe["schedule"].get("milestones", [])
+    gamma, milestones = recipe["schedule"].get("gamma", 1), recipe["schedule"].get("milestones", [])
+    _require(_is_number(gamma) and 0 < gamma <= 1, "recipe.schedule.gamma", gamma, "a number in (0, 1]")
+    _require(isinstance(milestones, list), "recipe.schedule.milestones", milestones, "a list of epochs, [80,120]")
     for milestone in milestones:
         if not is_count(milestone):
             raise ConfigError(f"recipe.schedule.milestones has {milestone!r}: each must be an epoch, counted from 1")
@@ -66,7 +70,8 @@ def _check_milestones(recipe: Mapping[str, Any]) -> None:
         raise ConfigError(f"recipe.schedule.milestones={list(milestones)} must be in rising order")
 
 
-def _check_choices(compute: Mapping[str, Any], faithful: Mapping[str, Any], tracking: Mapping[str, Any]) -> None:
+def _check_choices(cfg: Mapping[str, Any]) -> None:
+    compute, faithful, tracking = cfg["compute"], cfg["faithful"], cfg["tracking"]
     allowed: dict[str, tuple[Any, Sequence[Any]]] = {
         "compute.device": (compute["device"], ("auto", "cpu", "gpu")),
         "compute.precision": (compute["precision"], ("auto", "fp32", "bf16")),
@@ -75,6 +80,12 @@ def _check_choices(compute: Mapping[str, Any], faithful: Mapping[str, Any], trac
         "compute.compile": (compute["compile"], ("auto", True, False)),
         "compute.deterministic": (compute["deterministic"], (True, False)),
         "faithful.progress": (faithful["progress"], ("iteration", "epoch")),
+        "faithful.crop_padding": (faithful["crop_padding"], ("zeros", "reflect")),
+        "faithful.channel_statistics": (faithful["channel_statistics"], ("dataset", "cifar10")),
+        "faithful.cosine_ends_at_zero": (faithful["cosine_ends_at_zero"], (True, False)),
+        "recipe.nesterov": (cfg["recipe"]["nesterov"], (True, False)),
+        "recipe.schedule.ends_at_zero": (cfg["recipe"]["schedule"].get("ends_at_zero", False), (True, False)),
+        "augmentation.flip": (cfg["augmentation"].get("flip", False), (True, False)),
         "tracking.mode": (tracking["mode"], ("none", "offline", "online")),
     }
     for key, (value, values) in allowed.items():

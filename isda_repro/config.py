@@ -154,6 +154,8 @@ def rescaled_milestones(cfg: DictConfig) -> str | None:
 def _refuse_additions(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Hydra suggests ``+key=value`` for an unknown key, and would then let it pass under a new run name."""
     for override in overrides:
+        if override.lstrip("+").startswith("choice."):
+            raise ConfigError(f"{override!r}: the names under choice follow from model=, dataset= and so on")
         if override.startswith("~"):
             raise ConfigError(f"{override!r} deletes a setting that the program reads; give it another value instead")
         if not override.startswith("+"):
@@ -196,9 +198,15 @@ def read_frozen(path: Path) -> DictConfig:
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg))
     stated = plain.pop("run_id")
     plain.pop("numerics_version")
-    check(plain)
-    if stated != run_id(plain):
+    try:
+        check(plain)
+        found = run_id(plain)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is not a whole frozen run: {error} is missing or damaged") from error
+    if stated != found:
         raise ConfigError(f"{path} was edited after it was frozen as {stated}: compose a new run instead")
+    if path.resolve().parent.name == stated:  # the run lives where its file lies, wherever it was begun
+        cfg.runs_dir = str(path.resolve().parent.parent)
     return cfg
 
 
@@ -250,4 +258,6 @@ def build(node: DictConfig, **arguments: Any) -> Any:
             raise error.__cause__ from None
         if isinstance(error.__cause__, ValueError | TypeError):
             raise ConfigError(f"{plain['_target_']}: {error.__cause__}") from error
+        if error.__cause__ is not None:  # a defect of the program, which Hydra's error would hide
+            raise error.__cause__ from error
         raise

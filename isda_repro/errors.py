@@ -21,12 +21,15 @@ class UserError(ValueError):
 def one_sentence_errors() -> Iterator[None]:
     """Print a ``UserError`` as ``error: <sentence>`` on standard error and leave with ``EXIT_USER_ERROR``.
 
-    Ctrl-C is one line too.
+    So are a file that cannot be read or written, and Ctrl-C.
     """
     try:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except OSError as error:
+        print(f"error: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command starts it again", file=sys.stderr)

@@ -39,7 +39,10 @@ def main(arguments: list[str]) -> None:
     cfg = read_frozen(folder / "config.yaml")
     if options.data_dir is not None and "data_dir" in cfg.dataset.source:
         cfg.dataset.source.data_dir = options.data_dir
+    if options.device not in ("auto", "cpu", "gpu"):
+        raise ConfigError(f"device={options.device} must be one of auto, cpu, gpu")
     compute = resolve({**OmegaConf.to_container(cfg.compute), "device": options.device})  # type: ignore[dict-item]
+    compute.apply()
     state = checkpoint.load(folder / "checkpoint.pt", compute.device)
     source = build(cfg.dataset.source)
     network = parts.build_network(cfg, source, compute)

@@ -86,7 +86,8 @@ class Criterion(nn.Module):
             )
         if head.weight.shape != (classes, width):
             raise ValueError(f"{name}: head.weight is {list(head.weight.shape)} and must be [{classes}, {width}]")
-        # An accelerator would have to be waited for; cross-entropy's own assertion stops it there.
+        # An accelerator would have to be waited for; cross-entropy's own assertion stops it there, except at -100,
+        # which it ignores. The loaders check labels when data is read.
         if targets.is_cpu and samples:
             lowest, highest = (int(target) for target in targets.aminmax())
             if lowest < 0 or highest >= classes:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from isda_repro.losses.batch_classes import BatchClasses, is_asynchronous
 
@@ -87,6 +88,7 @@ class _AddHalfSigma2(torch.autograd.Function):
         return sigma2_UC.mul_(0.5 * strength).index_select(0, batch.row_N).add_(logits_NC)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_NC,) = gradients
         products_UCA, classes_U, row_N = ctx.saved_tensors

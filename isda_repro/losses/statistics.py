@@ -79,7 +79,10 @@ class ClassStatistics(nn.Module):
 
 
 def _rows(centred_NA: Tensor, shift_CA: Tensor, targets_N: Tensor, batch_count_C: Tensor) -> Tensor:
-    """Each class's samples and shift laid into as many rows, for one product of all; zero where it has fewer."""
+    """Each class's samples and shift laid into as many rows, for one product of all; zero where it has fewer.
+
+    On an accelerator the product then costs C N A A instead of N A A: 5 G multiply-adds at (128, 100, 640).
+    """
     classes, width = shift_CA.shape
     position_N = torch.arange(len(targets_N), device=targets_N.device)
     if is_asynchronous(targets_N):  # as many rows as samples always suffice: nobody need know the largest count

@@ -9,7 +9,7 @@ from isda_repro.tracking.tracker import Record
 
 
 class JsonLines:
-    """Appends the records of training to a file, each line on disk before the next step is taken.
+    """Appends the records of training to a file, each line handed to the system before the next step is taken.
 
     The result is not one of them: it has a file of its own, written last.
     """

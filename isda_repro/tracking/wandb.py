@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-import warnings
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
 from isda_repro.tracking.tracker import Record
 
@@ -15,14 +15,15 @@ INIT_TIMEOUT_SECONDS = 10.0
 Arguments = ParamSpec("Arguments")
 
 
-def _never_fatal(method: Callable[Arguments, None]) -> Callable[Arguments, None]:
+def _never_fatal(method: Callable[Concatenate[WandbTracker, Arguments], None]) -> Callable[..., None]:
     @functools.wraps(method)
-    def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+    def guarded(self: WandbTracker, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
         try:
-            method(*args, **kwargs)
+            method(self, *args, **kwargs)
         except Exception as error:  # the network, a full disk, W&B's own: none is worth a training run
+            self.give_up()
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            warnings.warn(f"W&B is off for this run, training goes on: {reason}", stacklevel=2)
+            print(f"warning: W&B is off for this run, training goes on: {reason}", file=sys.stderr)
 
     return guarded
 
@@ -76,6 +77,8 @@ class WandbTracker:
         """Log an epoch, or the summary of the finished run."""
         if record["kind"] == "result" and self._offline:
             self._begin()
+            if self._run is None:
+                return
             for line in self._metrics_path.read_text(encoding="utf-8").splitlines():
                 self._send(json.loads(line))
         if self._run is not None:
@@ -86,6 +89,10 @@ class WandbTracker:
         """End the W&B run."""
         if self._run is not None:
             self._run.finish()
+
+    def give_up(self) -> None:
+        """Log nothing any more."""
+        self._run = None
 
     @_never_fatal
     def _begin(self) -> None:

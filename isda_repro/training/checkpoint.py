@@ -6,7 +6,6 @@ One is written when training has ended.
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,7 +39,9 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: has its run finished?") from error
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # whatever a damaged archive makes of PyTorch's reader
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} is not a whole checkpoint, or not one of ours: {reason}") from error
+    if not isinstance(state, dict) or not {"epoch", "network"} <= set(state):
+        raise UserError(f"{path} is not a checkpoint of ours: it has no network and epoch")
     return cast(dict[str, Any], state)

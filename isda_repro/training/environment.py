@@ -25,9 +25,10 @@ def provenance() -> dict[str, Any]:
 
     To be taken when a run starts: the checkout may have moved on when it ends.
     """
-    status = _git("status", "--porcelain", "--untracked-files=no")
+    ours = _git("rev-parse", "--show-toplevel") == str(ROOT)  # not some repository that the package was copied into
+    status = _git("status", "--porcelain", "--", "isda_repro", "conf", "train.py") if ours else None
     return {
-        "git_revision": _git("rev-parse", "HEAD"),
+        "git_revision": _git("rev-parse", "HEAD") if ours else None,
         "git_clean": None if status is None else status == "",
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -10,8 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from isda_repro.config import build, request, write_frozen
 from isda_repro.data import Source
+from isda_repro.errors import UserError
 from isda_repro.tables.records import (
     EpochRecord,
+    RecordError,
     Result,
     SegmentRecord,
     as_json,
@@ -35,7 +37,7 @@ def run(cfg: DictConfig) -> Result:
     """
     directory = RunDirectory(Path(cfg.runs_dir), cfg.run_id)
     if directory.finished:
-        result = read_result(directory.result)
+        result = _finished(directory)
         print(f"{cfg.run_id} is already done: {summary(result)}\n{directory.result}")
         return result
     compute = resolve(cfg.compute)
@@ -68,6 +70,13 @@ def run(cfg: DictConfig) -> Result:
             tracker.close()
     print(f"{cfg.run_id}: {summary(result)}\n{directory.result}", flush=True)
     return result
+
+
+def _finished(directory: RunDirectory) -> Result:
+    try:
+        return read_result(directory.result)
+    except RecordError as error:
+        raise UserError(f"{error}; delete that file to run again") from error
 
 
 def _trainer(cfg: DictConfig, source: Source, compute: Compute) -> Trainer:

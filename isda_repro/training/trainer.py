@@ -98,6 +98,8 @@ class Trainer:
         Raises:
             DivergedError: a loss is NaN or infinite; nothing of that epoch has been written.
         """
+        if self.compute.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.compute.device)
         records = []
         for epoch in range(1, self.epochs + 1):
             record = self._epoch(epoch, bar)
@@ -124,7 +126,11 @@ class Trainer:
         with self._stopwatch.host("evaluation"):
             test = evaluate(self.compiled, self.test_batches.epoch(0), self.compute)
         if not math.isfinite(test.loss):
-            raise DivergedError(f"the test loss is {test.loss} after epoch {epoch}: lower recipe.lr ({rate:g})")
+            last = first_step + self.train_batches.steps_per_epoch - 1
+            raise DivergedError(
+                f"the test loss is {test.loss} after step {last} (epoch {epoch}), with learning rate {rate:g}: "
+                "training stopped and wrote no weights; lower recipe.lr"
+            )
         return EpochRecord(
             epoch=epoch,
             step=first_step + self.train_batches.steps_per_epoch,

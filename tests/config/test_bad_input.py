@@ -40,6 +40,15 @@ from isda_repro.config import build, compose
         ("seed=a", "seed='a' must be"),
         ("faithful.progress=step", "faithful.progress=step must be one of iteration, epoch"),
         ("recipe.lr==", "recipe.lr=="),
+        ("recipe.nesterov=no", "recipe.nesterov=no must be one of true, false"),
+        ("augmentation.flip=maybe", "augmentation.flip=maybe must be one of true, false"),
+        ("faithful.cosine_ends_at_zero=no", "faithful.cosine_ends_at_zero=no must be one of true, false"),
+        ("recipe.schedule.gamma=-1", "recipe.schedule.gamma=-1 must be"),
+        ("recipe.schedule.gamma=foo", "recipe.schedule.gamma=foo must be"),
+        ("recipe.schedule.milestones=5", "recipe.schedule.milestones=5 must be a list"),
+        ("recipe.schedule.milestones=null", "recipe.schedule.milestones=None must be a list"),
+        ("choice.dataset=digits", "the names under choice follow from"),
+        ("runs_dir=", "runs_dir= must be a folder's name"),
     ],
 )
 def test_one_sentence(override, sentence):

@@ -93,6 +93,22 @@ def test_an_edited_frozen_file_is_refused(tmp_path):
         read_frozen(tmp_path / "config.yaml")
 
 
+def test_a_frozen_run_lives_where_its_file_lies(tmp_path):
+    cfg = compose([*BASE, "runs_dir=elsewhere"])
+    folder = tmp_path / cfg.run_id
+    folder.mkdir()
+    write_frozen(cfg, folder / "config.yaml")
+    assert read_frozen(folder / "config.yaml").runs_dir == str(tmp_path.resolve())
+
+
+def test_a_frozen_file_with_a_part_missing_is_one_sentence(tmp_path):
+    cfg = compose(BASE)
+    del cfg["recipe"]
+    write_frozen(cfg, tmp_path / "config.yaml")
+    with pytest.raises(ConfigError, match="is not a whole frozen run: 'recipe' is missing"):
+        read_frozen(tmp_path / "config.yaml")
+
+
 def test_a_missing_frozen_file_is_one_sentence(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         read_frozen(tmp_path / "none.yaml")

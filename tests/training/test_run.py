@@ -12,6 +12,7 @@ import torch
 
 from isda_repro.config import compose
 from isda_repro.tables.records import EpochRecord, SegmentRecord, mean_of_last, read_metrics, read_result
+from isda_repro.training import checkpoint
 from isda_repro.training.run import run
 from isda_repro.training.trainer import DivergedError
 
@@ -144,6 +145,27 @@ def test_what_is_refused_leaves_nothing_behind(tmp_path, override, sentence):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_damaged_result_is_one_sentence_that_says_what_to_do(tmp_path):
+    cfg = settings(tmp_path)
+    folder = tmp_path / cfg.run_id
+    folder.mkdir()
+    (folder / "result.json").write_text("{")
+    with pytest.raises(ValueError, match=r"result.json: not JSON .*; delete that file to run again"):
+        run(cfg)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+def test_a_damaged_checkpoint_is_one_sentence(tmp_path, content):
+    path = tmp_path / "checkpoint.pt"
+    if content is None:
+        torch.save({"something": 1}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"checkpoint.pt is not a") as caught:
+        checkpoint.load(path, torch.device("cpu"))
+    assert "\n" not in str(caught.value)
+
+
 def test_holdout_is_evaluated_and_named(tmp_path):
     result = run(settings(tmp_path, "dataset.holdout=137"))
     assert (result.evaluated_on, result.test_images, result.train_images) == ("holdout", 137, 200)
@@ -219,6 +241,13 @@ def test_missing_data_without_a_network_is_one_line_that_says_where_to_put_what(
     assert line.startswith(f"error: cifar10 in {tmp_path} cannot be used: the folder cifar-10-batches-py is missing")
     assert "put cifar-10-python.tar.gz" in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(root):
+    outcome = start(root, *TINY, *QUIET, "runs_dir=/dev/null")
+    assert outcome.returncode == 2
+    assert [line for line in outcome.stderr.splitlines() if line] == [outcome.stderr.strip()]
+    assert outcome.stderr.startswith("error: Not a directory: /dev/null/")
 
 
 def test_help_is_instant(root):
