@@ -28,7 +28,7 @@ from isda_repro.errors import UserError
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 """Raise it whenever the same request would give other numbers: every run then gets a new name."""
 
 NOT_REQUESTED = ("choice", "data_dir", "runs_dir", "dataset.source.data_dir", "compute.device", "tracking")

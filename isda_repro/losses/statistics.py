@@ -1,6 +1,6 @@
 """Running mean and covariance of the features of each class: equations 9-11 of the paper (Appendix A).
 
-Shapes: N samples in the batch, C classes, A features, R rows for a class: its samples and the shift of its mean.
+Shapes: N samples in the batch, C classes, A features, R rows for a class: the shift of its mean and its samples.
 """
 
 from __future__ import annotations
@@ -39,26 +39,25 @@ class ClassStatistics(nn.Module):
     def update(self, features: Tensor, targets: Tensor) -> None:
         """Merge a batch: ``features`` [N, A] and ``targets`` int64 [N] in [0, C).
 
-        With m samples of a class in the batch, mu' their mean, T the class's new count and w = m/T, equation 10 is
+        With n samples of a class before, m in the batch, T = n + m, and the mean mu moving to
+        mu_new = mu + sum_i (a_i - mu) / T, equation 10 is
 
-            Sigma_new = (1 - w) Sigma + (sum_i (a_i - mu') (a_i - mu')^T + m (1 - w) (mu' - mu) (mu' - mu)^T) / T
+            Sigma_new = (n Sigma + sum_i (a_i - mu_new) (a_i - mu_new)^T + n (mu - mu_new) (mu - mu_new)^T) / T
 
-        so a class takes one product of a matrix with itself: its rows are the centred samples and the shift of the
-        mean. What is added is symmetric and never negative, and a mean far from zero costs the first batch nothing.
+        so a class takes one product of a matrix with itself: its rows are the samples and the old mean as seen from the
+        new one. What is added is symmetric and never negative, and a mean far from zero costs the first batch nothing.
         """
         mean_CA, covariance_CAA, count_C = self.mean, self.covariance, self.count
-        dtype = mean_CA.dtype
-        features_NA = features.to(dtype)
         batch_count_C = _count(targets, len(count_C))
+        before_C = count_C.to(mean_CA.dtype)
         count_C += batch_count_C
-        samples_C, total_C = batch_count_C.to(dtype), count_C.to(dtype).clamp_(min=1)
-        w_C = samples_C / total_C
-        batch_mean_CA = torch.zeros_like(mean_CA).index_add_(0, targets, features_NA)
-        batch_mean_CA /= samples_C.clamp(min=1)[:, None]
-        centred_NA = features_NA - batch_mean_CA.index_select(0, targets)
-        keep_C = 1 - w_C
-        shift_CA = (batch_mean_CA - mean_CA).mul_((samples_C * keep_C).sqrt_()[:, None])
-        mean_CA.lerp_(batch_mean_CA, w_C[:, None])  # an absent class has w = 0 and stays as it was
+        total_C = count_C.to(mean_CA.dtype).clamp_(min=1)
+        centred_NA = features.to(mean_CA.dtype) - mean_CA.index_select(0, targets)
+        moved_CA = torch.zeros_like(mean_CA).index_add_(0, targets, centred_NA).div_(total_C[:, None])
+        mean_CA += moved_CA  # zero for an absent class, which stays as it was
+        centred_NA -= moved_CA.index_select(0, targets)
+        keep_C = before_C / total_C
+        shift_CA = moved_CA.mul_(before_C.sqrt_()[:, None])
         if covariance_CAA.nbytes > BATCHED_BYTES and not is_asynchronous(features):
             self._merge_one_by_one(centred_NA, shift_CA, targets, batch_count_C)
         else:
@@ -72,14 +71,12 @@ class ClassStatistics(nn.Module):
         centred = centred_NA.index_select(0, targets_N.argsort()).split(counts)
         for c, (count, total) in enumerate(zip(counts, totals, strict=True)):
             if count:
-                rows_RA = shift_CA[c : c + 1]
-                if count > 1:  # one sample is its own mean: only the shift is left of it
-                    rows_RA = torch.cat((centred[c], rows_RA))
+                rows_RA = torch.cat((shift_CA[c : c + 1], centred[c]))
                 self.covariance[c].addmm_(rows_RA.T, rows_RA, beta=1 - count / total, alpha=1 / total)
 
 
 def _rows(centred_NA: Tensor, shift_CA: Tensor, targets_N: Tensor, batch_count_C: Tensor) -> Tensor:
-    """Each class's samples and shift laid into as many rows, for one product of all; zero where it has fewer.
+    """Each class's shift and samples laid into as many rows, for one product of all; zero where it has fewer.
 
     On an accelerator the product then costs C N A A instead of N A A: 5 G multiply-adds at (128, 100, 640).
     """
@@ -87,16 +84,16 @@ def _rows(centred_NA: Tensor, shift_CA: Tensor, targets_N: Tensor, batch_count_C
     position_N = torch.arange(len(targets_N), device=targets_N.device)
     if is_asynchronous(targets_N):  # as many rows as samples always suffice: nobody need know the largest count
         rows = len(targets_N) + 1
-        slot_N = position_N + rows * targets_N
-    else:
+        slot_N = position_N.add_(1).add_(targets_N, alpha=rows)
+    else:  # the samples of a class, in turn, up to the last of its rows
         rows = int(batch_count_C.max()) + 1
         targets_N, order_N = targets_N.sort()
         centred_NA = centred_NA.index_select(0, order_N)
-        skipped_C = torch.arange(0, classes * rows, rows) - batch_count_C.cumsum(0).sub_(batch_count_C)
-        slot_N = position_N + skipped_C.index_select(0, targets_N)
+        skipped_C = torch.arange(rows, rows * classes + 1, rows) - batch_count_C.cumsum(0)
+        slot_N = skipped_C.index_select(0, targets_N).add_(position_N)
     rows_CRA = centred_NA.new_zeros(classes, rows, width)
     rows_CRA.view(-1, width).index_copy_(0, slot_N, centred_NA)
-    rows_CRA[:, -1] = shift_CA
+    rows_CRA[:, 0] = shift_CA
     return rows_CRA
 
 
