@@ -6,6 +6,7 @@ seeds, in a band from the smallest to the largest. Dotted verticals mark the dro
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,9 +118,10 @@ def _curve(label: str, cell: FilledCell) -> Curve:
 
 def learning_rate_drops(rates: Sequence[float]) -> list[int]:
     """The epochs, counted from 1, at which a step-wise schedule drops; none of a cosine, which falls all the time."""
-    return [
-        i + 1 for i in range(1, len(rates)) if rates[i] <= rates[i - 1] / 2 and (i == 1 or rates[i - 2] == rates[i - 1])
-    ]
+    steps = list(itertools.pairwise(rates))
+    if not any(before == after for before, after in steps):  # a step-wise schedule holds a rate for some time
+        return []
+    return [epoch for epoch, (before, after) in enumerate(steps, start=2) if after <= before / 2]
 
 
 # ------------------------------------------------------------------------------------------------------------- drawing
@@ -157,6 +159,8 @@ def _draw(axes: Any, curve: Curve, look: tuple[str, Any, str], shift: int) -> No
 
 def _dress(axes: Any, title: str, curves: list[Curve], evaluated_on: str) -> None:
     """Scales, ticks, the marks of the learning rate and the legend."""
+    from matplotlib.ticker import MaxNLocator
+
     low = min(max(error, curve.floor) for curve in curves for error in curve.low) * 0.85
     high = max(error for curve in curves for error in curve.high) * 1.15
     axes.set_yscale("log")
@@ -168,6 +172,7 @@ def _dress(axes: Any, title: str, curves: list[Curve], evaluated_on: str) -> Non
     axes.grid(axis="y", color="0.9", linewidth=0.6)
     last = max(len(curve.mean) for curve in curves)
     axes.set_xlim(1 - 0.02 * last, last * 1.02)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for number, drop in enumerate(sorted({drop for curve in curves for drop in curve.drops})):
         axes.axvline(drop - 0.5, color="0.35", linestyle=(0, (1, 2)), linewidth=0.9, zorder=0,
                      label=None if number else "learning rate drops")  # fmt: skip

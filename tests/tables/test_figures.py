@@ -33,6 +33,7 @@ def test_drops_of_steps_are_marked_and_a_cosine_has_none():
     assert learning_rate_drops([0.05] * 15 + [0.005] * 8 + [0.0005] * 7) == [16, 24]
     assert learning_rate_drops([1.0, 0.2, 0.2]) == [2]
     assert learning_rate_drops([1.0]) == []
+    assert learning_rate_drops([0.1, 0.1, 0.01, 0.001, 0.001]) == [3, 4]  # one right after another
     cosine = [0.5 * (1 + math.cos(math.pi * epoch / 30)) for epoch in range(31)]
     assert learning_rate_drops(cosine) == []
 
@@ -59,6 +60,7 @@ def test_lines_differ_without_colour_and_the_axis_is_logarithmic(filled):
     assert 60 < high < 100
     drops = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 2]
     assert drops == [15.5, 23.5]
+    assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
 def test_nothing_finished_draws_nothing(demo, tmp_path):
