@@ -49,6 +49,11 @@ def check(cfg: Mapping[str, Any]) -> None:
         dropout is None or (_is_number(dropout) and 0 <= dropout < 1), "model.dropout", dropout, "a number in [0, 1)"
     )
     _check_milestones(recipe)
+    minutes, steps = cfg["checkpoint"]["minutes"], cfg["checkpoint"]["steps"]
+    above_zero = _is_number(minutes) and minutes > 0
+    _require(minutes is None or above_zero, "checkpoint.minutes", minutes, "a number above 0, or null")
+    _require(steps is None or is_count(steps), "checkpoint.steps", steps, "a whole number from 1 on, or null")
+    _require(isinstance(cfg["force"], bool), "force", cfg["force"], "true or false")
     for key in ("runs_dir", "data_dir"):
         _require(isinstance(cfg[key], str) and bool(cfg[key]), key, cfg[key], "a folder's name")
     _check_choices(cfg)

@@ -31,7 +31,10 @@ CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 NUMERICS_VERSION = 2
 """Raise it whenever the same request would give other numbers: every run then gets a new name."""
 
-NOT_REQUESTED = ("choice", "data_dir", "runs_dir", "dataset.source.data_dir", "compute.device", "tracking")
+NOT_REQUESTED = (
+    *("choice", "data_dir", "runs_dir", "dataset.source.data_dir", "compute.device", "tracking"),
+    *("checkpoint", "force"),
+)
 """Keys that cannot change a result. They are no part of a run's identity, and stay out of ``result.json``."""
 
 

@@ -13,6 +13,23 @@ EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, the shell's own."""
 
 
+EXIT_STOPPED = 75
+"""Exit code after SIGTERM, SIGUSR1 or SIGUSR2, when the state has been saved: the same command goes on from there."""
+
+
+class StoppedError(Exception):
+    """A signal has asked a run to stop, and it has saved its state. The message says how to go on.
+
+    Args:
+        message: one sentence.
+        exit_code: what the process leaves with.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class UserError(ValueError):
     """Something that the user can mend. The message is one sentence: what was wrong, where, and what to do."""
 
@@ -31,6 +48,9 @@ def one_sentence_errors() -> Iterator[None]:
     except OSError as error:
         print(f"error: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+    except StoppedError as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command starts it again", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

@@ -157,8 +157,8 @@ def main() -> None:
     lines = [
         "# Training: images per second, ResNet-32 on CIFAR-100 with ISDA, batch 128, CPU",
         "",
-        f"`python scripts/benchmark_train.py`: {STEPS} steps a turn, medians over {TURNS} turns (of the ratios too), the",
-        "forms in turn, the plain form in a process of its own.",
+        f"`python scripts/benchmark_train.py`: {STEPS} steps a turn, medians over {TURNS} turns (of the ratios too),",
+        "the forms in turn, the plain form in a process of its own.",
         f"Bars: bf16 at least {BAR_BF16} times the plain form where the CPU has it natively, fp32 at least",
         f"{BAR_FP32} times; ISDA, backward pass and statistics included, {BAR_ISDA_SHARE:.0%} of it at most.",
         "",

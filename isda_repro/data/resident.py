@@ -60,7 +60,7 @@ class ResidentLoader:
         if len(mean) != channels:
             raise UserError(f"The images have {channels} channels, but mean and std have {len(mean)}.")
         self.steps_per_epoch = -(-self.num_samples // batch_size)
-        self._batch_size, self._seed, self._shuffle, self._device = batch_size, seed, shuffle, device
+        self.batch_size, self._seed, self._shuffle, self._device = batch_size, seed, shuffle, device
         self._augmentation = augmentation or NoAugmentation()
         self._image_size = (height, width)
         self._channels_last = memory_format == torch.channels_last
@@ -84,8 +84,8 @@ class ResidentLoader:
 
     def _batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         order, draws = self._order(epoch), self._draws(epoch)
-        for start in range(first_step * self._batch_size, self.num_samples, self._batch_size):
-            here = slice(start, min(start + self._batch_size, self.num_samples))
+        for start in range(first_step * self.batch_size, self.num_samples, self.batch_size):
+            here = slice(start, min(start + self.batch_size, self.num_samples))
             if order is None:
                 stored, targets = self._stored[here], self._targets[here]
             else:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from statistics import fmean
 from typing import Any, ClassVar, Self
 
 from isda_repro.errors import UserError
+from isda_repro.files import written_whole
 
 METRICS_SCHEMA = 1  # raise when a field of EpochRecord or SegmentRecord changes its meaning, or one disappears
 RESULT_SCHEMA = 1  # likewise for Result
@@ -113,35 +113,29 @@ def as_json(record: SegmentRecord | EpochRecord | Result) -> dict[str, Any]:
     return {"kind": record.kind, "schema": schema, **dataclasses.asdict(record)}
 
 
-def read_metrics(path: Path) -> Iterator[SegmentRecord | EpochRecord]:
-    """The records of a ``metrics.jsonl``, in order. RecordError names the file and the line that is damaged."""
+def read_metrics(path: Path, length: int | None = None) -> Iterator[SegmentRecord | EpochRecord]:
+    """The records of a ``metrics.jsonl``, or of its first ``length`` bytes, in order.
+
+    RecordError names the file and the line that is damaged.
+    """
     kinds: dict[str, type[SegmentRecord] | type[EpochRecord]] = {"segment": SegmentRecord, "epoch": EpochRecord}
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                data = json.loads(line)
-                _check_schema(data, METRICS_SCHEMA)
-                yield kinds[data["kind"]].from_json(data)
-            except (ValueError, KeyError, TypeError) as error:
-                raise RecordError(f"{path}, line {number}: {_reason(error)}") from error
+    text = path.read_bytes()[:length].decode(errors="replace")
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            data = json.loads(line)
+            _check_schema(data, METRICS_SCHEMA)
+            yield kinds[data["kind"]].from_json(data)
+        except (ValueError, KeyError, TypeError) as error:
+            raise RecordError(f"{path}, line {number}: {_reason(error)}") from error
 
 
 def write_result(path: Path, result: Result) -> None:
-    """Write ``result.json`` so that it is either whole or absent: temporary file, fsync, rename, fsync the folder."""
+    """Write ``result.json`` so that it is either whole or absent."""
     body = sorted(as_json(result).items())  # a line a field: small, and readable in a diff
     lines = (f"{json.dumps(key)}: {json.dumps(value, sort_keys=True, allow_nan=False)}" for key, value in body)
     text = "{\n" + ",\n".join(lines) + "\n}"
-    temporary = path.with_suffix(".json.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with written_whole(path) as file:
+        file.write((text + "\n").encode())
 
 
 def read_result(path: Path) -> Result:

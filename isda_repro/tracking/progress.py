@@ -21,18 +21,18 @@ class Progress:
     Args:
         epochs: of the whole run.
         images_per_epoch: training images in one.
-        first_epoch: epochs already done, when a run is resumed.
+        images_done: those trained on before, when a run is resumed.
         stream: where to write; a bar is drawn only on a terminal.
     """
 
-    def __init__(self, epochs: int, images_per_epoch: int, first_epoch: int = 0, stream: TextIO | None = None) -> None:
+    def __init__(self, epochs: int, images_per_epoch: int, images_done: int = 0, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._epochs = epochs
         self._images_per_epoch = images_per_epoch
         self._terminal = self._stream.isatty()
         self._bar = tqdm(
             total=epochs * images_per_epoch,
-            initial=first_epoch * images_per_epoch,
+            initial=images_done,
             unit=" images",
             unit_scale=True,
             smoothing=0.1,
@@ -40,7 +40,7 @@ class Progress:
             file=self._stream,
             disable=not self._terminal,
         )
-        self._seen = first_epoch * images_per_epoch
+        self._seen = images_done
         self._begun_at = self._looked_at = time.perf_counter()
         self._seen_at_begin = self._seen
 

@@ -107,7 +107,7 @@ class WandbTracker:
         if record["kind"] == "epoch":
             flat = {key: value for key, value in record.items() if isinstance(value, int | float)}
             timing = {f"timing/{key}": value for key, value in record["timing"].items()}
-            self._run.log({**flat, **timing})
+            self._run.log({**flat, **timing}, step=record["epoch"])  # one that a resumed run logs again is dropped
         elif record["kind"] == "result":
             numbers = {key: value for key, value in record.items() if isinstance(value, int | float | str)}
             self._run.summary.update(numbers)

@@ -1,47 +1,123 @@
-"""A run's weights on disk: written whole or not at all, read without running code.
+"""A run's state on disk: written whole or not at all, in the background, checked and read without running code.
 
-One is written when training has ended.
+Files are PyTorch's own archives, which carry a checksum (CRC-32) of every tensor; it is verified when one is loaded.
 """
 
 from __future__ import annotations
 
-import os
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from isda_repro.errors import UserError
+from isda_repro.files import written_whole
+
+KEPT = 2  # the last, and the one before in case the disk damages the last
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged, or not one of ours."""
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
     """Write ``state``, tensors and plain containers, so that ``path`` is either the old file or the whole new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with written_whole(path) as file:
+        torch.save(dict(state), file)
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read what ``save`` wrote.
+    """Read what ``save`` wrote, if every byte of it is still what was written.
 
     Raises:
-        UserError: the file is missing, damaged, or holds something other than tensors and plain containers.
+        CheckpointError: the file is missing, damaged, or holds something other than tensors and plain containers.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # PyTorch's own reader leaves the checksums alone
+        if damaged is not None:
+            raise CheckpointError(f"the checksum of its part {damaged} is wrong")
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: has its run finished?") from error
-    except Exception as error:  # whatever a damaged archive makes of PyTorch's reader
+        raise CheckpointError(f"{path} does not exist: has its run finished?") from error
+    except Exception as error:  # whatever a damaged archive makes of the two readers
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is not a whole checkpoint, or not one of ours: {reason}") from error
+        raise CheckpointError(f"{path} is not a whole checkpoint, or not one of ours: {reason}") from error
     if not isinstance(state, dict) or not {"epoch", "network"} <= set(state):
-        raise UserError(f"{path} is not a checkpoint of ours: it has no network and epoch")
+        raise CheckpointError(f"{path} is not a checkpoint of ours: it has no network and epoch")
     return cast(dict[str, Any], state)
+
+
+def snapshot(state: Any) -> Any:
+    """A copy in the CPU's memory that training no longer changes."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, Mapping):
+        return {key: snapshot(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return [snapshot(value) for value in state]
+    return state
+
+
+class Checkpoints:
+    """The last two states of a run that is not finished: ``checkpoint-<step>.pt`` in its folder.
+
+    Args:
+        folder: the run's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: threading.Thread | None = None
+        self._failure: Exception | None = None
+        self.written_at = time.monotonic()
+
+    def newest_first(self) -> list[Path]:
+        """Those on disk."""
+        return sorted(self._folder.glob("checkpoint-*.pt"), key=lambda path: path.name, reverse=True)
+
+    def write(self, state: Mapping[str, Any]) -> None:
+        """Copy ``state``, which has its ``step``, and write it in the background; waits for the one before first."""
+        self.wait()
+        copy = snapshot(state)
+        path = self._folder / f"checkpoint-{copy['step']:09}.pt"
+        self._writer = threading.Thread(target=self._write, args=(path, copy), name=path.name)
+        self._writer.start()
+        self.written_at = time.monotonic()
+
+    def wait(self) -> None:
+        """Until nothing is being written. A failure is one warning: the checkpoint before is still there."""
+        if self._writer is not None:
+            self._writer.join()
+            if self._failure is not None:
+                print(
+                    f"warning: {self._writer.name} could not be written ({self._failure}); the one before stays, "
+                    "training goes on",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        self._writer = self._failure = None
+
+    def set_aside(self, path: Path) -> None:
+        """Keep one that cannot be used out of the way, for whoever wants to look at it."""
+        path.replace(path.with_name(path.name + ".damaged"))
+
+    def clear(self) -> None:
+        """Delete all, when the run has finished or starts over."""
+        self.wait()
+        for path in (*self.newest_first(), *self._folder.glob("checkpoint-*.pt.tmp")):
+            path.unlink(missing_ok=True)
+
+    def _write(self, path: Path, state: Mapping[str, Any]) -> None:
+        try:
+            save(path, state)
+            for old in self.newest_first()[KEPT:]:
+                old.unlink(missing_ok=True)
+        except Exception as error:  # told by `wait`, in the main thread
+            self._failure = error

@@ -13,7 +13,7 @@ from isda_repro.data import ResidentLoader, Source
 from isda_repro.losses import Criterion
 from isda_repro.models import Network
 from isda_repro.randomness import stream_seed
-from isda_repro.tracking import JsonLines, Progress, Tracker, WandbTracker
+from isda_repro.tracking import Tracker, WandbTracker
 from isda_repro.training.compute import Compute
 
 TEST_BATCH_SIZE = 500  # the error does not depend on it; both CIFAR test sets are a whole number of them
@@ -66,9 +66,9 @@ def build_optimizer(cfg: DictConfig, network: Network, criterion: Criterion) -> 
     return optimizer
 
 
-def build_trackers(cfg: DictConfig, metrics: Path, bar: Progress) -> list[Tracker]:
-    """``metrics.jsonl`` first, since it is the authority; then the bar, then W&B if it is wanted."""
-    trackers: list[Tracker] = [JsonLines(metrics), bar]
+def build_trackers(cfg: DictConfig, metrics: Path) -> list[Tracker]:
+    """Those that are wanted beside ``metrics.jsonl``, the authority, and the bar: W&B."""
+    trackers: list[Tracker] = []
     if cfg.tracking.mode != "none":
         asked = request(cfg)
         cell = OmegaConf.to_container(cfg.choice)

@@ -18,14 +18,19 @@ from isda_repro.tables.records import (
     SegmentRecord,
     as_json,
     mean_of_last,
+    read_metrics,
     read_result,
     write_result,
 )
-from isda_repro.tracking import Progress
+from isda_repro.tracking import JsonLines, Progress, Tracker
 from isda_repro.training import checkpoint, parts
+from isda_repro.training.checkpoint import Checkpoints
 from isda_repro.training.compute import Compute, resolve
 from isda_repro.training.environment import provenance, write_environment
+from isda_repro.training.lock import FolderLock
+from isda_repro.training.resume import find_start
 from isda_repro.training.run_directory import RunDirectory
+from isda_repro.training.saving import Saver
 from isda_repro.training.trainer import Trainer
 
 
@@ -33,39 +38,65 @@ def run(cfg: DictConfig) -> Result:
     """Train what ``cfg`` (frozen, see ``isda_repro.config.freeze``) asks for; a finished run is not run twice.
 
     Raises:
-        UserError: a setting, the data or the device is wrong, or the loss diverged.
+        UserError: a setting, the data or the device is wrong, another process writes this run, or the loss diverged.
+        StoppedError: a signal asked to stop; the state is saved.
     """
     directory = RunDirectory(Path(cfg.runs_dir), cfg.run_id)
-    if directory.finished:
-        result = _finished(directory)
-        print(f"{cfg.run_id} is already done: {summary(result)}\n{directory.result}")
-        return result
+    if directory.finished and not cfg.force:
+        return _finished(directory)
     compute = resolve(cfg.compute)
     compute.apply()
     source: Source = build(cfg.dataset.source)
     trainer = _trainer(cfg, source, compute)  # all that can be refused has been, before the run's folder is touched
 
     origin = provenance()
-    if directory.begun:
-        print("an earlier attempt at this run did not finish: it starts again from the first epoch")
-    directory.start_over()
+    if cfg.force and directory.path.exists():
+        with FolderLock(directory.path):  # nobody writes there
+            pass
+        print(f"force=true: what there was is now {directory.move_aside()}")
+    directory.path.mkdir(parents=True, exist_ok=True)
+    with FolderLock(directory.path):
+        if directory.finished:  # by another process, since we looked
+            return _finished(directory)
+        return _train(cfg, directory, trainer, source, origin)
+
+
+def _train(
+    cfg: DictConfig, directory: RunDirectory, trainer: Trainer, source: Source, origin: dict[str, Any]
+) -> Result:
+    """From where the run is to its result."""
+    checkpoints = Checkpoints(directory.path)
+    start = find_start(checkpoints, directory.metrics, cfg.run_id, trainer.compute.device)
+    if start.state is not None:
+        trainer.load_state_dict(start.state, start.records)
     write_frozen(cfg, directory.config)
-    write_environment(directory.environment, origin, compute)
+    write_environment(directory.environment, origin, trainer.compute)
     print(_opening(cfg, trainer, source), flush=True)
 
-    bar = Progress(cfg.recipe.epochs, trainer.train_batches.num_samples)
-    trackers = parts.build_trackers(cfg, directory.metrics, bar)
+    bar = Progress(cfg.recipe.epochs, trainer.train_batches.num_samples, images_done=trainer.images_done)
+    metrics = JsonLines(directory.metrics, keep=start.metrics_bytes)
+    trackers: list[Tracker] = [metrics, bar, *parts.build_trackers(cfg, directory.metrics)]
+
+    def state() -> dict[str, Any]:
+        return {**trainer.state_dict(), "run_id": cfg.run_id, "metrics_bytes": metrics.bytes_written}
+
+    saver = Saver(checkpoints, state, minutes=cfg.checkpoint.minutes, steps=cfg.checkpoint.steps)
     try:
-        segment = _segment(compute)
+        segment = _segment(trainer.compute, trainer.step)
         for tracker in trackers:
             tracker.log(as_json(segment))
-        records = trainer.train(trackers, bar)
-        result = _result(cfg, trainer, source, [segment], records, origin)
+        with saver.listening():
+            records = trainer.train(trackers, bar, saver)
+        checkpoints.wait()
+        segments = [line for line in read_metrics(directory.metrics) if isinstance(line, SegmentRecord)]
+        result = _result(cfg, trainer, source, segments, records, origin)
         checkpoint.save(directory.checkpoint, _state(cfg, trainer))
         write_result(directory.result, result)
+        checkpoints.clear()
         for tracker in trackers:
             tracker.log(as_json(result))
     finally:
+        checkpoints.wait()
         for tracker in trackers:
             tracker.close()
     print(f"{cfg.run_id}: {summary(result)}\n{directory.result}", flush=True)
@@ -73,10 +104,13 @@ def run(cfg: DictConfig) -> Result:
 
 
 def _finished(directory: RunDirectory) -> Result:
+    """Say so, and hand out its result."""
     try:
-        return read_result(directory.result)
+        result = read_result(directory.result)
     except RecordError as error:
         raise UserError(f"{error}; delete that file to run again") from error
+    print(f"{directory.run_id} is already done: {summary(result)}\n{directory.result}")
+    return result
 
 
 def _trainer(cfg: DictConfig, source: Source, compute: Compute) -> Trainer:
@@ -108,9 +142,9 @@ def _state(cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _segment(compute: Compute) -> SegmentRecord:
+def _segment(compute: Compute, step: int) -> SegmentRecord:
     return SegmentRecord(
-        step=0,
+        step=step,
         device=compute.device.type,
         hardware=compute.hardware,
         precision=compute.precision,
@@ -156,7 +190,7 @@ def _result(
 
 
 def _total_timing(records: list[EpochRecord], images: int) -> dict[str, float]:
-    sections = ("train", "data_wait", "criterion", "evaluation")
+    sections = ("train", "data_wait", "criterion", "evaluation", "saving")
     total = {name: sum(record.timing[name] for record in records) for name in sections}
     return {
         **total,
@@ -169,8 +203,9 @@ def _opening(cfg: DictConfig, trainer: Trainer, source: Source) -> str:
     network, compute = trainer.network, trainer.compute
     parameters = sum(parameter.numel() for parameter in network.parameters())
     layout = ", channels_last" if compute.channels_last else ""
+    resumed = f"goes on after step {trainer.step} of {trainer.total_steps}\n" if trainer.step else ""
     return (
-        f"{cfg.run_id}\n"
+        f"{cfg.run_id}\n{resumed}"
         f"{cfg.choice.model}: {parameters:,} parameters, {network.feature_dim} features | {source.name}: "
         f"{len(source.train):,} training images, {len(source.test):,} in {source.evaluated_on}, "
         f"{source.num_classes} classes | {compute.device.type} ({compute.hardware}), {compute.precision}{layout}"

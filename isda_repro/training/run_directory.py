@@ -5,6 +5,7 @@ Knows nothing of classification: any training that has a run id can live in one.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 
@@ -12,6 +13,7 @@ class RunDirectory:
     """The files of one run. The presence of ``result.json``, written last, is what "finished" means."""
 
     def __init__(self, runs_dir: Path, run_id: str) -> None:
+        self.run_id = run_id
         self.path = runs_dir / run_id
         self.config = self.path / "config.yaml"
         self.environment = self.path / "environment.json"
@@ -24,13 +26,13 @@ class RunDirectory:
         """Whether the run has a result."""
         return self.result.exists()
 
-    @property
-    def begun(self) -> bool:
-        """Whether an earlier attempt has left metrics."""
-        return self.metrics.exists()
-
-    def start_over(self) -> None:
-        """Make the folder, without what an unfinished attempt has left in it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        for leftover in (self.metrics, self.checkpoint, self.environment):
-            leftover.unlink(missing_ok=True)
+    def move_aside(self) -> Path | None:
+        """Give the folder another name, and return it; None if there is no folder."""
+        if not self.path.exists():
+            return None
+        for number in itertools.count(1):
+            aside = self.path.with_name(f"{self.path.name}.before-{number}")
+            if not aside.exists():
+                self.path.rename(aside)
+                return aside
+        raise AssertionError("unreachable")

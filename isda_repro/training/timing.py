@@ -44,15 +44,23 @@ class Stopwatch:
         end.record()
         self._events.append((name, begin, end))
 
-    def seconds(self) -> dict[str, float]:
-        """The sums since the last call; waits for the device."""
+    def so_far(self) -> dict[str, float]:
+        """The sums up to now; waits for the device."""
         for name, begin, end in self._events:
             end.synchronize()
             self._seconds[name] += begin.elapsed_time(end) / 1000
-        sums = dict(self._seconds)
-        self._seconds.clear()
         self._events.clear()
+        return dict(self._seconds)
+
+    def seconds(self) -> dict[str, float]:
+        """The sums since the last call, which begin anew; waits for the device."""
+        sums = self.so_far()
+        self._seconds.clear()
         return sums
+
+    def go_on_from(self, sums: dict[str, float]) -> None:
+        """Continue from what ``so_far`` gave."""
+        self._seconds = defaultdict(float, sums)
 
 
 def peak_memory_mib(device: torch.device) -> float:

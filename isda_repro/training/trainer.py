@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from isda_repro.tables.records import EpochRecord, as_json
 from isda_repro.tracking import Progress, Tracker
 from isda_repro.training.compute import Compute
 from isda_repro.training.evaluate import evaluate
+from isda_repro.training.saving import Saver
 from isda_repro.training.schedule import Schedule
 from isda_repro.training.step import StepResult, compute_gradients
 from isda_repro.training.timing import Stopwatch, peak_memory_mib
@@ -38,6 +40,15 @@ class RunningTotals:
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)
         self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
         self._samples = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been added up, if all of it was finite."""
+        return {"sums": self._sums.tolist(), "samples": self._samples}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave."""
+        self._sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
+        self._samples = state["samples"]
 
     @torch.no_grad()
     def add(self, result: StepResult, targets: Tensor, step: int) -> None:
@@ -61,7 +72,7 @@ class RunningTotals:
 
 @dataclass
 class Trainer:
-    """Everything one run trains with. ``train`` is the loop.
+    """Everything one run trains with, and where it is. ``train`` is the loop.
 
     Args:
         network: what is trained; ``compiled`` is the same, compiled or not, and is what is called.
@@ -91,49 +102,105 @@ class Trainer:
     def __post_init__(self) -> None:
         self._draws = torch.Generator(self.compute.device)
         self._stopwatch = Stopwatch(self.compute.device)
+        self._totals = RunningTotals(self.compute.device)
+        self._records: list[EpochRecord] = []
+        self.step = 0
+        """Optimizer steps taken."""
 
-    def train(self, trackers: Sequence[Tracker], bar: Progress) -> list[EpochRecord]:
-        """Train from the first epoch to the last; ``trackers`` take a record of each, ``bar`` shows every step.
+    @property
+    def total_steps(self) -> int:
+        """Of the whole run."""
+        return self.epochs * self.train_batches.steps_per_epoch
+
+    @property
+    def images_done(self) -> int:
+        """Trained on so far, over all epochs."""
+        epochs, steps = divmod(self.step, self.train_batches.steps_per_epoch)
+        return epochs * self.train_batches.num_samples + steps * self.train_batches.batch_size
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a run needs to go on as if it had not stopped, but the records of its epochs.
+
+        Every draw has its seed from (seed, stream, step), so that no generator's state is among it.
+
+        Raises:
+            DivergedError: a weight is not a finite number.
+        """
+        self._stop_if_diverged()
+        if not all(bool(weight.isfinite().all()) for weight in self.network.parameters()):
+            raise self._diverged("a weight is no longer finite")
+        return {
+            "step": self.step,
+            "epoch": len(self._records),
+            "network": self.network.state_dict(),
+            "criterion": self.criterion.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "totals": self._totals.state_dict(),
+            "timing": self._stopwatch.so_far(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], records: Sequence[EpochRecord]) -> None:
+        """Go on from what ``state_dict`` gave; ``records`` are those of the epochs that were over."""
+        self.network.load_state_dict(state["network"])
+        self.criterion.load_state_dict(state["criterion"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._totals.load_state_dict(state["totals"])
+        self._stopwatch.go_on_from(state["timing"])
+        self.step = state["step"]
+        self._records = list(records)
+
+    def train(self, trackers: Sequence[Tracker], bar: Progress, saver: Saver) -> list[EpochRecord]:
+        """Train from where it is to the last epoch.
+
+        Args:
+            trackers: take a record of each epoch.
+            bar: shows every step.
+            saver: is told of every step, and may save the state or stop the run there.
+
+        Returns:
+            The records of all epochs, those before a resumption included.
 
         Raises:
             DivergedError: a loss is NaN or infinite; nothing of that epoch has been written.
+            StoppedError: a signal asked to stop.
         """
         if self.compute.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.compute.device)
-        records = []
-        for epoch in range(1, self.epochs + 1):
-            record = self._epoch(epoch, bar)
+        while len(self._records) < self.epochs:
+            record = self._epoch(len(self._records) + 1, bar, saver)
             for tracker in trackers:
                 tracker.log(as_json(record))
-            records.append(record)
-        return records
+            self._records.append(record)
+            self._totals = RunningTotals(self.compute.device)
+            with self._stopwatch.host("saving"):
+                saver.epoch_ended()
+        return self._records
 
-    def _epoch(self, epoch: int, bar: Progress) -> EpochRecord:
+    def _epoch(self, epoch: int, bar: Progress, saver: Saver) -> EpochRecord:
+        """What is left of an epoch: its steps, if any, and its evaluation."""
         rate = self._set_rates(epoch)
-        first_step = (epoch - 1) * self.train_batches.steps_per_epoch
-        totals = RunningTotals(self.compute.device)
-        with self._stopwatch.host("train"):
-            self.network.train()
-            self.criterion.train()
-            batches = iter(self.train_batches.epoch(epoch))
-            for step in range(first_step, first_step + self.train_batches.steps_per_epoch):
+        end = epoch * self.train_batches.steps_per_epoch
+        self.network.train()
+        self.criterion.train()
+        batches = iter(self.train_batches.epoch(epoch, self.step - end + self.train_batches.steps_per_epoch))
+        while self.step < end:
+            with self._stopwatch.host("train"):
                 with self._stopwatch.host("data_wait"):
                     images, targets = next(batches)
-                self._step(step, epoch, images, targets, totals)
-                bar.advance(len(images), epoch, totals.means)
-            self._stop_if_diverged(totals, epoch)
-            train_loss, train_error = totals.means()
+                self._step(images, targets)
+                bar.advance(len(images), epoch, self._totals.means)
+            with self._stopwatch.host("saving"):
+                saver.step_taken(self.step)
+        with self._stopwatch.host("train"):  # on a GPU the last steps end here
+            self._stop_if_diverged()
+            train_loss, train_error = self._totals.means()
         with self._stopwatch.host("evaluation"):
-            test = evaluate(self.compiled, self.test_batches.epoch(0), self.compute)
+            test = evaluate(self.compiled, _heeding(saver, self.test_batches.epoch(0)), self.compute)
         if not math.isfinite(test.loss):
-            last = first_step + self.train_batches.steps_per_epoch - 1
-            raise DivergedError(
-                f"the test loss is {test.loss} after step {last} (epoch {epoch}), with learning rate {rate:g}: "
-                "training stopped and wrote no weights; lower recipe.lr"
-            )
+            raise self._diverged(f"the test loss is {test.loss}")
         return EpochRecord(
             epoch=epoch,
-            step=first_step + self.train_batches.steps_per_epoch,
+            step=self.step,
             lr=rate,
             train_loss=train_loss,
             train_error=train_error,
@@ -142,10 +209,11 @@ class Trainer:
             timing=self._timing(),
         )
 
-    def _step(self, step: int, epoch: int, images: Tensor, targets: Tensor, totals: RunningTotals) -> None:
+    def _step(self, images: Tensor, targets: Tensor) -> None:
+        step = self.step
         self.optimizer.zero_grad()
         self._draws.manual_seed(stream_seed(self.seed, "criterion", step))
-        self.criterion.begin_step(step, self.epochs * self.train_batches.steps_per_epoch, self._draws)
+        self.criterion.begin_step(step, self.total_steps, self._draws)
         result = compute_gradients(
             self.compiled,
             self.criterion,
@@ -157,10 +225,11 @@ class Trainer:
             seed_micro_batch=lambda index: _seed(stream_seed(self.seed, "network", step, index)),
             stopwatch=self._stopwatch,
         )
-        totals.add(result, targets, step)
+        self._totals.add(result, targets, step)
         if self.compute.device.type == "cpu" or step % GPU_CHECK_STEPS == 0:
-            self._stop_if_diverged(totals, epoch)
+            self._stop_if_diverged()
         self.optimizer.step()
+        self.step += 1
 
     def _progress_at(self, step: int) -> float:
         """The share of training that is over: the paper's t/T by iteration, the authors' code's by epoch."""
@@ -173,14 +242,18 @@ class Trainer:
             group["lr"] = group["initial_lr"] * factor
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def _stop_if_diverged(self, totals: RunningTotals, epoch: int) -> None:
-        step = totals.first_bad_step()
+    def _stop_if_diverged(self) -> None:
+        step = self._totals.first_bad_step()
         if step is not None:
-            rate = self.optimizer.param_groups[0]["lr"]
-            raise DivergedError(
-                f"the loss is no longer finite at step {step} (epoch {epoch}), with learning rate {rate:g}: "
-                "training stopped and wrote no weights; lower recipe.lr, or try compute.precision=fp32"
-            )
+            raise self._diverged("the loss is no longer finite", step)
+
+    def _diverged(self, what: str, step: int | None = None) -> DivergedError:
+        step = self.step - 1 if step is None else step
+        rate = self.optimizer.param_groups[0]["lr"]
+        return DivergedError(
+            f"{what} at step {step} (epoch {step // self.train_batches.steps_per_epoch + 1}), with learning rate "
+            f"{rate:g}: training stopped and wrote no such weights; lower recipe.lr, or try compute.precision=fp32"
+        )
 
     def _timing(self) -> dict[str, float]:
         seconds = self._stopwatch.seconds()
@@ -189,9 +262,17 @@ class Trainer:
             "data_wait": seconds["data_wait"],
             "criterion": seconds["criterion"],
             "evaluation": seconds["evaluation"],
+            "saving": seconds.get("saving", 0.0),  # the end of this epoch's own save counts for the next
             "images_per_s": self.train_batches.num_samples / seconds["train"],
             "peak_memory_mib": peak_memory_mib(self.compute.device),
         }
+
+
+def _heeding(saver: Saver, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of an evaluation, which a signal may end between two."""
+    for batch in batches:
+        saver.stop_if_asked()
+        yield batch
 
 
 def _seed(seed: int) -> None:

@@ -111,15 +111,6 @@ def test_a_finished_run_is_not_run_twice(tmp_path, capsys):
     assert (tmp_path / cfg.run_id / "metrics.jsonl").read_text() == before
 
 
-def test_an_unfinished_run_starts_over(tmp_path, capsys):
-    cfg = settings(tmp_path)
-    run(cfg)
-    (tmp_path / cfg.run_id / "result.json").unlink()
-    run(cfg)
-    assert "starts again from the first epoch" in capsys.readouterr().out
-    assert len(list(read_metrics(tmp_path / cfg.run_id / "metrics.jsonl"))) == 1 + 2
-
-
 def test_a_loss_that_is_not_finite_stops_at_once_and_writes_no_weights(tmp_path):
     cfg = settings(tmp_path, "recipe.lr=1e30")
     with pytest.raises(DivergedError, match=r"at step \d+ \(epoch 1\), with learning rate 1e\+30"):
