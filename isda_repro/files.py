@@ -14,6 +14,9 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write into, which takes the place of ``path`` when the block ends; on an error nothing is changed.
 
     It and its name have reached the disk when the block has been left.
+
+    Raises:
+        OSError: with the file's name, also where the block's own error was but a consequence of it.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -22,11 +25,25 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if (cause := _os_error(error)) is not None:
+            raise named(cause, path) from error
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def named(error: OSError, path: Path) -> OSError:
+    """The error with a file's name: those of writing into an open file have none."""
+    return OSError(error.errno, error.strerror or str(error), str(path)) if error.filename is None else error
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The OSError that an error is or came of."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+from isda_repro.files import named
 from isda_repro.tracking.tracker import Record
 
 
@@ -20,7 +21,8 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, keep: int = 0) -> None:
-        self._file = path.open("ab")
+        self._path = path
+        self._file = path.open("ab", buffering=0)  # a line that did not fit is not tried again when the file is closed
         self._file.truncate(keep)
 
     @property
@@ -29,12 +31,16 @@ class JsonLines:
         return self._file.seek(0, os.SEEK_END)
 
     def log(self, record: Record) -> None:
-        """Append one line. NaN and infinity are no JSON and raise ValueError."""
+        """Append one line. NaN and infinity are no JSON and raise ValueError; OSError names the file."""
         if record["kind"] == "result":
             return
-        self._file.write((json.dumps(record, allow_nan=False) + "\n").encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise named(error, self._path) from error
 
     def close(self) -> None:
         """Close the file."""

@@ -42,6 +42,7 @@ def write_environment(path: Path, origin: dict[str, Any], compute: Compute) -> N
         **origin,
         "git_diff": _git("diff", "HEAD"),
         "host": socket.gethostname(),
+        "pid": os.getpid(),
         "command": sys.argv,
         "cpu": processor()[0],
         "cpus": os.cpu_count(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -214,17 +215,18 @@ class Trainer:
         self.optimizer.zero_grad()
         self._draws.manual_seed(stream_seed(self.seed, "criterion", step))
         self.criterion.begin_step(step, self.total_steps, self._draws)
-        result = compute_gradients(
-            self.compiled,
-            self.criterion,
-            images,
-            targets,
-            head=self.network.head,
-            progress=self._progress_at(step),
-            compute=self.compute,
-            seed_micro_batch=lambda index: _seed(stream_seed(self.seed, "network", step, index)),
-            stopwatch=self._stopwatch,
-        )
+        with _explained_memory(len(images), self.compute):
+            result = compute_gradients(
+                self.compiled,
+                self.criterion,
+                images,
+                targets,
+                head=self.network.head,
+                progress=self._progress_at(step),
+                compute=self.compute,
+                seed_micro_batch=lambda index: _seed(stream_seed(self.seed, "network", step, index)),
+                stopwatch=self._stopwatch,
+            )
         self._totals.add(result, targets, step)
         if self.compute.device.type == "cpu" or step % GPU_CHECK_STEPS == 0:
             self._stop_if_diverged()
@@ -266,6 +268,21 @@ class Trainer:
             "images_per_s": self.train_batches.num_samples / seconds["train"],
             "peak_memory_mib": peak_memory_mib(self.compute.device),
         }
+
+
+@contextmanager
+def _explained_memory(images: int, compute: Compute) -> Iterator[None]:
+    """Out of memory is something that the user can mend."""
+    try:
+        yield
+    except RuntimeError as error:  # of which CUDA's OutOfMemoryError is one; a CPU has none of its own
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        at_once = compute.micro_batch or images
+        raise UserError(
+            f"out of memory with {at_once} images at once on {compute.device.type}: set compute.micro_batch="
+            f"{max(1, at_once // 2)} or less; the loss is still that of the whole batch"
+        ) from error
 
 
 def _heeding(saver: Saver, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:

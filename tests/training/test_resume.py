@@ -236,6 +236,20 @@ def test_a_full_disk_is_a_warning_and_the_checkpoint_before_stays(tmp_path, monk
     assert_same(tmp_path / cfg.run_id, undisturbed)
 
 
+@pytest.mark.parametrize("message", ["DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes", None])
+def test_out_of_memory_is_one_sentence_and_another_error_is_not(tmp_path, monkeypatch, message):
+    def full(*arguments, **options):
+        raise RuntimeError(message or "a defect")
+
+    monkeypatch.setattr("isda_repro.training.trainer.compute_gradients", full)
+    with pytest.raises(RuntimeError if message is None else ValueError) as error:
+        run(settings(tmp_path))
+    expected = (
+        "out of memory with 64 images at once on cpu: set compute.micro_batch=32 or less" if message else "defect"
+    )
+    assert expected in str(error.value)
+
+
 def test_force_moves_aside_and_deletes_nothing(tmp_path, capsys):
     cfg, forced = settings(tmp_path), settings(tmp_path, "force=true")
     assert cfg.run_id == forced.run_id
