@@ -50,10 +50,10 @@ def run(cfg: DictConfig) -> Result:
     trainer = _trainer(cfg, source, compute)  # all that can be refused has been, before the run's folder is touched
 
     origin = provenance()
-    if cfg.force and directory.path.exists():
+    if directory.finished:  # and force=true
         with FolderLock(directory.path):  # nobody writes there
             pass
-        print(f"force=true: what there was is now {directory.move_aside()}")
+        print(f"force=true: the finished run is now {directory.move_aside()}")
     directory.path.mkdir(parents=True, exist_ok=True)
     with FolderLock(directory.path):
         if directory.finished:  # by another process, since we looked
@@ -69,7 +69,9 @@ def _train(
     start = find_start(checkpoints, directory.metrics, cfg.run_id, trainer.compute.device)
     if start.state is not None:
         trainer.load_state_dict(start.state, start.records)
-    write_frozen(cfg, directory.config)
+    frozen = cfg.copy()
+    frozen.force = False  # said once: the file would else force each time
+    write_frozen(frozen, directory.config)
     write_environment(directory.environment, origin, trainer.compute)
     print(_opening(cfg, trainer, source), flush=True)
 

@@ -26,13 +26,11 @@ class RunDirectory:
         """Whether the run has a result."""
         return self.result.exists()
 
-    def move_aside(self) -> Path | None:
-        """Give the folder another name, and return it; None if there is no folder."""
-        if not self.path.exists():
-            return None
+    def move_aside(self) -> Path:
+        """Give the folder another name, and return it."""
         for number in itertools.count(1):
             aside = self.path.with_name(f"{self.path.name}.before-{number}")
             if not aside.exists():
-                self.path.rename(aside)
-                return aside
-        raise AssertionError("unreachable")
+                break
+        self.path.rename(aside)
+        return aside

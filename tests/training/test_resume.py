@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from isda_repro.config import compose
+from isda_repro.config import compose, read_frozen
 from isda_repro.errors import EXIT_INTERRUPTED, EXIT_STOPPED, StoppedError
 from isda_repro.tables.records import EpochRecord, SegmentRecord, read_metrics
 from isda_repro.training import checkpoint
@@ -258,7 +258,17 @@ def test_force_moves_aside_and_deletes_nothing(tmp_path, capsys):
     second = run(forced)
     assert (tmp_path / f"{cfg.run_id}.before-1" / "result.json").read_bytes() == before
     assert first.curves == second.curves
-    assert "what there was is now" in capsys.readouterr().out
+    assert "force=true: the finished run is now" in capsys.readouterr().out
+    frozen = tmp_path / cfg.run_id / "config.yaml"
+    assert run(read_frozen(frozen)) == second
+    assert "is already done" in capsys.readouterr().out
+
+
+def test_a_forced_run_that_was_killed_goes_on(tmp_path, monkeypatch, undisturbed):
+    cfg = settings(tmp_path, "force=true")
+    stopped_after(cfg, 5, monkeypatch)
+    assert [segment["step"] for segment in run(cfg).segments] == [0, STEPS_PER_EPOCH]
+    assert_same(tmp_path / cfg.run_id, undisturbed)
 
 
 @pytest.mark.parametrize("override", ["checkpoint.minutes=0", "checkpoint.steps=0", "checkpoint.steps=1.5", "force=3"])
