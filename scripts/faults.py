@@ -82,7 +82,8 @@ class Patient:
         """Wait for it, and keep what it said last and how it left."""
         said = process.communicate(timeout=300)[1].strip().splitlines()
         last = [line for line in said if line.startswith(("error", "warning", "SIG"))]
-        self.seen = f"{last[-1] if last else 'nothing'} (exit code {process.returncode})"
+        seen = (last[-1] if last else "nothing").replace(str(self.runs_dir), "runs")
+        self.seen = f"{seen} (exit code {process.returncode})"
 
     def interrupted(self) -> "Patient":
         """Run until it has two checkpoints, then kill it."""
@@ -96,7 +97,7 @@ class Patient:
         done = subprocess.run(self.command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
         warnings = [line for line in done.stderr.splitlines() if line.startswith(("error", "warning"))]
         start = next((line for line in done.stdout.splitlines() if line.startswith("goes on")), "starts at step 0")
-        return "; ".join(warnings) or "nothing", start
+        return "; ".join(warnings).replace(str(self.runs_dir), "runs") or "nothing", start
 
 
 def fingerprint(folder: Path) -> Any:
@@ -194,7 +195,7 @@ class Faults:
         for file in files(patient.folder):
             damage(file)
         warnings, start = patient.resumed()
-        return Outcome(name, f"{warnings}; {start}".replace(str(self.folder), "..."), self.same(patient))
+        return Outcome(name, f"{warnings}; {start}", self.same(patient))
 
     def stale_lock(self, host: str, seconds: int) -> Outcome:
         """A lock that its dead owner has left behind."""
@@ -204,7 +205,7 @@ class Faults:
         owner.write_text(json.dumps({**mine, "host": mine["host"] if host == "this host" else host}))
         os.utime(owner, (time.time() - seconds,) * 2)
         patient.end(patient.start())
-        seen = patient.seen.replace(str(self.folder), "...").replace(mine["host"], "HOST")
+        seen = patient.seen.replace(mine["host"], "HOST")
         os.utime(owner, (0, 0)) if owner.exists() else None
         patient.resumed()
         return Outcome(f"lock left behind by {host}, {seconds} s ago", seen, self.same(patient))
@@ -246,7 +247,8 @@ class Faults:
         done = subprocess.run(
             patient.command, cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=limit, timeout=300
         )
-        seen = next((line for line in done.stderr.splitlines() if line.startswith("error")), "no sentence")
+        errors = (line for line in done.stderr.splitlines() if line.startswith("error"))
+        seen = next(errors, "no sentence").replace(str(patient.runs_dir), "runs")
         weights = list(patient.folder.glob("checkpoint*")) + list(patient.folder.glob("result.json"))
         holds = done.returncode == 2 and seen != "no sentence" and not weights
         return Outcome(name, f"{seen} (exit code {done.returncode})", holds)

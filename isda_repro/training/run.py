@@ -69,40 +69,45 @@ def _train(
     start = find_start(checkpoints, directory.metrics, cfg.run_id, trainer.compute.device)
     if start.state is not None:
         trainer.load_state_dict(start.state, start.records)
-    frozen = cfg.copy()
-    frozen.force = False  # said once: the file would else force each time
-    write_frozen(frozen, directory.config)
+    write_frozen(_said_once(cfg), directory.config)
     write_environment(directory.environment, origin, trainer.compute)
     print(_opening(cfg, trainer, source), flush=True)
 
     bar = Progress(cfg.recipe.epochs, trainer.train_batches.num_samples, images_done=trainer.images_done)
     metrics = JsonLines(directory.metrics, keep=start.metrics_bytes)
-    trackers: list[Tracker] = [metrics, bar, *parts.build_trackers(cfg, directory.metrics)]
 
     def state() -> dict[str, Any]:
         return {**trainer.state_dict(), "run_id": cfg.run_id, "metrics_bytes": metrics.bytes_written}
 
     saver = Saver(checkpoints, state, minutes=cfg.checkpoint.minutes, steps=cfg.checkpoint.steps)
-    try:
-        segment = _segment(trainer.compute, trainer.step)
-        for tracker in trackers:
-            tracker.log(as_json(segment))
-        with saver.listening():
+    with saver.listening():
+        trackers: list[Tracker] = [metrics, bar, *parts.build_trackers(cfg, directory.metrics)]
+        try:
+            segment = as_json(_segment(trainer.compute, trainer.step))
+            for tracker in trackers:
+                tracker.log(segment)
             records = trainer.train(trackers, bar, saver)
-        checkpoints.wait()
-        segments = [line for line in read_metrics(directory.metrics) if isinstance(line, SegmentRecord)]
-        result = _result(cfg, trainer, source, segments, records, origin)
-        checkpoint.save(directory.checkpoint, _state(cfg, trainer))
-        write_result(directory.result, result)
-        checkpoints.clear()
-        for tracker in trackers:
-            tracker.log(as_json(result))
-    finally:
-        checkpoints.wait()
-        for tracker in trackers:
-            tracker.close()
+            checkpoints.wait()
+            segments = [line for line in read_metrics(directory.metrics) if isinstance(line, SegmentRecord)]
+            result = _result(cfg, trainer, source, segments, records, origin)
+            checkpoint.save(directory.checkpoint, _state(cfg, trainer))
+            write_result(directory.result, result)
+            checkpoints.clear()
+            for tracker in trackers:
+                tracker.log(as_json(result))
+        finally:
+            checkpoints.wait()
+            for tracker in trackers:
+                tracker.close()
     print(f"{cfg.run_id}: {summary(result)}\n{directory.result}", flush=True)
     return result
+
+
+def _said_once(cfg: DictConfig) -> DictConfig:
+    """The configuration for the run's own file, which must not force each time that it is run."""
+    frozen = cfg.copy()
+    frozen.force = False
+    return frozen
 
 
 def _finished(directory: RunDirectory) -> Result:
