@@ -191,7 +191,7 @@ class Faults:
 
     def damaged(self, name: str, damage: Callable[[Path], None], files: Callable[[Path], list[Path]]) -> Outcome:
         """Something is done to the files of an interrupted run."""
-        patient = Patient(self.folder / name.replace(" ", "-")).interrupted()
+        patient = Patient(Path(tempfile.mkdtemp(dir=self.folder))).interrupted()
         for file in files(patient.folder):
             damage(file)
         warnings, start = patient.resumed()
@@ -199,7 +199,7 @@ class Faults:
 
     def stale_lock(self, host: str, seconds: int) -> Outcome:
         """A lock that its dead owner has left behind."""
-        patient = Patient(self.folder / f"lock-{host}-{seconds}").interrupted()
+        patient = Patient(Path(tempfile.mkdtemp(dir=self.folder))).interrupted()
         owner = patient.folder / "owner.json"
         mine = json.loads(owner.read_text())
         owner.write_text(json.dumps({**mine, "host": mine["host"] if host == "this host" else host}))
@@ -240,9 +240,9 @@ class Faults:
             "data deleted during training", patient.seen, fingerprint(patient.folder) is not None and not data.exists()
         )
 
-    def refused(self, name: str, *more: str, address_space: int | None = None) -> Outcome:
-        """A run that cannot end well says why, and leaves no result."""
-        patient = Patient(self.folder / name.replace(" ", "-"), *more)
+    def refused(self, name: str, words: str, *more: str, address_space: int | None = None) -> Outcome:
+        """A run that cannot end well says why, in these words, and leaves no result."""
+        patient = Patient(Path(tempfile.mkdtemp(dir=self.folder)), *more)
         limit = functools.partial(resource.setrlimit, resource.RLIMIT_AS, (address_space or -1,) * 2)
         done = subprocess.run(
             patient.command, cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=limit, timeout=300
@@ -250,7 +250,7 @@ class Faults:
         errors = (line for line in done.stderr.splitlines() if line.startswith("error"))
         seen = next(errors, "no sentence").replace(str(patient.runs_dir), "runs")
         weights = list(patient.folder.glob("checkpoint*")) + list(patient.folder.glob("result.json"))
-        holds = done.returncode == 2 and seen != "no sentence" and not weights
+        holds = done.returncode == 2 and words in seen and not weights
         return Outcome(name, f"{seen} (exit code {done.returncode})", holds)
 
     def pairs(self) -> Outcome:
@@ -343,9 +343,12 @@ def main() -> None:
             lambda: faults.stale_lock("another host", 1),
             lambda: faults.stale_lock("another host", 300),
             faults.data_deleted,
-            lambda: faults.refused("the loss becomes NaN", "recipe.lr=1e30"),
+            lambda: faults.refused("the loss becomes NaN", "no longer finite at step", "recipe.lr=1e30"),
             lambda: faults.refused(
-                "out of memory in a step", "model=wrn28_10", "recipe.batch_size=640", address_space=16 * ONE_GIB
+                "out of memory in a step",
+                "set compute.micro_batch=",
+                *("model=wrn28_10", "model.depth=28", "recipe.batch_size=640"),
+                address_space=16 * ONE_GIB,
             ),
         ]
         outcomes = []
