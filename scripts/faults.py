@@ -348,7 +348,7 @@ def main() -> None:
                 "out of memory in a step",
                 "set compute.micro_batch=",
                 *("model=wrn28_10", "model.depth=28", "recipe.batch_size=640"),
-                address_space=16 * ONE_GIB,
+                address_space=9 * ONE_GIB // 2,
             ),
         ]
         outcomes = []
