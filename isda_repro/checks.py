@@ -49,6 +49,9 @@ def check(cfg: Mapping[str, Any]) -> None:
         dropout is None or (_is_number(dropout) and 0 <= dropout < 1), "model.dropout", dropout, "a number in [0, 1)"
     )
     _check_milestones(recipe)
+    _require(
+        isinstance(cfg["checkpoint"], Mapping), "checkpoint", cfg["checkpoint"], "left alone; set checkpoint.minutes"
+    )
     minutes, steps = cfg["checkpoint"]["minutes"], cfg["checkpoint"]["steps"]
     above_zero = _is_number(minutes) and minutes > 0
     _require(minutes is None or above_zero, "checkpoint.minutes", minutes, "a number above 0, or null")

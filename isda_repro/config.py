@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from isda_repro.checks import ConfigError, check, is_count
 from isda_repro.errors import UserError
+from isda_repro.files import written_whole
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 
@@ -175,8 +176,9 @@ def _refuse_additions(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def write_frozen(cfg: DictConfig, path: Path) -> None:
-    """Write a frozen configuration as YAML."""
-    path.write_text(OmegaConf.to_yaml(cfg), encoding="utf-8")
+    """Write a frozen configuration as YAML; the run may have been started from this very file, which stays whole."""
+    with written_whole(path) as file:
+        file.write(OmegaConf.to_yaml(cfg).encode())
 
 
 def read_frozen(path: Path) -> DictConfig:

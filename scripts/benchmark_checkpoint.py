@@ -58,7 +58,7 @@ def main() -> None:
             checkpoints.wait()
             written = time.perf_counter()
             (path,) = checkpoints.newest_first()
-            load(path, torch.device("cpu"))
+            load(path)
             copies.append(copied - begin)
             writes.append(written - copied)
             loads.append(time.perf_counter() - written)

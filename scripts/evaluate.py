@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
         raise ConfigError(f"device={options.device} must be one of auto, cpu, gpu")
     compute = resolve({**OmegaConf.to_container(cfg.compute), "device": options.device})  # type: ignore[dict-item]
     compute.apply()
-    state = checkpoint.load(folder / "checkpoint.pt", compute.device)
+    state = checkpoint.load(folder / "checkpoint.pt")
     source = build(cfg.dataset.source)
     network = parts.build_network(cfg, source, compute)
     network.load_state_dict(state["network"])

@@ -5,6 +5,7 @@ Files are PyTorch's own archives, which carry a checksum (CRC-32) of every tenso
 
 from __future__ import annotations
 
+import errno
 import sys
 import threading
 import time
@@ -32,21 +33,24 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         torch.save(dict(state), file)
 
 
-def load(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read what ``save`` wrote, if every byte of it is still what was written.
+def load(path: Path) -> dict[str, Any]:
+    """Read what ``save`` wrote, if every byte of it is still what was written; tensors on the CPU.
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds something other than tensors and plain containers.
+        OSError, MemoryError: it could not be read now, which says nothing about the file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # PyTorch's own reader leaves the checksums alone
         if damaged is not None:
             raise CheckpointError(f"the checksum of its part {damaged} is wrong")
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist: has its run finished?") from error
-    except Exception as error:  # whatever a damaged archive makes of the two readers
+    except Exception as error:  # whatever a damaged archive makes of the two readers, EINVAL among it
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
+            raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path} is not a whole checkpoint, or not one of ours: {reason}") from error
     if not isinstance(state, dict) or not {"epoch", "network"} <= set(state):
@@ -91,27 +95,36 @@ class Checkpoints:
         self._writer.start()
         self.written_at = time.monotonic()
 
-    def wait(self) -> None:
-        """Until nothing is being written. A failure is one warning: the checkpoint before is still there."""
+    def wait(self) -> bool:
+        """Until nothing is being written. A failure is one warning, and False: what there was before is still there."""
+        failure = None
         if self._writer is not None:
             self._writer.join()
-            if self._failure is not None:
+            failure = self._failure
+            if failure is not None:
+                last = next((path.name for path in self.newest_first()), "none")
                 print(
-                    f"warning: {self._writer.name} could not be written ({self._failure}); the one before stays, "
-                    "training goes on",
+                    f"warning: {self._writer.name} could not be written ({failure}); the last on the disk: {last}",
                     file=sys.stderr,
                     flush=True,
                 )
         self._writer = self._failure = None
+        return failure is None
 
     def set_aside(self, path: Path) -> None:
         """Keep one that cannot be used out of the way, for whoever wants to look at it."""
         path.replace(path.with_name(path.name + ".damaged"))
 
     def clear(self) -> None:
-        """Delete all, when the run has finished or starts over."""
+        """Delete all, when the run has finished."""
         self.wait()
-        for path in (*self.newest_first(), *self._folder.glob("checkpoint-*.pt.tmp")):
+        self.clear_unfinished()
+        for path in self.newest_first():
+            path.unlink(missing_ok=True)
+
+    def clear_unfinished(self) -> None:
+        """Delete what a process that died left half written."""
+        for path in self._folder.glob("checkpoint-*.pt.tmp"):
             path.unlink(missing_ok=True)
 
     def _write(self, path: Path, state: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from isda_repro.files import written_whole
 from isda_repro.training.compute import Compute, processor
 
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "scikit-learn", "wandb", "isda_repro")
@@ -52,7 +53,8 @@ def write_environment(path: Path, origin: dict[str, Any], compute: Compute) -> N
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
     }
-    path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    with written_whole(path) as file:
+        file.write((json.dumps(body, indent=1) + "\n").encode())
 
 
 def _git(*arguments: str) -> str | None:

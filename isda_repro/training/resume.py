@@ -13,8 +13,6 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from isda_repro.tables.records import EpochRecord, RecordError, read_metrics
 from isda_repro.training.checkpoint import CheckpointError, Checkpoints, load
 
@@ -27,15 +25,20 @@ class Start(NamedTuple):
     metrics_bytes: int
 
 
-def find_start(checkpoints: Checkpoints, metrics: Path, run_id: str, device: torch.device) -> Start:
-    """Apply the rule. A checkpoint that cannot be used is one warning, and set aside."""
+def find_start(checkpoints: Checkpoints, metrics: Path, run_id: str) -> Start:
+    """Apply the rule. A checkpoint that cannot be used is one warning, and set aside.
+
+    Raises:
+        OSError, MemoryError: something could not be read now; nothing has been touched.
+    """
+    checkpoints.clear_unfinished()
     for path in checkpoints.newest_first():
         try:
-            state = load(path, device)
+            state = load(path)
             if state.get("run_id") != run_id:
                 raise CheckpointError(f"{path} belongs to another run, {state.get('run_id')}")
             return Start(state, _records(metrics, state), state["metrics_bytes"])
-        except (CheckpointError, RecordError, OSError) as error:
+        except (CheckpointError, RecordError, FileNotFoundError) as error:
             print(f"warning: {error}; trying the one before it", file=sys.stderr)
             checkpoints.set_aside(path)
     return Start(None, [], 0)

@@ -66,7 +66,7 @@ def _train(
 ) -> Result:
     """From where the run is to its result."""
     checkpoints = Checkpoints(directory.path)
-    start = find_start(checkpoints, directory.metrics, cfg.run_id, trainer.compute.device)
+    start = find_start(checkpoints, directory.metrics, cfg.run_id)
     if start.state is not None:
         trainer.load_state_dict(start.state, start.records)
     write_frozen(_said_once(cfg), directory.config)
@@ -92,9 +92,9 @@ def _train(
             result = _result(cfg, trainer, source, segments, records, origin)
             checkpoint.save(directory.checkpoint, _state(cfg, trainer))
             write_result(directory.result, result)
-            checkpoints.clear()
             for tracker in trackers:
                 tracker.log(as_json(result))
+            checkpoints.clear()
         finally:
             checkpoints.wait()
             for tracker in trackers:
@@ -116,6 +116,7 @@ def _finished(directory: RunDirectory) -> Result:
         result = read_result(directory.result)
     except RecordError as error:
         raise UserError(f"{error}; delete that file to run again") from error
+    Checkpoints(directory.path).clear()  # left if the process died when the result had just been written
     print(f"{directory.run_id} is already done: {summary(result)}\n{directory.result}")
     return result
 

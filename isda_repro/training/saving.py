@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from isda_repro.errors import EXIT_INTERRUPTED, EXIT_STOPPED, StoppedError
+from isda_repro.errors import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR, StoppedError
 from isda_repro.training.checkpoint import Checkpoints
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -64,7 +64,12 @@ class Saver:
             return
         state = self._state()
         self._checkpoints.write(state)
-        self._checkpoints.wait()
+        if not self._checkpoints.wait():
+            raise StoppedError(
+                f"error: {self._signal.name}: stopped after step {state['step']}, which could not be saved; the same "
+                "command goes on from the checkpoint before it",
+                EXIT_USER_ERROR,
+            )
         raise StoppedError(
             f"\n{self._signal.name}: stopped and saved after step {state['step']}; the same command goes on from there",
             EXIT_INTERRUPTED if self._signal is signal.SIGINT else EXIT_STOPPED,

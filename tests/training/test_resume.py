@@ -271,7 +271,27 @@ def test_a_forced_run_that_was_killed_goes_on(tmp_path, monkeypatch, undisturbed
     assert_same(tmp_path / cfg.run_id, undisturbed)
 
 
-@pytest.mark.parametrize("override", ["checkpoint.minutes=0", "checkpoint.steps=0", "checkpoint.steps=1.5", "force=3"])
+@pytest.mark.parametrize("trouble", [MemoryError(), OSError(5, "Input/output error")])
+def test_what_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch, undisturbed, trouble):
+    cfg = settings(tmp_path, "checkpoint.steps=1")
+    stopped_after(cfg, 6, monkeypatch)
+    before = {path.name: path.read_bytes() for path in (tmp_path / cfg.run_id).iterdir() if path.is_file()}
+
+    def failing(*arguments, **options):
+        raise trouble
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.torch, "load", failing)
+        with pytest.raises(type(trouble)):
+            run(cfg)
+    assert {path.name: path.read_bytes() for path in (tmp_path / cfg.run_id).iterdir() if path.is_file()} == before
+    run(cfg)
+    assert_same(tmp_path / cfg.run_id, undisturbed)
+
+
+@pytest.mark.parametrize(
+    "override", ["checkpoint=null", "checkpoint.minutes=0", "checkpoint.steps=0", "checkpoint.steps=1.5", "force=3"]
+)
 def test_impossible_intervals_are_refused(override):
     with pytest.raises(ValueError, match="must be"):
         settings("runs", override)
