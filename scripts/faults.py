@@ -154,7 +154,8 @@ class Faults:
             try:
                 process.wait(timeout=draw.uniform(0.5, 9))
             except subprocess.TimeoutExpired:
-                in_training += patient.folder.exists()
+                owner = patient.folder / "owner.json"
+                in_training += owner.exists() and json.loads(owner.read_text() or "{}").get("pid") == process.pid
                 patient.stop(process)
                 killed += 1
                 continue
@@ -162,9 +163,7 @@ class Faults:
             finished, same = finished + 1, same + self.same(patient)
         patient.resumed()
         finished, same = finished + 1, same + self.same(patient)
-        seen = (
-            f"{killed} kills, {in_training} of them after training had begun; {same} of {finished} runs bit-identical"
-        )
+        seen = f"{killed} kills, {in_training} of them after the run had taken its folder; {same} of {finished} runs bit-identical"
         return Outcome(f"SIGKILL at {KILLS} random times", seen, same == finished)
 
     def full_disk(self, leave_kib: int, what: str) -> Outcome:
@@ -227,7 +226,7 @@ class Faults:
         """The data goes away while the run trains: it is on the device already."""
         source = Path(os.environ.get("ISDA_DATA", "data")) / "cifar-10-batches-py"
         if not source.is_dir():
-            return Outcome("data deleted during training", "not tried: no CIFAR-10 under $ISDA_DATA", True)
+            return Outcome("data deleted during training", "not tried: no CIFAR-10 under $ISDA_DATA", False)
         data = self.folder / "data"
         shutil.copytree(source, data / source.name)
         small = ["dataset=cifar10", "recipe.epochs=3", f"data_dir={data}"]

@@ -56,6 +56,10 @@ class FolderLock:
         threading.Thread(target=self._beat, name="lock", daemon=True).start()
         return self
 
+    def follow(self, folder: Path) -> None:
+        """The folder that is locked has been renamed."""
+        self._folder, self._owner = folder, folder / "owner.json"
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -51,9 +51,10 @@ def run(cfg: DictConfig) -> Result:
 
     origin = provenance()
     if directory.finished:  # and force=true
-        with FolderLock(directory.path):  # nobody writes there
-            pass
-        print(f"force=true: the finished run is now {directory.move_aside()}")
+        with FolderLock(directory.path) as lock:  # nobody else moves it or writes there
+            aside = directory.move_aside()
+            lock.follow(aside)
+        print(f"force=true: the finished run is now {aside}")
     directory.path.mkdir(parents=True, exist_ok=True)
     with FolderLock(directory.path):
         if directory.finished:  # by another process, since we looked

@@ -50,6 +50,18 @@ def test_an_owner_of_this_host_without_its_lock_is_dead(tmp_path):
         pass
 
 
+def test_a_locked_folder_can_be_renamed_and_another_made_in_its_place(tmp_path):
+    old, new = tmp_path / "run", tmp_path / "aside"
+    old.mkdir()
+    with FolderLock(old) as lock:
+        old.rename(new)
+        lock.follow(new)
+        old.mkdir()
+        with FolderLock(old):
+            assert (old / "owner.json").exists()
+    assert list(new.iterdir()) == list(old.iterdir()) == []
+
+
 def test_the_heart_beats(tmp_path, monkeypatch):
     monkeypatch.setattr("isda_repro.training.lock.HEARTBEAT_SECONDS", 0.02)
     with FolderLock(tmp_path):
