@@ -163,7 +163,8 @@ class Faults:
             finished, same = finished + 1, same + self.same(patient)
         patient.resumed()
         finished, same = finished + 1, same + self.same(patient)
-        seen = f"{killed} kills, {in_training} of them after the run had taken its folder; {same} of {finished} runs bit-identical"
+        seen = f"{killed} kills, {in_training} of them after the run had taken its folder; "
+        seen += f"{same} of {finished} runs bit-identical"
         return Outcome(f"SIGKILL at {KILLS} random times", seen, same == finished)
 
     def full_disk(self, leave_kib: int, what: str) -> Outcome:

@@ -20,7 +20,7 @@ from isda_repro.tables.records import EpochRecord, RecordError, read_metrics
 from isda_repro.tables.specification import Table, load_table
 
 TRAIN = (sys.executable, "train.py")
-PATIENCE = 10.0  # seconds that an interrupted run gets to end by itself
+PATIENCE = 300.0  # seconds after Ctrl-C in which a run may end its step and save; a second Ctrl-C ends it at once
 
 
 @dataclass
