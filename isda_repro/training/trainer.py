@@ -275,8 +275,9 @@ def _explained_memory(images: int, compute: Compute) -> Iterator[None]:
     """Out of memory is something that the user can mend."""
     try:
         yield
-    except RuntimeError as error:  # of which CUDA's OutOfMemoryError is one; a CPU has none of its own
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+    except RuntimeError as error:  # of which CUDA's OutOfMemoryError is one; a CPU has but words
+        cpu_words = ("allocate memory", "could not create a primitive", "could not create a memory", "bad_alloc")
+        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in cpu_words):
             raise
         at_once = compute.micro_batch or images
         raise UserError(

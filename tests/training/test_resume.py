@@ -236,7 +236,10 @@ def test_a_full_disk_is_a_warning_and_the_checkpoint_before_stays(tmp_path, monk
     assert_same(tmp_path / cfg.run_id, undisturbed)
 
 
-@pytest.mark.parametrize("message", ["DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes", None])
+@pytest.mark.parametrize(
+    "message",
+    ["DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes", "could not create a primitive", None],
+)
 def test_out_of_memory_is_one_sentence_and_another_error_is_not(tmp_path, monkeypatch, message):
     def full(*arguments, **options):
         raise RuntimeError(message or "a defect")
