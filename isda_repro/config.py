@@ -200,6 +200,10 @@ def read_frozen(path: Path) -> DictConfig:
             f"{path} was frozen under numerics version {cfg.numerics_version}, this code has {NUMERICS_VERSION}: "
             "check out the older code, or compose the run anew"
         )
+    defaults = cast(DictConfig, OmegaConf.load(CONF_DIR / "train.yaml"))
+    for key in ("checkpoint", "force"):  # younger than some frozen files, and without influence on a result
+        if key not in cfg:
+            cfg[key] = defaults[key]
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg))
     stated = plain.pop("run_id")
     plain.pop("numerics_version")

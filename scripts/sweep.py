@@ -12,7 +12,8 @@ from pathlib import Path
 from isda_repro.config import compose
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.options import parse_options
-from isda_repro.tables.sweep import SweepOptions, status, sweep
+from isda_repro.tables.status import status
+from isda_repro.tables.sweep import SweepOptions, sweep
 
 
 def main(arguments: list[str]) -> int:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self
 from isda_repro.errors import UserError
 from isda_repro.files import written_whole
 
-METRICS_SCHEMA = 1  # raise when a field of EpochRecord or SegmentRecord changes its meaning, or one disappears
+METRICS_SCHEMA = 2  # raise when the fields of EpochRecord or SegmentRecord, or their meanings, change
 RESULT_SCHEMA = 1  # likewise for Result
 LAST_EPOCHS = 10  # Table 2's caption: "the average test error over the last 10 epochs"
 
@@ -59,6 +59,8 @@ class SegmentRecord(_Record):
     deterministic: bool
     world_size: int
     threads: int  # of one process; on a CPU another number may round differently
+    git_revision: str | None  # of the code; None outside a checkout
+    git_clean: bool | None  # whether the checkout was that revision
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,26 +1,28 @@
-"""A table's missing runs, one after the other, each a process of its own; and how far they are."""
+"""A table's missing runs, one after the other, each a process of its own."""
 
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from omegaconf import MISSING, OmegaConf
 
 from isda_repro.config import write_frozen
-from isda_repro.errors import EXIT_INTERRUPTED, UserError
+from isda_repro.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError
+from isda_repro.stopping import exit_code, heeding
 from isda_repro.tables.aggregate import read_value
 from isda_repro.tables.plan import Compose, Plan, Run, expand
-from isda_repro.tables.records import EpochRecord, RecordError, read_metrics
+from isda_repro.tables.records import RecordError
 from isda_repro.tables.specification import Table, load_table
 
 TRAIN = (sys.executable, "train.py")
-PATIENCE = 300.0  # seconds after Ctrl-C in which a run may end its step and save; a second Ctrl-C ends it at once
+STOPPED = (EXIT_STOPPED, EXIT_INTERRUPTED)  # a run's exit codes that mean: saved, the same command goes on
 
 
 @dataclass
@@ -58,11 +60,10 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "\\'") + "'"
 
 
-# ------------------------------------------------------------------------------------------------------------ running
-
-
 def sweep(options: SweepOptions, compose: Compose, command: Sequence[str] = TRAIN) -> int:
     """Run what is missing; a run that fails is reported and the others still run.
+
+    Signals that ask to stop are passed on to the run in progress, and end the sweep with it.
 
     Args:
         options: the command line.
@@ -70,64 +71,111 @@ def sweep(options: SweepOptions, compose: Compose, command: Sequence[str] = TRAI
         command: what starts one run; the path of its frozen configuration is appended.
 
     Returns:
-        The exit code: 0, 1 if a run failed, 130 after Ctrl-C.
+        The exit code: 0, 1 if a run failed, 75 or (after Ctrl-C) 130 if the sweep or its run was asked to stop.
     """
     if options.cluster != "local":
         raise UserError(f"there is no cluster={options.cluster}; cluster= can be local")
     table, plan = planned(options, compose)
-    runs = list({run.run_id: run for cell_runs in plan.values() for run in cell_runs}.values())
-    failed: dict[str, str] = {}
-    started = 0
-    for number, run in enumerate(runs, start=1):
-        position, folder = f"[{number}/{len(runs)}] {run.run_id}", Path(options.runs_dir) / run.run_id
-        if _has_result(folder):
-            _say(f"{position}: {_already(folder, table.metric, failed)}")
-            continue
-        if options.dry_run:
-            _say(f"{position}: would run {shlex.join(['python', 'train.py', str(folder / 'config.yaml')])}")
-            continue
-        _say(f"{position}: starts")
-        started += 1
+    return _Sweep(options, table, plan, command).run()
+
+
+class _Sweep:
+    """One pass over the runs of a table."""
+
+    def __init__(self, options: SweepOptions, table: Table, plan: Plan, command: Sequence[str]) -> None:
+        self._options, self._table, self._command = options, table, command
+        self._runs = list({run.run_id: run for cell_runs in plan.values() for run in cell_runs}.values())
+        self._current = _Current()
+        self._started = 0
+        self._failed: dict[str, str] = {}
+
+    def run(self) -> int:
+        """All of them; the exit code."""
+        with heeding(self._current.take):
+            for number, run in enumerate(self._runs, start=1):
+                position, folder = f"[{number}/{len(self._runs)}] {run.run_id}", self._folder(run)
+                if has_result(folder):
+                    _say(f"{position}: {self._already(folder)}")
+                elif self._options.dry_run:
+                    _say(f"{position}: would run {shlex.join(['python', 'train.py', str(folder / 'config.yaml')])}")
+                elif (stopped := self._one(run, folder, position)) is not None:
+                    options = self._options
+                    again = sweep_command(options.table, options.runs_dir, options.set, options.data_dir)
+                    _say(f"to go on: {again}")
+                    return stopped
+        return self._end()
+
+    def _folder(self, run: Run) -> Path:
+        return Path(self._options.runs_dir) / run.run_id
+
+    def _already(self, folder: Path) -> str:
         try:
-            _say(f"{position}: {_run(run, folder, table.metric, command, failed)}")
-        except KeyboardInterrupt:
-            again = sweep_command(options.table, options.runs_dir, options.set, options.data_dir)
-            _say(f"\nstopped in {position}; to go on: {again}")
-            return EXIT_INTERRUPTED
-    done = sum(run.run_id not in failed and _has_result(Path(options.runs_dir) / run.run_id) for run in runs)
-    _say(f"table={table.name}: {done} of {len(runs)} runs done" + (f", {started} started now" if started else ""))
-    for name, why in failed.items():
-        _say(f"failed: {name} ({why})")
-    return 1 if failed else 0
+            return f"already done, {_error(folder, self._table.metric)}"
+        except RecordError as error:
+            self._failed[folder.name] = f"{error}; delete the file and run again"
+            return "FAILED, its result cannot be used"
+
+    def _one(self, run: Run, folder: Path, position: str) -> int | None:
+        """Run one to its end and say how it went; the sweep's exit code if it must end here."""
+        _say(f"{position}: starts")
+        self._started += 1
+        _freeze(run, folder / "config.yaml")
+        begin = time.monotonic()
+        code = self._current.run([*self._command, str(folder / "config.yaml")])
+        _say(f"{position}: {self._how_it_went(folder, code)} after {time.monotonic() - begin:.1f} s")
+        if self._current.asked is not None:
+            return exit_code(self._current.asked)
+        return code if code in STOPPED else None
+
+    def _how_it_went(self, folder: Path, code: int) -> str:
+        if code in STOPPED or (code != 0 and self._current.asked is not None):
+            return f"stopped with exit code {code}"
+        if code != 0:
+            self._failed[folder.name] = f"exit code {code}"
+            return f"FAILED with exit code {code}"
+        try:
+            return f"done, {_error(folder, self._table.metric)},"
+        except RecordError as error:
+            self._failed[folder.name] = f"exit code 0, but no result: {error}"
+            return "FAILED without a result"
+
+    def _end(self) -> int:
+        done = sum(run.run_id not in self._failed and has_result(self._folder(run)) for run in self._runs)
+        now = f", {self._started} started now" if self._started else ""
+        _say(f"table={self._table.name}: {done} of {len(self._runs)} runs done{now}")
+        for name, why in self._failed.items():
+            _say(f"failed: {name} ({why})")
+        return 1 if self._failed else 0
 
 
-def _has_result(folder: Path) -> bool:
+class _Current:
+    """The run that is in progress, if any, and the signal that has asked to stop, if one has."""
+
+    def __init__(self) -> None:
+        self.asked: signal.Signals | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._times = 0
+
+    def take(self, asked: signal.Signals) -> None:
+        """Pass a signal on: the run saves at the first, leaves at once at the second, and is ended at the third."""
+        self.asked, self._times = self.asked or asked, self._times + 1
+        if self._process is not None:
+            self._process.send_signal(asked if self._times < 3 else signal.SIGKILL)
+
+    def run(self, command: Sequence[str]) -> int:
+        """Its exit code."""
+        self._process = subprocess.Popen(command)
+        if self.asked is not None:  # it came while the process was being made
+            self._process.send_signal(self.asked)
+        try:
+            return self._process.wait()
+        finally:
+            self._process = None
+
+
+def has_result(folder: Path) -> bool:
     """Its presence is what finished means."""
     return (folder / "result.json").exists()
-
-
-def _already(folder: Path, metric: str, failed: dict[str, str]) -> str:
-    try:
-        return f"already done, {_error(folder, metric)}"
-    except RecordError as error:
-        failed[folder.name] = f"{error}; delete the file and run again"
-        return "FAILED, its result cannot be used"
-
-
-def _run(run: Run, folder: Path, metric: str, command: Sequence[str], failed: dict[str, str]) -> str:
-    """Run one frozen configuration to its end and say how it went."""
-    _freeze(run, folder / "config.yaml")
-    begin = time.monotonic()
-    code = _wait(subprocess.Popen([*command, str(folder / "config.yaml")]))
-    seconds = f"{time.monotonic() - begin:.1f} s"
-    if code != 0:
-        failed[run.run_id] = f"exit code {code}"
-        return f"FAILED after {seconds} with exit code {code}"
-    try:
-        return f"done in {seconds}, {_error(folder, metric)}"
-    except RecordError as error:
-        failed[run.run_id] = f"exit code 0, but no result: {error}"
-        return f"FAILED after {seconds}: it ended without a result"
 
 
 def _freeze(run: Run, path: Path) -> None:
@@ -137,21 +185,6 @@ def _freeze(run: Run, path: Path) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_frozen(config, path)
-
-
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """The exit code. Ctrl-C reaches the run too: it gets time to end by itself before it is ended."""
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        for end in (process.terminate, process.kill):
-            try:
-                process.wait(PATIENCE)
-                break
-            except (subprocess.TimeoutExpired, KeyboardInterrupt):
-                end()
-        process.wait()
-        raise
 
 
 def _error(folder: Path, metric: str) -> str:
@@ -164,43 +197,3 @@ def _error(folder: Path, metric: str) -> str:
 def _say(line: str) -> None:
     """At once, so that our lines stand in order with those of the runs."""
     print(line, flush=True)
-
-
-# ------------------------------------------------------------------------------------------------------------- status
-
-
-def status(options: SweepOptions, compose: Compose) -> Iterator[str]:
-    """One line for the table, then one for each cell."""
-    table, plan = planned(options, compose)
-    runs_dir = Path(options.runs_dir)
-    names = {run.run_id for runs in plan.values() for run in runs}
-    done = sum(_has_result(runs_dir / name) for name in names)
-    yield f"table={table.name}: {done} of {len(names)} runs done"
-    width = max(len(cell.name) for cell in plan)
-    for cell, runs in plan.items():
-        yield f"  {cell.name:<{width}}  {_cell_status(runs, runs_dir)}"
-
-
-def _cell_status(runs: tuple[Run, ...], runs_dir: Path) -> str:
-    open_runs = [run for run in runs if not _has_result(runs_dir / run.run_id)]
-    done = len(runs) - len(open_runs)
-    begun = [f"seed {run.seed}: {state}" for run in open_runs if (state := _progress(runs_dir / run.run_id, run))]
-    if not begun and not done:
-        return "not started"
-    return "; ".join([f"done {done} of {len(runs)}", *begun])
-
-
-def _progress(folder: Path, run: Run) -> str | None:
-    """How far an unfinished run came; a line torn by a crash hides none of those before it."""
-    path, last = folder / "metrics.jsonl", None
-    if not path.exists():
-        return None
-    try:
-        for record in read_metrics(path):
-            last = record if isinstance(record, EpochRecord) else last
-    except (RecordError, UnicodeDecodeError) as error:
-        if last is None:
-            return str(error)
-    if last is None:
-        return "in its first epoch"
-    return f"epoch {last.epoch} of {run.settings['recipe']['epochs']}, test error {last.test_error:.2f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from isda_repro.files import named
@@ -18,10 +19,11 @@ class JsonLines:
     Args:
         path: the file; made if it is not there.
         keep: bytes of it to keep: the lines of the steps that a resumed run does not take again.
+        before_write: called before each line; what it raises keeps the line from being written.
     """
 
-    def __init__(self, path: Path, keep: int = 0) -> None:
-        self._path = path
+    def __init__(self, path: Path, keep: int = 0, before_write: Callable[[], None] = lambda: None) -> None:
+        self._path, self._before_write = path, before_write
         self._file = path.open("ab", buffering=0)  # a line that did not fit is not tried again when the file is closed
         self._file.truncate(keep)
 
@@ -34,6 +36,7 @@ class JsonLines:
         """Append one line. NaN and infinity are no JSON and raise ValueError; OSError names the file."""
         if record["kind"] == "result":
             return
+        self._before_write()
         line = (json.dumps(record, allow_nan=False) + "\n").encode()
         try:
             while line:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -76,6 +77,7 @@ class WandbTracker:
     def log(self, record: Record) -> None:
         """Log an epoch, or the summary of the finished run."""
         if record["kind"] == "result" and self._offline:
+            self._remove_unfinished()
             self._begin()
             if self._run is None:
                 return
@@ -102,6 +104,11 @@ class WandbTracker:
         self._run = wandb.init(settings=settings, **self._arguments)
         self._run.define_metric("epoch")
         self._run.define_metric("*", step_metric="epoch")
+
+    def _remove_unfinished(self) -> None:
+        """What a process left that died while it replayed this run; all of it is in ``metrics.jsonl``."""
+        for folder in (self._metrics_path.parent / "wandb").glob(f"offline-run-*-{self._arguments['id']}"):
+            shutil.rmtree(folder)
 
     def _send(self, record: Record) -> None:
         if record["kind"] == "epoch":

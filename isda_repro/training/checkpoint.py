@@ -111,10 +111,6 @@ class Checkpoints:
         self._writer = self._failure = None
         return failure is None
 
-    def set_aside(self, path: Path) -> None:
-        """Keep one that cannot be used out of the way, for whoever wants to look at it."""
-        path.replace(path.with_name(path.name + ".damaged"))
-
     def clear(self) -> None:
         """Delete all, when the run has finished."""
         self.wait()

@@ -38,7 +38,10 @@ def provenance() -> dict[str, Any]:
 
 
 def write_environment(path: Path, origin: dict[str, Any], compute: Compute) -> None:
-    """``environment.json``: the provenance, and what helps to find out why two runs differ."""
+    """``environment.json``: the provenance, and what helps to find out why two runs differ.
+
+    That of a resumed run keeps the ones ``before``.
+    """
     body = {
         **origin,
         "git_diff": _git("diff", "HEAD"),
@@ -52,9 +55,19 @@ def write_environment(path: Path, origin: dict[str, Any], compute: Compute) -> N
         "hardware": compute.hardware,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
+        "before": _earlier(path),
     }
     with written_whole(path) as file:
         file.write((json.dumps(body, indent=1) + "\n").encode())
+
+
+def _earlier(path: Path) -> list[dict[str, Any]]:
+    """Those of the run's earlier processes, oldest first; whatever else the file may hold helps nobody."""
+    try:
+        last = json.loads(path.read_text(encoding="utf-8"))
+        return [*last.pop("before", []), last]
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return []
 
 
 def _git(*arguments: str) -> str | None:

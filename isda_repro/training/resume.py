@@ -5,14 +5,18 @@
 3. The beginning.
 
 What is newer than the checkpoint, in ``metrics.jsonl`` or damaged beside it, is of steps that will be taken again.
+Weights that are whole are not thrown away because lines of ``metrics.jsonl`` are lost: then the user decides.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from isda_repro.errors import UserError
+from isda_repro.files import move_aside
 from isda_repro.tables.records import EpochRecord, RecordError, read_metrics
 from isda_repro.training.checkpoint import CheckpointError, Checkpoints, load
 
@@ -29,24 +33,41 @@ def find_start(checkpoints: Checkpoints, metrics: Path, run_id: str) -> Start:
     """Apply the rule. A checkpoint that cannot be used is one warning, and set aside.
 
     Raises:
+        UserError: a checkpoint is whole, but ``metrics.jsonl`` is not, and no older one needs less of it.
         OSError, MemoryError: something could not be read now; nothing has been touched.
     """
     checkpoints.clear_unfinished()
+    unusable: dict[Path, UserError] = {}
     for path in checkpoints.newest_first():
         try:
             state = load(path)
             if state.get("run_id") != run_id:
                 raise CheckpointError(f"{path} belongs to another run, {state.get('run_id')}")
-            return Start(state, _records(metrics, state), state["metrics_bytes"])
-        except (CheckpointError, RecordError, FileNotFoundError) as error:
-            print(f"warning: {error}; trying the one before it", file=sys.stderr)
-            checkpoints.set_aside(path)
+            start = Start(state, _records(metrics, state), state["metrics_bytes"])
+        except (CheckpointError, RecordError) as error:
+            unusable[path] = error
+        else:
+            _set_aside(unusable, f"goes on from {path.name}")
+            return start
+    lost_lines = next((error for error in unusable.values() if isinstance(error, RecordError)), None)
+    if lost_lines is not None:
+        raise UserError(f"{lost_lines}; restore that file, or delete the checkpoints beside it to begin anew")
+    _set_aside(unusable, "begins anew")
+    if unusable and metrics.exists():
+        move_aside(metrics, "damaged")
     return Start(None, [], 0)
+
+
+def _set_aside(unusable: Mapping[Path, UserError], what_now: str) -> None:
+    """Say why, and keep them out of the way for whoever wants to look at them."""
+    for path, error in unusable.items():
+        aside = move_aside(path, "damaged")
+        print(f"warning: {error}; it is now {aside.name}, and the run {what_now}", file=sys.stderr)
 
 
 def _records(metrics: Path, state: dict[str, Any]) -> list[EpochRecord]:
     """The epochs up to the checkpoint."""
-    size = metrics.stat().st_size
+    size = metrics.stat().st_size if metrics.exists() else 0
     if size < state["metrics_bytes"]:
         raise RecordError(f"{metrics} has {size} bytes, and had {state['metrics_bytes']} when a checkpoint was written")
     lines = read_metrics(metrics, length=state["metrics_bytes"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from isda_repro.config import build, request, write_frozen
 from isda_repro.data import Source
 from isda_repro.errors import UserError
+from isda_repro.files import move_aside
 from isda_repro.tables.records import (
     EpochRecord,
     RecordError,
@@ -42,7 +44,11 @@ def run(cfg: DictConfig) -> Result:
         StoppedError: a signal asked to stop; the state is saved.
     """
     directory = RunDirectory(Path(cfg.runs_dir), cfg.run_id)
+    checkpoints = Checkpoints(directory.path)
     if directory.finished and not cfg.force:
+        if checkpoints.newest_first():  # its process died before its last acts
+            with FolderLock(directory.path):
+                _conclude(cfg, directory, checkpoints)
         return _finished(directory)
     compute = resolve(cfg.compute)
     compute.apply()
@@ -50,58 +56,83 @@ def run(cfg: DictConfig) -> Result:
     trainer = _trainer(cfg, source, compute)  # all that can be refused has been, before the run's folder is touched
 
     origin = provenance()
-    if directory.finished:  # and force=true
+    if directory.finished and cfg.force:
         with FolderLock(directory.path) as lock:  # nobody else moves it or writes there
-            aside = directory.move_aside()
+            aside = move_aside(directory.path, "before")
             lock.follow(aside)
         print(f"force=true: the finished run is now {aside}")
     directory.path.mkdir(parents=True, exist_ok=True)
-    with FolderLock(directory.path):
+    with FolderLock(directory.path) as lock:
         if directory.finished:  # by another process, since we looked
+            _conclude(cfg, directory, checkpoints)
             return _finished(directory)
-        return _train(cfg, directory, trainer, source, origin)
+        return _train(cfg, directory, checkpoints, trainer, source, origin, lock)
 
 
 def _train(
-    cfg: DictConfig, directory: RunDirectory, trainer: Trainer, source: Source, origin: dict[str, Any]
+    cfg: DictConfig,
+    directory: RunDirectory,
+    checkpoints: Checkpoints,
+    trainer: Trainer,
+    source: Source,
+    origin: dict[str, Any],
+    lock: FolderLock,
 ) -> Result:
     """From where the run is to its result."""
-    checkpoints = Checkpoints(directory.path)
-    start = find_start(checkpoints, directory.metrics, cfg.run_id)
-    if start.state is not None:
-        trainer.load_state_dict(start.state, start.records)
+    metrics_bytes = _go_on(trainer, directory, checkpoints)
     write_frozen(_said_once(cfg), directory.config)
     write_environment(directory.environment, origin, trainer.compute)
     print(_opening(cfg, trainer, source), flush=True)
 
     bar = Progress(cfg.recipe.epochs, trainer.train_batches.num_samples, images_done=trainer.images_done)
-    metrics = JsonLines(directory.metrics, keep=start.metrics_bytes)
+    metrics = JsonLines(directory.metrics, keep=metrics_bytes, before_write=lock.ensure_held)
 
     def state() -> dict[str, Any]:
+        lock.ensure_held()
         return {**trainer.state_dict(), "run_id": cfg.run_id, "metrics_bytes": metrics.bytes_written}
 
     saver = Saver(checkpoints, state, minutes=cfg.checkpoint.minutes, steps=cfg.checkpoint.steps)
     with saver.listening():
         trackers: list[Tracker] = [metrics, bar, *parts.build_trackers(cfg, directory.metrics)]
         try:
-            segment = as_json(_segment(trainer.compute, trainer.step))
+            segment = as_json(_segment(trainer.compute, trainer.step, origin))
             for tracker in trackers:
                 tracker.log(segment)
             records = trainer.train(trackers, bar, saver)
             checkpoints.wait()
             segments = [line for line in read_metrics(directory.metrics) if isinstance(line, SegmentRecord)]
             result = _result(cfg, trainer, source, segments, records, origin)
+            lock.ensure_held()
             checkpoint.save(directory.checkpoint, _state(cfg, trainer))
             write_result(directory.result, result)
             for tracker in trackers:
                 tracker.log(as_json(result))
-            checkpoints.clear()
         finally:
             checkpoints.wait()
             for tracker in trackers:
                 tracker.close()
+    checkpoints.clear()  # the very last: until then the same command knows that there is something left to do
     print(f"{cfg.run_id}: {summary(result)}\n{directory.result}", flush=True)
     return result
+
+
+def _go_on(trainer: Trainer, directory: RunDirectory, checkpoints: Checkpoints) -> int:
+    """Put the trainer where the run is; how many bytes of ``metrics.jsonl`` are of what it has done."""
+    start = find_start(checkpoints, directory.metrics, directory.run_id)
+    if start.state is not None:
+        trainer.load_state_dict(start.state, start.records)
+    return start.metrics_bytes
+
+
+def _conclude(cfg: DictConfig, directory: RunDirectory, checkpoints: Checkpoints) -> None:
+    """The last acts of a run whose process died when it had just written the result: telling W&B, and clearing up."""
+    if not checkpoints.newest_first():
+        return
+    result = as_json(_own_result(directory))
+    for tracker in parts.build_trackers(cfg, directory.metrics):
+        tracker.log(result)
+        tracker.close()
+    checkpoints.clear()
 
 
 def _said_once(cfg: DictConfig) -> DictConfig:
@@ -113,13 +144,16 @@ def _said_once(cfg: DictConfig) -> DictConfig:
 
 def _finished(directory: RunDirectory) -> Result:
     """Say so, and hand out its result."""
-    try:
-        result = read_result(directory.result)
-    except RecordError as error:
-        raise UserError(f"{error}; delete that file to run again") from error
-    Checkpoints(directory.path).clear()  # left if the process died when the result had just been written
+    result = _own_result(directory)
     print(f"{directory.run_id} is already done: {summary(result)}\n{directory.result}")
     return result
+
+
+def _own_result(directory: RunDirectory) -> Result:
+    try:
+        return read_result(directory.result)
+    except RecordError as error:
+        raise UserError(f"{error}; delete that file to run again") from error
 
 
 def _trainer(cfg: DictConfig, source: Source, compute: Compute) -> Trainer:
@@ -151,7 +185,7 @@ def _state(cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _segment(compute: Compute, step: int) -> SegmentRecord:
+def _segment(compute: Compute, step: int, origin: Mapping[str, Any]) -> SegmentRecord:
     return SegmentRecord(
         step=step,
         device=compute.device.type,
@@ -163,6 +197,8 @@ def _segment(compute: Compute, step: int) -> SegmentRecord:
         deterministic=compute.deterministic,
         world_size=1,
         threads=torch.get_num_threads(),
+        git_revision=origin["git_revision"],
+        git_clean=origin["git_clean"],
     )
 
 

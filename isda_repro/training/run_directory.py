@@ -5,7 +5,6 @@ Knows nothing of classification: any training that has a run id can live in one.
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 
@@ -25,12 +24,3 @@ class RunDirectory:
     def finished(self) -> bool:
         """Whether the run has a result."""
         return self.result.exists()
-
-    def move_aside(self) -> Path:
-        """Give the folder another name, and return it."""
-        for number in itertools.count(1):
-            aside = self.path.with_name(f"{self.path.name}.before-{number}")
-            if not aside.exists():
-                break
-        self.path.rename(aside)
-        return aside

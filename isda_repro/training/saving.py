@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
-from isda_repro.errors import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR, StoppedError
+from isda_repro.errors import EXIT_USER_ERROR, StoppedError
+from isda_repro.stopping import exit_code, heeding
 from isda_repro.training.checkpoint import Checkpoints
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Saver:
@@ -71,24 +68,15 @@ class Saver:
                 EXIT_USER_ERROR,
             )
         raise StoppedError(
-            f"\n{self._signal.name}: stopped and saved after step {state['step']}; the same command goes on from there",
-            EXIT_INTERRUPTED if self._signal is signal.SIGINT else EXIT_STOPPED,
+            f"{self._signal.name}: stopped and saved after step {state['step']}; the same command goes on from there",
+            exit_code(self._signal),
         )
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> AbstractContextManager[None]:
         """Signals make the run stop at its next step; a second one ends the process at once."""
-        if threading.current_thread() is not threading.main_thread():  # which alone may say what signals do
-            yield
-            return
-        before = {number: signal.signal(number, self._take) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        return heeding(self._take)
 
-    def _take(self, number: int, _frame: FrameType | None) -> None:
+    def _take(self, asked: signal.Signals) -> None:
         if self._signal is not None:
-            os._exit(128 + number)
-        self._signal = signal.Signals(number)
+            os._exit(128 + asked)
+        self._signal = asked

@@ -101,6 +101,15 @@ def test_a_frozen_run_lives_where_its_file_lies(tmp_path):
     assert read_frozen(folder / "config.yaml").runs_dir == str(tmp_path.resolve())
 
 
+def test_a_frozen_file_older_than_a_setting_without_influence_is_read(tmp_path):
+    cfg = compose(["model=resnet20", "dataset=digits"])
+    older = cfg.copy()
+    for key in ("checkpoint", "force"):
+        older.pop(key)
+    write_frozen(older, tmp_path / "config.yaml")
+    assert read_frozen(tmp_path / "config.yaml") == cfg
+
+
 def test_a_frozen_file_with_a_part_missing_is_one_sentence(tmp_path):
     cfg = compose(BASE)
     del cfg["recipe"]

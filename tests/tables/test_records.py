@@ -16,7 +16,7 @@ from isda_repro.tables.records import (
 
 SEGMENT = SegmentRecord(
     step=0, device="cpu", hardware="a processor", precision="fp32", tf32=False, channels_last=True,
-    compile=False, deterministic=False, world_size=1, threads=2,
+    compile=False, deterministic=False, world_size=1, threads=2, git_revision=None, git_clean=None,
 )  # fmt: skip
 EPOCH = EpochRecord(
     epoch=1, step=23, lr=0.05, train_loss=1.5, train_error=50.0, test_loss=0.7, test_error=21.25, timing={"train": 0.4}

@@ -12,9 +12,9 @@ import pytest
 from isda_repro import config
 from isda_repro.errors import UserError
 from isda_repro.options import parse_options
-from isda_repro.tables import sweep as sweep_module
 from isda_repro.tables.records import EpochRecord, as_json
-from isda_repro.tables.sweep import SweepOptions, status, sweep
+from isda_repro.tables.status import status
+from isda_repro.tables.sweep import SweepOptions, sweep
 
 TRAINER = textwrap.dedent("""
     import sys
@@ -75,8 +75,7 @@ def test_the_whole_table_runs_once_and_is_then_skipped(demo, options, trainer, c
     assert started(options) == [run.run_id for run in runs]
     lines = capfd.readouterr().out.splitlines()
     assert lines[0] == f"[1/6] {runs[0].run_id}: starts"
-    assert lines[1].startswith(f"[1/6] {runs[0].run_id}: done in ")
-    assert lines[1].endswith(" s, test error 2.00")
+    assert lines[1].startswith(f"[1/6] {runs[0].run_id}: done, test error 2.00, after ")
     assert lines[-1] == "table=demo: 6 of 6 runs done, 6 started now"
 
     (folder_of(options, runs[4]) / "result.json").unlink()
@@ -92,8 +91,8 @@ def test_failed_runs_are_reported_and_the_others_still_run(demo, options, traine
     assert len(started(options)) == 6
     _, bad, forgetful, *_ = [run.run_id for run in all_runs(demo)]
     out = capfd.readouterr().out
-    assert f"[2/6] {bad}: FAILED after" in out
-    assert f"[3/6] {forgetful}: FAILED after" in out
+    assert f"[2/6] {bad}: FAILED with exit code 3 after" in out
+    assert f"[3/6] {forgetful}: FAILED without a result after" in out
     *_, summary, first, second = out.splitlines()
     assert summary == "table=demo: 4 of 6 runs done, 6 started now"
     assert first == f"failed: {bad} (exit code 3)"
@@ -151,26 +150,72 @@ def test_dry_run_says_and_touches_nothing(demo, options, finish, tmp_path, capfd
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_ctrl_c_ends_the_run_and_says_how_to_go_on(options, capfd, monkeypatch):
-    monkeypatch.setattr(sweep_module, "PATIENCE", 0.2)
-    pid = Path(options.runs_dir) / "pid"
-    hangs = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+HEEDS = textwrap.dedent("""
+    import os, signal, sys, time
+    from pathlib import Path
 
-    def interrupt():
+    from isda_repro.stopping import exit_code, heeding
+
+    def take(asked):
+        with Path(sys.argv[1]).open("a") as log:
+            log.write(asked.name + "\\n")
+        if sys.argv[2] == "obeys":
+            sys.exit(exit_code(asked))
+
+    with heeding(take):
+        Path(sys.argv[1]).with_name("pid").write_text(str(os.getpid()))
+        time.sleep(60)
+""")
+
+
+def send_when_begun(pid, *numbers, run_too=False, between=0.0):
+    """Send signals to the sweep, which is this process, when its run has written its pid."""
+
+    def send():
         while not pid.exists() or not pid.read_text():
             time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
+        for number in numbers:
+            for target in [os.getpid(), int(pid.read_text())] if run_too else [os.getpid()]:
+                os.kill(target, number)
+            time.sleep(between)
 
-    thread = threading.Thread(target=interrupt, daemon=True)
-    thread.start()
-    begin = time.monotonic()
-    assert sweep(options, config.compose, [sys.executable, "-c", hangs]) == 130
-    assert time.monotonic() - begin < 30, "the run was waited for, not ended"
+    threading.Thread(target=send, daemon=True).start()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGUSR2, 75)]
+)
+@pytest.mark.parametrize("both", [False, True], ids=["to the sweep", "to both"])
+def test_a_signal_reaches_the_run_once_and_ends_the_sweep(options, tmp_path, capfd, number, code, both):
+    """A terminal and a cluster send it to both; a person, or a service, to the sweep alone."""
+    seen, pid = tmp_path / "seen", tmp_path / "pid"
+    send_when_begun(pid, number, run_too=both)
+    assert sweep(options, config.compose, [sys.executable, "-c", HEEDS, str(seen), "obeys"]) == code
+    assert seen.read_text().split() == [signal.Signals(number).name]
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
-    last = capfd.readouterr().out.splitlines()[-1]
-    assert last.startswith("stopped in [1/6] ")
-    assert "to go on: python scripts/sweep.py table=demo 'runs_dir=" in last
+    *_, how, last = capfd.readouterr().out.splitlines()
+    assert how.startswith("[1/6] ")
+    assert f": stopped with exit code {code} after " in how
+    assert last.startswith("to go on: python scripts/sweep.py table=demo 'runs_dir=")
+
+
+def test_a_run_that_stopped_by_itself_ends_the_sweep_and_is_no_failure(options, capfd):
+    assert sweep(options, config.compose, [sys.executable, "-c", "raise SystemExit(75)"]) == 75
+    out = capfd.readouterr().out
+    assert "failed" not in out.lower()
+    assert out.count("starts") == 1
+
+
+def test_a_run_that_heeds_nothing_is_killed_by_the_third_signal(options, tmp_path, monkeypatch):
+    monkeypatch.setattr("isda_repro.stopping.ECHO_SECONDS", 0.0)
+    seen, pid = tmp_path / "seen", tmp_path / "pid"
+    send_when_begun(pid, *[signal.SIGTERM] * 3, between=0.3)
+    begin = time.monotonic()
+    assert sweep(options, config.compose, [sys.executable, "-c", HEEDS, str(seen), "ignores"]) == 75
+    assert time.monotonic() - begin < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 def test_an_unknown_cluster_is_one_sentence(options):

@@ -25,6 +25,8 @@ SEGMENT = as_json(
         deterministic=False,
         world_size=1,
         threads=2,
+        git_revision="0" * 40,
+        git_clean=True,
     )
 )
 RESULT = {"kind": "result", "test_error_last10": 1.5, "run_id": "run-1", "timing": TIMING, "curves": {"lr": [0.1]}}
@@ -108,6 +110,8 @@ def test_an_offline_run_is_written_at_the_end_from_metrics_jsonl(tmp_path):
     for line in lines:
         tracker.log(line)
     assert not (tmp_path / "wandb").exists(), "nothing before the run has finished"
+    torn = tmp_path / "wandb" / "offline-run-20260101_000000-run-1"  # of a process that died while it wrote
+    torn.mkdir(parents=True)
     tracker.log(RESULT)
     tracker.close()
     (written,) = (tmp_path / "wandb").glob("offline-run-*/run-run-1.wandb")

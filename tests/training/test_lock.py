@@ -5,11 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from isda_repro.training.lock import STALE_SECONDS, FolderLock, LockedError
+from isda_repro.training import lock as lock_module
+from isda_repro.training.lock import FolderLock, LockedError
 
 HOLD = "import sys, time; from pathlib import Path; from isda_repro.training.lock import FolderLock\n"
 
@@ -35,11 +37,104 @@ def test_a_second_process_is_told_who_holds_it(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_on_another_host_is_believed_while_its_heart_beats(tmp_path):
-    owned_by(tmp_path, "elsewhere", seconds_ago=STALE_SECONDS / 2)
+def test_a_process_on_another_host_is_believed_as_soon_as_its_heart_beats(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("isda_repro.training.lock.LOOK_SECONDS", 0.02)
+    owned_by(tmp_path, "elsewhere", seconds_ago=15)
+    beat = threading.Timer(0.3, os.utime, [tmp_path / "owner.json"])
+    beat.start()
+    begin = time.monotonic()
     with pytest.raises(LockedError, match=r"pid 7 on elsewhere, .* is gone for certain, delete .*owner.json"):
         FolderLock(tmp_path).__enter__()
-    owned_by(tmp_path, "elsewhere", seconds_ago=STALE_SECONDS + 1)
+    assert time.monotonic() - begin < 10
+    assert "pid 7 on elsewhere, started 2026" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir() if path.name != "lock"] == ["owner.json"]
+
+
+@pytest.mark.parametrize("seconds_ago", [0, 1, 1e4, -1e6], ids=["now", "a second ago", "long ago", "in the future"])
+def test_a_process_on_another_host_without_a_heartbeat_is_succeeded(tmp_path, monkeypatch, seconds_ago):
+    """Whatever the clocks of the two hosts say."""
+    monkeypatch.setattr("isda_repro.training.lock.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("isda_repro.training.lock.STALE_SECONDS", 0.4)
+    owned_by(tmp_path, "elsewhere", seconds_ago)
+    begin = time.monotonic()
+    with FolderLock(tmp_path):
+        waited = time.monotonic() - begin
+        assert json.loads((tmp_path / "owner.json").read_text())["pid"] == os.getpid()
+    assert (waited >= 0.35) == (seconds_ago in (0, -1e6))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_owner_released_while_it_is_watched_is_succeeded(tmp_path, monkeypatch):
+    monkeypatch.setattr("isda_repro.training.lock.LOOK_SECONDS", 0.02)
+    owned_by(tmp_path, "elsewhere", seconds_ago=0)
+    threading.Timer(0.2, (tmp_path / "owner.json").unlink).start()
+    with FolderLock(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_hosts_that_do_not_see_each_others_file_locks_exclude_each_other(tmp_path, monkeypatch, stale):
+    """Each thread is a host: a name and a file lock of its own, one folder for all."""
+    monkeypatch.setattr("socket.gethostname", lambda: threading.current_thread().name)
+    monkeypatch.setattr("isda_repro.training.lock.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("isda_repro.training.lock.HEARTBEAT_SECONDS", 0.02)
+    file_lock = lock_module.FileLock
+    monkeypatch.setattr(
+        lock_module, "FileLock", lambda path, timeout: file_lock(f"{path}.{socket.gethostname()}", timeout=timeout)
+    )
+    hosts, rounds = 6, 30
+    together, held = threading.Barrier(hosts), []
+
+    def come():
+        for number in range(rounds):
+            folder = tmp_path / str(number)
+            together.wait(timeout=30)
+            try:
+                with FolderLock(folder) as lock:
+                    held.append(number)
+                    together.wait(timeout=30)
+                    lock.ensure_held()
+                    held.append(number)
+            except LockedError:
+                together.wait(timeout=30)
+
+    for number in range(rounds):
+        (tmp_path / str(number)).mkdir()
+        if stale:
+            owned_by(tmp_path / str(number), "a dead host", seconds_ago=1e4)
+    threads = [threading.Thread(target=come, name=f"host-{number}", daemon=True) for number in range(hosts)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(held) == sorted([*range(rounds)] * 2)
+
+
+def test_a_process_that_has_lost_the_folder_learns_it_and_leaves_the_other_alone(tmp_path):
+    """It stood still, another host took it for dead."""
+    with FolderLock(tmp_path) as lock:
+        lock.ensure_held()
+        owned_by(tmp_path, "elsewhere", seconds_ago=0)
+        with pytest.raises(LockedError, match=r"pid 7 on elsewhere.*: this one stood still for too long"):
+            lock.ensure_held()
+    assert json.loads((tmp_path / "owner.json").read_text())["host"] == "elsewhere"
+
+
+def test_a_torn_owner_file_is_believed_until_it_is_old(tmp_path, monkeypatch):
+    monkeypatch.setattr("isda_repro.training.lock.STALE_SECONDS", 0.2)
+    (tmp_path / "owner.json").write_text('{"host": "els')
+    with FolderLock(tmp_path):
+        pass
+
+
+def test_a_full_disk_leaves_no_half_an_owner(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.write", full)
+    with pytest.raises(OSError, match=r"No space left on device.*owner\.json"):
+        FolderLock(tmp_path).__enter__()
+    monkeypatch.undo()
     with FolderLock(tmp_path):
         pass
 
@@ -74,17 +169,24 @@ def test_the_heart_beats(tmp_path, monkeypatch):
 
 
 def test_of_many_that_come_at_once_one_gets_it(tmp_path):
-    """Each waits for the same moment; the one that gets it holds it longer than the others try."""
+    """Each says that it is ready and waits for the word; the one that gets it holds it until all have tried."""
     code = HOLD + (
-        "while time.time() < float(sys.argv[2]): pass\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
         "try:\n"
-        "    with FolderLock(Path(sys.argv[1])): print('held', flush=True); time.sleep(1)\n"
-        "except ValueError: print('refused')"
+        "    with FolderLock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.readline()\n"
+        "except ValueError: print('refused', flush=True)"
     )
-    at = str(time.time() + 1.5)
     several = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), at], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         for _ in range(6)
     ]
-    said = [process.communicate(timeout=60)[0].strip() for process in several]
+    assert [process.stdout.readline() for process in several] == ["ready\n"] * 6
+    for process in several:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = [process.stdout.readline().strip() for process in several]
+    for process in several:
+        process.communicate(timeout=60)
     assert sorted(said) == ["held", *["refused"] * 5]

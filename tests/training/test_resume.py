@@ -1,72 +1,19 @@
 """Runs that stop anywhere and go on as if they had not: same weights, statistics and curves, bit for bit."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
 
 import pytest
 import torch
+from interrupted_runs import RUN, STEPS_PER_EPOCH, Killed, assert_same, kill_at, settings, stopped_after
 
-from isda_repro.config import compose, read_frozen
-from isda_repro.errors import EXIT_INTERRUPTED, EXIT_STOPPED, StoppedError
+from isda_repro.config import read_frozen
 from isda_repro.tables.records import EpochRecord, SegmentRecord, read_metrics
 from isda_repro.training import checkpoint
 from isda_repro.training.run import run
 from isda_repro.training.trainer import Trainer
-
-STEPS_PER_EPOCH = 4
-RUN = [
-    *("model=resnet20", "model.depth=8", "dataset=digits", "dataset.train_limit=200", "dataset.test_limit=100"),
-    *("recipe.epochs=3", "loss=isda", "model.dropout=0.2", "tracking=none"),
-]
-
-
-class Killed(BaseException):
-    """What a test puts in the place of SIGKILL: nothing catches it."""
-
-
-def settings(tmp_path, *more):
-    return compose([*RUN, f"runs_dir={tmp_path}", *more])
-
-
-def outcome(folder):
-    """Weights, statistics and epochs of a finished run, timing apart."""
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    epochs = [{**line, "timing": None} for line in lines if line["kind"] == "epoch"]
-    return {**state["network"], **state["criterion"]}, epochs
-
-
-def assert_same(one, other):
-    (tensors, epochs), (other_tensors, other_epochs) = outcome(one), outcome(other)
-    assert epochs == other_epochs
-    assert tensors.keys() == other_tensors.keys()
-    assert all(torch.equal(tensors[key], other_tensors[key]) for key in tensors)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    cfg = settings(folder)
-    run(cfg)
-    return folder / cfg.run_id
-
-
-def kill_at(monkeypatch, method, calls):
-    """Make the ``calls``-th call of a method of the trainer the last thing that its process does."""
-    original, count = getattr(Trainer, method), 0
-
-    def fatal(self, *arguments):
-        nonlocal count
-        count += 1
-        if count == calls:
-            raise Killed
-        return original(self, *arguments)
-
-    monkeypatch.setattr(Trainer, method, fatal)
 
 
 @pytest.mark.parametrize("step", [1, 3, 5, 9, 12])
@@ -110,14 +57,6 @@ def test_a_run_killed_between_training_and_saving_evaluates_again(tmp_path, monk
     assert_same(tmp_path / cfg.run_id, undisturbed)
 
 
-def stopped_after(cfg, steps, monkeypatch):
-    """Leave a run of ours with checkpoints after ``steps`` and the step before."""
-    with monkeypatch.context() as patch:
-        kill_at(patch, "_step", steps + 1)
-        with pytest.raises(Killed):
-            run(cfg)
-
-
 def damage(path, how):
     content = path.read_bytes()
     if how == "truncated":
@@ -140,9 +79,14 @@ def test_a_damaged_checkpoint_costs_steps_and_a_warning(tmp_path, monkeypatch, c
     for file in files if both else files[1:]:
         damage(file, how)
     result = run(cfg)
-    assert "checkpoint-000000006.pt is not a whole checkpoint" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "checkpoint-000000006.pt is not a whole checkpoint" in error
+    assert f"and the run {'begins anew' if both else 'goes on from checkpoint-000000005.pt'}" in error
     assert [segment["step"] for segment in result.segments] == ([0] if both else [0, 5])
     assert_same(folder, undisturbed)
+    aside = {path.name for path in folder.glob("*.damaged-1")}
+    lost = {"checkpoint-000000005.pt.damaged-1", "metrics.jsonl.damaged-1"} if both else set()
+    assert aside == {"checkpoint-000000006.pt.damaged-1"} | lost, "nothing is thrown away"
 
 
 def test_half_a_line_and_lines_too_many_in_metrics_are_written_again(tmp_path, monkeypatch, undisturbed):
@@ -155,36 +99,33 @@ def test_half_a_line_and_lines_too_many_in_metrics_are_written_again(tmp_path, m
     assert_same(tmp_path / cfg.run_id, undisturbed)
 
 
+def test_weights_are_not_thrown_away_because_metrics_are_lost(tmp_path, monkeypatch, undisturbed):
+    cfg = settings(tmp_path)
+    stopped_after(cfg, 9, monkeypatch)
+    folder = tmp_path / cfg.run_id
+    metrics = folder / "metrics.jsonl"
+    content = metrics.read_text()
+    metrics.write_text(content.replace("{", "?", 1))
+    before = {path.name for path in folder.iterdir()}
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 1: .*; restore that file, or delete the checkpoints"):
+        run(cfg)
+    assert {path.name for path in folder.iterdir()} == before
+    metrics.unlink()
+    with pytest.raises(ValueError, match=r"metrics.jsonl has 0 bytes, and had .*; restore that file"):
+        run(cfg)
+    metrics.write_text(content)
+    run(cfg)
+    assert_same(folder, undisturbed)
+
+
 def test_lost_metrics_send_the_run_back_to_where_they_are_whole(tmp_path, monkeypatch, capsys, undisturbed):
     cfg = settings(tmp_path)
     stopped_after(cfg, 9, monkeypatch)
     metrics = tmp_path / cfg.run_id / "metrics.jsonl"
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:2]))
     assert [segment["step"] for segment in run(cfg).segments] == [0, STEPS_PER_EPOCH]
-    assert "when a checkpoint was written; trying the one before it" in capsys.readouterr().err
-    assert_same(tmp_path / cfg.run_id, undisturbed)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
-@pytest.mark.parametrize("during", ["_step", "_timing"])
-def test_a_signal_saves_and_stops(tmp_path, monkeypatch, undisturbed, number, during):
-    cfg = settings(tmp_path)
-    original = getattr(Trainer, during)
-
-    def signalled(self, *arguments):
-        if self.step == 6 or during == "_timing":
-            os.kill(os.getpid(), number)
-        return original(self, *arguments)
-
-    before = signal.getsignal(number)
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, during, signalled)
-        with pytest.raises(StoppedError, match="the same command goes on from there") as stopped:
-            run(cfg)
-    assert stopped.value.exit_code == (EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_STOPPED)
-    assert signal.getsignal(number) == before
-    segments = run(cfg).segments
-    assert [segment["step"] for segment in segments] == [0, 7 if during == "_step" else STEPS_PER_EPOCH]
+    error = capsys.readouterr().err
+    assert "when a checkpoint was written; it is now checkpoint-000000008.pt.damaged-1, and the run goes on" in error
     assert_same(tmp_path / cfg.run_id, undisturbed)
 
 
@@ -298,6 +239,60 @@ def test_what_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch,
 def test_impossible_intervals_are_refused(override):
     with pytest.raises(ValueError, match="must be"):
         settings("runs", override)
+
+
+def test_each_process_of_a_run_is_on_record(tmp_path, monkeypatch):
+    cfg = settings(tmp_path)
+    for _ in range(2):
+        stopped_after(cfg, 5, monkeypatch)
+    segments = run(cfg).segments
+    environment = json.loads((tmp_path / cfg.run_id / "environment.json").read_text())
+    assert [one["git_revision"] for one in [*environment["before"], environment]] == [
+        segment["git_revision"] for segment in segments
+    ]
+    assert len(segments) == 3
+
+
+class Log:
+    """A tracker that keeps what it is told."""
+
+    def __init__(self, *_arguments):
+        self.kinds = []
+
+    def log(self, record):
+        self.kinds.append(record["kind"])
+
+    def close(self):
+        self.kinds.append("closed")
+
+
+def test_what_was_left_to_do_after_the_result_is_done_by_the_next_command(tmp_path, monkeypatch, capsys):
+    """The process died when it had written the result, before it told W&B."""
+    cfg, logs = settings(tmp_path), []
+
+    def trackers(*arguments):
+        logs.append(Log())
+        return logs[-1:]
+
+    monkeypatch.setattr("isda_repro.training.parts.build_trackers", trackers)
+    with monkeypatch.context() as patch:
+        patch.setattr(Log, "log", lambda self, record: kill_if(record["kind"] == "result"))
+        with pytest.raises(Killed):
+            run(cfg)
+    folder = tmp_path / cfg.run_id
+    assert list(folder.glob("checkpoint-*.pt"))
+    result = run(cfg)
+    assert result.epochs == 3
+    assert "is already done" in capsys.readouterr().out
+    assert [log.kinds for log in logs] == [["closed"], ["result", "closed"]]
+    assert not list(folder.glob("checkpoint-*.pt"))
+    run(cfg)
+    assert len(logs) == 2, "once"
+
+
+def kill_if(condition):
+    if condition:
+        raise Killed
 
 
 def test_a_killed_process_goes_on_where_it_was(root, tmp_path, undisturbed):

@@ -1,0 +1,46 @@
+"""Signals that ask a process to stop. Each means: save, and leave so that the same command can go on."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from isda_repro.errors import EXIT_INTERRUPTED, EXIT_STOPPED
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+ECHO_SECONDS = 1.0  # a cluster, a terminal and our own parent may each pass on the same request
+
+
+@contextmanager
+def heeding(take: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """Within the block, ``take`` is called for each request, in the main thread, instead of what signals did before.
+
+    One that comes within a second of another is its echo.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone may say what signals do
+        yield
+        return
+    taken_at = -ECHO_SECONDS
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        nonlocal taken_at
+        now = time.monotonic()
+        if now - taken_at >= ECHO_SECONDS:
+            taken_at = now
+            take(signal.Signals(number))
+
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def exit_code(asked: signal.Signals) -> int:
+    """What a process leaves with that has heeded a signal."""
+    return EXIT_INTERRUPTED if asked is signal.SIGINT else EXIT_STOPPED
