@@ -37,6 +37,11 @@ def check(cfg: Mapping[str, Any]) -> None:
     for key in ("train_limit", "test_limit", "holdout"):
         value = dataset[key]
         _require(value is None or is_count(value), f"dataset.{key}", value, "a whole number from 1 on, or null")
+    _require(isinstance(dataset["source"], Mapping), "dataset.source", dataset["source"], "left alone; choose dataset=")
+    for key in ("mean", "std"):
+        value, few = dataset[key], key == "mean"
+        numbers = isinstance(value, list) and all(_is_number(one) and (few or one > 0) for one in value)
+        _require(numbers, f"dataset.{key}", value, "a number per channel, [0.5,0.5,0.5]" + ("" if few else ", above 0"))
     micro = compute["micro_batch"]
     _require(micro is None or is_count(micro), "compute.micro_batch", micro, "a whole number from 1 on, or null")
     _require(_is_number(recipe["lr"]) and recipe["lr"] > 0, "recipe.lr", recipe["lr"], "a number above 0")
@@ -63,7 +68,9 @@ def check(cfg: Mapping[str, Any]) -> None:
 
 
 def _check_milestones(recipe: Mapping[str, Any]) -> None:
-    gamma, milestones = recipe["schedule"].get("gamma", 1), recipe["schedule"].get("milestones", [])
+    schedule = recipe["schedule"]
+    _require(isinstance(schedule, Mapping), "recipe.schedule", schedule, "left alone; set recipe.schedule.milestones")
+    gamma, milestones = schedule.get("gamma", 1), schedule.get("milestones", [])
     _require(_is_number(gamma) and 0 < gamma <= 1, "recipe.schedule.gamma", gamma, "a number in (0, 1]")
     _require(isinstance(milestones, list), "recipe.schedule.milestones", milestones, "a list of epochs, [80,120]")
     for milestone in milestones:

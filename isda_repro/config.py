@@ -97,6 +97,10 @@ def explain() -> Iterator[None]:
         raise ConfigError(f"there is no {group}={name}; {group}= can be {options}") from error
     except (ConfigCompositionException, HydraException) as error:
         raise ConfigError(_one_sentence(str(error))) from error
+    except ValueError as error:
+        if "Config group override" not in str(error):
+            raise
+        raise ConfigError("model=, dataset=, loss= and the other groups each take a name, not null") from error
 
 
 def _one_sentence(message: str) -> str:
@@ -266,7 +270,8 @@ def build(node: DictConfig, **arguments: Any) -> Any:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         if isinstance(error.__cause__, ValueError | TypeError):
-            raise ConfigError(f"{plain['_target_']}: {error.__cause__}") from error
+            given = ", ".join(f"{key}={value}" for key, value in plain.items() if key != "_target_")
+            raise ConfigError(f"{plain['_target_']} cannot be made with {given}: {error.__cause__}") from error
         if error.__cause__ is not None:  # a defect of the program, which Hydra's error would hide
             raise error.__cause__ from error
         raise

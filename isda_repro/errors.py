@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ EXIT_INTERRUPTED = 130
 
 EXIT_STOPPED = 75
 """Exit code after SIGTERM, SIGUSR1 or SIGUSR2, when the state has been saved: the same command goes on from there."""
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Those that ask a process to save and leave."""
 
 
 class StoppedError(Exception):
@@ -49,6 +53,8 @@ def one_sentence_errors() -> Iterator[None]:
         print(f"error: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except StoppedError as stop:
+        for number in STOP_SIGNALS:  # an echo of the one that was heeded must not change how the process leaves
+            signal.signal(number, signal.SIG_IGN)
         print(stop, file=sys.stderr)
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from isda_repro.errors import EXIT_INTERRUPTED, EXIT_STOPPED
+from isda_repro.errors import EXIT_INTERRUPTED, EXIT_STOPPED, STOP_SIGNALS
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 ECHO_SECONDS = 1.0  # a cluster, a terminal and our own parent may each pass on the same request
 
 
@@ -33,7 +32,7 @@ def heeding(take: Callable[[signal.Signals], None]) -> Iterator[None]:
             taken_at = now
             take(signal.Signals(number))
 
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
     try:
         yield
     finally:

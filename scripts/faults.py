@@ -2,6 +2,7 @@
 
     python scripts/faults.py                                            # a quarter of an hour on one core
     python scripts/faults.py output=results/faults.md                   # also writes what it prints
+    python scripts/faults.py kills=5 pairs=5                            # all faults, these two less often: 6 minutes
 
 Each fault is done to a run on digits. Then the same command is given again, without the fault, and the run has survived
 if it ends with the weights, the statistics and the curves of a run that nothing was done to, bit for bit. Full and
@@ -10,6 +11,7 @@ read-only disks are small file systems of their own, for which this must run as 
 
 import functools
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -19,136 +21,72 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from benchmarking import conclude, machine, output_argument
+from benchmarking import conclude, machine
+from patient import ROOT, RUN, Patient, fill, fingerprint, small_disk
 
 from isda_repro.config import compose
-from isda_repro.errors import one_sentence_errors
-from isda_repro.training.lock import LockedError
+from isda_repro.errors import UserError, one_sentence_errors
+from isda_repro.options import parse_options
+from isda_repro.training.environment import provenance
+from isda_repro.training.lock import HEARTBEAT_SECONDS, LockedError
 from isda_repro.training.run import run
 
-ROOT = Path(__file__).resolve().parents[1]
-RUN = [
-    *("model=resnet20", "model.depth=8", "dataset=digits", "recipe.epochs=20", "loss=isda", "model.dropout=0.1"),
-    *("dataset.train_limit=640", "dataset.test_limit=100", "tracking=none"),
-]
-KILLS, PAIRS = 50, 100
 ONE_GIB = 2**30
+CIFAR, NO_CIFAR = ("dataset=cifar10",), "no CIFAR-10 under $ISDA_DATA"
+ANSWERS = {True: "yes", False: "NO", None: "not tried"}
+
+
+@dataclass
+class Options:
+    """What is typed behind the script."""
+
+    output: str | None = None
+    kills: int = 50
+    pairs: int = 100
 
 
 class Outcome(NamedTuple):
-    """What was done, what the user saw, and whether the run survived."""
+    """What was done, what the user saw, and whether the run survived; None: it could not be tried here."""
 
     fault: str
     seen: str
-    survived: bool
-
-
-class Patient:
-    """A run to which something is done, in a folder of its own."""
-
-    def __init__(self, runs_dir: Path, *more: str) -> None:
-        self.command = [sys.executable, "train.py", *RUN, f"runs_dir={runs_dir}", "checkpoint.steps=3", *more]
-        self.runs_dir = runs_dir
-        self.folder = runs_dir / compose([*RUN, *more]).run_id
-        self.seen = ""
-
-    def start(self) -> subprocess.Popen[str]:
-        """Begin it, and do not wait."""
-        return subprocess.Popen(
-            self.command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
-
-    def wait_for_checkpoints(self, count: int = 2) -> None:
-        """Until the run has saved its state."""
-        deadline = time.monotonic() + 120
-        while len(list(self.folder.glob("checkpoint-*.pt"))) < count:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.folder} has no {count} checkpoints")
-            time.sleep(0.01)
-
-    def stop(self, process: subprocess.Popen[str], number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal, and keep what the run said last."""
-        process.send_signal(number)
-        self.end(process)
-
-    def end(self, process: subprocess.Popen[str]) -> None:
-        """Wait for it, and keep what it said last and how it left."""
-        said = process.communicate(timeout=300)[1].strip().splitlines()
-        last = [line for line in said if line.startswith(("error", "warning", "SIG"))]
-        seen = (last[-1] if last else "nothing").replace(str(self.runs_dir), "runs")
-        self.seen = f"{seen} (exit code {process.returncode})"
-
-    def interrupted(self) -> "Patient":
-        """Run until it has two checkpoints, then kill it."""
-        process = self.start()
-        self.wait_for_checkpoints()
-        self.stop(process)
-        return self
-
-    def resumed(self) -> tuple[str, str]:
-        """Give the command again; what it said of trouble, and where it started."""
-        done = subprocess.run(self.command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
-        warnings = [line for line in done.stderr.splitlines() if line.startswith(("error", "warning"))]
-        start = next((line for line in done.stdout.splitlines() if line.startswith("goes on")), "starts at step 0")
-        return "; ".join(warnings).replace(str(self.runs_dir), "runs") or "nothing", start
-
-
-def fingerprint(folder: Path) -> Any:
-    """Weights, statistics and curves of a finished run; None if it is not finished."""
-    if not (folder / "result.json").exists():
-        return None
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    tensors = {**state["network"], **state["criterion"]}
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    epochs = [{**line, "timing": None} for line in lines if line["kind"] == "epoch"]
-    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, epochs
-
-
-@contextmanager
-def small_disk(mebibytes: int) -> Iterator[Path]:
-    """A file system of that size."""
-    folder = Path(tempfile.mkdtemp())
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-        folder.rmdir()
-
-
-def fill(disk: Path, leave_kib: int) -> Path:
-    """Take all room but that."""
-    filler = disk / "filler"
-    filler.write_bytes(b"\0" * (shutil.disk_usage(disk).free - leave_kib * 1024))
-    return filler
+    survived: bool | None
 
 
 class Faults:
-    """The faults, one method each; ``reference`` is the fingerprint of the undisturbed run."""
+    """The faults, one method each."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        undisturbed = Patient(folder / "undisturbed")
-        undisturbed.end(undisturbed.start())
-        self.reference = fingerprint(undisturbed.folder)
-        assert self.reference is not None, undisturbed.seen
+        self._references: dict[tuple[str, ...], Any] = {}
+
+    def undisturbed(self, *more: str) -> Path:
+        """The folder of a run of these settings that nothing is done to."""
+        patient = Patient(self.folder / "undisturbed", *more)
+        if fingerprint(patient.folder) is None:
+            patient.end(patient.start())
+        assert fingerprint(patient.folder) is not None, patient.seen
+        return patient.folder
 
     def same(self, patient: Patient) -> bool:
         """Whether the run has ended as the undisturbed one."""
-        return bool(fingerprint(patient.folder) == self.reference)
+        if patient.more not in self._references:
+            self._references[patient.more] = fingerprint(self.undisturbed(*patient.more))
+        return bool(fingerprint(patient.folder) == self._references[patient.more])
 
-    def kills(self) -> Outcome:
+    def kills(self, kills: int) -> Outcome:
         """At random times of the clock, the start of the process included; runs that end are begun anew."""
         draw = random.Random(0)
         killed = finished = same = in_training = 0
-        while killed < KILLS:
+        while killed < kills:
             patient = Patient(self.folder / f"kills-{finished}")
             process = patient.start()
             try:
@@ -165,7 +103,7 @@ class Faults:
         finished, same = finished + 1, same + self.same(patient)
         seen = f"{killed} kills, {in_training} of them after the run had taken its folder; "
         seen += f"{same} of {finished} runs bit-identical"
-        return Outcome(f"SIGKILL at {KILLS} random times", seen, same == finished)
+        return Outcome(f"SIGKILL at {kills} random times", seen, same == finished)
 
     def full_disk(self, leave_kib: int, what: str) -> Outcome:
         """The disk fills up; room is made; the run goes on."""
@@ -178,6 +116,22 @@ class Faults:
             filler.unlink()
             _, start = patient.resumed()
             return Outcome(f"disk full while writing {what}", f"{patient.seen}; then {start}", self.same(patient))
+
+    def full_disk_at_the_result(self) -> Outcome:
+        """There is room for all of a run but the last page of its result."""
+        more = ("recipe.epochs=1", "recipe.batch_size=4", "checkpoint.steps=null")
+        whole = self.undisturbed(*more)
+        pages = [math.ceil((whole / name).stat().st_size / 4096) for name in ("checkpoint.pt", "result.json")]
+        with small_disk(24) as disk:
+            patient = Patient(disk / "runs", *more)
+            process = patient.start()
+            patient.wait_for("metrics.jsonl")
+            filler = fill(disk, 4 * (sum(pages) - 1))
+            patient.end(process)
+            filler.unlink()
+            hit = "result.json" in patient.seen and (patient.folder / "checkpoint.pt").exists()
+            patient.resumed()
+            return Outcome("disk full while writing the result", patient.seen, hit and self.same(patient))
 
     def read_only(self) -> Outcome:
         """The disk becomes read-only between two commands."""
@@ -197,18 +151,57 @@ class Faults:
         warnings, start = patient.resumed()
         return Outcome(name, f"{warnings}; {start}", self.same(patient))
 
-    def stale_lock(self, host: str, seconds: int) -> Outcome:
-        """A lock that its dead owner has left behind."""
+    def foreign_lock(self, host: str, seconds: int) -> Outcome:
+        """A lock that its dead owner has left behind, or so it seems from here."""
         patient = Patient(Path(tempfile.mkdtemp(dir=self.folder))).interrupted()
         owner = patient.folder / "owner.json"
         mine = json.loads(owner.read_text())
         owner.write_text(json.dumps({**mine, "host": mine["host"] if host == "this host" else host}))
         os.utime(owner, (time.time() - seconds,) * 2)
+        begin = time.monotonic()
         patient.end(patient.start())
-        seen = patient.seen.replace(mine["host"], "HOST")
-        os.utime(owner, (0, 0)) if owner.exists() else None
-        patient.resumed()
+        seen = f"{patient.seen}, {time.monotonic() - begin:.0f} s in all"
         return Outcome(f"lock left behind by {host}, {seconds} s ago", seen, self.same(patient))
+
+    def lock_of_a_living_owner(self) -> Outcome:
+        """On another host, and its heart beats."""
+        patient = Patient(Path(tempfile.mkdtemp(dir=self.folder))).interrupted()
+        owner = patient.folder / "owner.json"
+        mine = json.loads(owner.read_text())
+        owner.write_text(json.dumps({**mine, "host": "another host"}))
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(HEARTBEAT_SECONDS):
+                os.utime(owner)
+
+        heart = threading.Thread(target=beat)
+        heart.start()
+        patient.end(patient.start())
+        over.set()
+        heart.join()
+        refused = "is being written by another process" in patient.seen
+        os.utime(owner, (0, 0))
+        patient.resumed()
+        return Outcome("lock of another host whose heart beats", patient.seen, refused and self.same(patient))
+
+    def stood_still(self) -> Outcome:
+        """The process is stopped; another host takes it for dead, goes on, and has not ended when it wakes."""
+        patient = Patient(Path(tempfile.mkdtemp(dir=self.folder)))
+        process = patient.start()
+        patient.wait_for_checkpoints()
+        process.send_signal(signal.SIGSTOP)
+        owner = patient.folder / "owner.json"
+        mine = json.loads(owner.read_text())
+        owner.write_text(json.dumps({**mine, "host": "another host", "token": "another"}))
+        files = {path.name: path.read_bytes() for path in patient.folder.iterdir() if path.suffix != ".tmp"}
+        process.send_signal(signal.SIGCONT)
+        patient.end(process)
+        untouched = all((patient.folder / name).read_bytes() == content for name, content in files.items())
+        os.utime(owner, (0, 0))
+        patient.resumed()
+        fault = "the process stands still, and another host takes the run"
+        return Outcome(fault, patient.seen, untouched and self.same(patient))
 
     def signals(self) -> Outcome:
         """SIGTERM at random times: in a step, in an evaluation, while a checkpoint is being written."""
@@ -227,18 +220,18 @@ class Faults:
         """The data goes away while the run trains: it is on the device already."""
         source = Path(os.environ.get("ISDA_DATA", "data")) / "cifar-10-batches-py"
         if not source.is_dir():
-            return Outcome("data deleted during training", "not tried: no CIFAR-10 under $ISDA_DATA", False)
+            return Outcome("data deleted during training", NO_CIFAR, None)
         data = self.folder / "data"
         shutil.copytree(source, data / source.name)
-        small = ["dataset=cifar10", "recipe.epochs=3", f"data_dir={data}"]
-        patient = Patient(self.folder / "deleted", *small)
+        small = (*CIFAR, "recipe.epochs=3")
+        whole = self.undisturbed(*small)
+        patient = Patient(self.folder / "deleted", *small, f"data_dir={data}")
         process = patient.start()
         patient.wait_for_checkpoints(1)
         shutil.rmtree(data)
         patient.end(process)
-        return Outcome(
-            "data deleted during training", patient.seen, fingerprint(patient.folder) is not None and not data.exists()
-        )
+        same = fingerprint(patient.folder) == fingerprint(whole)
+        return Outcome("data deleted during training", patient.seen, same and not data.exists())
 
     def refused(self, name: str, words: str, *more: str, address_space: int | None = None) -> Outcome:
         """A run that cannot end well says why, in these words, and leaves no result."""
@@ -249,15 +242,17 @@ class Faults:
         )
         errors = (line for line in done.stderr.splitlines() if line.startswith("error"))
         seen = next(errors, "no sentence").replace(str(patient.runs_dir), "runs")
+        if "cifar10 in" in seen:
+            return Outcome(name, NO_CIFAR, None)
         weights = list(patient.folder.glob("checkpoint*")) + list(patient.folder.glob("result.json"))
         holds = done.returncode == 2 and words in seen and not weights
         return Outcome(name, f"{seen} (exit code {done.returncode})", holds)
 
-    def pairs(self) -> Outcome:
+    def pairs(self, pairs: int) -> Outcome:
         """The same run started by two processes at the same moment."""
         context = multiprocessing.get_context("fork")
         good = 0
-        for index in range(PAIRS):
+        for index in range(pairs):
             runs_dir = self.folder / f"pair-{index}"
             gate, answers = context.Barrier(2), context.Queue()
             two = [context.Process(target=_launch, args=(runs_dir, gate, answers)) for _ in range(2)]
@@ -269,7 +264,7 @@ class Faults:
             (metrics,) = runs_dir.glob("*/metrics.jsonl")
             segments = metrics.read_text().count('"segment"')
             good += said in (["refused", "trained"], ["done", "trained"]) and segments == 1
-        return Outcome("two launches at once", f"exactly one trained in {good} of {PAIRS}", good == PAIRS)
+        return Outcome("two launches at once", f"exactly one trained in {good} of {pairs}", good == pairs)
 
 
 def _launch(runs_dir: Path, gate: Any, answers: Any) -> None:
@@ -307,52 +302,65 @@ def newest(folder: Path) -> list[Path]:
     return [max(folder.glob("checkpoint-*.pt"))]
 
 
+def metrics(folder: Path) -> list[Path]:
+    """The lines of the epochs."""
+    return [folder / "metrics.jsonl"]
+
+
 def both(folder: Path) -> list[Path]:
     """All checkpoints."""
     return list(folder.glob("checkpoint-*.pt"))
 
 
+def halve(path: Path) -> None:
+    """Cut off the second half."""
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def all_of(faults: Faults, options: Options) -> list[Callable[[], Outcome]]:
+    """What is done, in this order."""
+    damaged, refused = faults.damaged, faults.refused
+    too_big = ("model=wrn28_10", "model.depth=28", *CIFAR, "dataset.train_limit=4000", "recipe.batch_size=4000")
+    tomorrow = time.time() + 86400
+    return [
+        lambda: faults.pairs(options.pairs),
+        lambda: faults.kills(options.kills),
+        faults.signals,
+        lambda: faults.full_disk(200, "checkpoints"),
+        lambda: faults.full_disk(0, "a line of metrics"),
+        faults.full_disk_at_the_result,
+        faults.read_only,
+        lambda: damaged("last checkpoint truncated", halve, newest),
+        lambda: damaged("last checkpoint emptied", lambda path: os.truncate(path, 0), newest),
+        lambda: damaged("one bit of the last checkpoint flipped", flip, newest),
+        lambda: damaged("both checkpoints damaged", flip, both),
+        lambda: damaged("half a last line in metrics.jsonl", lambda path: append(path, '{"kind": "epo'), metrics),
+        lambda: damaged(
+            "clock set back by a day (files of tomorrow)",
+            lambda path: os.utime(path, (tomorrow, tomorrow)),
+            lambda folder: list(folder.iterdir()),
+        ),
+        lambda: faults.foreign_lock("this host", 1),
+        lambda: faults.foreign_lock("another host", 90),
+        lambda: faults.foreign_lock("another host", 300),
+        faults.lock_of_a_living_owner,
+        faults.stood_still,
+        faults.data_deleted,
+        lambda: refused("the loss becomes NaN", "no longer finite at step", "recipe.lr=1e30"),
+        lambda: refused(
+            "out of memory in a step", "set compute.micro_batch=", *too_big, address_space=9 * ONE_GIB // 2
+        ),
+    ]
+
+
 def main() -> None:
     """Do them all, report."""
-    output = output_argument(sys.argv[1:])
+    options = parse_options(Options, sys.argv[1:])
+    if os.geteuid() != 0:
+        raise UserError("full and read-only disks are mounted for this: run it as root, in a container for example")
+    origin, outcomes = provenance(), []
     with tempfile.TemporaryDirectory() as name:
-        faults = Faults(Path(name))
-        halve: Callable[[Path], None] = lambda path: os.truncate(path, path.stat().st_size // 2)  # noqa: E731
-        to_do: list[Callable[[], Outcome]] = [
-            faults.pairs,
-            faults.kills,
-            faults.signals,
-            lambda: faults.full_disk(200, "checkpoints"),
-            lambda: faults.full_disk(0, "a line of metrics"),
-            faults.read_only,
-            lambda: faults.damaged("last checkpoint truncated", halve, newest),
-            lambda: faults.damaged("last checkpoint emptied", lambda path: os.truncate(path, 0), newest),
-            lambda: faults.damaged("one bit of the last checkpoint flipped", flip, newest),
-            lambda: faults.damaged("both checkpoints damaged", flip, both),
-            lambda: faults.damaged(
-                "half a last line in metrics.jsonl",
-                lambda path: append(path, '{"kind": "epo'),
-                lambda folder: [folder / "metrics.jsonl"],
-            ),
-            lambda: faults.damaged(
-                "clock set back by a day (files of tomorrow)",
-                lambda path: os.utime(path, (time.time() + 86400,) * 2),
-                lambda folder: list(folder.iterdir()),
-            ),
-            lambda: faults.stale_lock("this host", 1),
-            lambda: faults.stale_lock("another host", 1),
-            lambda: faults.stale_lock("another host", 300),
-            faults.data_deleted,
-            lambda: faults.refused("the loss becomes NaN", "no longer finite at step", "recipe.lr=1e30"),
-            lambda: faults.refused(
-                "out of memory in a step",
-                "set compute.micro_batch=",
-                *("model=wrn28_10", "model.depth=28", "recipe.batch_size=640"),
-                address_space=9 * ONE_GIB // 2,
-            ),
-        ]
-        outcomes = []
-        for fault in to_do:
+        for fault in all_of(Faults(Path(name)), options):
             outcomes.append(fault())
             print(f"{outcomes[-1].fault}: {outcomes[-1].seen}", file=sys.stderr, flush=True)
     lines = [
@@ -364,11 +372,13 @@ def main() -> None:
         "",
         "| fault | seen | survived |",
         "| --- | --- | --- |",
-        *(f"| {one.fault} | {one.seen.replace('|', '/')} | {'yes' if one.survived else 'NO'} |" for one in outcomes),
+        *(f"| {one.fault} | {one.seen.replace('|', '/')} | {ANSWERS[one.survived]} |" for one in outcomes),
         "",
         *machine(),
+        f"Revision {origin['git_revision']}{'' if origin['git_clean'] else ', changed since'}.",
     ]
-    conclude(lines, (one.fault for one in outcomes if not one.survived), output)
+    missed = (one.fault for one in outcomes if one.survived is False)
+    conclude(lines, missed, None if options.output is None else Path(options.output))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The main job on real data, from the command line to the table; slow."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from isda_repro.training.run import run
 
 def command(root, *arguments):
     return subprocess.run(
-        [sys.executable, *arguments], cwd=root, capture_output=True, text=True, timeout=600, check=True
+        [sys.executable, *arguments], cwd=root, capture_output=True, text=True, timeout=1500, check=True
     ).stdout
 
 
@@ -53,3 +54,14 @@ def test_a_compiled_run_learns_what_an_eager_one_does(tmp_path):
         return run(compose([*small, *places])).curves["train_loss"]
 
     assert losses(True) == pytest.approx(losses(False), rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    os.geteuid() != 0 or sys.platform != "linux", reason="mounts small file systems: needs root on Linux"
+)
+def test_every_fault_of_the_table_is_survived(root):
+    """The whole of results/faults.md, with fewer kills and pairs."""
+    table = command(root, "scripts/faults.py", "kills=5", "pairs=5")
+    assert "| NO |" not in table
+    assert table.count("| yes |") >= 20

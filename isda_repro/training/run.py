@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from isda_repro.config import build, request, write_frozen
+from isda_repro.config import build, write_frozen
 from isda_repro.data import Source
 from isda_repro.errors import UserError
 from isda_repro.files import move_aside
 from isda_repro.tables.records import (
-    EpochRecord,
     RecordError,
     Result,
     SegmentRecord,
     as_json,
-    mean_of_last,
     read_metrics,
     read_result,
     write_result,
 )
 from isda_repro.tracking import JsonLines, Progress, Tracker
 from isda_repro.training import checkpoint, parts
+from isda_repro.training.account import opening, result_record, segment_record, summary
 from isda_repro.training.checkpoint import Checkpoints
 from isda_repro.training.compute import Compute, resolve
 from isda_repro.training.environment import provenance, write_environment
@@ -79,13 +76,6 @@ def _train(
     lock: FolderLock,
 ) -> Result:
     """From where the run is to its result."""
-    metrics_bytes = _go_on(trainer, directory, checkpoints)
-    write_frozen(_said_once(cfg), directory.config)
-    write_environment(directory.environment, origin, trainer.compute)
-    print(_opening(cfg, trainer, source), flush=True)
-
-    bar = Progress(cfg.recipe.epochs, trainer.train_batches.num_samples, images_done=trainer.images_done)
-    metrics = JsonLines(directory.metrics, keep=metrics_bytes, before_write=lock.ensure_held)
 
     def state() -> dict[str, Any]:
         lock.ensure_held()
@@ -93,15 +83,21 @@ def _train(
 
     saver = Saver(checkpoints, state, minutes=cfg.checkpoint.minutes, steps=cfg.checkpoint.steps)
     with saver.listening():
+        metrics_bytes = _go_on(trainer, directory, checkpoints)
+        write_frozen(_said_once(cfg), directory.config)
+        write_environment(directory.environment, origin, trainer.compute)
+        print(opening(cfg, trainer, source), flush=True)
+        bar = Progress(cfg.recipe.epochs, trainer.train_batches.num_samples, images_done=trainer.images_done)
+        metrics = JsonLines(directory.metrics, keep=metrics_bytes, before_write=lock.ensure_held)
         trackers: list[Tracker] = [metrics, bar, *parts.build_trackers(cfg, directory.metrics)]
         try:
-            segment = as_json(_segment(trainer.compute, trainer.step, origin))
+            segment = as_json(segment_record(trainer.compute, trainer.step, origin))
             for tracker in trackers:
                 tracker.log(segment)
             records = trainer.train(trackers, bar, saver)
             checkpoints.wait()
             segments = [line for line in read_metrics(directory.metrics) if isinstance(line, SegmentRecord)]
-            result = _result(cfg, trainer, source, segments, records, origin)
+            result = result_record(cfg, trainer, source, segments, records, origin)
             lock.ensure_held()
             checkpoint.save(directory.checkpoint, _state(cfg, trainer))
             write_result(directory.result, result)
@@ -183,85 +179,3 @@ def _state(cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
         "network": trainer.network.state_dict(),
         "criterion": trainer.criterion.state_dict(),
     }
-
-
-def _segment(compute: Compute, step: int, origin: Mapping[str, Any]) -> SegmentRecord:
-    return SegmentRecord(
-        step=step,
-        device=compute.device.type,
-        hardware=compute.hardware,
-        precision=compute.precision,
-        tf32=compute.tf32,
-        channels_last=compute.channels_last,
-        compile=compute.compile,
-        deterministic=compute.deterministic,
-        world_size=1,
-        threads=torch.get_num_threads(),
-        git_revision=origin["git_revision"],
-        git_clean=origin["git_clean"],
-    )
-
-
-def _result(
-    cfg: DictConfig,
-    trainer: Trainer,
-    source: Source,
-    segments: list[SegmentRecord],
-    records: list[EpochRecord],
-    origin: dict[str, Any],
-) -> Result:
-    errors = [record.test_error for record in records]
-    curves = ("test_error", "test_loss", "train_error", "train_loss", "lr")
-    choices: dict[str, Any] = OmegaConf.to_container(cfg.choice)  # type: ignore[assignment]
-    return Result(
-        run_id=cfg.run_id,
-        request={"numerics_version": cfg.numerics_version, **request(cfg)},
-        choices=choices,
-        evaluated_on=source.evaluated_on,
-        test_error_last10=mean_of_last(errors),
-        test_error_final=errors[-1],
-        test_error_best=min(errors),
-        epochs=len(records),
-        steps=records[-1].step,
-        parameters=sum(parameter.numel() for parameter in trainer.network.parameters()),
-        feature_dim=trainer.network.feature_dim,
-        train_images=len(source.train),
-        test_images=len(source.test),
-        curves={name: [getattr(record, name) for record in records] for name in curves},
-        timing=_total_timing(records, trainer.train_batches.num_samples),
-        segments=[as_json(segment) for segment in segments],
-        environment=origin,
-    )
-
-
-def _total_timing(records: list[EpochRecord], images: int) -> dict[str, float]:
-    sections = ("train", "data_wait", "criterion", "evaluation", "saving")
-    total = {name: sum(record.timing[name] for record in records) for name in sections}
-    return {
-        **total,
-        "images_per_s": images * len(records) / total["train"],
-        "peak_memory_mib": max(record.timing["peak_memory_mib"] for record in records),
-    }
-
-
-def _opening(cfg: DictConfig, trainer: Trainer, source: Source) -> str:
-    network, compute = trainer.network, trainer.compute
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    layout = ", channels_last" if compute.channels_last else ""
-    resumed = f"goes on after step {trainer.step} of {trainer.total_steps}\n" if trainer.step else ""
-    return (
-        f"{cfg.run_id}\n{resumed}"
-        f"{cfg.choice.model}: {parameters:,} parameters, {network.feature_dim} features | {source.name}: "
-        f"{len(source.train):,} training images, {len(source.test):,} in {source.evaluated_on}, "
-        f"{source.num_classes} classes | {compute.device.type} ({compute.hardware}), {compute.precision}{layout}"
-    )
-
-
-def summary(result: Result) -> str:
-    """A result in one line."""
-    where = f"{result.evaluated_on} error"
-    last = min(10, result.epochs)
-    return (
-        f"{where} {result.test_error_last10:.2f}% (mean of the last {last} epochs), "
-        f"final {result.test_error_final:.2f}%, best {result.test_error_best:.2f}%"
-    )

@@ -227,10 +227,10 @@ class Trainer:
                 seed_micro_batch=lambda index: _seed(stream_seed(self.seed, "network", step, index)),
                 stopwatch=self._stopwatch,
             )
-        self._totals.add(result, targets, step)
-        if self.compute.device.type == "cpu" or step % GPU_CHECK_STEPS == 0:
-            self._stop_if_diverged()
-        self.optimizer.step()
+            self._totals.add(result, targets, step)
+            if self.compute.device.type == "cpu" or step % GPU_CHECK_STEPS == 0:
+                self._stop_if_diverged()
+            self.optimizer.step()
         self.step += 1
 
     def _progress_at(self, step: int) -> float:

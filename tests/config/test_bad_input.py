@@ -49,6 +49,11 @@ from isda_repro.config import build, compose
         ("recipe.schedule.milestones=null", "recipe.schedule.milestones=None must be a list"),
         ("choice.dataset=digits", "the names under choice follow from"),
         ("runs_dir=", "runs_dir= must be a folder's name"),
+        ("model=null", "model=, dataset=, loss= and the other groups each take a name, not null"),
+        ("dataset.mean=foo", "dataset.mean=foo must be a number per channel"),
+        ("dataset.std=[0.5,0,0.5]", r"dataset.std=\[0.5, 0, 0.5\] must be a number per channel, .* above 0"),
+        ("dataset.source=foo", "dataset.source=foo must be left alone"),
+        ("recipe.schedule=foo", "recipe.schedule=foo must be left alone"),
     ],
 )
 def test_one_sentence(override, sentence):
@@ -59,7 +64,7 @@ def test_one_sentence(override, sentence):
 
 def test_a_key_may_be_added_to_a_node_that_is_built_and_its_owner_refuses_what_it_does_not_know():
     cfg = compose(["dataset=digits", "loss=isda", "+loss.foo=1"])
-    with pytest.raises(ConfigError, match=r"ISDALoss: .*foo"):
+    with pytest.raises(ConfigError, match=r"ISDALoss cannot be made with .*foo"):
         build(cfg.loss, num_classes=10, feature_dim=64)
 
 
@@ -67,3 +72,9 @@ def test_what_a_part_refuses_is_one_sentence():
     cfg = compose(["model=resnet32", "model.depth=33"])
     with pytest.raises(ConfigError, match="ResNet has no depth 33"):
         build(cfg.model, num_classes=10)
+
+
+def test_what_only_the_part_itself_can_refuse_is_said_with_all_that_it_was_given():
+    sentence = r"isda_repro.models.ResNet cannot be made with depth=foo, dropout=0.0: "
+    with pytest.raises(ConfigError, match=sentence):
+        build(compose(["model=resnet20", "model.depth=foo"]).model, num_classes=10)

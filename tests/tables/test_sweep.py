@@ -151,20 +151,24 @@ def test_dry_run_says_and_touches_nothing(demo, options, finish, tmp_path, capfd
 
 
 HEEDS = textwrap.dedent("""
-    import os, signal, sys, time
+    import os, sys, time
     from pathlib import Path
 
+    from isda_repro.errors import StoppedError, one_sentence_errors
     from isda_repro.stopping import exit_code, heeding
 
-    def take(asked):
-        with Path(sys.argv[1]).open("a") as log:
-            log.write(asked.name + "\\n")
-        if sys.argv[2] == "obeys":
-            sys.exit(exit_code(asked))
+    asked = []
 
-    with heeding(take):
+    def take(number):
+        asked.append(number)
+        with Path(sys.argv[1]).open("a") as log:
+            log.write(number.name + "\\n")
+
+    with one_sentence_errors(), heeding(take):
         Path(sys.argv[1]).with_name("pid").write_text(str(os.getpid()))
-        time.sleep(60)
+        while not asked or sys.argv[2] == "ignores":
+            time.sleep(0.05)
+        raise StoppedError("saved", exit_code(asked[0]))
 """)
 
 

@@ -1,0 +1,100 @@
+"""What a run says of itself: when it begins, for its segments, when it has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from isda_repro.config import request
+from isda_repro.data import Source
+from isda_repro.tables.records import EpochRecord, Result, SegmentRecord, as_json, mean_of_last
+from isda_repro.training.compute import Compute
+from isda_repro.training.trainer import Trainer
+
+
+def segment_record(compute: Compute, step: int, origin: Mapping[str, Any]) -> SegmentRecord:
+    """The line of ``metrics.jsonl`` that a process begins with."""
+    return SegmentRecord(
+        step=step,
+        device=compute.device.type,
+        hardware=compute.hardware,
+        precision=compute.precision,
+        tf32=compute.tf32,
+        channels_last=compute.channels_last,
+        compile=compute.compile,
+        deterministic=compute.deterministic,
+        world_size=1,
+        threads=torch.get_num_threads(),
+        git_revision=origin["git_revision"],
+        git_clean=origin["git_clean"],
+    )
+
+
+def result_record(
+    cfg: DictConfig,
+    trainer: Trainer,
+    source: Source,
+    segments: list[SegmentRecord],
+    records: list[EpochRecord],
+    origin: dict[str, Any],
+) -> Result:
+    """What a run that has ended is summed up in."""
+    errors = [record.test_error for record in records]
+    curves = ("test_error", "test_loss", "train_error", "train_loss", "lr")
+    choices: dict[str, Any] = OmegaConf.to_container(cfg.choice)  # type: ignore[assignment]
+    return Result(
+        run_id=cfg.run_id,
+        request={"numerics_version": cfg.numerics_version, **request(cfg)},
+        choices=choices,
+        evaluated_on=source.evaluated_on,
+        test_error_last10=mean_of_last(errors),
+        test_error_final=errors[-1],
+        test_error_best=min(errors),
+        epochs=len(records),
+        steps=records[-1].step,
+        parameters=sum(parameter.numel() for parameter in trainer.network.parameters()),
+        feature_dim=trainer.network.feature_dim,
+        train_images=len(source.train),
+        test_images=len(source.test),
+        curves={name: [getattr(record, name) for record in records] for name in curves},
+        timing=_total_timing(records, trainer.train_batches.num_samples),
+        segments=[as_json(segment) for segment in segments],
+        environment=origin,
+    )
+
+
+def _total_timing(records: list[EpochRecord], images: int) -> dict[str, float]:
+    sections = ("train", "data_wait", "criterion", "evaluation", "saving")
+    total = {name: sum(record.timing[name] for record in records) for name in sections}
+    return {
+        **total,
+        "images_per_s": images * len(records) / total["train"],
+        "peak_memory_mib": max(record.timing["peak_memory_mib"] for record in records),
+    }
+
+
+def opening(cfg: DictConfig, trainer: Trainer, source: Source) -> str:
+    """The lines that a run begins with."""
+    network, compute = trainer.network, trainer.compute
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    layout = ", channels_last" if compute.channels_last else ""
+    resumed = f"goes on after step {trainer.step} of {trainer.total_steps}\n" if trainer.step else ""
+    return (
+        f"{cfg.run_id}\n{resumed}"
+        f"{cfg.choice.model}: {parameters:,} parameters, {network.feature_dim} features | {source.name}: "
+        f"{len(source.train):,} training images, {len(source.test):,} in {source.evaluated_on}, "
+        f"{source.num_classes} classes | {compute.device.type} ({compute.hardware}), {compute.precision}{layout}"
+    )
+
+
+def summary(result: Result) -> str:
+    """A result in one line."""
+    where = f"{result.evaluated_on} error"
+    last = min(10, result.epochs)
+    return (
+        f"{where} {result.test_error_last10:.2f}% (mean of the last {last} epochs), "
+        f"final {result.test_error_final:.2f}%, best {result.test_error_best:.2f}%"
+    )

@@ -1,0 +1,115 @@
+"""A run on digits to which ``faults.py`` does something, and whether it ended as if nothing had been done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isda_repro.config import compose
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN = [
+    *("model=resnet20", "model.depth=8", "dataset=digits", "recipe.epochs=20", "loss=isda", "model.dropout=0.1"),
+    *("dataset.train_limit=640", "dataset.test_limit=100", "tracking=none"),
+]
+
+
+class Patient:
+    """A run to which something is done, in a folder of its own."""
+
+    def __init__(self, runs_dir: Path, *more: str) -> None:
+        self.more = more
+        self.command = [sys.executable, "train.py", *RUN, f"runs_dir={runs_dir}", "checkpoint.steps=3", *more]
+        self.runs_dir = runs_dir
+        self.folder: Path = runs_dir / compose([*RUN, *more]).run_id
+        self.seen = ""
+
+    def start(self) -> subprocess.Popen[str]:
+        """Begin it, and do not wait."""
+        return subprocess.Popen(
+            self.command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    def wait_for(self, name: str) -> Path:
+        """Until the run has made a file."""
+        deadline = time.monotonic() + 120
+        while not (self.folder / name).exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.folder} has no {name}")
+            time.sleep(0.005)
+        return self.folder / name
+
+    def wait_for_checkpoints(self, count: int = 2) -> None:
+        """Until the run has saved its state."""
+        deadline = time.monotonic() + 120
+        while len(list(self.folder.glob("checkpoint-*.pt"))) < count:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.folder} has no {count} checkpoints")
+            time.sleep(0.01)
+
+    def stop(self, process: subprocess.Popen[str], number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal, and keep what the run said last."""
+        process.send_signal(number)
+        self.end(process)
+
+    def end(self, process: subprocess.Popen[str]) -> None:
+        """Wait for it, and keep what it said last and how it left."""
+        said = process.communicate(timeout=300)[1].strip().splitlines()
+        last = [line for line in said if line.startswith(("error", "warning", "SIG"))]
+        seen = (last[-1] if last else "nothing").replace(str(self.runs_dir), "runs")
+        self.seen = f"{seen} (exit code {process.returncode})"
+
+    def interrupted(self) -> Patient:
+        """Run until it has two checkpoints, then kill it."""
+        process = self.start()
+        self.wait_for_checkpoints()
+        self.stop(process)
+        return self
+
+    def resumed(self) -> tuple[str, str]:
+        """Give the command again; what it said of trouble, and where it started."""
+        done = subprocess.run(self.command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+        warnings = [line for line in done.stderr.splitlines() if line.startswith(("error", "warning"))]
+        start = next((line for line in done.stdout.splitlines() if line.startswith("goes on")), "starts at step 0")
+        return "; ".join(warnings).replace(str(self.runs_dir), "runs") or "nothing", start
+
+
+def fingerprint(folder: Path) -> Any:
+    """Weights, statistics and curves of a finished run; None if it is not finished."""
+    if not (folder / "result.json").exists():
+        return None
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    tensors = {**state["network"], **state["criterion"]}
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    epochs = [{**line, "timing": None} for line in lines if line["kind"] == "epoch"]
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, epochs
+
+
+@contextmanager
+def small_disk(mebibytes: int) -> Iterator[Path]:
+    """A file system of that size."""
+    folder = Path(tempfile.mkdtemp())
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+        folder.rmdir()
+
+
+def fill(disk: Path, leave_kib: int) -> Path:
+    """Take all room but that."""
+    filler = disk / "filler"
+    filler.write_bytes(b"\0" * (shutil.disk_usage(disk).free - leave_kib * 1024))
+    return filler
