@@ -1,7 +1,10 @@
 """Networks: a batch of images -> features and logits. Usable alone; knows nothing of losses, data or the trainer."""
 
+from isda_repro.models.densenet import DenseNet
 from isda_repro.models.network import Network, NetworkOutput
 from isda_repro.models.resnet import ResNet
+from isda_repro.models.resnext import ResNeXt
+from isda_repro.models.shake_shake import ShakeShake
 from isda_repro.models.wide_resnet import WideResNet
 
-__all__ = ["Network", "NetworkOutput", "ResNet", "WideResNet"]
+__all__ = ["DenseNet", "Network", "NetworkOutput", "ResNeXt", "ResNet", "ShakeShake", "WideResNet"]

@@ -2,20 +2,44 @@
 
 Three stages of 16, 32 and 64 channels; where the shape changes, the shortcut is a strided 1x1 convolution and a
 normalisation ("option B"), as in the ISDA authors' code. Their dropout, Table 4's "+ Dropout", sits inside each block
-before the second convolution.
+before the second convolution. SE-ResNet (Hu et al. 2018) scales each block's maps, before they are added, by a gate of
+its own; its two linear layers have no bias, as in that code.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from isda_repro.models.network import Network, depth_to_blocks, initialise
 
 
-class BasicBlock(nn.Module):
-    """conv-bn-relu-dropout-conv-bn, added to the shortcut, relu. [N, in, H, W] -> [N, out, H/stride, W/stride]."""
+class Gate(nn.Module):
+    """Squeeze and excitation: each map times a number in (0, 1) that follows from the means of all. Keeps the shape.
 
-    def __init__(self, channels_in: int, channels_out: int, stride: int, dropout: float) -> None:
+    Args:
+        channels: C.
+        reduction: C over the units between the two linear layers.
+    """
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(channels, channels // reduction, bias=False)
+        self.relu = nn.ReLU(inplace=True)
+        self.excite = nn.Linear(channels // reduction, channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The scaled maps."""
+        scale = torch.sigmoid(self.excite(self.relu(self.squeeze(x.mean((2, 3))))))
+        return x * scale[:, :, None, None]
+
+
+class BasicBlock(nn.Module):
+    """conv-bn-relu-dropout-conv-bn-gate, added to the shortcut, relu. [N, in, H, W] -> [N, out, H/stride, W/stride]."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, stride: int, dropout: float, se_reduction: int | None
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels_out)
@@ -23,6 +47,7 @@ class BasicBlock(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels_out)
+        self.gate = nn.Identity() if se_reduction is None else Gate(channels_out, se_reduction)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels_out:
             self.shortcut = nn.Sequential(
@@ -32,7 +57,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The block's output."""
         residual = self.dropout(self.relu(self.bn1(self.conv1(x))))
-        residual = self.bn2(self.conv2(residual))
+        residual = self.gate(self.bn2(self.conv2(residual)))
         output: Tensor = self.relu(residual.add_(self.shortcut(x)))
         return output
 
@@ -44,17 +69,26 @@ class ResNet(Network):
         depth: layers, 6 n + 2: 20, 32, 44, 56, 110.
         num_classes: C.
         dropout: probability of muting an activation inside each block.
+        se_reduction: of the squeeze-and-excitation gates, 16 in SE-ResNet; None: no gates.
         head_bias: whether the head has a bias.
     """
 
-    def __init__(self, depth: int, num_classes: int, dropout: float = 0.0, head_bias: bool = True) -> None:
+    def __init__(
+        self,
+        depth: int,
+        num_classes: int,
+        dropout: float = 0.0,
+        se_reduction: int | None = None,
+        head_bias: bool = True,
+    ) -> None:
         super().__init__(64, num_classes, head_bias)
         blocks = depth_to_blocks(depth, extra=2, per_block=2, name="ResNet", example="20, 32 or 110")
         self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
         stages, channels_in = [], 16
         for channels_out, stride in ((16, 1), (32, 2), (64, 2)):
             for index in range(blocks):
-                stages.append(BasicBlock(channels_in, channels_out, stride if index == 0 else 1, dropout))
+                step = stride if index == 0 else 1
+                stages.append(BasicBlock(channels_in, channels_out, step, dropout, se_reduction))
                 channels_in = channels_out
         self.blocks = nn.Sequential(*stages)
         initialise(self)

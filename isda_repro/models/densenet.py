@@ -1,0 +1,123 @@
+"""CIFAR DenseNet-BC: Huang et al. 2017. Each layer sees the maps of all layers before it in its block.
+
+Bottlenecks of 4 k channels, transitions that halve the channels. With ``checkpointed=True`` the concatenated and
+normalised maps, which grow with the square of the depth, are not kept but computed again for the gradient (Pleiss et
+al. 2017): the same numbers in less memory and more time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from isda_repro.models.network import Network, depth_to_blocks, initialise
+
+BOTTLENECK = 4  # channels between a layer's two convolutions, over the growth rate
+COMPRESSION = 0.5  # of the channels, which a transition keeps
+
+
+class DenseLayer(nn.Module):
+    """bn-relu-1x1-bn-relu-3x3-dropout on the maps so far, each [N, c_i, H, W] -> the layer's own [N, growth, H, W]."""
+
+    def __init__(self, channels_in: int, growth: int, dropout: float, checkpointed: bool) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(channels_in)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv1 = nn.Conv2d(channels_in, BOTTLENECK * growth, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(BOTTLENECK * growth)
+        self.conv2 = nn.Conv2d(BOTTLENECK * growth, growth, 3, padding=1, bias=False)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.checkpointed = checkpointed
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        """The layer's own maps."""
+        if self.checkpointed and self.training and torch.is_grad_enabled():
+            squeezed: Tensor = checkpoint(
+                self._squeeze, *maps, use_reentrant=False, preserve_rng_state=False, context_fn=self._contexts
+            )
+        else:
+            squeezed = self._squeeze(*maps)
+        output: Tensor = self.dropout(self.conv2(self.relu(self.bn2(squeezed))))
+        return output
+
+    def _squeeze(self, *maps: Tensor) -> Tensor:
+        squeezed: Tensor = self.conv1(self.relu(self.bn1(torch.cat(maps, 1))))
+        return squeezed
+
+    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _seen_already(self.bn1)
+
+
+@contextmanager
+def _seen_already(norm: nn.BatchNorm2d) -> Iterator[None]:
+    """The second time that the same batch passes, the running statistics must not count it again."""
+    momentum, batches = norm.momentum, norm.num_batches_tracked
+    norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        norm.momentum, norm.num_batches_tracked = momentum, batches
+
+
+class DenseBlock(nn.ModuleList):
+    """Layers of one resolution. [N, in, H, W] -> [N, in + layers * growth, H, W]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All maps, concatenated."""
+        maps = [x]
+        for layer in self:
+            maps.append(layer(*maps))
+        return torch.cat(maps, 1)
+
+
+class DenseNet(Network):
+    """DenseNet-BC for images of about 32 x 32 pixels; ``feature_dim`` follows from depth and growth (342, 2190).
+
+    Args:
+        depth: layers, 6 n + 4: 100, 190.
+        growth: k, maps that each layer adds.
+        num_classes: C.
+        first_channels: of the first convolution; None: 2 k, as in the paper of DenseNet. The ISDA authors' code has 24.
+        dropout: probability of muting an activation after each layer's last convolution.
+        checkpointed: recompute concatenations instead of keeping them.
+        head_bias: whether the head has a bias.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        growth: int,
+        num_classes: int,
+        first_channels: int | None = None,
+        dropout: float = 0.0,
+        checkpointed: bool = False,
+        head_bias: bool = True,
+    ) -> None:
+        layers = depth_to_blocks(depth, extra=4, per_block=2, name="DenseNet-BC", example="100 or 190")
+        channels = first = 2 * growth if first_channels is None else first_channels
+        parts: list[nn.Module] = []
+        for stage in range(3):
+            if stage > 0:
+                kept = int(channels * COMPRESSION)
+                parts += [
+                    *(nn.BatchNorm2d(channels), nn.ReLU(inplace=True), nn.Conv2d(channels, kept, 1, bias=False)),
+                    nn.AvgPool2d(2),
+                ]
+                channels = kept
+            inputs = range(channels, channels + layers * growth, growth)
+            parts.append(DenseBlock(DenseLayer(width, growth, dropout, checkpointed) for width in inputs))
+            channels += layers * growth
+        super().__init__(channels, num_classes, head_bias)
+        self.stem = nn.Conv2d(3, first, 3, padding=1, bias=False)
+        self.blocks = nn.Sequential(*parts)
+        self.bn = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        initialise(self)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W] -> features [N, A]."""
+        return self.pool(self.relu(self.bn(self.blocks(self.stem(images)))))
