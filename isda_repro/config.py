@@ -140,6 +140,8 @@ def freeze(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """
     _refuse_additions(cfg, overrides)
     ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    if missing := sorted(OmegaConf.missing_keys(ours)):
+        raise ConfigError(f"{'=, '.join(missing)}= has no default: give it a value")
     try:
         plain = cast(dict[str, Any], OmegaConf.to_container(ours, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:

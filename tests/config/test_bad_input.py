@@ -15,7 +15,7 @@ from isda_repro.config import build, compose
         ("+recipee=3", "adds the key 'recipee', which nothing reads"),
         ("++recipe.warmup=3", "adds the key 'recipe.warmup', which nothing reads"),
         ("~seed", "deletes a setting"),
-        ("model=wrn", r"there is no model=wrn; model= can be densenet_bc100_12, .*resnet110, resnet20, .*wrn28_10"),
+        ("model=wrn", r"there is no model=wrn; model= can be densenet121, .*resnet110, .*wrn28_10"),
         ("loss=foo", "there is no loss=foo; loss= can be ce, isda"),
         ("recipe.schedule.milestones=[80,500]", "has 500, past the last epoch"),
         ("recipe.schedule.milestones=[120,80]", "must be in rising order"),

@@ -6,6 +6,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from isda_repro.checks import ConfigError
 from isda_repro.config import CONF_DIR, compose
 from isda_repro.training.schedule import MultiStep
 
@@ -18,14 +19,17 @@ FAMILY = {
     "ResNeXt": "resnext",
     "Shake-Shake": "shake_shake",
 }
-BEGINNINGS = {
-    "resnet": "ResNet",
-    "se_resnet": "SE-ResNet",
-    "wrn": "Wide-ResNet",
-    "densenet_bc": "DenseNet-BC",
-    "resnext": "ResNeXt",
-    "shake_shake": "Shake-Shake",
+MODEL_FAMILY = {
+    **dict.fromkeys(["resnet20", "resnet32", "resnet110"], "ResNet"),
+    **dict.fromkeys(["wrn16_8", "wrn28_10"], "Wide-ResNet"),
+    **dict.fromkeys(["densenet_bc100_12", "densenet_bc190_40"], "DenseNet-BC"),
+    **dict.fromkeys(["shake_shake26_2x32d", "shake_shake26_2x112d"], "Shake-Shake"),
+    "se_resnet110": "SE-ResNet",
+    "resnext29_8x64d": "ResNeXt",
 }
+IMAGENET = [
+    *("resnet50", "resnet101", "resnet152", "densenet121", "densenet265", "resnext50_32x4d", "resnext101_32x8d"),
+]
 MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
 DATASETS = sorted(path.stem for path in (CONF_DIR / "dataset").glob("*.yaml"))
 
@@ -53,12 +57,38 @@ def test_imagenet_recipe_is_appendix_b():
     assert_recipe(compose(["recipe=imagenet"]).recipe, REPORTED["table6"]["imagenet"])
 
 
+def test_there_are_these_models():
+    assert sorted([*MODEL_FAMILY, *IMAGENET, "timm"]) == MODELS
+
+
+def test_timm_needs_a_name_and_a_recipe():
+    with pytest.raises(ConfigError, match="You must specify 'recipe'"):
+        compose(["model=timm", "model.name=resnet18"])
+    with pytest.raises(ConfigError, match=r"model\.name= has no default: give it a value"):
+        compose(["model=timm", "recipe=resnet"])
+    cfg = compose(["model=timm", "model.name=resnet18", "recipe=resnet", "+model.drop_path_rate=0.1"])
+    assert (cfg.model.image_size, cfg.model.drop_path_rate, cfg.recipe.epochs) == (32, 0.1, 160)
+
+
+def test_the_authors_networks_where_they_differ():
+    """Appendix B is silent; `faithful=official` is their code."""
+    for model, paper, official in (
+        ("densenet_bc190_40", {"first_channels": None}, {"first_channels": 24}),
+        ("densenet265", {"first_channels": 64}, {"first_channels": 24}),
+        ("shake_shake26_2x32d", {"shift": 1, "stem_bias": False}, {"shift": -1, "stem_bias": True}),
+    ):
+        for faithful, expected in (("paper", paper), ("official", official)):
+            node = compose([f"model={model}", f"faithful={faithful}"]).model
+            assert {key: node[key] for key in expected} == expected
+
+
 @pytest.mark.parametrize("dataset", DATASETS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [*MODEL_FAMILY, *IMAGENET])
 def test_each_model_brings_its_recipe_and_dropout_and_digits_its_own(model, dataset):
     cfg = compose([f"model={model}", f"dataset={dataset}"])
-    family = next(name for start, name in BEGINNINGS.items() if model.startswith(start))
-    table6 = next(entry for entry in REPORTED["table6"]["rows"] if entry["family"] == family)
+    table6 = REPORTED["table6"]["imagenet"]
+    if model not in IMAGENET:
+        table6 = next(row for row in REPORTED["table6"]["rows"] if row["family"] == MODEL_FAMILY[model])
     if dataset == "digits":
         assert cfg.recipe.epochs == 30
         assert list(cfg.recipe.schedule.milestones) == [16, 24]

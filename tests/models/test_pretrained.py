@@ -1,0 +1,161 @@
+"""Networks of timm and torchvision under our contract."""
+
+import pytest
+import timm
+import torch
+import torchvision
+import yaml
+from torch import nn
+
+from isda_repro.config import CONF_DIR
+from isda_repro.errors import UserError
+from isda_repro.models import AdaptedNetwork, imagenet_densenet, timm_network
+
+PAPER = {
+    row["network"]: row["params_m"]
+    for row in yaml.safe_load((CONF_DIR.parent / "isda_repro/tables/reported.yaml").read_text())["table1"]["rows"]
+}
+FAMILIES = {
+    "resnet18": {},
+    "regnetx_002": {},
+    "mobilenetv3_small_050": {},
+    "efficientnet_b0": {},
+    "densenet121": {},
+    "convnext_atto": {},
+    "vit_tiny_patch16_224": {"img_size": 32, "patch_size": 8},
+    "mixer_s32_224": {"img_size": 32},
+    "ghostnet_050": {},
+    "repvgg_a0": {},
+}
+
+
+def count(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_ten_families_by_the_contract(name):
+    """Features into the head give the logits; one step reaches every parameter; timm's own parameters, no more."""
+    torch.manual_seed(0)
+    network = timm_network(name, 7, image_size=32, **FAMILIES[name]).eval()
+    images = torch.randn(4, 3, 32, 32)
+    features, logits = network(images)
+    assert features.shape == (4, network.feature_dim)
+    assert logits.shape == (4, 7)
+    torch.testing.assert_close(logits, network.head(features))
+    assert count(network) == count(timm.create_model(name, num_classes=7, **FAMILIES[name]))
+    network.train()
+    torch.nn.functional.cross_entropy(network(images).logits, torch.arange(4)).backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "levit_128s", "efficientformer_l1"])
+def test_two_classifiers_are_refused(name):
+    with pytest.raises(UserError, match=rf"{name} has 2 classifiers \(.*\), and ISDA needs one"):
+        timm_network(name, 7)
+
+
+class Scaled(nn.Module):
+    """Does something after its classifier."""
+
+    def __init__(self, classifier):
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images):
+        return 3 * self.classifier(images.mean((2, 3)))
+
+
+def test_what_is_not_one_linear_layer_at_the_end_is_refused():
+    with pytest.raises(UserError, match=r"tall ends in a Sequential, and ISDA needs one nn\.Linear"):
+        AdaptedNetwork(Scaled(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5))), "classifier", 8, "tall")
+    with pytest.raises(UserError, match="tall does more with its features than one linear layer"):
+        AdaptedNetwork(Scaled(nn.Linear(3, 5)), "classifier", 8, "tall")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("resnet5o", {}, "has no model 'resnet5o'; did you mean resnet50"),
+        ("resnet18", {"foo": 3}, "timm cannot make resnet18 with foo=3: .*unexpected keyword"),
+        ("vit_tiny_patch16_224", {"image_size": 32}, "cannot take images of 32 x 32 pixels: Input height"),
+    ],
+)
+def test_mistakes_are_one_sentence(name, options, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        timm_network(name, 7, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_cannot_be_fetched_fail_at_once(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("isda_repro.models.pretrained.PROBE_SECONDS", 1.0)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    for offline, sentence in (("1", "HF_HUB_OFFLINE is set"), ("0", "cannot be fetched from https://")):
+        monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+        with pytest.raises(UserError, match=f"the weights of resnet18 .*{sentence}.*: run this once where there is"):
+            timm_network("resnet18", 7, image_size=32, pretrained=True)
+
+
+def same_logits(network, other):
+    """The same weights in both."""
+    state = {key.removeprefix("backbone."): value for key, value in network.state_dict().items()}
+    state = {key.replace("head.", f"{network.classifier_name}."): value for key, value in state.items()}
+    other.load_state_dict(state)
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(network.eval()(images).logits, other.eval()(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "paper", "features", "millions"),
+    [
+        ("resnet50", "ResNet-50", 2048, 25.56),
+        pytest.param("resnet101", "ResNet-101", 2048, 44.55, marks=pytest.mark.slow),
+        pytest.param("resnet152", "ResNet-152", 2048, 60.19, marks=pytest.mark.slow),
+        ("resnext50_32x4d", "ResNeXt-50, 32x4d", 2048, 25.03),
+        pytest.param("resnext101_32x8d", "ResNeXt-101, 32x8d", 2048, 88.79, marks=pytest.mark.slow),
+    ],
+)
+def test_imagenets_resnets_are_torchvisions(name, paper, features, millions):
+    network = timm_network(name, 1000, image_size=64, zero_init_last=False)
+    assert round(count(network) / 1e6, 2) == millions
+    assert count(network) / 1e6 == pytest.approx(PAPER[paper], abs=0.12), "the paper's 60.3 for ResNet-152 is 60.19"
+    assert network.feature_dim == features
+    same_logits(network, getattr(torchvision.models, name)())
+
+
+def imagenet_densenet_parameters(blocks, first):
+    """As on CIFAR, k = 32, after a stem of 7x7 with a normalisation, 1000 classes."""
+    total, channels = 3 * first * 49 + 2 * first, first
+    for stage, layers in enumerate(blocks):
+        for _ in range(layers):
+            total += 2 * channels + channels * 128 + 2 * 128 + 9 * 128 * 32
+            channels += 32
+        if stage < len(blocks) - 1:
+            total += 2 * channels + channels * (channels // 2)
+            channels //= 2
+    return total + 2 * channels + channels * 1000 + 1000, channels
+
+
+@pytest.mark.parametrize(
+    ("depth", "blocks", "paper", "features"),
+    [(121, (6, 12, 24, 16), "DenseNet-BC-121", 1024), (265, (6, 12, 64, 48), "DenseNet-BC-265", 2688)],
+)
+def test_imagenets_densenets(depth, blocks, paper, features):
+    network = imagenet_densenet(depth, 1000, image_size=32)
+    assert (count(network), network.feature_dim) == imagenet_densenet_parameters(blocks, 64)
+    assert round(count(network) / 1e6, 1) == PAPER[paper]
+    assert network.feature_dim == features
+    if depth == 121:
+        same_logits(network, timm.create_model("densenet121"))
+
+
+def test_the_authors_imagenet_densenet_is_another_network():
+    network = imagenet_densenet(121, 1000, image_size=32, first_channels=24)
+    assert (count(network), network.feature_dim) == imagenet_densenet_parameters((6, 12, 24, 16), 24)
+    assert network.feature_dim == 1019
+
+
+def test_another_depth_is_refused():
+    with pytest.raises(UserError, match="has no depth 169: it must be 121 or 265"):
+        imagenet_densenet(169, 10)
