@@ -33,7 +33,7 @@ from benchmarking import conclude, machine
 from patient import ROOT, RUN, Patient, fill, fingerprint, small_disk
 
 from isda_repro.config import compose
-from isda_repro.errors import UserError, one_sentence_errors
+from isda_repro.errors import EXIT_STOPPED, UserError, one_sentence_errors
 from isda_repro.options import parse_options
 from isda_repro.training.environment import provenance
 from isda_repro.training.lock import HEARTBEAT_SECONDS, LockedError
@@ -83,25 +83,25 @@ class Faults:
         return bool(fingerprint(patient.folder) == self._references[patient.more])
 
     def kills(self, kills: int) -> Outcome:
-        """At random times of the clock, the start of the process included; runs that end are begun anew."""
+        """At random times of the clock, until so many have hit a run that had taken its folder."""
         draw = random.Random(0)
-        killed = finished = same = in_training = 0
+        killed = before = finished = same = 0
         while killed < kills:
             patient = Patient(self.folder / f"kills-{finished}")
             process = patient.start()
             try:
-                process.wait(timeout=draw.uniform(0.5, 9))
+                process.wait(timeout=draw.uniform(2, 9))
             except subprocess.TimeoutExpired:
                 owner = patient.folder / "owner.json"
-                in_training += owner.exists() and json.loads(owner.read_text() or "{}").get("pid") == process.pid
+                begun = owner.exists() and json.loads(owner.read_text() or "{}").get("pid") == process.pid
                 patient.stop(process)
-                killed += 1
+                killed, before = killed + begun, before + (not begun)
                 continue
             patient.end(process)
             finished, same = finished + 1, same + self.same(patient)
         patient.resumed()
         finished, same = finished + 1, same + self.same(patient)
-        seen = f"{killed} kills, {in_training} of them after the run had taken its folder; "
+        seen = f"{killed} kills, and {before} more before the run had taken its folder; "
         seen += f"{same} of {finished} runs bit-identical"
         return Outcome(f"SIGKILL at {kills} random times", seen, same == finished)
 
@@ -205,7 +205,8 @@ class Faults:
 
     def signals(self) -> Outcome:
         """SIGTERM at random times: in a step, in an evaluation, while a checkpoint is being written."""
-        draw, patient, codes = random.Random(1), Patient(self.folder / "sigterm", "checkpoint.steps=1"), []
+        draw, patient = random.Random(1), Patient(self.folder / "sigterm", "checkpoint.steps=1")
+        codes: list[int] = []
         while not (patient.folder / "result.json").exists():
             process = patient.start()
             while not (patient.folder / "owner.json").exists() and process.poll() is None:
@@ -213,8 +214,10 @@ class Faults:
             time.sleep(draw.uniform(0.1, 1.2))
             patient.stop(process, signal.SIGTERM)
             codes.append(process.returncode)
-        counted = ", ".join(f"{codes.count(code)} times exit code {code}" for code in sorted(set(codes)))
-        return Outcome("SIGTERM at random times, in steps, evaluations and checkpoints", counted, self.same(patient))
+        *stopped, _ = codes  # the last had its result before the signal, or in spite of it
+        good = set(stopped) == {EXIT_STOPPED} and self.same(patient)
+        seen = f"{len(stopped)} times stopped with exit code {EXIT_STOPPED}, then done"
+        return Outcome("SIGTERM at random times, in steps, evaluations and checkpoints", seen, good)
 
     def data_deleted(self) -> Outcome:
         """The data goes away while the run trains: it is on the device already."""
