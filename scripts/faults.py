@@ -83,26 +83,27 @@ class Faults:
         return bool(fingerprint(patient.folder) == self._references[patient.more])
 
     def kills(self, kills: int) -> Outcome:
-        """At random times of the clock, until so many have hit a run that had taken its folder."""
+        """At random times of the clock from when a run takes its folder on; runs that end are begun anew."""
+        timing = json.loads((self.undisturbed() / "result.json").read_text())["timing"]
+        seconds = sum(timing[name] for name in ("train", "evaluation", "saving"))
         draw = random.Random(0)
-        killed = before = finished = same = 0
+        killed = finished = same = 0
         while killed < kills:
             patient = Patient(self.folder / f"kills-{finished}")
             process = patient.start()
+            while process.poll() is None and not patient.held_by(process):
+                time.sleep(0.005)
             try:
-                process.wait(timeout=draw.uniform(2, 9))
+                process.wait(timeout=draw.uniform(0, seconds))
             except subprocess.TimeoutExpired:
-                owner = patient.folder / "owner.json"
-                begun = owner.exists() and json.loads(owner.read_text() or "{}").get("pid") == process.pid
                 patient.stop(process)
-                killed, before = killed + begun, before + (not begun)
+                killed += 1
                 continue
             patient.end(process)
             finished, same = finished + 1, same + self.same(patient)
         patient.resumed()
         finished, same = finished + 1, same + self.same(patient)
-        seen = f"{killed} kills, and {before} more before the run had taken its folder; "
-        seen += f"{same} of {finished} runs bit-identical"
+        seen = f"{killed} kills within {finished} runs; {same} of {finished} runs bit-identical"
         return Outcome(f"SIGKILL at {kills} random times", seen, same == finished)
 
     def full_disk(self, leave_kib: int, what: str) -> Outcome:
