@@ -8,12 +8,17 @@ import os
 import sys
 from pathlib import Path
 
+from isda_repro.stopping import leave_on_interrupt
+
+leave_on_interrupt()  # what is imported below takes a moment
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from isda_repro.checks import ConfigError
 from isda_repro.config import explain, freeze, read_frozen, register_resolvers, rescaled_milestones
+from isda_repro.console import say
 from isda_repro.errors import one_sentence_errors
 
 
@@ -30,7 +35,7 @@ def compose_and_run(cfg: DictConfig) -> None:
     with one_sentence_errors():  # here already: Hydra would add a line to an exception that passes through it
         frozen = freeze(cfg, HydraConfig.get().overrides.task)
         if notice := rescaled_milestones(cfg):
-            print(notice)
+            say(notice)
         run_frozen(frozen)
 
 

@@ -6,6 +6,9 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
+
+from isda_repro.console import say
 
 EXIT_USER_ERROR = 2
 """Exit code when a setting, a file or the data is wrong; a defect of the program ends with 1 and its traceback."""
@@ -15,10 +18,14 @@ EXIT_INTERRUPTED = 130
 
 
 EXIT_STOPPED = 75
-"""Exit code after SIGTERM, SIGUSR1 or SIGUSR2, when the state has been saved: the same command goes on from there."""
+"""Exit code after SIGTERM, SIGUSR1, SIGUSR2 or SIGHUP, when the state is saved: the same command goes on from there."""
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""Those that ask a process to save and leave."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+"""Those that ask a process to save and leave; the last comes when its terminal is closed."""
+
+
+INTERRUPTED = "\ninterrupted; the same command starts it again"
+"""What a process says that Ctrl-C has ended where there was nothing to save."""
 
 
 class StoppedError(Exception):
@@ -38,25 +45,47 @@ class UserError(ValueError):
     """Something that the user can mend. The message is one sentence: what was wrong, where, and what to do."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it is Python's error, or one of PyTorch's, which on a CPU are told by their words alone."""
+    words = (
+        "allocate memory",
+        "out of memory",
+        "could not create a primitive",
+        "could not create a memory",
+        "bad_alloc",
+    )
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(known in str(error) for known in words)
+    )
+
+
 @contextmanager
 def one_sentence_errors() -> Iterator[None]:
     """Print a ``UserError`` as ``error: <sentence>`` on standard error and leave with ``EXIT_USER_ERROR``.
 
-    So are a file that cannot be read or written, and Ctrl-C.
+    So are a file that cannot be read or written, memory that is exhausted, and Ctrl-C.
     """
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        _leave(str(error))
     except OSError as error:
-        print(f"error: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        _leave(f"{error.strerror or error}: {error.filename or 'no file named'}")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        _leave(f"out of memory ({reason}): end other processes, or run this where there is more")
     except StoppedError as stop:
         for number in STOP_SIGNALS:  # an echo of the one that was heeded must not change how the process leaves
             signal.signal(number, signal.SIG_IGN)
-        print(stop, file=sys.stderr)
+        say(str(stop), sys.stderr)
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command starts it again", file=sys.stderr)
+        say(INTERRUPTED, sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _leave(sentence: str) -> NoReturn:
+    say(f"error: {sentence}", sys.stderr)
+    sys.exit(EXIT_USER_ERROR)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: with the file's name, also where the block's own error was but a consequence of it.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # its own: two may write one file
     try:
         with temporary.open("wb") as file:
             yield file

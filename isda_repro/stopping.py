@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from isda_repro.errors import EXIT_INTERRUPTED, EXIT_STOPPED, STOP_SIGNALS
+from isda_repro.errors import EXIT_INTERRUPTED, EXIT_STOPPED, INTERRUPTED, STOP_SIGNALS
 
 ECHO_SECONDS = 1.0  # a cluster, a terminal and our own parent may each pass on the same request
 
@@ -18,7 +19,8 @@ ECHO_SECONDS = 1.0  # a cluster, a terminal and our own parent may each pass on 
 def heeding(take: Callable[[signal.Signals], None]) -> Iterator[None]:
     """Within the block, ``take`` is called for each request, in the main thread, instead of what signals did before.
 
-    One that comes within a second of another is its echo.
+    One that comes within a second of another is its echo. Those that whoever started the process has it ignore (SIGHUP
+    under nohup, Ctrl-C in a shell's background) stay ignored.
     """
     if threading.current_thread() is not threading.main_thread():  # which alone may say what signals do
         yield
@@ -32,12 +34,28 @@ def heeding(take: Callable[[signal.Signals], None]) -> Iterator[None]:
             taken_at = now
             take(signal.Signals(number))
 
-    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heeded}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def leave_on_interrupt() -> None:
+    """From now on until a block of ``heeding``, Ctrl-C ends the process at once, in whichever line it is.
+
+    Python's own way, an exception, gets lost in places where none can be raised, and is a traceback while a module is
+    being imported.
+    """
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        os.write(2, f"{INTERRUPTED}\n".encode())
+        os._exit(EXIT_INTERRUPTED)
+
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, leave)
 
 
 def exit_code(asked: signal.Signals) -> int:

@@ -9,6 +9,10 @@ python scripts/sweep.py status table=demo
 import sys
 from pathlib import Path
 
+from isda_repro.stopping import leave_on_interrupt
+
+leave_on_interrupt()  # what is imported below takes a moment
+
 from isda_repro.config import compose
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.options import parse_options

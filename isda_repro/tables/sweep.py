@@ -14,6 +14,7 @@ from pathlib import Path
 from omegaconf import MISSING, OmegaConf
 
 from isda_repro.config import write_frozen
+from isda_repro.console import say
 from isda_repro.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError
 from isda_repro.stopping import exit_code, heeding
 from isda_repro.tables.aggregate import read_value
@@ -76,6 +77,8 @@ def sweep(options: SweepOptions, compose: Compose, command: Sequence[str] = TRAI
     if options.cluster != "local":
         raise UserError(f"there is no cluster={options.cluster}; cluster= can be local")
     table, plan = planned(options, compose)
+    if any(run.config.force for runs in plan.values() for run in runs):
+        raise UserError("force=true is for one run, by train.py: a sweep, given again, would never end")
     return _Sweep(options, table, plan, command).run()
 
 
@@ -94,16 +97,20 @@ class _Sweep:
         with heeding(self._current.take):
             for number, run in enumerate(self._runs, start=1):
                 position, folder = f"[{number}/{len(self._runs)}] {run.run_id}", self._folder(run)
-                if has_result(folder):
-                    _say(f"{position}: {self._already(folder)}")
+                if self._current.asked is not None:  # between two runs
+                    return self._stopped(exit_code(self._current.asked))
+                if _is_over(folder):
+                    say(f"{position}: {self._already(folder)}")
                 elif self._options.dry_run:
-                    _say(f"{position}: would run {shlex.join(['python', 'train.py', str(folder / 'config.yaml')])}")
+                    say(f"{position}: would run {shlex.join(['python', 'train.py', str(folder / 'config.yaml')])}")
                 elif (stopped := self._one(run, folder, position)) is not None:
-                    options = self._options
-                    again = sweep_command(options.table, options.runs_dir, options.set, options.data_dir)
-                    _say(f"to go on: {again}")
-                    return stopped
+                    return self._stopped(stopped)
         return self._end()
+
+    def _stopped(self, code: int) -> int:
+        options = self._options
+        say(f"to go on: {sweep_command(options.table, options.runs_dir, options.set, options.data_dir)}")
+        return code
 
     def _folder(self, run: Run) -> Path:
         return Path(self._options.runs_dir) / run.run_id
@@ -117,12 +124,17 @@ class _Sweep:
 
     def _one(self, run: Run, folder: Path, position: str) -> int | None:
         """Run one to its end and say how it went; the sweep's exit code if it must end here."""
-        _say(f"{position}: starts")
+        say(f"{position}: starts")
         self._started += 1
-        _freeze(run, folder / "config.yaml")
         begin = time.monotonic()
-        code = self._current.run([*self._command, str(folder / "config.yaml")])
-        _say(f"{position}: {self._how_it_went(folder, code)} after {time.monotonic() - begin:.1f} s")
+        try:
+            _freeze(run, folder / "config.yaml")
+            code = self._current.run([*self._command, str(folder / "config.yaml")])
+        except OSError as error:
+            self._failed[folder.name] = f"{error.strerror}: {error.filename}"
+            say(f"{position}: FAILED to start")
+            return None
+        say(f"{position}: {self._how_it_went(folder, code)} after {time.monotonic() - begin:.1f} s")
         if self._current.asked is not None:
             return exit_code(self._current.asked)
         return code if code in STOPPED else None
@@ -142,9 +154,9 @@ class _Sweep:
     def _end(self) -> int:
         done = sum(run.run_id not in self._failed and has_result(self._folder(run)) for run in self._runs)
         now = f", {self._started} started now" if self._started else ""
-        _say(f"table={self._table.name}: {done} of {len(self._runs)} runs done{now}")
+        say(f"table={self._table.name}: {done} of {len(self._runs)} runs done{now}")
         for name, why in self._failed.items():
-            _say(f"failed: {name} ({why})")
+            say(f"failed: {name} ({why})")
         return 1 if self._failed else 0
 
 
@@ -178,10 +190,15 @@ def has_result(folder: Path) -> bool:
     return (folder / "result.json").exists()
 
 
+def _is_over(folder: Path) -> bool:
+    """Whether nothing is left to do; with checkpoints beside the result, its process died before its last acts."""
+    return has_result(folder) and not any(folder.glob("checkpoint-*.pt"))
+
+
 def _freeze(run: Run, path: Path) -> None:
     """Write the configuration, unless this very one is there; one that differs does so in folders or devices only."""
     config = run.config
-    if path.exists() and path.read_text(encoding="utf-8") == OmegaConf.to_yaml(config):
+    if path.exists() and path.read_bytes() == OmegaConf.to_yaml(config).encode():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_frozen(config, path)
@@ -192,8 +209,3 @@ def _error(folder: Path, metric: str) -> str:
     if result.run_id != folder.name:
         raise RecordError(f"{folder / 'result.json'}: it is the result of {result.run_id}")
     return f"{result.evaluated_on} error {value:.2f}"
-
-
-def _say(line: str) -> None:
-    """At once, so that our lines stand in order with those of the runs."""
-    print(line, flush=True)

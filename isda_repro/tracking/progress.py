@@ -9,6 +9,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from isda_repro.console import unheard
 from isda_repro.tracking.tracker import Record
 
 BAR_SECONDS = 0.5  # between two looks at the running loss: on a GPU each look waits for the device
@@ -47,7 +48,8 @@ class Progress:
     def advance(self, images: int, epoch: int, running: Callable[[], tuple[float, float]]) -> None:
         """``images`` more were trained on; ``running`` gives the epoch's loss and error so far, and is asked seldom."""
         self._seen += images
-        self._bar.update(images)
+        with unheard(self._stream):
+            self._bar.update(images)
         now = time.perf_counter()
         if now - self._looked_at < (BAR_SECONDS if self._terminal else LINE_SECONDS):
             return
@@ -80,10 +82,12 @@ class Progress:
 
     def close(self) -> None:
         """Take the bar away."""
-        self._bar.close()
+        with unheard(self._stream):
+            self._bar.close()
 
     def _say(self, line: str) -> None:
-        self._bar.write(line, file=self._stream) if self._terminal else print(line, file=self._stream, flush=True)
+        with unheard(self._stream):
+            self._bar.write(line, file=self._stream) if self._terminal else print(line, file=self._stream, flush=True)
 
 
 def _duration(seconds: float) -> str:

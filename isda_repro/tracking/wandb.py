@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
+from isda_repro.console import warn
 from isda_repro.tracking.tracker import Record
 
 INIT_TIMEOUT_SECONDS = 7.0  # with W&B's own start, a run waits for less than 10 s
@@ -24,7 +24,7 @@ def _never_fatal(method: Callable[Concatenate[WandbTracker, Arguments], None]) -
         except Exception as error:  # the network, a full disk, W&B's own: none is worth a training run
             self.give_up()
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            print(f"warning: W&B is off for this run, training goes on: {reason}", file=sys.stderr)
+            warn(f"W&B is off for this run, training goes on: {reason}")
 
     return guarded
 

@@ -6,7 +6,6 @@ Files are PyTorch's own archives, which carry a checksum (CRC-32) of every tenso
 from __future__ import annotations
 
 import errno
-import sys
 import threading
 import time
 import zipfile
@@ -17,8 +16,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from isda_repro.errors import UserError
-from isda_repro.files import written_whole
+from isda_repro.console import warn
+from isda_repro.errors import UserError, is_out_of_memory
+from isda_repro.files import named, written_whole
 
 KEPT = 2  # the last, and the one before in case the disk damages the last
 
@@ -38,7 +38,7 @@ def load(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds something other than tensors and plain containers.
-        OSError, MemoryError: it could not be read now, which says nothing about the file.
+        OSError, MemoryError: it could not be read now, which says nothing about the file; the former names it.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -49,8 +49,10 @@ def load(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist: has its run finished?") from error
     except Exception as error:  # whatever a damaged archive makes of the two readers, EINVAL among it
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
-            raise
+        if is_out_of_memory(error):
+            raise MemoryError(f"while reading {path}, {path.stat().st_size / 1e6:.0f} MB") from error
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise named(error, path) from error
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path} is not a whole checkpoint, or not one of ours: {reason}") from error
     if not isinstance(state, dict) or not {"epoch", "network"} <= set(state):
@@ -103,11 +105,7 @@ class Checkpoints:
             failure = self._failure
             if failure is not None:
                 last = next((path.name for path in self.newest_first()), "none")
-                print(
-                    f"warning: {self._writer.name} could not be written ({failure}); the last on the disk: {last}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                warn(f"{self._writer.name} could not be written ({failure}); the last on the disk: {last}")
         self._writer = self._failure = None
         return failure is None
 
@@ -120,7 +118,7 @@ class Checkpoints:
 
     def clear_unfinished(self) -> None:
         """Delete what a process that died left half written."""
-        for path in self._folder.glob("checkpoint-*.pt.tmp"):
+        for path in self._folder.glob("*.tmp"):
             path.unlink(missing_ok=True)
 
     def _write(self, path: Path, state: Mapping[str, Any]) -> None:

@@ -1,31 +1,36 @@
 """One process at a time writes in a run's folder.
 
 Two locks, because neither is enough. The operating system's file lock (``lock``) is given up when its owner dies,
-however it dies, but some shared file systems keep it within one host. ``owner.json``, which one process alone can
-create, holds across hosts, but outlives its owner: it is touched as long as the owner lives, and one that is no longer
-touched is stale.
+however it dies, but some shared file systems keep it within one host, and some have none. ``owner.json``, which one
+process alone can create, holds across hosts, but outlives its owner: it is touched as long as the owner lives, and one
+that is no longer touched is stale.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
+import tempfile
 import threading
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from filelock import FileLock, Timeout
 
+from isda_repro.console import say
 from isda_repro.errors import UserError
 from isda_repro.files import named
 
 HEARTBEAT_SECONDS = 20.0
 STALE_SECONDS = 120.0  # several heartbeats, and what a shared file system may take to show one
-LOOK_SECONDS = 1.0  # between two looks at another host's heartbeat
+LOOK_SECONDS = 1.0  # between two looks at another's heartbeat
+NO_FILE_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class LockedError(UserError):
@@ -42,8 +47,9 @@ class _Owner(NamedTuple):
 class FolderLock:
     """Held in a ``with`` block.
 
-    An owner on this host is refused or succeeded at once. One on another host is watched until its heart has beaten or
-    it is stale, two minutes at most: a run that was moved to another host goes on by itself.
+    An owner on this host is refused or succeeded at once. One on another host, and one that the operating system knows
+    nothing certain about, is watched until its heart has beaten or it is stale, two minutes at most: a run that was
+    moved to another host goes on by itself.
 
     Args:
         folder: what is locked; must exist.
@@ -54,7 +60,7 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._path = folder, folder / "owner.json"
-        self._lock = FileLock(folder / "lock", timeout=0)
+        self._lock = FileLock(folder / "lock", timeout=0, fallback_to_soft=False)
         self._token = uuid.uuid4().hex
         self._released = threading.Event()
 
@@ -62,13 +68,12 @@ class FolderLock:
         try:
             self._lock.acquire()
         except Timeout as error:
-            raise LockedError(self._sentence(self._owner(), "wait for it, or stop it")) from error
+            raise self._locked(_read(self._path), "wait for it, or stop it") from error
+        except OSError as error:
+            if error.errno not in NO_FILE_LOCKS:
+                raise named(error, self._folder / "lock") from error
         try:
-            owner = self._owner()
-            if owner is None:
-                self._create(self._path)
-            else:
-                self._succeed(owner)
+            self._take(self._path)
         except BaseException:
             self._lock.release()
             raise
@@ -98,62 +103,73 @@ class FolderLock:
                 run; nothing more may be written.
         """
         if not self._is_ours():
-            raise LockedError(self._sentence(self._owner(), "this one stood still for too long and has lost the run"))
+            raise self._locked(_read(self._path), "this one stood still for too long and has lost the run")
 
     # ------------------------------------------------------------------------------------------------ taking it over
 
-    def _succeed(self, owner: _Owner) -> None:
-        """Take the place of an owner that is dead; of several that find it so, one."""
-        if owner.about.get("host") != socket.gethostname():  # this host's file lock has just said that ours is dead
-            self._watch(owner)
-        claim = self._path.with_name(f"owner.json.after-{owner.about.get('token', 'unknown')}")
-        self._create(claim)
-        now = self._owner()
-        if now is not None and now.about.get("token") != owner.about.get("token"):  # another was faster, and is done
-            claim.unlink()
-            raise LockedError(self._sentence(now, "wait for it"))
-        if now is None:  # released while it was watched: whoever comes first has it
-            claim.unlink()
-            self._create(self._path)
-        else:
-            claim.rename(self._path)
+    def _take(self, path: Path) -> None:
+        """Become the one whom the file names; of several that find its owner dead, one does.
 
-    def _watch(self, owner: _Owner) -> None:
-        """Return when the owner, on another host, is stale. Trusts no two clocks to agree."""
+        That one is who can create the claim. It may die before the claim has become the file: then the claim is a file
+        whose owner is dead, and is taken likewise.
+        """
+        previous = _read(path)
+        if previous is not None and not self._is_dead(previous):
+            previous = self._watch(path, previous)
+        if previous is None:
+            self._create(path)
+            return
+        claim = path.with_name(f"{path.name}.after-{previous.about.get('token', 'unknown')}")
+        self._take(claim)
+        now = _read(path)
+        if now == previous:
+            with suppress(FileNotFoundError):  # somebody took us for dead, and the claim
+                claim.rename(path)
+        else:  # another was faster, and is done
+            claim.unlink(missing_ok=True)
+            if now is None:
+                self._create(path)
+        now = _read(path)
+        if now is None or now.about.get("token") != self._token:
+            raise self._locked(now, "wait for it")
+
+    def _is_dead(self, owner: _Owner) -> bool:
+        """Whether this host can tell: it has just said that nobody holds the file lock, and knows no such process."""
+        about = owner.about
+        here = {name: about.get(name) for name in _here()} == _here()
+        return self._lock.is_locked and here and not _runs(about.get("pid"))
+
+    def _watch(self, path: Path, owner: _Owner) -> _Owner | None:
+        """Return it when it is stale, None when it has gone. Trusts no two clocks to agree."""
         left = min(STALE_SECONDS, STALE_SECONDS - self._age(owner))
         deadline = time.monotonic() + left
         if left > 0:
-            what = f"{self._who(owner)} wrote in {self._folder} last: watching for up to {left:.0f} s whether it lives"
-            print(what, flush=True)
+            what = f"{_who(owner)} wrote in {self._folder} last: watching for up to {left:.0f} s whether it lives"
+            say(what)
         while time.monotonic() < deadline:
             time.sleep(min(LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
-            now = self._owner()
+            now = _read(path)
             if now is None:
-                return
+                return None
             if now != owner:
-                raise LockedError(
-                    self._sentence(now, f"wait for it; if that process is gone for certain, delete {self._path}")
-                )
+                raise self._locked(now, f"wait for it; if that process is gone for certain, delete {path}")
+        return owner
 
     def _age(self, owner: _Owner) -> float:
         """Seconds since it was touched, by the file system's own clock."""
-        probe = self._path.with_name(f"clock.{self._token}")
-        probe.touch()
-        age = probe.stat().st_mtime - owner.touched
-        probe.unlink()
-        return age
+        with tempfile.TemporaryFile(dir=self._folder) as probe:
+            return os.fstat(probe.fileno()).st_mtime - owner.touched
 
     def _create(self, path: Path) -> None:
         """Write who we are into a file that must not be there: the act that one process alone can do, on any host."""
-        about = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.strftime("%Y-%m-%d %H:%M:%S %z")}
-        content = (json.dumps({**about, "token": self._token}) + "\n").encode()
+        started = time.strftime("%Y-%m-%d %H:%M:%S %z")
+        about = {**_here(), "pid": os.getpid(), "started": started, "token": self._token}
         try:
             file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError as error:
-            advice = f"wait for it; if that process is gone for certain, delete {path}"
-            raise LockedError(self._sentence(_read(path), advice)) from error
+            raise self._locked(_read(path), "wait for it") from error
         try:
-            os.write(file, content)
+            os.write(file, (json.dumps(about) + "\n").encode())
         except OSError as error:
             path.unlink(missing_ok=True)
             raise named(error, path) from error
@@ -171,19 +187,40 @@ class FolderLock:
                 continue
 
     def _is_ours(self) -> bool:
-        owner = self._owner()
+        owner = _read(self._path)
         return owner is not None and owner.about.get("token") == self._token
 
-    def _owner(self) -> _Owner | None:
-        return _read(self._path)
+    def _locked(self, owner: _Owner | None, advice: str) -> LockedError:
+        return LockedError(f"{self._folder} is being written by another process ({_who(owner)}): {advice}")
 
-    def _sentence(self, owner: _Owner | None, advice: str) -> str:
-        return f"{self._folder} is being written by another process ({self._who(owner)}): {advice}"
 
-    @staticmethod
-    def _who(owner: _Owner | None) -> str:
-        about = {} if owner is None else owner.about
-        return f"pid {about.get('pid', '?')} on {about.get('host', '?')}, started {about.get('started', '?')}"
+def _here() -> dict[str, str]:
+    """This host, as long as it runs: after a restart no process of before lives, and names may be given twice."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:  # not Linux
+        boot = ""
+    return {"host": socket.gethostname(), "boot": boot}
+
+
+def _runs(pid: Any) -> bool:
+    """Whether there is a process with this number; if it is another that has it now, the lock is watched in vain."""
+    if not isinstance(pid, int) or pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _who(owner: _Owner | None) -> str:
+    about = {} if owner is None else owner.about
+    if "pid" not in about:
+        return "owner.json does not say which"
+    return f"pid {about['pid']} on {about.get('host', '?')}, started {about.get('started', '?')}"
 
 
 def _read(path: Path) -> _Owner | None:

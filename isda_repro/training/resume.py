@@ -10,20 +10,23 @@ Weights that are whole are not thrown away because lines of ``metrics.jsonl`` ar
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from isda_repro.console import warn
 from isda_repro.errors import UserError
 from isda_repro.files import move_aside
 from isda_repro.tables.records import EpochRecord, RecordError, read_metrics
 from isda_repro.training.checkpoint import CheckpointError, Checkpoints, load
 
+NEEDED = {"step", "epoch", "network", "criterion", "optimizer", "totals", "timing", "metrics_bytes"}
+
 
 class Start(NamedTuple):
-    """The state to go on from, None at the beginning; the epochs done, and the bytes of ``metrics.jsonl`` to keep."""
+    """The state to go on from and its file, None at the beginning; the epochs done; the bytes of metrics to keep."""
 
+    path: Path | None
     state: dict[str, Any] | None
     records: list[EpochRecord]
     metrics_bytes: int
@@ -43,7 +46,9 @@ def find_start(checkpoints: Checkpoints, metrics: Path, run_id: str) -> Start:
             state = load(path)
             if state.get("run_id") != run_id:
                 raise CheckpointError(f"{path} belongs to another run, {state.get('run_id')}")
-            start = Start(state, _records(metrics, state), state["metrics_bytes"])
+            if missing := NEEDED - state.keys():
+                raise CheckpointError(f"{path} is of another version of this program: no {', '.join(sorted(missing))}")
+            start = Start(path, state, _records(metrics, state), state["metrics_bytes"])
         except (CheckpointError, RecordError) as error:
             unusable[path] = error
         else:
@@ -55,14 +60,14 @@ def find_start(checkpoints: Checkpoints, metrics: Path, run_id: str) -> Start:
     _set_aside(unusable, "begins anew")
     if unusable and metrics.exists():
         move_aside(metrics, "damaged")
-    return Start(None, [], 0)
+    return Start(None, None, [], 0)
 
 
 def _set_aside(unusable: Mapping[Path, UserError], what_now: str) -> None:
     """Say why, and keep them out of the way for whoever wants to look at them."""
     for path, error in unusable.items():
         aside = move_aside(path, "damaged")
-        print(f"warning: {error}; it is now {aside.name}, and the run {what_now}", file=sys.stderr)
+        warn(f"{error}; it is now {aside.name}, and the run {what_now}")
 
 
 def _records(metrics: Path, state: dict[str, Any]) -> list[EpochRecord]:

@@ -8,8 +8,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from isda_repro.config import build, write_frozen
+from isda_repro.console import say
 from isda_repro.data import Source
-from isda_repro.errors import UserError
+from isda_repro.errors import UserError, is_out_of_memory
 from isda_repro.files import move_aside
 from isda_repro.tables.records import (
     RecordError,
@@ -54,16 +55,23 @@ def run(cfg: DictConfig) -> Result:
 
     origin = provenance()
     if directory.finished and cfg.force:
-        with FolderLock(directory.path) as lock:  # nobody else moves it or writes there
-            aside = move_aside(directory.path, "before")
-            lock.follow(aside)
-        print(f"force=true: the finished run is now {aside}")
+        _move_aside(directory)
     directory.path.mkdir(parents=True, exist_ok=True)
     with FolderLock(directory.path) as lock:
         if directory.finished:  # by another process, since we looked
             _conclude(cfg, directory, checkpoints)
             return _finished(directory)
         return _train(cfg, directory, checkpoints, trainer, source, origin, lock)
+
+
+def _move_aside(directory: RunDirectory) -> None:
+    """Make room for a run that is wanted again."""
+    with FolderLock(directory.path) as lock:  # nobody else moves it or writes there
+        if not directory.finished:  # somebody has, since we looked, and has begun anew
+            return
+        aside = move_aside(directory.path, "before")
+        lock.follow(aside)
+    say(f"force=true: the finished run is now {aside}")
 
 
 def _train(
@@ -86,7 +94,7 @@ def _train(
         metrics_bytes = _go_on(trainer, directory, checkpoints)
         write_frozen(_said_once(cfg), directory.config)
         write_environment(directory.environment, origin, trainer.compute)
-        print(opening(cfg, trainer, source), flush=True)
+        say(opening(cfg, trainer, source))
         bar = Progress(cfg.recipe.epochs, trainer.train_batches.num_samples, images_done=trainer.images_done)
         metrics = JsonLines(directory.metrics, keep=metrics_bytes, before_write=lock.ensure_held)
         trackers: list[Tracker] = [metrics, bar, *parts.build_trackers(cfg, directory.metrics)]
@@ -108,7 +116,7 @@ def _train(
             for tracker in trackers:
                 tracker.close()
     checkpoints.clear()  # the very last: until then the same command knows that there is something left to do
-    print(f"{cfg.run_id}: {summary(result)}\n{directory.result}", flush=True)
+    say(f"{cfg.run_id}: {summary(result)}\n{directory.result}")
     return result
 
 
@@ -116,7 +124,16 @@ def _go_on(trainer: Trainer, directory: RunDirectory, checkpoints: Checkpoints) 
     """Put the trainer where the run is; how many bytes of ``metrics.jsonl`` are of what it has done."""
     start = find_start(checkpoints, directory.metrics, directory.run_id)
     if start.state is not None:
-        trainer.load_state_dict(start.state, start.records)
+        try:
+            trainer.load_state_dict(start.state, start.records)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"{start.path} is whole but does not fit this version of this program ({reason}): go on with the one "
+                f"that {directory.environment} names, or delete the checkpoints there to begin anew"
+            ) from error
     return start.metrics_bytes
 
 
@@ -141,15 +158,18 @@ def _said_once(cfg: DictConfig) -> DictConfig:
 def _finished(directory: RunDirectory) -> Result:
     """Say so, and hand out its result."""
     result = _own_result(directory)
-    print(f"{directory.run_id} is already done: {summary(result)}\n{directory.result}")
+    say(f"{directory.run_id} is already done: {summary(result)}\n{directory.result}")
     return result
 
 
 def _own_result(directory: RunDirectory) -> Result:
     try:
-        return read_result(directory.result)
+        result = read_result(directory.result)
     except RecordError as error:
         raise UserError(f"{error}; delete that file to run again") from error
+    if result.run_id != directory.run_id:
+        raise UserError(f"{directory.result} is the result of {result.run_id}; move it away to run again")
+    return result
 
 
 def _trainer(cfg: DictConfig, source: Source, compute: Compute) -> Trainer:

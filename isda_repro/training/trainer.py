@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from isda_repro.data import ResidentLoader
-from isda_repro.errors import UserError
+from isda_repro.errors import UserError, is_out_of_memory
 from isda_repro.losses import Criterion
 from isda_repro.models import Network
 from isda_repro.randomness import stream_seed
@@ -275,9 +275,8 @@ def _explained_memory(images: int, compute: Compute) -> Iterator[None]:
     """Out of memory is something that the user can mend."""
     try:
         yield
-    except RuntimeError as error:  # of which CUDA's OutOfMemoryError is one; a CPU has but words
-        cpu_words = ("allocate memory", "could not create a primitive", "could not create a memory", "bad_alloc")
-        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in cpu_words):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         at_once = compute.micro_batch or images
         raise UserError(

@@ -14,7 +14,7 @@ from isda_repro.errors import UserError
 from isda_repro.options import parse_options
 from isda_repro.tables.records import EpochRecord, as_json
 from isda_repro.tables.status import status
-from isda_repro.tables.sweep import SweepOptions, sweep
+from isda_repro.tables.sweep import SweepOptions, _Sweep, sweep
 
 TRAINER = textwrap.dedent("""
     import sys
@@ -109,6 +109,47 @@ def test_a_damaged_result_is_a_failure_and_not_run_over(demo, options, trainer, 
     out = capfd.readouterr().out
     assert "table=demo: 5 of 6 runs done, 1 started now\n" in out
     assert "delete the file and run again" in out
+
+
+def test_a_run_that_died_before_its_last_acts_is_concluded(demo, options, trainer, finish, capfd):
+    runs = all_runs(demo)
+    for run in runs:
+        finish(run, 2.0, path=folder_of(options, run) / "result.json")
+    (folder_of(options, runs[2]) / "checkpoint-000000005.pt").touch()
+    assert sweep(options, config.compose, trainer()) == 0
+    assert started(options) == [runs[2].run_id]
+
+
+def test_a_folder_that_cannot_be_used_fails_alone(demo, options, trainer, capfd):
+    first, second, *others = all_runs(demo)
+    folder_of(options, first).parent.mkdir()
+    folder_of(options, first).write_text("a file where the folder belongs")
+    folder_of(options, second).mkdir()
+    (folder_of(options, second) / "config.yaml").write_bytes(b"\xff")
+    assert sweep(options, config.compose, trainer()) == 1
+    assert started(options) == [run.run_id for run in [second, *others]]
+    out = capfd.readouterr().out
+    assert f"[1/6] {first.run_id}: FAILED to start\n" in out
+    assert f"failed: {first.run_id} (File exists: {folder_of(options, first)})" in out
+
+
+def test_a_signal_between_two_runs_starts_no_other(demo, options, trainer, monkeypatch, capfd):
+    how_it_went = _Sweep._how_it_went
+
+    def signalled(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return how_it_went(self, *arguments)
+
+    monkeypatch.setattr(_Sweep, "_how_it_went", signalled)
+    assert sweep(options, config.compose, trainer()) == 75
+    assert len(started(options)) == 1
+    assert ": done, test error 2.00, after" in capfd.readouterr().out
+
+
+def test_a_sweep_that_would_begin_anew_each_time_is_refused(options):
+    options.set = ["force=true"]
+    with pytest.raises(UserError, match=r"force=true is for one run, by train\.py"):
+        sweep(options, config.compose)
 
 
 def test_runs_are_frozen_and_an_equal_file_is_left_alone(demo, options, trainer, finish):

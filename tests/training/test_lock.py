@@ -1,5 +1,6 @@
 """One process at a time writes in a run's folder, on this host and on a shared file system."""
 
+import errno
 import json
 import os
 import socket
@@ -16,11 +17,18 @@ from isda_repro.training.lock import FolderLock, LockedError
 HOLD = "import sys, time; from pathlib import Path; from isda_repro.training.lock import FolderLock\n"
 
 
-def owned_by(folder, host, seconds_ago):
-    owner = folder / "owner.json"
-    owner.write_text(json.dumps({"host": host, "pid": 7, "started": "2026-11-01 12:00:00 +0000"}))
+def owned_by(folder, host, seconds_ago, name="owner.json", **more):
+    owner = folder / name
+    owner.write_text(json.dumps({"host": host, "pid": 7, "started": "2026-11-01 12:00:00 +0000", **more}))
     then = time.time() - seconds_ago
     os.utime(owner, (then, then))
+    return owner
+
+
+def a_dead_pid():
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
 
 
 def test_a_second_process_is_told_who_holds_it(tmp_path):
@@ -80,7 +88,7 @@ def test_hosts_that_do_not_see_each_others_file_locks_exclude_each_other(tmp_pat
     monkeypatch.setattr("isda_repro.training.lock.HEARTBEAT_SECONDS", 0.02)
     file_lock = lock_module.FileLock
     monkeypatch.setattr(
-        lock_module, "FileLock", lambda path, timeout: file_lock(f"{path}.{socket.gethostname()}", timeout=timeout)
+        lock_module, "FileLock", lambda path, **options: file_lock(f"{path}.{socket.gethostname()}", **options)
     )
     hosts, rounds = 6, 30
     together, held = threading.Barrier(hosts), []
@@ -140,9 +148,79 @@ def test_a_full_disk_leaves_no_half_an_owner(tmp_path, monkeypatch):
 
 
 def test_an_owner_of_this_host_without_its_lock_is_dead(tmp_path):
-    owned_by(tmp_path, socket.gethostname(), seconds_ago=0)
+    owned_by(tmp_path, seconds_ago=0, **{**lock_module._here(), "pid": a_dead_pid()})
+    begin = time.monotonic()
     with FolderLock(tmp_path):
-        pass
+        assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize("known", ["its process runs", "another start of the host"])
+def test_an_owner_of_this_host_is_watched_where_it_may_live(tmp_path, monkeypatch, known):
+    """Somebody has deleted the file ``lock``, or two hosts have one name."""
+    monkeypatch.setattr("isda_repro.training.lock.LOOK_SECONDS", 0.02)
+    other = {"pid": os.getppid()} if known == "its process runs" else {"boot": "another", "pid": a_dead_pid()}
+    owner = owned_by(tmp_path, seconds_ago=0, **{**lock_module._here(), **other})
+    threading.Timer(0.3, os.utime, [owner]).start()
+    with pytest.raises(LockedError, match=f"pid {other['pid']} on .*delete .*owner.json"):
+        FolderLock(tmp_path).__enter__()
+
+
+@pytest.mark.parametrize("authors", [1, 2], ids=["once", "twice"])
+@pytest.mark.parametrize("torn", [False, True])
+@pytest.mark.parametrize("here", [False, True], ids=["elsewhere", "here"])
+def test_a_claim_whose_author_died_blocks_nobody(tmp_path, monkeypatch, authors, torn, here):
+    """A process was killed in the microseconds in which it succeeded a dead owner, and so was who succeeded it."""
+    monkeypatch.setattr("isda_repro.training.lock.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("isda_repro.training.lock.STALE_SECONDS", 0.3)
+    about = {**lock_module._here(), "pid": a_dead_pid()} if here else {"host": "elsewhere"}
+    name, token = "owner.json", "first"
+    owned_by(tmp_path, seconds_ago=0, token=token, **about)
+    for number in range(authors):
+        name, token = f"{name}.after-{token}", f"successor-{number}"
+        claim = owned_by(tmp_path, seconds_ago=0, name=name, token=token, **about)
+    if torn:
+        claim.write_text("")
+    with FolderLock(tmp_path) as lock:
+        lock.ensure_held()
+        assert {path.name for path in tmp_path.iterdir()} == {"lock", "owner.json"}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_file_locks_has_the_owner_file(tmp_path, monkeypatch, number):
+    def missing(*_arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", missing)
+    monkeypatch.setattr("isda_repro.training.lock.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("isda_repro.training.lock.STALE_SECONDS", 0.3)
+    monkeypatch.setattr("isda_repro.training.lock.HEARTBEAT_SECONDS", 0.05)
+    with FolderLock(tmp_path), pytest.raises(LockedError, match=f"pid {os.getpid()} on"):
+        FolderLock(tmp_path).__enter__()
+    assert list(tmp_path.iterdir()) == []
+    about = {**lock_module._here(), "pid": a_dead_pid()}
+    owned_by(tmp_path, seconds_ago=0, **about)
+    begin = time.monotonic()
+    with FolderLock(tmp_path):
+        assert time.monotonic() - begin >= 0.25, "nothing says that it is dead but its heart"
+
+
+def test_a_file_lock_that_fails_otherwise_names_the_file(tmp_path, monkeypatch):
+    def failing(*_arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("fcntl.flock", failing)
+    with pytest.raises(OSError, match=r"Input/output error: .*lock'"):
+        FolderLock(tmp_path).__enter__()
+
+
+def test_a_lock_without_an_owner_file_says_so(tmp_path):
+    with FolderLock(tmp_path):
+        (tmp_path / "owner.json").unlink()
+        with pytest.raises(
+            LockedError, match=r"another process \(owner.json does not say which\): wait for it, or stop"
+        ):
+            FolderLock(tmp_path).__enter__()
 
 
 def test_a_locked_folder_can_be_renamed_and_another_made_in_its_place(tmp_path):

@@ -12,6 +12,7 @@ from interrupted_runs import RUN, STEPS_PER_EPOCH, Killed, assert_same, kill_at,
 from isda_repro.config import read_frozen
 from isda_repro.tables.records import EpochRecord, SegmentRecord, read_metrics
 from isda_repro.training import checkpoint
+from isda_repro.training import run as run_module
 from isda_repro.training.run import run
 from isda_repro.training.trainer import Trainer
 
@@ -215,8 +216,18 @@ def test_a_forced_run_that_was_killed_goes_on(tmp_path, monkeypatch, undisturbed
     assert_same(tmp_path / cfg.run_id, undisturbed)
 
 
-@pytest.mark.parametrize("trouble", [MemoryError(), OSError(5, "Input/output error")])
-def test_what_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch, undisturbed, trouble):
+NO_MEMORY = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "sentence"),
+    [
+        (MemoryError(), r"while reading .*checkpoint-000000006.pt, \d+ MB"),
+        (NO_MEMORY, r"while reading .*checkpoint-000000006.pt, \d+ MB"),
+        (OSError(5, "Input/output error"), "Input/output error: .*checkpoint-000000006.pt"),
+    ],
+)
+def test_what_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch, undisturbed, trouble, sentence):
     cfg = settings(tmp_path, "checkpoint.steps=1")
     stopped_after(cfg, 6, monkeypatch)
     before = {path.name: path.read_bytes() for path in (tmp_path / cfg.run_id).iterdir() if path.is_file()}
@@ -226,10 +237,61 @@ def test_what_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch,
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.torch, "load", failing)
-        with pytest.raises(type(trouble)):
+        with pytest.raises(OSError if isinstance(trouble, OSError) else MemoryError, match=sentence):
             run(cfg)
     assert {path.name: path.read_bytes() for path in (tmp_path / cfg.run_id).iterdir() if path.is_file()} == before
     run(cfg)
+    assert_same(tmp_path / cfg.run_id, undisturbed)
+
+
+def rewrite(path, change):
+    state = checkpoint.load(path)
+    change(state)
+    checkpoint.save(path, state)
+
+
+def test_a_checkpoint_that_lacks_something_is_set_aside(tmp_path, monkeypatch, capsys, undisturbed):
+    cfg = settings(tmp_path, "checkpoint.steps=1")
+    stopped_after(cfg, 6, monkeypatch)
+    rewrite(max((tmp_path / cfg.run_id).glob("checkpoint-*.pt")), lambda state: state.pop("totals"))
+    assert [segment["step"] for segment in run(cfg).segments] == [0, 5]
+    assert (
+        "checkpoint-000000006.pt is of another version of this program: no totals; it is now" in capsys.readouterr().err
+    )
+    assert_same(tmp_path / cfg.run_id, undisturbed)
+
+
+@pytest.mark.parametrize("part", ["network", "criterion", "optimizer"])
+def test_a_whole_checkpoint_that_does_not_fit_is_left_for_the_user(tmp_path, monkeypatch, part):
+    cfg = settings(tmp_path, "checkpoint.steps=1")
+    stopped_after(cfg, 6, monkeypatch)
+    folder = tmp_path / cfg.run_id
+    for path in folder.glob("checkpoint-*.pt"):
+        rewrite(path, lambda state: state[part].pop(next(iter(state[part]))))
+    before = {path.name for path in folder.iterdir()}
+    with pytest.raises(
+        ValueError, match=r"000006.pt is whole but does not fit .*: go on with the one that .* names"
+    ) as caught:
+        run(cfg)
+    assert "\n" not in str(caught.value)
+    assert {path.name for path in folder.iterdir()} == before
+
+
+def test_force_moves_aside_what_is_finished_when_the_lock_is_held(tmp_path, monkeypatch, undisturbed):
+    """Of two that are told to, the second finds that the first has begun anew."""
+    cfg = settings(tmp_path, "force=true")
+    run(cfg)
+    entered = run_module.FolderLock.__enter__
+
+    def late(self):
+        monkeypatch.setattr(run_module.FolderLock, "__enter__", entered)
+        (tmp_path / cfg.run_id).rename(tmp_path / f"{cfg.run_id}.before-1")
+        (tmp_path / cfg.run_id).mkdir()
+        return entered(self)
+
+    monkeypatch.setattr(run_module.FolderLock, "__enter__", late)
+    run(cfg)
+    assert not (tmp_path / f"{cfg.run_id}.before-2").exists()
     assert_same(tmp_path / cfg.run_id, undisturbed)
 
 

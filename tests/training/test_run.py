@@ -136,6 +136,14 @@ def test_what_is_refused_leaves_nothing_behind(tmp_path, override, sentence):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_result_of_another_run_is_not_taken_for_ones_own(tmp_path):
+    cfg, other = settings(tmp_path), settings(tmp_path, "seed=1")
+    run(cfg)
+    (tmp_path / cfg.run_id).rename(tmp_path / other.run_id)
+    with pytest.raises(ValueError, match=rf"result.json is the result of {cfg.run_id}; move it away to run again"):
+        run(other)
+
+
 def test_a_damaged_result_is_one_sentence_that_says_what_to_do(tmp_path):
     cfg = settings(tmp_path)
     folder = tmp_path / cfg.run_id

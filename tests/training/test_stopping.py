@@ -4,18 +4,26 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from interrupted_runs import RUN, STEPS_PER_EPOCH, assert_same, settings
 
-from isda_repro.errors import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR, StoppedError
+from isda_repro.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    INTERRUPTED,
+    StoppedError,
+    one_sentence_errors,
+)
 from isda_repro.tables.records import SegmentRecord, read_metrics
 from isda_repro.training.evaluate import evaluate
 from isda_repro.training.run import run
 from isda_repro.training.trainer import Trainer
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT])
 @pytest.mark.parametrize("during", ["_step", "_timing"])
 def test_a_signal_saves_and_stops(tmp_path, monkeypatch, undisturbed, number, during):
     cfg = settings(tmp_path)
@@ -108,6 +116,57 @@ def test_a_second_signal_ends_the_process_at_once_and_an_echo_does_not(tmp_path,
     command = [sys.executable, "-c", SIGNALLED, str(tmp_path), str(seconds)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (code, said), done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_what_whoever_started_the_process_has_it_ignore_stays_ignored(tmp_path, number):
+    """nohup, and a shell's background."""
+    code = SIGNALLED.replace("SIGTERM", number.name).replace(
+        "import os", f"import signal\nsignal.signal({number}, 1)\nimport os"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), "1.2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+
+
+@pytest.mark.parametrize("seconds", [0.15, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("command", [["train.py", *RUN], ["scripts/sweep.py", "table=demo", "dry_run=true"]])
+def test_ctrl_c_while_a_program_starts_is_one_line(root, tmp_path, command, seconds):
+    """Whatever it is doing then; the dry run may be over."""
+    whole = [sys.executable, *command, f"runs_dir={tmp_path}"]
+    process = subprocess.Popen(whole, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    over = "dry_run=true" in command and process.returncode == 0
+    assert over or (process.returncode == EXIT_INTERRUPTED and said.strip().count("\n") == 0), said
+    assert over or said.strip() in (INTERRUPTED.strip(), "") or "saved after step" in said
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_run_that_nobody_listens_to_goes_on(root, tmp_path, undisturbed, closed):
+    """``| head``, or a terminal that is gone."""
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, closed: subprocess.PIPE}
+    command = [sys.executable, "train.py", *RUN, f"runs_dir={tmp_path}"]
+    process = subprocess.Popen(command, cwd=root, **streams)
+    getattr(process, closed).close()
+    assert process.wait(timeout=120) == 0
+    assert_same(tmp_path / undisturbed.name, undisturbed)
+
+
+@pytest.mark.parametrize("error", ["UserError('x')", "StoppedError('x', 75)", "OSError(5, 'x')", "KeyboardInterrupt()"])
+def test_the_exit_code_does_not_depend_on_who_listens(error):
+    code = f"from isda_repro.errors import *\nwith one_sentence_errors(): raise {error}"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
+    process.stderr.close()
+    assert process.wait(timeout=60) == {"S": EXIT_STOPPED, "K": EXIT_INTERRUPTED}.get(error[0], EXIT_USER_ERROR)
+
+
+@pytest.mark.parametrize("error", [MemoryError("words"), RuntimeError("words: can't allocate memory"), RuntimeError()])
+def test_exhausted_memory_is_one_sentence_and_a_defect_is_not(capsys, error):
+    with pytest.raises(RuntimeError if not error.args else SystemExit), one_sentence_errors():
+        raise error
+    assert ("error: out of memory (words" in capsys.readouterr().err) == bool(error.args)
 
 
 DIES = """
