@@ -53,6 +53,12 @@ def check(cfg: Mapping[str, Any]) -> None:
     _require(
         dropout is None or (_is_number(dropout) and 0 <= dropout < 1), "model.dropout", dropout, "a number in [0, 1)"
     )
+    weights = cfg["model"].get("weights")
+    _require(
+        weights is None or (isinstance(weights, str) and weights != ""), "model.weights", weights, "a file, or null"
+    )
+    if weights is not None and cfg["model"].get("pretrained"):
+        raise ConfigError(f"model.weights={weights} and model.pretrained=true exclude each other: leave one out")
     _check_milestones(recipe)
     _require(
         isinstance(cfg["checkpoint"], Mapping), "checkpoint", cfg["checkpoint"], "left alone; set checkpoint.minutes"

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from isda_repro.checks import ConfigError, check, is_count
 from isda_repro.errors import UserError
-from isda_repro.files import written_whole
+from isda_repro.files import sha256, written_whole
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 
@@ -34,7 +34,7 @@ NUMERICS_VERSION = 2
 
 NOT_REQUESTED = (
     *("choice", "data_dir", "runs_dir", "dataset.source.data_dir", "compute.device", "tracking"),
-    *("checkpoint", "force"),
+    *("checkpoint", "force", "model.weights"),  # model.weights_sha256 is requested instead
 )
 """Keys that cannot change a result. They are no part of a run's identity, and stay out of ``result.json``."""
 
@@ -147,8 +147,25 @@ def freeze(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(" ".join(str(error.__cause__ or error).splitlines()[:2])) from error
     check(plain)
+    if plain["model"]["weights"] is not None:
+        plain["model"]["weights_sha256"] = weights_digest(plain["model"])
     identity = {"run_id": run_id(plain), "numerics_version": NUMERICS_VERSION}
     return OmegaConf.create({**identity, **plain})
+
+
+def weights_digest(model: Mapping[str, Any]) -> str:
+    """What is in the file ``model.weights``, in one number, of which a run's name is made; the path may differ.
+
+    Raises:
+        ConfigError: there is no such file, or another than when it was frozen.
+    """
+    path, expected = Path(model["weights"]), model["weights_sha256"]
+    if not path.is_file():
+        raise ConfigError(f"model.weights={path} is no file")
+    found = sha256(path)
+    if expected not in (None, found):
+        raise ConfigError(f"model.weights={path} is not the file it was (its SHA-256 is {found}, not {expected})")
+    return found
 
 
 def rescaled_milestones(cfg: DictConfig) -> str | None:
@@ -248,12 +265,27 @@ def run_id(cfg: Mapping[str, Any]) -> str:
     """``<model>-<dataset>-<augmentation>-<loss>-s<seed>-<hash of the request>``."""
     body = {"numerics_version": NUMERICS_VERSION, **request(cfg)}
     digest = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-    choice = cfg["choice"]
-    names = "-".join(str(choice[group]) for group in ("model", "dataset", "augmentation", "loss"))
-    return f"{names}-s{cfg['seed']}-{digest[:10]}"
+    return f"{cell_name(cfg)}-s{cfg['seed']}-{digest[:10]}"
+
+
+def model_name(cfg: Mapping[str, Any]) -> str:
+    """The model that was chosen; of timm's, which one."""
+    chosen = str(cfg["choice"]["model"])
+    return f"timm_{cfg['model']['name']}".replace("/", "_") if chosen == "timm" else chosen
+
+
+def cell_name(cfg: Mapping[str, Any]) -> str:
+    """``<model>-<dataset>-<augmentation>-<loss>``: what the runs of all seeds have in common."""
+    return "-".join([model_name(cfg), *(str(cfg["choice"][group]) for group in ("dataset", "augmentation", "loss"))])
 
 
 # ---------------------------------------------------------------------------------------------------------- building
+
+
+def build_model(cfg: DictConfig, num_classes: int) -> Any:
+    """The network of ``cfg.model`` as its class draws it; ``model.weights`` is for whoever wants it loaded."""
+    arguments = [str(key) for key in cfg.model if key not in ("weights", "weights_sha256")]
+    return build(OmegaConf.masked_copy(cfg.model, arguments), num_classes=num_classes)
 
 
 def build(node: DictConfig, **arguments: Any) -> Any:

@@ -1,16 +1,20 @@
-"""Evaluate a finished run's weights again:  python scripts/evaluate.py run=runs/<run_id> [data_dir=data] [device=auto]
+"""Evaluate weights: those of a finished run again, or any file of weights. From the repository root:
 
-Prints the loss and error on the images that the run was evaluated on, beside the error that its result reports.
+python scripts/evaluate.py run=runs/<run_id>                        # also data_dir=data device=auto
+python scripts/evaluate.py model=resnet32 dataset=cifar10 model.weights=FILE    # the settings of train.py
+python scripts/evaluate.py model=timm model.name=resnet18 dataset=cifar10 recipe=resnet model.weights=FILE
+
+Prints the loss and the error; for a run, beside the error that its result reports.
 """
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig
 
 from isda_repro.checks import ConfigError
-from isda_repro.config import build, read_frozen
+from isda_repro.config import build, compose, model_name, read_frozen
 from isda_repro.errors import one_sentence_errors
 from isda_repro.options import parse_options
 
@@ -24,36 +28,61 @@ class EvaluateOptions:
     device: str = "auto"
 
 
-def main(arguments: list[str]) -> None:
-    """Load, evaluate, compare."""
-    options = parse_options(EvaluateOptions, arguments)
+def of_a_run(options: EvaluateOptions) -> tuple[DictConfig, Path]:
+    """Its configuration, here and on this device, and the file of its weights."""
     folder = Path(options.run)
     if not (folder / "config.yaml").exists():
         raise ConfigError(f"{folder} is not a run's folder (it has no config.yaml); give run=runs/<run_id>")
-
-    from isda_repro.tables.records import read_result
-    from isda_repro.training import checkpoint, parts
-    from isda_repro.training.compute import resolve
-    from isda_repro.training.evaluate import evaluate
-
-    cfg = read_frozen(folder / "config.yaml")
-    if options.data_dir is not None and "data_dir" in cfg.dataset.source:
-        cfg.dataset.source.data_dir = options.data_dir
+    if not (folder / "checkpoint.pt").exists():
+        raise ConfigError(f"{folder / 'checkpoint.pt'} does not exist: has the run finished?")
     if options.device not in ("auto", "cpu", "gpu"):
         raise ConfigError(f"device={options.device} must be one of auto, cpu, gpu")
-    compute = resolve({**OmegaConf.to_container(cfg.compute), "device": options.device})  # type: ignore[dict-item]
+    cfg = read_frozen(folder / "config.yaml")
+    cfg.compute.device = options.device
+    if options.data_dir is not None and "data_dir" in cfg.dataset.source:
+        cfg.dataset.source.data_dir = options.data_dir
+    if cfg.model.get("pretrained"):  # the weights are in the checkpoint
+        cfg.model.pretrained = False
+    return cfg, folder / "checkpoint.pt"
+
+
+def of_a_file(settings: list[str]) -> tuple[DictConfig, Path]:
+    """The configuration that they compose, and the file of weights."""
+    cfg = compose(settings)
+    if cfg.model.weights is None:
+        raise ConfigError("give run=runs/<run_id>, or model= and dataset= with model.weights=FILE")
+    return cfg, Path(cfg.model.weights)
+
+
+def evaluate_weights(cfg: DictConfig, weights: Path) -> None:
+    """Load, evaluate, say."""
+    from isda_repro.training import parts
+    from isda_repro.training.compute import resolve
+    from isda_repro.training.evaluate import evaluate
+    from isda_repro.training.weights import load_weights
+
+    compute = resolve(cfg.compute)
     compute.apply()
-    state = checkpoint.load(folder / "checkpoint.pt")
     source = build(cfg.dataset.source)
     network = parts.build_network(cfg, source, compute)
-    network.load_state_dict(state["network"])
+    print(load_weights(network, weights, new_head=False))
     _, batches = parts.build_loaders(cfg, source, compute)
     loss, error = evaluate(network, batches.epoch(0), compute)
-
-    print(f"{cfg.run_id}, epoch {state['epoch']}, {len(source.test):,} images of {source.evaluated_on}")
+    print(f"{model_name(cfg)} on {len(source.test):,} images of {source.name} ({source.evaluated_on})")
     print(f"loss {loss:.4f}, error {error:.2f}%")
-    if (folder / "result.json").exists():
-        print(f"its result reports a final error of {read_result(folder / 'result.json').test_error_final:.2f}%")
+
+
+def main(arguments: list[str]) -> None:
+    """A run's folder, or train.py's settings."""
+    if not any(argument.startswith("run=") for argument in arguments):
+        evaluate_weights(*of_a_file(arguments))
+        return
+    from isda_repro.tables.records import read_result
+
+    options = parse_options(EvaluateOptions, arguments)
+    evaluate_weights(*of_a_run(options))
+    if (result := Path(options.run) / "result.json").exists():
+        print(f"its result reports a final error of {read_result(result).test_error_final:.2f}%")
 
 
 if __name__ == "__main__":

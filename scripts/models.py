@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from isda_repro.config import CONF_DIR, build, compose
+from isda_repro.config import CONF_DIR, build_model, compose
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.models import Network
 from isda_repro.options import parse_options
@@ -89,7 +89,7 @@ def cost_of(model: str, *overrides: str) -> Cost:
     classes, pixels, images = IMAGENET if on_imagenet(model) else CIFAR
     size = [f"model.image_size={pixels}"] if on_imagenet(model) else []
     cfg = compose([f"model={model}", *size, *overrides])
-    network: Network = build(cfg.model, num_classes=classes)
+    network: Network = build_model(cfg, classes)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     one = torch.randn(1, 3, pixels, pixels)
     counter = FlopCounterMode(display=False)

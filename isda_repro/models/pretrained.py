@@ -103,6 +103,7 @@ def imagenet_densenet(
     first_channels: int = 64,
     dropout: float = 0.0,
     checkpointed: bool = False,
+    pretrained: bool = False,
 ) -> AdaptedNetwork:
     """DenseNet-BC for ImageNet (k = 32), torchvision's; 265 layers are its class with the blocks of the paper.
 
@@ -113,10 +114,12 @@ def imagenet_densenet(
         first_channels: of the first convolution; the ISDA authors' code has 24.
         dropout: probability of muting an activation after each layer's last convolution.
         checkpointed: recompute concatenations instead of keeping them.
+        pretrained: begin with timm's weights, which DenseNet-121 with 64 first channels has.
 
     Raises:
-        UserError: another depth.
+        UserError: another depth, or weights that there are not, or that cannot be fetched.
     """
+    import timm
     from torchvision.models import DenseNet
 
     if depth not in DENSENET_BLOCKS:
@@ -131,6 +134,14 @@ def imagenet_densenet(
         num_classes=num_classes,
         memory_efficient=checkpointed,
     )
+    if pretrained:
+        if (depth, first_channels) != (121, 64):
+            raise UserError(
+                f"timm has no pretrained weights for DenseNet-{depth} with {first_channels} first channels, only for "
+                "DenseNet-121 with 64; leave out model.pretrained=true"
+            )
+        _require_download_or_cache("densenet121")
+        model.load_state_dict(timm.create_model("densenet121", pretrained=True, num_classes=num_classes).state_dict())
     return AdaptedNetwork(model, "classifier", image_size, f"DenseNet-{depth}")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from isda_repro.config import request
+from isda_repro.config import model_name, request
 from isda_repro.data import Source
 from isda_repro.tables.records import EpochRecord, Result, SegmentRecord, as_json, mean_of_last
 from isda_repro.training.compute import Compute
@@ -84,7 +84,7 @@ def opening(cfg: DictConfig, trainer: Trainer, source: Source) -> str:
     resumed = f"goes on after step {trainer.step} of {trainer.total_steps}\n" if trainer.step else ""
     return (
         f"{cfg.run_id}\n{resumed}"
-        f"{cfg.choice.model}: {parameters:,} parameters, {network.feature_dim} features | {source.name}: "
+        f"{model_name(cfg)}: {parameters:,} parameters, {network.feature_dim} features | {source.name}: "
         f"{len(source.train):,} training images, {len(source.test):,} in {source.evaluated_on}, "
         f"{source.num_classes} classes | {compute.device.type} ({compute.hardware}), {compute.precision}{layout}"
     )

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from isda_repro.config import build, request
+from isda_repro.config import build, build_model, cell_name, request
 from isda_repro.data import ResidentLoader, Source
 from isda_repro.losses import Criterion
 from isda_repro.models import Network
@@ -20,9 +20,12 @@ TEST_BATCH_SIZE = 500  # the error does not depend on it; both CIFAR test sets a
 
 
 def build_network(cfg: DictConfig, source: Source, compute: Compute) -> Network:
-    """The network on its device, its weights drawn from a stream of their own: the same ones for every loss."""
+    """The network on its device, its weights drawn from a stream of their own: the same ones for every loss.
+
+    ``model.weights`` is not read here, see ``isda_repro.training.weights``.
+    """
     torch.manual_seed(stream_seed(cfg.seed, "initialisation"))
-    network: Network = build(cfg.model, num_classes=source.num_classes)
+    network: Network = build_model(cfg, source.num_classes)
     network.to(device=compute.device, memory_format=compute.memory_format)  # type: ignore[call-overload]
     return network
 
@@ -79,7 +82,7 @@ def build_trackers(cfg: DictConfig, metrics: Path) -> list[Tracker]:
                 entity=cfg.tracking.entity,
                 run_id=cfg.run_id,
                 config={**asked, "choice": cell, "numerics_version": cfg.numerics_version},
-                group="-".join(str(cfg.choice[name]) for name in ("model", "dataset", "augmentation", "loss")),
+                group=cell_name(cfg),
                 metrics_path=metrics,
             )
         )

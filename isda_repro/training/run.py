@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from isda_repro.config import build, write_frozen
+from isda_repro.config import build, weights_digest, write_frozen
 from isda_repro.console import say
 from isda_repro.data import Source
 from isda_repro.errors import UserError, is_out_of_memory
@@ -32,6 +32,7 @@ from isda_repro.training.resume import find_start
 from isda_repro.training.run_directory import RunDirectory
 from isda_repro.training.saving import Saver
 from isda_repro.training.trainer import Trainer
+from isda_repro.training.weights import load_weights
 
 
 def run(cfg: DictConfig) -> Result:
@@ -174,6 +175,9 @@ def _own_result(directory: RunDirectory) -> Result:
 
 def _trainer(cfg: DictConfig, source: Source, compute: Compute) -> Trainer:
     network = parts.build_network(cfg, source, compute)
+    if cfg.model.get("weights") is not None:  # a file that was frozen before there was such a setting has none
+        weights_digest(cfg.model)
+        say(load_weights(network, Path(cfg.model.weights), new_head=True))
     criterion = parts.build_criterion(cfg, network, compute)
     train_batches, test_batches = parts.build_loaders(cfg, source, compute)
     return Trainer(

@@ -3,7 +3,7 @@
 import pytest
 
 from isda_repro.checks import ConfigError
-from isda_repro.config import build, compose
+from isda_repro.config import build, build_model, compose
 
 
 @pytest.mark.parametrize(
@@ -71,10 +71,10 @@ def test_a_key_may_be_added_to_a_node_that_is_built_and_its_owner_refuses_what_i
 def test_what_a_part_refuses_is_one_sentence():
     cfg = compose(["model=resnet32", "model.depth=33"])
     with pytest.raises(ConfigError, match="ResNet has no depth 33"):
-        build(cfg.model, num_classes=10)
+        build_model(cfg, 10)
 
 
 def test_what_only_the_part_itself_can_refuse_is_said_with_all_that_it_was_given():
     sentence = r"isda_repro.models.ResNet cannot be made with depth=foo, dropout=0.0: "
     with pytest.raises(ConfigError, match=sentence):
-        build(compose(["model=resnet20", "model.depth=foo"]).model, num_classes=10)
+        build_model(compose(["model=resnet20", "model.depth=foo"]), 10)

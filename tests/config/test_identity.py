@@ -48,6 +48,11 @@ def test_equal_numbers_and_explicit_defaults_give_one_name():
     assert compose([*BASE, "recipe.epochs=30"]).run_id == compose(BASE).run_id
 
 
+def test_a_timm_model_is_named():
+    cfg = compose(["model=timm", "model.name=vit_tiny_patch16_224.augreg_in21k", "recipe=resnet"])
+    assert cfg.run_id.startswith("timm_vit_tiny_patch16_224.augreg_in21k-cifar10-baseline-ce-s0-")
+
+
 def test_a_new_option_that_is_null_keeps_old_names():
     plain = OmegaConf.to_container(compose(BASE))
     assert run_id({**plain, "recipe": {**plain["recipe"], "new_option": None}}) == plain["run_id"]

@@ -159,3 +159,26 @@ def test_the_authors_imagenet_densenet_is_another_network():
 def test_another_depth_is_refused():
     with pytest.raises(UserError, match="has no depth 169: it must be 121 or 265"):
         imagenet_densenet(169, 10)
+
+
+def test_densenet121_begins_with_timms_weights(monkeypatch):
+    create, asked = timm.create_model, []
+
+    def offline(name, pretrained, num_classes):
+        asked.append((name, pretrained))
+        torch.manual_seed(3)
+        return create(name, num_classes=num_classes)
+
+    monkeypatch.setattr("isda_repro.models.pretrained._require_download_or_cache", asked.append)
+    monkeypatch.setattr("timm.create_model", offline)
+    network = imagenet_densenet(121, 7, image_size=32, pretrained=True)
+    assert asked == ["densenet121", ("densenet121", True)]
+    same = offline("densenet121", True, 7)
+    torch.testing.assert_close(network.backbone.features.conv0.weight, same.features.conv0.weight)
+    torch.testing.assert_close(network.head.weight, same.classifier.weight)
+
+
+@pytest.mark.parametrize(("depth", "first"), [(265, 64), (121, 24)])
+def test_densenets_without_weights_of_timm_are_refused(depth, first):
+    with pytest.raises(UserError, match=rf"no pretrained weights for DenseNet-{depth} with {first} first channels"):
+        imagenet_densenet(depth, 7, first_channels=first, pretrained=True)

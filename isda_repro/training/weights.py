@@ -1,0 +1,158 @@
+"""A network's weights from a file: ours, timm's, torchvision's, or one of those that the ISDA authors published."""
+
+from __future__ import annotations
+
+import errno
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isda_repro.errors import UserError, is_out_of_memory
+from isda_repro.files import named
+from isda_repro.models import AdaptedNetwork, Network
+
+NESTED = ("network", "state_dict_ema", "model_ema", "state_dict", "model")  # ours, then timm's, in its order
+WRAPPERS = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel's, torch.compile's, Lightning's
+NAMED = 3  # so many keys are named in a message, the others counted
+
+
+class WeightsError(UserError):
+    """A file holds no weights, or not those of this network."""
+
+
+def load_weights(network: Network, path: Path, new_head: bool) -> str:
+    """Give a network the weights of a file.
+
+    Args:
+        network: keeps the dtype and the device of each weight.
+        path: what ``torch.save`` wrote (any version's; never run, only read), or ``.safetensors``. A state_dict, alone
+            or in one of the places where ours, timm and the ISDA authors have it; its names may be those of torchvision
+            or timm, under ``module.`` or not.
+        new_head: a head for another number of classes is no error; the network then keeps the one that it has.
+
+    Returns:
+        One sentence: what was taken.
+
+    Raises:
+        WeightsError: the file is missing, damaged, holds code or no weights, or some of them do not fit: says which.
+    """
+    given, expected = _in_our_names(network, _tensors(path)), network.state_dict()
+    note = ""
+    if new_head and any(name not in given or given[name].shape != expected[name].shape for name in _head(expected)):
+        theirs = f"for {len(given['head.weight'])} classes" if "head.weight" in given else "missing"
+        note = f"; its head is {theirs}, and a new one for {network.head.out_features} classes is trained"
+        given, expected = _without_head(given), _without_head(expected)
+    if misfits := _misfits(given, expected):
+        hint = "; the ISDA authors' DenseNets need faithful=official" if "conv0" in misfits else ""
+        raise WeightsError(f"{path} does not fit this network: {misfits}{hint}")
+    network.load_state_dict(given, strict=False)
+    return f"{path}: {len(given)} tensors taken{note}"
+
+
+def _head(state: Mapping[str, Tensor]) -> list[str]:
+    return [name for name in state if name.startswith("head.")]
+
+
+def _without_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+
+
+def _misfits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Which names do not fit; nothing if all do."""
+    both = [name for name in expected if name in given]
+    lists = {
+        # PyTorch before 0.4.1 had no such count, and nothing reads it where the momentum is a number
+        "missing": [name for name in expected if name not in given and not name.endswith("num_batches_tracked")],
+        "not of this network": [name for name in given if name not in expected],
+        "of another shape": [
+            f"{name} {_size(given[name])} for {_size(expected[name])}"
+            for name in both
+            if given[name].shape != expected[name].shape
+        ],
+    }
+    return "; ".join(f"{what}: {_some(names)}" for what, names in lists.items() if names)
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(name.removeprefix("backbone.") for name in names[:NAMED])
+    return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"
+
+
+def _size(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "one number"
+
+
+# ---------------------------------------------------------------------------------------------------------- names
+
+
+def _in_our_names(network: Network, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    for wrapper in WRAPPERS * 2:  # in either order
+        if all(name.startswith(wrapper) for name in given):
+            given = {name.removeprefix(wrapper): tensor for name, tensor in given.items()}
+    # torchvision's first DenseNets, whose files it still hands out, had a dot before the number
+    given = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)", r"\1\2", name): one for name, one in given.items()}
+    if not isinstance(network, AdaptedNetwork) or any(name.startswith("backbone.") for name in given):
+        return given
+    classifier = _classifier(network, given)
+    ours = {f"{classifier}.{part}": f"head.{part}" for part in ("weight", "bias")}
+    return {ours.get(name, f"backbone.{name}"): tensor for name, tensor in given.items()}
+
+
+def _classifier(network: AdaptedNetwork, given: Mapping[str, Tensor]) -> str:
+    """Its name in the file: the network's own, or that of the only matrix there that the backbone has no place for."""
+    own = network.classifier_name
+    if f"{own}.weight" in given:
+        return own
+    places = {name.removeprefix("backbone.") for name in network.state_dict()}
+    others = [name for name, tensor in given.items() if name not in places and tensor.ndim == 2]
+    return others[0].removesuffix(".weight") if len(others) == 1 else own
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """The state_dict, wherever in the file it is."""
+    content = _read(path)
+    for key in NESTED:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not content or not all(isinstance(one, Tensor) for one in content.values()):
+        raise WeightsError(f"{path} holds no weights: it must be a state_dict, alone or under {', '.join(NESTED)}")
+    return {str(name): tensor for name, tensor in content.items()}
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        if zipfile.is_zipfile(path):  # not before PyTorch 1.6
+            with zipfile.ZipFile(path) as archive:
+                if (damaged := archive.testzip()) is not None:
+                    raise WeightsError(f"{path} is damaged: the checksum of its part {damaged} is wrong")
+        with warnings.catch_warnings(action="ignore"):  # of other pickles than PyTorch's, which then fail
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
+    except Exception as error:  # whatever a damaged file makes of three readers, EINVAL among it
+        if is_out_of_memory(error):
+            raise
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise named(error, path) from error
+        raise WeightsError(_why(path, str(error) or type(error).__name__)) from error
+
+
+def _why(path: Path, message: str) -> str:
+    if code := re.search(r"(?i)unsupported (?:global: GLOBAL|global|class) ([\w.]+)", message):
+        return f"{path} holds code ({code[1]}), which is never run: save the state_dict alone, where you trust the file"
+    reason = "it is no file of PyTorch's" if "weights_only" in message else message.splitlines()[0]  # no bad advice
+    return f"{path} cannot be read as weights: {reason}"
