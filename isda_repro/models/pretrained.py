@@ -9,6 +9,7 @@ import urllib.request
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isda_repro.errors import UserError
@@ -21,7 +22,9 @@ DENSENET_BLOCKS = {121: (6, 12, 24, 16), 265: (6, 12, 64, 48)}  # Huang et al. 2
 class AdaptedNetwork(Network):
     """A model whose classifier has become the ``head``, and whose own output has become the ``features``.
 
-    The model pools by itself: under autocast its features come rounded to bf16, and only the head is in fp32.
+    The head is in its own dtype also under autocast, and so is what makes the features wherever the functions below can
+    have it so: timm's average pooling, torchvision's DenseNet. Models that do not pool (transformers) give their
+    features in the dtype of their last layer.
 
     Args:
         model: images [N, 3, H, W] -> logits [N, C]; changed by this.
@@ -55,6 +58,19 @@ class AdaptedNetwork(Network):
         return features
 
 
+class AdaptedDenseNet(AdaptedNetwork):
+    """torchvision's DenseNet, pooled in the head's dtype, which its own ``forward`` does not."""
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W] -> features [N, A]."""
+        return self.pool(F.relu(self.backbone.features(images)))  # type: ignore[operator]
+
+
+def _widened(_pooling: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Maps as average pooling is to have them: sums over 49 pixels lose in bf16 what ISDA's covariances are made of."""
+    return tuple(maps.float() if maps.dtype in (torch.bfloat16, torch.float16) else maps for maps in inputs)
+
+
 def timm_network(
     name: str,
     num_classes: int,
@@ -77,6 +93,7 @@ def timm_network(
         UserError: there is no such model, its weights cannot be fetched, or it does not fit the contract.
     """
     import timm
+    from timm.layers import SelectAdaptivePool2d  # type: ignore[attr-defined]
 
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
@@ -93,6 +110,9 @@ def timm_network(
     classifier = cast(dict[str, Any], model.pretrained_cfg)["classifier"]
     if not isinstance(classifier, str):
         raise UserError(f"{name} has {len(classifier)} classifiers ({', '.join(classifier)}), and ISDA needs one")
+    for module in model.modules():
+        if isinstance(module, SelectAdaptivePool2d):
+            module.register_forward_pre_hook(_widened)
     return AdaptedNetwork(model, classifier, image_size, name)
 
 
@@ -142,7 +162,7 @@ def imagenet_densenet(
             )
         _require_download_or_cache("densenet121")
         model.load_state_dict(timm.create_model("densenet121", pretrained=True, num_classes=num_classes).state_dict())
-    return AdaptedNetwork(model, "classifier", image_size, f"DenseNet-{depth}")
+    return AdaptedDenseNet(model, "classifier", image_size, f"DenseNet-{depth}")
 
 
 @torch.no_grad()

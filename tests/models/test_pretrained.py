@@ -49,6 +49,21 @@ def test_ten_families_by_the_contract(name):
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "regnetx_002", "convnext_atto", "densenet121", "ours"])
+def test_features_are_pooled_in_fp32_under_autocast(name):
+    """Where the last maps are bf16, their mean is not: its error is that of the maps, a few thousandths, or less."""
+    torch.manual_seed(0)
+    make = imagenet_densenet if name == "ours" else timm_network
+    network = make(121 if name == "ours" else name, 7, image_size=64).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        features = network.forward_features(images)
+        logits = network(images).logits
+    assert features.dtype == logits.dtype == torch.float32
+    if name != "convnext_atto":  # normalises after pooling
+        assert (features != features.bfloat16()).float().mean() > 0.2, "not rounded to bf16"
+
+
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "levit_128s", "efficientformer_l1"])
 def test_two_classifiers_are_refused(name):
     with pytest.raises(UserError, match=rf"{name} has 2 classifiers \(.*\), and ISDA needs one"):

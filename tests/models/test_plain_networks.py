@@ -1,0 +1,32 @@
+"""Ours against torchvision's, timm's and plain forms of the same networks: same weights, same numbers."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from isda_repro.config import CONF_DIR, build_model, compose
+
+MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml") if path.stem != "timm")
+QUICK = {"resnet20", "se_resnet110", "wrn16_8", "resnext29_8x64d", "densenet_bc100_12", "shake_shake26_2x32d"}
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(model, marks=[] if model in QUICK else [pytest.mark.slow]) for model in MODELS]
+)
+def test_same_weights_same_logits_and_gradients(load_script, monkeypatch, model):
+    """In float64, in training without dropout and with Shake-Shake's draws at 1/2, and in evaluation afterwards."""
+    plain = load_script("plain_networks")
+    monkeypatch.setattr("torch.rand", lambda *size, device: torch.full(size, 0.5, dtype=torch.float64))
+    torch.manual_seed(0)
+    no_dropout = [] if "shake" in model else ["model.dropout=0"]
+    ours = build_model(compose([f"model={model}", "recipe=resnet", *no_dropout]), 10).double()
+    theirs = plain.plain_network(model, 10, dropout=0.0).double()
+    plain.same_weights(ours, theirs)
+    images, targets = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.arange(4)
+    F.cross_entropy(ours(images).logits, targets).backward()
+    F.cross_entropy(theirs(images), targets).backward()
+    gradients = [parameter.grad for name, parameter in ours.named_parameters() if not name.startswith("head.")]
+    gradients += [ours.head.weight.grad, ours.head.bias.grad]
+    for own, other in zip(gradients, theirs.parameters(), strict=True):
+        torch.testing.assert_close(own, other.grad.reshape(own.shape), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(ours.eval()(images).logits, theirs.eval()(images), rtol=1e-9, atol=1e-9)
