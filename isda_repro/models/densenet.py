@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +37,10 @@ class DenseLayer(nn.Module):
     def forward(self, *maps: Tensor) -> Tensor:
         """The layer's own maps."""
         if self.checkpointed and self.training and torch.is_grad_enabled():
+            # a compiler makes the second pass from the first, without its effects, and takes no contexts
+            contexts: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": self._contexts}
             squeezed: Tensor = checkpoint(
-                self._squeeze, *maps, use_reentrant=False, preserve_rng_state=False, context_fn=self._contexts
+                self._squeeze, *maps, use_reentrant=False, preserve_rng_state=False, **contexts
             )
         else:
             squeezed = self._squeeze(*maps)
