@@ -7,6 +7,7 @@ forward pass. Nothing is trained and nothing measured: the counter is PyTorch's 
 
 import sys
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,20 +45,33 @@ VARIANTS = [  # the authors' fewer first channels, and DenseNets that compute co
     *((model, "model.checkpointed=true") for model in ("densenet_bc100_12", "densenet_bc190_40")),
 ]
 V100_TFLOPS = 3 * 2 * 5_243.3e6 * 50_000 * 200 / (3 * 3600 + 41 * 60) / 1e12
+ON_GTX_980 = [  # from hysts' README: a network as `cost_of` takes it, epochs, hours; and those with layers like its
+    (("resnet110",), 160, 3 + 6 / 60, ("resnet20", "resnet32", "resnet110", "se_resnet110")),
+    (("wrn28_10",), 200, 16 + 10 / 60, ("wrn16_8", "wrn28_10")),
+    (("resnext29_8x64d",), 300, 42 + 50 / 60, ("resnext29_8x64d",)),
+    (("densenet_bc100_12",), 300, 15 + 20 / 60, ("densenet_bc100_12",)),
+    (("shake_shake26_2x32d",), 1800, 33 + 49 / 60, ("shake_shake26_2x32d",)),
+    (("shake_shake26_2x112d", "model.width=96"), 1800, 101 + 32 / 60, ("shake_shake26_2x112d",)),
+]
 CIFAR, IMAGENET = (10, 32, 50_000), (1000, 224, 1_281_167)  # classes, pixels, training images
 
 ABOVE = """\
 # Networks: what they are and cost
 
 `python scripts/models.py`, counted by PyTorch's flop counter on one image: 32 x 32 pixels and 10 classes, or 224 x 224
-and 1,000 for Table 1's. Multiply-adds are those of convolutions and linear layers. MiB for the gradient: what autograd
-keeps of an image in fp32, eager. ISDA's cost is 5 C A over the forward multiply-adds, as in Table 1. PFLOP: the whole
-recipe, three forward passes a step, two operations a multiply-add. Hours on one V100: an estimate from a measurement
-that is not ours, {rate:.1f} TFLOP/s (pytorch_image_classification by hysts: Wide-ResNet-28-10, 200 epochs in 3 h 41,
-batches of 512); networks of small layers use a GPU less well and take several times as long.
+and 1,000 for Table 1's. Multiply-adds are those of convolutions and linear layers. MiB: what autograd keeps of an
+image for the gradient, in fp32, eager. ISDA's cost is 5 C A over the forward multiply-adds, as in Table 1. PFLOP: the
+whole recipe, three forward passes a step, two operations a multiply-add.
 
-| `model=` | parameters | M | paper | multiply-adds, M | A | MiB for the gradient | ISDA | paper | PFLOP | V100, h |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+Hours are estimates from measurements that are not ours, all from the README of hysts/pytorch_image_classification. On
+one GTX 980, CIFAR: the times of
+{measured},
+for as many epochs as ours; networks with layers like these take as long per multiply-add. On one V100: everything at
+the {rate:.1f} TFLOP/s of Wide-ResNet-28-10 (200 epochs in 3 h 41, batches of 512), which networks of smaller layers are
+far from reaching.
+
+| `model=` | parameters | M | paper | multiply-adds, M | A | MiB | ISDA | paper | PFLOP | GTX 980, h | V100, h |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 """
 
 
@@ -70,12 +84,13 @@ class Options:
 
 
 class Cost(NamedTuple):
-    """Of one network: parameters, multiply-adds and bytes for the gradient of an image, A, PFLOP of its recipe."""
+    """Of one network: parameters, multiply-adds and bytes for the gradient of an image, A, and of its recipe."""
 
     parameters: int
     multiply_adds: int
     bytes_for_gradient: int
     feature_dim: int
+    epochs: int
     petaflop: float
 
 
@@ -98,7 +113,8 @@ def cost_of(model: str, *overrides: str) -> Cost:
     forward = counter.get_total_flops()
     # A training step costs three forward passes: the gradients of inputs and of weights are one each.
     petaflop = 3 * forward * images * cfg.recipe.epochs / 1e15
-    return Cost(parameters, forward // 2, bytes_for_gradient(network, one), network.feature_dim, petaflop)
+    kept = bytes_for_gradient(network, one)
+    return Cost(parameters, forward // 2, kept, network.feature_dim, cfg.recipe.epochs, petaflop)
 
 
 def bytes_for_gradient(network: Network, one: Tensor) -> int:
@@ -133,14 +149,44 @@ def row(model: str, *overrides: str) -> str:
         f"{100 * 5 * classes * cost.feature_dim / cost.multiply_adds:.2f}%",
         f"{said['cost_theoretical_pct']:.2f}%" if "cost_theoretical_pct" in said else "",
         f"{cost.petaflop:,.0f}",
-        f"{hours_on_v100(cost.petaflop):,.1f}",
+        written(hours_on_gtx_980(model, cost)),
+        written(hours_on_v100(cost)),
     ]
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def hours_on_v100(petaflop: float) -> float:
+def hours_on_v100(cost: Cost) -> float:
     """At the rate of the one measurement that there is."""
-    return petaflop * 1000 / V100_TFLOPS / 3600
+    return cost.petaflop * 1000 / V100_TFLOPS / 3600
+
+
+def hours_on_gtx_980(model: str, cost: Cost) -> float | None:
+    """At the measured rate of the network with such layers, if there is one."""
+    for measured, epochs, hours, like_it in ON_GTX_980:
+        if model in like_it:
+            return hours / epochs * cost.epochs * cost.multiply_adds / multiply_adds(*measured)
+    return None
+
+
+@cache
+def multiply_adds(model: str, *overrides: str) -> int:
+    """Of an image."""
+    return cost_of(model, *overrides).multiply_adds
+
+
+def written(hours: float | None) -> str:
+    """Two digits at least."""
+    if hours is None:
+        return ""
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}"
+
+
+def published() -> str:
+    """The times on the GTX 980."""
+    return ",\n".join(
+        f"`{' '.join(measured)}` ({int(hours)} h {round(hours % 1 * 60):02}, {epochs} epochs)"
+        for measured, epochs, hours, _ in ON_GTX_980
+    )
 
 
 def paper(model: str) -> dict[str, Any]:
@@ -157,7 +203,7 @@ def main() -> None:
     if unknown := set(options.only) - set(models):
         raise UserError(f"there is no model {', '.join(sorted(unknown))}; there are {', '.join(models)}")
     lines = [
-        *ABOVE.format(rate=V100_TFLOPS).splitlines(),
+        *ABOVE.format(rate=V100_TFLOPS, measured=published()).splitlines(),
         *(row(model) for model in chosen),
         *(row(model, override) for model, override in VARIANTS if model in chosen),
     ]
