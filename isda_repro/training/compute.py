@@ -57,8 +57,8 @@ def resolve(options: Mapping[str, Any]) -> Compute:
     """From the ``compute`` node of a configuration to what will be used.
 
     ``auto`` is bf16 where the processor multiplies it natively and channels_last everywhere: the fastest forms in
-    results/benchmarks/train_cpu.md. torch.compile is off: on a CPU it gains nothing (same file: 0.94 to 1.07 times the
-    images/s) and takes 40 to 50 s to begin with; on a GPU it has not been measured.
+    results/benchmarks/train_cpu.md. torch.compile is off: on a CPU it gains nothing (same file) and takes 40 to 50 s to
+    begin with; on a GPU it has not been measured.
 
     Raises:
         UserError: a GPU was asked for and there is none.
