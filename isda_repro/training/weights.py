@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import re
 import warnings
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -139,7 +141,8 @@ def _read(path: Path) -> Any:
             with zipfile.ZipFile(path) as archive:
                 if (damaged := archive.testzip()) is not None:
                     raise WeightsError(f"{path} is damaged: the checksum of its part {damaged} is wrong")
-        with warnings.catch_warnings(action="ignore"):  # of other pickles than PyTorch's, which then fail
+        # the warnings: of other pickles than PyTorch's, which then fail
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_data_beside_weights()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
@@ -149,6 +152,14 @@ def _read(path: Path) -> Any:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise named(error, path) from error
         raise WeightsError(_why(path, str(error) or type(error).__name__)) from error
+
+
+def _data_beside_weights() -> list[Any]:
+    """What training scripts save beside the weights and what runs nothing: settings (timm's), NumPy's numbers."""
+    number = np.float64(0).__reduce__()[0]
+    places = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # before NumPy 2, since
+    kinds = [np.dtype, *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64))]
+    return [argparse.Namespace, *((number, place) for place in places), *kinds]
 
 
 def _why(path: Path, message: str) -> str:

@@ -5,7 +5,9 @@ import os
 import pickle
 import subprocess
 import sys
+from argparse import Namespace
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -51,12 +53,12 @@ WRITERS = {
         state, path, _use_new_zipfile_serialization=False
     ),
     "the ISDA authors'": lambda state, path: torch.save(
-        {"epoch": 90, "arch": "resnet18", "state_dict": wrapped(state, "module."), "best_acc1": torch.tensor(70.0)},
+        {"epoch": 90, "arch": "resnet18", "state_dict": wrapped(state, "module."), "best_acc1": np.float64(70.0)},
         path,
         _use_new_zipfile_serialization=False,
     ),
     "timm's training": lambda state, path: torch.save(
-        {"arch": "resnet18", "state_dict": {}, "state_dict_ema": wrapped(state, "module.")}, path
+        {"args": Namespace(lr=0.1, opt="sgd"), "state_dict": {}, "state_dict_ema": wrapped(state, "module.")}, path
     ),
     "timm's hub": lambda state, path: save_file(state, path),
     "Lightning's, compiled": lambda state, path: torch.save(
