@@ -8,6 +8,8 @@ from typing import Any
 
 from isda_repro.errors import UserError
 
+MODEL_COUNTS = ("depth", "width", "growth", "first_channels", "cardinality", "base_width", "se_reduction", "image_size")
+
 
 class ConfigError(UserError):
     """A setting is wrong; the message is one sentence that says which, why and what to do."""
@@ -49,6 +51,9 @@ def check(cfg: Mapping[str, Any]) -> None:
     _require(_is_number(decay) and decay >= 0, "recipe.weight_decay", decay, "a number from 0 on")
     _require(_is_number(momentum) and 0 <= momentum < 1, "recipe.momentum", momentum, "a number in [0, 1)")
     _require(not recipe["nesterov"] or momentum > 0, "recipe.nesterov", True, "false where recipe.momentum is 0")
+    for key in MODEL_COUNTS:
+        value = cfg["model"].get(key)
+        _require(value is None or is_count(value), f"model.{key}", value, "a whole number from 1 on")
     dropout = cfg["model"].get("dropout")
     _require(
         dropout is None or (_is_number(dropout) and 0 <= dropout < 1), "model.dropout", dropout, "a number in [0, 1)"

@@ -108,8 +108,10 @@ def _one_sentence(message: str) -> str:
     unknown = re.search(r"Could not override '([^']+)'", message)
     if unknown is None:
         return " ".join(message.split("\nSee https")[0].split())
-    key = unknown[1].partition("@")[0]
-    near = difflib.get_close_matches(key, _known_keys(), n=3)
+    key, known = unknown[1].partition("@")[0], _known_keys()
+    if key in known:
+        return f"{key!r} is a setting of other choices of {key.partition('.')[0]}=, not of the one made"
+    near = difflib.get_close_matches(key, known, n=3)
     return f"unknown setting {key!r}" + (
         f"; did you mean {' or '.join(near)}?" if near else "; `python train.py --cfg job` lists all"
     )

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from isda_repro.checks import ConfigError
 from isda_repro.config import build, build_model, cell_name, request
 from isda_repro.data import ResidentLoader, Source
 from isda_repro.losses import Criterion
@@ -23,7 +24,15 @@ def build_network(cfg: DictConfig, source: Source, compute: Compute) -> Network:
     """The network on its device, its weights drawn from a stream of their own: the same ones for every loss.
 
     ``model.weights`` is not read here, see ``isda_repro.training.weights``.
+
+    Raises:
+        ConfigError: it is made for images of another size.
     """
+    size, (height, width) = cfg.model.get("image_size"), source.train.images.shape[-2:]
+    if size is not None and (size, size) != (height, width):
+        raise ConfigError(
+            f"model.image_size={size}, but the images of {source.name} are {height} x {width} pixels: leave it out"
+        )
     torch.manual_seed(stream_seed(cfg.seed, "initialisation"))
     network: Network = build_model(cfg, source.num_classes)
     network.to(device=compute.device, memory_format=compute.memory_format)  # type: ignore[call-overload]

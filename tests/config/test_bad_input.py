@@ -31,6 +31,8 @@ from isda_repro.config import build, build_model, compose
         ("recipe.momentum=0", "recipe.nesterov=True must be false"),
         ("recipe.weight_decay=-1", "recipe.weight_decay=-1 must be"),
         ("model.dropout=1.5", "model.dropout=1.5 must be"),
+        ("model.depth=-2", "model.depth=-2 must be a whole number from 1 on"),
+        ("model.se_reduction=0", "'model.se_reduction' is a setting of other choices of model=, not of the one made"),
         ("dataset.train_limit=0", "dataset.train_limit=0 must be"),
         ("dataset.holdout=-3", "dataset.holdout=-3 must be"),
         ("compute.micro_batch=0", "compute.micro_batch=0 must be"),
@@ -75,6 +77,8 @@ def test_what_a_part_refuses_is_one_sentence():
 
 
 def test_what_only_the_part_itself_can_refuse_is_said_with_all_that_it_was_given():
-    sentence = r"isda_repro.models.ResNet cannot be made with depth=foo, dropout=0.0: "
+    sentence = (
+        r"isda_repro.models.ShakeShake cannot be made with width=32, shift=foo, stem_bias=False: shift=foo must be"
+    )
     with pytest.raises(ConfigError, match=sentence):
-        build_model(compose(["model=resnet20", "model.depth=foo"]), 10)
+        build_model(compose(["model=shake_shake26_2x32d", "model.shift=foo"]), 10)

@@ -3,13 +3,18 @@
 import pytest
 import torch
 
+from isda_repro.checks import ConfigError
 from isda_repro.config import build, compose
 from isda_repro.training import parts
 from isda_repro.training.compute import resolve
 
 
 def assemble(*overrides):
-    cfg = compose(["model=resnet20", "model.depth=8", "dataset=digits", "compute=cpu", *overrides])
+    return assemble_model("model=resnet20", "model.depth=8", *overrides)
+
+
+def assemble_model(*overrides):
+    cfg = compose(["dataset=digits", "compute=cpu", *overrides])
     compute = resolve(cfg.compute)
     source = build(cfg.dataset.source)
     network = parts.build_network(cfg, source, compute)
@@ -46,6 +51,11 @@ def test_training_images_are_shuffled_and_augmented_and_those_evaluated_are_not(
     assert torch.equal(evaluated, source.test.targets)
     first = torch.cat([batch for batch, _ in test.epoch(0)])
     assert torch.equal(first, torch.cat([batch for batch, _ in test.epoch(5)]))
+
+
+def test_a_network_for_images_of_another_size_is_refused():
+    with pytest.raises(ConfigError, match=r"^model\.image_size=32, but the images of digits are 8 x 8 pixels: leave"):
+        assemble_model("model=timm", "model.name=resnet18", "recipe=digits", "model.image_size=32")
 
 
 def test_the_head_and_the_criterion_fit_the_network_and_the_data():
