@@ -77,8 +77,20 @@ def _misfits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str
             for name in both
             if given[name].shape != expected[name].shape
         ],
+        "not plain floating-point numbers": [name for name in both if not _is_plain(given[name], expected[name])],
+        "not finite": [name for name in both if not _is_finite(given[name])],
     }
     return "; ".join(f"{what}: {_some(names)}" for what, names in lists.items() if names)
+
+
+def _is_plain(given: Tensor, expected: Tensor) -> bool:
+    """Dense, and floating-point where the network's are: quantised, sparse or complex weights would not be the same."""
+    dense = given.layout == torch.strided and not given.is_quantized
+    return dense and (given.is_floating_point() or not expected.is_floating_point())
+
+
+def _is_finite(given: Tensor) -> bool:
+    return given.layout != torch.strided or not given.is_floating_point() or bool(given.isfinite().all())
 
 
 def _some(names: Sequence[str]) -> str:

@@ -139,6 +139,25 @@ def test_another_network_is_named_key_by_key(tmp_path, theirs):
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items()), "nothing is touched"
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch's, of quantised tensors
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (lambda weight: weight.to(torch.int64), "not plain floating-point numbers"),
+        (lambda weight: weight.to(torch.complex64), "not plain floating-point numbers"),
+        (lambda weight: weight.to_sparse(), "not plain floating-point numbers"),
+        (lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8), "not plain floating-point numbers"),
+        (lambda weight: weight * torch.nan, "not finite"),
+    ],
+)
+def test_weights_that_would_not_be_the_same_numbers_are_named(tmp_path, spoil, what):
+    path = tmp_path / "model.pth"
+    state = ResNet(8, num_classes=10).state_dict()
+    torch.save({**state, "head.weight": spoil(state["head.weight"])}, path)
+    with pytest.raises(WeightsError, match=rf"does not fit this network: {what}: head\.weight$"):
+        load_weights(ResNet(8, num_classes=10), path, new_head=False)
+
+
 class Code:
     def __reduce__(self):
         return os.system, ("echo this must never run",)
