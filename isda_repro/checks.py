@@ -11,6 +11,16 @@ from isda_repro.errors import UserError
 MODEL_COUNTS = ("depth", "width", "growth", "first_channels", "cardinality", "base_width", "se_reduction", "image_size")
 
 
+NOT_OF_MODELS = {  # which timm's constructor would take
+    "checkpoint_path": "weights from a file are model.weights=",
+    "num_classes": "the data set has its number of classes",
+    "features_only": "a network without its classifier has no logits",
+    "drop_rate": "it is model.dropout=",
+    "pretrained_cfg": "weights from a file are model.weights=",
+    "pretrained_cfg_overlay": "weights from a file are model.weights=",
+}
+
+
 class ConfigError(UserError):
     """A setting is wrong; the message is one sentence that says which, why and what to do."""
 
@@ -52,8 +62,15 @@ def check(cfg: Mapping[str, Any]) -> None:
     _require(_is_number(momentum) and 0 <= momentum < 1, "recipe.momentum", momentum, "a number in [0, 1)")
     _require(not recipe["nesterov"] or momentum > 0, "recipe.nesterov", True, "false where recipe.momentum is 0")
     for key in MODEL_COUNTS:
-        value = cfg["model"].get(key)
-        _require(value is None or is_count(value), f"model.{key}", value, "a whole number from 1 on")
+        value = cfg["model"].get(key, 1)
+        may_be_null = value is None and key in ("first_channels", "se_reduction")
+        _require(may_be_null or is_count(value), f"model.{key}", value, "a whole number from 1 on")
+    for key in ("pretrained", "checkpointed"):
+        value = cfg["model"].get(key, False)
+        _require(isinstance(value, bool), f"model.{key}", value, "true or false")
+    for key, instead in NOT_OF_MODELS.items():
+        if key in cfg["model"]:
+            raise ConfigError(f"model.{key} cannot be set: {instead}")
     dropout = cfg["model"].get("dropout")
     _require(
         dropout is None or (_is_number(dropout) and 0 <= dropout < 1), "model.dropout", dropout, "a number in [0, 1)"

@@ -63,8 +63,8 @@ and 1,000 for Table 1's. Multiply-adds are those of convolutions and linear laye
 image for the gradient, in fp32, eager. ISDA's cost is 5 C A over the forward multiply-adds, as in Table 1. PFLOP: the
 whole recipe, three forward passes a step, two operations a multiply-add.
 
-Hours are estimates from measurements that are not ours, all from the README of hysts/pytorch_image_classification. On
-one GTX 980, CIFAR: the times of
+Hours are estimates from measurements that are not ours, all from the README of hysts/pytorch_image_classification. On a
+GTX 980, CIFAR: the times of
 {measured},
 for as many epochs as ours; networks with layers like these take as long per multiply-add. On one V100: everything at
 the {rate:.1f} TFLOP/s of Wide-ResNet-28-10 (200 epochs in 3 h 41, batches of 512), which networks of smaller layers are

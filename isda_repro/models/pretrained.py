@@ -95,6 +95,8 @@ def timm_network(
     import timm
     from timm.layers import SelectAdaptivePool2d  # type: ignore[attr-defined]
 
+    if not isinstance(name, str):
+        raise UserError(f"model.name={name} must be the name of a model of timm")
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
@@ -104,12 +106,16 @@ def timm_network(
         _require_download_or_cache(name)
     try:
         model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, drop_rate=dropout, **options)
-    except (TypeError, RuntimeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever its many constructors make of a setting that they do not expect
         given = ", ".join(f"{key}={value}" for key, value in options.items())
-        raise UserError(f"timm cannot make {name}{' with ' + given if given else ''}: {error}") from error
-    classifier = cast(dict[str, Any], model.pretrained_cfg)["classifier"]
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"timm cannot make {name}{' with ' + given if given else ''}: {reason}") from error
+    classifier = cast(dict[str, Any], model.pretrained_cfg).get("classifier")
     if not isinstance(classifier, str):
-        raise UserError(f"{name} has {len(classifier)} classifiers ({', '.join(classifier)}), and ISDA needs one")
+        names = list(classifier or ())
+        raise UserError(f"{name} has {len(names)} classifiers ({', '.join(names)}), and ISDA needs one")
     for module in model.modules():
         if isinstance(module, SelectAdaptivePool2d):
             module.register_forward_pre_hook(_widened)
@@ -172,7 +178,9 @@ def _answer(model: nn.Module, image_size: int, name: str) -> Tensor:
     training = model.training
     try:
         answer: Tensor = model.eval()(image)
-    except (AssertionError, RuntimeError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a model makes of settings or images that do not suit it
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{name} cannot take images of {image_size} x {image_size} pixels: {reason}") from error
     finally:

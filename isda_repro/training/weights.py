@@ -21,6 +21,9 @@ from isda_repro.models import AdaptedNetwork, Network
 
 NESTED = ("network", "state_dict_ema", "model_ema", "state_dict", "model")  # ours, then timm's, in its order
 WRAPPERS = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel's, torch.compile's, Lightning's
+CLASSIFIERS = ("fc", "classifier", "head", "head.fc", "linear", "last_linear")  # what others call the last layer
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+COUNT = "num_batches_tracked"  # nothing reads it where the momentum is a number, and PyTorch before 0.4.1 had none
 NAMED = 3  # so many keys are named in a message, the others counted
 
 
@@ -46,19 +49,25 @@ def load_weights(network: Network, path: Path, new_head: bool) -> str:
     """
     given, expected = _in_our_names(network, _tensors(path)), network.state_dict()
     note = ""
-    if new_head and any(name not in given or given[name].shape != expected[name].shape for name in _head(expected)):
-        theirs = f"for {len(given['head.weight'])} classes" if "head.weight" in given else "missing"
+    head = given.get("head.weight")
+    if new_head and (head is None or head.shape != expected["head.weight"].shape):
+        theirs = "missing" if head is None else f"for {head.shape[0] if head.ndim else 'no'} classes"
         note = f"; its head is {theirs}, and a new one for {network.head.out_features} classes is trained"
         given, expected = _without_head(given), _without_head(expected)
     if misfits := _misfits(given, expected):
-        hint = "; the ISDA authors' DenseNets need faithful=official" if "conv0" in misfits else ""
+        hint = (
+            "; the ISDA authors' DenseNets need faithful=official" if _is_the_authors_densenet(given, expected) else ""
+        )
         raise WeightsError(f"{path} does not fit this network: {misfits}{hint}")
     network.load_state_dict(given, strict=False)
     return f"{path}: {len(given)} tensors taken{note}"
 
 
-def _head(state: Mapping[str, Tensor]) -> list[str]:
-    return [name for name in state if name.startswith("head.")]
+def _is_the_authors_densenet(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    first = "backbone.features.conv0.weight"
+    return (
+        first in given and first in expected and (given[first].shape[:1], expected[first].shape[:1]) == ((24,), (64,))
+    )
 
 
 def _without_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -69,8 +78,7 @@ def _misfits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str
     """Which names do not fit; nothing if all do."""
     both = [name for name in expected if name in given]
     lists = {
-        # PyTorch before 0.4.1 had no such count, and nothing reads it where the momentum is a number
-        "missing": [name for name in expected if name not in given and not name.endswith("num_batches_tracked")],
+        "missing": [name for name in expected if name not in given and not name.endswith(COUNT)],
         "not of this network": [name for name in given if name not in expected],
         "of another shape": [
             f"{name} {_size(given[name])} for {_size(expected[name])}"
@@ -84,13 +92,13 @@ def _misfits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str
 
 
 def _is_plain(given: Tensor, expected: Tensor) -> bool:
-    """Dense, and floating-point where the network's are: quantised, sparse or complex weights would not be the same."""
-    dense = given.layout == torch.strided and not given.is_quantized
-    return dense and (given.is_floating_point() or not expected.is_floating_point())
+    """Dense, here, and floating-point where the network's are: quantised or sparse weights would not be the same."""
+    here = given.layout == torch.strided and not given.is_quantized and given.device.type == "cpu"
+    return here and (given.dtype in FLOATS or not expected.is_floating_point())
 
 
 def _is_finite(given: Tensor) -> bool:
-    return given.layout != torch.strided or not given.is_floating_point() or bool(given.isfinite().all())
+    return given.dtype not in FLOATS or not _is_plain(given, given) or bool(given.isfinite().all())
 
 
 def _some(names: Sequence[str]) -> str:
@@ -119,13 +127,11 @@ def _in_our_names(network: Network, given: dict[str, Tensor]) -> dict[str, Tenso
 
 
 def _classifier(network: AdaptedNetwork, given: Mapping[str, Tensor]) -> str:
-    """Its name in the file: the network's own, or that of the only matrix there that the backbone has no place for."""
+    """Its name in the file: the network's own, or one that others use and the backbone has no place for."""
     own = network.classifier_name
-    if f"{own}.weight" in given:
-        return own
     places = {name.removeprefix("backbone.") for name in network.state_dict()}
-    others = [name for name, tensor in given.items() if name not in places and tensor.ndim == 2]
-    return others[0].removesuffix(".weight") if len(others) == 1 else own
+    there = [one for one in (own, *CLASSIFIERS) if f"{one}.weight" in given and f"{one}.weight" not in places]
+    return there[0] if there else own
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -135,12 +141,13 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     """The state_dict, wherever in the file it is."""
     content = _read(path)
     for key in NESTED:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping) and content[key]:
             content = content[key]
             break
     if not isinstance(content, Mapping) or not content or not all(isinstance(one, Tensor) for one in content.values()):
         raise WeightsError(f"{path} holds no weights: it must be a state_dict, alone or under {', '.join(NESTED)}")
-    return {str(name): tensor for name, tensor in content.items()}
+    # counts overflow in files of half precision
+    return {str(name): one for name, one in content.items() if not str(name).endswith(COUNT) or _is_finite(one)}
 
 
 def _read(path: Path) -> Any:
@@ -177,5 +184,7 @@ def _data_beside_weights() -> list[Any]:
 def _why(path: Path, message: str) -> str:
     if code := re.search(r"(?i)unsupported (?:global: GLOBAL|global|class) ([\w.]+)", message):
         return f"{path} holds code ({code[1]}), which is never run: save the state_dict alone, where you trust the file"
-    reason = "it is no file of PyTorch's" if "weights_only" in message else message.splitlines()[0]  # no bad advice
+    reason = (
+        "it is no state_dict that torch.save wrote" if "weights_only" in message else message.splitlines()[0]
+    )  # no bad advice
     return f"{path} cannot be read as weights: {reason}"

@@ -33,6 +33,8 @@ from isda_repro.config import build, build_model, compose
         ("model.dropout=1.5", "model.dropout=1.5 must be"),
         ("model.depth=-2", "model.depth=-2 must be a whole number from 1 on"),
         ("model.se_reduction=0", "'model.se_reduction' is a setting of other choices of model=, not of the one made"),
+        ("model.depth=null", "model.depth=None must be a whole number from 1 on"),
+        ("+model.checkpoint_path=a", "model.checkpoint_path cannot be set: weights from a file are model.weights="),
         ("dataset.train_limit=0", "dataset.train_limit=0 must be"),
         ("dataset.holdout=-3", "dataset.holdout=-3 must be"),
         ("compute.micro_batch=0", "compute.micro_batch=0 must be"),

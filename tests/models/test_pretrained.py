@@ -94,6 +94,13 @@ def test_what_is_not_one_linear_layer_at_the_end_is_refused():
         ("resnet5o", {}, "has no model 'resnet5o'; did you mean resnet50"),
         ("resnet18", {"foo": 3}, "timm cannot make resnet18 with foo=3: .*unexpected keyword"),
         ("vit_tiny_patch16_224", {"image_size": 32}, "cannot take images of 32 x 32 pixels: Input height"),
+        ("resnet18", {"image_size": 32, "act_layer": "foo"}, "timm cannot make resnet18 with act_layer=foo: "),
+        (
+            "resnet18",
+            {"image_size": 32, "layers": [2, 2]},
+            "resnet18 cannot take images of 32 x 32 pixels: .* no attribute",
+        ),
+        (3, {"image_size": 32}, "model.name=3 must be the name of a model of timm"),
     ],
 )
 def test_mistakes_are_one_sentence(name, options, sentence):

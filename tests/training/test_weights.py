@@ -123,8 +123,12 @@ def test_densenets_of_torchvision_timm_and_the_authors(tmp_path, dotted):
     network = imagenet_densenet(121, 11, image_size=32)
     load_weights(network, path, new_head=False)
     assert_equal(network, model)
-    with pytest.raises(WeightsError, match=r"features\.conv0\.weight 64x3x7x7 for 24x3x7x7.*need faithful=official"):
-        load_weights(imagenet_densenet(121, 11, image_size=32, first_channels=24), path, new_head=False)
+    official = imagenet_densenet(121, 11, image_size=32, first_channels=24)
+    with pytest.raises(WeightsError, match=r"features\.conv0\.weight 64x3x7x7 for 24x3x7x7.* more$"):
+        load_weights(official, path, new_head=False)
+    torch.save(official.state_dict(), path)
+    with pytest.raises(WeightsError, match=r"features\.conv0\.weight 24x3x7x7 for 64x3x7x7.*need faithful=official"):
+        load_weights(network, path, new_head=False)
 
 
 def test_another_network_is_named_key_by_key(tmp_path, theirs):
@@ -147,15 +151,39 @@ def test_another_network_is_named_key_by_key(tmp_path, theirs):
         (lambda weight: weight.to(torch.complex64), "not plain floating-point numbers"),
         (lambda weight: weight.to_sparse(), "not plain floating-point numbers"),
         (lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8), "not plain floating-point numbers"),
+        (lambda weight: weight.to(torch.float8_e4m3fn), "not plain floating-point numbers"),
+        (lambda weight: weight.to("meta"), "not plain floating-point numbers"),
         (lambda weight: weight * torch.nan, "not finite"),
+        (lambda weight: torch.ones(()), "of another shape"),
     ],
 )
 def test_weights_that_would_not_be_the_same_numbers_are_named(tmp_path, spoil, what):
     path = tmp_path / "model.pth"
     state = ResNet(8, num_classes=10).state_dict()
     torch.save({**state, "head.weight": spoil(state["head.weight"])}, path)
-    with pytest.raises(WeightsError, match=rf"does not fit this network: {what}: head\.weight$"):
+    with pytest.raises(
+        WeightsError, match=rf"does not fit this network: {what}: head\.weight( one number for 10x64)?$"
+    ):
         load_weights(ResNet(8, num_classes=10), path, new_head=False)
+
+
+def test_counts_that_half_precision_cannot_hold_are_left_out(tmp_path):
+    path, network = tmp_path / "model.pth", ResNet(8, num_classes=10)
+    state = {name: tensor.half() for name, tensor in network.state_dict().items()}
+    overflown = {name: one * torch.inf if name.endswith("num_batches_tracked") else one for name, one in state.items()}
+    torch.save({"state_dict_ema": {}, "state_dict": {**overflown, "head.weight": torch.ones(10, 64)}}, path)
+    load_weights(network, path, new_head=False)
+    assert torch.equal(network.head.weight, torch.ones(10, 64))
+    assert network.stem[1].num_batches_tracked.item() == 0
+
+
+def test_a_matrix_that_nobody_calls_a_classifier_is_none(tmp_path, theirs):
+    path = tmp_path / "model.pth"
+    torch.save({name.replace("fc.", "auxiliary."): one for name, one in theirs.state_dict().items()}, path)
+    with pytest.raises(
+        WeightsError, match=r"missing: head\.weight, head\.bias; not of this network: auxiliary\.weight"
+    ):
+        load_weights(ours(), path, new_head=False)
 
 
 class Code:
@@ -180,7 +208,7 @@ class Code:
         (lambda path: path.write_bytes(b""), r"cannot be read as weights: EOFError"),
         (
             lambda path: path.write_text("<html>not found</html>"),
-            "cannot be read as weights: it is no file of PyTorch's",
+            "cannot be read as weights: it is no state_dict that torch.save wrote",
         ),
     ],
 )
