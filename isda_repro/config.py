@@ -62,10 +62,25 @@ def _rescale(milestones: Sequence[int], paper_epochs: int, epochs: object) -> Li
     return OmegaConf.create([milestone for milestone in scaled if milestone <= length])
 
 
+def lambda_0_of(model: object, dataset: object, loss: object) -> dict[str, Any]:
+    """The entry of ``conf/lambda_0.yaml`` for a network, a data set and a loss: its ``value`` and its ``source``.
+
+    Raises:
+        ConfigError: none fits.
+    """
+    names = {"model": str(model), "dataset": str(dataset), "loss": str(loss)}
+    for entry in cast(list[dict[str, Any]], OmegaConf.to_container(OmegaConf.load(CONF_DIR / "lambda_0.yaml"))):
+        if all(fnmatch.fnmatchcase(name, str(entry.get(key, "*"))) for key, name in names.items()):
+            return entry
+    chosen = " ".join(f"{key}={name}" for key, name in names.items())
+    raise ConfigError(f"conf/lambda_0.yaml has no entry for {chosen}: give loss.lambda_0=")
+
+
 def register_resolvers() -> None:
     """Teach OmegaConf the rules that ``conf/`` is written with. May be called any number of times."""
     OmegaConf.register_new_resolver("match", _match, replace=True)
     OmegaConf.register_new_resolver("rescale", _rescale, replace=True)
+    OmegaConf.register_new_resolver("lambda_0", lambda *names: lambda_0_of(*names)["value"], replace=True)
 
 
 # --------------------------------------------------------------------------------------------------------- composing
@@ -288,6 +303,13 @@ def build_model(cfg: DictConfig, num_classes: int) -> Any:
     """The network of ``cfg.model`` as its class draws it; ``model.weights`` is for whoever wants it loaded."""
     arguments = [str(key) for key in cfg.model if key not in ("weights", "weights_sha256")]
     return build(OmegaConf.masked_copy(cfg.model, arguments), num_classes=num_classes)
+
+
+def target_class(node: DictConfig) -> type:
+    """The class that a node's ``_target_`` names."""
+    from hydra.utils import get_class
+
+    return get_class(node["_target_"])
 
 
 def build(node: DictConfig, **arguments: Any) -> Any:

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from isda_repro.errors import one_sentence_errors
-from isda_repro.losses import ISDALoss
+from isda_repro.losses import ClassStatistics, ISDALoss
 
 SECONDS_A_TURN = 0.05  # a contender that is quick is repeated this long in each of its turns
 
@@ -71,7 +71,9 @@ class Contenders:
         self.isda = ISDALoss(shape.classes, shape.features)
         self.plain = PlainISDALoss(shape.classes, shape.features)
         present = self.targets.unique().tolist()
-        self.covariances = [self.isda.statistics.covariance[class_number] for class_number in present]
+        statistics = self.isda.statistics
+        assert isinstance(statistics, ClassStatistics)
+        self.covariances = [statistics.covariance[class_number] for class_number in present]
         self.steps: dict[str, Callable[[], None]] = {
             "CE": lambda: self._step(lambda logits: F.cross_entropy(logits, self.targets)),
             "W Sigma": self._product,

@@ -1,7 +1,26 @@
 """Losses that see features, logits and the head: ISDA, and what it is compared with. Needs torch and nothing else."""
 
+from isda_repro.losses.center import CenterLoss
 from isda_repro.losses.criterion import Criterion, CrossEntropy
+from isda_repro.losses.disturb_label import DisturbLabel
+from isda_repro.losses.focal import FocalLoss
 from isda_repro.losses.isda import ISDALoss
+from isda_repro.losses.large_margin import LargeMarginSoftmax
+from isda_repro.losses.lq import LqLoss
+from isda_repro.losses.sampled import SampledISDALoss
 from isda_repro.losses.statistics import ClassStatistics
+from isda_repro.losses.variances import ClassVariances
 
-__all__ = ["ClassStatistics", "Criterion", "CrossEntropy", "ISDALoss"]
+__all__ = [
+    "CenterLoss",
+    "ClassStatistics",
+    "ClassVariances",
+    "Criterion",
+    "CrossEntropy",
+    "DisturbLabel",
+    "FocalLoss",
+    "ISDALoss",
+    "LargeMarginSoftmax",
+    "LqLoss",
+    "SampledISDALoss",
+]

@@ -13,16 +13,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+IGNORED = -100
+"""The target of a sample that counts for nothing, on an accelerator alone (criterion.py); cross-entropy's default."""
+
 SAMPLES_FOR_ALL = 4  # with as many samples a class on average, 98% of the classes are in a random batch
 
 
 def is_asynchronous(tensor: Tensor) -> bool:
-    """Whether the tensor's device runs behind the host, which must then never ask it for a value."""
-    return not tensor.is_cpu
+    """Whether its values are not to be asked for: its device runs behind the host, or a graph is being compiled."""
+    return not tensor.is_cpu or torch.compiler.is_compiling()
+
+
+def without_negative(targets: Tensor) -> Tensor:
+    """Targets that can be used as indices: class 0 for a sample that is ``IGNORED``."""
+    return targets.clamp(min=0) if is_asynchronous(targets) else targets  # else they have been taken out
 
 
 class BatchClasses(NamedTuple):
-    """The class of each row, int64, and each sample's row: ``classes_U[row_N] == targets``.
+    """The class of each row, int64, and each sample's row: ``classes_U[row_N] == targets``, any row where ignored.
 
     ``classes_U`` is None where row c is class c, for all C of them: then nothing need be gathered.
     """
@@ -51,6 +59,7 @@ def rows_of_fixed_number(targets: Tensor, num_classes: int) -> BatchClasses:
 
     Its shapes depend on those of ``targets`` alone, so that it can be captured in a CUDA graph.
     """
+    targets = without_negative(targets)
     if num_classes <= len(targets):
         return BatchClasses(None, targets)
     sorted_N, order_N = targets.sort()

@@ -1,16 +1,24 @@
 """The contract of every loss.
 
+On a CPU a batch is looked at before it is used: a label outside the classes is an error, samples that are to be
+ignored are taken out. An accelerator is never asked for a value, and neither is a graph that is being compiled: there
+such samples stay, their target is ``IGNORED``, and each loss leaves them out of its means and its statistics; a label
+outside the classes makes the loss NaN, and does not end the process as an assertion on the device would.
+
 Shapes: N samples in the batch, C classes, A features.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from isda_repro.losses.batch_classes import IGNORED, is_asynchronous
 
 
 class Criterion(nn.Module):
@@ -22,19 +30,28 @@ class Criterion(nn.Module):
     Args:
         num_classes: C.
         feature_dim: A.
+        ignore_index: samples with this target count for nothing, as in ``torch.nn.CrossEntropyLoss``; None: there are
+            none. The loss of a batch that has no other is 0.
     """
 
     uses_head_bias: ClassVar[bool] = True
+    """Whether it takes the logits as they are; False: the head must have no bias."""
 
-    def __init__(self, num_classes: int, feature_dim: int) -> None:
+    def __init__(self, num_classes: int, feature_dim: int, ignore_index: int | None = None) -> None:
         super().__init__()
         if num_classes < 1 or feature_dim < 1:
             raise ValueError(f"num_classes={num_classes} and feature_dim={feature_dim} must both be at least 1")
         self.num_classes = num_classes
         self.feature_dim = feature_dim
+        self.ignore_index = ignore_index
+        self.draws: torch.Generator | None = None  # None: PyTorch's own
 
     def begin_step(self, step: int, total_steps: int, generator: torch.Generator) -> None:
-        """Called before each optimizer step, counted from 0: for draws, counters and schedules of its own."""
+        """Called before each optimizer step, counted from 0, by a loop that wants the draws of ``generator``.
+
+        It is on the device of the features, and seeded by whoever made it: its state is no state of the criterion.
+        """
+        self.draws = generator
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimizer, with options of their own, if the criterion has parameters."""
@@ -50,26 +67,63 @@ class Criterion(nn.Module):
             logits: [N, C].
             targets: class numbers, int64 [N].
             head: the last layer of the network.
-            progress: the share of training that is over, in [0, 1]; t/T in the paper.
+            progress: the share of training that is over, in [0, 1]; t/T in the paper. In a CUDA graph a 0-d tensor on
+                the device, whose value then can change.
 
         Raises:
             TypeError: targets are not class numbers.
-            ValueError: shapes do not fit, or (seen on a CPU only) a target is outside [0, C).
+            ValueError: shapes do not fit, or a target is outside [0, C) (on a CPU; elsewhere the loss is NaN).
         """
         self._check(features, logits, targets, head)
         device, dtype = features.device.type, torch.promote_types(head.weight.dtype, torch.float32)
         exact = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
         with exact:
             features, logits = features.to(dtype), logits.to(dtype)
-            if not self.training:
-                return F.cross_entropy(logits, targets)
-            return self.loss(features, logits, targets, head=head, progress=progress)
+            loss = self.loss if self.training else self._cross_entropy
+            if is_asynchronous(targets):
+                return self._loss_unseen(loss, features, logits, targets, head, progress)
+            self._check_range(targets)
+            if self.ignore_index is not None:
+                kept = (targets != self.ignore_index).nonzero()[:, 0]
+                features, logits, targets = (one.index_select(0, kept) for one in (features, logits, targets))
+            if not len(targets):
+                return logits.sum()
+            return loss(features, logits, targets, head=head, progress=progress)
+
+    def _loss_unseen(
+        self,
+        loss: Callable[..., Tensor],
+        features: Tensor,
+        logits: Tensor,
+        targets: Tensor,
+        head: nn.Linear,
+        progress: float | Tensor,
+    ) -> Tensor:
+        """The loss of targets whose values are not known here."""
+        if not len(targets):
+            return logits.sum()
+        known = (targets >= 0) & (targets < self.num_classes)
+        ignored = torch.zeros_like(known) if self.ignore_index is None else targets == self.ignore_index
+        targets = targets.masked_fill(~known | ignored, IGNORED)
+        value = loss(features, logits, targets, head=head, progress=progress)
+        value = torch.where((targets != IGNORED).any(), value, 0)
+        return torch.where((known | ignored).all(), value, torch.nan)
 
     def loss(
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:
-        """The loss in training, []; arguments as in ``forward``, checked and in the loss's dtype."""
+        """The loss in training, [].
+
+        Arguments as in ``forward``, checked, in the loss's dtype; N is at least 1, and a target is ``IGNORED`` (on an
+        accelerator alone) or in [0, C).
+        """
         raise TypeError(f"{type(self).__name__} does not define its loss")
+
+    @staticmethod
+    def _cross_entropy(
+        features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
+    ) -> Tensor:
+        return F.cross_entropy(logits, targets, ignore_index=IGNORED)
 
     def _check(self, features: Tensor, logits: Tensor, targets: Tensor, head: nn.Linear) -> None:
         name, classes, width = type(self).__name__, self.num_classes, self.feature_dim
@@ -86,15 +140,19 @@ class Criterion(nn.Module):
             )
         if head.weight.shape != (classes, width):
             raise ValueError(f"{name}: head.weight is {list(head.weight.shape)} and must be [{classes}, {width}]")
-        # An accelerator would have to be waited for; cross-entropy's own assertion stops it there, except at -100,
-        # which it ignores. The loaders check labels when data is read.
-        if targets.is_cpu and samples:
-            lowest, highest = (int(target) for target in targets.aminmax())
-            if lowest < 0 or highest >= classes:
-                raise ValueError(
-                    f"{name}: targets go from {lowest} to {highest}, and must be in [0, {classes}); "
-                    "check the labels, or num_classes"
-                )
+
+    def _check_range(self, targets: Tensor) -> None:
+        classes, ignored = self.num_classes, self.ignore_index
+        if not len(targets):
+            return
+        if ignored is not None:  # it may be any number
+            targets = targets.masked_fill(targets == ignored, 0)
+        lowest, highest = (int(target) for target in targets.aminmax())
+        if lowest < 0 or highest >= classes:
+            raise ValueError(
+                f"{type(self).__name__}: targets go from {lowest} to {highest}, and must be in [0, {classes}); "
+                "check the labels, or num_classes"
+            )
 
 
 class CrossEntropy(Criterion):
@@ -104,4 +162,12 @@ class CrossEntropy(Criterion):
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:
         """Mean over the batch."""
-        return F.cross_entropy(logits, targets)
+        return self._cross_entropy(features, logits, targets, head=head, progress=progress)
+
+
+def mean_over_batch(of_samples: Tensor, targets: Tensor) -> Tensor:
+    """The mean of ``of_samples`` [N] over the samples that are not ``IGNORED``."""
+    if not is_asynchronous(targets):
+        return of_samples.mean()  # they have been taken out
+    counts = targets != IGNORED
+    return torch.where(counts, of_samples, 0).sum() / counts.sum().clamp(min=1)

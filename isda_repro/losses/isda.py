@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isda_repro.losses.batch_classes import BatchClasses, classes_present, is_asynchronous, rows_of_fixed_number
 from isda_repro.losses.criterion import Criterion
-from isda_repro.losses.quadratic import add_half_sigma2
+from isda_repro.losses.products import sigma2_common, sigma2_diagonal
+from isda_repro.losses.quadratic import Strength, add_half_sigma2
 from isda_repro.losses.statistics import ClassStatistics
+from isda_repro.losses.variances import ClassVariances
 
-COVARIANCES = ("full",)
+COVARIANCES = ("full", "diagonal", "shared", "identity")
+LAMBDA_SCHEDULES = ("linear", "constant")
 
 
 class ISDALoss(Criterion):
@@ -33,32 +35,61 @@ class ISDALoss(Criterion):
         num_classes: C.
         feature_dim: A.
         lambda_0: strength of the augmentation at the end of training; the paper chooses among 0.1, 0.25, 0.5, 0.75
-            and 1 on CIFAR, the authors' commands have 0.5.
-        covariance: "full", a matrix for each class; 4 C A A bytes of buffers.
+            and 1 on CIFAR, and among 1, 2.5, 5, 7.5 and 10 with diagonal covariances on ImageNet.
+        covariance: Sigma, one of
+
+            - "full", a matrix for each class; 4 C A A bytes of buffers (the paper's, on CIFAR);
+            - "diagonal", their diagonals; 8 C A bytes (the paper's, on ImageNet);
+            - "shared", one matrix, of all features whatever their class (Table 5's "Single covariance matrix");
+            - "identity": nothing is estimated (Table 5's "Identity matrix").
+        lambda_schedule: "linear", as above, or "constant": lambda_0 throughout (Table 5's "Constant lambda_0").
+        ignore_index: samples with this target count for nothing, in the statistics neither.
 
     Raises:
-        ValueError: lambda_0 is negative or not finite, or there is no such covariance.
+        ValueError: lambda_0 is negative or not finite, or there is no such covariance or schedule.
     """
 
-    def __init__(self, num_classes: int, feature_dim: int, lambda_0: float = 0.5, covariance: str = "full") -> None:
-        super().__init__(num_classes, feature_dim)
-        if not (lambda_0 >= 0 and math.isfinite(lambda_0)):
-            raise ValueError(f"lambda_0={lambda_0} must be a number from 0 on")
+    def __init__(
+        self,
+        num_classes: int,
+        feature_dim: int,
+        lambda_0: float = 0.5,
+        covariance: str = "full",
+        lambda_schedule: str = "linear",
+        ignore_index: int | None = None,
+    ) -> None:
+        super().__init__(num_classes, feature_dim, ignore_index)
+        check_lambda(lambda_0, lambda_schedule)
         if covariance not in COVARIANCES:
             raise ValueError(f"there is no covariance={covariance!r}; it can be {', '.join(COVARIANCES)}")
-        self.lambda_0 = lambda_0
-        self.statistics = ClassStatistics(num_classes, feature_dim)
+        self.lambda_0, self.lambda_schedule, self.covariance = lambda_0, lambda_schedule, covariance
+        self.statistics: ClassStatistics | ClassVariances | None = None
+        if covariance in ("full", "shared"):
+            self.statistics = ClassStatistics(num_classes if covariance == "full" else 1, feature_dim)
+        elif covariance == "diagonal":
+            self.statistics = ClassVariances(num_classes, feature_dim)
 
     def loss(
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:
         """Update the statistics, then equation 4, mean over the batch."""
-        self.statistics.update(features, targets)
-        weight, covariance = head.weight.to(logits.dtype), self.statistics.covariance.to(logits.dtype)
-        augmented = add_half_sigma2(
-            logits, weight, covariance, self._classes(targets), strength=self.lambda_0 * progress
-        )
-        return F.cross_entropy(augmented, targets)
+        if self.statistics is not None:
+            self.statistics.update(features, targets.clamp(max=0) if self.covariance == "shared" else targets)
+        strength = self.lambda_0 * (progress if self.lambda_schedule == "linear" else 1)
+        augmented = self._augmented(logits, head.weight.to(logits.dtype), self._classes(targets), strength)
+        return self._cross_entropy(features, augmented, targets, head=head, progress=progress)
+
+    def _augmented(self, logits: Tensor, weight: Tensor, batch: BatchClasses, strength: Strength) -> Tensor:
+        if isinstance(self.statistics, ClassVariances):
+            sigma2_UC = sigma2_diagonal(weight, self.statistics.variance.to(logits.dtype), batch)
+        elif self.statistics is None:
+            sigma2_UC = sigma2_common(weight, None, batch)
+        elif self.covariance == "shared":
+            sigma2_UC = sigma2_common(weight, self.statistics.covariance[0].to(logits.dtype), batch)
+        else:
+            covariance = self.statistics.covariance.to(logits.dtype)
+            return add_half_sigma2(logits, weight, covariance, batch, strength)
+        return logits + (0.5 * strength * sigma2_UC).index_select(0, batch.row_N)
 
     def _classes(self, targets: Tensor) -> BatchClasses:
         find = rows_of_fixed_number if is_asynchronous(targets) else classes_present
@@ -66,4 +97,19 @@ class ISDALoss(Criterion):
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
-        return f"num_classes={self.num_classes}, feature_dim={self.feature_dim}, lambda_0={self.lambda_0}"
+        return (
+            f"num_classes={self.num_classes}, feature_dim={self.feature_dim}, lambda_0={self.lambda_0}, "
+            f"covariance={self.covariance!r}, lambda_schedule={self.lambda_schedule!r}"
+        )
+
+
+def check_lambda(lambda_0: float, lambda_schedule: str) -> None:
+    """Whether they can be a strength and its schedule.
+
+    Raises:
+        ValueError: one cannot.
+    """
+    if not (lambda_0 >= 0 and math.isfinite(lambda_0)):
+        raise ValueError(f"lambda_0={lambda_0} must be a number from 0 on")
+    if lambda_schedule not in LAMBDA_SCHEDULES:
+        raise ValueError(f"there is no lambda_schedule={lambda_schedule!r}; it can be {', '.join(LAMBDA_SCHEDULES)}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from isda_repro.losses.batch_classes import is_asynchronous
+from isda_repro.losses.batch_classes import IGNORED, is_asynchronous, without_negative
 
 BATCHED_BYTES = 2**21  # of covariances: measured on a CPU, up to here it is quicker to pass through all of them
 
@@ -37,7 +37,7 @@ class ClassStatistics(nn.Module):
 
     @torch.no_grad()
     def update(self, features: Tensor, targets: Tensor) -> None:
-        """Merge a batch: ``features`` [N, A] and ``targets`` int64 [N] in [0, C).
+        """Merge a batch: ``features`` [N, A] and ``targets`` int64 [N] in [0, C), on an accelerator also ``IGNORED``.
 
         With n samples of a class before, m in the batch, T = n + m, and the mean mu moving to
         mu_new = mu + sum_i (a_i - mu) / T, equation 10 is
@@ -48,14 +48,15 @@ class ClassStatistics(nn.Module):
         new one. What is added is symmetric and never negative, and a mean far from zero costs the first batch nothing.
         """
         mean_CA, covariance_CAA, count_C = self.mean, self.covariance, self.count
-        batch_count_C = _count(targets, len(count_C))
+        batch_count_C = samples_of_each(targets, len(count_C))
         before_C = count_C.to(mean_CA.dtype)
         count_C += batch_count_C
         total_C = count_C.to(mean_CA.dtype).clamp_(min=1)
-        centred_NA = features.to(mean_CA.dtype) - mean_CA.index_select(0, targets)
+        features, targets, counts_N1 = without_ignored(features.to(mean_CA.dtype), targets)
+        centred_NA = (features - mean_CA.index_select(0, targets)).mul_(counts_N1)
         moved_CA = torch.zeros_like(mean_CA).index_add_(0, targets, centred_NA).div_(total_C[:, None])
         mean_CA += moved_CA  # zero for an absent class, which stays as it was
-        centred_NA -= moved_CA.index_select(0, targets)
+        centred_NA -= moved_CA.index_select(0, targets).mul_(counts_N1)
         keep_C = before_C / total_C
         shift_CA = moved_CA.mul_(before_C.sqrt_()[:, None])
         if covariance_CAA.nbytes > BATCHED_BYTES and not is_asynchronous(features):
@@ -97,8 +98,17 @@ def _rows(centred_NA: Tensor, shift_CA: Tensor, targets_N: Tensor, batch_count_C
     return rows_CRA
 
 
-def _count(targets: Tensor, num_classes: int) -> Tensor:
+def samples_of_each(targets: Tensor, num_classes: int) -> Tensor:
     """Samples of each class, int64 [C]. ``bincount`` is faster, but waits for an accelerator."""
     if is_asynchronous(targets):
-        return targets.new_zeros(num_classes).index_add_(0, targets, torch.ones_like(targets))
+        counts_N = targets != IGNORED
+        return targets.new_zeros(num_classes).index_add_(0, without_negative(targets), counts_N.to(targets.dtype))
     return torch.bincount(targets, minlength=num_classes)
+
+
+def without_ignored(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
+    """Features and targets that can be calculated with, and what to multiply a sample's share with: 0 if ignored."""
+    if not is_asynchronous(targets):
+        return features, targets, 1  # those ignored have been taken out
+    counts_N1 = (targets != IGNORED)[:, None]
+    return torch.where(counts_N1, features, 0), without_negative(targets), counts_N1.to(features.dtype)

@@ -87,7 +87,6 @@ class DenseNet(Network):
         first_channels: of the first convolution; None: 2 k, as in the paper of DenseNet. The ISDA authors' code has 24.
         dropout: probability of muting an activation after each layer's last convolution.
         checkpointed: recompute concatenations instead of keeping them.
-        head_bias: whether the head has a bias.
     """
 
     def __init__(
@@ -98,7 +97,6 @@ class DenseNet(Network):
         first_channels: int | None = None,
         dropout: float = 0.0,
         checkpointed: bool = False,
-        head_bias: bool = True,
     ) -> None:
         layers = depth_to_blocks(depth, extra=4, per_block=2, name="DenseNet-BC", example="100 or 190")
         channels = first = 2 * growth if first_channels is None else first_channels
@@ -114,7 +112,7 @@ class DenseNet(Network):
             inputs = range(channels, channels + layers * growth, growth)
             parts.append(DenseBlock(DenseLayer(width, growth, dropout, checkpointed) for width in inputs))
             channels += layers * growth
-        super().__init__(channels, num_classes, head_bias)
+        super().__init__(channels, num_classes)
         self.stem = nn.Conv2d(3, first, 3, padding=1, bias=False)
         self.blocks = nn.Sequential(*parts)
         self.bn = nn.BatchNorm2d(channels)

@@ -28,13 +28,16 @@ class Network(nn.Module, ABC):
     Args:
         feature_dim: A, the width of the features.
         num_classes: C.
-        head_bias: whether the head has a bias; a criterion whose ``uses_head_bias`` is False wants none.
     """
 
-    def __init__(self, feature_dim: int, num_classes: int, head_bias: bool = True) -> None:
+    def __init__(self, feature_dim: int, num_classes: int) -> None:
         super().__init__()
         self.feature_dim = feature_dim
-        self.head = nn.Linear(feature_dim, num_classes, bias=head_bias)
+        self.head = nn.Linear(feature_dim, num_classes)
+
+    def drop_head_bias(self) -> None:
+        """For a criterion whose ``uses_head_bias`` is False. The other weights stay as they have been drawn."""
+        self.head.register_parameter("bias", None)
 
     @abstractmethod
     def forward_features(self, images: Tensor) -> Tensor:

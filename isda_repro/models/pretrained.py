@@ -42,7 +42,7 @@ class AdaptedNetwork(Network):
             raise UserError(
                 f"{name} ends in a {type(head).__name__}, and ISDA needs one nn.Linear: choose another model"
             )
-        super().__init__(head.in_features, head.out_features, head.bias is not None)
+        super().__init__(head.in_features, head.out_features)
         expected = _answer(model, image_size, name)
         model.set_submodule(classifier, nn.Identity())
         self.backbone, self.head, self.classifier_name = model, head, classifier

@@ -70,7 +70,6 @@ class ResNet(Network):
         num_classes: C.
         dropout: probability of muting an activation inside each block.
         se_reduction: of the squeeze-and-excitation gates, 16 in SE-ResNet; None: no gates.
-        head_bias: whether the head has a bias.
     """
 
     def __init__(
@@ -79,9 +78,8 @@ class ResNet(Network):
         num_classes: int,
         dropout: float = 0.0,
         se_reduction: int | None = None,
-        head_bias: bool = True,
     ) -> None:
-        super().__init__(64, num_classes, head_bias)
+        super().__init__(64, num_classes)
         blocks = depth_to_blocks(depth, extra=2, per_block=2, name="ResNet", example="20, 32 or 110")
         self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
         stages, channels_in = [], 16

@@ -60,7 +60,6 @@ class ResNeXt(Network):
         base_width: channels of a group in the first stage; 64 in "8x64d".
         num_classes: C.
         dropout: probability of muting an activation before each block's last convolution; none in the literature.
-        head_bias: whether the head has a bias.
     """
 
     def __init__(
@@ -70,9 +69,8 @@ class ResNeXt(Network):
         base_width: int,
         num_classes: int,
         dropout: float = 0.0,
-        head_bias: bool = True,
     ) -> None:
-        super().__init__(256 * EXPANSION, num_classes, head_bias)
+        super().__init__(256 * EXPANSION, num_classes)
         blocks = depth_to_blocks(depth, extra=2, per_block=3, name="ResNeXt", example="29")
         self.stem = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True))
         stages, channels_in = [], 64

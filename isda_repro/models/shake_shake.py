@@ -112,13 +112,10 @@ class ShakeShake(Network):
         num_classes: C.
         shift: of the shortcuts' second path, see ``Shortcut``.
         stem_bias: whether the first convolution has a bias, as in the ISDA authors' code.
-        head_bias: whether the head has a bias.
     """
 
-    def __init__(
-        self, width: int, num_classes: int, shift: int = 1, stem_bias: bool = False, head_bias: bool = True
-    ) -> None:
-        super().__init__(4 * width, num_classes, head_bias)
+    def __init__(self, width: int, num_classes: int, shift: int = 1, stem_bias: bool = False) -> None:
+        super().__init__(4 * width, num_classes)
         self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=stem_bias), nn.BatchNorm2d(16))
         stages, channels_in = [], 16
         for channels_out, stride in ((width, 1), (2 * width, 2), (4 * width, 2)):

@@ -40,11 +40,10 @@ class WideResNet(Network):
         width: factor on the channels 16, 32, 64 of the three stages.
         num_classes: C.
         dropout: probability of muting an activation between a block's convolutions; the paper's is 0.3.
-        head_bias: whether the head has a bias.
     """
 
-    def __init__(self, depth: int, width: int, num_classes: int, dropout: float = 0.3, head_bias: bool = True) -> None:
-        super().__init__(64 * width, num_classes, head_bias)
+    def __init__(self, depth: int, width: int, num_classes: int, dropout: float = 0.3) -> None:
+        super().__init__(64 * width, num_classes)
         blocks = depth_to_blocks(depth, extra=4, per_block=2, name="Wide-ResNet", example="16 or 28")
         self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         stages, channels_in = [], 16

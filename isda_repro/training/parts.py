@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from isda_repro.checks import ConfigError
-from isda_repro.config import build, build_model, cell_name, request
+from isda_repro.config import build, build_model, cell_name, request, target_class
 from isda_repro.data import ResidentLoader, Source
 from isda_repro.losses import Criterion
 from isda_repro.models import Network
@@ -35,6 +35,8 @@ def build_network(cfg: DictConfig, source: Source, compute: Compute) -> Network:
         )
     torch.manual_seed(stream_seed(cfg.seed, "initialisation"))
     network: Network = build_model(cfg, source.num_classes)
+    if not target_class(cfg.loss).uses_head_bias:  # type: ignore[attr-defined]
+        network.drop_head_bias()  # afterwards: what is drawn for the others stays as with every other loss
     network.to(device=compute.device, memory_format=compute.memory_format)  # type: ignore[call-overload]
     return network
 

@@ -54,6 +54,8 @@ def load_weights(network: Network, path: Path, new_head: bool) -> str:
         theirs = "missing" if head is None else f"for {head.shape[0] if head.ndim else 'no'} classes"
         note = f"; its head is {theirs}, and a new one for {network.head.out_features} classes is trained"
         given, expected = _without_head(given), _without_head(expected)
+    elif new_head and network.head.bias is None and given.pop("head.bias", None) is not None:
+        note = "; its head's bias is left out, since the loss wants none"
     if misfits := _misfits(given, expected):
         hint = (
             "; the ISDA authors' DenseNets need faithful=official" if _is_the_authors_densenet(given, expected) else ""

@@ -1,5 +1,7 @@
 """ISDA written out literally, in float64: loops over samples and classes, nothing shared with the implementation."""
 
+import math
+
 import torch
 
 
@@ -43,3 +45,52 @@ def equation_4(features, weight, bias, targets, covariance, strength):
             exponents.append(weight[j] @ a + bias[j] + strength / 2 * (difference @ covariance[y] @ difference))
         total = total - (weight[y] @ a + bias[y]) + torch.stack(exponents).logsumexp(0)
     return total / len(features)
+
+
+def softmax_of(logits, y):
+    return logits[y].exp() / sum(one.exp() for one in logits)
+
+
+def focal(logits, targets, alpha, gamma):
+    """The mean of -alpha (1 - p_y)^gamma log p_y."""
+    probabilities = [softmax_of(row, y) for row, y in zip(logits, targets.tolist(), strict=True)]
+    return sum(-alpha * (1 - p) ** gamma * p.log() for p in probabilities) / len(targets)
+
+
+def lq(logits, targets, q, truncation=None):
+    """The mean of (1 - p_y^q) / q, and of (1 - k^q) / q where p_y is at most k."""
+    total = 0
+    for row, y in zip(logits, targets.tolist(), strict=True):
+        p = softmax_of(row, y)
+        is_cut = truncation is not None and p.item() <= truncation
+        total = total + ((1 - truncation**q) / q if is_cut else (1 - p**q) / q)
+    return total / len(targets)
+
+
+def l_softmax(features, weight, targets, margin, beta):
+    """Cross-entropy with the own logit (beta |w||a| cos(theta) + |w||a| psi(theta)) / (1 + beta), by angles."""
+    total = 0
+    for a, y in zip(features, targets.tolist(), strict=True):
+        logits = [w @ a for w in weight]
+        norms = weight[y].norm() * a.norm()
+        theta = (logits[y] / norms).acos()
+        k = math.floor(margin * theta.item() / math.pi)
+        psi = (-1) ** k * (margin * theta).cos() - 2 * k
+        logits[y] = (beta * logits[y] + norms * psi) / (1 + beta)
+        total = total - logits[y] + torch.stack(logits).logsumexp(0)
+    return total / len(targets)
+
+
+def center_pull(features, centers, targets):
+    """1/2 of the mean squared distance to the own centre."""
+    pairs = zip(features, targets.tolist(), strict=True)
+    return sum(((a - centers[y]) ** 2).sum() for a, y in pairs) / 2 / len(targets)
+
+
+def center_rule(features, centers, targets):
+    """What the centres move by, times minus their rate, class by class."""
+    moves = torch.zeros_like(centers)
+    for j in range(len(centers)):
+        own = [a for a, y in zip(features, targets.tolist(), strict=True) if y == j]
+        moves[j] = sum((centers[j] - a for a in own), torch.zeros_like(centers[j])) / (1 + len(own))
+    return moves

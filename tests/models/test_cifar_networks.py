@@ -232,8 +232,17 @@ def test_float64_stays_float64():
     assert network(torch.randn(2, 3, 16, 16, dtype=torch.float64)).logits.dtype == torch.float64
 
 
-def test_a_head_without_bias():
-    assert ResNet(8, 5, head_bias=False).head.bias is None
+def test_a_head_loses_its_bias_and_nothing_else():
+    torch.manual_seed(0)
+    network = ResNet(8, 5)
+    torch.manual_seed(0)
+    twin = ResNet(8, 5)
+    twin.drop_head_bias()
+    assert twin.head.bias is None
+    expected = {name: one for name, one in network.state_dict().items() if name != "head.bias"}
+    assert {name: torch.equal(one, expected[name]) for name, one in twin.state_dict().items()} == dict.fromkeys(
+        expected, True
+    )
 
 
 @pytest.mark.parametrize(

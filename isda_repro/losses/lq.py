@@ -1,0 +1,65 @@
+"""L_q loss, or generalised cross-entropy (Zhang & Sabuncu 2018)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isda_repro.losses.batch_classes import IGNORED
+from isda_repro.losses.criterion import Criterion, mean_over_batch
+
+
+class LqLoss(Criterion):
+    """``(1 - p_y^q) / q``, mean over the batch: cross-entropy as q goes to 0, the mean absolute error at q = 1.
+
+    Their equation 6; the ISDA authors take q = 0.4 and do not speak of truncation (Appendix B).
+
+    Args:
+        num_classes: C.
+        feature_dim: A.
+        q: in (0, 1].
+        truncation: k of their equation 8: a sample with p_y <= k has the constant loss ``(1 - k^q) / q`` and no
+            gradient, so that labels which the network finds very unlikely are left alone. Theirs also prunes once every
+            ten epochs, by weights of each sample, from epoch 40 on; here a sample is judged anew each time. None: no
+            truncation.
+        truncation_start: the share of training before which nothing is truncated. Without it a network of 100 classes,
+            whose first p_y is 0.01, would never learn; theirs is epoch 40 of 120.
+        ignore_index: see ``Criterion``.
+
+    Raises:
+        ValueError: q is outside (0, 1], truncation outside (0, 1), or truncation_start outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        feature_dim: int,
+        q: float = 0.4,
+        truncation: float | None = None,
+        truncation_start: float = 1 / 3,
+        ignore_index: int | None = None,
+    ) -> None:
+        super().__init__(num_classes, feature_dim, ignore_index)
+        if not 0 < q <= 1:
+            raise ValueError(f"q={q} must be in (0, 1]; cross-entropy, its limit at 0, is loss=ce")
+        if truncation is not None and not 0 < truncation < 1:
+            raise ValueError(f"truncation={truncation} must be a probability in (0, 1), or null")
+        if not 0 <= truncation_start <= 1:
+            raise ValueError(f"truncation_start={truncation_start} must be a share of training in [0, 1]")
+        self.q, self.truncation, self.truncation_start = q, truncation, truncation_start
+
+    def loss(
+        self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
+    ) -> Tensor:
+        """Mean over the batch."""
+        surprise_N = F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORED)  # -log p_y
+        if self.truncation is not None:
+            # p_y <= k; a number where the gradient ends, and p^q where it goes on
+            cut = torch.as_tensor(progress, device=surprise_N.device) >= self.truncation_start
+            highest = -math.log(self.truncation)
+            surprise_N = torch.where(cut, surprise_N.clamp(max=highest), surprise_N)
+        # 1 - p^q without forming p: exact for likely classes, and with a gradient for p = 0
+        return mean_over_batch(-torch.expm1(-self.q * surprise_N) / self.q, targets)

@@ -1,0 +1,101 @@
+"""Equation 2 as it stands: features augmented explicitly, M times each. What ISDA's closed form makes superfluous.
+
+Shapes: N samples in the batch, M draws for each, C classes, A features, U rows, one for each class of the batch.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isda_repro.losses.batch_classes import IGNORED, classes_present, without_negative
+from isda_repro.losses.criterion import Criterion, mean_over_batch
+from isda_repro.losses.isda import check_lambda
+from isda_repro.losses.statistics import ClassStatistics
+
+JITTER = 1e-7  # of the trace: what fp32 has rounded away from a covariance
+
+
+class SampledISDALoss(Criterion):
+    """The mean over M draws ``a ~ N(a_i, lambda Sigma_y)`` of the cross-entropy of ``head(a)`` (equations 1 and 2).
+
+    Covariances and lambda are those of ``ISDALoss``, to whose value, an upper bound of the limit, it compares. Each
+    class of a batch needs a root of its covariance, A^3 / 3 multiply-adds in float64, and each draw A^2 + A C. It is
+    here to be compared with, and makes the host wait for an accelerator.
+
+    Args:
+        num_classes: C.
+        feature_dim: A.
+        samples: M.
+        lambda_0: see ``ISDALoss``.
+        lambda_schedule: see ``ISDALoss``.
+        ignore_index: see ``Criterion``.
+
+    Raises:
+        ValueError: samples is below 1, or lambda_0 or its schedule wrong.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        feature_dim: int,
+        samples: int = 10,
+        lambda_0: float = 0.5,
+        lambda_schedule: str = "linear",
+        ignore_index: int | None = None,
+    ) -> None:
+        super().__init__(num_classes, feature_dim, ignore_index)
+        check_lambda(lambda_0, lambda_schedule)
+        if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
+            raise ValueError(f"samples={samples} must be a whole number from 1 on")
+        self.samples, self.lambda_0, self.lambda_schedule = samples, lambda_0, lambda_schedule
+        self.statistics = ClassStatistics(num_classes, feature_dim)
+
+    def loss(
+        self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
+    ) -> Tensor:
+        """Update the statistics, draw, and take the mean over draws and samples."""
+        self.statistics.update(features, targets)
+        strength = self.lambda_0 * (progress if self.lambda_schedule == "linear" else 1)
+        noise_NMA = (
+            self._noise(targets, features.dtype)
+            * torch.as_tensor(strength, dtype=features.dtype, device=features.device).sqrt()
+        )
+        augmented_NMA = features[:, None] + noise_NMA.to(features.dtype)
+        bias = None if head.bias is None else head.bias.to(features.dtype)
+        logits_NMC = F.linear(augmented_NMA, head.weight.to(features.dtype), bias)
+        labels_NM = targets[:, None].expand(-1, self.samples)
+        losses_NM = F.cross_entropy(logits_NMC.mT, labels_NM, reduction="none", ignore_index=IGNORED)
+        return mean_over_batch(losses_NM.mean(1), targets)
+
+    @torch.no_grad()
+    def _noise(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
+        """Draws from N(0, Sigma_y), [N, M, A]."""
+        batch = classes_present(without_negative(targets), self.num_classes)
+        root_UAA = root(batch.take(self.statistics.covariance)).to(dtype)
+        standard_NMA = torch.randn(
+            (len(targets), self.samples, self.feature_dim), generator=self.draws, device=targets.device, dtype=dtype
+        )
+        noise_NMA = torch.empty_like(standard_NMA)
+        for row, root_AA in enumerate(root_UAA):
+            here = (batch.row_N == row).nonzero()[:, 0]
+            noise_NMA[here] = standard_NMA[here] @ root_AA.T
+        return noise_NMA
+
+
+def root(covariance: Tensor) -> Tensor:
+    """R [U, A, A] in float64 with ``R R^T = covariance`` [U, A, A], but for at most 1e-7 of its trace.
+
+    A Cholesky factor; of a covariance that is singular even so, one of its eigenvectors, which costs about 30 times as
+    much.
+    """
+    exact = covariance.double()
+    trace_U11 = exact.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
+    jitter = JITTER * trace_U11 * torch.eye(exact.shape[1], dtype=exact.dtype, device=exact.device)
+    factor: Tensor
+    factor, failed_U = torch.linalg.cholesky_ex(exact + jitter)
+    for row in failed_U.nonzero()[:, 0].tolist():
+        values, vectors = torch.linalg.eigh(exact[row])
+        factor[row] = vectors * values.clamp(min=0).sqrt()
+    return factor

@@ -1,0 +1,100 @@
+"""The two losses that are functions of p_y alone."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import focal, lq
+from torch import nn
+
+from isda_repro.losses import FocalLoss, LqLoss
+
+HEAD = nn.Linear(3, 7)
+
+
+def batch(scale=2.0, dtype=torch.float64):
+    torch.manual_seed(0)
+    return (scale * torch.randn(9, 7, dtype=dtype)).requires_grad_(), torch.randint(7, (9,))
+
+
+def value(criterion, logits, targets, progress=1.0):
+    return criterion(torch.zeros(len(targets), 3), logits, targets, head=HEAD, progress=progress)
+
+
+def both(criterion, reference, scale=2.0, progress=1.0):
+    """Loss and gradient of each."""
+    results = []
+    for function in (lambda logits, targets: value(criterion, logits, targets, progress), reference):
+        logits, targets = batch(scale)
+        loss = function(logits, targets)
+        loss.backward()
+        results.append((loss.detach(), logits.grad))
+    return results
+
+
+@pytest.fixture(autouse=True)
+def float64_head():
+    HEAD.double()
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.5, 1.0), (1.0, 2.0), (0.25, 0.5), (2.0, 0.0)])
+def test_focal_is_its_formula(alpha, gamma):
+    found, expected = both(FocalLoss(7, 3, alpha=alpha, gamma=gamma), lambda z, t: focal(z, t, alpha, gamma))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_focal_at_gamma_0_is_cross_entropy_scaled():
+    found, expected = both(FocalLoss(7, 3, alpha=0.5, gamma=0), lambda z, t: F.cross_entropy(z, t) / 2)
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-16)
+
+
+@pytest.mark.parametrize("q", [0.4, 0.7, 1.0])
+def test_lq_is_its_formula(q):
+    found, expected = both(LqLoss(7, 3, q=q), lambda z, t: lq(z, t, q))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_lq_tends_to_cross_entropy_and_is_the_mean_absolute_error_at_1():
+    found, expected = both(LqLoss(7, 3, q=1e-9), F.cross_entropy)
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+    # |one-hot - p| sums to 2 (1 - p_y)
+    absolute = lambda z, t: (F.one_hot(t, 7) - z.softmax(1)).abs().sum(1).mean() / 2  # noqa: E731
+    found, expected = both(LqLoss(7, 3, q=1.0), absolute)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_truncated_lq_is_its_formula_and_begins_when_it_should():
+    criterion = LqLoss(7, 3, q=0.7, truncation=0.3, truncation_start=0.5)
+    found, expected = both(criterion, lambda z, t: lq(z, t, 0.7, truncation=0.3))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    logits, targets = batch()
+    own = logits.softmax(1).gather(1, targets[:, None])[:, 0]
+    assert 0 < (own <= 0.3).sum() < 9, "some are cut and some are not, or this tests nothing"
+    assert (found[1][own <= 0.3] == 0).all()
+    before, untruncated = both(criterion, lambda z, t: lq(z, t, 0.7), progress=0.49)
+    torch.testing.assert_close(before, untruncated, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("criterion", [FocalLoss(7, 3, gamma=0.5), FocalLoss(7, 3, gamma=2.0), LqLoss(7, 3)])
+def test_gradients_are_finite_where_p_is_0_or_1(criterion):
+    HEAD.float()
+    logits = torch.tensor([[1e4, 0, 0, 0, 0, 0, 0], [-1e4, 0, 0, 0, 0, 0, 0]], requires_grad=True)
+    loss = value(criterion, logits, torch.tensor([0, 0]))
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: FocalLoss(7, 3, alpha=0), "alpha=0 must be above 0"),
+        (lambda: FocalLoss(7, 3, gamma=-1), "gamma=-1 at least 0"),
+        (lambda: LqLoss(7, 3, q=0), "q=0 must be in"),
+        (lambda: LqLoss(7, 3, q=1.5), "q=1.5 must be in"),
+        (lambda: LqLoss(7, 3, truncation=1), "truncation=1 must be a probability"),
+        (lambda: LqLoss(7, 3, truncation=0.5, truncation_start=2), "truncation_start=2 must be a share"),
+    ],
+)
+def test_what_cannot_be_is_refused(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
