@@ -7,6 +7,7 @@ from isda_repro.losses.focal import FocalLoss
 from isda_repro.losses.isda import ISDALoss
 from isda_repro.losses.large_margin import LargeMarginSoftmax
 from isda_repro.losses.lq import LqLoss
+from isda_repro.losses.packed import PackedStatistics
 from isda_repro.losses.sampled import SampledISDALoss
 from isda_repro.losses.statistics import ClassStatistics
 from isda_repro.losses.variances import ClassVariances
@@ -22,5 +23,6 @@ __all__ = [
     "ISDALoss",
     "LargeMarginSoftmax",
     "LqLoss",
+    "PackedStatistics",
     "SampledISDALoss",
 ]

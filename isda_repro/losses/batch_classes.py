@@ -44,6 +44,13 @@ class BatchClasses(NamedTuple):
             return per_class if here is None else per_class[here]
         return per_class.index_select(0, self.classes_U if here is None else self.classes_U[here])
 
+    def put(self, per_class: Tensor, rows: Tensor) -> None:
+        """Copy each row to its place in something [C, ...]; rows of one class must be alike."""
+        if self.classes_U is None:
+            per_class.copy_(rows)
+        else:
+            per_class.index_copy_(0, self.classes_U, rows)
+
 
 def classes_present(targets: Tensor, num_classes: int) -> BatchClasses:
     """Just the classes in the batch, in rising order; all of them where nearly all must be there. For a CPU."""

@@ -45,6 +45,7 @@ class Criterion(nn.Module):
         self.feature_dim = feature_dim
         self.ignore_index = ignore_index
         self.draws: torch.Generator | None = None  # None: PyTorch's own
+        self.is_collective = False  # if so, also a process without a sample takes part in each step
 
     def begin_step(self, step: int, total_steps: int, generator: torch.Generator) -> None:
         """Called before each optimizer step, counted from 0, by a loop that wants the draws of ``generator``.
@@ -86,7 +87,7 @@ class Criterion(nn.Module):
             if self.ignore_index is not None:
                 kept = (targets != self.ignore_index).nonzero()[:, 0]
                 features, logits, targets = (one.index_select(0, kept) for one in (features, logits, targets))
-            if not len(targets):
+            if not len(targets) and not self.is_collective:
                 return logits.sum()
             return loss(features, logits, targets, head=head, progress=progress)
 
@@ -100,7 +101,7 @@ class Criterion(nn.Module):
         progress: float | Tensor,
     ) -> Tensor:
         """The loss of targets whose values are not known here."""
-        if not len(targets):
+        if not len(targets) and not self.is_collective:
             return logits.sum()
         known = (targets >= 0) & (targets < self.num_classes)
         ignored = torch.zeros_like(known) if self.ignore_index is None else targets == self.ignore_index
@@ -114,8 +115,8 @@ class Criterion(nn.Module):
     ) -> Tensor:
         """The loss in training, [].
 
-        Arguments as in ``forward``, checked, in the loss's dtype; N is at least 1, and a target is ``IGNORED`` (on an
-        accelerator alone) or in [0, C).
+        Arguments as in ``forward``, checked, in the loss's dtype; N is at least 1 unless ``is_collective``, and a
+        target is ``IGNORED`` (on an accelerator alone) or in [0, C).
         """
         raise TypeError(f"{type(self).__name__} does not define its loss")
 
@@ -123,7 +124,7 @@ class Criterion(nn.Module):
     def _cross_entropy(
         features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:
-        return F.cross_entropy(logits, targets, ignore_index=IGNORED)
+        return F.cross_entropy(logits, targets, ignore_index=IGNORED) if len(targets) else logits.sum()
 
     def _check(self, features: Tensor, logits: Tensor, targets: Tensor, head: nn.Linear) -> None:
         name, classes, width = type(self).__name__, self.num_classes, self.feature_dim

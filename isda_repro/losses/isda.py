@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import math
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from isda_repro.losses.batch_classes import BatchClasses, classes_present, is_asynchronous, rows_of_fixed_number
 from isda_repro.losses.criterion import Criterion
+from isda_repro.losses.exchange import gathered
+from isda_repro.losses.packed import PackedStatistics
+from isda_repro.losses.packed_quadratic import add_half_sigma2_packed
 from isda_repro.losses.products import sigma2_common, sigma2_diagonal
 from isda_repro.losses.quadratic import Strength, add_half_sigma2
 from isda_repro.losses.statistics import ClassStatistics
 from isda_repro.losses.variances import ClassVariances
 
 COVARIANCES = ("full", "diagonal", "shared", "identity")
+SQUARE_BYTES = 2**31  # DenseNet-BC-190-40 on CIFAR-100, the paper's largest, takes 1.9e9
 LAMBDA_SCHEDULES = ("linear", "constant")
 
 
@@ -38,15 +43,20 @@ class ISDALoss(Criterion):
             and 1 on CIFAR, and among 1, 2.5, 5, 7.5 and 10 with diagonal covariances on ImageNet.
         covariance: Sigma, one of
 
-            - "full", a matrix for each class; 4 C A A bytes of buffers (the paper's, on CIFAR);
+            - "full", a matrix for each class; 4 C A A bytes of buffers, or half of it (the paper's, on CIFAR);
             - "diagonal", their diagonals; 8 C A bytes (the paper's, on ImageNet);
             - "shared", one matrix, of all features whatever their class (Table 5's "Single covariance matrix");
             - "identity": nothing is estimated (Table 5's "Identity matrix").
         lambda_schedule: "linear", as above, or "constant": lambda_0 throughout (Table 5's "Constant lambda_0").
         ignore_index: samples with this target count for nothing, in the statistics neither.
+        packed: keep full covariances as triangles, half the memory and somewhat slower, and unpack those of a batch a
+            few at a time; None: where square ones would take more than 2 GiB.
+        process_group: the processes whose batches are one: statistics are those of all samples, the same everywhere,
+            and packed covariances are divided among them. Each process calls the criterion in each step; see
+            ``isda_repro.losses.exchange``. None: this process alone.
 
     Raises:
-        ValueError: lambda_0 is negative or not finite, or there is no such covariance or schedule.
+        ValueError: lambda_0 is negative or not finite, there is no such covariance or schedule, or it cannot be packed.
     """
 
     def __init__(
@@ -57,14 +67,23 @@ class ISDALoss(Criterion):
         covariance: str = "full",
         lambda_schedule: str = "linear",
         ignore_index: int | None = None,
+        packed: bool | None = None,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(num_classes, feature_dim, ignore_index)
         check_lambda(lambda_0, lambda_schedule)
         if covariance not in COVARIANCES:
             raise ValueError(f"there is no covariance={covariance!r}; it can be {', '.join(COVARIANCES)}")
+        if packed and covariance != "full":
+            raise ValueError(f"packed=True is for covariance='full', and not for {covariance!r}")
+        if packed is None:
+            packed = covariance == "full" and 4 * num_classes * feature_dim**2 > SQUARE_BYTES
         self.lambda_0, self.lambda_schedule, self.covariance = lambda_0, lambda_schedule, covariance
-        self.statistics: ClassStatistics | ClassVariances | None = None
-        if covariance in ("full", "shared"):
+        self.process_group, self.is_collective = process_group, process_group is not None
+        self.statistics: ClassStatistics | ClassVariances | PackedStatistics | None = None
+        if packed:
+            self.statistics = PackedStatistics(num_classes, feature_dim, process_group)
+        elif covariance in ("full", "shared"):
             self.statistics = ClassStatistics(num_classes if covariance == "full" else 1, feature_dim)
         elif covariance == "diagonal":
             self.statistics = ClassVariances(num_classes, feature_dim)
@@ -73,22 +92,32 @@ class ISDALoss(Criterion):
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:
         """Update the statistics, then equation 4, mean over the batch."""
+        everything = features.detach(), targets
+        if self.process_group is not None:
+            everything = gathered(*everything, self.process_group)
         if self.statistics is not None:
-            self.statistics.update(features, targets.clamp(max=0) if self.covariance == "shared" else targets)
+            self.statistics.update(
+                everything[0], everything[1].clamp(max=0) if self.covariance == "shared" else everything[1]
+            )
         strength = self.lambda_0 * (progress if self.lambda_schedule == "linear" else 1)
-        augmented = self._augmented(logits, head.weight.to(logits.dtype), self._classes(targets), strength)
+        augmented = self._augmented(logits, head.weight.to(logits.dtype), targets, everything[1], strength)
         return self._cross_entropy(features, augmented, targets, head=head, progress=progress)
 
-    def _augmented(self, logits: Tensor, weight: Tensor, batch: BatchClasses, strength: Strength) -> Tensor:
-        if isinstance(self.statistics, ClassVariances):
-            sigma2_UC = sigma2_diagonal(weight, self.statistics.variance.to(logits.dtype), batch)
-        elif self.statistics is None:
+    def _augmented(
+        self, logits: Tensor, weight: Tensor, targets: Tensor, all_targets: Tensor, strength: Strength
+    ) -> Tensor:
+        statistics, group = self.statistics, self.process_group
+        if isinstance(statistics, PackedStatistics):
+            return add_half_sigma2_packed(logits, targets, weight, statistics, all_targets, strength, group)
+        batch = self._classes(targets)
+        if isinstance(statistics, ClassVariances):
+            sigma2_UC = sigma2_diagonal(weight, statistics.variance.to(logits.dtype), batch)
+        elif statistics is None:
             sigma2_UC = sigma2_common(weight, None, batch)
         elif self.covariance == "shared":
-            sigma2_UC = sigma2_common(weight, self.statistics.covariance[0].to(logits.dtype), batch)
+            sigma2_UC = sigma2_common(weight, statistics.covariance[0].to(logits.dtype), batch)
         else:
-            covariance = self.statistics.covariance.to(logits.dtype)
-            return add_half_sigma2(logits, weight, covariance, batch, strength)
+            return add_half_sigma2(logits, weight, statistics.covariance.to(logits.dtype), batch, strength)
         return logits + (0.5 * strength * sigma2_UC).index_select(0, batch.row_N)
 
     def _classes(self, targets: Tensor) -> BatchClasses:

@@ -54,7 +54,7 @@ def load_weights(network: Network, path: Path, new_head: bool) -> str:
         theirs = "missing" if head is None else f"for {head.shape[0] if head.ndim else 'no'} classes"
         note = f"; its head is {theirs}, and a new one for {network.head.out_features} classes is trained"
         given, expected = _without_head(given), _without_head(expected)
-    elif new_head and network.head.bias is None and given.pop("head.bias", None) is not None:
+    elif new_head and "head.bias" not in expected and given.pop("head.bias", None) is not None:
         note = "; its head's bias is left out, since the loss wants none"
     if misfits := _misfits(given, expected):
         hint = (

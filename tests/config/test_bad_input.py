@@ -16,7 +16,7 @@ from isda_repro.config import build, build_model, compose
         ("++recipe.warmup=3", "adds the key 'recipe.warmup', which nothing reads"),
         ("~seed", "deletes a setting"),
         ("model=wrn", r"there is no model=wrn; model= can be densenet121, .*resnet110, .*wrn28_10"),
-        ("loss=foo", "there is no loss=foo; loss= can be ce, isda"),
+        ("loss=foo", "there is no loss=foo; loss= can be ce, center, .*isda, "),
         ("recipe.schedule.milestones=[80,500]", "has 500, past the last epoch"),
         ("recipe.schedule.milestones=[120,80]", "must be in rising order"),
         ("recipe.schedule.milestones=[0]", "each must be an epoch"),

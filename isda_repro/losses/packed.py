@@ -1,0 +1,161 @@
+"""Full covariances where square matrices do not fit: packed triangles, of which each process may hold a part.
+
+ImageNet's (C = 1000, A = 2048) take 8.4 GB instead of 16.8, and with W processes 8.4 / W GB on each. Matrices are
+unpacked a few at a time, and only those of the classes in a batch.
+
+Shapes: N samples, C classes, A features, U rows, one for each class of the batch, K of them at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from isda_repro.losses.batch_classes import (
+    IGNORED,
+    BatchClasses,
+    classes_present,
+    is_asynchronous,
+    rows_of_fixed_number,
+)
+from isda_repro.losses.statistics import samples_of_each, without_ignored
+from isda_repro.losses.triangles import pack, packed_shape, unpack
+
+CPU_CHUNK_BYTES = 2**24  # of unpacked matrices at a time
+ACCELERATOR_CHUNK_BYTES = 2**28
+
+
+class PackedStatistics(nn.Module):
+    """``ClassStatistics`` with its covariances packed; mean [C, A] and count [C] are the same and on every process.
+
+    Args:
+        num_classes: C.
+        feature_dim: A. The covariances take 2 C A (A + 1) bytes, divided by the number of processes.
+        group: the processes among which the classes are divided, in ranges of the same length; None: this one alone.
+    """
+
+    mean: Tensor
+    packed: Tensor
+    count: Tensor
+
+    def __init__(self, num_classes: int, feature_dim: int, group: dist.ProcessGroup | None = None) -> None:
+        super().__init__()
+        rank, world = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+        self.group, self.each = group, -(-num_classes // world)
+        self.first = min(num_classes, rank * self.each)
+        self.own = min(num_classes, self.first + self.each) - self.first
+        self.own_range = slice(self.first, self.first + self.own)
+        self.register_buffer("mean", torch.zeros(num_classes, feature_dim))
+        self.register_buffer("packed", torch.zeros(self.own, *packed_shape(feature_dim)))
+        self.register_buffer("count", torch.zeros(num_classes, dtype=torch.int64))
+
+    def covariance_of(self, class_number: int) -> Tensor:
+        """One covariance, [A, A]; on the process that holds it.
+
+        Raises:
+            IndexError: another one does.
+        """
+        if not 0 <= class_number - self.first < self.own:
+            raise IndexError(f"class {class_number} is not here, but {self.first} to {self.first + self.own - 1} are")
+        return unpack(self.packed[class_number - self.first], self.mean.shape[1])
+
+    def _is_own(self, targets: Tensor) -> Tensor:
+        return (targets >= self.first) & (targets < self.first + self.own)
+
+    def own_classes(self, targets: Tensor) -> BatchClasses:
+        """The classes of a batch that this process holds, counted from its first; other samples point to any row."""
+        is_own = self._is_own(targets)
+        shifted = targets - self.first
+        if is_asynchronous(targets):
+            return rows_of_fixed_number(torch.where(is_own, shifted, IGNORED), self.own)
+        batch = classes_present(shifted[is_own], self.own)
+        return BatchClasses(batch.classes_U, batch.row_N.new_zeros(len(targets)).masked_scatter(is_own, batch.row_N))
+
+    def chunks(self, batch: BatchClasses) -> Iterator[tuple[slice, Tensor]]:
+        """Unpacked covariances [K, A, A] of the classes of a batch, a few at a time, and which rows these are."""
+        size = self.mean.shape[1]
+        for here in self._slices(batch):
+            yield here, unpack(batch.take(self.packed, here), size)
+
+    def _slices(self, batch: BatchClasses) -> Iterator[slice]:
+        rows = self.own if batch.classes_U is None else len(batch.classes_U)
+        limit = ACCELERATOR_CHUNK_BYTES if is_asynchronous(self.packed) else CPU_CHUNK_BYTES
+        step = max(1, limit // (self.mean.shape[1] ** 2 * self.packed.element_size()))
+        return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+    def whole_state_dict(self) -> dict[str, Tensor] | None:
+        """The ``state_dict`` with the covariances of all processes, on the CPU of the first; None on the others.
+
+        All of them must call it. What ``load_state_dict`` is given may be that, on any number of processes: each takes
+        its own part.
+        """
+        if self.group is None:
+            return {name: tensor.cpu() for name, tensor in self.state_dict().items()}
+        first = dist.get_rank(self.group) == 0
+        classes = len(self.count)
+        whole = torch.empty(classes, *self.packed.shape[1:]) if first else None
+        for start in range(0, classes, self.each):  # a process's part at a time passes through the others
+            part = self.packed.new_empty(min(self.each, classes - start), *self.packed.shape[1:])
+            if start == self.first:
+                part.copy_(self.packed)
+            dist.broadcast(part, group=self.group, group_src=start // self.each)
+            if whole is not None:
+                whole[start : start + len(part)] = part
+        return None if whole is None else {"mean": self.mean.cpu(), "packed": whole, "count": self.count.cpu()}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        packed = state_dict.get(f"{prefix}packed")
+        if isinstance(packed, Tensor) and len(packed) == len(self.count):
+            state_dict = {**state_dict, f"{prefix}packed": packed[self.own_range]}
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    @torch.no_grad()
+    def update(self, features: Tensor, targets: Tensor) -> None:
+        """Merge a batch, of all processes: as ``ClassStatistics.update``."""
+        batch_count_C = samples_of_each(targets, len(self.count))
+        self.count += batch_count_C
+        total_C = self.count.to(self.mean.dtype).clamp_(min=1)
+        batch = self.own_classes(targets)
+        features, known, counts_N1 = without_ignored(features.to(self.mean.dtype), targets)
+        centred_NA = (features - self.mean.index_select(0, known)).mul_(counts_N1)
+        moved_CA = torch.zeros_like(self.mean).index_add_(0, known, centred_NA).div_(total_C[:, None])
+        self.mean += moved_CA
+        centred_NA -= moved_CA.index_select(0, known).mul_(counts_N1)
+        before_C = total_C - batch_count_C
+        shift_CA = moved_CA.mul_(before_C.sqrt()[:, None])
+        shift_UA, total_U, added_U = (batch.take(one[self.own_range]) for one in (shift_CA, total_C, batch_count_C))
+        is_there_U = self.is_there(batch, targets)
+        for here in self._slices(batch):
+            rows_KRA = self._rows(centred_NA, shift_UA[here], targets, batch, here)
+            scatter = pack(torch.bmm(rows_KRA.mT, rows_KRA))
+            factor_K11 = (is_there_U[here] / total_U[here])[:, None, None]
+            self._add(batch, here, scatter, factor_K11, factor_K11 * added_U[here, None, None])
+
+    def _rows(self, centred_NA: Tensor, shift_KA: Tensor, targets: Tensor, batch: BatchClasses, here: slice) -> Tensor:
+        """For each class the shift of its mean and its samples, [K, R, A], in as many rows as the largest needs."""
+        is_own = self._is_own(targets)
+        rows_K = torch.arange(here.start, here.stop, device=targets.device)
+        of_class_KN = (batch.row_N == rows_K[:, None]) & is_own
+        if not is_asynchronous(targets):
+            needed_N = of_class_KN.any(0).nonzero()[:, 0]
+            of_class_KN, centred_NA = of_class_KN[:, needed_N], centred_NA[needed_N]
+        return torch.cat([shift_KA[:, None], centred_NA * of_class_KN[:, :, None]], 1)
+
+    def is_there(self, batch: BatchClasses, targets: Tensor) -> Tensor:
+        """1 for rows that samples point to, 0 for those that fill up their number."""
+        is_own = self._is_own(targets)
+        rows = self.own if batch.classes_U is None else len(batch.classes_U)
+        pointed = self.mean.new_zeros(rows)
+        return pointed.index_add_(0, batch.row_N, is_own.to(pointed.dtype)).clamp_(max=1) if rows else pointed
+
+    def _add(self, batch: BatchClasses, here: slice, scatter: Tensor, factor: Tensor, share: Tensor) -> None:
+        """``packed * (1 - share) + scatter * factor`` for the classes of some rows."""
+        if batch.classes_U is None:
+            self.packed[here].mul_(1 - share).add_(scatter.mul_(factor))
+        else:
+            change = scatter.mul_(factor).sub_(self.packed.index_select(0, batch.classes_U[here]).mul_(share))
+            self.packed.index_add_(0, batch.classes_U[here], change)
