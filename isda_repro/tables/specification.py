@@ -14,6 +14,9 @@
       - {row: "*-110", column: ISDA, set: loss.lambda_0=1, seeds: [0]}                    # them joined by " / "
     paper:                          # in column order: a mean, [mean, std], or null where there is no such cell
       ResNet-32: [[7.39, 0.10], [7.09, 0.12], [31.20, 0.41], [30.27, 0.34]]
+    # or paper: table4, where reported.yaml lists the values of each row in this order; rows that are not here are left
+    variants:                       # what the paper leaves open: table=<name>+<variant> has these cells: after its own
+      dropout: {title: ..., cells: [{row: ISDA, set: model.dropout=0.3}]}
 
 Plain YAML, read without Hydra.
 """
@@ -23,10 +26,11 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
@@ -108,18 +112,29 @@ def load_table(name: str, folder: Path = TABLE_DIR) -> Table:
     Raises:
         UserError: there is no such table, or its file is wrong; the message says where and what can be written.
     """
-    if name not in table_names(folder):
-        raise UserError(f"there is no table={name}; table= can be {', '.join(table_names(folder))}")
+    file, _, variant = name.partition("+")
+    if file not in table_names(folder):
+        raise UserError(f"there is no table={file}; table= can be {', '.join(table_names(folder))}")
     try:
-        spec = OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"))
-        return _table(name, spec)
+        spec = OmegaConf.to_container(OmegaConf.load(folder / f"{file}.yaml"))
+        return _table(name, _with_variant(spec, variant) if variant else spec)
     except UserError as error:
-        raise UserError(f"conf/table/{name}.yaml: {error}") from None
+        raise UserError(f"conf/table/{file}.yaml: {error}") from None
     except Exception as error:  # PyYAML's own hierarchy, which OmegaConf lets through; a label given twice is one
-        raise UserError(f"conf/table/{name}.yaml is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"conf/table/{file}.yaml is not YAML: {' '.join(str(error).split())}") from error
 
 
-_KEYS = ("title", "metric", "baseline", "seeds", "set", "rows", "columns", "cells", "paper")
+_KEYS = ("title", "metric", "baseline", "seeds", "set", "rows", "columns", "cells", "paper", "variants")
+
+
+def _with_variant(spec: Any, name: str) -> Any:
+    """The table with the title and the further exceptions of one of its variants."""
+    variants = spec.get("variants") or {} if isinstance(spec, dict) else {}
+    if name not in variants:
+        raise UserError(f"there is no variant +{name}; there are {', '.join(f'+{one}' for one in variants) or 'none'}")
+    variant = variants[name]
+    _known(variant, ("title", "cells"), f"variants: {name}")
+    return {**spec, "title": variant["title"], "cells": [*(spec.get("cells") or []), *variant["cells"]]}
 
 
 @dataclass(frozen=True)
@@ -145,7 +160,8 @@ def _table(name: str, spec: Any) -> Table:
         for column, column_choices in columns.items()
     }
     _apply_exceptions(cells, spec.get("cells") or [])
-    _apply_paper(cells, spec.get("paper") or {}, list(rows), list(columns))
+    paper = _reported(spec["paper"], rows) if isinstance(spec.get("paper"), str) else spec.get("paper") or {}
+    _apply_paper(cells, paper, list(rows), list(columns))
     slugs = [cell.slug for cell in cells.values()]
     if twice := sorted({slug for slug in slugs if slugs.count(slug) > 1}):
         raise UserError(f"two cells would both be stored as {twice[0]}: give them labels that differ in letters")
@@ -217,6 +233,17 @@ def _apply_exceptions(cells: dict[tuple[Label, Label], Cell], exceptions: list[A
             cell = cells[key]
             seeds = choice.seeds or cell.seeds
             cells[key] = replace(cell, overrides=(*cell.overrides, *choice.overrides), seeds=seeds)
+
+
+def _reported(name: str, rows: Iterable[Label]) -> dict[str, Any]:
+    """What reported.yaml has for our rows: its rows begin with their name, and list ``values`` in column order."""
+    text = (resources.files(__package__) / "reported.yaml").read_text(encoding="utf-8")
+    reported = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(text)))
+    listed = reported.get(name, {}).get("rows", [])
+    if not listed or not all("values" in row for row in listed):
+        raise UserError(f"paper: reported.yaml lists no values under {name}")
+    values = {str(next(iter(row.values()))): row["values"] for row in listed}
+    return {label: values[label] for label in map(_joined, rows) if label in values}
 
 
 def _apply_paper(cells: dict[tuple[Label, Label], Cell], paper: Any, rows: list[Label], columns: list[Label]) -> None:

@@ -101,6 +101,8 @@ def test_the_baseline_is_looked_up_in_its_own_axis(read):
         (SPEC + "paper: {ResNet-32: [1, 2, 3, 4]}", "unknown key ResNet-32"),
         (SPEC + "paper: {ResNet-20: [1, 2]}", "must list 4 values"),
         (SPEC + "paper: {ResNet-20: [1, 2, 3, [4, 5, 6]]}", r"must be a number, \[mean, std\] or null"),
+        (SPEC + "paper: table9", "reported.yaml lists no values under table9"),
+        (SPEC + "paper: table2", "reported.yaml lists no values under table2"),
         ("[1, 2]", "the table must be a mapping"),
         ("rows: [", "is not YAML"),
     ],
@@ -117,11 +119,65 @@ def test_an_unknown_table_lists_those_that_exist():
         load_table("table99")
 
 
-@pytest.mark.parametrize("name", table_names())
+VARIANT = (
+    SPEC
+    + """
+cells: [{row: ResNet-20, set: loss.lambda_0=1}]
+variants:
+  more: {title: Another, cells: [{row: ResNet-110, set: model.dropout=0.1}]}
+"""
+)
+
+
+def test_a_variant_is_the_table_with_a_title_and_exceptions_of_its_own(read, tmp_path):
+    plain, table = read(VARIANT), load_table("some+more", tmp_path)
+    assert (table.name, table.title) == ("some+more", "Another")
+    for cell in table.cells:
+        same = cell_of(plain, cell.row, cell.column).overrides
+        assert cell.overrides == (*same, "model.dropout=0.1") if cell.row == ("ResNet-110",) else same
+
+
+def test_an_unknown_variant_lists_those_that_exist(read, tmp_path):
+    read(VARIANT)
+    with pytest.raises(UserError, match=r"conf/table/some.yaml: there is no variant \+less; there are \+more"):
+        load_table("some+less", tmp_path)
+    read(SPEC)
+    with pytest.raises(UserError, match=r"there is no variant \+more; there are none"):
+        load_table("some+more", tmp_path)
+
+
+def test_the_papers_values_come_from_where_they_were_transcribed():
+    table4, table5 = load_table("table4"), load_table("table5")
+    assert cell_of(table4, ("Center Loss",), ("ResNet-110", "CIFAR-100")).paper == PaperValue(27.85, 0.10)
+    assert cell_of(table5, ("ISDA",), ("CIFAR-100",)).paper == PaperValue(17.98, 0.15)
+    assert all(cell.paper is not None for cell in (*table4.cells, *table5.cells))
+    assert not [cell for cell in table4.cells if cell.row == ("Basic",) and cell.column[0].startswith("Wide")]
+
+
+def test_table_4_with_dropout_differs_in_the_other_losses_on_resnet110_alone():
+    plain, dropout = (expand(load_table(name), config.compose) for name in ("table4", "table4+dropout"))
+    changed = {
+        cell.name
+        for (cell, runs), others in zip(plain.items(), dropout.values(), strict=True)
+        if [run.run_id for run in runs] != [run.run_id for run in others]
+    }
+    methods = ("Large Margin", "Disturb Label", "Focal Loss", "Center Loss", "Lq Loss")
+    assert changed == {f"{method}, ResNet-110, {data}" for method in methods for data in ("CIFAR-10", "CIFAR-100")}
+
+
+@pytest.mark.parametrize("name", [name for name in table_names() if name != "lambda_imagenet"])
 def test_every_table_composes(name):
     table = load_table(name)
     plan = expand(table, config.compose)
     assert [len(runs) for runs in plan.values()] == [len(cell.seeds) for cell in table.cells]
+
+
+def test_the_search_on_imagenet_waits_for_its_data_set_and_for_nothing_else():
+    (cell, *_) = load_table("lambda_imagenet").cells
+    with pytest.raises(UserError, match="there is no dataset=imagenet"):
+        config.compose(list(cell.overrides))
+    for cell in load_table("lambda_imagenet").cells:
+        config.compose(["dataset=cifar10" if one == "dataset=imagenet" else one for one in cell.overrides])
 
 
 def test_a_seed_set_afterwards_is_the_seed_composed(demo):

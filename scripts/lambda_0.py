@@ -1,0 +1,83 @@
+"""lambda_0: what is in force for each network, data set and variant, and what a search proposes. From the root:
+
+python scripts/lambda_0.py                          # conf/lambda_0.yaml, resolved
+python scripts/lambda_0.py table=lambda_cifar       # the best of each finished row of the search, as entries for that file
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from isda_repro.config import CONF_DIR, compose, lambda_0_of
+from isda_repro.errors import UserError, one_sentence_errors
+from isda_repro.options import parse_options
+from isda_repro.tables.aggregate import FilledCell, FilledTable, aggregate
+from isda_repro.tables.plan import expand
+from isda_repro.tables.specification import Label, load_table
+
+IMAGENET = ("resnet50", "resnet101", "resnet152", "densenet121", "densenet265", "resnext50_32x4d", "resnext101_32x8d")
+
+
+@dataclass
+class SearchOptions:
+    """What this script takes."""
+
+    table: str | None = None
+    runs_dir: str = "runs"
+    results_dir: str = "results"
+
+
+def in_force() -> list[str]:
+    """A line for every network of the paper, with each data set and variant of its tables."""
+    networks = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml") if path.stem != "timm")
+    losses = sorted(path.stem for path in (CONF_DIR / "loss").glob("isda*.yaml"))
+    lines = []
+    for network in networks:
+        for dataset in ("imagenet",) if network in IMAGENET else ("cifar10", "cifar100"):
+            variants = losses if network == "wrn28_10" else ["isda"]  # Table 5 has the others on that one alone
+            for loss in variants:
+                entry = lambda_0_of(network, dataset, loss)
+                lines.append(f"{network:22} {dataset:9} {loss:14} {entry['value']:<5g} {entry['source']}")
+    return lines
+
+
+def proposed(filled: FilledTable) -> list[str]:
+    """An entry for each row all of whose cells have finished; for another, what it lacks."""
+    return [_entry(row, [filled.cells[row, column] for column in filled.table.columns]) for row in filled.table.rows]
+
+
+def _entry(row: Label, cells: list[FilledCell]) -> str:
+    missing = [cell.cell.column[-1] for cell in cells if cell.missing or cell.summary is None]
+    if missing:
+        return f"# {', '.join(row)}: not finished at {', '.join(missing)}"
+    errors = {cell.cell.column[-1]: cell.summary.mean for cell in cells if cell.summary is not None}
+    best = min(errors, key=lambda value: errors[value])
+    cell = next(cell for cell in cells if cell.cell.column[-1] == best)
+    choice = compose(list(cell.cell.overrides)).choice
+    seeds = len(cell.cell.seeds)
+    tried = ", ".join(f"{error:.2f}% at {value}" for value, error in errors.items())
+    source = f"our search, n = {seeds}, held-out error {tried}"
+    return (
+        f"- {{loss: {choice.loss}, dataset: {choice.dataset}, model: {choice.model}, value: {best}, "
+        f'source: "{source}"}}'
+    )
+
+
+def main(arguments: list[str]) -> None:
+    """Show, or propose."""
+    options = parse_options(SearchOptions, arguments)
+    if options.table is None:
+        print(*in_force(), sep="\n")
+        return
+    table = load_table(options.table)
+    if not all(any(item.startswith("loss.lambda_0=") for item in cell.overrides) for cell in table.cells):
+        raise UserError(f"table={table.name} is no search for lambda_0: its columns must set loss.lambda_0=")
+    plan = expand(table, compose)
+    filled = aggregate(table, plan, Path(options.runs_dir), Path(options.results_dir), reduced=False)
+    print(*filled.problems, sep="\n", end="\n" if filled.problems else "", file=sys.stderr)
+    print(*proposed(filled), sep="\n")
+
+
+if __name__ == "__main__":
+    with one_sentence_errors():
+        main(sys.argv[1:])
