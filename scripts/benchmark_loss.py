@@ -1,6 +1,6 @@
-"""Time and memory of ISDA: forward, backward and update of the statistics, in float32 on a CPU.
+"""Time and memory of every loss: forward, backward and update of its state, in float32 on a CPU.
 
-    python scripts/benchmark_loss.py                                         # a minute, on an otherwise idle machine
+    python scripts/benchmark_loss.py                                         # 5 minutes, on an otherwise idle machine
     python scripts/benchmark_loss.py output=results/benchmarks/loss_cpu.md   # also writes what it prints
 
 For N samples, C classes, A features, the head and its backward pass included in each, in one process, taking turns:
@@ -8,92 +8,181 @@ For N samples, C classes, A features, the head and its backward pass included in
 - CE: `F.cross_entropy` alone;
 - W Sigma: the product of the head's weight with the covariance of each class in the batch, and nothing else: the least
   that equation 4 can cost with full covariances;
-- ISDA: `ISDALoss`;
-- plain: the form in which the authors compute it (scripts/plain_isda.py).
+- ISDA and its variants: `ISDALoss`; sampled: equation 2 with M draws, `SampledISDALoss`;
+- plain: the forms in which the authors compute it, full and diagonal (scripts/plain_isda.py);
+- Table 4's other losses.
 
-Each ratio is the median over the turns of the ratio within a turn: a machine's clock changes from one second to the
-next, and then does so for both. Memory is the most that is allocated at any time above what was there before the step,
-gradients included, the losses' own buffers not. Exits 1 when a bar is missed.
+Each ratio or difference is the median over the turns of that within a turn: a machine's clock changes from one second
+to the next, and then does so for both. Memory is the most that is allocated at any time above what was there before the
+step, gradients included, the losses' own buffers not. Then: full covariances at ImageNet's size, by packed_cost.py.
+Exits 1 when a bar is missed.
 """
 
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which measures memory, is talkative
 
 import torch
 import torch.nn.functional as F
 from benchmarking import THREADS, conclude, machine, output_argument
-from plain_isda import PlainISDALoss
-from torch import Tensor, nn
+from packed_cost import packed_report
+from plain_isda import PlainDiagonalISDALoss, PlainISDALoss
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from isda_repro.errors import one_sentence_errors
-from isda_repro.losses import ClassStatistics, ISDALoss
+from isda_repro.losses import (
+    CenterLoss,
+    ClassStatistics,
+    CrossEntropy,
+    DisturbLabel,
+    FocalLoss,
+    ISDALoss,
+    LargeMarginSoftmax,
+    LqLoss,
+    SampledISDALoss,
+)
 
 SECONDS_A_TURN = 0.05  # a contender that is quick is repeated this long in each of its turns
+MAKERS: dict[str, Callable[[int, int], nn.Module]] = {
+    "CE": CrossEntropy,
+    "ISDA": ISDALoss,
+    "plain": PlainISDALoss,
+    "packed": partial(ISDALoss, packed=True),
+    "diagonal": partial(ISDALoss, covariance="diagonal"),
+    "plain diagonal": PlainDiagonalISDALoss,
+    "shared": partial(ISDALoss, covariance="shared"),
+    "identity": partial(ISDALoss, covariance="identity"),
+    "sampled, M = 1": partial(SampledISDALoss, samples=1),
+    "sampled, M = 10": partial(SampledISDALoss, samples=10),
+    "focal": FocalLoss,
+    "Lq": LqLoss,
+    "center": CenterLoss,
+    "large margin": LargeMarginSoftmax,
+    "disturb label": DisturbLabel,
+}
+PRODUCT = "W Sigma"
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A batch, and its bars: at most ``over_ce`` or ``over_product`` as slow, at least ``over_plain`` times faster."""
+class Bar:
+    """``first`` against ``second``, in ``measure``: times, ms above, or memory; ``limit`` is the most, or the least."""
+
+    first: str
+    second: str
+    measure: str
+    limit: float
+    at_least: bool = False
+
+    def __str__(self) -> str:
+        sign = {"times": f"{self.first} / {self.second}", "ms above": f"{self.first} - {self.second}, ms"}
+        what = sign.get(self.measure, f"{self.first} / {self.second}, memory")
+        return f"{what}, at {'least' if self.at_least else 'most'}"
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Contenders on one batch, and their bars."""
 
     samples: int
     classes: int
     features: int
-    over_ce: float | None
-    over_product: float | None
-    over_plain: float
-    memory_of_plain: float | None
+    contenders: Sequence[str]
+    bars: Sequence[Bar]
     turns: int
 
+    @property
+    def name(self) -> str:
+        """The shape."""
+        return f"{self.samples}, {self.classes}, {self.features}"
 
-SHAPES = [
-    Shape(128, 10, 64, 6, None, 3, None, turns=25),
-    Shape(128, 100, 64, 15, None, 7, None, turns=25),
-    Shape(128, 10, 640, None, 6, 18, 1 / 3, turns=9),
-    Shape(128, 100, 640, None, 3, 8, 1 / 3, turns=9),
+
+FULL = ("CE", PRODUCT, "ISDA", "plain")
+OTHERS = ("focal", "Lq", "center", "large margin", "disturb label")
+
+
+def _full(over_plain: float, over_ce: float | None = None, over_product: float | None = None) -> list[Bar]:
+    bars = [Bar("plain", "ISDA", "times", over_plain, at_least=True)]
+    bars += [Bar("ISDA", "CE", "times", over_ce)] if over_ce else []
+    if over_product:
+        bars += [Bar("ISDA", PRODUCT, "times", over_product), Bar("ISDA", "plain", "memory", 1 / 3)]
+    return bars
+
+
+def _diagonal(over_plain: float) -> list[Bar]:
+    speed = Bar("plain diagonal", "diagonal", "times", over_plain, at_least=True)
+    return [speed, Bar("diagonal", "plain diagonal", "memory", 1 / 15)]
+
+
+CONTESTS = [
+    Contest(128, 10, 64, FULL, _full(3, over_ce=6), turns=25),
+    Contest(128, 100, 64, (*FULL, "sampled, M = 1", "sampled, M = 10"), _full(7, over_ce=15), turns=25),
+    Contest(128, 10, 640, FULL, _full(18, over_product=6), turns=9),
+    Contest(
+        *(128, 100, 640),
+        (*FULL, "packed", "sampled, M = 1", "sampled, M = 10"),
+        _full(8, over_product=2),
+        turns=9,
+    ),
+    Contest(
+        *(128, 100, 640),
+        ("CE", *OTHERS, "diagonal", "shared", "identity"),
+        [
+            Bar("focal", "CE", "ms above", 0.3),
+            Bar("Lq", "CE", "ms above", 0.3),
+            Bar("center", "CE", "ms above", 0.5),
+            Bar("large margin", "CE", "ms above", 1.2),
+        ],
+        turns=25,
+    ),
+    Contest(64, 1000, 2048, ("CE", "diagonal", "plain diagonal"), _diagonal(90), turns=5),
+    Contest(256, 1000, 2048, ("CE", "diagonal", "plain diagonal"), _diagonal(180), turns=3),
 ]
 
 
-class Contenders:
-    """The four steps on one random batch, features as after a ReLU."""
+class Steps:
+    """The steps of all contenders on one random batch, features as after a ReLU."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, contest: Contest) -> None:
         torch.manual_seed(0)
-        self.targets = torch.randint(shape.classes, (shape.samples,))
-        self.features = torch.randn(shape.samples, shape.features).relu().requires_grad_()
-        self.head = nn.Linear(shape.features, shape.classes)
-        self.isda = ISDALoss(shape.classes, shape.features)
-        self.plain = PlainISDALoss(shape.classes, shape.features)
+        self.targets = torch.randint(contest.classes, (contest.samples,))
+        self.features = torch.randn(contest.samples, contest.features).relu().requires_grad_()
+        sizes = contest.classes, contest.features
+        self.steps: dict[str, Callable[[], None]] = {}
+        for name in contest.contenders:
+            self.steps[name] = self._product(*sizes) if name == PRODUCT else self._step(MAKERS[name](*sizes), *sizes)
+
+    def _step(self, criterion: nn.Module, classes: int, width: int) -> Callable[[], None]:
+        head = nn.Linear(width, classes, bias=getattr(criterion, "uses_head_bias", True))
+
+        def step() -> None:
+            self.features.grad = None
+            head.zero_grad()
+            criterion.zero_grad()
+            logits = head(self.features)
+            if isinstance(criterion, CrossEntropy):
+                F.cross_entropy(logits, self.targets).backward()
+            else:
+                criterion(self.features, logits, self.targets, head=head, progress=0.5).backward()
+
+        return step
+
+    def _product(self, classes: int, width: int) -> Callable[[], None]:
+        statistics_of_classes, weight = ClassStatistics(classes, width), torch.randn(classes, width)
         present = self.targets.unique().tolist()
-        statistics = self.isda.statistics
-        assert isinstance(statistics, ClassStatistics)
-        self.covariances = [statistics.covariance[class_number] for class_number in present]
-        self.steps: dict[str, Callable[[], None]] = {
-            "CE": lambda: self._step(lambda logits: F.cross_entropy(logits, self.targets)),
-            "W Sigma": self._product,
-            "ISDA": lambda: self._step(lambda logits: self._criterion(self.isda, logits)),
-            "plain": lambda: self._step(lambda logits: self._criterion(self.plain, logits)),
-        }
+        covariances = [statistics_of_classes.covariance[class_number] for class_number in present]
 
-    def _criterion(self, criterion: nn.Module, logits: Tensor) -> Tensor:
-        loss: Tensor = criterion(self.features, logits, self.targets, head=self.head, progress=0.5)
-        return loss
+        def step() -> None:
+            for covariance in covariances:
+                torch.mm(weight, covariance)
 
-    def _step(self, loss: Callable[[Tensor], Tensor]) -> None:
-        self.features.grad = None
-        self.head.zero_grad()
-        loss(self.head(self.features)).backward()
-
-    def _product(self) -> None:
-        weight = self.head.weight.detach()
-        for covariance in self.covariances:
-            torch.mm(weight, covariance)
+        return step
 
 
 def turn(step: Callable[[], None]) -> float:
@@ -120,70 +209,53 @@ def peak_mib(step: Callable[[], None]) -> float:
     return peak / 2**20
 
 
-Times = dict[str, list[float]]
-
-
-def measure(shape: Shape) -> tuple[Times, dict[str, float]]:
+def measure(contest: Contest) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Milliseconds in each turn and peak MiB of each contender."""
-    contenders = Contenders(shape)
-    times: Times = {name: [] for name in contenders.steps}
-    for _ in range(shape.turns):
-        for name, step in contenders.steps.items():
+    steps = Steps(contest).steps
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(contest.turns):
+        for name, step in steps.items():
             times[name].append(turn(step))
-    memory = {name: peak_mib(contenders.steps[name]) for name in ("CE", "ISDA", "plain")}
-    return times, memory
+    return times, {name: peak_mib(step) for name, step in steps.items()}
 
 
-def ratio_of(times: Times, slower: str, quicker: str) -> float:
-    """Median over the turns of the ratio of two contenders."""
-    return statistics.median(a / b for a, b in zip(times[slower], times[quicker], strict=True))
-
-
-def judge(shape: Shape, times: Times, memory: dict[str, float]) -> list[tuple[str, float, float, bool]]:
-    """What is compared, the ratio found, the bar, and whether it holds."""
-    found = []
-    if shape.over_ce is not None:
-        ratio = ratio_of(times, "ISDA", "CE")
-        found.append(("ISDA / CE, at most", ratio, shape.over_ce, ratio <= shape.over_ce))
-    if shape.over_product is not None:
-        ratio = ratio_of(times, "ISDA", "W Sigma")
-        found.append(("ISDA / W Sigma, at most", ratio, shape.over_product, ratio <= shape.over_product))
-    ratio = ratio_of(times, "plain", "ISDA")
-    found.append(("plain / ISDA, at least", ratio, shape.over_plain, ratio >= shape.over_plain))
-    if shape.memory_of_plain is not None:
-        ratio = memory["ISDA"] / memory["plain"]
-        found.append(("memory, ISDA / plain, at most", ratio, shape.memory_of_plain, ratio <= shape.memory_of_plain))
-    return found
+def found(bar: Bar, times: dict[str, list[float]], memory: dict[str, float]) -> float:
+    """The figure that a bar is about."""
+    if bar.measure == "memory":
+        return memory[bar.first] / memory[bar.second]
+    pairs = zip(times[bar.first], times[bar.second], strict=True)
+    return statistics.median(a - b if bar.measure == "ms above" else a / b for a, b in pairs)
 
 
 def main() -> None:
     """Measure, report, hold the bars."""
     output = output_argument(sys.argv[1:])
     torch.set_num_threads(THREADS)
-    turns = " or ".join(str(count) for count in sorted({shape.turns for shape in SHAPES}))
     lines = [
-        "# ISDA: milliseconds and peak memory of one step, float32, CPU",
+        "# The losses: milliseconds and peak memory of one step, float32, CPU",
         "",
-        f"`python scripts/benchmark_loss.py`: head, forward, backward and statistics; medians over {turns} turns",
-        "(of the ratios too), the contenders interleaved in one process. CE is F.cross_entropy alone, W Sigma the",
-        "product with the covariances of the classes in the batch alone, plain the form in which the authors compute",
-        "ISDA. Memory in MiB, the most above what was there before the step (the losses' buffers).",
+        "`python scripts/benchmark_loss.py`: head, forward, backward and update; medians over the turns (of the ratios",
+        "too), the contenders of a shape interleaved in one process. CE is F.cross_entropy alone, W Sigma the product",
+        "with the covariances of the classes in the batch alone, plain the forms in which the authors compute ISDA.",
+        "Memory in MiB, the most above what was there before the step (the losses' buffers).",
         "",
-        "| N, C, A | CE ms | W Sigma ms | ISDA ms | plain ms | CE MiB | ISDA MiB | plain MiB |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| N, C, A | loss | ms | / CE | MiB |",
+        "| --- | --- | ---: | ---: | ---: |",
     ]
-    bars = ["", "| N, C, A | ratio | found | bar |", "| --- | --- | ---: | ---: |"]
+    bars = ["", "| N, C, A | | found | bar |", "| --- | --- | ---: | ---: |"]
     missed = []
-    for shape in SHAPES:
-        times, memory = measure(shape)
-        name = f"{shape.samples}, {shape.classes}, {shape.features}"
-        cells = [f"{value:.3g}" for value in (*map(statistics.median, times.values()), *memory.values())]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-        for what, ratio, bar, holds in judge(shape, times, memory):
-            bars.append(f"| {name} | {what} | {ratio:.3g} | {bar:.3g} |")
-            if not holds:
-                missed.append(f"({name}) {what} {bar:.3g}, found {ratio:.2f}")
-    conclude([*lines, *bars, "", *machine()], missed, output)
+    for contest in CONTESTS:
+        times, memory = measure(contest)
+        for name, values in times.items():
+            over_ce = found(Bar(name, "CE", "times", 0), times, memory)
+            cells = (f"{statistics.median(values):.3g}", f"{over_ce:.3g}", f"{memory[name]:.3g}")
+            lines.append(f"| {contest.name} | {name} | {' | '.join(cells)} |")
+        for bar in contest.bars:
+            value = found(bar, times, memory)
+            bars.append(f"| {contest.name} | {bar} | {value:.3g} | {bar.limit:.3g} |")
+            if value < bar.limit if bar.at_least else value > bar.limit:
+                missed.append(f"({contest.name}) {bar} {bar.limit:.3g}, found {value:.3g}")
+    conclude([*lines, *bars, "", *packed_report(), "", *machine()], missed, output)
 
 
 if __name__ == "__main__":

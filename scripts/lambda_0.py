@@ -1,7 +1,7 @@
 """lambda_0: what is in force for each network, data set and variant, and what a search proposes. From the root:
 
 python scripts/lambda_0.py                          # conf/lambda_0.yaml, resolved
-python scripts/lambda_0.py table=lambda_cifar       # the best of each finished row of the search, as entries for that file
+python scripts/lambda_0.py table=lambda_cifar       # the best of each row of that search, as entries for it
 """
 
 import sys

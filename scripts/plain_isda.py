@@ -67,3 +67,47 @@ class PlainISDALoss(nn.Module):
         weight = amount / (amount + count.expand_as(amount))
         weight[weight != weight] = 0
         return weight
+
+
+class PlainDiagonalISDALoss(nn.Module):
+    """The same for diagonal covariances, the authors' form on ImageNet: per sample, in tensors of N x C x A."""
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+
+    def __init__(self, num_classes: int, feature_dim: int, lambda_0: float = 0.5) -> None:
+        super().__init__()
+        self.num_classes, self.lambda_0 = num_classes, lambda_0
+        self.register_buffer("mean", torch.zeros(num_classes, feature_dim))
+        self.register_buffer("variance", torch.zeros(num_classes, feature_dim))
+        self.register_buffer("count", torch.zeros(num_classes))
+
+    def forward(self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float) -> Tensor:
+        """Update the statistics, then the loss."""
+        self._update(features.detach(), targets)
+        samples, width = features.shape
+        weight_NCA = head.weight.expand(samples, self.num_classes, width)
+        own_NCA = weight_NCA.gather(1, targets.view(samples, 1, 1).expand(samples, self.num_classes, width))
+        variance_NCA = self.variance[targets].view(samples, 1, width).expand(samples, self.num_classes, width)
+        sigma2_NC = (weight_NCA - own_NCA).pow(2).mul(variance_NCA).sum(2)
+        return F.cross_entropy(logits + 0.5 * progress * self.lambda_0 * sigma2_NC, targets)
+
+    @torch.no_grad()
+    def _update(self, features: Tensor, targets: Tensor) -> None:
+        samples, width = features.shape
+        classes = self.num_classes
+        one_hot_NC = features.new_zeros(samples, classes).scatter_(1, targets[:, None], 1)
+        mask_NCA = one_hot_NC[:, :, None].expand(samples, classes, width)
+        masked_NCA = features[:, None, :].expand(samples, classes, width).mul(mask_NCA)
+        safe_CA = mask_NCA.sum(0)
+        safe_CA[safe_CA == 0] = 1
+        batch_mean_CA = masked_NCA.sum(0) / safe_CA
+        batch_variance_CA = (masked_NCA - batch_mean_CA.expand(samples, classes, width).mul(mask_NCA)).pow(2).sum(0)
+        amount_CA = one_hot_NC.sum(0)[:, None].expand(classes, width)
+        weight_CA = amount_CA / (amount_CA + self.count[:, None].expand(classes, width))
+        weight_CA[weight_CA != weight_CA] = 0
+        shift_CA = weight_CA.mul(1 - weight_CA).mul((self.mean - batch_mean_CA).pow(2))
+        self.variance = self.variance.mul(1 - weight_CA) + (batch_variance_CA / safe_CA).mul(weight_CA) + shift_CA
+        self.mean = self.mean.mul(1 - weight_CA) + batch_mean_CA.mul(weight_CA)
+        self.count = self.count + one_hot_NC.sum(0)

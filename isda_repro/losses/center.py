@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from isda_repro.losses.batch_classes import is_asynchronous
 from isda_repro.losses.criterion import Criterion
-from isda_repro.losses.statistics import samples_of_each, without_ignored
+from isda_repro.losses.statistics import only, samples_of_each, without_ignored
 
 
 class CenterLoss(Criterion):
@@ -77,7 +77,7 @@ class _Pull(torch.autograd.Function):
     def forward(ctx: Any, features_NA: Tensor, centers_CA: Tensor, targets_N: Tensor, weight: float) -> Tensor:
         counts_C = samples_of_each(targets_N, len(centers_CA))
         features_NA, targets_N, counts_N1 = without_ignored(features_NA, targets_N)
-        away_NA = (features_NA - centers_CA.index_select(0, targets_N)).mul_(counts_N1)
+        away_NA = only(counts_N1, features_NA - centers_CA.index_select(0, targets_N))
         samples = counts_C.sum().clamp(min=1).to(away_NA.dtype) if is_asynchronous(targets_N) else len(targets_N)
         ctx.save_for_backward(away_NA, targets_N, counts_C)
         ctx.factor = weight / samples

@@ -22,7 +22,7 @@ from isda_repro.losses.batch_classes import (
     is_asynchronous,
     rows_of_fixed_number,
 )
-from isda_repro.losses.statistics import samples_of_each, without_ignored
+from isda_repro.losses.statistics import only, samples_of_each, without_ignored
 from isda_repro.losses.triangles import pack, packed_shape, unpack
 
 CPU_CHUNK_BYTES = 2**24  # of unpacked matrices at a time
@@ -121,10 +121,10 @@ class PackedStatistics(nn.Module):
         total_C = self.count.to(self.mean.dtype).clamp_(min=1)
         batch = self.own_classes(targets)
         features, known, counts_N1 = without_ignored(features.to(self.mean.dtype), targets)
-        centred_NA = (features - self.mean.index_select(0, known)).mul_(counts_N1)
+        centred_NA = only(counts_N1, features - self.mean.index_select(0, known))
         moved_CA = torch.zeros_like(self.mean).index_add_(0, known, centred_NA).div_(total_C[:, None])
         self.mean += moved_CA
-        centred_NA -= moved_CA.index_select(0, known).mul_(counts_N1)
+        centred_NA -= only(counts_N1, moved_CA.index_select(0, known))
         before_C = total_C - batch_count_C
         shift_CA = moved_CA.mul_(before_C.sqrt()[:, None])
         shift_UA, total_U, added_U = (batch.take(one[self.own_range]) for one in (shift_CA, total_C, batch_count_C))

@@ -31,13 +31,33 @@ def sigma2_diagonal(weight: Tensor, variance: Tensor, batch: BatchClasses) -> Te
     Returns:
         [U, C], at least 0, and exactly 0 where j = c.
     """
-    weight_CA = _around_zero(weight)
-    own_UA = batch.take(weight_CA)
-    variance_UA = variance.clone() if batch.classes_U is None else batch.take(variance)  # the backward pass needs it
-    scaled_UA = own_UA * variance_UA
-    of_squares_UC = torch.mm(variance_UA, weight_CA.square().T)
-    mixed_UC = torch.addmm(of_squares_UC, scaled_UA, weight_CA.T, alpha=-2)
-    return _variances(mixed_UC + torch.linalg.vecdot(scaled_UA, own_UA)[:, None], batch)
+    result: Tensor = _Sigma2Diagonal.apply(weight, variance, batch)
+    return _variances(result, batch)
+
+
+class _Sigma2Diagonal(torch.autograd.Function):
+    """With factors f for sigma2, the gradient of w_j is 2 sum_u f_uj v_c (w_j - w_c), less the same for each w_c summed
+    over j: three products, and no more passes over [C, A] than they need.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight_CA: Tensor, variance_CA: Tensor, batch: BatchClasses) -> Tensor:
+        weight_CA = _around_zero(weight_CA)
+        own_UA = batch.take(weight_CA)
+        variance_UA = variance_CA.clone() if batch.classes_U is None else batch.take(variance_CA)
+        scaled_UA = own_UA * variance_UA
+        ctx.save_for_backward(weight_CA, variance_UA, scaled_UA, *batch)
+        sigma2_UC = torch.mm(variance_UA, weight_CA.square().T).addmm_(scaled_UA, weight_CA.T, alpha=-2)
+        return sigma2_UC.add_(torch.linalg.vecdot(scaled_UA, own_UA)[:, None])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        factor_UC = 2 * gradients[0]
+        weight_CA, variance_UA, scaled_UA, classes_U, _ = ctx.saved_tensors
+        of_weight_CA = torch.mm(factor_UC.T, variance_UA).mul_(weight_CA).addmm_(factor_UC.T, scaled_UA, alpha=-1)
+        of_own_UA = torch.mm(factor_UC, weight_CA).mul_(variance_UA).sub_(factor_UC.sum(1)[:, None] * scaled_UA)
+        return _less_own(of_weight_CA, of_own_UA, classes_U), None, None
 
 
 def sigma2_common(weight: Tensor, covariance: Tensor | None, batch: BatchClasses) -> Tensor:
@@ -73,16 +93,19 @@ class _Sigma2Common(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (factor_UC,) = gradients
+        factor_UC = 2 * gradients[0]
         products_CA, classes_U, row_N = ctx.saved_tensors
         own_UA = BatchClasses(classes_U, row_N).take(products_CA)
-        of_weight_CA = factor_UC.sum(0)[:, None] * products_CA - factor_UC.T @ own_UA
-        of_own_UA = factor_UC @ products_CA - factor_UC.sum(1)[:, None] * own_UA
-        if classes_U is None:
-            of_weight_CA -= of_own_UA
-        else:
-            of_weight_CA.index_add_(0, classes_U, of_own_UA, alpha=-1)
-        return of_weight_CA.mul_(2), None, None
+        of_weight_CA = (products_CA * factor_UC.sum(0)[:, None]).addmm_(factor_UC.T, own_UA, alpha=-1)
+        of_own_UA = torch.mm(factor_UC, products_CA).sub_(factor_UC.sum(1)[:, None] * own_UA)
+        return _less_own(of_weight_CA, of_own_UA, classes_U), None, None
+
+
+def _less_own(of_weight_CA: Tensor, of_own_UA: Tensor, classes_U: Tensor | None) -> Tensor:
+    """Changes and returns the first: each w_c is in all differences of its row, with a minus."""
+    if classes_U is None:
+        return of_weight_CA.sub_(of_own_UA)
+    return of_weight_CA.index_add_(0, classes_U, of_own_UA, alpha=-1)
 
 
 def _around_zero(weight_CA: Tensor) -> Tensor:

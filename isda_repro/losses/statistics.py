@@ -53,10 +53,10 @@ class ClassStatistics(nn.Module):
         count_C += batch_count_C
         total_C = count_C.to(mean_CA.dtype).clamp_(min=1)
         features, targets, counts_N1 = without_ignored(features.to(mean_CA.dtype), targets)
-        centred_NA = (features - mean_CA.index_select(0, targets)).mul_(counts_N1)
+        centred_NA = only(counts_N1, features - mean_CA.index_select(0, targets))
         moved_CA = torch.zeros_like(mean_CA).index_add_(0, targets, centred_NA).div_(total_C[:, None])
         mean_CA += moved_CA  # zero for an absent class, which stays as it was
-        centred_NA -= moved_CA.index_select(0, targets).mul_(counts_N1)
+        centred_NA -= only(counts_N1, moved_CA.index_select(0, targets))
         keep_C = before_C / total_C
         shift_CA = moved_CA.mul_(before_C.sqrt_()[:, None])
         if covariance_CAA.nbytes > BATCHED_BYTES and not is_asynchronous(features):
@@ -106,9 +106,14 @@ def samples_of_each(targets: Tensor, num_classes: int) -> Tensor:
     return torch.bincount(targets, minlength=num_classes)
 
 
-def without_ignored(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
-    """Features and targets that can be calculated with, and what to multiply a sample's share with: 0 if ignored."""
+def without_ignored(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Features and targets that can be calculated with; and for each sample 0 if it is ignored, else 1 (None: all)."""
     if not is_asynchronous(targets):
-        return features, targets, 1  # those ignored have been taken out
+        return features, targets, None  # those ignored have been taken out
     counts_N1 = (targets != IGNORED)[:, None]
     return torch.where(counts_N1, features, 0), without_negative(targets), counts_N1.to(features.dtype)
+
+
+def only(counts_N1: Tensor | None, of_samples: Tensor) -> Tensor:
+    """``of_samples`` [N, A], in place 0 where a sample is ignored."""
+    return of_samples if counts_N1 is None else of_samples.mul_(counts_N1)

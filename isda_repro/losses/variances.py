@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from isda_repro.losses.batch_classes import BatchClasses, classes_present, is_asynchronous
-from isda_repro.losses.statistics import samples_of_each, without_ignored
+from isda_repro.losses.statistics import only, samples_of_each, without_ignored
 
 
 class ClassVariances(nn.Module):
@@ -49,10 +49,10 @@ class ClassVariances(nn.Module):
         mean_UA, variance_UA = batch.take(self.mean), batch.take(self.variance)
         total_U1 = batch.take(self.count).to(mean_UA.dtype).clamp_(min=1)[:, None]
         before_U1 = total_U1 - batch.take(batch_count_C)[:, None]
-        centred_NA = (features - mean_UA.index_select(0, batch.row_N)).mul_(counts_N1)
+        centred_NA = only(counts_N1, features - mean_UA.index_select(0, batch.row_N))
         moved_UA = torch.zeros_like(mean_UA).index_add_(0, batch.row_N, centred_NA).div_(total_U1)
         mean_UA += moved_UA
-        centred_NA -= moved_UA.index_select(0, batch.row_N).mul_(counts_N1)
+        centred_NA -= only(counts_N1, moved_UA.index_select(0, batch.row_N))
         share_of_sums_UA = moved_UA.square_().mul_(before_U1).index_add_(0, batch.row_N, centred_NA.square_())
         variance_UA.mul_(before_U1 / total_U1).add_(share_of_sums_UA.div_(total_U1))
         if batch.classes_U is not None:  # else they are views, and all is in its place

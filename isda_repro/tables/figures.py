@@ -7,15 +7,18 @@ seeds, in a band from the smallest to the largest. Dotted verticals mark the dro
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from isda_repro.tables.aggregate import FilledCell, FilledTable
 from isda_repro.tables.records import read_result
 from isda_repro.tables.specification import Label
+
+if TYPE_CHECKING:  # matplotlib takes half a second to import
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; each with a dash pattern and a marker of its own.
 LOOKS: tuple[tuple[str, Any, str], ...] = (
@@ -71,6 +74,11 @@ def draw_curves(filled: FilledTable, path: Path) -> list[Path]:
     if not panels:
         return []
     abreast = len({column[:-1] for column in filled.table.columns})
+    return write_figure(path, lambda: _figure(panels, filled.evaluated_on, abreast))
+
+
+def write_figure(path: Path, make: Callable[[], Figure]) -> list[Path]:
+    """Write what ``make`` draws to ``path`` and its twin, as PNG and SVG, in our style; the same bytes each time."""
     import matplotlib as mpl
 
     with mpl.rc_context():
@@ -81,8 +89,7 @@ def draw_curves(filled: FilledTable, path: Path) -> list[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         for file in paths:
             undated: dict[str, Any] = {"Date": None} if file.suffix == ".svg" else {"Software": None}
-            figure = _figure(panels, filled.evaluated_on, abreast)  # anew: saving one moves its parts by a hair
-            figure.savefig(file, dpi=200, metadata=undated)
+            make().savefig(file, dpi=200, metadata=undated)  # drawn anew: saving moves its parts by a hair
     return paths
 
 
@@ -127,7 +134,7 @@ def learning_rate_drops(rates: Sequence[float]) -> list[int]:
 # ------------------------------------------------------------------------------------------------------------- drawing
 
 
-def _figure(panels: dict[str, dict[str, Curve]], evaluated_on: str, abreast: int = 1) -> Any:
+def _figure(panels: dict[str, dict[str, Curve]], evaluated_on: str, abreast: int = 1) -> Figure:
     """``abreast``: the panels of one row of the table, which stand side by side if they can."""
     from matplotlib.figure import Figure
 

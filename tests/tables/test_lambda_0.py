@@ -1,4 +1,4 @@
-"""lambda_0 and the other settings of the losses: the paper's where it has them, with their source, and their searches."""
+"""lambda_0 and the other settings of the losses: the paper's where it has them, their source, and their searches."""
 
 import fnmatch
 from dataclasses import replace

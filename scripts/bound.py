@@ -1,0 +1,141 @@
+"""Draw the closed form against explicit sampling, for the features of a finished ISDA run. From the repository root:
+
+python scripts/bound.py run=runs/<run_id>                                     # one of table=demo, for example
+python scripts/bound.py run=runs/<run_id> figure=results/figures/bound.png    # and .svg
+
+For lambda from 0 on: equation 4; the expectation that it bounds (equation 3); and, with M draws for each image
+(equation 2), where 90% of the estimates lie. The first evaluated images, the network's head, the run's covariances.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from evaluate import EvaluateOptions, of_a_run
+from matplotlib.figure import Figure
+from omegaconf import MISSING
+from torch import Tensor, nn
+
+from isda_repro.config import build
+from isda_repro.errors import UserError, one_sentence_errors
+from isda_repro.losses import ClassStatistics, ISDALoss
+from isda_repro.losses.batch_classes import BatchClasses
+from isda_repro.losses.quadratic import add_half_sigma2
+from isda_repro.losses.sampled import root
+from isda_repro.options import parse_options
+from isda_repro.tables.figures import write_figure
+
+DRAWS = (1, 10, 100, 1000)
+ESTIMATES = 100  # of the largest number of draws; the smaller ones are parts of it
+SAMPLES = 64
+LAMBDAS = torch.linspace(0, 4, 9)
+
+
+@dataclass
+class BoundOptions:
+    """What this script takes."""
+
+    run: str = MISSING
+    figure: str = "runs/bound.png"
+    data_dir: str | None = None
+
+
+class Curves(NamedTuple):
+    """For each lambda: cross-entropy's bound, its expectation, and for each M its 5% and 95% quantile."""
+
+    closed: Tensor
+    expected: Tensor
+    bands: dict[int, Tensor]  # [2, lambdas]
+
+
+class Features(NamedTuple):
+    """Of a batch, with the head and the covariances of the run."""
+
+    features: Tensor
+    targets: Tensor
+    head: nn.Linear
+    covariance: Tensor
+
+
+def features_of(options: BoundOptions) -> Features:
+    """Run the network once."""
+    from isda_repro.training import parts
+    from isda_repro.training.checkpoint import load
+    from isda_repro.training.compute import resolve
+
+    cfg, path = of_a_run(EvaluateOptions(run=options.run, device="cpu", data_dir=options.data_dir))
+    cfg.compute.precision = "fp32"
+    compute = resolve(cfg.compute)
+    network = parts.build_network(cfg, build(cfg.dataset.source), compute)
+    criterion = parts.build_criterion(cfg, network, compute)
+    if not (isinstance(criterion, ISDALoss) and isinstance(criterion.statistics, ClassStatistics)):
+        raise UserError(f"{options.run} has loss={cfg.choice.loss}, and this needs the covariances of loss=isda")
+    state = load(path)
+    network.load_state_dict(state["network"])
+    criterion.load_state_dict(state["criterion"])
+    images, targets = next(iter(parts.build_loaders(cfg, build(cfg.dataset.source), compute)[1].epoch(0)))
+    with torch.no_grad():
+        features = network.eval()(images[:SAMPLES]).features
+    return Features(features, targets[:SAMPLES], network.head, criterion.statistics.covariance)
+
+
+@torch.no_grad()
+def curves(batch: Features) -> Curves:
+    """Equation 4 exactly, equations 2 and 3 by ``ESTIMATES`` times 1000 draws for each image."""
+    features, targets, head, covariance = batch
+    classes = BatchClasses(None, targets)
+    closed = [
+        F.cross_entropy(add_half_sigma2(head(features), head.weight, covariance, classes, float(strength)), targets)
+        for strength in LAMBDAS
+    ]
+    root_NAA = root(covariance)[targets].float()
+    labels_NM = targets[:, None].expand(-1, DRAWS[-1])
+    estimates: dict[int, list[Tensor]] = {draws: [] for draws in DRAWS}
+    for _ in range(ESTIMATES):
+        # the logits of the noise, [N, M, C]; that of lambda is sqrt(lambda) times as large
+        moved_NMC = torch.randn(len(targets), DRAWS[-1], features.shape[1]) @ (root_NAA.mT @ head.weight.T)
+        of_lambdas = []
+        for strength in LAMBDAS:
+            logits_NMC = head(features)[:, None] + strength.sqrt() * moved_NMC
+            of_lambdas.append(F.cross_entropy(logits_NMC.mT, labels_NM, reduction="none").mean(0))
+        losses = torch.stack(of_lambdas, 1)  # [M, lambdas], a mean over the images each
+        for draws in DRAWS:
+            estimates[draws].append(losses[:draws].mean(0))
+    found = {draws: torch.stack(values) for draws, values in estimates.items()}
+    bands = {draws: values.quantile(torch.tensor([0.05, 0.95]), 0) for draws, values in found.items()}
+    return Curves(torch.stack(closed), found[DRAWS[-1]].mean(0), bands)
+
+
+def figure_of(result: Curves) -> Figure:
+    """In black and shades of grey."""
+    figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for shade, (draws, band) in zip(("0.92", "0.82", "0.68", "0.45"), result.bands.items(), strict=True):
+        label = f"90% of estimates with {draws} draw{'s' if draws > 1 else ''} an image"
+        axes.fill_between(LAMBDAS, *band, color=shade, linewidth=0, label=label)
+    axes.plot(LAMBDAS, result.expected, "k--", label="their expectation (equation 3)")
+    axes.plot(LAMBDAS, result.closed, "k-", marker="o", markersize=3.5, label="closed form (equation 4)")
+    axes.set(xlabel="λ", ylabel="cross-entropy", xlim=(0, float(LAMBDAS[-1])), ylim=(0, None))
+    axes.legend(loc="upper left", fontsize=8.5)
+    return figure
+
+
+def main(arguments: list[str]) -> None:
+    """Compute, draw, print."""
+    options = parse_options(BoundOptions, arguments)
+    torch.manual_seed(0)
+    result = curves(features_of(options))
+    paths = write_figure(Path(options.figure), lambda: figure_of(result))
+    print("lambda  closed form  expectation  90% of estimates: " + ", ".join(f"M = {draws}" for draws in DRAWS))
+    for index, strength in enumerate(LAMBDAS):
+        bands = "  ".join(f"{band[0, index]:.3f}-{band[1, index]:.3f}" for band in result.bands.values())
+        print(f"{strength:6.2f}  {result.closed[index]:11.3f}  {result.expected[index]:11.3f}  {bands}")
+    print(f"figure: {paths[0]}")
+
+
+if __name__ == "__main__":
+    with one_sentence_errors():
+        main(sys.argv[1:])
