@@ -28,7 +28,7 @@ class Classifier(lightning.LightningModule):
         images, targets = batch
         features = self.backbone(images)
         logits = self.head(features)
-        progress = self.global_step / self.trainer.estimated_stepping_batches  #
+        progress = self.global_step / self.trainer.estimated_stepping_batches if self.training else 1.0  #
         return self.criterion(features, logits, targets, head=self.head, progress=progress), logits  #
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
@@ -42,7 +42,7 @@ class Classifier(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Plain SGD; the criterion has no parameters."""
-        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        return torch.optim.SGD(self.parameters(), lr=0.02, momentum=0.9)
 
 
 def main(**trainer_options: object) -> float:
@@ -55,7 +55,7 @@ def main(**trainer_options: object) -> float:
         for x, y in zip(parts[:2], parts[2:], strict=True)
     ]
     train, test = DataLoader(sets[0], batch_size=64, shuffle=True, drop_last=True), DataLoader(sets[1], batch_size=360)
-    options = {"max_epochs": 20, "accelerator": "auto", "devices": 1, "logger": False, "enable_checkpointing": False}
+    options = {"max_epochs": 30, "accelerator": "auto", "devices": 1, "logger": False, "enable_checkpointing": False}
     trainer = lightning.Trainer(**{**options, **trainer_options})
     classifier = Classifier()
     trainer.fit(classifier, train)

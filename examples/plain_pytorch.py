@@ -10,7 +10,7 @@ from torch import nn
 
 from isda_repro.losses import ISDALoss  #
 
-EPOCHS, BATCH_SIZE = 20, 64
+EPOCHS, BATCH_SIZE = 30, 64
 
 
 def main() -> float:
@@ -25,7 +25,7 @@ def main() -> float:
     criterion = ISDALoss(
         num_classes=10, feature_dim=32, lambda_0=0.5
     )  # its statistics are buffers: .to(device), state_dict()
-    optimizer = torch.optim.SGD([*backbone.parameters(), *head.parameters()], lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD([*backbone.parameters(), *head.parameters()], lr=0.02, momentum=0.9)
     steps_per_epoch = len(train_labels) // BATCH_SIZE
 
     for epoch in range(EPOCHS):

@@ -31,7 +31,7 @@ from isda_repro.tables.figures import write_figure
 DRAWS = (1, 10, 100, 1000)
 ESTIMATES = 100  # of the largest number of draws; the smaller ones are parts of it
 SAMPLES = 64
-LAMBDAS = torch.linspace(0, 4, 9)
+LAMBDAS = torch.linspace(0, 1, 9)  # the grid of the paper ends there
 
 
 @dataclass
@@ -132,7 +132,7 @@ def main(arguments: list[str]) -> None:
     print("lambda  closed form  expectation  90% of estimates: " + ", ".join(f"M = {draws}" for draws in DRAWS))
     for index, strength in enumerate(LAMBDAS):
         bands = "  ".join(f"{band[0, index]:.3f}-{band[1, index]:.3f}" for band in result.bands.values())
-        print(f"{strength:6.2f}  {result.closed[index]:11.3f}  {result.expected[index]:11.3f}  {bands}")
+        print(f"{strength:6.3f}  {result.closed[index]:11.3f}  {result.expected[index]:11.3f}  {bands}")
     print(f"figure: {paths[0]}")
 
 
