@@ -16,7 +16,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def _load_script(name: str) -> ModuleType:
-    """``scripts/<name>.py`` as a module."""
+    """``scripts/<name>.py`` as a module, which may import its neighbours as it does when it is run."""
+    if str(ROOT / "scripts") not in sys.path:
+        sys.path.append(str(ROOT / "scripts"))
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

@@ -154,6 +154,28 @@ def test_the_same_products_with_one_covariance_for_all_are_the_full_form():
     torch.testing.assert_close(losses["full"], losses["diagonal"], rtol=1e-12, atol=0)
 
 
+def test_the_plain_diagonal_form_gives_the_same_numbers(load_script):
+    criterion, head = example("diagonal")
+    plain = load_script("plain_isda").PlainDiagonalISDALoss(6, 5, lambda_0=1.5).double()
+    for step in range(4):
+        features, targets = batch(step)
+        found, expected = (
+            one(features, head(features), targets, head=head, progress=0.5) for one in (criterion, plain)
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(criterion.statistics.variance, plain.variance, rtol=1e-11, atol=1e-13)
+
+
+def test_the_formula_of_the_packed_forms_costs(load_script):
+    cost = load_script("packed_cost")
+    square, packed = cost.gigabytes(1000, 2048)
+    assert (round(square, 1), round(packed, 1)) == (16.8, 8.4), "the figures of the paper's setting"
+    assert cost.classes_in_batch(64, 1000) == pytest.approx(1000 * (1 - 0.999**64))
+    assert cost.multiply_adds(1, 1, 10) == pytest.approx((1 + 2) * 100)
+    samples = cost.multiply_adds(64, 1000, 2048) / (cost.classes_in_batch(64, 1000) * 1000 * 2048**2)
+    assert samples == pytest.approx(1, abs=0.003), "the product with W is nearly all of it"
+
+
 # ------------------------------------------------------------------------------------------------------- equation 2
 
 
