@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from isda_repro.losses.arguments import require_from_zero
 from isda_repro.losses.batch_classes import is_asynchronous
 from isda_repro.losses.criterion import Criterion
 from isda_repro.losses.statistics import only, samples_of_each, without_ignored
@@ -49,9 +50,8 @@ class CenterLoss(Criterion):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__(num_classes, feature_dim, ignore_index)
-        for name, value in (("weight", weight), ("centers_lr", centers_lr)):
-            if not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"{name}={value} must be a number from 0 on")
+        require_from_zero("weight", weight)
+        require_from_zero("centers_lr", centers_lr)
         self.weight, self.centers_lr = weight, centers_lr
         bound = math.sqrt(3 / feature_dim)  # as their code fills them; they leave it within a few steps
         self.centers = nn.Parameter(torch.empty(num_classes, feature_dim).uniform_(-bound, bound))

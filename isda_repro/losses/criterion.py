@@ -41,6 +41,8 @@ class Criterion(nn.Module):
         super().__init__()
         if num_classes < 1 or feature_dim < 1:
             raise ValueError(f"num_classes={num_classes} and feature_dim={feature_dim} must both be at least 1")
+        if ignore_index is not None and (not isinstance(ignore_index, int) or isinstance(ignore_index, bool)):
+            raise ValueError(f"ignore_index={ignore_index} must be a whole number, or None")
         self.num_classes = num_classes
         self.feature_dim = feature_dim
         self.ignore_index = ignore_index

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from isda_repro.losses.arguments import require_number
 from isda_repro.losses.batch_classes import IGNORED
 from isda_repro.losses.criterion import Criterion
 
@@ -30,8 +31,7 @@ class DisturbLabel(Criterion):
         self, num_classes: int, feature_dim: int, alpha: float = 0.05, ignore_index: int | None = None
     ) -> None:
         super().__init__(num_classes, feature_dim, ignore_index)
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha={alpha} must be a probability in [0, 1]")
+        require_number("alpha", alpha, lambda number: 0 <= number <= 1, "a probability in [0, 1]")
         self.alpha = alpha
 
     def loss(

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isda_repro.losses.arguments import require_from_zero, require_number
 from isda_repro.losses.batch_classes import IGNORED
 from isda_repro.losses.criterion import Criterion, mean_over_batch
 
@@ -36,8 +37,8 @@ class FocalLoss(Criterion):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__(num_classes, feature_dim, ignore_index)
-        if not (alpha > 0 and gamma >= 0):
-            raise ValueError(f"alpha={alpha} must be above 0, and gamma={gamma} at least 0")
+        require_number("alpha", alpha, lambda number: number > 0, "a number above 0")
+        require_from_zero("gamma", gamma)
         self.alpha, self.gamma = alpha, gamma
 
     def loss(

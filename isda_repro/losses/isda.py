@@ -5,11 +5,10 @@ Shapes: N samples in the batch, C classes, A features, U rows, one for each clas
 
 from __future__ import annotations
 
-import math
-
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from isda_repro.losses.arguments import require_from_zero
 from isda_repro.losses.batch_classes import BatchClasses, classes_present, is_asynchronous, rows_of_fixed_number
 from isda_repro.losses.criterion import Criterion
 from isda_repro.losses.exchange import gathered
@@ -74,6 +73,10 @@ class ISDALoss(Criterion):
         check_lambda(lambda_0, lambda_schedule)
         if covariance not in COVARIANCES:
             raise ValueError(f"there is no covariance={covariance!r}; it can be {', '.join(COVARIANCES)}")
+        if packed not in (None, True, False):
+            raise ValueError(f"packed={packed} must be true, false or null")
+        if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
+            raise ValueError(f"process_group={process_group} must be a torch.distributed.ProcessGroup, or None")
         if packed and covariance != "full":
             raise ValueError(f"packed=True is for covariance='full', and not for {covariance!r}")
         if packed is None:
@@ -138,7 +141,6 @@ def check_lambda(lambda_0: float, lambda_schedule: str) -> None:
     Raises:
         ValueError: one cannot.
     """
-    if not (lambda_0 >= 0 and math.isfinite(lambda_0)):
-        raise ValueError(f"lambda_0={lambda_0} must be a number from 0 on")
+    require_from_zero("lambda_0", lambda_0)
     if lambda_schedule not in LAMBDA_SCHEDULES:
         raise ValueError(f"there is no lambda_schedule={lambda_schedule!r}; it can be {', '.join(LAMBDA_SCHEDULES)}")

@@ -11,6 +11,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from isda_repro.losses.arguments import require_count, require_from_zero
 from isda_repro.losses.batch_classes import without_negative
 from isda_repro.losses.criterion import Criterion
 
@@ -54,10 +55,8 @@ class LargeMarginSoftmax(Criterion):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__(num_classes, feature_dim, ignore_index)
-        if not isinstance(margin, int) or isinstance(margin, bool) or margin < 1:
-            raise ValueError(f"margin={margin} must be a whole number from 1 on")
-        if not (lowest_beta >= 0 and math.isfinite(lowest_beta)):
-            raise ValueError(f"lowest_beta={lowest_beta} must be a number from 0 on")
+        require_count("margin", margin)
+        require_from_zero("lowest_beta", lowest_beta)
         self.margin, self.lowest_beta = margin, lowest_beta
 
     def loss(

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isda_repro.losses.arguments import require_number
 from isda_repro.losses.batch_classes import IGNORED
 from isda_repro.losses.criterion import Criterion, mean_over_batch
 
@@ -43,12 +44,11 @@ class LqLoss(Criterion):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__(num_classes, feature_dim, ignore_index)
-        if not 0 < q <= 1:
-            raise ValueError(f"q={q} must be in (0, 1]; cross-entropy, its limit at 0, is loss=ce")
-        if truncation is not None and not 0 < truncation < 1:
-            raise ValueError(f"truncation={truncation} must be a probability in (0, 1), or null")
-        if not 0 <= truncation_start <= 1:
-            raise ValueError(f"truncation_start={truncation_start} must be a share of training in [0, 1]")
+        require_number("q", q, lambda number: 0 < number <= 1, "in (0, 1]; cross-entropy, its limit at 0, is loss=ce")
+        if truncation is not None:
+            require_number("truncation", truncation, lambda number: 0 < number < 1, "a probability in (0, 1), or null")
+        share = "a share of training in [0, 1]"
+        require_number("truncation_start", truncation_start, lambda number: 0 <= number <= 1, share)
         self.q, self.truncation, self.truncation_start = q, truncation, truncation_start
 
     def loss(

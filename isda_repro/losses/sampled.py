@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isda_repro.losses.arguments import require_count
 from isda_repro.losses.batch_classes import IGNORED, classes_present, without_negative
 from isda_repro.losses.criterion import Criterion, mean_over_batch
 from isda_repro.losses.isda import check_lambda
@@ -47,8 +48,7 @@ class SampledISDALoss(Criterion):
     ) -> None:
         super().__init__(num_classes, feature_dim, ignore_index)
         check_lambda(lambda_0, lambda_schedule)
-        if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
-            raise ValueError(f"samples={samples} must be a whole number from 1 on")
+        require_count("samples", samples)
         self.samples, self.lambda_0, self.lambda_schedule = samples, lambda_0, lambda_schedule
         self.statistics = ClassStatistics(num_classes, feature_dim)
 

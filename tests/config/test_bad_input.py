@@ -66,6 +66,39 @@ def test_one_sentence(override, sentence):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ("loss=lq loss.truncation=2", "truncation=2 must be a probability in"),
+        ("loss=lq loss.q=a", "q=a must be in"),
+        ("loss=lq loss.truncation_start=null", "truncation_start=None must be a share of training"),
+        ("loss=focal loss.gamma=null", "gamma=None must be a number from 0 on"),
+        ("loss=focal loss.alpha=[1]", r"alpha=\[1\] must be a number above 0"),
+        ("loss=center loss.weight=inf", "weight=inf must be a number from 0 on"),
+        ("loss=center loss.centers_lr=foo", "centers_lr=foo must be a number from 0 on"),
+        ("loss=large_margin loss.margin=1.5", "margin=1.5 must be a whole number from 1 on"),
+        ("loss=large_margin loss.lowest_beta=-1", "lowest_beta=-1 must be a number from 0 on"),
+        ("loss=disturb_label loss.alpha=true", "alpha=True must be a probability"),
+        ("loss=isda loss.lambda_0=null", "lambda_0=None must be a number from 0 on"),
+        ("loss=isda loss.lambda_0=true", "lambda_0=True must be a number from 0 on"),
+        ("loss=isda loss.covariance=3", "there is no covariance=3; it can be full, diagonal, shared, identity"),
+        ("loss=isda +loss.packed=foo", "packed=foo must be true, false or null"),
+        ("loss=isda +loss.process_group=3", "process_group=3 must be a torch.distributed.ProcessGroup"),
+        ("loss=isda +loss.ignore_index=x", "ignore_index=x must be a whole number"),
+        ("loss=isda_diagonal +loss.packed=true", "packed=True is for covariance='full', and not for 'diagonal'"),
+        (
+            "loss=isda_constant loss.lambda_schedule=null",
+            "there is no lambda_schedule=None; it can be linear, constant",
+        ),
+        ("loss=isda_sampled loss.samples=0", "samples=0 must be a whole number from 1 on"),
+    ],
+)
+def test_a_loss_that_cannot_be_is_one_sentence(settings, sentence):
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        build(compose(settings.split()).loss, num_classes=3, feature_dim=2)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_key_may_be_added_to_a_node_that_is_built_and_its_owner_refuses_what_it_does_not_know():
     cfg = compose(["dataset=digits", "loss=isda", "+loss.foo=1"])
     with pytest.raises(ConfigError, match=r"ISDALoss cannot be made with .*foo"):

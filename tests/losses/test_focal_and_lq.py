@@ -87,8 +87,8 @@ def test_gradients_are_finite_where_p_is_0_or_1(criterion):
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: FocalLoss(7, 3, alpha=0), "alpha=0 must be above 0"),
-        (lambda: FocalLoss(7, 3, gamma=-1), "gamma=-1 at least 0"),
+        (lambda: FocalLoss(7, 3, alpha=0), "alpha=0 must be a number above 0"),
+        (lambda: FocalLoss(7, 3, gamma=-1), "gamma=-1 must be a number from 0 on"),
         (lambda: LqLoss(7, 3, q=0), "q=0 must be in"),
         (lambda: LqLoss(7, 3, q=1.5), "q=1.5 must be in"),
         (lambda: LqLoss(7, 3, truncation=1), "truncation=1 must be a probability"),
