@@ -1,5 +1,7 @@
 """The parts that a configuration asks for."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -7,6 +9,8 @@ from isda_repro.checks import ConfigError
 from isda_repro.config import build, compose
 from isda_repro.training import parts
 from isda_repro.training.compute import resolve
+from isda_repro.training.schedule import MultiStep
+from isda_repro.training.trainer import Trainer
 
 
 def assemble(*overrides):
@@ -29,12 +33,28 @@ def test_the_optimizer_is_nesterov_sgd_with_decay_on_every_parameter():
     assert {key: group[key] for key in asked} == asked
 
 
-def test_a_criterions_own_group_gets_an_initial_rate_too():
-    cfg, _, _, network, criterion = assemble()
-    centres = torch.nn.Parameter(torch.zeros(3))
-    criterion.parameter_groups = lambda: [{"params": [centres], "lr": 0.5, "momentum": 0.0, "nesterov": False}]
-    _, group = parts.build_optimizer(cfg, network, criterion).param_groups
-    assert (group["initial_lr"], group["momentum"]) == (0.5, 0.0)
+def test_the_centres_have_a_group_of_their_own_whose_rate_follows_the_schedule():
+    cfg, _, _, network, criterion = assemble("loss=center", "recipe.weight_decay=0.003")
+    optimizer = parts.build_optimizer(cfg, network, criterion)
+    _, group = optimizer.param_groups
+    assert [id(one) for one in group["params"]] == [id(criterion.centers)]
+    asked = {"initial_lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, "nesterov": False}
+    assert {key: group[key] for key in asked} == asked
+    trainer = SimpleNamespace(optimizer=optimizer, schedule=MultiStep([4], 0.1), epochs=5)
+    for epoch, rate in ((1, 0.5), (3, 0.5), (4, 0.05)):
+        Trainer._set_rates(trainer, epoch)
+        assert group["lr"] == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("model", [("model=resnet20",), ("model=timm", "model.name=resnet18", "recipe=resnet")])
+def test_a_loss_without_head_bias_gets_such_a_head_and_else_the_same_weights(model):
+    *_, plain, _ = assemble_model(*model)
+    *_, margin, criterion = assemble_model(*model, "loss=large_margin")
+    assert margin.head.bias is None
+    assert not criterion.uses_head_bias
+    expected = {name: one for name, one in plain.state_dict().items() if name != "head.bias"}
+    assert expected.keys() == margin.state_dict().keys()
+    assert all(torch.equal(one, expected[name]) for name, one in margin.state_dict().items())
 
 
 def test_training_images_are_shuffled_and_augmented_and_those_evaluated_are_not():
