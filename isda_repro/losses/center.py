@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from isda_repro.losses.arguments import require_from_zero
 from isda_repro.losses.batch_classes import is_asynchronous
 from isda_repro.losses.criterion import Criterion
-from isda_repro.losses.statistics import only, samples_of_each, without_ignored
+from isda_repro.losses.statistics import samples_of_each, without_ignored
 
 
 class CenterLoss(Criterion):
@@ -66,29 +65,28 @@ class CenterLoss(Criterion):
     ) -> Tensor:
         """Cross-entropy and the pull, each a mean over the batch."""
         cross_entropy = self._cross_entropy(features, logits, targets, head=head, progress=progress)
-        pull: Tensor = _Pull.apply(features, self.centers.to(features.dtype), targets, self.weight)
-        return cross_entropy + pull
+        centers = self.centers.to(features.dtype)
+        counts_C = samples_of_each(targets, len(centers))
+        samples = counts_C.sum().clamp(min=1).to(features.dtype) if is_asynchronous(targets) else len(targets)
+        features, targets, counted_N1 = without_ignored(features, targets)
+        away = features - centers.detach().index_select(0, targets)
+        if counted_N1 is not None:
+            away = away * counted_N1
+        pull = away.square().sum() * (0.5 * self.weight / samples)
+        nothing: Tensor = _CentresFollow.apply(centers, away.detach(), targets, counts_C)
+        return cross_entropy + pull + nothing
 
 
-class _Pull(torch.autograd.Function):
-    """The pull's value and its gradient for the features; for the centres, their update rule."""
+class _CentresFollow(torch.autograd.Function):
+    """Zero, whose gradient for the centres is their update rule."""
 
     @staticmethod
-    def forward(ctx: Any, features_NA: Tensor, centers_CA: Tensor, targets_N: Tensor, weight: float) -> Tensor:
-        counts_C = samples_of_each(targets_N, len(centers_CA))
-        features_NA, targets_N, counts_N1 = without_ignored(features_NA, targets_N)
-        away_NA = only(counts_N1, features_NA - centers_CA.index_select(0, targets_N))
-        samples = counts_C.sum().clamp(min=1).to(away_NA.dtype) if is_asynchronous(targets_N) else len(targets_N)
+    def forward(ctx: Any, centers_CA: Tensor, away_NA: Tensor, targets_N: Tensor, counts_C: Tensor) -> Tensor:
         ctx.save_for_backward(away_NA, targets_N, counts_C)
-        ctx.factor = weight / samples
-        half_pull: Tensor = away_NA.square().sum() * (0.5 * ctx.factor)
-        return half_pull
+        return away_NA.new_zeros(())
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
         away_NA, targets_N, counts_C = ctx.saved_tensors
         towards_CA = away_NA.new_zeros(len(counts_C), away_NA.shape[1]).index_add_(0, targets_N, away_NA)
-        rule_CA = towards_CA.mul_((-gradient / (1 + counts_C))[:, None])
-        return away_NA * (gradient * ctx.factor), rule_CA, None, None
+        return towards_CA * (-gradients[0] / (1 + counts_C))[:, None], None, None, None

@@ -131,9 +131,10 @@ class Criterion(nn.Module):
     def _check(self, features: Tensor, logits: Tensor, targets: Tensor, head: nn.Linear) -> None:
         name, classes, width = type(self).__name__, self.num_classes, self.feature_dim
         if targets.dtype != torch.int64 or targets.dim() != 1:
+            soft = "soft targets (mixup, label smoothing) have no single class whose covariance could be used"
+            advice = soft if targets.is_floating_point() or targets.dim() > 1 else "convert them with targets.long()"
             raise TypeError(
-                f"{name} takes class numbers, int64 [N], not {targets.dtype} {list(targets.shape)}; "
-                "soft targets (mixup, label smoothing) have no single class whose covariance could be used"
+                f"{name} takes class numbers, int64 [N], not {targets.dtype} {list(targets.shape)}; {advice}"
             )
         samples = len(targets)
         if features.shape != (samples, width) or logits.shape != (samples, classes):

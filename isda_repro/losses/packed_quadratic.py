@@ -15,9 +15,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from isda_repro.losses.batch_classes import BatchClasses, without_negative
+from isda_repro.losses.first_order import first_order
 from isda_repro.losses.packed import PackedStatistics
 from isda_repro.losses.quadratic import Strength
 
@@ -48,7 +48,8 @@ def add_half_sigma2_packed(
         [N, C].
     """
     batch = statistics.own_classes(all_targets)
-    result: Tensor = _AddHalfSigma2.apply(logits, weight, targets, statistics, all_targets, batch, strength, group)
+    is_there_U = None if group is None else statistics.is_there(batch, all_targets)
+    result: Tensor = _AddHalfSigma2.apply(logits, weight, targets, statistics, is_there_U, batch, strength, group)
     return result
 
 
@@ -62,7 +63,7 @@ class _AddHalfSigma2(torch.autograd.Function):
         weight_CA: Tensor,
         targets_N: Tensor,
         statistics: PackedStatistics,
-        all_targets: Tensor,
+        is_there_U: Tensor | None,
         batch: BatchClasses,
         strength: Strength,
         group: dist.ProcessGroup | None,
@@ -80,29 +81,35 @@ class _AddHalfSigma2(torch.autograd.Function):
         # The packed matrices are saved so that autograd refuses a backward pass after they have changed.
         ctx.save_for_backward(weight_CA, targets_N, *(products if keeps else [statistics.packed]))
         ctx.statistics, ctx.batch, ctx.strength, ctx.group, ctx.keeps = statistics, batch, strength, group, keeps
-        ctx.is_there_U = statistics.is_there(batch, all_targets)
+        ctx.is_there_U = is_there_U
         sigma2_NC = _of_samples(sigma2_UC, targets_N, statistics, batch, group)
         return sigma2_NC.mul_(0.5 * strength).add_(logits_NC)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_NC,) = gradients
         weight_CA, targets_N, *saved = ctx.saved_tensors
-        statistics, batch = ctx.statistics, ctx.batch
-        own_weight_UA, rows = _own_weights(weight_CA, statistics, batch)
-        factor_UC = _of_rows(gradient_NC, rows, targets_N, ctx).mul_(ctx.strength)
-        of_weight_CA, of_own_UA = torch.zeros_like(weight_CA), torch.zeros_like(own_weight_UA)
-        for here, product_KCA in _products(ctx, saved, weight_CA, own_weight_UA):
-            scaled_KCA = product_KCA * factor_UC[here, :, None]
-            of_weight_CA += scaled_KCA.sum(0)
-            of_own_UA[here] = scaled_KCA.sum(1)
-        of_own_classes = of_weight_CA[statistics.own_range]
-        if batch.classes_U is None:
-            of_own_classes -= of_own_UA
-        else:
-            of_own_classes.index_add_(0, batch.classes_U, of_own_UA, alpha=-1)
-        return gradient_NC, of_weight_CA, *(None,) * 6
+        with torch.no_grad():
+            of_weight_CA = _of_weight(ctx, gradient_NC, weight_CA, targets_N, saved)
+        return gradient_NC, first_order(of_weight_CA, gradient_NC, weight_CA), *(None,) * 6
+
+
+def _of_weight(ctx: Any, gradient_NC: Tensor, weight_CA: Tensor, targets_N: Tensor, saved: list[Tensor]) -> Tensor:
+    """The gradient for the head's weight, of this process's classes."""
+    statistics, batch = ctx.statistics, ctx.batch
+    own_weight_UA, rows = _own_weights(weight_CA, statistics, batch)
+    factor_UC = _of_rows(gradient_NC, rows, targets_N, ctx).mul_(ctx.strength)
+    of_weight_CA, of_own_UA = torch.zeros_like(weight_CA), torch.zeros_like(own_weight_UA)
+    for here, product_KCA in _products(ctx, saved, weight_CA, own_weight_UA):
+        scaled_KCA = product_KCA * factor_UC[here, :, None]
+        of_weight_CA += scaled_KCA.sum(0)
+        of_own_UA[here] = scaled_KCA.sum(1)
+    of_own_classes = of_weight_CA[statistics.own_range]
+    if batch.classes_U is None:
+        of_own_classes -= of_own_UA
+    else:
+        of_own_classes.index_add_(0, batch.classes_U, of_own_UA, alpha=-1)
+    return of_weight_CA
 
 
 def _own_weights(weight_CA: Tensor, statistics: PackedStatistics, batch: BatchClasses) -> tuple[Tensor, int]:

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from isda_repro.losses.batch_classes import BatchClasses
+from isda_repro.losses.first_order import first_order
 
 
 def sigma2_diagonal(weight: Tensor, variance: Tensor, batch: BatchClasses) -> Tensor:
@@ -41,23 +41,24 @@ class _Sigma2Diagonal(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, weight_CA: Tensor, variance_CA: Tensor, batch: BatchClasses) -> Tensor:
-        weight_CA = _around_zero(weight_CA)
+    def forward(ctx: Any, given_CA: Tensor, variance_CA: Tensor, batch: BatchClasses) -> Tensor:
+        weight_CA = _around_zero(given_CA)
         own_UA = batch.take(weight_CA)
         variance_UA = variance_CA.clone() if batch.classes_U is None else batch.take(variance_CA)
         scaled_UA = own_UA * variance_UA
-        ctx.save_for_backward(weight_CA, variance_UA, scaled_UA, *batch)
+        ctx.save_for_backward(given_CA, weight_CA, variance_UA, scaled_UA, *batch)
         sigma2_UC = torch.mm(variance_UA, weight_CA.square().T).addmm_(scaled_UA, weight_CA.T, alpha=-2)
         return sigma2_UC.add_(torch.linalg.vecdot(scaled_UA, own_UA)[:, None])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        factor_UC = 2 * gradients[0]
-        weight_CA, variance_UA, scaled_UA, classes_U, _ = ctx.saved_tensors
-        of_weight_CA = torch.mm(factor_UC.T, variance_UA).mul_(weight_CA).addmm_(factor_UC.T, scaled_UA, alpha=-1)
-        of_own_UA = torch.mm(factor_UC, weight_CA).mul_(variance_UA).sub_(factor_UC.sum(1)[:, None] * scaled_UA)
-        return _less_own(of_weight_CA, of_own_UA, classes_U), None, None
+        given_CA, weight_CA, variance_UA, scaled_UA, classes_U, _ = ctx.saved_tensors
+        with torch.no_grad():
+            factor_UC = 2 * gradients[0]
+            of_weight_CA = torch.mm(factor_UC.T, variance_UA).mul_(weight_CA).addmm_(factor_UC.T, scaled_UA, alpha=-1)
+            of_own_UA = torch.mm(factor_UC, weight_CA).mul_(variance_UA).sub_(factor_UC.sum(1)[:, None] * scaled_UA)
+            of_weight_CA = _less_own(of_weight_CA, of_own_UA, classes_U)
+        return first_order(of_weight_CA, gradients[0], given_CA), None, None
 
 
 def sigma2_common(weight: Tensor, covariance: Tensor | None, batch: BatchClasses) -> Tensor:
@@ -82,23 +83,24 @@ class _Sigma2Common(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, weight_CA: Tensor, covariance_AA: Tensor | None, batch: BatchClasses) -> Tensor:
-        weight_CA = _around_zero(weight_CA)
+    def forward(ctx: Any, given_CA: Tensor, covariance_AA: Tensor | None, batch: BatchClasses) -> Tensor:
+        weight_CA = _around_zero(given_CA)
         products_CA = weight_CA if covariance_AA is None else torch.mm(weight_CA, covariance_AA)
         squares_C = torch.linalg.vecdot(products_CA, weight_CA)
-        ctx.save_for_backward(products_CA, *batch)
+        ctx.save_for_backward(given_CA, products_CA, *batch)
         mixed_UC = torch.addmm(squares_C[None], batch.take(products_CA), weight_CA.T, alpha=-2)
         return mixed_UC + batch.take(squares_C)[:, None]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        factor_UC = 2 * gradients[0]
-        products_CA, classes_U, row_N = ctx.saved_tensors
-        own_UA = BatchClasses(classes_U, row_N).take(products_CA)
-        of_weight_CA = (products_CA * factor_UC.sum(0)[:, None]).addmm_(factor_UC.T, own_UA, alpha=-1)
-        of_own_UA = torch.mm(factor_UC, products_CA).sub_(factor_UC.sum(1)[:, None] * own_UA)
-        return _less_own(of_weight_CA, of_own_UA, classes_U), None, None
+        given_CA, products_CA, classes_U, row_N = ctx.saved_tensors
+        with torch.no_grad():
+            factor_UC = 2 * gradients[0]
+            own_UA = BatchClasses(classes_U, row_N).take(products_CA)
+            of_weight_CA = (products_CA * factor_UC.sum(0)[:, None]).addmm_(factor_UC.T, own_UA, alpha=-1)
+            of_own_UA = torch.mm(factor_UC, products_CA).sub_(factor_UC.sum(1)[:, None] * own_UA)
+            of_weight_CA = _less_own(of_weight_CA, of_own_UA, classes_U)
+        return first_order(of_weight_CA, gradients[0], given_CA), None, None
 
 
 def _less_own(of_weight_CA: Tensor, of_own_UA: Tensor, classes_U: Tensor | None) -> Tensor:

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from isda_repro.losses.batch_classes import BatchClasses, is_asynchronous
+from isda_repro.losses.first_order import first_order
 
 CPU_CHUNK_BYTES = 2**18  # of rows at a time: a core's cache holds that, and temporaries stay as small
 ACCELERATOR_CHUNK_BYTES = 2**28
@@ -83,22 +83,22 @@ class _AddHalfSigma2(torch.autograd.Function):
         ctx: Any, logits_NC: Tensor, weight_CA: Tensor, covariance_CAA: Tensor, batch: BatchClasses, strength: Strength
     ) -> Tensor:
         sigma2_UC, products_UCA = sigma2(weight_CA, covariance_CAA, batch)
-        ctx.save_for_backward(products_UCA, *batch)
+        ctx.save_for_backward(weight_CA, products_UCA, *batch)
         ctx.strength = strength
         return sigma2_UC.mul_(0.5 * strength).index_select(0, batch.row_N).add_(logits_NC)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_NC,) = gradients
-        products_UCA, classes_U, row_N = ctx.saved_tensors
-        factor_UC = gradient_NC.new_zeros(products_UCA.shape[:2]).index_add_(0, row_N, gradient_NC).mul_(ctx.strength)
-        of_weight_CA, of_own_UA = _sums(products_UCA, factor_UC[:, :, None])
-        if classes_U is None:
-            of_weight_CA -= of_own_UA
-        else:
-            of_weight_CA.index_add_(0, classes_U, of_own_UA, alpha=-1)
-        return gradient_NC, of_weight_CA, None, None, None
+        weight_CA, products_UCA, classes_U, row_N = ctx.saved_tensors
+        with torch.no_grad():
+            factor_UC = gradient_NC.new_zeros(products_UCA.shape[:2]).index_add_(0, row_N, gradient_NC)
+            of_weight_CA, of_own_UA = _sums(products_UCA, factor_UC.mul_(ctx.strength)[:, :, None])
+            if classes_U is None:
+                of_weight_CA -= of_own_UA
+            else:
+                of_weight_CA.index_add_(0, classes_U, of_own_UA, alpha=-1)
+        return gradient_NC, first_order(of_weight_CA, gradient_NC, weight_CA), None, None, None
 
 
 def add_half_sigma2(

@@ -23,7 +23,7 @@ class SampledISDALoss(Criterion):
 
     Covariances and lambda are those of ``ISDALoss``, to whose value, an upper bound of the limit, it compares. Each
     class of a batch needs a root of its covariance, A^3 / 3 multiply-adds in float64, and each draw A^2 + A C. It is
-    here to be compared with, and makes the host wait for an accelerator.
+    here to be compared with, and makes the host wait for an accelerator (so it is no single graph under torch.compile).
 
     Args:
         num_classes: C.

@@ -30,11 +30,12 @@ MAKERS = {
     "isda": ISDALoss,
     "isda_diagonal": lambda *sizes, **options: ISDALoss(*sizes, covariance="diagonal", **options),
     "isda_shared": lambda *sizes, **options: ISDALoss(*sizes, covariance="shared", **options),
+    "isda_packed": lambda *sizes, **options: ISDALoss(*sizes, packed=True, **options),
     "isda_identity": lambda *sizes, **options: ISDALoss(*sizes, covariance="identity", **options),
     "isda_sampled": SampledISDALoss,
 }
 WITHOUT_DRAWS = [name for name in MAKERS if name not in ("disturb_label", "isda_sampled")]
-ROOMS = ["batch_classes", "center", "criterion", "isda", "quadratic", "statistics", "variances"]
+ROOMS = ["batch_classes", "center", "criterion", "isda", "packed", "quadratic", "statistics", "variances"]
 
 
 @pytest.fixture
@@ -305,6 +306,50 @@ def test_each_compiles_into_one_graph(name, samples):
         assert_same(losses[0], losses[1], tolerance=1e-10)
         assert_same(gradients[0], gradients[1], tolerance=1e-10)
     assert_same(dict(criterion.named_buffers()), dict(eager.named_buffers()), tolerance=1e-10)
+
+
+WITH_SIGMA2 = ["isda", "isda_diagonal", "isda_shared", "isda_identity", "isda_packed"]
+
+
+@pytest.mark.parametrize("name", [name for name in WITHOUT_DRAWS if name not in WITH_SIGMA2])
+def test_second_derivatives(name):
+    criterion, head, features, targets = make(name, samples=5)
+    features = (features.detach() + 0.1).requires_grad_()  # away from the origin, where an angle has no derivative
+
+    def value(features, weight):
+        with torch.no_grad():
+            head.weight.copy_(weight)
+        logits = F.linear(features, weight, head.bias)
+        stand_in = nn.Linear(*weight.shape[::-1], bias=head.bias is not None).double()
+        del stand_in.weight
+        stand_in.weight = weight
+        return criterion(features, logits, targets, head=stand_in, progress=0.7)
+
+    assert torch.autograd.gradgradcheck(value, (features, head.weight.detach().clone().requires_grad_()))
+
+
+@pytest.mark.parametrize("name", WITH_SIGMA2)
+def test_second_derivatives_of_isda_are_right_or_refused(name, monkeypatch):
+    criterion, head, features, targets = make(name)
+    criterion(features, head(features), targets, head=head, progress=0.7)
+    for room, kind in (("statistics", "Class"), ("variances", "Class"), ("packed", "Packed")):
+        statistics = f"isda_repro.losses.{room}.{kind}{'Variances' if room == 'variances' else 'Statistics'}"
+        monkeypatch.setattr(f"{statistics}.update", lambda *arguments: None)  # constants, as the gradient takes them
+
+    def value(features):
+        return criterion(features, head(features), targets, head=head, progress=0.7)
+
+    assert torch.autograd.gradgradcheck(value, (features,))
+
+    loss = criterion(features, head(features), targets, head=head, progress=0.7)
+    (gradient,) = torch.autograd.grad(loss, head.weight, create_graph=True)
+    for again in (
+        lambda: torch.autograd.grad(gradient.square().sum(), [features, head.weight], retain_graph=True),
+        lambda: torch.autograd.grad(gradient.square().sum(), features, retain_graph=True),
+        lambda: gradient.square().sum().backward(),
+    ):
+        with pytest.raises(NotImplementedError, match="second derivative of ISDA"):
+            again()
 
 
 @pytest.mark.slow
