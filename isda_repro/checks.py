@@ -50,8 +50,11 @@ def check(cfg: Mapping[str, Any]) -> None:
         value = dataset[key]
         _require(value is None or is_count(value), f"dataset.{key}", value, "a whole number from 1 on, or null")
     _require(isinstance(dataset["source"], Mapping), "dataset.source", dataset["source"], "left alone; choose dataset=")
+    _check_streamed(dataset)
     for key in ("mean", "std"):
         value, few = dataset[key], key == "mean"
+        if value == "auto" and "train_crop" in dataset:
+            continue
         numbers = isinstance(value, list) and all(_is_number(one) and (few or one > 0) for one in value)
         _require(numbers, f"dataset.{key}", value, "a number per channel, [0.5,0.5,0.5]" + ("" if few else ", above 0"))
     micro = compute["micro_batch"]
@@ -111,6 +114,25 @@ def _check_milestones(recipe: Mapping[str, Any]) -> None:
             )
     if list(milestones) != sorted(milestones):
         raise ConfigError(f"recipe.schedule.milestones={list(milestones)} must be in rising order")
+
+
+def _check_streamed(dataset: Mapping[str, Any]) -> None:
+    """What only data sets have whose images stay on disk."""
+    if "train_crop" not in dataset:
+        return
+    _require(is_count(dataset["image_size"]), "dataset.image_size", dataset["image_size"], "a whole number from 1 on")
+    _require(dataset["unreadable"] in ("stop", "skip"), "dataset.unreadable", dataset["unreadable"], "stop or skip")
+    workers = dataset["workers"]
+    _require(
+        workers == "auto" or is_count(workers) or (workers == 0 and not isinstance(workers, bool)),
+        "dataset.workers",
+        workers,
+        "auto, or a number of processes from 0 on",
+    )
+    name = dataset.get("name", "name")
+    _require(
+        isinstance(name, str) and name != "" and not set(name) & set("/\\\0"), "dataset.name", name, "a name without /"
+    )
 
 
 def _check_choices(cfg: Mapping[str, Any]) -> None:

@@ -34,6 +34,7 @@ NUMERICS_VERSION = 2
 
 NOT_REQUESTED = (
     *("choice", "data_dir", "runs_dir", "dataset.source.data_dir", "compute.device", "tracking"),
+    *("dataset.source.root", "dataset.workers"),
     *("checkpoint", "force", "model.weights"),  # model.weights_sha256 is requested instead
 )
 """Keys that cannot change a result. They are no part of a run's identity, and stay out of ``result.json``."""
@@ -81,6 +82,9 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("match", _match, replace=True)
     OmegaConf.register_new_resolver("rescale", _rescale, replace=True)
     OmegaConf.register_new_resolver("lambda_0", lambda *names: lambda_0_of(*names)["value"], replace=True)
+    OmegaConf.register_new_resolver(
+        "folder_name", lambda path: Path(str(path)).expanduser().resolve().name, replace=True
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- composing
@@ -291,9 +295,16 @@ def model_name(cfg: Mapping[str, Any]) -> str:
     return f"timm_{cfg['model']['name']}".replace("/", "_") if chosen == "timm" else chosen
 
 
+def dataset_name(cfg: Mapping[str, Any]) -> str:
+    """The data set that was chosen; of folders, which one."""
+    chosen = str(cfg["choice"]["dataset"])
+    return f"folder_{cfg['dataset']['name']}" if chosen == "folder" else chosen
+
+
 def cell_name(cfg: Mapping[str, Any]) -> str:
     """``<model>-<dataset>-<augmentation>-<loss>``: what the runs of all seeds have in common."""
-    return "-".join([model_name(cfg), *(str(cfg["choice"][group]) for group in ("dataset", "augmentation", "loss"))])
+    choice = cfg["choice"]
+    return f"{model_name(cfg)}-{dataset_name(cfg)}-{choice['augmentation']}-{choice['loss']}"
 
 
 # ---------------------------------------------------------------------------------------------------------- building

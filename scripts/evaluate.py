@@ -41,6 +41,8 @@ def of_a_run(options: EvaluateOptions) -> tuple[DictConfig, Path]:
     cfg.compute.device = options.device
     if options.data_dir is not None and "data_dir" in cfg.dataset.source:
         cfg.dataset.source.data_dir = options.data_dir
+    if options.data_dir is not None and "root" in cfg.dataset.source:
+        cfg.dataset.source.root = options.data_dir
     if cfg.model.get("pretrained"):  # the weights are in the checkpoint
         cfg.model.pretrained = False
     return cfg, folder / "checkpoint.pt"
@@ -54,16 +56,20 @@ def of_a_file(settings: list[str]) -> tuple[DictConfig, Path]:
     return cfg, Path(cfg.model.weights)
 
 
-def evaluate_weights(cfg: DictConfig, weights: Path) -> None:
+def evaluate_weights(cfg: DictConfig, weights: Path, *, of_run: bool) -> None:
     """Load, evaluate, say."""
     from isda_repro.training import parts
+    from isda_repro.training.checkpoint import load
     from isda_repro.training.compute import resolve
     from isda_repro.training.evaluate import evaluate
+    from isda_repro.training.same_data import check_classes
     from isda_repro.training.weights import load_weights
 
     compute = resolve(cfg.compute)
     compute.apply()
     source = build(cfg.dataset.source)
+    if of_run:
+        check_classes(load(weights), source, weights)
     network = parts.build_network(cfg, source, compute)
     print(load_weights(network, weights, new_head=False))
     _, batches = parts.build_loaders(cfg, source, compute)
@@ -75,12 +81,12 @@ def evaluate_weights(cfg: DictConfig, weights: Path) -> None:
 def main(arguments: list[str]) -> None:
     """A run's folder, or train.py's settings."""
     if not any(argument.startswith("run=") for argument in arguments):
-        evaluate_weights(*of_a_file(arguments))
+        evaluate_weights(*of_a_file(arguments), of_run=False)
         return
     from isda_repro.tables.records import read_result
 
     options = parse_options(EvaluateOptions, arguments)
-    evaluate_weights(*of_a_run(options))
+    evaluate_weights(*of_a_run(options), of_run=True)
     if (result := Path(options.run) / "result.json").exists():
         print(f"its result reports a final error of {read_result(result).test_error_final:.2f}%")
 

@@ -5,27 +5,56 @@ of weight: torchvision and scikit-learn are met only when a data set of theirs i
 """
 
 from isda_repro.data.augment import Augmentation, Draws, NoAugmentation, PadCropFlip
+from isda_repro.data.autoaugment import AutoAugment
+from isda_repro.data.chain import Chain
 from isda_repro.data.cifar import load_cifar
+from isda_repro.data.contact_sheet import contact_sheet
+from isda_repro.data.cutout import Cutout
+from isda_repro.data.decode import Crop
 from isda_repro.data.digits import load_digits
+from isda_repro.data.folder import FileSplit, load_folder
+from isda_repro.data.loader import Loader, Share
 from isda_repro.data.normalise import Normalise, channel_statistics
+from isda_repro.data.packed import PackedSplit, load_packed
+from isda_repro.data.packing import Packing, pack, speed_up
 from isda_repro.data.resident import ResidentLoader
-from isda_repro.data.source import DataError, Source, Split
+from isda_repro.data.source import AnySplit, DataError, Source, Split, StoredSplit
+from isda_repro.data.statistics import stored_statistics
+from isda_repro.data.streaming import StreamingLoader
 from isda_repro.data.verify import FileCheck, Verification, verify
 
 __all__ = [
+    "AnySplit",
     "Augmentation",
+    "AutoAugment",
+    "Chain",
+    "Crop",
+    "Cutout",
     "DataError",
     "Draws",
     "FileCheck",
+    "FileSplit",
+    "Loader",
     "NoAugmentation",
     "Normalise",
+    "PackedSplit",
+    "Packing",
     "PadCropFlip",
     "ResidentLoader",
+    "Share",
     "Source",
     "Split",
+    "StoredSplit",
+    "StreamingLoader",
     "Verification",
     "channel_statistics",
+    "contact_sheet",
     "load_cifar",
     "load_digits",
+    "load_folder",
+    "load_packed",
+    "pack",
+    "speed_up",
+    "stored_statistics",
     "verify",
 ]

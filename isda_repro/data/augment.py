@@ -1,7 +1,8 @@
 """Augmentation in two phases: numbers are drawn for a whole epoch, then applied to batches on the device.
 
 Drawing happens on the CPU for every position of the epoch at once, so what happens to the sample at position p is a
-function of (seed, epoch, p). Applying is arithmetic on tensors: no random numbers, no wait for the device.
+function of (seed, epoch, p). Applying is arithmetic on tensors: no random numbers, no wait for the device. It happens
+to the pixels, uint8, and, for what is defined there, once more to the normalised floats.
 """
 
 from abc import ABC, abstractmethod
@@ -18,6 +19,8 @@ from isda_repro.errors import UserError
 # Named numbers, the samples along the first dimension of each: `{name: numbers[a:b]}` is what a batch or a rank takes.
 Draws = Mapping[str, Tensor]
 
+IMAGES_AT_ONCE = 256
+
 
 class Augmentation(ABC):
     """What is done to each training image, as a function of the image and of its own draws alone.
@@ -27,17 +30,26 @@ class Augmentation(ABC):
     other by merging their draws and applying one after another.
     """
 
+    #: Whether many images at once are much faster than a batch at a time.
+    wants_many: bool = False
+    #: The draws that ``apply`` wants on the CPU, because they choose what is computed; the others go to the device.
+    host_draws: frozenset[str] = frozenset()
+
     @abstractmethod
     def draw(self, num_samples: int, image_size: tuple[int, int], generator: torch.Generator) -> Draws:
         """Numbers for ``num_samples`` images of ``image_size`` (H, W): CPU tensors with ``num_samples`` rows."""
 
     @abstractmethod
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        """Images uint8 [n, C, H, W] on a device, with n rows of the draws there -> uint8 [n, C, H, W].
+        """Images uint8 [n, C, H, W] on a device, with n rows of the draws -> uint8 [n, C, H, W].
 
         The input may be a view of the resident images, so it is never written to; a channels_last input gives a
         channels_last output.
         """
+
+    def apply_normalised(self, images: Tensor, draws: Draws) -> Tensor:
+        """What follows when the images are normalised, float32 [n, C, H, W], the same draws; may write to them."""
+        return images
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,8 @@ class PadCropFlip(Augmentation):
             raise UserError(f"padding={self.padding} must be zero or more pixels.")
         if self.padding_mode not in ("zeros", "reflect"):
             raise UserError(f"padding_mode={self.padding_mode!r} must be 'zeros' or 'reflect'.")
+        if not isinstance(self.flip, bool):
+            raise UserError(f"flip={self.flip!r} must be true or false.")
 
     def draw(self, num_samples: int, image_size: tuple[int, int], generator: torch.Generator) -> Draws:
         """``crop_top`` and ``crop_left`` int64 [N] in [0, 2 padding], and ``flip`` bool [N]."""
@@ -92,6 +106,8 @@ class PadCropFlip(Augmentation):
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
         """One gather does the crop and the flip."""
+        if not self.padding and not self.flip:
+            return images
         height, width = images.shape[-2:]
         rows_NH = draws["crop_top"][:, None] + torch.arange(height, device=images.device)
         columns_NW = torch.arange(width, device=images.device)
@@ -115,8 +131,12 @@ def take_pixels(images: Tensor, rows_NH: Tensor, columns_NW: Tensor) -> Tensor:
 
     In memory an image is a matrix: its planes below each other [C H, W], or in channels_last its pixels side by side
     [H, W C]. The channel joins the rows or the columns, and one flat gather does the rest, at the same speed for both
-    (several times that of advanced indexing on a CPU).
+    (several times that of advanced indexing on a CPU). Its index is eight times the size of the pixels: of many images
+    at once it would not stay in a CPU's cache.
     """
+    if len(images) > IMAGES_AT_ONCE:
+        parts = zip(*(tensor.split(IMAGES_AT_ONCE) for tensor in (images, rows_NH, columns_NW)), strict=True)
+        return torch.cat([take_pixels(*part) for part in parts])
     num_images, channels, _, source_width = images.shape
     height, width = rows_NH.shape[1], columns_NW.shape[1]
     channel = torch.arange(channels, device=images.device)

@@ -1,7 +1,7 @@
-"""What a data set is once it is in memory: uint8 images and labels, and which part of them is evaluated."""
+"""What a data set is: images, in memory or in files, their labels, and which part of them is evaluated."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,15 +17,64 @@ class DataError(UserError):
 EvaluatedOn = Literal["test", "holdout"]
 
 
+class AnySplit(Protocol):
+    """One part of a data set, wherever its images are."""
+
+    @property
+    def targets(self) -> Tensor:
+        """int64 [N], on the CPU."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of every image as it reaches a network."""
+
+    @property
+    def channels(self) -> int:
+        """C of every image."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def select(self, indices: Tensor) -> Self:
+        """The images at ``indices``, distinct int64 [K] in any order, kept in the order they have here."""
+
+
+class StoredSplit(AnySplit, Protocol):
+    """One whose images stay on disk, each the content of an image file."""
+
+    def read(self, index: int) -> bytes | bytearray:
+        """The content; raises an ``OSError`` where it cannot be read."""
+
+    def where(self, index: int) -> str:
+        """Where that is, for people."""
+
+    def fingerprint(self) -> str:
+        """Of the names and labels: other images have another one."""
+
+
+Kind = TypeVar("Kind", bound=AnySplit)
+
+
 @dataclass(frozen=True)
 class Split:
-    """One part of a data set: ``images`` uint8 [N, C, H, W], contiguous on the CPU, and ``targets`` int64 [N]."""
+    """One part of a data set in memory: ``images`` uint8 [N, C, H, W] on the CPU, and ``targets`` int64 [N]."""
 
     images: Tensor
     targets: Tensor
 
     def __len__(self) -> int:
         return self.targets.numel()
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W)."""
+        height, width = self.images.shape[-2:]
+        return height, width
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.images.shape[1]
 
     def select(self, indices: Tensor) -> "Split":
         """The images at ``indices``, distinct int64 [K] in any order, kept in the order they have here."""
@@ -44,8 +93,8 @@ class Source:
     """
 
     name: str
-    train: Split
-    test: Split
+    train: AnySplit
+    test: AnySplit
     num_classes: int
     class_names: tuple[str, ...]
     evaluated_on: EvaluatedOn = "test"
@@ -77,7 +126,7 @@ def narrowed(source: Source, *, train_limit: int | None, test_limit: int | None,
     return replace(source, train=train, test=test, evaluated_on=evaluated_on)
 
 
-def _limited(split: Split, option: str, limit: int | None, available: str) -> Split:
+def _limited(split: Kind, option: str, limit: int | None, available: str) -> Kind:
     if limit is None:
         return split
     _check_count(option, limit, len(split), available)
@@ -89,15 +138,19 @@ def _check_count(option: str, count: int, most: int, available: str) -> None:
         raise DataError(f"{option}={count} must be a whole number from 1 to {most}, because {available}.")
 
 
-def _check_split(where: str, split: Split, num_classes: int) -> None:
-    images, targets = split.images, split.targets
-    if images.dtype != torch.uint8 or images.dim() != 4 or targets.dtype != torch.int64 or targets.dim() != 1:
-        raise DataError(
-            f"{where}: images must be uint8 [N, C, H, W] and labels int64 [N], "
-            f"but they are {images.dtype} {list(images.shape)} and {targets.dtype} {list(targets.shape)}."
-        )
-    if len(images) != len(targets) or len(targets) == 0:
-        raise DataError(f"{where}: {len(images)} images and {len(targets)} labels; there must be as many, and not 0.")
+def _check_split(where: str, split: AnySplit, num_classes: int) -> None:
+    targets = split.targets
+    if isinstance(split, Split):
+        images = split.images
+        if images.dtype != torch.uint8 or images.dim() != 4 or targets.dtype != torch.int64 or targets.dim() != 1:
+            raise DataError(
+                f"{where}: images must be uint8 [N, C, H, W] and labels int64 [N], "
+                f"but they are {images.dtype} {list(images.shape)} and {targets.dtype} {list(targets.shape)}."
+            )
+        if len(images) != len(targets) or len(targets) == 0:
+            raise DataError(
+                f"{where}: {len(images)} images and {len(targets)} labels; there must be as many, and not 0."
+            )
     outside = ((targets < 0) | (targets >= num_classes)).nonzero()
     if outside.numel():
         index = int(outside[0])

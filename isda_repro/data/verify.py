@@ -1,54 +1,70 @@
 """Is a data set there, whole, and what is in it: file by file, class by class."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from tqdm import tqdm
 
 from isda_repro.data.cifar import CIFAR_NAMES, cifar_class, expected_files, load_cifar
+from isda_repro.data.decode import Crop
 from isda_repro.data.digits import load_digits
+from isda_repro.data.folder import load_folder
+from isda_repro.data.packed import checksums, is_packed, load_packed
+from isda_repro.data.places import PARTS, places
 from isda_repro.data.source import DataError, Source
+from isda_repro.data.streaming import StreamingLoader
+from isda_repro.files import sha256
+
+STORED_NAMES = ("imagenet", "imagenet_packed", "folder")
+IMAGENET_IMAGES = {"train": 1_281_167, "val": 50_000}
 
 
 @dataclass(frozen=True)
 class FileCheck:
-    """One file of a data set: its path below the data folder, its size, and its md5 beside the one it should have."""
+    """One file of a data set: its path below the data folder, its size, and its checksum beside that it should have."""
 
     path: str
     num_bytes: int | None
-    md5: str | None
-    expected_md5: str
+    found: str | None
+    expected: str
+    kind: str = "md5"
 
     @property
     def state(self) -> Literal["ok", "missing", "fails its checksum"]:
         """What is wrong with it, if anything."""
-        if self.md5 is None:
+        if self.found is None:
             return "missing"
-        return "ok" if self.md5 == self.expected_md5 else "fails its checksum"
+        return "ok" if self.found == self.expected else "fails its checksum"
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found. The counts, one number per class, are None where a file is missing or damaged."""
+    """What was found. The counts, one number per class, are None where a file is missing or damaged.
+
+    ``problems`` are phrases: images that cannot be read, numbers that are not the data set's.
+    """
 
     name: str
     files: tuple[FileCheck, ...]
     class_names: tuple[str, ...]
     train_counts: tuple[int, ...] | None
     test_counts: tuple[int, ...] | None
+    problems: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
         """Whether every file is there and whole."""
-        return all(file.state == "ok" for file in self.files)
+        return not self.problems and all(file.state == "ok" for file in self.files)
 
     def lines(self) -> Iterator[str]:
         """The findings for people, one line per file and one per class."""
         for file in self.files:
             size = "-" if file.num_bytes is None else f"{file.num_bytes:,}"
-            yield f"{file.state:<18}  {size:>12} bytes  md5 {file.md5 or '-':<32}  {file.path}"
+            yield f"{file.state:<18}  {size:>12} bytes  {file.kind} {file.found or '-':<32}  {file.path}"
+        yield from self.problems
         if self.train_counts is None or self.test_counts is None:
             return
         yield f"{self.name}: {sum(self.train_counts)} training and {sum(self.test_counts)} test images"
@@ -57,16 +73,24 @@ class Verification:
             yield f"class {label:>3}  {train:>6} train  {test:>6} test  {class_name}"
 
 
-def verify(name: str, data_dir: Path) -> Verification:
-    """Check every file of ``digits``, ``cifar10`` or ``cifar100`` and count its classes; nothing is downloaded.
+def verify(name: str, data_dir: Path, workers: int = 0) -> Verification:
+    """Check every file of a data set and count its classes; nothing is downloaded.
+
+    Args:
+        name: ``digits``, ``cifar10``, ``cifar100``, ``imagenet``, ``imagenet_packed`` or ``folder``.
+        data_dir: where it is.
+        workers: processes that decode the images of the last three, every one of them.
 
     Raises:
-        DataError: no such data set, or labels that do not belong to it.
+        DataError: no such data set, folders that are none, or labels that do not belong to it.
     """
     if name == "digits":  # inside scikit-learn, so without files of its own
         return _verification(name, (), load_digits())
+    if name in STORED_NAMES:
+        return _verify_stored(name, Path(data_dir).expanduser(), workers)
     if name not in CIFAR_NAMES:
-        raise DataError(f"There is nothing to verify for {name!r}; there are digits, {', '.join(CIFAR_NAMES)}.")
+        names = ", ".join(("digits", *CIFAR_NAMES, *STORED_NAMES))
+        raise DataError(f"There is nothing to verify for {name!r}; there are {names}.")
     data_dir = Path(data_dir).expanduser()
     files = tuple(_check(data_dir, path, md5) for path, md5 in expected_files(cifar_class(name)))
     whole = all(file.state == "ok" for file in files)
@@ -81,6 +105,47 @@ def _verification(name: str, files: tuple[FileCheck, ...], source: Source | None
         for split in (source.train, source.test)
     )
     return Verification(name, files, source.class_names, train_counts, test_counts)
+
+
+def _verify_stored(name: str, data_dir: Path, workers: int) -> Verification:
+    """Archives by their checksums, and every image by decoding it."""
+    load = load_packed if name == "imagenet_packed" else load_folder
+    called = data_dir.resolve().name if name == "folder" else name
+    source = load(called, data_dir, image_size=8, num_classes=None if name == "folder" else 1000)
+    packed = next((folder for folder in places(called, data_dir) if is_packed(folder)), None)
+    files = () if packed is None else tuple(_check_archives(packed))
+    problems = []
+    for part, split in zip(PARTS, (source.train, source.test), strict=True):
+        if name != "folder" and len(split) != IMAGENET_IMAGES[part]:
+            problems.append(f"{part} has {len(split):,} images, and ImageNet {IMAGENET_IMAGES[part]:,}")
+        problems += _unreadable(f"{called}, {part}", split, workers)
+    counted = _verification(called, files, source)
+    return replace(counted, problems=tuple(problems))
+
+
+def _check_archives(folder: Path) -> Iterator[FileCheck]:
+    for name, expected in tqdm(sorted(checksums(folder).items()), desc="checksums", disable=None, leave=False):
+        file = folder / name
+        yield FileCheck(name, file.stat().st_size, sha256(file), expected, "sha256")
+
+
+def _unreadable(what: str, split: Any, workers: int) -> Iterator[str]:
+    loader = StreamingLoader(
+        split,
+        crop=Crop(8, "center"),
+        workers=workers,
+        unreadable="skip",
+        batch_size=256,
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+        shuffle=False,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    with tqdm(total=len(split), desc=what, unit=" images", disable=None, leave=False) as bar:
+        for images, _ in loader.epoch(0):
+            bar.update(len(images))
+    return (f"{where} cannot be read as an image: {reason}" for where, reason in loader.unreadable.items())
 
 
 def _check(data_dir: Path, path: str, expected_md5: str) -> FileCheck:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from isda_repro.checks import ConfigError
 from isda_repro.config import build, build_model, cell_name, request, target_class
-from isda_repro.data import ResidentLoader, Source
+from isda_repro.console import warn
+from isda_repro.data import (
+    AnySplit,
+    Loader,
+    ResidentLoader,
+    Source,
+    Split,
+    StoredSplit,
+    StreamingLoader,
+    stored_statistics,
+)
 from isda_repro.losses import Criterion
 from isda_repro.models import Network
 from isda_repro.randomness import stream_seed
@@ -18,6 +30,7 @@ from isda_repro.tracking import Tracker, WandbTracker
 from isda_repro.training.compute import Compute
 
 TEST_BATCH_SIZE = 500  # the error does not depend on it; both CIFAR test sets are a whole number of them
+STREAMED_TEST_BATCH_SIZE = 100  # larger images
 
 
 def build_network(cfg: DictConfig, source: Source, compute: Compute) -> Network:
@@ -28,7 +41,7 @@ def build_network(cfg: DictConfig, source: Source, compute: Compute) -> Network:
     Raises:
         ConfigError: it is made for images of another size.
     """
-    size, (height, width) = cfg.model.get("image_size"), source.train.images.shape[-2:]
+    size, (height, width) = cfg.model.get("image_size"), source.train.image_size
     if size is not None and (size, size) != (height, width):
         raise ConfigError(
             f"model.image_size={size}, but the images of {source.name} are {height} x {width} pixels: leave it out"
@@ -49,23 +62,64 @@ def build_criterion(cfg: DictConfig, network: Network, compute: Compute) -> Crit
     return criterion.to(compute.device)
 
 
-def build_loaders(cfg: DictConfig, source: Source, compute: Compute) -> tuple[ResidentLoader, ResidentLoader]:
+Constants = tuple[Sequence[float], Sequence[float]]
+
+
+def build_loaders(cfg: DictConfig, source: Source, compute: Compute) -> tuple[Loader, Loader]:
     """The training images, shuffled and augmented, and those that are evaluated, as they are."""
+    constants = normalisation(cfg, source)
+    train = build_loader(cfg, source.train, compute, constants, train=True, batch_size=cfg.recipe.batch_size)
+    return train, build_loader(cfg, source.test, compute, constants, train=False)
 
-    def loader(train: bool) -> ResidentLoader:
-        return ResidentLoader(
-            source.train if train else source.test,
-            batch_size=cfg.recipe.batch_size if train else TEST_BATCH_SIZE,
-            mean=cfg.dataset.mean,
-            std=cfg.dataset.std,
-            augmentation=build(cfg.augmentation) if train else None,
-            shuffle=train,
-            seed=cfg.seed,
-            device=compute.device,
-            memory_format=compute.memory_format,
-        )
 
-    return loader(train=True), loader(train=False)
+def normalisation(cfg: DictConfig, source: Source) -> Constants:
+    """Mean and standard deviation per channel; those that are ``auto`` are the training images'."""
+    mean, std = cfg.dataset.mean, cfg.dataset.std
+    if "auto" not in (mean, std):
+        return mean, std
+    found_mean, found_std = stored_statistics(cast(StoredSplit, source.train))
+    return found_mean if mean == "auto" else mean, found_std if std == "auto" else std
+
+
+def build_loader(
+    cfg: DictConfig,
+    split: AnySplit,
+    compute: Compute,
+    constants: Constants,
+    *,
+    train: bool,
+    batch_size: int | None = None,
+    shuffle: bool | None = None,
+) -> Loader:
+    """Images as they are trained on, or as they are evaluated."""
+    in_memory = isinstance(split, Split)
+    options: dict[str, Any] = {
+        "batch_size": batch_size or (TEST_BATCH_SIZE if in_memory else STREAMED_TEST_BATCH_SIZE),
+        "mean": constants[0],
+        "std": constants[1],
+        "augmentation": build(cfg.augmentation) if train else None,
+        "shuffle": train if shuffle is None else shuffle,
+        "seed": cfg.seed,
+        "device": compute.device,
+        "memory_format": compute.memory_format,
+    }
+    if isinstance(split, Split):
+        return ResidentLoader(split, **options)
+    return StreamingLoader(
+        cast(StoredSplit, split),
+        crop=build(cfg.dataset.train_crop if train else cfg.dataset.test_crop),
+        workers=_processes(cfg.dataset.workers),
+        unreadable=cfg.dataset.unreadable,
+        report=lambda where, reason: warn(f"{where} cannot be read as an image and is left out: {reason}"),
+        **options,
+    )
+
+
+def _processes(workers: int | str) -> int:
+    """``auto``: one for each core that this process may use."""
+    if workers != "auto":
+        return int(workers)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def build_optimizer(cfg: DictConfig, network: Network, criterion: Criterion) -> torch.optim.Optimizer:

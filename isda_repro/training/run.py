@@ -22,7 +22,7 @@ from isda_repro.tables.records import (
     write_result,
 )
 from isda_repro.tracking import JsonLines, Progress, Tracker
-from isda_repro.training import checkpoint, parts
+from isda_repro.training import checkpoint, parts, same_data
 from isda_repro.training.account import opening, result_record, segment_record, summary
 from isda_repro.training.checkpoint import Checkpoints
 from isda_repro.training.compute import Compute, resolve
@@ -32,6 +32,7 @@ from isda_repro.training.resume import find_start
 from isda_repro.training.run_directory import RunDirectory
 from isda_repro.training.saving import Saver
 from isda_repro.training.trainer import Trainer
+from isda_repro.training.unreadable import UnreadableImages
 from isda_repro.training.weights import load_weights
 
 
@@ -85,14 +86,16 @@ def _train(
     lock: FolderLock,
 ) -> Result:
     """From where the run is to its result."""
+    described = same_data.description(source)
 
     def state() -> dict[str, Any]:
         lock.ensure_held()
-        return {**trainer.state_dict(), "run_id": cfg.run_id, "metrics_bytes": metrics.bytes_written}
+        about = {"run_id": cfg.run_id, "metrics_bytes": metrics.bytes_written, same_data.KEY: described}
+        return {**trainer.state_dict(), **about}
 
     saver = Saver(checkpoints, state, minutes=cfg.checkpoint.minutes, steps=cfg.checkpoint.steps)
     with saver.listening():
-        metrics_bytes = _go_on(trainer, directory, checkpoints)
+        metrics_bytes = _go_on(trainer, directory, checkpoints, source)
         write_frozen(_said_once(cfg), directory.config)
         write_environment(directory.environment, origin, trainer.compute)
         say(opening(cfg, trainer, source))
@@ -103,12 +106,13 @@ def _train(
             segment = as_json(segment_record(trainer.compute, trainer.step, origin))
             for tracker in trackers:
                 tracker.log(segment)
+            unreadable = UnreadableImages(directory.path, trainer.train_batches, trainer.test_batches)
             records = trainer.train(trackers, bar, saver)
             checkpoints.wait()
             segments = [line for line in read_metrics(directory.metrics) if isinstance(line, SegmentRecord)]
             result = result_record(cfg, trainer, source, segments, records, origin)
             lock.ensure_held()
-            checkpoint.save(directory.checkpoint, _state(cfg, trainer))
+            checkpoint.save(directory.checkpoint, {**_state(cfg, trainer), same_data.KEY: described})
             write_result(directory.result, result)
             for tracker in trackers:
                 tracker.log(as_json(result))
@@ -117,14 +121,16 @@ def _train(
             for tracker in trackers:
                 tracker.close()
     checkpoints.clear()  # the very last: until then the same command knows that there is something left to do
+    unreadable.conclude()
     say(f"{cfg.run_id}: {summary(result)}\n{directory.result}")
     return result
 
 
-def _go_on(trainer: Trainer, directory: RunDirectory, checkpoints: Checkpoints) -> int:
+def _go_on(trainer: Trainer, directory: RunDirectory, checkpoints: Checkpoints, source: Source) -> int:
     """Put the trainer where the run is; how many bytes of ``metrics.jsonl`` are of what it has done."""
     start = find_start(checkpoints, directory.metrics, directory.run_id)
     if start.state is not None:
+        same_data.check_unchanged(start.state, source, start.path or directory.path)
         try:
             trainer.load_state_dict(start.state, start.records)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:

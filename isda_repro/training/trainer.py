@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isda_repro.data import ResidentLoader
+from isda_repro.data import Loader
 from isda_repro.errors import UserError, is_out_of_memory
 from isda_repro.losses import Criterion
 from isda_repro.models import Network
@@ -95,8 +95,8 @@ class Trainer:
     schedule: Schedule
     epochs: int
     progress: str
-    train_batches: ResidentLoader
-    test_batches: ResidentLoader
+    train_batches: Loader
+    test_batches: Loader
     compute: Compute
     seed: int
 

@@ -7,7 +7,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from isda_repro.checks import ConfigError
-from isda_repro.config import CONF_DIR, compose
+from isda_repro.config import CONF_DIR, build, compose
+from isda_repro.data import AutoAugment, PadCropFlip
 from isda_repro.training.schedule import MultiStep
 
 REPORTED = yaml.safe_load((CONF_DIR.parent / "isda_repro/tables/reported.yaml").read_text())
@@ -31,7 +32,7 @@ IMAGENET = [
     *("resnet50", "resnet101", "resnet152", "densenet121", "densenet265", "resnext50_32x4d", "resnext101_32x8d"),
 ]
 MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
-DATASETS = sorted(path.stem for path in (CONF_DIR / "dataset").glob("*.yaml"))
+DATASETS = sorted(path.stem for path in (CONF_DIR / "dataset").glob("[!_]*.yaml"))
 
 
 def assert_recipe(recipe, row):
@@ -119,6 +120,38 @@ def test_a_choice_on_the_command_line_wins_over_dataset_and_model():
 def test_digits_are_shifted_by_one_pixel_and_not_mirrored():
     augmentation = compose(["dataset=digits"]).augmentation
     assert (augmentation.padding, augmentation.flip) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("choices", "length", "fill"),
+    [
+        (["dataset=cifar10"], 16, "mean"),  # Cutout's own paper
+        (["dataset=cifar100"], 8, "mean"),
+        (["dataset=cifar10", "faithful=official"], 16, "black"),
+        (["dataset=cifar100", "faithful=official"], 16, "black"),
+        (["dataset=digits"], 4, "mean"),
+    ],
+)
+def test_cutout_is_its_papers_or_the_authors(choices, length, fill):
+    augmentation = compose([*choices, "augmentation=cutout"]).augmentation
+    assert (augmentation.cutout.length, augmentation.cutout.fill) == (length, fill)
+    assert augmentation.crop_flip == compose(choices).augmentation  # after the baseline
+    assert list(augmentation) == ["crop_flip", "_target_", "cutout"]
+
+
+def test_autoaugment_ends_with_cutout_16_unless_it_is_left_out():
+    for dataset in ("cifar10", "cifar100"):
+        paper, official = (
+            compose([f"dataset={dataset}", "augmentation=autoaugment", f"faithful={faithful}"]).augmentation
+            for faithful in ("paper", "official")
+        )
+        assert list(paper) == ["crop_flip", "_target_", "autoaugment", "cutout"]
+        assert (paper.cutout.length, official.cutout.length) == (16, 16)
+        assert paper.autoaugment.policy == official.autoaugment.policy == "cifar10"
+        assert (paper.autoaugment.fill, paper.autoaugment.one_way_rotation) == (0, False)
+        assert (official.autoaugment.fill, official.autoaugment.one_way_rotation) == (128, True)
+    without = build(compose(["augmentation=autoaugment", "augmentation.cutout=false"]).augmentation)
+    assert [type(step) for step in without.steps] == [PadCropFlip, AutoAugment]
 
 
 def test_epochs_alone_rescale_the_milestones():

@@ -79,6 +79,16 @@ def test_a_slice_of_the_draws_makes_the_slice_of_the_images():
     assert torch.equal(part, whole[7:19])
 
 
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_many_images_at_once_are_the_same(memory_format):
+    images = random_images(700, 8, 8).contiguous(memory_format=memory_format)
+    augmentation = PadCropFlip(2)
+    draws = augmentation.draw(700, (8, 8), generator())
+    augmented = augmentation.apply(images, draws)
+    assert augmented.is_contiguous(memory_format=memory_format)
+    assert torch.equal(augmented, one_by_one(images, draws, 2, "zeros"))
+
+
 def test_draws_are_uniform_and_independent():
     n = 81_000
     draws = PadCropFlip(padding=4).draw(n, (32, 32), generator(3))

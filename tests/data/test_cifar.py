@@ -203,7 +203,7 @@ def test_a_label_outside_the_classes(data_dir, monkeypatch):
 def test_unknown_names_are_one_sentence(tmp_path):
     with pytest.raises(DataError, match=r"^There is no CIFAR data set 'cifar1'; there are cifar10 and cifar100\.$"):
         load_cifar("cifar1", tmp_path)
-    with pytest.raises(DataError, match=r"there are digits, cifar10, cifar100\.$"):
+    with pytest.raises(DataError, match=r"there are digits, cifar10, cifar100, imagenet, imagenet_packed, folder\.$"):
         verify("mnist", tmp_path)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from isda_repro.data import DataError, PadCropFlip, ResidentLoader, Split
+from isda_repro.data import AutoAugment, Chain, Cutout, DataError, PadCropFlip, ResidentLoader, Split, resident
 from isda_repro.errors import UserError
 
 CPU = torch.device("cpu")
@@ -66,6 +66,22 @@ def test_same_seed_same_batches_other_epoch_or_seed_other_batches(split):
     assert same(used.epoch(2), loader(split).epoch(2))  # nothing that happened before matters
     assert not same(loader(split).epoch(2), loader(split).epoch(1))
     assert not same(loader(split).epoch(2), loader(split, seed=1).epoch(2))
+
+
+@pytest.mark.parametrize("fill", ["mean", "black"])
+def test_windows_of_batches_change_nothing(split, fill, monkeypatch):
+    chain = Chain(crop=PadCropFlip(), policy=AutoAugment(), cutout=Cutout(8, fill))
+    options = {"augmentation": chain, "seed": 3, "std": (0.2, 0.3, 0.4), "mean": (0.5, 0.4, 0.3)}
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        monkeypatch.setattr(resident, "WINDOW_BYTES", 1)
+        batches = list(loader(split, memory_format=memory_format, **options).epoch(1))
+        for window in (3 * 32 * 3 * 256, 2**24):  # three batches, the whole epoch
+            monkeypatch.setattr(resident, "WINDOW_BYTES", window)
+            windowed = loader(split, memory_format=memory_format, **options)
+            assert same(windowed.epoch(1), batches)
+            for first_step in (1, 2, 4, 5):
+                assert same(windowed.epoch(1, first_step), batches[first_step:])
+        assert all(images.is_contiguous(memory_format=memory_format) for images, _ in batches)
 
 
 def test_global_generator_is_neither_used_nor_moved(split):

@@ -165,19 +165,11 @@ def test_table_4_with_dropout_differs_in_the_other_losses_on_resnet110_alone():
     assert changed == {f"{method}, ResNet-110, {data}" for method in methods for data in ("CIFAR-10", "CIFAR-100")}
 
 
-@pytest.mark.parametrize("name", [name for name in table_names() if name != "lambda_imagenet"])
+@pytest.mark.parametrize("name", table_names())
 def test_every_table_composes(name):
     table = load_table(name)
     plan = expand(table, config.compose)
     assert [len(runs) for runs in plan.values()] == [len(cell.seeds) for cell in table.cells]
-
-
-def test_the_search_on_imagenet_waits_for_its_data_set_and_for_nothing_else():
-    (cell, *_) = load_table("lambda_imagenet").cells
-    with pytest.raises(UserError, match="there is no dataset=imagenet"):
-        config.compose(list(cell.overrides))
-    for cell in load_table("lambda_imagenet").cells:
-        config.compose(["dataset=cifar10" if one == "dataset=imagenet" else one for one in cell.overrides])
 
 
 def test_a_seed_set_afterwards_is_the_seed_composed(demo):

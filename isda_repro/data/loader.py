@@ -1,0 +1,142 @@
+"""What all loaders keep to: the order of an epoch and every draw are functions of (seed, epoch, position) alone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from isda_repro.data.augment import Augmentation, Draws, NoAugmentation
+from isda_repro.data.normalise import Normalise
+from isda_repro.data.source import AnySplit, DataError
+from isda_repro.errors import UserError
+from isda_repro.randomness import stream_seed
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of each global batch is this process's: the ``rank``-th of ``world_size`` nearly equal ones."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def of(self, start: int, stop: int) -> slice:
+        """Its positions among ``start`` to ``stop``; there may be none."""
+        each, more = divmod(stop - start, self.world_size)
+        begin = start + self.rank * each + min(self.rank, more)
+        return slice(begin, begin + each + (self.rank < more))
+
+
+WHOLE = Share()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An epoch as this process sees it, on the CPU.
+
+    Attributes:
+        positions: of its samples in the epoch, int64 [n]; None: all N, in order.
+        images: which image each is, int64 [n]; None: the natural order.
+        draws: the augmentation's numbers for each.
+        starts: of each step's samples among them, and the end: [steps + 1].
+    """
+
+    positions: Tensor | None
+    images: Tensor | None
+    draws: Draws
+    starts: Sequence[int]
+
+
+class Loader(ABC):
+    """Batches of a split, augmented and normalised on the device.
+
+    Args:
+        split: the images.
+        batch_size: images per global batch; the last batch of an epoch holds what is left.
+        mean, std: per channel, in units where the largest pixel is 1.
+        augmentation: what is done to the uint8 images; None is ``NoAugmentation``.
+        shuffle: whether each epoch has an order of its own (training) or the natural one (evaluation).
+        seed: the run's seed; the streams are named in here.
+        device: where the batches are.
+        memory_format: of the batches: ``torch.contiguous_format`` or ``torch.channels_last``, each without a copy.
+        share: which part of each global batch is given out here.
+
+    Raises:
+        DataError: a batch size that is not positive or, when shuffling, larger than the split.
+        UserError: constants that do not fit the images.
+        ValueError: another memory format.
+    """
+
+    def __init__(
+        self,
+        split: AnySplit,
+        *,
+        batch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augmentation: Augmentation | None = None,
+        shuffle: bool,
+        seed: int,
+        device: torch.device,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        share: Share = WHOLE,
+    ) -> None:
+        self.num_samples = len(split)
+        if batch_size < 1:
+            raise DataError(f"A batch must hold at least one image, but the batch size is {batch_size}.")
+        if shuffle and batch_size > self.num_samples:
+            raise DataError(
+                f"The batch size {batch_size} is larger than the {self.num_samples} training images there are; "
+                f"lower it, or take more images."
+            )
+        if len(mean) != split.channels:
+            raise UserError(f"The images have {split.channels} channels, but mean and std have {len(mean)}.")
+        self.steps_per_epoch = -(-self.num_samples // batch_size)
+        self.batch_size, self.share = batch_size, share
+        self._seed, self._shuffle, self._device = seed, shuffle, device
+        self._augmentation = augmentation or NoAugmentation()
+        self._image_size = split.image_size
+        self._channels_last = memory_format == torch.channels_last
+        width = self._image_size[1]
+        self._normalise = Normalise(mean, std, image_width=width, device=device, memory_format=memory_format)
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The epoch's batches from ``first_step`` on: float32 [n, C, H, W] and int64 [n], on the device.
+
+        They are the very batches that the epoch has there when it runs from its start.
+
+        Raises:
+            ValueError: ``first_step`` is not a step of the epoch, nor its end.
+        """
+        if not 0 <= first_step <= self.steps_per_epoch:
+            raise ValueError(f"first_step={first_step} is outside the epoch's {self.steps_per_epoch} steps.")
+        return self._batches(epoch, first_step)
+
+    @abstractmethod
+    def _batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+    def _plan(self, epoch: int) -> Plan:
+        """What this process has to do in an epoch."""
+        order = torch.randperm(self.num_samples, generator=self._generator("order", epoch)) if self._shuffle else None
+        draws = self._augmentation.draw(self.num_samples, self._image_size, self._generator("augmentation", epoch))
+        batches = range(0, self.num_samples, self.batch_size)
+        if self.share.world_size == 1:
+            return Plan(None, order, draws, [*batches, self.num_samples])
+        parts = [self.share.of(start, min(start + self.batch_size, self.num_samples)) for start in batches]
+        positions = torch.cat([torch.arange(part.start, part.stop) for part in parts])
+        starts = [0]
+        for part in parts:
+            starts.append(starts[-1] + part.stop - part.start)
+        images = positions if order is None else order[positions]
+        return Plan(positions, images, {name: numbers[positions] for name, numbers in draws.items()}, starts)
+
+    def _placed(self, draws: Draws) -> dict[str, Tensor]:
+        """Where the augmentation wants them."""
+        on_host = self._augmentation.host_draws
+        return {name: numbers if name in on_host else numbers.to(self._device) for name, numbers in draws.items()}
+
+    def _generator(self, stream: str, epoch: int) -> torch.Generator:
+        return torch.Generator().manual_seed(stream_seed(self._seed, stream, epoch))

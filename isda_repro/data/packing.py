@@ -1,0 +1,233 @@
+"""Write a folder of images as a few archives of smaller ones, so that epochs decode less; see ``packed.py``."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import shutil
+import signal
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from isda_repro.data.decode import Crop, UnreadableError, decoded, scaled, shorter_side
+from isda_repro.data.folder import FileSplit
+from isda_repro.data.packed import MANIFEST, SUMS, archive_names, checksums, read_manifest
+from isda_repro.data.places import PARTS
+from isda_repro.data.source import DataError, Source
+from isda_repro.errors import UserError
+from isda_repro.files import sha256, written_whole
+
+Encoded = tuple[bytes | None, str]  # an image as it will be written, or None, and why
+TRIED = 64  # images, for the estimate of the size
+LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the same bytes whenever they are written
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How images are written.
+
+    Args:
+        size: their shorter side in pixels; those that are smaller stay as they are. Evaluation at 224 wants 256.
+        format: ``raw``, pixels that need no decoding; or ``jpeg``, a tenth of the size.
+        quality: of ``jpeg``.
+        images_per_archive: how many one file holds; what an interruption costs at most.
+
+    Raises:
+        UserError: an unknown format, or a number that cannot be.
+    """
+
+    size: int = 256
+    format: Literal["raw", "jpeg"] = "raw"
+    quality: int = 90
+    images_per_archive: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.format not in ("raw", "jpeg"):
+            raise UserError(f"format={self.format} must be raw or jpeg")
+        if not 1 <= self.quality <= 100:
+            raise UserError(f"quality={self.quality} must be a number from 1 to 100")
+        for name, value in (("size", self.size), ("images_per_archive", self.images_per_archive)):
+            if value < 1:
+                raise UserError(f"{name}={value} must be a whole number from 1 on")
+
+    @property
+    def extension(self) -> str:
+        """Of the entries."""
+        return ".ppm" if self.format == "raw" else ".jpg"
+
+    def encoded(self, pixels: Tensor) -> bytes:
+        """uint8 [H, W, 3] -> the content of a file."""
+        from PIL import Image
+
+        height, width = pixels.shape[:2]
+        if min(height, width) > self.size:
+            pixels = scaled(pixels, (0, 0, height, width), shorter_side(height, width, self.size))
+        stream = io.BytesIO()
+        image = Image.fromarray(pixels.contiguous().numpy())
+        if self.format == "raw":
+            image.save(stream, "PPM")
+        else:
+            image.save(stream, "JPEG", quality=self.quality)
+        return stream.getvalue()
+
+
+def pack(
+    source: Source,
+    folder: Path,
+    packing: Packing,
+    *,
+    workers: int,
+    skip_unreadable: bool,
+    report: Callable[[str], None],
+) -> None:
+    """Write all images of a source to archives in ``folder``; what is finished there already stays.
+
+    Raises:
+        DataError: an image cannot be read and is not to be skipped, there is no room, or something else is there.
+    """
+    if not (isinstance(source.train, FileSplit) and isinstance(source.test, FileSplit)):
+        raise DataError(f"{source.name} is not a folder of image files: there is nothing to pack")
+    splits = dict(zip(PARTS, (source.train, source.test), strict=True))
+    manifest = _manifest(source, packing)
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / MANIFEST).exists():
+        if read_manifest(folder) != manifest:
+            raise DataError(
+                f"{folder} holds something packed otherwise, or of other images: give another output=, or delete it"
+            )
+    elif any(folder.iterdir()):
+        raise DataError(f"{folder} is not empty: give output= a folder that is, or one that does not exist")
+    _check_room(splits, folder, packing, report)
+    with written_whole(folder / MANIFEST) as file:
+        file.write((json.dumps(manifest, indent=1) + "\n").encode())
+    for leftover in folder.glob("*.tmp"):
+        leftover.unlink()
+    finished = checksums(folder)
+    with tqdm(total=sum(map(len, splits.values())), unit=" images", disable=None) as bar:
+        for part, split in splits.items():
+            with _encoder(workers, split, packing) as encode:
+                for number, name in enumerate(archive_names(manifest, part)):
+                    first = number * packing.images_per_archive
+                    indices = range(first, min(first + packing.images_per_archive, len(split)))
+                    if name not in finished or not (folder / name).is_file():
+                        images = zip(indices, encode(indices), strict=True)
+                        _write_archive(folder / name, split, images, packing, skip_unreadable, report)
+                        with (folder / SUMS).open("a") as sums:
+                            sums.write(f"{sha256(folder / name)}  {name}\n")
+                    bar.update(len(indices))
+
+
+def _manifest(source: Source, packing: Packing) -> dict[str, Any]:
+    return {
+        "name": source.name,
+        "classes": list(source.class_names),
+        "images": {part: len(split) for part, split in zip(PARTS, (source.train, source.test), strict=True)},
+        "images_per_archive": packing.images_per_archive,
+        "size": packing.size,
+        "format": packing.format,
+        "quality": packing.quality if packing.format == "jpeg" else None,
+    }
+
+
+def _check_room(splits: dict[str, Any], folder: Path, packing: Packing, report: Callable[[str], None]) -> None:
+    """Say how large it will be, and refuse where that does not fit."""
+    needed = 0.0
+    for split in splits.values():
+        sizes = []
+        for index in torch.linspace(0, len(split) - 1, min(TRIED, len(split))).long().tolist():
+            content, _ = _encoded(split, packing, index)
+            sizes.append(len(content or b""))
+        needed += sum(sizes) / len(sizes) * len(split)
+    there = sum(file.stat().st_size for file in folder.glob("*.zip"))
+    free = shutil.disk_usage(folder).free
+    report(f"{sum(map(len, splits.values())):,} images will take about {needed / 1e9:,.1f} GB in {folder}")
+    if needed - there > free:
+        raise DataError(
+            f"{folder} has room for {free / 1e9:,.1f} GB, and about {(needed - there) / 1e9:,.1f} GB are needed: give "
+            "output= on another disk, or format=jpeg, which takes a tenth of raw"
+        )
+
+
+def _write_archive(
+    path: Path,
+    split: FileSplit,
+    images: Iterable[tuple[int, Encoded]],
+    packing: Packing,
+    skip_unreadable: bool,
+    report: Callable[[str], None],
+) -> None:
+    """One archive, whole or not at all."""
+    with written_whole(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for index, (content, reason) in images:
+            if content is None:
+                if not skip_unreadable:
+                    raise DataError(
+                        f"{split.where(index)} cannot be read as an image ({reason}): replace or remove it, or leave "
+                        "such files out by unreadable=skip"
+                    )
+                report(f"left out: {split.where(index)} ({reason})")
+                continue
+            name = bytes(split.names[index]).decode("utf-8", "backslashreplace")
+            entry = zipfile.ZipInfo(f"{name}{packing.extension}", LONG_AGO)
+            archive.writestr(entry, content)
+
+
+def _encoded(split: FileSplit, packing: Packing, index: int) -> Encoded:
+    """An image as it will be written; None and the reason, where it cannot be read."""
+    try:
+        return packing.encoded(decoded(split.read(index))), ""
+    except (UnreadableError, OSError) as error:
+        return None, str(error)
+
+
+@contextmanager
+def _encoder(workers: int, split: FileSplit, packing: Packing) -> Iterator[Callable[[range], Iterator[Encoded]]]:
+    """Encodes images, in order, in so many processes."""
+    if workers < 2:
+        yield lambda indices: (_encoded(split, packing, index) for index in indices)
+        return
+    pool = multiprocessing.Pool(workers, _begin_worker, (split, packing))
+    try:
+        yield partial(pool.imap, _encoded_here, chunksize=8)
+    finally:
+        pool.terminate()
+        pool.join()
+
+
+_task: list[Any] = []  # of a worker process: what it was started for
+
+
+def _begin_worker(split: FileSplit, packing: Packing) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # is for the process that started it
+    torch.set_num_threads(1)
+    _task[:] = [split, packing]
+
+
+def _encoded_here(index: int) -> Encoded:
+    split, packing = _task
+    return _encoded(split, packing, index)
+
+
+def speed_up(before: FileSplit, after: Any, image_size: int, images: int = 200) -> float:
+    """How many times faster random parts of images are read from archives than from the files, on one core."""
+    crop, generator = Crop(image_size), torch.Generator()
+    seconds = []
+    count = min(images, len(before), len(after))
+    for split in (before, after, before, after):
+        generator.manual_seed(0)
+        begin = time.perf_counter()
+        for index in torch.linspace(0, len(split) - 1, count).long().tolist():
+            crop(decoded(split.read(index)), generator)
+        seconds.append((time.perf_counter() - begin) / count)
+    return seconds[2] / seconds[3]  # the first two have warmed up

@@ -1,0 +1,239 @@
+"""The loader for data sets that stay on disk: worker processes decode and crop, the rest happens on the device."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from isda_repro.data.decode import Crop, UnreadableError, decoded
+from isda_repro.data.loader import Loader, Plan
+from isda_repro.data.source import DataError, StoredSplit
+from isda_repro.randomness import stream_seed
+
+FORKS = sys.platform == "linux"
+PARENT_DEATH_SIGNAL = 1  # Linux's prctl option
+PREFETCHED = 2  # batches a worker makes ahead
+
+
+class StreamingLoader(Loader):
+    """Batches of a split whose images are files.
+
+    Workers only fetch: what becomes of the sample at a position of an epoch is a function of (seed, epoch, position),
+    so their number changes nothing, nor does starting in the middle of an epoch. They stay from one epoch to the next,
+    and end with the process that started them, however it ends.
+
+    Args:
+        split: the images.
+        crop: what is taken out of each.
+        workers: processes that decode; 0: this one does.
+        unreadable: what to do about a file that is no image or a damaged one: ``stop``, or ``skip`` it, so that its
+            batch is smaller.
+        report: is told of each file that is skipped, once: its path and the reason.
+        options: see ``Loader``, errors too.
+
+    Raises:
+        DataError: while iterating: a file cannot be read, and was not to be skipped.
+    """
+
+    def __init__(
+        self,
+        split: StoredSplit,
+        *,
+        crop: Crop,
+        workers: int,
+        unreadable: Literal["stop", "skip"] = "stop",
+        report: Callable[[str, str], None] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(split, **options)
+        if unreadable not in ("stop", "skip"):
+            raise DataError(f"unreadable={unreadable!r} must be 'stop' or 'skip'.")
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+            raise DataError(f"workers={workers!r} must be a number of processes, 0 or more.")
+        self.unreadable: dict[str, str] = {}
+        """Files skipped so far, and why."""
+        self._targets, self._skips = split.targets, unreadable == "skip"
+        self.report = report
+        slots = PREFETCHED * workers + 2 if workers and self._device.type == "cpu" and FORKS else 0
+        self._slots = _shared_slots(slots, -(-self.batch_size // self.share.world_size), *self._image_size)
+        self._requests = _Requests(slots)
+        self._loader: DataLoader[Any] = DataLoader(
+            _Fetcher(split, crop, self._seed, self._slots),
+            batch_sampler=self._requests,  # any iterable will do
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            multiprocessing_context="fork" if slots else None,
+            worker_init_fn=_belong_to_parent,
+            pin_memory=self._device.type == "cuda",
+            **({"persistent_workers": True, "prefetch_factor": PREFETCHED} if workers else {}),  # type: ignore[arg-type]
+        )
+        decoded(ONE_PIXEL)  # imports what decoding needs, once for all workers
+
+    def _batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        plan = self._plan(epoch)
+        draws = self._placed(plan.draws)
+        self._requests.of_epoch(epoch, plan, first_step)
+        for step, fetched in enumerate(self._loader, first_step):
+            batch = slice(plan.starts[step], plan.starts[step + 1])
+            targets = self._targets[batch] if plan.images is None else self._targets[plan.images[batch]]
+            pixels = fetched.pixels if fetched.slot is None else self._slots[fetched.slot, : len(targets)]
+            here = {name: numbers[batch] for name, numbers in draws.items()}
+            if fetched.failures:
+                kept = self._without(fetched.failures, len(targets))
+                pixels, targets = pixels[kept], targets[kept]
+                here = {name: numbers[kept.to(numbers.device)] for name, numbers in here.items()}
+            pixels = pixels.to(self._device, non_blocking=True)
+            images = self._augmentation.apply(pixels.permute(0, 3, 1, 2), here)
+            images = self._augmentation.apply_normalised(self._normalise(images), here)
+            self._requests.give_back(fetched.slot)
+            yield images, targets.to(self._device, non_blocking=True)
+
+    def _without(self, failures: Sequence[Failure], samples: int) -> Tensor:
+        """Indices of those that were read; those that were not are reported."""
+        for failure in failures:
+            if not self._skips:
+                raise DataError(
+                    f"{failure.where} cannot be read as an image ({failure.reason}): replace or remove it, or go on "
+                    "without such files by dataset.unreadable=skip"
+                )
+            if failure.where not in self.unreadable:
+                self.unreadable[failure.where] = failure.reason
+                if self.report is not None:
+                    self.report(failure.where, failure.reason)
+        kept = torch.ones(samples, dtype=torch.bool)
+        kept[[failure.offset for failure in failures]] = False
+        return kept.nonzero()[:, 0]
+
+
+# ------------------------------------------------------------------------------------------------------------- workers
+
+ONE_PIXEL = b"P6 1 1 255 abc"
+
+
+class Request(NamedTuple):
+    """What a worker is asked for: a step's samples, and the slot to put them into, if there are slots."""
+
+    epoch: int
+    slot: int | None
+    positions: np.ndarray[Any, Any]
+    images: np.ndarray[Any, Any]
+
+
+class Failure(NamedTuple):
+    """An image that cannot be read."""
+
+    offset: int  # in the batch
+    where: str
+    reason: str
+
+
+class Fetched(NamedTuple):
+    """A step's samples: pixels uint8 [n, H, W, 3], black where there are failures, here or in a slot."""
+
+    pixels: Tensor | None
+    slot: int | None
+    failures: list[Failure]
+
+
+def _shared_slots(slots: int, samples: int, height: int, width: int) -> Tensor:
+    """uint8 [slots, samples, H, W, 3] that forked workers write and this process reads.
+
+    Memory that stays is nearly twice as fast as what PyTorch would share anew for each batch, and is not taken from
+    ``/dev/shm``, of which containers have little. An accelerator's batches are pinned instead, by PyTorch.
+    """
+    if not slots:
+        return torch.empty(0, samples, height, width, 3, dtype=torch.uint8)
+    memory = mmap.mmap(-1, slots * samples * height * width * 3)
+    return torch.frombuffer(memory, dtype=torch.uint8).view(slots, samples, height, width, 3)
+
+
+class _Requests:
+    """What a ``DataLoader`` asks its workers for; told anew for each epoch."""
+
+    def __init__(self, slots: int) -> None:
+        self._slots, self._free = slots, deque(range(slots))
+        self._made: Callable[[], Iterator[list[Request]]] = lambda: iter(())
+
+    def give_back(self, slot: int | None) -> None:
+        """Its pixels are no longer needed."""
+        if slot is not None:
+            self._free.append(slot)
+
+    def of_epoch(self, epoch: int, plan: Plan, first_step: int) -> None:
+        def made() -> Iterator[list[Request]]:
+            self._free = deque(range(self._slots))  # an epoch that was left before its end gave none back
+            for step in range(first_step, len(plan.starts) - 1):
+                batch = slice(plan.starts[step], plan.starts[step + 1])
+                natural = np.arange(batch.start, batch.stop)
+                positions = natural if plan.positions is None else plan.positions[batch].numpy()
+                images = natural if plan.images is None else plan.images[batch].numpy()
+                yield [Request(epoch, self._free.popleft() if self._slots else None, positions, images)]
+
+        self._made = made
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        return self._made()
+
+
+class _Fetcher(Dataset[Any]):
+    """What runs in a worker."""
+
+    def __init__(self, split: StoredSplit, crop: Crop, seed: int, slots: Tensor) -> None:
+        self._split, self._crop, self._seed, self._slots = split, crop, seed, slots
+
+    def __getitems__(self, requests: list[Request]) -> Fetched:
+        """The samples of one request, which PyTorch hands over as a list."""
+        (request,) = requests
+        height, width = self._split.image_size
+        generator = torch.Generator()
+        if request.slot is None:
+            pixels = _shared_pixels(len(request.images), height, width)
+        else:
+            pixels = self._slots[request.slot]
+        failures = []
+        for offset, (position, index) in enumerate(
+            zip(request.positions.tolist(), request.images.tolist(), strict=True)
+        ):
+            generator.manual_seed(stream_seed(self._seed, "crop", request.epoch, position))
+            try:
+                pixels[offset] = self._crop(decoded(self._split.read(index)), generator)
+            except (UnreadableError, OSError) as error:
+                pixels[offset] = 0
+                failures.append(Failure(offset, self._split.where(index), str(error)))
+        return Fetched(pixels if request.slot is None else None, request.slot, failures)
+
+
+def _shared_pixels(samples: int, height: int, width: int) -> Tensor:
+    """uint8 [n, H, W, 3], in a worker where the main process can read it without a copy."""
+    if torch.utils.data.get_worker_info() is None:
+        return torch.empty(samples, height, width, 3, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(samples * height * width * 3, device="cpu")
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(samples, height, width, 3)
+
+
+def _as_it_is(fetched: Any) -> Any:
+    return fetched
+
+
+def _belong_to_parent(worker: int) -> None:
+    """A worker is deaf to the signals that the run heeds, and dies with the process that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)  # not the run's handlers, which it has inherited
+    os.setsid()  # what is sent to the run's group, by a terminal or SLURM, is for the run
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+        if parent == 1 or os.getppid() != parent:  # it has died already
+            os._exit(1)

@@ -1,0 +1,39 @@
+"""Which images a run went without, because they could not be read and were to be skipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from isda_repro.console import say, warn
+from isda_repro.data import Loader, StreamingLoader
+
+
+class UnreadableImages:
+    """Names each image once, on standard error and in ``unreadable.txt`` in the run's folder.
+
+    Args:
+        folder: the run's.
+        loaders: of the run.
+    """
+
+    def __init__(self, folder: Path, *loaders: Loader) -> None:
+        self._file = folder / "unreadable.txt"
+        self._known = set(self._file.read_text(encoding="utf-8").splitlines()) if self._file.exists() else set()
+        for loader in loaders:
+            if isinstance(loader, StreamingLoader):
+                loader.report = self
+
+    def __call__(self, where: str, reason: str) -> None:
+        """An image was skipped for the first time since the process began."""
+        line = f"{where}: {reason}"
+        if line in self._known:  # before the run was resumed
+            return
+        self._known.add(line)
+        with self._file.open("a", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(f"{line}\n")
+        warn(f"image {len(self._known)} that cannot be read, and is left out: {line}")
+
+    def conclude(self) -> None:
+        """Say how many there were."""
+        if self._known:
+            say(f"images that could not be read and were left out: {len(self._known)}, listed in {self._file}")
