@@ -63,11 +63,8 @@ class Crop:
             raise UserError(f"resize={self.resize} is smaller than the {self.size} pixels that are taken out then.")
         if not isinstance(self.flip, bool):
             raise UserError(f"The crop's flip={self.flip!r} must be true or false.")
-        for name, pair, highest in (("scale", self.scale, 1.0), ("ratio", self.ratio, math.inf)):
-            if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= highest:
-                raise UserError(
-                    f"The crop's {name} {list(pair)} must be two rising numbers above 0, up to {highest:g}."
-                )
+        for name, highest in (("scale", 1.0), ("ratio", math.inf)):
+            object.__setattr__(self, name, _rising_pair(name, getattr(self, name), highest))
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """Pixels uint8 [H, W, 3] -> uint8 [size, size, 3]."""
@@ -98,6 +95,15 @@ class Crop:
                 left = int(numbers[-1] * (width - crop_width + 1))
                 return top, left, crop_height, crop_width
         return _middle(height, width, self.ratio)
+
+
+def _rising_pair(name: str, pair: object, highest: float) -> tuple[float, float]:
+    numbers = tuple(pair) if isinstance(pair, Sequence) else ()
+    if all(isinstance(number, int | float) for number in numbers) and len(numbers) == 2:
+        low, high = numbers
+        if 0 < low <= high <= highest:
+            return low, high
+    raise UserError(f"The crop's {name} {pair} must be two rising numbers above 0, up to {highest:g}.")
 
 
 def _middle(height: int, width: int, ratio: Sequence[float]) -> Box:

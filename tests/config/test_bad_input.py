@@ -4,6 +4,7 @@ import pytest
 
 from isda_repro.checks import ConfigError
 from isda_repro.config import build, build_model, compose
+from isda_repro.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,43 @@ def test_one_sentence(override, sentence):
 def test_a_loss_that_cannot_be_is_one_sentence(settings, sentence):
     with pytest.raises(ConfigError, match=sentence) as caught:
         build(compose(settings.split()).loss, num_classes=3, feature_dim=2)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("dataset.workers=x", "dataset.workers=x must be auto, or a number of processes from 0 on"),
+        ("dataset.workers=-1", "dataset.workers=-1 must be auto"),
+        ("dataset.workers=true", "dataset.workers=True must be auto"),
+        ("dataset.unreadable=ignore", "dataset.unreadable=ignore must be stop or skip"),
+        ("dataset.image_size=0", "dataset.image_size=0 must be a whole number from 1 on"),
+        ("dataset.image_size=224.5", "dataset.image_size=224.5 must be"),
+        ("dataset.name=a/b", "dataset.name=a/b must be a name without /"),
+        ("dataset.mean=[0.5,0.5,x]", "dataset.mean=.* must be a number per channel"),
+    ],
+)
+def test_a_folder_that_cannot_be_is_one_sentence(setting, sentence):
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        compose(["dataset=folder", "data_dir=pets", setting])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("crop", "sentence"),
+    [
+        ("scale=[0,1]", r"scale \[0, 1\] must be two rising numbers"),
+        ("scale=1", "scale 1 must be two rising numbers"),
+        ("ratio=[2,1]", r"ratio \[2, 1\] must be two rising numbers"),
+        ("kind=corner", "The crop 'corner' must be"),
+        ("size=0", "image size 0 must be a whole number"),
+        ("flip=maybe", "flip='maybe' must be true or false"),
+    ],
+)
+def test_a_crop_that_cannot_be_is_one_sentence(crop, sentence):
+    key, value = crop.split("=")
+    with pytest.raises(UserError, match=sentence) as caught:
+        build(compose(["dataset=folder", "data_dir=pets", f"++dataset.train_crop.{key}={value}"]).dataset.train_crop)
     assert "\n" not in str(caught.value)
 
 

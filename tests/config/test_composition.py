@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from isda_repro.checks import ConfigError
 from isda_repro.config import CONF_DIR, build, compose
-from isda_repro.data import AutoAugment, PadCropFlip
+from isda_repro.data import AutoAugment, Crop, PadCropFlip
 from isda_repro.training.schedule import MultiStep
 
 REPORTED = yaml.safe_load((CONF_DIR.parent / "isda_repro/tables/reported.yaml").read_text())
@@ -152,6 +152,36 @@ def test_autoaugment_ends_with_cutout_16_unless_it_is_left_out():
         assert (official.autoaugment.fill, official.autoaugment.one_way_rotation) == (128, True)
     without = build(compose(["augmentation=autoaugment", "augmentation.cutout=false"]).augmentation)
     assert [type(step) for step in without.steps] == [PadCropFlip, AutoAugment]
+
+
+@pytest.mark.parametrize("dataset", ["imagenet", "imagenet_packed"])
+def test_imagenet_is_the_standard_one(dataset):
+    cfg = compose(["model=resnet50", f"dataset={dataset}", "augmentation=autoaugment", "loss=isda"])
+    assert build(cfg.dataset.train_crop) == Crop(224, "random_resized", scale=(0.08, 1.0), flip=True)
+    assert build(cfg.dataset.test_crop) == Crop(224, "center")
+    assert build(cfg.dataset.test_crop).resized == 256
+    crop_flip, policy, cutout = build(cfg.augmentation).steps
+    assert (crop_flip.padding, crop_flip.flip) == (0, False)  # the crop has done both
+    assert (policy.policy, cutout.length) == ("imagenet", 0)
+    assert (cfg.loss.covariance, cfg.loss.lambda_0) == ("diagonal", 7.5)
+    assert cfg.dataset.source.num_classes == 1000
+    assert cfg.run_id.startswith(f"resnet50-{dataset}-autoaugment-isda-s0-")
+
+
+def test_without_augmentation_images_in_files_are_cropped_as_for_evaluation():
+    cfg = compose(["model=resnet50", "dataset=imagenet", "augmentation=none"])
+    assert build(cfg.dataset.train_crop) == build(cfg.dataset.test_crop)
+
+
+def test_a_folder_is_named_after_itself_and_any_model_takes_its_size():
+    base = ["dataset=folder", "model=resnet50"]
+    cfg = compose([*base, "data_dir=somewhere/Pets/", "dataset.image_size=64"])
+    assert cfg.run_id.startswith("resnet50-folder_Pets-baseline-ce-s0-")
+    assert cfg.model.image_size == build(cfg.dataset.train_crop).size == 64
+    assert compose([*base, "data_dir=other/Pets", "dataset.image_size=64", "dataset.workers=3"]).run_id == cfg.run_id
+    assert compose([*base, "data_dir=somewhere/Pets"]).run_id != cfg.run_id
+    named = compose([*base, "data_dir=other/Pets", "dataset.name=Dogs"])
+    assert named.run_id.startswith("resnet50-folder_Dogs-")
 
 
 def test_epochs_alone_rescale_the_milestones():
