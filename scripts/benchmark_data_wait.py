@@ -59,7 +59,8 @@ def second_epoch(case: Case) -> EpochRecord:
         cfg = compose([*choices, *sizes, f"runs_dir={folder}", f"data_dir={DATA_DIR}"])
         with redirect_stdout(nowhere), redirect_stderr(nowhere):
             run(cfg)
-        return list(read_metrics(Path(folder) / cfg.run_id / "metrics.jsonl"))[-1]
+        records = read_metrics(Path(folder) / cfg.run_id / "metrics.jsonl")
+        return [record for record in records if isinstance(record, EpochRecord)][-1]
 
 
 def main() -> None:

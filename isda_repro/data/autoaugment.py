@@ -177,24 +177,20 @@ def function(
     value = magnitude(operation, height, width)
     outside: dict[str, Any] = {"interpolation": InterpolationMode(interpolation), "fill": [float(fill)]}
 
-    def affine(translate: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0.0, 0.0), **options: Any) -> Any:
+    def sheared(x: float, y: float) -> Any:
+        """About the corner by so many pixels a row or column, which torchvision wants as angles."""
+        angles = [math.degrees(math.atan(x)), math.degrees(math.atan(y))]
         return partial(
-            functional.affine,
-            angle=0.0,
-            translate=list(translate),
-            scale=1.0,
-            shear=list(shear),
-            **outside,
-            **options,
+            functional.affine, angle=0.0, translate=[0, 0], scale=1.0, shear=angles, center=[0.0, 0.0], **outside
         )
 
     functions: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
         "Identity": lambda: lambda images: images,
-        # Sheared about the corner by `value` pixels a row or column, which torchvision wants as an angle.
-        "ShearX": lambda: affine(shear=(math.degrees(math.atan(value)), 0.0), center=[0.0, 0.0]),
-        "ShearY": lambda: affine(shear=(0.0, math.degrees(math.atan(value))), center=[0.0, 0.0]),
-        "TranslateX": lambda: affine(translate=(int(value), 0)),
-        "TranslateY": lambda: affine(translate=(0, int(value))),
+        "ShearX": lambda: sheared(value, 0.0),
+        "ShearY": lambda: sheared(0.0, value),
+        # Whole pixels to the right or down: what comes in at one side, and goes out at the other.
+        "TranslateX": lambda: partial(functional.pad, padding=[int(value), 0, -int(value), 0], fill=outside["fill"]),
+        "TranslateY": lambda: partial(functional.pad, padding=[0, int(value), 0, -int(value)], fill=outside["fill"]),
         "Rotate": lambda: partial(functional.rotate, angle=value, **outside),
         "Brightness": lambda: partial(functional.adjust_brightness, brightness_factor=1 + value),
         "Color": lambda: partial(functional.adjust_saturation, saturation_factor=1 + value),

@@ -44,20 +44,32 @@ class Cutout(Augmentation):
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
         """The images themselves, unless they are blanked before they are normalised."""
-        return images.masked_fill(self._square(images, draws), 0) if self.fill == "black" else images
+        return self._blank(_dense_copy(images), draws) if self.fill == "black" else images
 
     def apply_normalised(self, images: Tensor, draws: Draws) -> Tensor:
         """With zeros, the mean, in the square, unless it is black already."""
-        return images.masked_fill_(self._square(images, draws), 0) if self.fill == "mean" else images
+        return self._blank(images, draws) if self.fill == "mean" else images
 
-    def _square(self, images: Tensor, draws: Draws) -> Tensor:
-        """Where the square is: bool [n, 1, H, W]."""
+    def _blank(self, images: Tensor, draws: Draws) -> Tensor:
+        """Write zeros, only where the square is: a mask of the whole image takes twice as long on a CPU."""
+        num_images, channels, height, width = images.shape
+        around = torch.arange(self.length, device=images.device) - self.length // 2
 
-        def inside(centre: Tensor, size: int) -> Tensor:
-            first = centre[:, None] - self.length // 2
-            place = torch.arange(size, device=images.device)
-            return (place >= first) & (place < first + self.length)
+        def places(centre: Tensor, size: int) -> Tensor:  # those beyond the border are moved to it, into the square
+            return (centre[:, None] + around).clamp(0, size - 1)
 
-        rows_NH = inside(draws["cutout_row"], images.shape[-2])
-        columns_NW = inside(draws["cutout_column"], images.shape[-1])
-        return (rows_NH[:, :, None] & columns_NW[:, None, :]).unsqueeze(1)
+        rows_NL, columns_NL = places(draws["cutout_row"], height), places(draws["cutout_column"], width)
+        pixels = (rows_NL[:, :, None] * width + columns_NL[:, None, :]).flatten(1)
+        if images.is_contiguous(memory_format=torch.channels_last):
+            first = torch.arange(num_images, device=images.device) * (height * width)
+            flat = images.permute(0, 2, 3, 1).view(-1, channels)
+            flat.index_fill_(0, (first[:, None] + pixels).flatten(), 0)
+        else:
+            images.view(num_images, channels, -1).scatter_(2, pixels[:, None].expand(-1, channels, -1), 0)
+        return images
+
+
+def _dense_copy(images: Tensor) -> Tensor:
+    """Of a view too, in the layout that it has."""
+    channels_last = images.is_contiguous(memory_format=torch.channels_last)
+    return images.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

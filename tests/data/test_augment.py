@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from isda_repro.data import NoAugmentation, PadCropFlip
-from isda_repro.data.augment import take_pixels
+from isda_repro.data.augment import take_rows
 from isda_repro.errors import UserError
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -110,12 +110,11 @@ def test_no_augmentation_changes_nothing():
     assert torch.equal(NoAugmentation().apply(images, {}), images)
 
 
-@pytest.mark.parametrize("memory_format", FORMATS)
-def test_take_pixels_may_enlarge_and_shrink(memory_format):
-    images = random_images(2, 5, 7).contiguous(memory_format=memory_format)
-    rows, columns = torch.tensor([[4, 0, 0], [1, 2, 3]]), torch.tensor([[6, 0], [3, 3]])
-    expected = torch.stack([images[n][:, rows[n]][:, :, columns[n]] for n in range(2)])
-    assert torch.equal(take_pixels(images, rows, columns), expected)
+def test_take_rows_to_the_last_pixel():
+    sources = torch.randint(0, 256, (2, 3, 2, 5, 7, 3), dtype=torch.uint8, generator=generator())
+    source, top, left = torch.tensor([0, 1, 1]), torch.tensor([0, 2, 3]), torch.tensor([4, 0, 4])
+    expected = [sources[source[n], n, :, top[n] : top[n] + 2, left[n] : left[n] + 3] for n in range(3)]
+    assert torch.equal(take_rows(sources, source, top, left, 2, 3), torch.stack(expected))
 
 
 def test_bad_arguments_are_one_sentence():
