@@ -34,7 +34,7 @@ def compose_and_run(cfg: DictConfig) -> None:
     """Freeze what Hydra composed from the command line, then run it."""
     with one_sentence_errors():  # here already: Hydra would add a line to an exception that passes through it
         frozen = freeze(cfg, HydraConfig.get().overrides.task)
-        if notice := rescaled_milestones(cfg):
+        if (notice := rescaled_milestones(cfg)) and os.environ.get("RANK", "0") == "0":
             say(notice)
         run_frozen(frozen)
 

@@ -57,6 +57,8 @@ def check(cfg: Mapping[str, Any]) -> None:
             continue
         numbers = isinstance(value, list) and all(_is_number(one) and (few or one > 0) for one in value)
         _require(numbers, f"dataset.{key}", value, "a number per channel, [0.5,0.5,0.5]" + ("" if few else ", above 0"))
+    waits = compute.get("timeout_minutes", 10)  # files that were frozen before there was such a setting have none
+    _require(_is_number(waits) and waits > 0, "compute.timeout_minutes", waits, "a number above 0")
     micro = compute["micro_batch"]
     _require(micro is None or is_count(micro), "compute.micro_batch", micro, "a whole number from 1 on, or null")
     _require(_is_number(recipe["lr"]) and recipe["lr"] > 0, "recipe.lr", recipe["lr"], "a number above 0")
@@ -143,6 +145,8 @@ def _check_choices(cfg: Mapping[str, Any]) -> None:
         "compute.tf32": (compute["tf32"], ("auto", True, False)),
         "compute.channels_last": (compute["channels_last"], ("auto", True, False)),
         "compute.compile": (compute["compile"], ("auto", True, False)),
+        "compute.sync_bn": (compute.get("sync_bn"), (None, True)),
+        "loss.sync": (cfg["loss"].get("sync"), (None, False)),
         "compute.deterministic": (compute["deterministic"], (True, False)),
         "faithful.progress": (faithful["progress"], ("iteration", "epoch")),
         "faithful.crop_padding": (faithful["crop_padding"], ("zeros", "reflect")),
@@ -155,7 +159,7 @@ def _check_choices(cfg: Mapping[str, Any]) -> None:
     }
     for key, (value, values) in allowed.items():
         same = any(value == candidate and type(value) is type(candidate) for candidate in values)
-        _require(same, key, value, "one of " + ", ".join(str(v).lower() for v in values))
+        _require(same, key, value, "one of " + ", ".join("null" if v is None else str(v).lower() for v in values))
 
 
 def _require(holds: bool, key: str, value: object, what: str) -> None:

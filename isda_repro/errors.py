@@ -32,7 +32,7 @@ class StoppedError(Exception):
     """A signal has asked a run to stop, and it has saved its state. The message says how to go on.
 
     Args:
-        message: one sentence.
+        message: one sentence; none where another process of the run says it.
         exit_code: what the process leaves with.
     """
 
@@ -79,7 +79,8 @@ def one_sentence_errors() -> Iterator[None]:
     except StoppedError as stop:
         for number in STOP_SIGNALS:  # an echo of the one that was heeded must not change how the process leaves
             signal.signal(number, signal.SIG_IGN)
-        say(str(stop), sys.stderr)
+        if str(stop):
+            say(str(stop), sys.stderr)
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         say(INTERRUPTED, sys.stderr)

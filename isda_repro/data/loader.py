@@ -96,6 +96,7 @@ class Loader(ABC):
             raise UserError(f"The images have {split.channels} channels, but mean and std have {len(mean)}.")
         self.steps_per_epoch = -(-self.num_samples // batch_size)
         self.batch_size, self.share = batch_size, share
+        self.may_fall_short = False  # of images: those that cannot be read
         self._seed, self._shuffle, self._device = seed, shuffle, device
         self._augmentation = augmentation or NoAugmentation()
         self._image_size = split.image_size
@@ -114,6 +115,12 @@ class Loader(ABC):
         if not 0 <= first_step <= self.steps_per_epoch:
             raise ValueError(f"first_step={first_step} is outside the epoch's {self.steps_per_epoch} steps.")
         return self._batches(epoch, first_step)
+
+    def part_of(self, step: int) -> tuple[int, int]:
+        """Where this process's samples begin in the global batch of a step of the epoch, and how many that has."""
+        start = step * self.batch_size
+        stop = min(start + self.batch_size, self.num_samples)
+        return self.share.of(start, stop).start - start, stop - start
 
     @abstractmethod
     def _batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]: ...

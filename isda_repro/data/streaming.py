@@ -63,7 +63,7 @@ class StreamingLoader(Loader):
             raise DataError(f"workers={workers!r} must be a number of processes, 0 or more.")
         self.unreadable: dict[str, str] = {}
         """Files skipped so far, and why."""
-        self._targets, self._skips = split.targets, unreadable == "skip"
+        self._targets, self.may_fall_short = split.targets, unreadable == "skip"
         self.report = report
         slots = PREFETCHED * workers + 2 if workers and self._device.type == "cpu" and FORKS else 0
         self._slots = _shared_slots(slots, -(-self.batch_size // self.share.world_size), *self._image_size)
@@ -102,7 +102,7 @@ class StreamingLoader(Loader):
     def _without(self, failures: Sequence[Failure], samples: int) -> Tensor:
         """Indices of those that were read; those that were not are reported."""
         for failure in failures:
-            if not self._skips:
+            if not self.may_fall_short:
                 raise DataError(
                     f"{failure.where} cannot be read as an image ({failure.reason}): replace or remove it, or go on "
                     "without such files by dataset.unreadable=skip"

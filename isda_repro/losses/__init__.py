@@ -1,5 +1,6 @@
 """Losses that see features, logits and the head: ISDA, and what it is compared with. Needs torch and nothing else."""
 
+from isda_repro.losses.batch_classes import IGNORED
 from isda_repro.losses.center import CenterLoss
 from isda_repro.losses.criterion import Criterion, CrossEntropy
 from isda_repro.losses.disturb_label import DisturbLabel
@@ -13,6 +14,7 @@ from isda_repro.losses.statistics import ClassStatistics
 from isda_repro.losses.variances import ClassVariances
 
 __all__ = [
+    "IGNORED",
     "CenterLoss",
     "ClassStatistics",
     "ClassVariances",

@@ -6,14 +6,16 @@ Shapes: N samples in the batch, C classes, A features.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from isda_repro.losses.arguments import require_from_zero
-from isda_repro.losses.batch_classes import is_asynchronous
+from isda_repro.losses.batch_classes import IGNORED, is_asynchronous
 from isda_repro.losses.criterion import Criterion
+from isda_repro.losses.exchange import check_group, gathered
 from isda_repro.losses.statistics import samples_of_each, without_ignored
 
 
@@ -35,10 +37,14 @@ class CenterLoss(Criterion):
         weight: of the pull; 0 is cross-entropy. Wen et al. take 0.003; the ISDA paper does not say.
         centers_lr: of the centres, at the beginning; the run's schedule applies to it.
         ignore_index: see ``Criterion``.
+        process_group: the processes whose batches are one, as for ``ISDALoss``: each gets the centres' gradient of all
+            samples, which is not to be reduced again. None: this process alone.
 
     Raises:
         ValueError: weight or centers_lr is negative or not finite.
     """
+
+    has_statistics: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -47,8 +53,11 @@ class CenterLoss(Criterion):
         weight: float = 0.003,
         centers_lr: float = 0.5,
         ignore_index: int | None = None,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(num_classes, feature_dim, ignore_index)
+        check_group(process_group)
+        self.process_group = process_group
         require_from_zero("weight", weight)
         require_from_zero("centers_lr", centers_lr)
         self.weight, self.centers_lr = weight, centers_lr
@@ -66,27 +75,47 @@ class CenterLoss(Criterion):
         """Cross-entropy and the pull, each a mean over the batch."""
         cross_entropy = self._cross_entropy(features, logits, targets, head=head, progress=progress)
         centers = self.centers.to(features.dtype)
-        counts_C = samples_of_each(targets, len(centers))
-        samples = counts_C.sum().clamp(min=1).to(features.dtype) if is_asynchronous(targets) else len(targets)
-        features, targets, counted_N1 = without_ignored(features, targets)
-        away = features - centers.detach().index_select(0, targets)
-        if counted_N1 is not None:
-            away = away * counted_N1
+        away, known, samples = _away(features, targets, centers.detach())
         pull = away.square().sum() * (0.5 * self.weight / samples)
-        nothing: Tensor = _CentresFollow.apply(centers, away.detach(), targets, counts_C)
+        if self.process_group is not None:
+            features, targets = gathered(features.detach(), targets, self.process_group)
+            away, known, _ = _away(features, targets, centers.detach())
+        counts_C = samples_of_each(targets, len(centers))
+        nothing: Tensor = _CentresFollow.apply(centers, away.detach(), known, counts_C, self.process_group)
         return cross_entropy + pull + nothing
 
 
+def _away(features: Tensor, targets: Tensor, centers: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
+    """Each feature as seen from its centre, 0 if it is ignored; targets to index with; how many count, at least 1."""
+    counted = (targets != IGNORED).sum().clamp(min=1) if is_asynchronous(targets) else max(1, len(targets))
+    features, targets, counted_N1 = without_ignored(features, targets)
+    away = features - centers.index_select(0, targets)
+    return (away if counted_N1 is None else away * counted_N1), targets, counted
+
+
 class _CentresFollow(torch.autograd.Function):
-    """Zero, whose gradient for the centres is their update rule."""
+    """Zero, whose gradient for the centres is their update rule; the same in all processes of a group."""
 
     @staticmethod
-    def forward(ctx: Any, centers_CA: Tensor, away_NA: Tensor, targets_N: Tensor, counts_C: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        centers_CA: Tensor,
+        away_NA: Tensor,
+        targets_N: Tensor,
+        counts_C: Tensor,
+        group: dist.ProcessGroup | None,
+    ) -> Tensor:
+        ctx.group = group
         ctx.save_for_backward(away_NA, targets_N, counts_C)
         return away_NA.new_zeros(())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         away_NA, targets_N, counts_C = ctx.saved_tensors
+        scale = gradients[0]
+        if ctx.group is not None:  # each process's loss may count by another weight; on average, by that of the whole
+            scale = scale.clone()
+            dist.all_reduce(scale, group=ctx.group)
+            scale = scale / dist.get_world_size(ctx.group)
         towards_CA = away_NA.new_zeros(len(counts_C), away_NA.shape[1]).index_add_(0, targets_N, away_NA)
-        return towards_CA * (-gradients[0] / (1 + counts_C))[:, None], None, None, None
+        return towards_CA * (-scale / (1 + counts_C))[:, None], None, None, None, None

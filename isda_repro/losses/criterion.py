@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -37,6 +38,9 @@ class Criterion(nn.Module):
     uses_head_bias: ClassVar[bool] = True
     """Whether it takes the logits as they are; False: the head must have no bias."""
 
+    has_statistics: ClassVar[bool] = False
+    """Whether it keeps something of all samples it has seen, and takes a ``process_group`` to share it."""
+
     def __init__(self, num_classes: int, feature_dim: int, ignore_index: int | None = None) -> None:
         super().__init__()
         if num_classes < 1 or feature_dim < 1:
@@ -47,14 +51,35 @@ class Criterion(nn.Module):
         self.feature_dim = feature_dim
         self.ignore_index = ignore_index
         self.draws: torch.Generator | None = None  # None: PyTorch's own
-        self.is_collective = False  # if so, also a process without a sample takes part in each step
+        self.process_group: dist.ProcessGroup | None = None  # of a loss whose state is that of all processes
+        self._part: tuple[int, int] | None = None
 
-    def begin_step(self, step: int, total_steps: int, generator: torch.Generator) -> None:
+    @property
+    def is_collective(self) -> bool:
+        """Whether all processes call it in each step, those without a sample too."""
+        return self.process_group is not None
+
+    def begin_step(
+        self, step: int, total_steps: int, generator: torch.Generator, part: tuple[int, int] | None = None
+    ) -> None:
         """Called before each optimizer step, counted from 0, by a loop that wants the draws of ``generator``.
 
         It is on the device of the features, and seeded by whoever made it: its state is no state of the criterion.
+        ``part`` says where this process's samples begin in the batch of all processes, and how many that has; None: its
+        batch is all there is. Each sample then has the draws that it would have if one process had them all.
         """
-        self.draws = generator
+        self.draws, self._part = generator, part
+
+    def own_draws(self, draw: Callable[[int], Tensor], samples: int) -> Tensor:
+        """What ``draw`` gives for this process's ``samples``, out of what it gives for the whole batch."""
+        if self._part is None:
+            return draw(samples)
+        first, total = self._part
+        return draw(max(total, first + samples))[first : first + samples]
+
+    def whole_state_dict(self) -> dict[str, Tensor] | None:
+        """Its state, of which each process may hold a part; None where another process has it. All must call it."""
+        return self.state_dict()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimizer, with options of their own, if the criterion has parameters."""
@@ -172,6 +197,6 @@ class CrossEntropy(Criterion):
 def mean_over_batch(of_samples: Tensor, targets: Tensor) -> Tensor:
     """The mean of ``of_samples`` [N] over the samples that are not ``IGNORED``."""
     if not is_asynchronous(targets):
-        return of_samples.mean()  # they have been taken out
+        return of_samples.mean() if len(targets) else of_samples.sum()  # they have been taken out
     counts = targets != IGNORED
     return torch.where(counts, of_samples, 0).sum() / counts.sum().clamp(min=1)

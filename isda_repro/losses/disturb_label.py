@@ -44,6 +44,9 @@ class DisturbLabel(Criterion):
     def disturb(self, targets: Tensor) -> Tensor:
         """Other labels [N] for ``targets`` [N], drawn from the generator of ``begin_step``, or else PyTorch's own."""
         device, draws = targets.device, self.draws
-        is_disturbed = torch.rand(targets.shape, generator=draws, device=device) < self.alpha
-        anything = torch.randint(self.num_classes, targets.shape, generator=draws, device=device)
+        uniform = self.own_draws(lambda count: torch.rand(count, generator=draws, device=device), len(targets))
+        anything = self.own_draws(
+            lambda count: torch.randint(self.num_classes, (count,), generator=draws, device=device), len(targets)
+        )
+        is_disturbed = uniform < self.alpha
         return torch.where(is_disturbed & (targets != IGNORED), anything, targets)

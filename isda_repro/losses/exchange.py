@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from isda_repro.losses.batch_classes import is_asynchronous
+
+
+def check_group(process_group: Any) -> None:
+    """Whether it can be the ``process_group`` of a loss.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
+        raise ValueError(f"process_group={process_group} must be a torch.distributed.ProcessGroup, or None")
+
+
+def of_all_processes(features: Tensor, targets: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """``gathered``, or where there is no group what was given; without a graph."""
+    return (features.detach(), targets) if group is None else gathered(features.detach(), targets, group)
 
 
 def gathered(features: Tensor, targets: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
@@ -32,5 +49,6 @@ def gathered(features: Tensor, targets: Tensor, group: dist.ProcessGroup) -> tup
 
 def _all(own: Tensor, group: dist.ProcessGroup, world: int) -> Tensor:
     everything = own.new_empty(world * len(own), *own.shape[1:])
-    dist.all_gather_into_tensor(everything, own.contiguous(), group=group)
+    gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # its newer name
+    gather(everything, own.contiguous(), group=group)
     return everything

@@ -5,13 +5,15 @@ Shapes: N samples in the batch, C classes, A features, U rows, one for each clas
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from isda_repro.losses.arguments import require_from_zero
 from isda_repro.losses.batch_classes import BatchClasses, classes_present, is_asynchronous, rows_of_fixed_number
 from isda_repro.losses.criterion import Criterion
-from isda_repro.losses.exchange import gathered
+from isda_repro.losses.exchange import check_group, of_all_processes
 from isda_repro.losses.packed import PackedStatistics
 from isda_repro.losses.packed_quadratic import add_half_sigma2_packed
 from isda_repro.losses.products import sigma2_common, sigma2_diagonal
@@ -58,6 +60,8 @@ class ISDALoss(Criterion):
         ValueError: lambda_0 is negative or not finite, there is no such covariance or schedule, or it cannot be packed.
     """
 
+    has_statistics: ClassVar[bool] = True
+
     def __init__(
         self,
         num_classes: int,
@@ -75,14 +79,13 @@ class ISDALoss(Criterion):
             raise ValueError(f"there is no covariance={covariance!r}; it can be {', '.join(COVARIANCES)}")
         if packed not in (None, True, False):
             raise ValueError(f"packed={packed} must be true, false or null")
-        if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
-            raise ValueError(f"process_group={process_group} must be a torch.distributed.ProcessGroup, or None")
+        check_group(process_group)
         if packed and covariance != "full":
             raise ValueError(f"packed=True is for covariance='full', and not for {covariance!r}")
         if packed is None:
             packed = covariance == "full" and 4 * num_classes * feature_dim**2 > SQUARE_BYTES
         self.lambda_0, self.lambda_schedule, self.covariance = lambda_0, lambda_schedule, covariance
-        self.process_group, self.is_collective = process_group, process_group is not None
+        self.process_group = process_group
         self.statistics: ClassStatistics | ClassVariances | PackedStatistics | None = None
         if packed:
             self.statistics = PackedStatistics(num_classes, feature_dim, process_group)
@@ -95,15 +98,13 @@ class ISDALoss(Criterion):
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:
         """Update the statistics, then equation 4, mean over the batch."""
-        everything = features.detach(), targets
-        if self.process_group is not None:
-            everything = gathered(*everything, self.process_group)
+        all_features, all_targets = of_all_processes(features, targets, self.process_group)
         if self.statistics is not None:
             self.statistics.update(
-                everything[0], everything[1].clamp(max=0) if self.covariance == "shared" else everything[1]
+                all_features, all_targets.clamp(max=0) if self.covariance == "shared" else all_targets
             )
         strength = self.lambda_0 * (progress if self.lambda_schedule == "linear" else 1)
-        augmented = self._augmented(logits, head.weight.to(logits.dtype), targets, everything[1], strength)
+        augmented = self._augmented(logits, head.weight.to(logits.dtype), targets, all_targets, strength)
         return self._cross_entropy(features, augmented, targets, head=head, progress=progress)
 
     def _augmented(
@@ -122,6 +123,13 @@ class ISDALoss(Criterion):
         else:
             return add_half_sigma2(logits, weight, statistics.covariance.to(logits.dtype), batch, strength)
         return logits + (0.5 * strength * sigma2_UC).index_select(0, batch.row_N)
+
+    def whole_state_dict(self) -> dict[str, Tensor] | None:
+        """As in ``Criterion``: packed covariances are divided among the processes."""
+        if not isinstance(self.statistics, PackedStatistics):
+            return self.state_dict()
+        whole = self.statistics.whole_state_dict()
+        return None if whole is None else {f"statistics.{name}": tensor for name, tensor in whole.items()}
 
     def _classes(self, targets: Tensor) -> BatchClasses:
         find = rows_of_fixed_number if is_asynchronous(targets) else classes_present

@@ -97,7 +97,7 @@ class PackedStatistics(nn.Module):
             return {name: tensor.cpu() for name, tensor in self.state_dict().items()}
         first = dist.get_rank(self.group) == 0
         classes = len(self.count)
-        whole = torch.empty(classes, *self.packed.shape[1:]) if first else None
+        whole = torch.empty(classes, *self.packed.shape[1:], dtype=self.packed.dtype) if first else None
         for start in range(0, classes, self.each):  # a process's part at a time passes through the others
             part = self.packed.new_empty(min(self.each, classes - start), *self.packed.shape[1:])
             if start == self.first:

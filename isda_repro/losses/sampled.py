@@ -5,13 +5,17 @@ Shapes: N samples in the batch, M draws for each, C classes, A features, U rows,
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isda_repro.losses.arguments import require_count
 from isda_repro.losses.batch_classes import IGNORED, classes_present, without_negative
 from isda_repro.losses.criterion import Criterion, mean_over_batch
+from isda_repro.losses.exchange import check_group, of_all_processes
 from isda_repro.losses.isda import check_lambda
 from isda_repro.losses.statistics import ClassStatistics
 
@@ -32,10 +36,13 @@ class SampledISDALoss(Criterion):
         lambda_0: see ``ISDALoss``.
         lambda_schedule: see ``ISDALoss``.
         ignore_index: see ``Criterion``.
+        process_group: see ``ISDALoss``.
 
     Raises:
         ValueError: samples is below 1, or lambda_0 or its schedule wrong.
     """
+
+    has_statistics: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -45,8 +52,11 @@ class SampledISDALoss(Criterion):
         lambda_0: float = 0.5,
         lambda_schedule: str = "linear",
         ignore_index: int | None = None,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(num_classes, feature_dim, ignore_index)
+        check_group(process_group)
+        self.process_group = process_group
         check_lambda(lambda_0, lambda_schedule)
         require_count("samples", samples)
         self.samples, self.lambda_0, self.lambda_schedule = samples, lambda_0, lambda_schedule
@@ -56,7 +66,7 @@ class SampledISDALoss(Criterion):
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:
         """Update the statistics, draw, and take the mean over draws and samples."""
-        self.statistics.update(features, targets)
+        self.statistics.update(*of_all_processes(features, targets, self.process_group))
         strength = self.lambda_0 * (progress if self.lambda_schedule == "linear" else 1)
         noise_NMA = (
             self._noise(targets, features.dtype)
@@ -74,14 +84,16 @@ class SampledISDALoss(Criterion):
         """Draws from N(0, Sigma_y), [N, M, A]."""
         batch = classes_present(without_negative(targets), self.num_classes)
         root_UAA = root(batch.take(self.statistics.covariance)).to(dtype)
-        standard_NMA = torch.randn(
-            (len(targets), self.samples, self.feature_dim), generator=self.draws, device=targets.device, dtype=dtype
-        )
+        standard_NMA = self.own_draws(lambda count: self._standard(count, targets.device, dtype), len(targets))
         noise_NMA = torch.empty_like(standard_NMA)
         for row, root_AA in enumerate(root_UAA):
             here = (batch.row_N == row).nonzero()[:, 0]
             noise_NMA[here] = standard_NMA[here] @ root_AA.T
         return noise_NMA
+
+    def _standard(self, count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        shape = count, self.samples, self.feature_dim
+        return torch.randn(shape, generator=self.draws, device=device, dtype=dtype)
 
 
 def root(covariance: Tensor) -> Tensor:

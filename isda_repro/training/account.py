@@ -11,14 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 from isda_repro.config import model_name, request
 from isda_repro.data import Source
 from isda_repro.tables.records import EpochRecord, Result, SegmentRecord, as_json, mean_of_last
-from isda_repro.training.compute import Compute
 from isda_repro.training.trainer import Trainer
 
 
-def segment_record(compute: Compute, step: int, origin: Mapping[str, Any]) -> SegmentRecord:
+def segment_record(trainer: Trainer, origin: Mapping[str, Any]) -> SegmentRecord:
     """The line of ``metrics.jsonl`` that a process begins with."""
+    compute = trainer.compute
     return SegmentRecord(
-        step=step,
+        step=trainer.step,
         device=compute.device.type,
         hardware=compute.hardware,
         precision=compute.precision,
@@ -26,7 +26,7 @@ def segment_record(compute: Compute, step: int, origin: Mapping[str, Any]) -> Se
         channels_last=compute.channels_last,
         compile=compute.compile,
         deterministic=compute.deterministic,
-        world_size=1,
+        world_size=trainer.processes.world_size,
         threads=torch.get_num_threads(),
         git_revision=origin["git_revision"],
         git_clean=origin["git_clean"],
@@ -81,12 +81,15 @@ def opening(cfg: DictConfig, trainer: Trainer, source: Source) -> str:
     network, compute = trainer.network, trainer.compute
     parameters = sum(parameter.numel() for parameter in network.parameters())
     layout = ", channels_last" if compute.channels_last else ""
+    world = trainer.processes.world_size
+    several = f"{world} processes, each on " if world > 1 else ""
     resumed = f"goes on after step {trainer.step} of {trainer.total_steps}\n" if trainer.step else ""
     return (
         f"{cfg.run_id}\n{resumed}"
         f"{model_name(cfg)}: {parameters:,} parameters, {network.feature_dim} features | {source.name}: "
         f"{len(source.train):,} training images, {len(source.test):,} in {source.evaluated_on}, "
-        f"{source.num_classes} classes | {compute.device.type} ({compute.hardware}), {compute.precision}{layout}"
+        f"{source.num_classes} classes | {several}{compute.device.type} ({compute.hardware}), "
+        f"{compute.precision}{layout}"
     )
 
 

@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from isda_repro.errors import UserError
+from isda_repro.training.processes import Processes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -31,6 +32,7 @@ class Compute:
     compile: bool
     deterministic: bool
     micro_batch: int | None
+    sync_bn: bool = False
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -53,17 +55,17 @@ class Compute:
             _keep_freed_memory()
 
 
-def resolve(options: Mapping[str, Any]) -> Compute:
-    """From the ``compute`` node of a configuration to what will be used.
+def resolve(options: Mapping[str, Any], local_rank: int | None = None) -> Compute:
+    """From the ``compute`` node of a configuration to what will be used; of several processes by each of them.
 
     ``auto`` is bf16 where the processor multiplies it natively and channels_last everywhere: the fastest forms in
     results/benchmarks/train_cpu.md. torch.compile is off: on a CPU it gains nothing (same file) and takes 40 to 50 s to
     begin with; on a GPU it has not been measured.
 
     Raises:
-        UserError: a GPU was asked for and there is none.
+        UserError: a GPU was asked for and there is none, or none for this process.
     """
-    device = _device(options["device"])
+    device = _device(options["device"], local_rank)
     precision = options["precision"]
     if precision == "auto":
         precision = "bf16" if _multiplies_bf16(device) else "fp32"
@@ -77,17 +79,45 @@ def resolve(options: Mapping[str, Any]) -> Compute:
         compile=False if options["compile"] == "auto" else options["compile"],
         deterministic=options["deterministic"],
         micro_batch=options["micro_batch"],
+        sync_bn=bool(options.get("sync_bn")),
     )
 
 
-def _device(name: str) -> torch.device:
+def refuse_differences(compute: Compute, processes: Processes) -> None:
+    """Whether all processes of a run calculate alike.
+
+    Raises:
+        UserError: on one of them an ``auto`` became something else than on the first.
+    """
+    names = [field.name for field in fields(compute) if field.name not in ("device", "hardware")]
+    settled = {"device": compute.device.type} | {name: getattr(compute, name) for name in names}
+    first, *others = processes.told_to_all(settled)
+    for rank, other in enumerate(others, start=1):
+        for name, value in first.items():
+            if other[name] != value:
+                raise UserError(
+                    f"compute.{name} became {value} on rank 0 and {other[name]} on rank {rank}, whose hardware is "
+                    "another: give it a value that suits both"
+                )
+
+
+def _device(name: str, local_rank: int | None) -> torch.device:
     available = torch.cuda.is_available()
     if name == "gpu" and not available:
         raise UserError(
             "compute.device=gpu, but PyTorch sees no GPU here: use compute=cpu, or install a driver for this PyTorch "
             f"({torch.__version__}, built for CUDA {torch.version.cuda})"
         )
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
+    if not available or name == "cpu":
+        return torch.device("cpu")
+    if local_rank is None:
+        return torch.device("cuda")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"local rank {local_rank} has no GPU, there are {torch.cuda.device_count()} here: start as many processes "
+            "(torchrun --nproc_per_node=gpu), or use compute=cpu"
+        )
+    return torch.device("cuda", local_rank)
 
 
 def _multiplies_bf16(device: torch.device) -> bool:

@@ -17,17 +17,20 @@ from isda_repro.data import (
     AnySplit,
     Loader,
     ResidentLoader,
+    Share,
     Source,
     Split,
     StoredSplit,
     StreamingLoader,
     stored_statistics,
 )
-from isda_repro.losses import Criterion
+from isda_repro.losses import IGNORED, Criterion
 from isda_repro.models import Network
 from isda_repro.randomness import stream_seed
 from isda_repro.tracking import Tracker, WandbTracker
 from isda_repro.training.compute import Compute
+from isda_repro.training.processes import ALONE, Processes
+from isda_repro.training.replicas import replicated
 
 TEST_BATCH_SIZE = 500  # the error does not depend on it; both CIFAR test sets are a whole number of them
 STREAMED_TEST_BATCH_SIZE = 100  # larger images
@@ -54,22 +57,35 @@ def build_network(cfg: DictConfig, source: Source, compute: Compute) -> Network:
     return network
 
 
-def build_criterion(cfg: DictConfig, network: Network, compute: Compute) -> Criterion:
+def build_criterion(cfg: DictConfig, network: Network, compute: Compute, processes: Processes = ALONE) -> Criterion:
     """The loss on its device. What it draws to begin with leaves the network's weights as they were."""
     torch.manual_seed(stream_seed(cfg.seed, "criterion_initialisation"))
     head = network.head
-    criterion: Criterion = build(cfg.loss, num_classes=head.out_features, feature_dim=head.in_features)
+    arguments: dict[str, Any] = {"num_classes": head.out_features, "feature_dim": head.in_features}
+    shares = target_class(cfg.loss).has_statistics and cfg.loss.get("sync") is None  # type: ignore[attr-defined]
+    if processes.are_several and shares:
+        arguments["process_group"] = processes.group
+        if compute.device.type != "cpu":
+            arguments["ignore_index"] = IGNORED  # of the samples with which a smaller share is filled up
+    criterion: Criterion = build(_without(cfg.loss, "sync"), **arguments)
     return criterion.to(compute.device)
+
+
+def _without(node: DictConfig, *keys: str) -> DictConfig:
+    """Those of a node's settings that its class takes."""
+    return OmegaConf.masked_copy(node, [str(key) for key in node if key not in keys])
 
 
 Constants = tuple[Sequence[float], Sequence[float]]
 
 
-def build_loaders(cfg: DictConfig, source: Source, compute: Compute) -> tuple[Loader, Loader]:
+def build_loaders(
+    cfg: DictConfig, source: Source, compute: Compute, processes: Processes = ALONE
+) -> tuple[Loader, Loader]:
     """The training images, shuffled and augmented, and those that are evaluated, as they are."""
-    constants = normalisation(cfg, source)
-    train = build_loader(cfg, source.train, compute, constants, train=True, batch_size=cfg.recipe.batch_size)
-    return train, build_loader(cfg, source.test, compute, constants, train=False)
+    options: dict[str, Any] = {"constants": normalisation(cfg, source), "processes": processes}
+    train = build_loader(cfg, source.train, compute, train=True, batch_size=cfg.recipe.batch_size, **options)
+    return train, build_loader(cfg, source.test, compute, train=False, **options)
 
 
 def normalisation(cfg: DictConfig, source: Source) -> Constants:
@@ -90,8 +106,9 @@ def build_loader(
     train: bool,
     batch_size: int | None = None,
     shuffle: bool | None = None,
+    processes: Processes = ALONE,
 ) -> Loader:
-    """Images as they are trained on, or as they are evaluated."""
+    """Images as they are trained on, or as they are evaluated; of each global batch this process's share."""
     in_memory = isinstance(split, Split)
     options: dict[str, Any] = {
         "batch_size": batch_size or (TEST_BATCH_SIZE if in_memory else STREAMED_TEST_BATCH_SIZE),
@@ -102,24 +119,26 @@ def build_loader(
         "seed": cfg.seed,
         "device": compute.device,
         "memory_format": compute.memory_format,
+        "share": Share(processes.rank, processes.world_size),
     }
     if isinstance(split, Split):
         return ResidentLoader(split, **options)
     return StreamingLoader(
         cast(StoredSplit, split),
         crop=build(cfg.dataset.train_crop if train else cfg.dataset.test_crop),
-        workers=_processes(cfg.dataset.workers),
+        workers=_workers(cfg.dataset.workers, processes),
         unreadable=cfg.dataset.unreadable,
         report=lambda where, reason: warn(f"{where} cannot be read as an image and is left out: {reason}"),
         **options,
     )
 
 
-def _processes(workers: int | str) -> int:
-    """``auto``: one for each core that this process may use."""
+def _workers(workers: int | str, processes: Processes) -> int:
+    """``auto``: one for each core that this process may use, which it shares with the others on this host."""
     if workers != "auto":
         return int(workers)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // processes.local_world_size)
 
 
 def build_optimizer(cfg: DictConfig, network: Network, criterion: Criterion) -> torch.optim.Optimizer:
@@ -154,6 +173,12 @@ def build_trackers(cfg: DictConfig, metrics: Path) -> list[Tracker]:
     return trackers
 
 
-def call_network(network: Network, compute: Compute) -> torch.nn.Module:
-    """What is called in training and evaluation: the network, compiled if that is wanted."""
-    return cast(torch.nn.Module, torch.compile(network)) if compute.compile else network
+def call_network(
+    network: Network, compute: Compute, processes: Processes = ALONE
+) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """What is called in evaluation and in training: the network, or its replica, compiled if that is wanted."""
+    called = replicated(network, processes, compute) if processes.are_several else network
+    if not compute.compile:
+        return network, called
+    compiled = cast(torch.nn.Module, torch.compile(network))
+    return compiled, cast(torch.nn.Module, torch.compile(called)) if processes.are_several else compiled

@@ -20,7 +20,7 @@ from isda_repro.files import move_aside
 from isda_repro.tables.records import EpochRecord, RecordError, read_metrics
 from isda_repro.training.checkpoint import CheckpointError, Checkpoints, load
 
-NEEDED = {"step", "epoch", "network", "criterion", "optimizer", "totals", "timing", "metrics_bytes"}
+NEEDED = {"step", "epoch", "network", "criterion", "optimizer", "ranks", "timing", "metrics_bytes"}
 
 
 class Start(NamedTuple):

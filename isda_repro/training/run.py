@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig
 
@@ -25,9 +26,12 @@ from isda_repro.tracking import JsonLines, Progress, Tracker
 from isda_repro.training import checkpoint, parts, same_data
 from isda_repro.training.account import opening, result_record, segment_record, summary
 from isda_repro.training.checkpoint import Checkpoints
-from isda_repro.training.compute import Compute, resolve
+from isda_repro.training.compute import Compute, refuse_differences, resolve
 from isda_repro.training.environment import provenance, write_environment
+from isda_repro.training.joining import joined
 from isda_repro.training.lock import FolderLock
+from isda_repro.training.processes import Processes
+from isda_repro.training.replicas import with_common_batch_norm
 from isda_repro.training.resume import find_start
 from isda_repro.training.run_directory import RunDirectory
 from isda_repro.training.saving import Saver
@@ -39,31 +43,82 @@ from isda_repro.training.weights import load_weights
 def run(cfg: DictConfig) -> Result:
     """Train what ``cfg`` (frozen, see ``isda_repro.config.freeze``) asks for; a finished run is not run twice.
 
+    Under torchrun each of its processes calls this; the first one alone touches the run's folder.
+
     Raises:
         UserError: a setting, the data or the device is wrong, another process writes this run, or the loss diverged.
         StoppedError: a signal asked to stop; the state is saved.
     """
+    with joined(cfg.compute.get("timeout_minutes", 10)) as processes:
+        result = processes.told_by_first(lambda: _earlier_result(cfg))
+        if result is not None:
+            return result
+        compute = resolve(cfg.compute, processes.local_rank if processes.are_several else None)
+        refuse_differences(compute, processes)
+        compute.apply()
+        with processes.first_before_others():  # it may have to download
+            source: Source = build(cfg.dataset.source)
+        trainer = _trainer(cfg, source, compute, processes)  # what can be refused has been; the folder is untouched
+        return _lead(cfg, trainer, source) if processes.is_first else _follow(cfg, trainer)
+
+
+def _earlier_result(cfg: DictConfig) -> Result | None:
+    """That of the run, if it has finished and is not wanted again."""
+    directory = RunDirectory(Path(cfg.runs_dir), cfg.run_id)
+    if not directory.finished or cfg.force:
+        return None
+    checkpoints = Checkpoints(directory.path)
+    if checkpoints.newest_first():  # its process died before its last acts
+        with FolderLock(directory.path):
+            _conclude(cfg, directory, checkpoints)
+    return _finished(directory)
+
+
+def _lead(cfg: DictConfig, trainer: Trainer, source: Source) -> Result:
+    """The first process: the run's folder, and training."""
     directory = RunDirectory(Path(cfg.runs_dir), cfg.run_id)
     checkpoints = Checkpoints(directory.path)
-    if directory.finished and not cfg.force:
-        if checkpoints.newest_first():  # its process died before its last acts
-            with FolderLock(directory.path):
-                _conclude(cfg, directory, checkpoints)
-        return _finished(directory)
-    compute = resolve(cfg.compute)
-    compute.apply()
-    source: Source = build(cfg.dataset.source)
-    trainer = _trainer(cfg, source, compute)  # all that can be refused has been, before the run's folder is touched
-
     origin = provenance()
     if directory.finished and cfg.force:
         _move_aside(directory)
     directory.path.mkdir(parents=True, exist_ok=True)
     with FolderLock(directory.path) as lock:
-        if directory.finished:  # by another process, since we looked
-            _conclude(cfg, directory, checkpoints)
-            return _finished(directory)
-        return _train(cfg, directory, checkpoints, trainer, source, origin, lock)
+        if not directory.finished:
+            return _train(cfg, directory, checkpoints, trainer, source, origin, lock)
+        _conclude(cfg, directory, checkpoints)  # another launch was faster, since we looked
+        return trainer.processes.told_by_first(lambda: _finished(directory))
+
+
+def _follow(cfg: DictConfig, trainer: Trainer) -> Result:
+    """Another process: what all do together, and nothing else, in the order of ``_lead`` and ``_train``."""
+    folder, processes = Path(cfg.runs_dir) / cfg.run_id, trainer.processes
+    told = processes.told_by_first(_nothing)
+    if isinstance(told, Result):
+        return told
+    unreadable = UnreadableImages(folder, processes, trainer.train_batches, trainer.test_batches)
+
+    def state() -> dict[str, Any]:
+        unreadable.collect()
+        return trainer.state_dict()
+
+    saver = _saver(cfg, Checkpoints(folder), state, processes)
+    with saver.listening():
+        if told is not None:
+            trainer.load_state_dict(*told)
+        trainer.train([], None, saver)
+        trainer.criterion.whole_state_dict()
+        unreadable.collect()
+        return cast(Result, processes.told_by_first(_nothing))
+
+
+def _nothing() -> Any:
+    """What processes other than the first have to tell; see ``Processes.told_by_first``."""
+
+
+def _saver(
+    cfg: DictConfig, checkpoints: Checkpoints, state: Callable[[], dict[str, Any]], processes: Processes
+) -> Saver:
+    return Saver(checkpoints, state, cfg.checkpoint.minutes, cfg.checkpoint.steps, processes)
 
 
 def _move_aside(directory: RunDirectory) -> None:
@@ -87,13 +142,15 @@ def _train(
 ) -> Result:
     """From where the run is to its result."""
     described = same_data.description(source)
+    unreadable = UnreadableImages(directory.path, trainer.processes, trainer.train_batches, trainer.test_batches)
 
     def state() -> dict[str, Any]:
         lock.ensure_held()
+        unreadable.collect()
         about = {"run_id": cfg.run_id, "metrics_bytes": metrics.bytes_written, same_data.KEY: described}
         return {**trainer.state_dict(), **about}
 
-    saver = Saver(checkpoints, state, minutes=cfg.checkpoint.minutes, steps=cfg.checkpoint.steps)
+    saver = _saver(cfg, checkpoints, state, trainer.processes)
     with saver.listening():
         metrics_bytes = _go_on(trainer, directory, checkpoints, source)
         write_frozen(_said_once(cfg), directory.config)
@@ -103,16 +160,17 @@ def _train(
         metrics = JsonLines(directory.metrics, keep=metrics_bytes, before_write=lock.ensure_held)
         trackers: list[Tracker] = [metrics, bar, *parts.build_trackers(cfg, directory.metrics)]
         try:
-            segment = as_json(segment_record(trainer.compute, trainer.step, origin))
+            segment = as_json(segment_record(trainer, origin))
             for tracker in trackers:
                 tracker.log(segment)
-            unreadable = UnreadableImages(directory.path, trainer.train_batches, trainer.test_batches)
             records = trainer.train(trackers, bar, saver)
             checkpoints.wait()
             segments = [line for line in read_metrics(directory.metrics) if isinstance(line, SegmentRecord)]
             result = result_record(cfg, trainer, source, segments, records, origin)
+            final = {**_state(cfg, trainer), same_data.KEY: described}
+            unreadable.collect()
             lock.ensure_held()
-            checkpoint.save(directory.checkpoint, {**_state(cfg, trainer), same_data.KEY: described})
+            checkpoint.save(directory.checkpoint, final)
             write_result(directory.result, result)
             for tracker in trackers:
                 tracker.log(as_json(result))
@@ -123,14 +181,17 @@ def _train(
     checkpoints.clear()  # the very last: until then the same command knows that there is something left to do
     unreadable.conclude()
     say(f"{cfg.run_id}: {summary(result)}\n{directory.result}")
-    return result
+    return trainer.processes.told_by_first(lambda: result)
 
 
 def _go_on(trainer: Trainer, directory: RunDirectory, checkpoints: Checkpoints, source: Source) -> int:
     """Put the trainer where the run is; how many bytes of ``metrics.jsonl`` are of what it has done."""
     start = find_start(checkpoints, directory.metrics, directory.run_id)
-    if start.state is not None:
+    if start.state is None:
+        trainer.processes.told_by_first(lambda: None)
+    else:
         same_data.check_unchanged(start.state, source, start.path or directory.path)
+        trainer.processes.told_by_first(lambda: (start.state, start.records))
         try:
             trainer.load_state_dict(start.state, start.records)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -179,16 +240,22 @@ def _own_result(directory: RunDirectory) -> Result:
     return result
 
 
-def _trainer(cfg: DictConfig, source: Source, compute: Compute) -> Trainer:
+def _trainer(cfg: DictConfig, source: Source, compute: Compute, processes: Processes) -> Trainer:
     network = parts.build_network(cfg, source, compute)
     if cfg.model.get("weights") is not None:  # a file that was frozen before there was such a setting has none
         weights_digest(cfg.model)
-        say(load_weights(network, Path(cfg.model.weights), new_head=True))
-    criterion = parts.build_criterion(cfg, network, compute)
-    train_batches, test_batches = parts.build_loaders(cfg, source, compute)
+        loaded = load_weights(network, Path(cfg.model.weights), new_head=True)
+        if processes.is_first:
+            say(loaded)
+    if compute.sync_bn and processes.are_several:
+        network = with_common_batch_norm(network, processes, compute)
+    criterion = parts.build_criterion(cfg, network, compute, processes)
+    train_batches, test_batches = parts.build_loaders(cfg, source, compute, processes)
+    compiled, called = parts.call_network(network, compute, processes)
     return Trainer(
         network=network,
-        compiled=parts.call_network(network, compute),
+        compiled=compiled,
+        called=called,
         criterion=criterion,
         optimizer=parts.build_optimizer(cfg, network, criterion),
         schedule=build(cfg.recipe.schedule),
@@ -198,6 +265,7 @@ def _trainer(cfg: DictConfig, source: Source, compute: Compute) -> Trainer:
         test_batches=test_batches,
         compute=compute,
         seed=cfg.seed,
+        processes=processes,
     )
 
 
@@ -207,5 +275,5 @@ def _state(cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
         "run_id": cfg.run_id,
         "epoch": cfg.recipe.epochs,
         "network": trainer.network.state_dict(),
-        "criterion": trainer.criterion.state_dict(),
+        "criterion": trainer.criterion.whole_state_dict(),
     }

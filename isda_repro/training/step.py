@@ -7,6 +7,9 @@ whatever the size of the micro-batches; and the criterion's time is measured apa
 With micro-batches the features of all are computed first, without a graph, and each is run a second time for its
 backward pass. That costs a third more time, and is exact for every criterion; batch normalisation alone sees the
 micro-batch.
+
+With several processes each has a share of the batch, which may be empty. PyTorch takes the mean of their gradients; a
+share's are weighted so that this mean is the gradient of the whole batch.
 """
 
 from __future__ import annotations
@@ -15,9 +18,13 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isda_repro.losses import IGNORED, Criterion
 from isda_repro.training.compute import Compute
+from isda_repro.training.processes import Processes
+from isda_repro.training.replicas import unsynchronised
 from isda_repro.training.timing import Stopwatch
 
 
@@ -28,9 +35,41 @@ class StepResult(NamedTuple):
     logits: Tensor
 
 
+class Weighted(NamedTuple):
+    """How a process's share of a batch counts.
+
+    ``weight`` is of its loss: its samples, times the processes, by the samples of all; a number, or a tensor [].
+    ``room`` is the samples that each process shows to a loss that looks at all of them: missing ones are ``IGNORED``.
+    """
+
+    weight: float | Tensor = 1.0
+    room: int | None = None
+
+
+WHOLE_BATCH = Weighted()
+
+
+def weighted(
+    samples: int,
+    total: int,
+    criterion: Criterion,
+    processes: Processes,
+    device: torch.device,
+    *,
+    may_fall_short: bool,
+) -> Weighted:
+    """How this process's ``samples`` of a batch of ``total`` count; if samples may be missing, all are asked."""
+    weight: float | Tensor = samples * processes.world_size / total
+    if may_fall_short:
+        everybody = processes.add_up(torch.tensor(float(samples), device=device))
+        weight = samples * processes.world_size / everybody.clamp(min=1)
+    counts_are_unknown = criterion.is_collective and device.type != "cpu"  # an accelerator is not asked
+    return Weighted(weight, room=-(-total // processes.world_size) if counts_are_unknown else None)
+
+
 def compute_gradients(
     network: nn.Module,
-    criterion: nn.Module,
+    criterion: Criterion,
     images: Tensor,
     targets: Tensor,
     *,
@@ -39,6 +78,8 @@ def compute_gradients(
     compute: Compute,
     seed_micro_batch: Callable[[int], None],
     stopwatch: Stopwatch,
+    share: Weighted = WHOLE_BATCH,
+    alone: nn.Module | None = None,
 ) -> StepResult:
     """Add the gradients of ``criterion`` on a batch to ``.grad`` of the network's and the criterion's parameters.
 
@@ -53,27 +94,31 @@ def compute_gradients(
         seed_micro_batch: seeds the network's random draws (dropout) for the micro-batch with the index given; called
             with the same index before both passes.
         stopwatch: adds the criterion's time under "criterion".
+        share: of the whole batch, that ``images`` are.
+        alone: the network as one process calls it; None: that is ``network``.
     """
-    parts = images.split(compute.micro_batch or len(images))
+    parts = images.split(compute.micro_batch or max(1, len(images)))
     if len(parts) == 1:
         seed_micro_batch(0)
         with compute.autocast():
             features, logits = network(images)
+        detached = features.detach(), logits.detach()
         loss, gradients = _criterion(
-            criterion, features.detach(), logits.detach(), targets, head=head, progress=progress, stopwatch=stopwatch
+            criterion, *detached, targets, head=head, progress=progress, stopwatch=stopwatch, share=share
         )
         gradients.backward(features, logits)
         return StepResult(loss, logits.detach())
 
-    features, logits = _without_graph(network, parts, compute, seed_micro_batch)
+    features, logits = _without_graph(alone or network, parts, compute, seed_micro_batch)
     loss, gradients = _criterion(
-        criterion, features, logits, targets, head=head, progress=progress, stopwatch=stopwatch
+        criterion, features, logits, targets, head=head, progress=progress, stopwatch=stopwatch, share=share
     )
-    for index, (part, share) in enumerate(zip(parts, gradients.split(len(parts[0])), strict=True)):
+    for index, (part, own) in enumerate(zip(parts, gradients.split(len(parts[0])), strict=True)):
         seed_micro_batch(index)
-        with compute.autocast():
-            output = network(part)
-        share.backward(output.features, output.logits)
+        with unsynchronised(network, is_last=index == len(parts) - 1):
+            with compute.autocast():
+                output = network(part)
+            own.backward(output.features, output.logits)
     return StepResult(loss, logits)
 
 
@@ -102,7 +147,7 @@ class _Gradients(NamedTuple):
 
 
 def _criterion(
-    criterion: nn.Module,
+    criterion: Criterion,
     features: Tensor,
     logits: Tensor,
     targets: Tensor,
@@ -110,17 +155,29 @@ def _criterion(
     head: nn.Linear,
     progress: float,
     stopwatch: Stopwatch,
+    share: Weighted,
 ) -> tuple[Tensor, _Gradients]:
     """The loss and its gradients, without touching the network or any ``.grad``."""
     with stopwatch.device("criterion"):
         features.requires_grad_()
         logits.requires_grad_()
         weights = [weight for weight in (*head.parameters(), *criterion.parameters()) if weight.requires_grad]
-        loss = criterion(features, logits, targets, head=head, progress=progress)
+        shown = _shown(features, logits, targets, share.room)
+        loss = criterion(*shown, head=head, progress=progress)
+        counted = loss if share is WHOLE_BATCH else loss * share.weight
         wanted = [features, logits, *weights]
-        of_features, of_logits, *of_weights = torch.autograd.grad(loss, wanted, allow_unused=True)
+        of_features, of_logits, *of_weights = torch.autograd.grad(counted, wanted, allow_unused=True)
     own = [(weight, gradient) for weight, gradient in zip(weights, of_weights, strict=True) if gradient is not None]
     return loss.detach(), _Gradients(of_features, of_logits, own)
+
+
+def _shown(features: Tensor, logits: Tensor, targets: Tensor, room: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """What the criterion sees: with ``room``, as many samples on each process."""
+    missing = 0 if room is None else room - len(targets)
+    if not missing:
+        return features, logits, targets
+    below = (0, 0, 0, missing)
+    return F.pad(features, below), F.pad(logits, below), F.pad(targets, (0, missing), value=IGNORED)
 
 
 @torch.no_grad()

@@ -20,10 +20,12 @@ from isda_repro.tables.records import EpochRecord, as_json
 from isda_repro.tracking import Progress, Tracker
 from isda_repro.training.compute import Compute
 from isda_repro.training.evaluate import evaluate
+from isda_repro.training.processes import ALONE, Processes
 from isda_repro.training.saving import Saver
 from isda_repro.training.schedule import Schedule
-from isda_repro.training.step import StepResult, compute_gradients
+from isda_repro.training.step import WHOLE_BATCH, Weighted, compute_gradients, weighted
 from isda_repro.training.timing import Stopwatch, peak_memory_mib
+from isda_repro.training.totals import RunningTotals, added_up
 
 GPU_CHECK_STEPS = (
     50  # a look at the loss makes the host wait for a GPU; on a CPU it costs nothing, each step is checked
@@ -34,49 +36,13 @@ class DivergedError(UserError):
     """The loss is no longer a finite number."""
 
 
-class RunningTotals:
-    """Sums over an epoch, kept on the device: loss, errors, samples, and the first step whose loss was not finite."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
-        self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
-        self._samples = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """What has been added up, if all of it was finite."""
-        return {"sums": self._sums.tolist(), "samples": self._samples}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave."""
-        self._sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
-        self._samples = state["samples"]
-
-    @torch.no_grad()
-    def add(self, result: StepResult, targets: Tensor, step: int) -> None:
-        """Take in one batch."""
-        wrong = (result.logits.argmax(1) != targets).sum()
-        self._sums += torch.stack([result.loss.double() * len(targets), wrong.double()])
-        bad = ~result.loss.isfinite() & (self._first_bad_step < 0)
-        self._first_bad_step = torch.where(bad, step, self._first_bad_step)
-        self._samples += len(targets)
-
-    def first_bad_step(self) -> int | None:
-        """The step whose loss was the first that is not finite, if any. Waits for the device."""
-        step = int(self._first_bad_step)
-        return None if step < 0 else step
-
-    def means(self) -> tuple[float, float]:
-        """Mean loss, and error in percent. Waits for the device."""
-        loss, errors = self._sums.tolist()
-        return loss / self._samples, 100 * errors / self._samples
-
-
 @dataclass
 class Trainer:
     """Everything one run trains with, and where it is. ``train`` is the loop.
 
     Args:
-        network: what is trained; ``compiled`` is the same, compiled or not, and is what is called.
+        network: what is trained; ``compiled`` is the same, compiled or not, and is what is called in evaluation.
+        called: what is called in training: ``compiled``, or what exchanges gradients with the other processes.
         criterion: see ``isda_repro.losses.Criterion``.
         optimizer: holds the network's and the criterion's parameters; each group has its ``initial_lr``.
         schedule: factor on each group's initial rate, by epoch.
@@ -86,10 +52,12 @@ class Trainer:
         test_batches: the images that are evaluated after each epoch.
         compute: device and precision.
         seed: of the run; each draw has its own stream.
+        processes: that train together, each with its share of each batch.
     """
 
     network: Network
     compiled: nn.Module
+    called: nn.Module
     criterion: Criterion
     optimizer: torch.optim.Optimizer
     schedule: Schedule
@@ -99,6 +67,7 @@ class Trainer:
     test_batches: Loader
     compute: Compute
     seed: int
+    processes: Processes = ALONE
 
     def __post_init__(self) -> None:
         self._draws = torch.Generator(self.compute.device)
@@ -122,7 +91,8 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run needs to go on as if it had not stopped, but the records of its epochs.
 
-        Every draw has its seed from (seed, stream, step), so that no generator's state is among it.
+        Every draw has its seed from (seed, stream, step), so that no generator's state is among it. All processes call
+        it; that of the first is the one to keep, and has under "ranks" what differs between them.
 
         Raises:
             DivergedError: a weight is not a finite number.
@@ -130,32 +100,48 @@ class Trainer:
         self._stop_if_diverged()
         if not all(bool(weight.isfinite().all()) for weight in self.network.parameters()):
             raise self._diverged("a weight is no longer finite")
+        own = {"totals": self._totals.state_dict(), "criterion": self._own_criterion_state()}
         return {
             "step": self.step,
             "epoch": len(self._records),
             "network": self.network.state_dict(),
-            "criterion": self.criterion.state_dict(),
+            "criterion": self.criterion.whole_state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "totals": self._totals.state_dict(),
+            "ranks": self.processes.told_to_first(own),
             "timing": self._stopwatch.so_far(),
         }
 
+    def _own_criterion_state(self) -> dict[str, Tensor] | None:
+        """What the criterion has gathered from this process's samples alone, if it does."""
+        if not self.processes.are_several or self.criterion.is_collective:
+            return None
+        return {name: tensor.cpu() for name, tensor in self.criterion.state_dict().items()}
+
     def load_state_dict(self, state: dict[str, Any], records: Sequence[EpochRecord]) -> None:
-        """Go on from what ``state_dict`` gave; ``records`` are those of the epochs that were over."""
+        """Go on from what ``state_dict`` gave; ``records`` are those of the epochs that were over.
+
+        There may have been another number of processes. Then the sums of all go to the first, and each takes what the
+        criterion had gathered on one of those before.
+        """
+        ranks, processes = state["ranks"], self.processes
+        own = ranks[processes.rank % len(ranks)]
         self.network.load_state_dict(state["network"])
-        self.criterion.load_state_dict(state["criterion"])
+        self.criterion.load_state_dict(own["criterion"] or state["criterion"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self._totals.load_state_dict(state["totals"])
+        if len(ranks) == processes.world_size:
+            self._totals.load_state_dict(own["totals"])
+        elif processes.is_first:
+            self._totals.load_state_dict(added_up([rank["totals"] for rank in ranks]))
         self._stopwatch.go_on_from(state["timing"])
         self.step = state["step"]
         self._records = list(records)
 
-    def train(self, trackers: Sequence[Tracker], bar: Progress, saver: Saver) -> list[EpochRecord]:
+    def train(self, trackers: Sequence[Tracker], bar: Progress | None, saver: Saver) -> list[EpochRecord]:
         """Train from where it is to the last epoch.
 
         Args:
             trackers: take a record of each epoch.
-            bar: shows every step.
+            bar: shows every step, with loss and error of this process's samples; None: nobody looks.
             saver: is told of every step, and may save the state or stop the run there.
 
         Returns:
@@ -177,7 +163,7 @@ class Trainer:
                 saver.epoch_ended()
         return self._records
 
-    def _epoch(self, epoch: int, bar: Progress, saver: Saver) -> EpochRecord:
+    def _epoch(self, epoch: int, bar: Progress | None, saver: Saver) -> EpochRecord:
         """What is left of an epoch: its steps, if any, and its evaluation."""
         rate = self._set_rates(epoch)
         end = epoch * self.train_batches.steps_per_epoch
@@ -189,14 +175,17 @@ class Trainer:
                 with self._stopwatch.host("data_wait"):
                     images, targets = next(batches)
                 self._step(images, targets)
-                bar.advance(len(images), epoch, self._totals.means)
+                if bar is not None:
+                    _, samples = self.train_batches.part_of(self._step_in_epoch(self.step - 1))
+                    bar.advance(samples, epoch, self._totals.means)
             with self._stopwatch.host("saving"):
                 saver.step_taken(self.step)
         with self._stopwatch.host("train"):  # on a GPU the last steps end here
             self._stop_if_diverged()
-            train_loss, train_error = self._totals.means()
+            train_loss, train_error = self._totals.means(self.processes)
         with self._stopwatch.host("evaluation"):
-            test = evaluate(self.compiled, _heeding(saver, self.test_batches.epoch(0)), self.compute)
+            self.processes.take_from_first(self.network.buffers())  # the others' are of their own last batch
+            test = evaluate(self.compiled, _heeding(saver, self.test_batches.epoch(0)), self.compute, self.processes)
         if not math.isfinite(test.loss):
             raise self._diverged(f"the test loss is {test.loss}")
         return EpochRecord(
@@ -214,24 +203,40 @@ class Trainer:
         step = self.step
         self.optimizer.zero_grad()
         self._draws.manual_seed(stream_seed(self.seed, "criterion", step))
-        self.criterion.begin_step(step, self.total_steps, self._draws)
+        part = self.train_batches.part_of(self._step_in_epoch(step)) if self.processes.are_several else None
+        self.criterion.begin_step(step, self.total_steps, self._draws, part)
         with _explained_memory(len(images), self.compute):
             result = compute_gradients(
-                self.compiled,
+                self.called,
                 self.criterion,
                 images,
                 targets,
                 head=self.network.head,
                 progress=self._progress_at(step),
                 compute=self.compute,
-                seed_micro_batch=lambda index: _seed(stream_seed(self.seed, "network", step, index)),
+                seed_micro_batch=lambda index: self._seed_network(step, index),
                 stopwatch=self._stopwatch,
+                share=WHOLE_BATCH if part is None else self._share(len(images), part[1]),
+                alone=self.compiled,
             )
             self._totals.add(result, targets, step)
             if self.compute.device.type == "cpu" or step % GPU_CHECK_STEPS == 0:
                 self._stop_if_diverged()
             self.optimizer.step()
         self.step += 1
+
+    def _share(self, samples: int, total: int) -> Weighted:
+        missing = self.train_batches.may_fall_short
+        device = self.compute.device
+        return weighted(samples, total, self.criterion, self.processes, device, may_fall_short=missing)
+
+    def _seed_network(self, step: int, micro_batch: int) -> None:
+        """Dropout and the like draw anew in each process; those of a single one do not change for that."""
+        others = (self.processes.rank,) if self.processes.rank else ()
+        torch.manual_seed(stream_seed(self.seed, "network", step, micro_batch, *others))
+
+    def _step_in_epoch(self, step: int) -> int:
+        return step % self.train_batches.steps_per_epoch
 
     def _progress_at(self, step: int) -> float:
         """The share of training that is over: the paper's t/T by iteration, the authors' code's by epoch."""
@@ -245,7 +250,7 @@ class Trainer:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def _stop_if_diverged(self) -> None:
-        step = self._totals.first_bad_step()
+        step = self._totals.bad_step(self.processes)
         if step is not None:
             raise self._diverged("the loss is no longer finite", step)
 
@@ -290,8 +295,3 @@ def _heeding(saver: Saver, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator
     for batch in batches:
         saver.stop_if_asked()
         yield batch
-
-
-def _seed(seed: int) -> None:
-    """Seed the generators that a network's random layers draw from."""
-    torch.manual_seed(seed)

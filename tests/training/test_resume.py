@@ -253,10 +253,10 @@ def rewrite(path, change):
 def test_a_checkpoint_that_lacks_something_is_set_aside(tmp_path, monkeypatch, capsys, undisturbed):
     cfg = settings(tmp_path, "checkpoint.steps=1")
     stopped_after(cfg, 6, monkeypatch)
-    rewrite(max((tmp_path / cfg.run_id).glob("checkpoint-*.pt")), lambda state: state.pop("totals"))
+    rewrite(max((tmp_path / cfg.run_id).glob("checkpoint-*.pt")), lambda state: state.pop("ranks"))
     assert [segment["step"] for segment in run(cfg).segments] == [0, 5]
     assert (
-        "checkpoint-000000006.pt is of another version of this program: no totals; it is now" in capsys.readouterr().err
+        "checkpoint-000000006.pt is of another version of this program: no ranks; it is now" in capsys.readouterr().err
     )
     assert_same(tmp_path / cfg.run_id, undisturbed)
 

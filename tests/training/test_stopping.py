@@ -51,7 +51,7 @@ def test_a_signal_ends_an_evaluation_between_two_batches(tmp_path, monkeypatch):
     cfg, other, batches = settings(tmp_path), settings(tmp_path / "undisturbed"), 0
     run(other)
 
-    def signalled(network, images, compute):
+    def signalled(network, images, compute, processes):
         def counted():
             nonlocal batches
             for batch in images:
@@ -59,7 +59,7 @@ def test_a_signal_ends_an_evaluation_between_two_batches(tmp_path, monkeypatch):
                 batches += 1
                 yield batch
 
-        return evaluate(network, counted(), compute)
+        return evaluate(network, counted(), compute, processes)
 
     with monkeypatch.context() as patch:
         patch.setattr("isda_repro.training.trainer.evaluate", signalled)

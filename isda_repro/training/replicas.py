@@ -1,0 +1,64 @@
+"""The network as several processes train it, each with a share of every batch: PyTorch's DistributedDataParallel."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from isda_repro.errors import UserError
+from isda_repro.models import Network, NetworkOutput
+from isda_repro.training.compute import Compute
+from isda_repro.training.processes import Processes
+
+
+def with_common_batch_norm(network: Network, processes: Processes, compute: Compute) -> Network:
+    """Each batch normalisation over the batch of all processes, instead of over this one's share.
+
+    Raises:
+        UserError: not on a GPU, where alone PyTorch has it, or together with micro-batches.
+    """
+    if compute.device.type != "cuda":
+        raise UserError("compute.sync_bn=true needs GPUs (PyTorch's SyncBatchNorm has no other form): leave it out")
+    if compute.micro_batch is not None:
+        raise UserError("compute.sync_bn=true and compute.micro_batch= exclude each other: leave one out")
+    converted: Network = nn.SyncBatchNorm.convert_sync_batchnorm(network, processes.group)
+    return converted
+
+
+def replicated(network: Network, processes: Processes, compute: Compute) -> nn.Module:
+    """What is called in training; its backward pass leaves the mean of all processes' gradients in each of them.
+
+    The buffers, running statistics of batch normalisation, are the first process's before each forward pass.
+    """
+    device_ids = [compute.device] if compute.device.type == "cuda" else None
+    return DistributedDataParallel(
+        _WithoutSamplesToo(network), device_ids=device_ids, process_group=processes.group, gradient_as_bucket_view=True
+    )
+
+
+def unsynchronised(network: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    """Within the block gradients add up on each process alone, unless it ``is_last`` of a batch's micro-batches."""
+    if is_last or not hasattr(network, "no_sync"):
+        return nullcontext()
+    return network.no_sync()  # type: ignore[operator, no-any-return]
+
+
+class _WithoutSamplesToo(nn.Module):
+    """A process without a sample takes part in the exchange of gradients, with zeros."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network: Network = network
+        self._normalises_together = any(isinstance(module, nn.SyncBatchNorm) for module in network.modules())
+
+    def forward(self, images: Tensor) -> NetworkOutput:
+        """As the network's."""
+        if len(images) or self._normalises_together:
+            return self.network(images)  # type: ignore[no-any-return]
+        head = self.network.head
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        nothing = torch.stack([parameter.reshape(-1)[0].to(head.weight.dtype) for parameter in trained]).sum()
+        return NetworkOutput(nothing.expand(0, head.in_features), nothing.expand(0, head.out_features))

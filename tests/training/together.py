@@ -1,0 +1,167 @@
+"""Small trainings by one process or several, each loss in turn, for test_processes.py: what each leaves behind.
+
+    RANK=.. WORLD_SIZE=.. python together.py FOLDER KIND
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from isda_repro.data import ResidentLoader, Share, Split
+from isda_repro.losses import CenterLoss, CrossEntropy, DisturbLabel, ISDALoss, LargeMarginSoftmax, SampledISDALoss
+from isda_repro.models import Network
+from isda_repro.training.checkpoint import Checkpoints
+from isda_repro.training.compute import Compute
+from isda_repro.training.evaluate import evaluate
+from isda_repro.training.joining import joined
+from isda_repro.training.replicas import replicated
+from isda_repro.training.saving import Saver
+from isda_repro.training.schedule import MultiStep
+from isda_repro.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+CLASSES, WIDTH = 4, 6
+SHARED = {
+    "isda": lambda **shared: ISDALoss(CLASSES, WIDTH, lambda_0=2.0, **shared),
+    "isda_packed": lambda **shared: ISDALoss(CLASSES, WIDTH, lambda_0=2.0, packed=True, **shared),
+    "isda_diagonal": lambda **shared: ISDALoss(CLASSES, WIDTH, lambda_0=2.0, covariance="diagonal", **shared),
+    "isda_shared": lambda **shared: ISDALoss(CLASSES, WIDTH, lambda_0=2.0, covariance="shared", **shared),
+    "isda_identity": lambda **shared: ISDALoss(CLASSES, WIDTH, lambda_0=0.3, covariance="identity", **shared),
+    "isda_sampled": lambda **shared: SampledISDALoss(CLASSES, WIDTH, samples=3, lambda_0=2.0, **shared),
+    "center": lambda **shared: CenterLoss(CLASSES, WIDTH, weight=0.3, **shared),
+}
+OTHERS = {
+    "ce": lambda: CrossEntropy(CLASSES, WIDTH),
+    "large_margin": lambda: LargeMarginSoftmax(CLASSES, WIDTH),
+    "disturb_label": lambda: DisturbLabel(CLASSES, WIDTH, alpha=0.4),
+}
+
+
+class Grouped(Network):
+    """Each image's output depends on itself alone; all in float64."""
+
+    def __init__(self, norm=None):
+        super().__init__(WIDTH, CLASSES)
+        self.body = nn.Sequential(
+            nn.Conv2d(3, WIDTH, 3), norm or nn.GroupNorm(2, WIDTH), nn.ReLU(), nn.Conv2d(WIDTH, WIDTH, 3), nn.Tanh()
+        )
+        self.double()
+
+    def forward_features(self, images):
+        return self.pool(self.body(images.double()))
+
+
+def split(samples, seed):
+    draws = torch.Generator().manual_seed(seed)
+    return Split(
+        torch.randint(256, (samples, 3, 8, 8), dtype=torch.uint8, generator=draws),
+        torch.randint(CLASSES, (samples,), generator=draws),
+    )
+
+
+def trainer_of(name, processes, *, norm=None, micro_batch=None, sync=True, train=22, batch_size=10, epochs=2):
+    """22 images in batches of 10: of three processes, one has nothing of each epoch's last batch."""
+    compute = Compute(CPU, "test", "fp32", False, False, False, False, micro_batch)
+    torch.manual_seed(1)
+    network = Grouped(norm() if norm else None)
+    torch.manual_seed(2)
+    shared = {"process_group": processes.group} if sync and processes.are_several else {}
+    criterion = (SHARED[name](**shared) if name in SHARED else OTHERS[name]()).double()
+    if not criterion.uses_head_bias:
+        network.drop_head_bias()
+    groups = [{"params": list(network.parameters())}, *criterion.parameter_groups()]
+    optimizer = torch.optim.SGD(groups, lr=0.3, momentum=0.9, nesterov=True, weight_decay=1e-3)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    options = {"mean": [0.5] * 3, "std": [0.3] * 3, "seed": 0, "device": CPU}
+    options["share"] = Share(processes.rank, processes.world_size)
+    return Trainer(
+        network=network,
+        compiled=network,
+        called=replicated(network, processes, compute) if processes.are_several else network,
+        criterion=criterion,
+        optimizer=optimizer,
+        schedule=MultiStep([2], 0.5),
+        epochs=epochs,
+        progress="iteration",
+        train_batches=ResidentLoader(split(train, 0), batch_size=batch_size, shuffle=True, **options),
+        test_batches=ResidentLoader(split(7, 1), batch_size=5, shuffle=False, **options),
+        compute=compute,
+        seed=0,
+        processes=processes,
+    )
+
+
+def finished(trainer, folder):
+    """Train to the end; what there is to compare."""
+    records = trainer.train([], None, Saver(Checkpoints(folder), trainer.state_dict, processes=trainer.processes))
+    return {
+        "network": trainer.network.state_dict(),
+        "criterion": trainer.criterion.whole_state_dict(),
+        "curves": [[one.train_loss, one.train_error, one.test_loss, one.test_error] for one in records],
+    }
+
+
+def every_loss(processes, folder):
+    return {name: finished(trainer_of(name, processes), folder) for name in (*SHARED, *OTHERS)}
+
+
+def micro_batches(processes, folder):
+    """Of two images: the processes have different numbers of them."""
+    return {name: finished(trainer_of(name, processes, micro_batch=2), folder) for name in ("isda", "center")}
+
+
+def batch_norm(processes, folder):
+    """Each process's own, and its buffers those of the first."""
+    trainer = trainer_of("ce", processes, norm=lambda: nn.BatchNorm2d(WIDTH))
+    outcome = finished(trainer, folder)
+    return {**outcome, "buffers": processes.told_to_all([buffer.tolist() for buffer in trainer.network.buffers()])}
+
+
+def own_statistics(processes, folder):
+    """Stopped in the middle with ``sync=false`` and resumed, against undisturbed; what each process has."""
+    outcome = {}
+    for name in ("isda", "center"):
+        whole = trainer_of(name, processes, sync=False)
+        finished(whole, folder)
+        first = trainer_of(name, processes, sync=False, epochs=1)
+        first.epochs = 2
+        first._set_rates(1)
+        for images, targets in first.train_batches.epoch(1):
+            if first.step < 2:
+                first._step(images, targets)
+        saved = first.state_dict()
+        state = processes.told_by_first(lambda saved=saved: saved)
+        second = trainer_of(name, processes, sync=False)
+        second.load_state_dict(state, [])
+        finished(second, folder)
+        one, other = (trainer.criterion.state_dict() for trainer in (whole, second))
+        outcome[name] = processes.told_to_all(
+            {"same": all(torch.equal(one[key], other[key]) for key in one), "count": one.get("statistics.count")}
+        )
+    return outcome
+
+
+def few_samples(processes, folder):
+    """Seven to evaluate in a batch of five and one of two, whatever the number of processes."""
+    trainer = trainer_of("ce", processes)
+    counted = processes.told_to_all(sum(len(targets) for _, targets in trainer.test_batches.epoch(0)))
+    test = evaluate(trainer.network, trainer.test_batches.epoch(0), trainer.compute, processes)
+    return {"counted": counted, "loss": test.loss, "error": test.error}
+
+
+KINDS = {kind.__name__: kind for kind in (every_loss, micro_batches, batch_norm, own_statistics, few_samples)}
+
+
+def main(folder, kinds):
+    torch.set_num_threads(1)
+    with joined(timeout_minutes=1) as processes:
+        outcome = {kind: KINDS[kind](processes, folder) for kind in kinds}
+    if processes.is_first:
+        torch.save(outcome, folder / "outcome.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
