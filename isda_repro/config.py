@@ -317,6 +317,12 @@ def build_model(cfg: DictConfig, num_classes: int) -> Any:
     return build(OmegaConf.masked_copy(cfg.model, arguments), num_classes=num_classes)
 
 
+def build_loss(cfg: DictConfig, **arguments: Any) -> Any:
+    """The loss of ``cfg.loss``; what ``loss.sync`` asks for is for whoever starts several processes."""
+    known = [str(key) for key in cfg.loss if key != "sync"]
+    return build(OmegaConf.masked_copy(cfg.loss, known), **arguments)
+
+
 def target_class(node: DictConfig) -> type:
     """The class that a node's ``_target_`` names."""
     from hydra.utils import get_class

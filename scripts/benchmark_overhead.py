@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from benchmarking import THREADS, conclude, machine, output_argument
 
-from isda_repro.config import build, build_model, compose
+from isda_repro.config import build_loss, build_model, compose
 from isda_repro.errors import one_sentence_errors
 from isda_repro.models import Network
 from isda_repro.training.compute import Compute, resolve
@@ -62,7 +62,7 @@ class Contender:
         layout = compute.memory_format
         self.network = network.to(device=compute.device, memory_format=layout)  # type: ignore[call-overload]
         options = {"covariance": case.covariance} if loss == "isda" else {}
-        self.criterion = build(cfg.loss, num_classes=case.classes, feature_dim=network.feature_dim, **options)
+        self.criterion = build_loss(cfg, num_classes=case.classes, feature_dim=network.feature_dim, **options)
         self.criterion.to(compute.device)
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.01, momentum=0.9, nesterov=True)
         images = torch.randn(case.batch_size, 3, case.pixels, case.pixels, device=compute.device)

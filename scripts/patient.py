@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,11 @@ RUN = [
 
 
 class Patient:
-    """A run to which something is done, in a folder of its own."""
+    """A run to which something is done, in a folder of its own; ``launcher`` is what starts ``train.py``."""
 
-    def __init__(self, runs_dir: Path, *more: str) -> None:
+    def __init__(self, runs_dir: Path, *more: str, launcher: Sequence[str] = (sys.executable,)) -> None:
         self.more = more
-        self.command = [sys.executable, "train.py", *RUN, f"runs_dir={runs_dir}", "checkpoint.steps=3", *more]
+        self.command = [*launcher, "train.py", *RUN, f"runs_dir={runs_dir}", "checkpoint.steps=3", *more]
         self.runs_dir = runs_dir
         self.folder: Path = runs_dir / compose([*RUN, *more]).run_id
         self.seen = ""

@@ -6,19 +6,24 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from isda_repro.errors import UserError
 from isda_repro.training.processes import ALONE, Processes
 
 PARENT_DEATH_SIGNAL = 1  # Linux's prctl option
-LOST = ("closed by peer", "reset by peer", "Broken pipe", "pair closure", "failed to recv", "socket closed", "NCCL")
-LATE = ("Timed out", "timed out", "timeout", "Timeout")
+LATE = ("Timed out waiting", "wait timeout after", "operation timeout")
+LOST = ("closed by peer", "reset by peer", "Broken pipe", "pair closure", "failed to recv", "connect", "Socket", "NCCL")
+LOOK_SECONDS = 0.02
 
 
 class LostContactError(UserError):
@@ -46,7 +51,10 @@ def joined(timeout_minutes: float) -> Iterator[Processes]:
         torch.cuda.set_device(here.local_rank)
     with _explained(here, timeout_minutes):
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+        timeout = timedelta(minutes=timeout_minutes)
+        store, *_ = next(rendezvous("env://", timeout=timeout))
+        own = PrefixStore(_meet(store, here.rank, here.world_size, timeout), store)
+        dist.init_process_group(backend, store=own, rank=here.rank, world_size=here.world_size, timeout=timeout)
         here.group = dist.group.WORLD
         yield here
         dist.destroy_process_group()  # not after an error: NCCL would wait for those that are gone
@@ -65,6 +73,40 @@ def _environment() -> Processes | None:
         )
     rank, world, local_rank = (int(os.environ[name]) for name in names[:3])
     return Processes(rank, world, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", world)))
+
+
+def _meet(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:
+    """A name that those who have been started together share, and nobody before them had.
+
+    torchrun starts them anew after a failure, with the store as they left it: addresses of processes that are dead, in
+    which PyTorch would look for its peers (pytorch issue 135712). So the first one makes up a name; each other answers
+    under that name with one of its own, and goes ahead when the first has read just that.
+    """
+    own, deadline = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
+    if rank == 0:
+        store.set("name", own)
+        answers = [f"{own}/{other}" for other in range(1, world_size)]
+        _until(lambda: store.check(answers), deadline)
+        store.set(f"{own}/complete", " ".join(store.get(answer).decode() for answer in answers))
+        return own
+    name = ""
+
+    def complete() -> bool:
+        nonlocal name
+        if store.check(["name"]) and (now := store.get("name").decode()) != name:
+            name = now
+            store.set(f"{name}/{rank}", own)
+        return store.check([f"{name}/complete"]) and own in store.get(f"{name}/complete").decode().split()
+
+    _until(complete, deadline)
+    return name
+
+
+def _until(is_so: Callable[[], bool], deadline: float) -> None:
+    while not is_so():
+        if time.monotonic() > deadline:
+            raise dist.DistError(f"{LATE[0]} for all processes to start")
+        time.sleep(LOOK_SECONDS)
 
 
 def _end_with_launcher() -> None:

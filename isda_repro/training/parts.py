@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from isda_repro.checks import ConfigError
-from isda_repro.config import build, build_model, cell_name, request, target_class
+from isda_repro.config import build, build_loss, build_model, cell_name, request, target_class
 from isda_repro.console import warn
 from isda_repro.data import (
     AnySplit,
@@ -67,13 +67,8 @@ def build_criterion(cfg: DictConfig, network: Network, compute: Compute, process
         arguments["process_group"] = processes.group
         if compute.device.type != "cpu":
             arguments["ignore_index"] = IGNORED  # of the samples with which a smaller share is filled up
-    criterion: Criterion = build(_without(cfg.loss, "sync"), **arguments)
+    criterion: Criterion = build_loss(cfg, **arguments)
     return criterion.to(compute.device)
-
-
-def _without(node: DictConfig, *keys: str) -> DictConfig:
-    """Those of a node's settings that its class takes."""
-    return OmegaConf.masked_copy(node, [str(key) for key in node if key not in keys])
 
 
 Constants = tuple[Sequence[float], Sequence[float]]

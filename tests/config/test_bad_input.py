@@ -3,7 +3,7 @@
 import pytest
 
 from isda_repro.checks import ConfigError
-from isda_repro.config import build, build_model, compose
+from isda_repro.config import build, build_loss, build_model, compose
 from isda_repro.errors import UserError
 
 
@@ -96,7 +96,7 @@ def test_one_sentence(override, sentence):
 )
 def test_a_loss_that_cannot_be_is_one_sentence(settings, sentence):
     with pytest.raises(ConfigError, match=sentence) as caught:
-        build(compose(settings.split()).loss, num_classes=3, feature_dim=2)
+        build_loss(compose(settings.split()), num_classes=3, feature_dim=2)
     assert "\n" not in str(caught.value)
 
 
@@ -140,7 +140,7 @@ def test_a_crop_that_cannot_be_is_one_sentence(crop, sentence):
 def test_a_key_may_be_added_to_a_node_that_is_built_and_its_owner_refuses_what_it_does_not_know():
     cfg = compose(["dataset=digits", "loss=isda", "+loss.foo=1"])
     with pytest.raises(ConfigError, match=r"ISDALoss cannot be made with .*foo"):
-        build(cfg.loss, num_classes=10, feature_dim=64)
+        build_loss(cfg, num_classes=10, feature_dim=64)
 
 
 def test_what_a_part_refuses_is_one_sentence():
