@@ -40,6 +40,11 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         os.close(folder)
 
 
+def cache_folder() -> Path:
+    """The user's cache: its files can be deleted at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isda_repro"
+
+
 def sha256(path: Path) -> str:
     """Of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:

@@ -205,7 +205,7 @@ def main() -> None:
         "",
         "`python scripts/faults_of_several.py`: torchrun, two processes, a small ResNet on digits, 20 epochs, a",
         "checkpoint every 3 steps. Survived: the same command, given again, ended with the weights, statistics and",
-        "curves of an undisturbed run of two processes, bit for bit. Seconds: from the fault until every process had gone.",
+        "curves of an undisturbed run of two processes, bit for bit. Seconds: from the fault until all had gone.",
         f"A hung rank was waited for with compute.timeout_minutes={HANG_MINUTES}.",
         "",
         "| fault | seen | seconds | survived |",

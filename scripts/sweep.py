@@ -1,12 +1,16 @@
-"""Fill a table: run what is missing, one run after the other; finished runs are skipped. From the repository root:
+"""Fill a table: run what is missing, here or on a SLURM cluster; finished runs are skipped. From the repository root:
 
-python scripts/sweep.py table=demo                     # also cluster=local runs_dir=runs data_dir=data
+python scripts/sweep.py table=demo                     # one after the other; also runs_dir=runs data_dir=data
+python scripts/sweep.py table=demo jobs=4              # four at once; on GPUs: runs_per_gpu=4
+python scripts/sweep.py table=table4 cluster=slurm partition=gpu gpus=1 cpus=8 time=12:00:00 max_parallel=16
 python scripts/sweep.py table=demo dry_run=true        # say what would run
 python scripts/sweep.py table=demo set=[recipe.epochs=2,dataset.train_limit=500]    # a reduced sweep: other runs
-python scripts/sweep.py status table=demo
+python scripts/sweep.py status table=demo              # each cell: done, running, queued, failed; table=all
+python scripts/sweep.py cancel table=demo              # ends what waits or runs; what runs saves first
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from isda_repro.stopping import leave_on_interrupt
@@ -15,19 +19,34 @@ leave_on_interrupt()  # what is imported below takes a moment
 
 from isda_repro.config import compose
 from isda_repro.errors import UserError, one_sentence_errors
+from isda_repro.files import cache_folder
 from isda_repro.options import parse_options
-from isda_repro.tables.status import status
-from isda_repro.tables.sweep import SweepOptions, sweep
+from isda_repro.tables.composed import Remembered
+from isda_repro.tables.local import sweep_here
+from isda_repro.tables.plan import Compose
+from isda_repro.tables.slurm import sweep_on_slurm
+from isda_repro.tables.status import cancel, status
+from isda_repro.tables.sweep import SweepOptions
+
+CLUSTERS: dict[str, Callable[[SweepOptions, Compose], int]] = {"local": sweep_here, "slurm": sweep_on_slurm}
 
 
 def main(arguments: list[str]) -> int:
-    """``status`` prints, anything else runs."""
+    """``status`` prints, ``cancel`` ends, anything else runs."""
     if not Path("train.py").is_file():
         raise UserError("train.py is not here: run this from the repository root")
-    if arguments and arguments[0] == "status":
-        print("\n".join(status(parse_options(SweepOptions, arguments[1:]), compose)))
-        return 0
-    return sweep(parse_options(SweepOptions, arguments), compose)
+    action = arguments[0] if arguments and arguments[0] in ("status", "cancel") else None
+    options = parse_options(SweepOptions, arguments[1:] if action else arguments)
+    if options.cluster not in CLUSTERS:
+        raise UserError(f"there is no cluster={options.cluster}; cluster= can be {', '.join(CLUSTERS)}")
+    remembered = Remembered(compose, cache_folder())
+    try:
+        if action == "status":
+            print("\n".join(status(options, remembered)))
+            return 0
+        return cancel(options, remembered) if action else CLUSTERS[options.cluster](options, remembered)
+    finally:
+        remembered.keep()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from isda_repro.tables.figures import draw_curves
 from isda_repro.tables.plan import expand
 from isda_repro.tables.render import markdown
 from isda_repro.tables.specification import load_table
-from isda_repro.tables.sweep import sweep_command
+from isda_repro.tables.sweep import SweepOptions, sweep_command
 
 
 @dataclass
@@ -44,7 +44,9 @@ def show(options: TableOptions) -> None:
     plan = expand(table, compose, options.set)
     filled = aggregate(table, plan, Path(options.runs_dir), Path(options.results_dir), reduced=bool(options.set))
     print(*filled.problems, sep="\n", end="\n" if filled.problems else "", file=sys.stderr)
-    text = markdown(filled, sweep_command(table.name, options.runs_dir, options.set), options.set)
+    text = markdown(
+        filled, sweep_command(SweepOptions(table.name, runs_dir=options.runs_dir, set=options.set)), options.set
+    )
     print(text)
     if options.output is not None:
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)

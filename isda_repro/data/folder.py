@@ -21,9 +21,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from isda_repro.data.packed import is_packed, load_packed
-from isda_repro.data.places import PARTS, cache_folder, places
+from isda_repro.data.places import PARTS, places
 from isda_repro.data.source import DataError, Source, narrowed
-from isda_repro.files import written_whole
+from isda_repro.files import cache_folder, written_whole
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 INDEX_VERSION = 1

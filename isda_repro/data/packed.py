@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from isda_repro.data.places import PARTS, cache_folder, places
+from isda_repro.data.places import PARTS, places
 from isda_repro.data.source import DataError, Source, narrowed
-from isda_repro.files import written_whole
+from isda_repro.files import cache_folder, written_whole
 
 MANIFEST, SUMS = "packed.json", "SHA256SUMS"
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., length of the name, length of what follows it

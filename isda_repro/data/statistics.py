@@ -12,10 +12,9 @@ from tqdm import tqdm
 
 from isda_repro.data.decode import Crop, UnreadableError, decoded
 from isda_repro.data.normalise import channel_statistics
-from isda_repro.data.places import cache_folder
 from isda_repro.data.source import DataError, StoredSplit
 from isda_repro.data.subset import stratified_order
-from isda_repro.files import written_whole
+from isda_repro.files import cache_folder, written_whole
 
 IMAGES = 2000
 Constants = tuple[Sequence[float], Sequence[float]]

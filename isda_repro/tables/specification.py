@@ -12,6 +12,7 @@
       - {CE: loss=ce, ISDA: loss=isda}
     cells:                          # exceptions; patterns (fnmatch) fit one label of the row or column, or all of
       - {row: "*-110", column: ISDA, set: loss.lambda_0=1, seeds: [0]}                    # them joined by " / "
+      - {row: "*-110", column: ISDA, needs: {row: ResNet-32, column: ISDA}}     # is begun when all those are finished
     paper:                          # in column order: a mean, [mean, std], or null where there is no such cell
       ResNet-32: [[7.39, 0.10], [7.09, 0.12], [31.20, 0.41], [30.27, 0.34]]
     # or paper: table4, where reported.yaml lists the values of each row in this order; rows that are not here are left
@@ -66,6 +67,7 @@ class Cell:
     overrides: tuple[str, ...]
     seeds: tuple[int, ...]
     paper: PaperValue | None = None
+    needs: tuple[tuple[str, str], ...] = ()  # patterns of rows and columns
 
     @property
     def name(self) -> str:
@@ -89,6 +91,12 @@ class Table:
     rows: tuple[Label, ...]
     columns: tuple[Label, ...]
     cells: tuple[Cell, ...]
+
+    def needed_by(self, cell: Cell) -> set[Cell]:
+        """The cells that must be finished before this one is begun."""
+        return {
+            one for one in self.cells for row, column in cell.needs if _fits(one.row, row) and _fits(one.column, column)
+        }
 
     def baseline_column(self, column: Label) -> Label | None:
         """The column that this one is compared with; None for the baseline itself and where there is none."""
@@ -169,7 +177,18 @@ def _table(name: str, spec: Any) -> Table:
     if baseline is not None and not any(baseline in column for column in columns):
         raise UserError(f"baseline: {baseline} is no column label; they are {', '.join(map(_joined, columns))}")
     title = str(spec["title"])
-    return Table(name, title, spec["metric"], baseline, tuple(rows), tuple(columns), tuple(cells.values()))
+    table = Table(name, title, spec["metric"], baseline, tuple(rows), tuple(columns), tuple(cells.values()))
+    _refuse_circles(table)
+    return table
+
+
+def _refuse_circles(table: Table) -> None:
+    """Cells that wait for each other would never be begun."""
+    settled: set[Cell] = set()
+    while new := {cell for cell in table.cells if cell not in settled and table.needed_by(cell) <= settled}:
+        settled |= new
+    if waiting := [cell.name for cell in table.cells if cell not in settled]:
+        raise UserError(f"needs: {waiting[0]} needs, directly or by others, itself")
 
 
 def _cell(row: Label, column: Label, choices: Sequence[_Choice]) -> Cell:
@@ -219,7 +238,7 @@ def _apply_exceptions(cells: dict[tuple[Label, Label], Cell], exceptions: list[A
     """Each exception adds its overrides behind those of every cell that it fits, and may replace the seeds."""
     given: set[tuple[str, str]] = set()
     for exception in exceptions:
-        _known(exception, ("row", "column", "set", "seeds"), "cells")
+        _known(exception, ("row", "column", "set", "seeds", "needs"), "cells")
         patterns = (str(exception.get("row", "*")), str(exception.get("column", "*")))
         where = f"cells: row {patterns[0]}, column {patterns[1]}"
         if patterns in given:
@@ -231,8 +250,19 @@ def _apply_exceptions(cells: dict[tuple[Label, Label], Cell], exceptions: list[A
             raise UserError(f"{where} fits no cell")
         for key in fitting:
             cell = cells[key]
-            seeds = choice.seeds or cell.seeds
-            cells[key] = replace(cell, overrides=(*cell.overrides, *choice.overrides), seeds=seeds)
+            seeds, needs = choice.seeds or cell.seeds, (*cell.needs, *_needs(exception.get("needs"), cells, where))
+            cells[key] = replace(cell, overrides=(*cell.overrides, *choice.overrides), seeds=seeds, needs=needs)
+
+
+def _needs(node: Any, cells: Iterable[tuple[Label, Label]], where: str) -> tuple[tuple[str, str], ...]:
+    """The patterns of one exception's ``needs:``, none or one of a row and a column."""
+    if node is None:
+        return ()
+    _known(node, ("row", "column"), f"{where}: needs")
+    row, column = str(node.get("row", "*")), str(node.get("column", "*"))
+    if not any(_fits(one, row) and _fits(other, column) for one, other in cells):
+        raise UserError(f"{where}: needs: row {row}, column {column} fits no cell")
+    return ((row, column),)
 
 
 def _reported(name: str, rows: Iterable[Label]) -> dict[str, Any]:

@@ -1,47 +1,129 @@
-"""How far a table's runs are."""
+"""How far a table's runs are, wherever they run; and how to end them."""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from isda_repro.tables.plan import Compose, Run
-from isda_repro.tables.records import EpochRecord, RecordError, read_metrics
+from isda_repro.console import say
+from isda_repro.tables.ending import LOG, read_ending
+from isda_repro.tables.plan import Compose, Plan, Run
+from isda_repro.tables.progress import progress_of
+from isda_repro.tables.queue import Queue, cancel_jobs, job_of, look
+from isda_repro.tables.specification import table_names
 from isda_repro.tables.sweep import SweepOptions, has_result, planned
+
+ALL = "all"
+OWNER = "owner.json"
+ALIVE_SECONDS = 60.0  # an owner's file is touched every 20 s
 
 
 def status(options: SweepOptions, compose: Compose) -> Iterator[str]:
-    """One line for the table, then one for each cell."""
-    table, plan = planned(options, compose)
-    runs_dir = Path(options.runs_dir)
-    names = {run.run_id for runs in plan.values() for run in runs}
-    done = sum(has_result(runs_dir / name) for name in names)
-    yield f"table={table.name}: {done} of {len(names)} runs done"
-    width = max(len(cell.name) for cell in plan)
-    for cell, runs in plan.items():
-        yield f"  {cell.name:<{width}}  {_cell_status(runs, runs_dir)}"
+    """For each table a line, then one for each cell."""
+    plans = [planned(one, compose) for one in _each(options)]
+    folders = {run.run_id: Path(options.runs_dir) / run.run_id for _, plan in plans for run in _runs(plan)}
+    jobs = {name: job for name, folder in folders.items() if not has_result(folder) and (job := job_of(folder))}
+    queue = look(jobs.values())
+    for table, plan in plans:
+        names = {run.run_id for run in _runs(plan)}
+        yield f"table={table.name}: {sum(has_result(folders[name]) for name in names)} of {len(names)} runs done"
+        width = max(len(cell.name) for cell in plan)
+        for cell, runs in plan.items():
+            states = [_state(run, folders[run.run_id], jobs.get(run.run_id), queue) for run in runs]
+            yield f"  {cell.name:<{width}}  {_of_cell(runs, states)}"
 
 
-def _cell_status(runs: tuple[Run, ...], runs_dir: Path) -> str:
-    open_runs = [run for run in runs if not has_result(runs_dir / run.run_id)]
-    done = len(runs) - len(open_runs)
-    begun = [f"seed {run.seed}: {state}" for run in open_runs if (state := _progress(runs_dir / run.run_id, run))]
-    if not begun and not done:
-        return "not started"
-    return "; ".join([f"done {done} of {len(runs)}", *begun])
+def cancel(options: SweepOptions, compose: Compose) -> int:
+    """Ask all runs of a table to stop that wait or run, as jobs or on this host; they save. The exit code."""
+    plans = [planned(one, compose) for one in _each(options)]
+    folders = [Path(options.runs_dir) / name for name in {run.run_id for _, plan in plans for run in _runs(plan)}]
+    jobs = {job for folder in folders if not has_result(folder) and (job := job_of(folder))}
+    waiting = look(jobs).waiting
+    cancel_jobs(waiting)
+    here = {pid for folder in folders if (pid := _pid_here(folder)) is not None and job_of(folder) not in waiting}
+    for pid in here:
+        os.kill(pid, signal.SIGTERM)
+    say(f"asked to stop: {len(waiting)} jobs, {len(here)} runs on this host; the same sweep goes on with them")
+    return 0
 
 
-def _progress(folder: Path, run: Run) -> str | None:
-    """How far an unfinished run came; a line torn by a crash hides none of those before it."""
-    path, last = folder / "metrics.jsonl", None
-    if not path.exists():
-        return None
+def _each(options: SweepOptions) -> list[SweepOptions]:
+    names = table_names() if options.table == ALL else [options.table]
+    return [SweepOptions(**{**vars(options), "table": name}) for name in names]
+
+
+def _runs(plan: Plan) -> list[Run]:
+    return [run for runs in plan.values() for run in runs]
+
+
+def _of_cell(runs: tuple[Run, ...], states: list[str]) -> str:
+    done, open_states = states.count("done"), [state for state in states if state not in ("done", "not started")]
+    if not open_states:
+        return f"done {done} of {len(runs)}" if done else "not started"
+    said = (f"seed {run.seed}: {state}" for run, state in zip(runs, states, strict=True) if state in open_states)
+    return "; ".join([f"done {done} of {len(runs)}", *said])
+
+
+def _state(run: Run, folder: Path, job: str | None, queue: Queue) -> str:
+    """One of: done, running, queued, failed, stopped, interrupted, not started; and what there is to know of it."""
+    if has_result(folder):
+        return "done"
+    progress, ending = progress_of(folder, run), read_ending(folder)
+    waits = None if job is None else queue.waiting.get(job)
+    if waits is not None:
+        if waits.runs:
+            return f"running, {progress or 'not yet training'} (job {job})"
+        return f"queued (job {job}, {waits.reason})" + (f", {progress}" if progress else "")
+    if _lives(folder):
+        return f"running, {progress or 'not yet training'}"
+    if ending is not None and not ending.is_stop:
+        log = f" (log: {folder / LOG})" if (folder / LOG).exists() else ""
+        return f"failed: {ending.said}{log}"
+    if job is not None and (how := queue.ended.get(job)) and not how.startswith("COMPLETED"):
+        return f"failed: job {job} is {how}" + (f", {progress}" if progress else "")
+    if ending is not None:
+        return f"stopped, {progress or 'before its first epoch'}"
+    return f"interrupted, {progress}" if progress else "not started"
+
+
+def _lives(folder: Path) -> bool:
+    """Whether a process works on it: as far as this host knows, else by the file that it touches."""
+    host, pid = _owner(folder)
+    if host is None or pid is None:
+        return False
+    if host == socket.gethostname():
+        return _is_there(pid)
     try:
-        for record in read_metrics(path):
-            last = record if isinstance(record, EpochRecord) else last
-    except (RecordError, UnicodeDecodeError) as error:
-        if last is None:
-            return str(error)
-    if last is None:
-        return "in its first epoch"
-    return f"epoch {last.epoch} of {run.settings['recipe']['epochs']}, test error {last.test_error:.2f}"
+        return time.time() - (folder / OWNER).stat().st_mtime < ALIVE_SECONDS
+    except OSError:
+        return False
+
+
+def _pid_here(folder: Path) -> int | None:
+    """The process that works on it, if it is on this host and lives."""
+    host, pid = _owner(folder)
+    return pid if pid is not None and host == socket.gethostname() and _is_there(pid) else None
+
+
+def _owner(folder: Path) -> tuple[str | None, int | None]:
+    """Host and process that hold the run, as the lock in its folder says."""
+    try:
+        about = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        return str(about["host"]), int(about["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, None
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

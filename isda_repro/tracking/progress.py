@@ -64,7 +64,7 @@ class Progress:
         part = self._seen / self._images_per_epoch - (epoch - 1)
         self._say(
             f"epoch {epoch}/{self._epochs} at {part:4.0%}: loss {loss:.3f}, error {error:.2f}%, "
-            f"{speed:,.0f} images/s, {_duration(left)} left"
+            f"{speed:,.0f} images/s, {duration(left)} left"
         )
 
     def log(self, record: Record) -> None:
@@ -77,7 +77,7 @@ class Progress:
         self._say(
             f"epoch {record['epoch']:>{len(str(self._epochs))}}/{self._epochs}  lr {record['lr']:<7.4g}"
             f" train loss {record['train_loss']:.4f} error {record['train_error']:6.2f}%  "
-            f"test error {record['test_error']:6.2f}%  {timing['images_per_s']:,.0f} images/s  {_duration(left)} left"
+            f"test error {record['test_error']:6.2f}%  {timing['images_per_s']:,.0f} images/s  {duration(left)} left"
         )
 
     def close(self) -> None:
@@ -90,7 +90,8 @@ class Progress:
             self._bar.write(line, file=self._stream) if self._terminal else print(line, file=self._stream, flush=True)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """``h:mm:ss``, or ``m:ss``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -13,6 +13,7 @@ from isda_repro.console import say
 from isda_repro.data import Source
 from isda_repro.errors import UserError, is_out_of_memory
 from isda_repro.files import move_aside
+from isda_repro.tables.ending import forget_ending
 from isda_repro.tables.records import (
     RecordError,
     Result,
@@ -28,6 +29,7 @@ from isda_repro.training.account import opening, result_record, segment_record, 
 from isda_repro.training.checkpoint import Checkpoints
 from isda_repro.training.compute import Compute, refuse_differences, resolve
 from isda_repro.training.environment import provenance, write_environment
+from isda_repro.training.failing import noting
 from isda_repro.training.joining import joined
 from isda_repro.training.lock import FolderLock
 from isda_repro.training.processes import Processes
@@ -49,7 +51,8 @@ def run(cfg: DictConfig) -> Result:
         UserError: a setting, the data or the device is wrong, another process writes this run, or the loss diverged.
         StoppedError: a signal asked to stop; the state is saved.
     """
-    with joined(cfg.compute.get("timeout_minutes", 10)) as processes:
+    waits = cfg.compute.get("timeout_minutes", 10)
+    with noting(Path(cfg.runs_dir) / cfg.run_id), joined(waits) as processes:
         result = processes.told_by_first(lambda: _earlier_result(cfg))
         if result is not None:
             return result
@@ -83,6 +86,7 @@ def _lead(cfg: DictConfig, trainer: Trainer, source: Source) -> Result:
         _move_aside(directory)
     directory.path.mkdir(parents=True, exist_ok=True)
     with FolderLock(directory.path) as lock:
+        forget_ending(directory.path)
         if not directory.finished:
             return _train(cfg, directory, checkpoints, trainer, source, origin, lock)
         _conclude(cfg, directory, checkpoints)  # another launch was faster, since we looked

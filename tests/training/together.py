@@ -1,6 +1,6 @@
 """Small trainings by one process or several, each loss in turn, for test_processes.py: what each leaves behind.
 
-    RANK=.. WORLD_SIZE=.. python together.py FOLDER KIND
+RANK=.. WORLD_SIZE=.. python together.py FOLDER KIND
 """
 
 import sys

@@ -1,0 +1,70 @@
+"""Composed configurations, kept from one command to the next: composing a large table takes seconds.
+
+One is found again under everything that it follows from: its overrides, the files of ``conf/``, the code that resolves
+and checks them, and what of the surroundings goes into it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from isda_repro.config import CONF_DIR
+from isda_repro.files import written_whole
+from isda_repro.tables.plan import Compose
+
+CODE = ("config.py", "checks.py")
+
+
+class Remembered:
+    """``compose``, whose answers are kept in ``folder``, a cache that can be deleted at any time.
+
+    Not kept are those that depend on a file of weights, whose content is part of a run's name.
+    """
+
+    def __init__(self, compose: Compose, folder: Path) -> None:
+        self._compose, self._path = compose, folder / f"composed-{_digest()}.json"
+        self._known: dict[str, Any] = {}
+        with suppress(OSError, ValueError):
+            self._known = json.loads(self._path.read_text(encoding="utf-8"))
+        self._is_new = False
+
+    def __call__(self, overrides: Sequence[str] = ()) -> DictConfig:
+        """As ``compose``."""
+        key = "\n".join(overrides)
+        if key in self._known:
+            remembered: DictConfig = OmegaConf.create(self._known[key])
+            return remembered
+        frozen = self._compose(list(overrides))
+        settings: dict[str, Any] = OmegaConf.to_container(frozen)  # type: ignore[assignment]
+        if settings["model"]["weights"] is None:
+            self._known[key], self._is_new = settings, True
+        return frozen
+
+    def keep(self) -> None:
+        """Write what is new; a cache that cannot be written is none."""
+        if not self._is_new:
+            return
+        with suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(self._path) as file:
+                file.write(json.dumps(self._known).encode())
+
+
+def _digest() -> str:
+    digest = hashlib.sha256()
+    code = [Path(__file__).parents[1] / name for name in CODE]
+    for path in [*sorted(CONF_DIR.rglob("*.yaml")), *code]:
+        digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
+    surroundings = (str(CONF_DIR), str(Path.cwd()), os.environ.get("ISDA_DATA", ""))
+    versions = (version("hydra-core"), version("omegaconf"))
+    digest.update("\0".join((*surroundings, *versions)).encode())
+    return digest.hexdigest()[:16]

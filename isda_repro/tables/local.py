@@ -1,0 +1,265 @@
+"""A sweep on this machine: the missing runs of a table, one after the other in the terminal, or several at once."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from isda_repro.console import say
+from isda_repro.errors import UserError
+from isda_repro.stopping import exit_code, heeding
+from isda_repro.tables.ending import LOG, STOPPED, Ending, ending_of, note_ending, read_ending
+from isda_repro.tables.plan import Compose, Run
+from isda_repro.tables.progress import progress_of
+from isda_repro.tables.records import RecordError
+from isda_repro.tables.sweep import TRAIN, Missing, SweepOptions, freeze, has_result, is_over, missing, sweep_command
+
+LOOK_SECONDS = 0.05
+REPORT_SECONDS = 60.0  # between two words about runs that are in progress, when nobody sees their own
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where runs can be at the same time: the environment variables of each, and whether they share the terminal."""
+
+    variables: tuple[Mapping[str, str], ...]
+
+    @property
+    def is_one(self) -> bool:
+        """Then a run has the terminal to itself."""
+        return len(self.variables) == 1
+
+
+def places(options: SweepOptions, gpus: Sequence[str] | None = None) -> Places:
+    """``jobs=`` of them, or on GPUs ``runs_per_gpu=`` on each; the processor's cores are divided among them.
+
+    ``gpus`` are those to be used; None: all that PyTorch sees.
+
+    Raises:
+        UserError: a number that is none, or GPUs that are not there.
+    """
+    for name in ("jobs", "runs_per_gpu"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name}={value} must be a whole number from 1 on")
+    if (options.jobs or 1) == 1 and options.runs_per_gpu == 1:
+        return Places(({},))
+    gpus = _visible() if gpus is None else gpus
+    if options.runs_per_gpu > 1 and not gpus:
+        raise UserError(f"runs_per_gpu={options.runs_per_gpu}, but PyTorch sees no GPU here: use jobs=")
+    room = len(gpus) * options.runs_per_gpu
+    jobs = options.jobs or room
+    if options.runs_per_gpu > 1 and jobs > room:
+        raise UserError(
+            f"jobs={jobs}, but {len(gpus)} GPUs with runs_per_gpu={options.runs_per_gpu} have room for {room}: "
+            "raise runs_per_gpu=, or leave jobs= out"
+        )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    shared = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
+    return Places(
+        tuple(shared | ({"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if gpus else {}) for job in range(jobs))
+    )
+
+
+def _visible() -> list[str]:
+    """The GPUs, by the names that CUDA_VISIBLE_DEVICES knows them by."""
+    import torch  # takes seconds, and is for sweeps on GPUs alone
+
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named or [str(index) for index in range(torch.cuda.device_count())]
+
+
+def sweep_here(options: SweepOptions, compose: Compose, command: Sequence[str] = TRAIN) -> int:
+    """Run what is missing; a run that fails is reported and the others still run.
+
+    Signals that ask to stop are passed on to the runs in progress, and end the sweep with them.
+
+    Args:
+        options: the command line.
+        compose: ``isda_repro.config.compose``.
+        command: what starts one run; the path of its frozen configuration is appended.
+
+    Returns:
+        The exit code: 0, 1 if a run failed, 75 or (after Ctrl-C) 130 if the sweep or a run was asked to stop.
+    """
+    return _Sweep(missing(options, compose), places(options), command).run()
+
+
+@dataclass
+class _Process:
+    """A run in progress."""
+
+    run: Run
+    position: str
+    process: subprocess.Popen[bytes]
+    place: int
+    begun: float = field(default_factory=time.monotonic)
+
+
+class _Sweep:
+    """One pass over the runs of a table."""
+
+    def __init__(self, what: Missing, where: Places, command: Sequence[str]) -> None:
+        self._what, self._where, self._command = what, where, command
+        self._waiting: list[tuple[str, Run]] = []
+        self._running: list[_Process] = []
+        self._asked: signal.Signals | None = None
+        self._stopped: int | None = None
+        self._times = self._started = 0
+        self._failed: dict[str, str] = {}
+        self._reported = time.monotonic()
+
+    def run(self) -> int:
+        """All of them; the exit code."""
+        runs = self._what.runs
+        self._waiting = [(f"[{number}/{len(runs)}] {run.run_id}", run) for number, run in enumerate(runs, start=1)]
+        with heeding(self._take):
+            while self._running or (self._waiting and not self._ends):
+                self._collect()
+                while len(self._running) < len(self._where.variables) and self._start_next():
+                    pass
+                self._report()
+                if self._running:
+                    time.sleep(LOOK_SECONDS)
+        if self._ends:
+            say(f"to go on: {sweep_command(self._what.options)}")
+            return exit_code(self._asked) if self._asked is not None else self._stopped or 0
+        return self._end()
+
+    @property
+    def _ends(self) -> bool:
+        """Whether nothing more is to be started."""
+        return self._asked is not None or self._stopped is not None
+
+    def _take(self, asked: signal.Signals) -> None:
+        """Pass a signal on: the runs save at the first, leave at once at the second, and are ended at the third."""
+        self._asked, self._times = self._asked or asked, self._times + 1
+        for one in self._running:
+            one.process.send_signal(asked if self._times < 3 else signal.SIGKILL)
+
+    # ------------------------------------------------------------------------------------------------------- starting
+
+    def _start_next(self) -> bool:
+        """Deal with the first run that can be; False where none can now."""
+        for index, (position, run) in enumerate(self._waiting):
+            if self._ends:
+                return False
+            unmet = [
+                name for name in self._what.needs[run.run_id] if not has_result(self._what.folder(run).parent / name)
+            ]
+            failed = [name for name in unmet if name in self._failed]
+            if unmet and not failed and not self._what.options.dry_run:
+                continue
+            del self._waiting[index]
+            if failed:
+                self._failed[run.run_id] = f"not started: it needs {failed[0]}"
+                say(f"{position}: not started, since it needs {failed[0]}, which failed")
+            else:
+                self._deal_with(run, position)
+            return True
+        return False
+
+    def _deal_with(self, run: Run, position: str) -> None:
+        folder = self._what.folder(run)
+        if is_over(folder):
+            say(f"{position}: {self._already(folder)}")
+        elif self._what.options.dry_run:
+            say(f"{position}: would run {shlex.join(['python', 'train.py', str(folder / 'config.yaml')])}")
+        else:
+            self._start(run, folder, position)
+
+    def _already(self, folder: Path) -> str:
+        try:
+            return f"already done, {self._what.says(folder)}"
+        except RecordError as error:
+            self._failed[folder.name] = f"{error}; delete the file and run again"
+            return "FAILED, its result cannot be used"
+
+    def _start(self, run: Run, folder: Path, position: str) -> None:
+        place = next(place for place in range(len(self._where.variables)) if place not in self._places_taken())
+        say(f"{position}: starts{'' if self._where.is_one else f', says more in {folder / LOG}'}")
+        self._started += 1
+        try:
+            freeze(run, folder / "config.yaml")
+            with self._output(folder) as output:
+                process = subprocess.Popen(
+                    [*self._command, str(folder / "config.yaml")],
+                    env={**os.environ, **self._where.variables[place]},
+                    stdout=output,
+                    stderr=output,
+                )
+        except OSError as error:
+            self._failed[folder.name] = f"{error.strerror}: {error.filename}"
+            say(f"{position}: FAILED to start")
+            return
+        self._running.append(_Process(run, position, process, place))
+        if self._asked is not None:  # it came while the process was being made
+            process.send_signal(self._asked)
+
+    def _places_taken(self) -> set[int]:
+        return {one.place for one in self._running}
+
+    @contextmanager
+    def _output(self, folder: Path) -> Iterator[IO[bytes] | None]:
+        """The terminal, for a run that has it to itself; else a file."""
+        if self._where.is_one:
+            yield None
+            return
+        with (folder / LOG).open("ab") as log:
+            yield log
+
+    # --------------------------------------------------------------------------------------------------------- ending
+
+    def _collect(self) -> None:
+        """Say how each has gone that has ended."""
+        for one in [one for one in self._running if one.process.poll() is not None]:
+            self._running.remove(one)
+            folder, code = self._what.folder(one.run), one.process.returncode
+            say(f"{one.position}: {self._how_it_went(folder, code)} after {time.monotonic() - one.begun:.1f} s")
+            if code in STOPPED:
+                self._stopped = code
+
+    def _how_it_went(self, folder: Path, code: int) -> str:
+        if code in STOPPED or (code != 0 and self._asked is not None):
+            return f"stopped with exit code {code}"
+        if code != 0:
+            if read_ending(folder) is None:  # killed, or before it had come to its own errors
+                note_ending(folder, ending_of(folder, code))
+            self._failed[folder.name] = self._why(folder, code)
+            return f"FAILED with exit code {code}"
+        try:
+            return f"done, {self._what.says(folder)},"
+        except RecordError as error:
+            note_ending(folder, Ending(code, "exit code 0, but no result"))
+            self._failed[folder.name] = f"exit code 0, but no result: {error}"
+            return "FAILED without a result"
+
+    def _why(self, folder: Path, code: int) -> str:
+        if self._where.is_one:  # it has said so itself
+            return f"exit code {code}"
+        return f"exit code {code}: {ending_of(folder, code).said}; all of it is in {folder / LOG}"
+
+    def _report(self) -> None:
+        """Now and then a word about the runs that nobody sees."""
+        if self._where.is_one or time.monotonic() - self._reported < REPORT_SECONDS:
+            return
+        self._reported = time.monotonic()
+        for one in self._running:
+            say(f"{one.position}: {progress_of(self._what.folder(one.run), one.run)}")
+
+    def _end(self) -> int:
+        runs = self._what.runs
+        done = sum(run.run_id not in self._failed and has_result(self._what.folder(run)) for run in runs)
+        now = f", {self._started} started now" if self._started else ""
+        say(f"table={self._what.table.name}: {done} of {len(runs)} runs done{now}")
+        for name, why in self._failed.items():
+            say(f"failed: {name} ({why})")
+        return 1 if self._failed else 0

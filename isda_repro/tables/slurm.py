@@ -1,0 +1,239 @@
+"""A sweep on a SLURM cluster: arrays of frozen configurations, submitted by submitit.
+
+A job trains until it is done, or until it is asked to stop, before its time limit or to make room for another: then it
+saves, and is put back into the queue. The same sweep again submits what is neither finished nor in the queue.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isda_repro.config import CONF_DIR
+from isda_repro.console import say
+from isda_repro.errors import UserError
+from isda_repro.tables.ending import LOG, ending_of, forget_ending, note_ending, read_ending
+from isda_repro.tables.plan import Compose, Run
+from isda_repro.tables.queue import Queue, job_of, look, note_job
+from isda_repro.tables.sweep import Missing, SweepOptions, freeze, has_result, is_over, missing
+
+ROOT = CONF_DIR.parent
+SIGNAL_DELAY_SECONDS = 120  # before the limit; SLURM's own clock is up to a minute late, and saving takes a while
+NEVER = 10**6  # times that a job may reach its limit
+FIRST_PORT, PORTS = 20000, 20000
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+FORWARDED = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
+
+
+@dataclass
+class TrainingJob:
+    """What a job does, on each of its nodes; submitit calls it, and ``checkpoint`` before the job must end.
+
+    Args:
+        config: the run's frozen configuration.
+        nodes: of the job.
+        processes: on each node.
+    """
+
+    config: Path
+    nodes: int
+    processes: int
+
+    def __call__(self) -> str:
+        """Train to the end; what is raised makes the job fail."""
+        folder = self.config.parent
+        if os.environ.get("SLURM_PROCID", "0") == "0":
+            forget_ending(folder)
+        with (folder / LOG).open("ab") as log:
+            log.write(f"--- job {os.environ.get('SLURM_JOB_ID')} on {os.environ.get('SLURMD_NODENAME')}\n".encode())
+            log.flush()
+            environment = {**os.environ, "TORCHELASTIC_SIGNALS_TO_HANDLE": FORWARDED}
+            self._process = subprocess.Popen(self.command(), cwd=ROOT, stdout=log, stderr=log, env=environment)
+        while self._process.poll() is None:
+            time.sleep(0.2)
+        code = self._process.returncode
+        if has_result(folder):
+            return str(folder / "result.json")
+        ending = read_ending(folder)
+        if ending is not None and ending.is_stop:  # somebody asked the processes themselves: who, will end the job
+            raise RuntimeError(f"{folder.name} has stopped: {ending.said}")
+        if ending is None:
+            note_ending(folder, ending_of(folder, code))
+        raise RuntimeError(f"{folder.name} has failed with exit code {code}: {ending_of(folder, code).said}")
+
+    def checkpoint(self) -> Any:
+        """Have the run save and stop; what the job does when it runs again."""
+        from submitit.helpers import DelayedSubmission
+
+        if self._lives():
+            self._process.send_signal(signal.SIGUSR1)
+        while self._lives():
+            time.sleep(0.1)
+        return DelayedSubmission(TrainingJob(self.config, self.nodes, self.processes))
+
+    def command(self) -> list[str]:
+        """What trains: one process, or torchrun on each node, whose processes meet on the first."""
+        train = ["train.py", str(self.config)]
+        if self.nodes == self.processes == 1:
+            return [sys.executable, *train]
+        if self.nodes == 1:
+            return [*TORCHRUN, "--standalone", f"--nproc_per_node={self.processes}", *train]
+        nodes = subprocess.run(["scontrol", "show", "hostnames"], capture_output=True, text=True, check=True)
+        job = int(os.environ["SLURM_JOB_ID"])
+        return [
+            *TORCHRUN,
+            f"--nnodes={self.nodes}",
+            f"--nproc_per_node={self.processes}",
+            "--rdzv_backend=c10d",
+            f"--rdzv_endpoint={nodes.stdout.split()[0]}:{FIRST_PORT + job % PORTS}",
+            f"--rdzv_id={job}",
+            f"--rdzv_conf=is_host={int(os.environ['SLURM_NODEID'] == '0')}",
+            *train,
+        ]
+
+    def _lives(self) -> bool:
+        """Whether it has not ended. ``poll`` is not safe in a signal handler that may have interrupted it."""
+        process = getattr(self, "_process", None)
+        if process is None or process.returncode is not None:
+            return False
+        try:
+            return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
+
+
+def sweep_on_slurm(options: SweepOptions, compose: Compose) -> int:
+    """Submit what is neither finished nor in the queue; the exit code.
+
+    Raises:
+        UserError: no SLURM here, an option is wrong, or SLURM refuses the jobs.
+    """
+    parameters = _parameters(options)
+    if shutil.which("sbatch") is None and not options.dry_run:
+        raise UserError("cluster=slurm: sbatch is not here; run this where jobs are submitted, or use cluster=local")
+    what = missing(options, compose)
+    jobs = {run.run_id: job_of(what.folder(run)) for run in what.runs}
+    queue = look(job for job in jobs.values() if job is not None)
+    open_runs = [run for run in what.runs if not is_over(what.folder(run))]
+    to_submit = [run for run in open_runs if jobs[run.run_id] not in queue.waiting]
+    say(
+        f"table={what.table.name}: {len(what.runs) - len(open_runs)} of {len(what.runs)} runs done, "
+        f"{len(open_runs) - len(to_submit)} in the queue, {len(to_submit)} to submit"
+    )
+    if options.dry_run:
+        for run in to_submit:
+            say(f"would submit {what.folder(run) / 'config.yaml'}")
+        return 0
+    _submit(what, to_submit, jobs, queue, parameters)
+    return 0
+
+
+def _parameters(options: SweepOptions) -> dict[str, Any]:
+    """As submitit's executor takes them."""
+    for name, least in (("nodes", 1), ("gpus", 0), ("cpus", 1), ("max_parallel", 1)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UserError(f"{name}={value} must be a whole number from {least} on")
+    more = dict(option.partition("=")[::2] for option in options.slurm)
+    if wrong := [option for option in options.slurm if "=" not in option]:
+        raise UserError(f"slurm=[{wrong[0]}] must be options of sbatch as name=value, slurm=[account=x,qos=y]")
+    parameters: dict[str, Any] = {
+        "time": minutes(options.time),
+        "nodes": options.nodes,
+        "ntasks_per_node": 1,
+        "signal_delay_s": SIGNAL_DELAY_SECONDS,
+        "stderr_to_stdout": True,
+        "additional_parameters": {"requeue": True, **more},
+    }
+    wanted = {
+        "partition": options.partition,
+        "gpus_per_node": options.gpus or None,
+        "cpus_per_task": None if options.cpus is None else options.cpus * max(1, options.gpus),
+        "mem": options.memory,
+        "array_parallelism": options.max_parallel,
+    }
+    return parameters | {name: value for name, value in wanted.items() if value is not None}
+
+
+def minutes(limit: str) -> int:
+    """A time limit as sbatch takes it: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
+
+    Raises:
+        UserError: it is none.
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(limit))
+    if match is None:
+        raise UserError(f"time={limit} must be a time limit as sbatch takes it: 30 (minutes), 4:00:00, or 2-00:00:00")
+    days, *rest = match.groups()
+    numbers = [int(part) for part in rest if part is not None]
+    if days is not None or len(numbers) == 3:
+        hours, mins, seconds = (*numbers, 0, 0)[:3]
+    else:
+        hours, mins, seconds = 0, *(*numbers, 0)[:2]
+    total = (int(days or 0) * 24 + hours) * 60 + mins + -(-seconds // 60)
+    if total < 1:
+        raise UserError(f"time={limit} is less than a minute")
+    return total
+
+
+def _submit(
+    what: Missing, runs: Sequence[Run], jobs: dict[str, str | None], queue: Queue, parameters: dict[str, Any]
+) -> None:
+    """Those that wait for the same others are one array; those that are needed come first."""
+    left, options = list(runs), what.options
+    coming = {run.run_id for run in left}
+    while left:
+        ready = [run for run in left if not what.needs[run.run_id] & coming]
+        waves: defaultdict[tuple[str, ...], list[Run]] = defaultdict(list)
+        for run in ready:
+            needed = (jobs[name] for name in what.needs[run.run_id] if not has_result(what.folder(run).parent / name))
+            waves[tuple(sorted(job for job in needed if job is not None))].append(run)
+        for needed_jobs, wave in waves.items():
+            _submit_array(what, wave, jobs, needed_jobs, parameters)
+        coming -= {run.run_id for run in ready}
+        left = [run for run in left if run.run_id in coming]
+    if not runs:
+        say("nothing to submit")
+        return
+    name = f"table={options.table}" + (f" runs_dir={options.runs_dir}" if options.runs_dir != "runs" else "")
+    say(f"to look: python scripts/sweep.py status {name}; to end them: python scripts/sweep.py cancel {name}")
+
+
+def _submit_array(
+    what: Missing, wave: list[Run], jobs: dict[str, str | None], needed: tuple[str, ...], parameters: dict[str, Any]
+) -> None:
+    from submitit import SlurmExecutor
+    from submitit.core.utils import FailedJobError
+
+    options = what.options
+    for run in wave:
+        freeze(run, what.folder(run) / "config.yaml")
+        forget_ending(what.folder(run))
+    executor = SlurmExecutor(folder=Path(options.runs_dir).resolve() / ".slurm", max_num_timeout=NEVER)
+    executor.update_parameters(job_name=f"isda-{what.table.name}", **parameters)
+    if needed:
+        more = {**parameters["additional_parameters"], "kill_on_invalid_dep": "yes"}
+        executor.update_parameters(dependency=f"afterok:{':'.join(needed)}", additional_parameters=more)
+    tasks = [
+        TrainingJob((what.folder(run) / "config.yaml").resolve(), options.nodes, max(1, options.gpus)) for run in wave
+    ]
+    try:
+        with executor.batch():
+            submitted = [executor.submit(task) for task in tasks]
+    except FailedJobError as error:
+        raise UserError(f"SLURM refuses the jobs: {' '.join(str(error).split())}") from error
+    for run, job in zip(wave, submitted, strict=True):
+        jobs[run.run_id] = job.job_id
+        note_job(what.folder(run), job.job_id)
+    after = f", after {', '.join(needed)}" if needed else ""
+    say(f"submitted {len(wave)} runs as {submitted[0].job_id.partition('_')[0]}{after}")

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# cluster_down.sh - stop what cluster_up.sh started, by recorded pid; jobs first, then slurmd's, slurmctld, slurmdbd, mariadbd, munged.
+SLURM_DIR=${SLURM_DIR:-/tmp/isda_slurm}; export SLURM_CONF=$SLURM_DIR/slurm.conf
+[ -d "$SLURM_DIR/pid" ] || { echo "nothing to stop"; exit 0; }
+ids=$(timeout 5 squeue -h -o %A 2>/dev/null | sort -u)
+if [ -n "$ids" ]; then   # running steps outlive their slurmd, so end them first
+  timeout 10 scancel $ids; for _ in $(seq 100); do [ -z "$(timeout 5 squeue -h 2>/dev/null)" ] && break; sleep 0.2; done
+fi
+gone() { # dead, or a zombie that this machine's init has yet to reap
+  case "$(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null)" in ''|Z*|X*) return 0;; *) return 1;; esac; }
+cd "$SLURM_DIR/pid" || exit 1
+for tier in 'slurmd.*.pid' slurmctld.pid slurmdbd.pid mariadbd.pid munged.pid; do
+  for f in $tier; do [ -f "$f" ] && ! gone "$(cat "$f")" && kill -TERM "$(cat "$f")"; done
+  for f in $tier; do [ -f "$f" ] || continue; pid=$(cat "$f")
+    for _ in $(seq 200); do gone "$pid" && break; sleep 0.1; done
+    gone "$pid" || { echo "$f ($pid): still there, KILL"; kill -KILL "$pid"; }
+    rm -f "$f"
+  done
+done
+sed -i '/# isda_slurm$/d' /etc/hosts 2>/dev/null || { t=$(grep -v '# isda_slurm$' /etc/hosts); printf '%s\n' "$t" >/etc/hosts; }   # bind-mounted hosts: no rename
+echo "stopped"
