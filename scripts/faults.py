@@ -91,7 +91,7 @@ class Faults:
         while killed < kills:
             patient = Patient(self.folder / f"kills-{finished}")
             process = patient.start()
-            while process.poll() is None and not patient.held_by(process):
+            while process.poll() is None and not patient.held_by(process.pid):
                 time.sleep(0.005)
             try:
                 process.wait(timeout=draw.uniform(0, seconds))

@@ -104,9 +104,6 @@ class Faults:
         undisturbed.end(undisturbed.start())
         self._reference = fingerprint(undisturbed.folder)
         assert self._reference is not None, undisturbed.seen
-        begin = time.monotonic()
-        undisturbed.end(undisturbed.start())
-        self._start_seconds = time.monotonic() - begin  # what a launch takes without training
         self.timing = _training_seconds(undisturbed.folder)
 
     def same(self, patient: Patient) -> bool:
@@ -114,17 +111,16 @@ class Faults:
         return bool(fingerprint(patient.folder) == self._reference)
 
     def kills(self, kills: int) -> Outcome:
-        """Of a random rank at random times of the clock; runs that end are begun anew."""
+        """Of a random rank at random times from when the run is taken up on; runs that end are begun anew."""
         draw, killed, finished, same, slowest = random.Random(0), 0, 0, 0, 0.0
         resumed = 0
         while True:
             patient = Two(self.folder / f"kills-{finished}")
             launcher = patient.start()
-            while killed < kills and launcher.poll() is None and len(patient.ranks(launcher)) < 2:
+            while launcher.poll() is None and not any(patient.held_by(pid) for pid in patient.ranks(launcher)):
                 time.sleep(0.01)
-            seconds = self._start_seconds * 0.7 + draw.uniform(0, self.timing)
             try:
-                launcher.wait(timeout=seconds if killed < kills else 300)
+                launcher.wait(timeout=draw.uniform(0, self.timing) if killed < kills else 300)
             except subprocess.TimeoutExpired:
                 ranks = patient.ranks(launcher)
                 if len(ranks) == 2:
@@ -137,8 +133,8 @@ class Faults:
             finished, same = finished + 1, same + self.same(patient)
             if killed >= kills:
                 break
-        seen = f"{killed} kills within {finished} runs, {resumed} of them resumed in the middle of training; "
-        seen += f"{same} of {finished} runs bit-identical"
+        seen = f"{killed} kills within {finished} runs, which had {resumed} resumptions in the middle of training (the "
+        seen += f"others came before the first step); {same} of {finished} runs bit-identical"
         return Outcome(f"SIGKILL of one of two ranks, {kills} random times", seen, slowest, same == finished)
 
     def disturbed(self, fault: str, do: Callable[[subprocess.Popen[str], list[int]], Any], *more: str) -> Outcome:

@@ -41,11 +41,11 @@ class Patient:
             self.command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
 
-    def held_by(self, process: subprocess.Popen[str]) -> bool:
-        """Whether the process has taken the run's folder."""
+    def held_by(self, pid: int) -> bool:
+        """Whether that process has taken the run's folder."""
         owner = self.folder / "owner.json"
         try:
-            return bool(json.loads(owner.read_text())["pid"] == process.pid)
+            return bool(json.loads(owner.read_text())["pid"] == pid)
         except (FileNotFoundError, ValueError):  # not there, or being written
             return False
 

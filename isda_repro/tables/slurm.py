@@ -23,6 +23,7 @@ from isda_repro.config import CONF_DIR
 from isda_repro.console import say
 from isda_repro.errors import UserError
 from isda_repro.tables.ending import LOG, ending_of, forget_ending, note_ending, read_ending
+from isda_repro.tables.owner import lives
 from isda_repro.tables.plan import Compose, Run
 from isda_repro.tables.queue import Queue, job_of, look, note_job
 from isda_repro.tables.sweep import Missing, SweepOptions, freeze, has_result, is_over, missing
@@ -30,6 +31,7 @@ from isda_repro.tables.sweep import Missing, SweepOptions, freeze, has_result, i
 ROOT = CONF_DIR.parent
 SIGNAL_DELAY_SECONDS = 120  # before the limit; SLURM's own clock is up to a minute late, and saving takes a while
 NEVER = 10**6  # times that a job may reach its limit
+LOOK_SECONDS = 5.0
 FIRST_PORT, PORTS = 20000, 20000
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 FORWARDED = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
@@ -52,6 +54,10 @@ class TrainingJob:
     def __call__(self) -> str:
         """Train to the end; what is raised makes the job fail."""
         folder = self.config.parent
+        while lives(folder):  # a job before this one, whose node SLURM took for dead, or somebody else
+            time.sleep(LOOK_SECONDS)
+        if has_result(folder):
+            return str(folder / "result.json")
         if os.environ.get("SLURM_PROCID", "0") == "0":
             forget_ending(folder)
         with (folder / LOG).open("ab") as log:

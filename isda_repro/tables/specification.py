@@ -115,21 +115,25 @@ def table_names(folder: Path = TABLE_DIR) -> list[str]:
 
 
 def load_table(name: str, folder: Path = TABLE_DIR) -> Table:
-    """Read one specification.
+    """Read one specification: of ``folder``, or a file of one's own, whose name ends in .yaml.
 
     Raises:
         UserError: there is no such table, or its file is wrong; the message says where and what can be written.
     """
     file, _, variant = name.partition("+")
-    if file not in table_names(folder):
-        raise UserError(f"there is no table={file}; table= can be {', '.join(table_names(folder))}")
+    is_own = file.endswith((".yaml", ".yml"))
+    path = Path(file) if is_own else folder / f"{file}.yaml"
+    if not path.is_file():
+        known = ", ".join(table_names(folder))
+        raise UserError(f"there is no table={file}; table= can be {known}, or a file of yours, in .yaml")
+    where = file if is_own else f"conf/table/{file}.yaml"
     try:
-        spec = OmegaConf.to_container(OmegaConf.load(folder / f"{file}.yaml"))
-        return _table(name, _with_variant(spec, variant) if variant else spec)
+        spec = OmegaConf.to_container(OmegaConf.load(path))
+        return _table(path.stem if is_own else name, _with_variant(spec, variant) if variant else spec)
     except UserError as error:
-        raise UserError(f"conf/table/{file}.yaml: {error}") from None
+        raise UserError(f"{where}: {error}") from None
     except Exception as error:  # PyYAML's own hierarchy, which OmegaConf lets through; a label given twice is one
-        raise UserError(f"conf/table/{file}.yaml is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
 
 
 _KEYS = ("title", "metric", "baseline", "seeds", "set", "rows", "columns", "cells", "paper", "variants")

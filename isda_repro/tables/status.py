@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from isda_repro.console import say
 from isda_repro.tables.ending import LOG, read_ending
+from isda_repro.tables.owner import lives, pid_here
 from isda_repro.tables.plan import Compose, Plan, Run
 from isda_repro.tables.progress import progress_of
 from isda_repro.tables.queue import Queue, cancel_jobs, job_of, look
@@ -19,8 +17,6 @@ from isda_repro.tables.specification import table_names
 from isda_repro.tables.sweep import SweepOptions, has_result, planned
 
 ALL = "all"
-OWNER = "owner.json"
-ALIVE_SECONDS = 60.0  # an owner's file is touched every 20 s
 
 
 def status(options: SweepOptions, compose: Compose) -> Iterator[str]:
@@ -45,7 +41,7 @@ def cancel(options: SweepOptions, compose: Compose) -> int:
     jobs = {job for folder in folders if not has_result(folder) and (job := job_of(folder))}
     waiting = look(jobs).waiting
     cancel_jobs(waiting)
-    here = {pid for folder in folders if (pid := _pid_here(folder)) is not None and job_of(folder) not in waiting}
+    here = {pid for folder in folders if (pid := pid_here(folder)) is not None and job_of(folder) not in waiting}
     for pid in here:
         os.kill(pid, signal.SIGTERM)
     say(f"asked to stop: {len(waiting)} jobs, {len(here)} runs on this host; the same sweep goes on with them")
@@ -79,7 +75,7 @@ def _state(run: Run, folder: Path, job: str | None, queue: Queue) -> str:
         if waits.runs:
             return f"running, {progress or 'not yet training'} (job {job})"
         return f"queued (job {job}, {waits.reason})" + (f", {progress}" if progress else "")
-    if _lives(folder):
+    if lives(folder):
         return f"running, {progress or 'not yet training'}"
     if ending is not None and not ending.is_stop:
         log = f" (log: {folder / LOG})" if (folder / LOG).exists() else ""
@@ -89,41 +85,3 @@ def _state(run: Run, folder: Path, job: str | None, queue: Queue) -> str:
     if ending is not None:
         return f"stopped, {progress or 'before its first epoch'}"
     return f"interrupted, {progress}" if progress else "not started"
-
-
-def _lives(folder: Path) -> bool:
-    """Whether a process works on it: as far as this host knows, else by the file that it touches."""
-    host, pid = _owner(folder)
-    if host is None or pid is None:
-        return False
-    if host == socket.gethostname():
-        return _is_there(pid)
-    try:
-        return time.time() - (folder / OWNER).stat().st_mtime < ALIVE_SECONDS
-    except OSError:
-        return False
-
-
-def _pid_here(folder: Path) -> int | None:
-    """The process that works on it, if it is on this host and lives."""
-    host, pid = _owner(folder)
-    return pid if pid is not None and host == socket.gethostname() and _is_there(pid) else None
-
-
-def _owner(folder: Path) -> tuple[str | None, int | None]:
-    """Host and process that hold the run, as the lock in its folder says."""
-    try:
-        about = json.loads((folder / OWNER).read_text(encoding="utf-8"))
-        return str(about["host"]), int(about["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None, None
-
-
-def _is_there(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
