@@ -81,7 +81,8 @@ def _state(run: Run, folder: Path, job: str | None, queue: Queue) -> str:
         log = f" (log: {folder / LOG})" if (folder / LOG).exists() else ""
         return f"failed: {ending.said}{log}"
     if job is not None and (how := queue.ended.get(job)) and not how.startswith("COMPLETED"):
-        return f"failed: job {job} is {how}" + (f", {progress}" if progress else "")
+        what = "cancelled" if how.startswith("CANCELLED") else f"failed: job {job} is {how}"
+        return what + (f", {progress}" if progress else "")
     if ending is not None:
         return f"stopped, {progress or 'before its first epoch'}"
     return f"interrupted, {progress}" if progress else "not started"
