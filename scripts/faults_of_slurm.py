@@ -4,8 +4,8 @@
     python scripts/faults_of_slurm.py output=results/faults_of_slurm.md # also writes what it prints
 
 Runs on digits are submitted as a user submits them, by scripts/sweep.py cluster=slurm or slurm/train.sbatch; then
-something is done to their jobs. A run has survived if it ends, by itself or when the same sweep is given again, with the weights,
-statistics and curves of an undisturbed run, bit for bit. Exits 1 if one did not.
+something is done to their jobs. A run has survived if it ends, by itself or when the same sweep is given again, with
+the weights, statistics and curves of an undisturbed run, bit for bit. Exits 1 if one did not.
 """
 
 import json
@@ -128,7 +128,7 @@ class Sweep:
 
     def folder(self, loss: str = "isda", *settings: str) -> Path:
         """Of the run with this loss."""
-        return self.runs_dir / compose([*SETTINGS, f"loss={loss}", *settings]).run_id
+        return self.runs_dir / str(compose([*SETTINGS, f"loss={loss}", *settings]).run_id)
 
     def until_finished(self, folder: Path, seconds: float = 240) -> None:
         """Wait for a result, and until the queue knows of it."""
@@ -199,7 +199,9 @@ class Faults:
         in_queue = "4 in the queue, 0 to submit" in again or "3 in the queue, 0 to submit" in again
         good = "4 to submit" in said and in_queue
         good = good and "queued (job" in first and "Dependency" in first and most <= 2 and order == {True}
-        seen = f"first: {_shown(first.strip().splitlines()[1].strip())}; at most {most} at once; the needed cell was done first"
+        seen = (
+            f"first: {_shown(first.strip().splitlines()[1].strip())}; at most {most} at once; that cell was done first"
+        )
         return Outcome(
             "a sweep of four cells, max_parallel=2, one needs another", seen, good and self._same(names["ISDA"])
         )

@@ -237,7 +237,9 @@ def _submit_array(
         with executor.batch():
             submitted = [executor.submit(task) for task in tasks]
     except FailedJobError as error:
-        raise UserError(f"SLURM refuses the jobs: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"SLURM refuses the jobs: {(str(error).strip() or 'no reason given').splitlines()[-1]}"
+        ) from error
     for run, job in zip(wave, submitted, strict=True):
         jobs[run.run_id] = job.job_id
         note_job(what.folder(run), job.job_id)

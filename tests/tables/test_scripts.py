@@ -56,7 +56,12 @@ def test_status_from_the_command_line(tmp_path, script):
     ("name", "arguments", "message"),
     [
         ("sweep", ["table=tabel2"], "error: there is no table=tabel2; table= can be "),
-        ("sweep", ["table=demo", "cluster=slurm"], "error: there is no cluster=slurm"),
+        ("sweep", ["table=demo", "cluster=sge"], "error: there is no cluster=sge; cluster= can be local, slurm"),
+        (
+            "sweep",
+            ["table=demo", "cluster=slurm", "time=soon"],
+            "error: time=soon must be a time limit as sbatch takes it",
+        ),
         ("sweep", ["table=demo", "set=[recipee.epochs=2]"], "error: unknown setting 'recipee.epochs'"),
         ("tables", ["table=demo", "format=docx"], "error: there is no format=docx; format= can be md"),
         ("tables", ["export", "table=demo", "set=[recipe.epochs=2]"], "error: set= makes other runs"),
