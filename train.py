@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from isda_repro.stopping import leave_on_interrupt
+from isda_repro.stopping import leave_on_interrupt, leaving_whole
 
 leave_on_interrupt()  # what is imported below takes a moment
 
@@ -54,4 +54,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with leaving_whole():
+        main(sys.argv[1:])

@@ -80,7 +80,7 @@ def cluster() -> Iterator[None]:
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise UserError("slurm/cluster_up.sh needs root on Debian: run this in a container for example")
     folder = tempfile.mkdtemp(prefix="slurm-")
-    os.environ["SLURM_DIR"], os.environ["SLURM_CONF"] = folder, f"{folder}/slurm.conf"
+    os.environ |= {"SLURM_DIR": folder, "SLURM_CONF": f"{folder}/slurm.conf", "NODE_TIMEOUT": "15"}
     subprocess.run(["bash", ROOT / "slurm" / "cluster_up.sh"], check=True, stdout=sys.stderr)
     try:
         yield
@@ -249,7 +249,7 @@ class Faults:
         return Outcome("scancel; submitted again", _shown(stopped), good and self._same(folder))
 
     def node_lost(self, name: str, with_its_jobs: bool) -> Outcome:
-        """slurmd of a node is killed. After a minute SLURM takes the node for dead and starts its job elsewhere."""
+        """slurmd of a node is killed. After a while SLURM takes the node for dead and starts its job elsewhere."""
         sweep = Sweep(self.folder / f"lost-{with_its_jobs}", ONE, settings=(LONG,))
         sweep.submit()
         folder = sweep.folder("isda", LONG)

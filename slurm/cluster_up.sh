@@ -10,6 +10,7 @@ MEM_MB=${MEM_MB:-4000}       # claimed memory per node (not enforced)
 GPUS=${GPUS:-2}              # fake GPUs per node (--gres=gpu:N, --gpus-per-node); 0 = none
 DBD=${DBD:-1}                # 1: slurmdbd + private mariadbd, so sacct works (submitit polls it); 0: no accounting
 BASE_PORT=${BASE_PORT:-26810}
+NODE_TIMEOUT=${NODE_TIMEOUT:-60} # seconds of silence after which a node is taken for dead
 UTS=${UTS:-$(unshare --uts true 2>/dev/null && echo 1 || echo 0)}  # 1: each slurmd in its own UTS namespace, so jobs see hostname nodeN
 set -euo pipefail; set +m   # no job control: setsid below must not fork, so that $! is the daemon
 [ "$(id -u)" = 0 ] || { echo "must be root" >&2; exit 1; }
@@ -100,7 +101,7 @@ KillWait=5
 CompleteWait=0
 MinJobAge=300
 SlurmctldTimeout=30
-SlurmdTimeout=60
+SlurmdTimeout=$NODE_TIMEOUT
 # preemption: a job in partition "high" requeues those in "low", USR1/--signal first
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE

@@ -12,6 +12,7 @@ from torch import nn
 from isda_repro.data import ResidentLoader, Share, Split
 from isda_repro.losses import CenterLoss, CrossEntropy, DisturbLabel, ISDALoss, LargeMarginSoftmax, SampledISDALoss
 from isda_repro.models import Network
+from isda_repro.stopping import leaving_whole
 from isda_repro.training.checkpoint import Checkpoints
 from isda_repro.training.compute import Compute
 from isda_repro.training.evaluate import evaluate
@@ -164,4 +165,5 @@ def main(folder, kinds):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    with leaving_whole():
+        main(Path(sys.argv[1]), sys.argv[2:])

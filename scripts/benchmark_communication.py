@@ -1,0 +1,204 @@
+"""What several processes of a run send each other: by formula for every network, and measured with two of them.
+
+    python scripts/benchmark_communication.py [output=results/benchmarks/communication.md]
+
+Gradients are reduced in a ring, 2 P (W - 1) / W numbers of 4 bytes from each of W processes; ISDA gathers the features
+of the batch, N A (W - 1) / W of them (and N labels of 8 bytes). So its share is N A / (2 P) of the gradients', however
+many processes there are. Bar: at most 4%. Measured: what goes through the loopback device in a step of CE and in one of
+ISDA, of two processes; and how much of the exchange of gradients is hidden behind the backward pass, for both.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from benchmarking import conclude, machine, output_argument
+from models import CIFAR, IMAGENET, PAPERS_NAMES, on_imagenet
+from torch.nn.parallel import DistributedDataParallel
+
+from isda_repro.config import build_loss, build_model, compose
+from isda_repro.errors import one_sentence_errors
+from isda_repro.losses import Criterion
+from isda_repro.models import Network
+from isda_repro.training.compute import resolve
+from isda_repro.training.joining import joined
+from isda_repro.training.processes import Processes
+from isda_repro.training.replicas import replicated
+from isda_repro.training.step import Weighted, compute_gradients
+from isda_repro.training.timing import Stopwatch
+
+BAR = 0.04
+MEASURED = ("resnet32", "resnet110", "wrn16_8", "densenet_bc100_12", "resnet50", "densenet121")
+STEPS, PIXELS = 5, 32  # how many bytes are sent does not depend on the size of the images
+
+
+class Sizes(NamedTuple):
+    """Of a network and its recipe."""
+
+    parameters: int
+    buffers: int
+    feature_dim: int
+    batch_size: int
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Of all gradients, once."""
+        return 4 * self.parameters
+
+    @property
+    def isda_share(self) -> float:
+        """Features by gradients, as both are sent."""
+        return self.batch_size * self.feature_dim / (2 * self.parameters)
+
+
+class Measured(NamedTuple):
+    """Of a step of each of two processes: bytes sent, seconds of the exchange of gradients, and those hidden."""
+
+    bytes_sent: float
+    exchange: float
+    hidden: float
+
+
+def settings(model: str, loss: str) -> Any:
+    """A run's configuration; the covariances are those of the paper on this data."""
+    data = ["dataset=imagenet"] if on_imagenet(model) else ["dataset=cifar100"]
+    return compose([f"model={model}", *data, f"loss={loss}", "data_dir=none"])
+
+
+def sizes(model: str) -> Sizes:
+    """Count."""
+    cfg = settings(model, "ce")
+    network: Network = build_model(cfg, 1000 if on_imagenet(model) else 100)
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in network.buffers())
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return Sizes(parameters, buffers, network.feature_dim, cfg.recipe.batch_size)
+
+
+def sent_through_loopback() -> int:
+    """Bytes since the machine was started, by all of it."""
+    (line,) = (line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
+    return int(line.partition(":")[2].split()[8])
+
+
+def measure(model: str, loss: str, processes: Processes) -> Measured:
+    """Some steps of this process and the other."""
+    cfg = settings(model, loss)
+    classes, _, _ = IMAGENET if on_imagenet(model) else CIFAR
+    classes = classes if on_imagenet(model) else 100
+    compute = resolve(compose(["compute=cpu", "compute.precision=fp32"]).compute)
+    torch.manual_seed(0)
+    network: Network = build_model(cfg, classes)
+    shared = {"process_group": processes.group} if loss == "isda" else {}
+    criterion: Criterion = build_loss(cfg, num_classes=classes, feature_dim=network.feature_dim, **shared)
+    called = replicated(network, processes, compute)
+    own = cfg.recipe.batch_size // processes.world_size
+    images, targets = torch.randn(own, 3, PIXELS, PIXELS), torch.randint(classes, (own,))
+
+    def step() -> None:
+        called.zero_grad()
+        compute_gradients(
+            called,
+            criterion,
+            images,
+            targets,
+            head=network.head,
+            progress=0.5,
+            compute=compute,
+            seed_micro_batch=lambda index: None,
+            stopwatch=Stopwatch(compute.device),
+            share=Weighted(),
+        )
+
+    step()  # the first exchanges other buckets
+    step()
+    processes.largest(0)
+    before = sent_through_loopback()
+    for _ in range(STEPS):
+        step()
+    processes.largest(0)
+    sent = (sent_through_loopback() - before) / STEPS / processes.world_size
+    about = cast(DistributedDataParallel, called)._get_ddp_logging_data()
+    exchange, hidden = (about.get(f"avg_backward_{name}_time", 0) / 1e9 for name in ("comm", "compute_comm_overlap"))
+    return Measured(sent, exchange, hidden)
+
+
+def measured_by_two(model: str) -> dict[str, Measured]:
+    """By two processes that torchrun starts."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, model]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    rows = (line.split()[1:] for line in done.stdout.splitlines() if line.startswith("measured"))
+    return {loss: Measured(*map(float, numbers)) for loss, *numbers in rows}
+
+
+def one_of_two(model: str) -> None:
+    """What each of them does."""
+    torch.set_num_threads(1)
+    with joined(timeout_minutes=10) as processes:
+        for loss in ("ce", "isda"):
+            found = measure(model, loss, processes)
+            if processes.is_first:
+                print("measured", loss, *found, flush=True)
+
+
+def main() -> None:
+    """Count, measure, report."""
+    output = output_argument(sys.argv[1:])
+    all_sizes = {model: sizes(model) for model in PAPERS_NAMES}
+    lines = [
+        "# What several processes send each other",
+        "",
+        "`python scripts/benchmark_communication.py`. For each step and process, in kB; W processes send (W - 1) / W",
+        "of what is in the first two columns, the gradients twice. ISDA: the features, N x A; its labels are 8 N bytes",
+        "more. N is the recipe's batch. Buffers: running statistics of batch normalisation, from the first process.",
+        "",
+        "| `model=` | gradients | ISDA's features | N | A | ISDA's share, N A / 2 P | buffers |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        *(_row(model, one) for model, one in all_sizes.items()),
+        "",
+        f"Measured on the loopback device, two processes on a CPU, mean of {STEPS} steps: bytes that a process sends",
+        "in a step, TCP's headers and acknowledgements included, beside the formula (buffers from one process in two);",
+        "and the share of the exchange of gradients during which the backward pass still calculates, as DDP logs it.",
+        "",
+        "| `model=` | CE, kB | formula | ISDA, kB | ISDA - CE, kB | formula | hidden, CE | hidden, ISDA |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for model in MEASURED:
+        lines.append(_measured_row(model, all_sizes[model], measured_by_two(model)))
+        print(lines[-1], file=sys.stderr, flush=True)
+    missed = [f"{model}: {one.isda_share:.1%}" for model, one in all_sizes.items() if one.isda_share > BAR]
+    conclude([*lines, "", *machine()], missed, output)
+
+
+def _row(model: str, one: Sizes) -> str:
+    features = 4 * one.batch_size * one.feature_dim
+    return (
+        f"| `{model}` | {one.gradient_bytes / 1e3:,.0f} | {features / 1e3:,.0f} | {one.batch_size} | "
+        f"{one.feature_dim} | {one.isda_share:.2%} | {one.buffers / 1e3:,.0f} |"
+    )
+
+
+def _measured_row(model: str, one: Sizes, found: dict[str, Measured]) -> str:
+    ce, isda = found["ce"], found["isda"]
+    expected = one.gradient_bytes + one.buffers / 2
+    more = one.batch_size * (4 * one.feature_dim + 8) / 2
+    hidden: Callable[[Measured], str] = lambda it: f"{it.hidden / it.exchange:.0%}" if it.exchange else "?"  # noqa: E731
+    return (
+        f"| `{model}` | {ce.bytes_sent / 1e3:,.0f} | {expected / 1e3:,.0f} | {isda.bytes_sent / 1e3:,.0f} | "
+        f"{(isda.bytes_sent - ce.bytes_sent) / 1e3:,.1f} | {more / 1e3:,.1f} | {hidden(ce)} | {hidden(isda)} |"
+    )
+
+
+if __name__ == "__main__":
+    if "RANK" in os.environ:
+        one_of_two(sys.argv[1])
+    else:
+        with one_sentence_errors():
+            main()
