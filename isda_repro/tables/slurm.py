@@ -54,15 +54,14 @@ class TrainingJob:
     def __call__(self) -> str:
         """Train to the end; what is raised makes the job fail."""
         folder = self.config.parent
-        while lives(folder):  # a job before this one, whose node SLURM took for dead, or somebody else
-            time.sleep(LOOK_SECONDS)
-        if has_result(folder):
-            return str(folder / "result.json")
-        if os.environ.get("SLURM_PROCID", "0") == "0":
-            forget_ending(folder)
-        with (folder / LOG).open("ab") as log:
+        with (folder / LOG).open("ab", buffering=0) as log:
             log.write(f"--- job {os.environ.get('SLURM_JOB_ID')} on {os.environ.get('SLURMD_NODENAME')}\n".encode())
-            log.flush()
+            while lives(folder):  # a job before this one, whose node SLURM took for dead, or somebody else
+                time.sleep(LOOK_SECONDS)
+            if has_result(folder):
+                return str(folder / "result.json")
+            if os.environ.get("SLURM_PROCID", "0") == "0":
+                forget_ending(folder)
             environment = {**os.environ, "TORCHELASTIC_SIGNALS_TO_HANDLE": FORWARDED}
             self._process = subprocess.Popen(self.command(), cwd=ROOT, stdout=log, stderr=log, env=environment)
         while self._process.poll() is None:
