@@ -4,12 +4,13 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-slow lint format bench clean
+.PHONY: help setup demo test test-slow test-slurm lint format bench clean
 
 help:
 	@echo "make demo       set up, then train CE and ISDA on scikit-learn's digits, three seeds each, and print the table"
 	@echo "make test       set up, then lint, types, import contracts and the tests that are quick"
 	@echo "make test-slow  set up, then the tests that take longer"
+	@echo "make test-slurm set up, then the tests on a SLURM cluster of this host (root on Debian)"
 	@echo "make bench      the speed benchmarks of this machine, against their bars, an hour"
 	@echo "make format     format the code"
 
@@ -27,10 +28,13 @@ demo: $(STAMP)
 	$(RUN) scripts/tables.py table=demo
 
 test: $(STAMP) lint
-	$(RUN) -m pytest -q -m "not slow" --durations=10
+	$(RUN) -m pytest -q -m "not slow and not slurm" --durations=10
 
 test-slow: $(STAMP)
 	$(RUN) -m pytest -q -m slow --durations=10
+
+test-slurm: $(STAMP)
+	$(RUN) -m pytest -q -m slurm -rs
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
@@ -47,6 +51,7 @@ bench: $(STAMP)
 	$(RUN) scripts/benchmark_overhead.py
 	$(RUN) scripts/benchmark_input.py
 	$(RUN) scripts/benchmark_data_wait.py
+	$(RUN) scripts/benchmark_communication.py
 	$(RUN) scripts/benchmark_models.py
 	$(RUN) scripts/benchmark_train.py
 

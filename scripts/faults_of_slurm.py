@@ -81,8 +81,8 @@ def cluster() -> Iterator[None]:
         raise UserError("slurm/cluster_up.sh needs root on Debian: run this in a container for example")
     folder = tempfile.mkdtemp(prefix="slurm-")
     os.environ |= {"SLURM_DIR": folder, "SLURM_CONF": f"{folder}/slurm.conf", "NODE_TIMEOUT": "15"}
-    subprocess.run(["bash", ROOT / "slurm" / "cluster_up.sh"], check=True, stdout=sys.stderr)
     try:
+        subprocess.run(["bash", ROOT / "slurm" / "cluster_up.sh"], check=True, stdout=sys.stderr)
         yield
     finally:
         subprocess.run(["bash", ROOT / "slurm" / "cluster_down.sh"], check=True, stdout=sys.stderr)

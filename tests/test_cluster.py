@@ -1,0 +1,22 @@
+"""A real SLURM, on this host: what scripts/faults_of_slurm.py does on it, all of it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.slurm
+def test_runs_survive_what_a_cluster_does_to_them():
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        pytest.skip("a SLURM of one host is brought up by root on Debian alone (slurm/cluster_up.sh)")
+    command = [sys.executable, "scripts/faults_of_slurm.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.endswith("| yes |")]
+    assert len(rows) == 8
