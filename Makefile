@@ -52,6 +52,7 @@ bench: $(STAMP)
 	$(RUN) scripts/benchmark_input.py
 	$(RUN) scripts/benchmark_data_wait.py
 	$(RUN) scripts/benchmark_communication.py
+	$(RUN) scripts/benchmark_packing.py
 	$(RUN) scripts/benchmark_models.py
 	$(RUN) scripts/benchmark_train.py
 

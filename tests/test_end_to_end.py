@@ -65,3 +65,12 @@ def test_every_fault_of_the_table_is_survived(root):
     table = command(root, "scripts/faults.py", "kills=5", "pairs=5")
     assert "| NO |" not in table
     assert table.count("| yes |") >= 20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for the processes of torchrun in /proc")
+def test_every_fault_of_several_processes_is_survived(root):
+    """The whole of results/faults_of_several.md, with fewer kills."""
+    table = command(root, "scripts/faults_of_several.py", "kills=2")
+    assert "| NO |" not in table
+    assert table.count("| yes |") == 8

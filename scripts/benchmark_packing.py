@@ -1,0 +1,74 @@
+"""Several small runs at once against one after another: images/s of a whole sweep, start-up included.
+
+    python scripts/benchmark_packing.py [output=results/benchmarks/packing_cpu.md]
+
+Four runs of ResNet-20 with ISDA on scikit-learn's digits: by ``jobs=1``, and by ``jobs=2``, or where there is a GPU by
+``runs_per_gpu=2`` and ``runs_per_gpu=4``. Nothing is to be missed: what is gained depends on the machine.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from benchmarking import conclude, machine, output_argument
+
+from isda_repro.errors import one_sentence_errors
+
+ROOT = Path(__file__).resolve().parents[1]
+SEEDS, EPOCHS = 4, 30
+TABLE = """
+title: runs to be packed
+metric: test_error_last10
+seeds: {seeds}
+set: [model=resnet20, dataset=digits, recipe.epochs={epochs}, tracking=none]
+rows: [{{digits: []}}]
+columns: [{{ISDA: loss=isda}}]
+"""
+
+
+def images_per_second(folder: Path, *options: str) -> tuple[float, list[float]]:
+    """Of the sweep, and of each of its runs while it trained."""
+    folder.mkdir()
+    table = folder / "table.yaml"
+    table.write_text(TABLE.format(seeds=list(range(SEEDS)), epochs=EPOCHS))
+    command = [sys.executable, "scripts/sweep.py", f"table={table}", f"runs_dir={folder}/runs", *options]
+    begin = time.perf_counter()
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    seconds = time.perf_counter() - begin
+    results = [json.loads(path.read_text()) for path in (folder / "runs").glob("*/result.json")]
+    assert len(results) == SEEDS
+    images = sum(result["train_images"] * result["epochs"] for result in results)
+    return images / seconds, [result["timing"]["images_per_s"] for result in results]
+
+
+def main() -> None:
+    """Measure, report."""
+    output = output_argument(sys.argv[1:])
+    gpu = torch.cuda.is_available()
+    ways = ["jobs=1", "runs_per_gpu=2", "runs_per_gpu=4"] if gpu else ["jobs=1", "jobs=2"]
+    lines = [
+        "# Several small runs at once",
+        "",
+        f"`python scripts/benchmark_packing.py`: {SEEDS} runs of ResNet-20 with ISDA on digits, {EPOCHS} epochs each,",
+        "as one sweep. Images/s of the whole sweep, start-up and evaluation included; and of one run while it trains.",
+        "",
+        "| sweep | images/s of all | over jobs=1 | images/s of a run |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    first: float | None = None
+    with tempfile.TemporaryDirectory() as name:
+        for way in ways:
+            total, each = images_per_second(Path(name) / way, way)
+            first = first or total
+            lines.append(f"| `{way}` | {total:,.0f} | {total / first:.2f}x | {sum(each) / len(each):,.0f} |")
+    where = [f"GPU: {torch.cuda.get_device_name()}."] if gpu else []
+    conclude([*lines, "", *machine(), *where], [], output)
+
+
+if __name__ == "__main__":
+    with one_sentence_errors():
+        main()
