@@ -206,6 +206,17 @@ class Faults:
             "a sweep of four cells, max_parallel=2, one needs another", seen, good and self._same(names["ISDA"])
         )
 
+    def multirun(self) -> Outcome:
+        """Hydra's own way, with its submitit launcher."""
+        runs_dir = self.folder / "multirun"
+        launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=main", "hydra.launcher.timeout_min=10"]
+        few = [f"runs_dir={runs_dir}", "recipe.epochs=2", "loss=ce,isda"]
+        command = [sys.executable, "train.py", "-m", *launcher, "hydra.launcher.cpus_per_task=1", *SETTINGS, *few]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        results = len(list(runs_dir.glob("*/result.json")))
+        good = done.returncode == 0 and results == 2
+        return Outcome("python train.py -m hydra/launcher=submitit_slurm loss=ce,isda", f"{results} results", good)
+
     def preempted(self) -> Outcome:
         """A job of a higher partition takes its node."""
         sweep = Sweep(self.folder / "preempted", ONE, "partition=low", "cpus=4", "slurm=[nodelist=node1]")
@@ -317,6 +328,7 @@ def main() -> None:
         done: list[Callable[[], Outcome]] = [
             faults.two_nodes,
             faults.four_cells,
+            faults.multirun,
             faults.preempted,
             faults.killed,
             faults.cancelled,

@@ -19,4 +19,4 @@ def test_runs_survive_what_a_cluster_does_to_them():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line for line in done.stdout.splitlines() if line.endswith("| yes |")]
-    assert len(rows) == 8
+    assert len(rows) == 9

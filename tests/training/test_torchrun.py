@@ -182,3 +182,19 @@ def test_how_a_run_ended_is_noted_until_somebody_works_on_it(tmp_path, monkeypat
     fine = settings(tmp_path)
     run(fine)
     assert read_ending(tmp_path / fine.run_id) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("loss", ["ce", "isda", "center"])
+def test_two_gpus_with_common_batch_normalisation_train_as_one(tmp_path, loss):
+    """By NCCL; 200 images in batches of 64, the last of 8."""
+    exact = ("compute=gpu", "compute.precision=fp32", "compute.tf32=false", "compute.deterministic=true")
+    asked = (*exact, f"loss={loss}", "model.dropout=0", "recipe.epochs=2")
+    one = Launch(tmp_path / "one", *asked, world=1, CUDA_VISIBLE_DEVICES="0")
+    assert [code for code, *_ in one.end()] == [0]
+    two = Launch(tmp_path / "two", *asked, "compute.sync_bn=true")
+    assert [code for code, *_ in two.end()] == [0, 0]
+    curves = [json.loads((launch.folder / "result.json").read_text())["curves"] for launch in (one, two)]
+    assert curves[1]["train_loss"] == pytest.approx(curves[0]["train_loss"], rel=1e-3)
+    assert curves[1]["test_loss"] == pytest.approx(curves[0]["test_loss"], rel=1e-2)
