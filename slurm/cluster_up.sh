@@ -7,7 +7,7 @@ SLURM_DIR=${SLURM_DIR:-/tmp/isda_slurm}
 NODES=${NODES:-4}            # virtual nodes node1..nodeN, each its own slurmd (+ own UTS hostname)
 CPUS=${CPUS:-4}              # claimed CPUs per node (config_overrides: need not exist)
 MEM_MB=${MEM_MB:-4000}       # claimed memory per node (not enforced)
-GPUS=${GPUS:-2}              # fake GPUs per node (--gres=gpu:N, --gpus-per-node); 0 = none
+GPUS=${GPUS:-2}              # fake GPUs per node (--gres=gpu:N, --gpus-per-node); 0 = none, as where mknod is refused
 DBD=${DBD:-1}                # 1: slurmdbd + private mariadbd, so sacct works (submitit polls it); 0: no accounting
 BASE_PORT=${BASE_PORT:-26810}
 NODE_TIMEOUT=${NODE_TIMEOUT:-60} # seconds of silence after which a node is taken for dead
@@ -25,10 +25,11 @@ pkgs=(slurmctld slurmd slurm-client munge)
 missing=(); for p in "${pkgs[@]}"; do dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing+=("$p"); done
 if [ ${#missing[@]} -gt 0 ]; then
   export DEBIAN_FRONTEND=noninteractive
-  apt-get update -qq
+  apt-get update -qq || { echo "cluster_up: packages cannot be installed here: no package lists" >&2; exit 1; }
   if [ ! -e /usr/sbin/policy-rc.d ]; then   # packages must not start daemons of their own
     printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d; trap 'rm -f /usr/sbin/policy-rc.d' EXIT; fi
-  apt-get install -y -qq --no-install-recommends "${missing[@]}" >/tmp/slurm_apt.$$.log 2>&1 || { tail -20 /tmp/slurm_apt.$$.log; exit 1; }
+  apt-get install -y -qq --no-install-recommends "${missing[@]}" >/tmp/slurm_apt.$$.log 2>&1 ||
+    { tail -20 /tmp/slurm_apt.$$.log >&2; echo "cluster_up: packages cannot be installed here: ${missing[*]}" >&2; exit 1; }
   rm -f /tmp/slurm_apt.$$.log
   lap "installed: ${missing[*]}"
 else lap "packages already installed"; fi
@@ -116,6 +117,7 @@ AccountingStoragePass=$MSOCK
 AccountingStoreFlags=job_comment
 CONF
 else echo "AccountingStorageType=accounting_storage/none" >>"$SLURM_CONF"; fi
+mknod "$SLURM_DIR/probe" c 1 3 2>/dev/null || GPUS=0
 gres=; if [ "$GPUS" -gt 0 ]; then
   gres=" Gres=gpu:$GPUS"; echo "GresTypes=gpu" >>"$SLURM_CONF"
   mkdir -p "$SLURM_DIR/dev"; for g in $(seq 0 $((GPUS-1))); do mknod "$SLURM_DIR/dev/gpu$g" c 1 3; done  # slurmd wants a device file; these are /dev/null
