@@ -76,7 +76,7 @@ class CenterLoss(Criterion):
         cross_entropy = self._cross_entropy(features, logits, targets, head=head, progress=progress)
         centers = self.centers.to(features.dtype)
         away, known, samples = _away(features, targets, centers.detach())
-        pull = away.square().sum() * (0.5 * self.weight / samples)
+        pull = away.square().sum() * (0.5 * self.weight) / samples  # in this order: 1 / samples alone is float32
         if self.process_group is not None:
             features, targets = gathered(features.detach(), targets, self.process_group)
             away, known, _ = _away(features, targets, centers.detach())

@@ -1,6 +1,7 @@
 """Runs that stop anywhere and go on as if they had not: same weights, statistics and curves, bit for bit."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -110,7 +111,7 @@ def test_weights_are_not_thrown_away_because_metrics_are_lost(tmp_path, monkeypa
     before = {path.name for path in folder.iterdir()}
     with pytest.raises(ValueError, match=r"metrics.jsonl, line 1: .*; restore that file, or delete the checkpoints"):
         run(cfg)
-    assert {path.name for path in folder.iterdir()} == before
+    assert {path.name for path in folder.iterdir()} == before | {"ended.json"}
     metrics.unlink()
     with pytest.raises(ValueError, match=r"metrics.jsonl has 0 bytes, and had .*; restore that file"):
         run(cfg)
@@ -239,7 +240,9 @@ def test_what_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch,
         patch.setattr(checkpoint.torch, "load", failing)
         with pytest.raises(OSError if isinstance(trouble, OSError) else MemoryError, match=sentence):
             run(cfg)
-    assert {path.name: path.read_bytes() for path in (tmp_path / cfg.run_id).iterdir() if path.is_file()} == before
+    after = {path.name: path.read_bytes() for path in (tmp_path / cfg.run_id).iterdir() if path.is_file()}
+    assert re.search(sentence, json.loads(after.pop("ended.json"))["said"])
+    assert after == before
     run(cfg)
     assert_same(tmp_path / cfg.run_id, undisturbed)
 
@@ -274,7 +277,7 @@ def test_a_whole_checkpoint_that_does_not_fit_is_left_for_the_user(tmp_path, mon
     ) as caught:
         run(cfg)
     assert "\n" not in str(caught.value)
-    assert {path.name for path in folder.iterdir()} == before
+    assert {path.name for path in folder.iterdir()} == before | {"ended.json"}
 
 
 def test_force_moves_aside_what_is_finished_when_the_lock_is_held(tmp_path, monkeypatch, undisturbed):
