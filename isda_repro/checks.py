@@ -46,6 +46,8 @@ def check(cfg: Mapping[str, Any]) -> None:
         raise ConfigError(f"seed={seed!r} must be a whole number from 0 on")
     for key in ("epochs", "batch_size"):
         _require(is_count(recipe[key]), f"recipe.{key}", recipe[key], "a whole number from 1 on")
+    passes = recipe.get("passes")
+    _require(passes is None or is_count(passes), "recipe.passes", passes, "a whole number from 1 on, or null")
     for key in ("train_limit", "test_limit", "holdout"):
         value = dataset[key]
         _require(value is None or is_count(value), f"dataset.{key}", value, "a whole number from 1 on, or null")

@@ -59,6 +59,7 @@ class Loader(ABC):
         mean, std: per channel, in units where the largest pixel is 1.
         augmentation: what is done to the uint8 images; None is ``NoAugmentation``.
         shuffle: whether each epoch has an order of its own (training) or the natural one (evaluation).
+        passes: over the split in an epoch, each in an order of its own.
         seed: the run's seed; the streams are named in here.
         device: where the batches are.
         memory_format: of the batches: ``torch.contiguous_format`` or ``torch.channels_last``, each without a copy.
@@ -79,17 +80,19 @@ class Loader(ABC):
         std: Sequence[float],
         augmentation: Augmentation | None = None,
         shuffle: bool,
+        passes: int = 1,
         seed: int,
         device: torch.device,
         memory_format: torch.memory_format = torch.contiguous_format,
         share: Share = WHOLE,
     ) -> None:
-        self.num_samples = len(split)
+        self._images, self._passes = len(split), passes
+        self.num_samples = passes * len(split)  # of an epoch
         if batch_size < 1:
             raise DataError(f"A batch must hold at least one image, but the batch size is {batch_size}.")
-        if shuffle and batch_size > self.num_samples:
+        if shuffle and batch_size > len(split):
             raise DataError(
-                f"The batch size {batch_size} is larger than the {self.num_samples} training images there are; "
+                f"The batch size {batch_size} is larger than the {len(split)} training images there are; "
                 f"lower it, or take more images."
             )
         if len(mean) != split.channels:
@@ -127,7 +130,7 @@ class Loader(ABC):
 
     def _plan(self, epoch: int) -> Plan:
         """What this process has to do in an epoch."""
-        order = torch.randperm(self.num_samples, generator=self._generator("order", epoch)) if self._shuffle else None
+        order = self._order(epoch) if self._shuffle else None
         draws = self._augmentation.draw(self.num_samples, self._image_size, self._generator("augmentation", epoch))
         batches = range(0, self.num_samples, self.batch_size)
         if self.share.world_size == 1:
@@ -139,6 +142,10 @@ class Loader(ABC):
             starts.append(starts[-1] + part.stop - part.start)
         images = positions if order is None else order[positions]
         return Plan(positions, images, {name: numbers[positions] for name, numbers in draws.items()}, starts)
+
+    def _order(self, epoch: int) -> Tensor:
+        generator = self._generator("order", epoch)
+        return torch.cat([torch.randperm(self._images, generator=generator) for _ in range(self._passes)])
 
     def _placed(self, draws: Draws) -> dict[str, Tensor]:
         """Where the augmentation wants them."""

@@ -124,8 +124,11 @@ def sweep_on_slurm(options: SweepOptions, compose: Compose) -> int:
         UserError: no SLURM here, an option is wrong, or SLURM refuses the jobs.
     """
     parameters = _parameters(options)
-    if shutil.which("sbatch") is None and not options.dry_run:
-        raise UserError("cluster=slurm: sbatch is not here; run this where jobs are submitted, or use cluster=local")
+    absent = [command for command in ("sbatch", "srun") if shutil.which(command) is None]  # submitit asks for srun too
+    if absent and not options.dry_run:
+        raise UserError(
+            f"cluster=slurm: {absent[0]} is not here; run this where jobs are submitted, or use cluster=local"
+        )
     what = missing(options, compose)
     jobs = {run.run_id: job_of(what.folder(run)) for run in what.runs}
     queue = look(job for job in jobs.values() if job is not None)

@@ -79,7 +79,9 @@ def build_loaders(
 ) -> tuple[Loader, Loader]:
     """The training images, shuffled and augmented, and those that are evaluated, as they are."""
     options: dict[str, Any] = {"constants": normalisation(cfg, source), "processes": processes}
-    train = build_loader(cfg, source.train, compute, train=True, batch_size=cfg.recipe.batch_size, **options)
+    recipe = cfg.recipe
+    passes = recipe.get("passes") or 1  # frozen files may be older than this setting
+    train = build_loader(cfg, source.train, compute, train=True, batch_size=recipe.batch_size, passes=passes, **options)
     return train, build_loader(cfg, source.test, compute, train=False, **options)
 
 
@@ -101,6 +103,7 @@ def build_loader(
     train: bool,
     batch_size: int | None = None,
     shuffle: bool | None = None,
+    passes: int = 1,
     processes: Processes = ALONE,
 ) -> Loader:
     """Images as they are trained on, or as they are evaluated; of each global batch this process's share."""
@@ -111,6 +114,7 @@ def build_loader(
         "std": constants[1],
         "augmentation": build(cfg.augmentation) if train else None,
         "shuffle": train if shuffle is None else shuffle,
+        "passes": passes,
         "seed": cfg.seed,
         "device": compute.device,
         "memory_format": compute.memory_format,

@@ -21,7 +21,7 @@ FAMILY = {
     "Shake-Shake": "shake_shake",
 }
 MODEL_FAMILY = {
-    **dict.fromkeys(["resnet20", "resnet32", "resnet110"], "ResNet"),
+    **dict.fromkeys(["resnet8", "resnet20", "resnet32", "resnet110"], "ResNet"),
     **dict.fromkeys(["wrn16_8", "wrn28_10"], "Wide-ResNet"),
     **dict.fromkeys(["densenet_bc100_12", "densenet_bc190_40"], "DenseNet-BC"),
     **dict.fromkeys(["shake_shake26_2x32d", "shake_shake26_2x112d"], "Shake-Shake"),

@@ -59,6 +59,20 @@ def test_augmented_images_are_the_augmentation_of_the_images_in_order(split):
     assert torch.equal(torch.cat([targets for _, targets in batches]), order)
 
 
+def test_an_epoch_of_several_passes_has_each_image_once_a_pass_in_another_order(split):
+    several = loader(split, passes=3)
+    targets = torch.cat([targets for _, targets in several.epoch(1)])
+    assert several.num_samples == 3 * N
+    assert several.steps_per_epoch == -(-3 * N // several.batch_size)
+    passes = targets.view(3, N)
+    assert all(torch.equal(one.sort().values, split.targets.sort().values) for one in passes)
+    assert not torch.equal(passes[0], passes[1])
+    assert not torch.equal(passes[1], passes[2])
+    one = torch.cat([targets for _, targets in loader(split).epoch(1)])
+    assert torch.equal(passes[0], one)  # the first pass is that of an epoch of one
+    assert same(list(several.epoch(1))[4:], several.epoch(1, 4))
+
+
 def test_same_seed_same_batches_other_epoch_or_seed_other_batches(split):
     assert same(loader(split).epoch(2), loader(split).epoch(2))
     used = loader(split)

@@ -71,6 +71,7 @@ def test_jobs_are_one_array_and_are_submitted_once(demo, program, tmp_path, monk
     asked = SweepOptions("demo", cluster="slurm", runs_dir=str(runs_dir), partition="gpu", max_parallel=2, gpus=2)
     asked.slurm = ["account=me"]
     program("sbatch", f'cp "$1" {tmp_path}/submitted; echo Submitted batch job 77')
+    program("srun", "true")
     program("squeue", "true")
     runs = [run for cell in demo[1].values() for run in cell]
     finish(runs[0], 2.0)
@@ -105,6 +106,7 @@ QUEUE = [(0, "RUNNING", "None"), (1, "PENDING", "Priority"), (2, "PENDING", "Dep
 def test_a_cluster_that_refuses_or_does_not_answer_is_one_sentence(demo, program, tmp_path, monkeypatch):
     asked = SweepOptions("demo", cluster="slurm", runs_dir=str(tmp_path / "runs"))
     program("sbatch", 'echo "sbatch: error: invalid partition specified: gpu" >&2; exit 1')
+    program("srun", "true")
     program("squeue", "true")
     with pytest.raises(UserError, match=r"SLURM refuses the jobs: .*invalid partition specified: gpu") as caught:
         sweep_on_slurm(asked, config.compose)
