@@ -44,23 +44,31 @@ METRICS = {
     "test_error_last10": "mean of the last 10 epochs",
     "test_error_final": "last epoch",
     "test_error_best": "best epoch, chosen on the images it is reported on",
+    "test_top5_error_final": "last epoch, the class not among the five likeliest",
 }
 """The fields of a Result that a table can show, and how its caption calls them."""
+
+PRECISIONS = ("fp32", "bf16")
+"""What a run's segments can have been trained in."""
 
 Label = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class PaperValue:
-    """What the paper prints in a cell; a single run has no standard deviation."""
+    """What the paper prints in a cell, and of how many runs; a single run has no standard deviation."""
 
     mean: float
     std: float | None = None
+    n: int = 3
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: the overrides that produce it, its seeds, and the paper's value."""
+    """One cell: the overrides that produce it, its seeds, and the paper's value.
+
+    Two cells that show two metrics of the same runs have the same ``slug``.
+    """
 
     row: Label
     column: Label
@@ -68,6 +76,10 @@ class Cell:
     seeds: tuple[int, ...]
     paper: PaperValue | None = None
     needs: tuple[tuple[str, str], ...] = ()  # patterns of rows and columns
+    generator: str | None = None  # the kind of a trained generator that it needs
+    metric: str = "test_error_last10"  # the field of a Result that it shows
+    precisions: tuple[str, ...] = PRECISIONS  # what it accepts of a run's segments
+    labels: Label = ()  # those that name its runs; without those that only choose a metric
 
     @property
     def name(self) -> str:
@@ -77,7 +89,9 @@ class Cell:
     @property
     def slug(self) -> str:
         """For folders."""
-        return "--".join(re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") for label in (*self.row, *self.column))
+        return "--".join(
+            re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") for label in (self.labels or (*self.row, *self.column))
+        )
 
 
 @dataclass(frozen=True)
@@ -91,6 +105,8 @@ class Table:
     rows: tuple[Label, ...]
     columns: tuple[Label, ...]
     cells: tuple[Cell, ...]
+    precisions: tuple[str, ...] = PRECISIONS  # of the cells that say nothing else
+    notes: tuple[str, ...] = ()  # sentences for below the table
 
     def needed_by(self, cell: Cell) -> set[Cell]:
         """The cells that must be finished before this one is begun."""
@@ -167,7 +183,7 @@ def _table(name: str, spec: Any) -> Table:
     common = _Choice(_overrides(spec.get("set") or [], "set"), _seeds(spec["seeds"], "seeds"))
     rows, columns = _axes(spec["rows"], "rows"), _axes(spec["columns"], "columns")
     cells = {
-        (row, column): _cell(row, column, (common, *row_choices, *column_choices))
+        (row, column): _cell(row, column, (common, *row_choices, *column_choices), spec["metric"])
         for row, row_choices in rows.items()
         for column, column_choices in columns.items()
     }
@@ -195,10 +211,10 @@ def _refuse_circles(table: Table) -> None:
         raise UserError(f"needs: {waiting[0]} needs, directly or by others, itself")
 
 
-def _cell(row: Label, column: Label, choices: Sequence[_Choice]) -> Cell:
+def _cell(row: Label, column: Label, choices: Sequence[_Choice], metric: str) -> Cell:
     """All overrides in order; the seeds of the last one that names seeds."""
     seeds = [choice.seeds for choice in choices if choice.seeds is not None][-1]
-    return Cell(row, column, tuple(itertools.chain(*(choice.overrides for choice in choices))), seeds)
+    return Cell(row, column, tuple(itertools.chain(*(choice.overrides for choice in choices))), seeds, metric=metric)
 
 
 def _axes(node: Any, where: str) -> dict[Label, tuple[_Choice, ...]]:
