@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from isda_repro.config import run_id
@@ -16,7 +16,7 @@ from isda_repro.errors import UserError
 from isda_repro.tables.plan import Plan, Run
 from isda_repro.tables.records import RecordError, Result, read_result, write_result
 from isda_repro.tables.specification import Cell, Label, Table, table_names
-from isda_repro.tables.statistics import Difference, Summary, paired_difference, summarise
+from isda_repro.tables.statistics import Difference, Summary, difference, summarise, welch
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class FilledCell:
     values: dict[int, float] = field(default_factory=dict)  # by seed, as are the files
     files: dict[int, Path] = field(default_factory=dict)
     summary: Summary | None = None
-    difference: Difference | None = None
+    difference: Difference | None = None  # to the baseline, where both have values
+    paper_difference: Difference | None = None  # of the paper's values, where it has both
 
     @property
     def missing(self) -> tuple[int, ...]:
@@ -43,6 +44,15 @@ class FilledTable:
     cells: dict[tuple[Label, Label], FilledCell]
     evaluated_on: str  # test | holdout
     problems: tuple[str, ...]  # files passed over, one sentence each
+    reduced: tuple[Reduced, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """Runs that are a cell's but for the settings named: a table of their own, of those cells alone."""
+
+    settings: tuple[str, ...]  # "recipe.epochs=12 instead of 160", "bf16, which the cells do not accept"
+    filled: FilledTable
 
 
 def read_value(path: Path, metric: str) -> tuple[Result, float]:
@@ -121,10 +131,16 @@ def _filled(cell: Cell, runs: tuple[Run, ...], found: dict[str, tuple[Path, floa
 def _compared(table: Table, filled: FilledCell, cells: dict[tuple[Label, Label], FilledCell]) -> FilledCell:
     column = table.baseline_column(filled.cell.column)
     baseline = cells.get((filled.cell.row, column)) if column is not None else None
-    if baseline is None or not baseline.values or not filled.values:
+    if baseline is None:
         return filled
-    difference = paired_difference(filled.values, baseline.values)
-    return FilledCell(filled.cell, filled.values, filled.files, filled.summary, difference)
+    ours, theirs = filled.cell.paper, baseline.cell.paper
+    return replace(
+        filled,
+        difference=difference(filled.values, baseline.values) if filled.values and baseline.values else None,
+        paper_difference=welch(ours.mean, ours.std, ours.n, theirs.mean, theirs.std, theirs.n)
+        if ours is not None and theirs is not None
+        else None,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ keeping
