@@ -59,9 +59,13 @@ def _rescale(milestones: Sequence[int], paper_epochs: int, epochs: object) -> Li
     """
     if not is_count(epochs):  # the checks that follow say so properly
         return OmegaConf.create(list(milestones))
-    length = cast(int, epochs)
-    scaled = [max(2, math.floor(milestone * length / paper_epochs + 0.5)) for milestone in milestones]
-    return OmegaConf.create([milestone for milestone in scaled if milestone <= length])
+    return OmegaConf.create(rescaled(milestones, paper_epochs, cast(int, epochs)))
+
+
+def rescaled(milestones: Sequence[int], epochs: int, length: int) -> list[int]:
+    """The milestones of ``epochs`` epochs, in proportion to ``length`` epochs."""
+    scaled = [max(2, math.floor(milestone * length / epochs + 0.5)) for milestone in milestones]
+    return [milestone for milestone in scaled if milestone <= length]
 
 
 def lambda_0_of(model: object, dataset: object, loss: object) -> dict[str, Any]:
@@ -285,9 +289,14 @@ def _pruned(node: Any, path: str) -> Any:
 
 def run_id(cfg: Mapping[str, Any]) -> str:
     """``<model>-<dataset>-<augmentation>-<loss>-s<seed>-<hash of the request>``."""
-    body = {"numerics_version": NUMERICS_VERSION, **request(cfg)}
+    return requested_run_id(request(cfg), cfg["choice"])
+
+
+def requested_run_id(requested: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
+    """The same, of what ``request`` gave: for thousands of runs, which keep their request and the names chosen."""
+    body = {**requested, "numerics_version": NUMERICS_VERSION}
     digest = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-    return f"{cell_name(cfg)}-s{cfg['seed']}-{digest[:10]}"
+    return f"{cell_name({**requested, 'choice': choice})}-s{requested['seed']}-{digest[:10]}"
 
 
 def model_name(cfg: Mapping[str, Any]) -> str:

@@ -17,10 +17,13 @@ Options = TypeVar("Options")
 def parse_options(schema: type[Options], arguments: Sequence[str]) -> Options:
     """Fill the dataclass ``schema`` from the command line of a script.
 
+    A field whose name would be a word of Python's ends in an underscore, which the command line leaves out.
+
     Raises:
         UserError: an unknown option, a value of the wrong type, or a mandatory option left out.
     """
-    types = {field.name: str(field.type) for field in fields(cast(Any, schema))}
+    names = {field.name.removesuffix("_"): field.name for field in fields(cast(Any, schema))}
+    types = {field.name.removesuffix("_"): str(field.type) for field in fields(cast(Any, schema))}
     known = list(types)
     for argument in arguments:
         key = argument.partition("=")[0]
@@ -31,13 +34,14 @@ def parse_options(schema: type[Options], arguments: Sequence[str]) -> Options:
             raise UserError(f"unknown option {key}=; there are {'=, '.join(known)}={hint}")
     options = OmegaConf.structured(schema)
     for argument in arguments:
+        key, _, value = argument.partition("=")
         try:
-            options = OmegaConf.merge(options, OmegaConf.from_cli([argument]))
+            options = OmegaConf.merge(options, OmegaConf.from_cli([f"{names[key]}={value}"]))
         except Exception as error:  # OmegaConf's, or PyYAML's own hierarchy
-            key = argument.partition("=")[0]
             advice = f" ({key}= takes a list: {key}=[a=1,b=2])" if types[key].startswith("list") else ""
             raise UserError(f"{argument} cannot be read: {str(error).splitlines()[0]}{advice}") from error
     if missing := sorted(OmegaConf.missing_keys(options)):
+        missing = [name.removesuffix("_") for name in missing]
         raise UserError(f"{'=, '.join(missing)}= is missing; the options are {'=, '.join(known)}=")
     try:
         return cast(Options, OmegaConf.to_object(options))

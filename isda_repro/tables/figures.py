@@ -14,7 +14,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
 from isda_repro.tables.aggregate import FilledCell, FilledTable
-from isda_repro.tables.records import read_result
 from isda_repro.tables.specification import Label
 
 if TYPE_CHECKING:  # matplotlib takes half a second to import
@@ -100,7 +99,7 @@ def _panels(filled: FilledTable) -> dict[str, dict[str, Curve]]:
     """Panel title -> line label -> curve; cells without a finished run are left out."""
     panels: dict[str, dict[str, Curve]] = {}
     for (row, column), cell in filled.cells.items():
-        if cell.files:
+        if cell.values:
             panels.setdefault(_title(row, column), {})[column[-1]] = _curve(column[-1], cell)
     return panels
 
@@ -111,7 +110,7 @@ def _title(row: Label, column: Label) -> str:
 
 def _curve(label: str, cell: FilledCell) -> Curve:
     """The band of a cell's seeds; all runs of a cell have the same number of epochs and the same schedule."""
-    results = [read_result(path) for path in cell.files.values()]
+    results = list(cell.results().values())
     by_epoch = list(zip(*(result.curves["test_error"] for result in results), strict=True))
     return Curve(
         label=f"{label} ({len(results)} seed{'s' if len(results) > 1 else ''})",

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from isda_repro.config import run_id
+from isda_repro.config import request, requested_run_id
 from isda_repro.tables.specification import Cell, Table, refuse_seeds
 
 Compose = Callable[[list[str]], DictConfig]
@@ -47,11 +47,12 @@ def expand(table: Table, compose: Compose, extra: Sequence[str] = ()) -> Plan:
     for cell in table.cells:
         frozen = compose([*cell.overrides, *extra, f"seed={cell.seeds[0]}"])
         settings = cast(dict[str, Any], OmegaConf.to_container(frozen))
-        plan[cell] = tuple(_with_seed(settings, seed) for seed in cell.seeds)
+        requested = request(settings)
+        plan[cell] = tuple(_with_seed(settings, requested, seed) for seed in cell.seeds)
     return plan
 
 
-def _with_seed(settings: Mapping[str, Any], seed: int) -> Run:
+def _with_seed(settings: Mapping[str, Any], requested: Mapping[str, Any], seed: int) -> Run:
     """The seed stands at the top level and nowhere else, so nothing has to be composed again."""
-    name = run_id({**settings, "seed": seed})
+    name = requested_run_id({**requested, "seed": seed}, settings["choice"])
     return Run(seed, name, {**settings, "seed": seed, "run_id": name})

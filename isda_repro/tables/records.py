@@ -18,6 +18,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar, Self
 
+import orjson
+
 from isda_repro.errors import UserError
 from isda_repro.files import written_whole
 
@@ -143,14 +145,24 @@ def write_result(path: Path, result: Result) -> None:
 def read_result(path: Path) -> Result:
     """A ``result.json``. RecordError names the file and says why it cannot be used."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = _parsed(path.read_bytes())
         _check_schema(data, RESULT_SCHEMA)
         result = Result.from_json(data)
-        if not all(math.isfinite(error) for error in result.curves["test_error"]):
+        if not math.isfinite(sum(result.curves["test_error"])):
             raise RecordError("a test error is not finite")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RecordError(f"{path}: {_reason(error)}") from error
     return result
+
+
+def _parsed(content: bytes) -> Any:
+    """JSON; what is none, and NaN, which orjson does not read, is left to Python's own, which says more of it."""
+    if not content.strip():
+        raise RecordError("empty")
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return json.loads(content.decode("utf-8"))
 
 
 def _check_schema(data: Any, expected: int) -> None:
@@ -163,4 +175,8 @@ def _check_schema(data: Any, expected: int) -> None:
 def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON ({error.msg}, column {error.colno})"
+    if isinstance(error, UnicodeDecodeError):
+        return "not text in UTF-8"
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
     return f"no {error}" if isinstance(error, KeyError) else str(error)

@@ -11,7 +11,7 @@ from omegaconf import MISSING, OmegaConf
 
 from isda_repro.config import write_frozen
 from isda_repro.errors import UserError
-from isda_repro.tables.aggregate import read_value
+from isda_repro.tables.gathered import read_checked
 from isda_repro.tables.plan import Compose, Plan, Run, expand
 from isda_repro.tables.records import RecordError
 from isda_repro.tables.specification import Table, load_table
@@ -84,9 +84,12 @@ class Missing:
         Raises:
             RecordError: it cannot be used.
         """
-        result, value = read_value(folder / "result.json", self.table.metric)
+        result = read_checked(folder / "result.json")
         if result.run_id != folder.name:
             raise RecordError(f"{folder / 'result.json'}: it is the result of {result.run_id}")
+        value = getattr(result, self.table.metric)
+        if value is None:
+            raise RecordError(f"{folder / 'result.json'}: it has no {self.table.metric}")
         return f"{result.evaluated_on} error {value:.2f}"
 
 

@@ -8,9 +8,16 @@ from pathlib import Path
 import pytest
 
 from isda_repro import config
+from isda_repro.tables.gathered import gather
 from isda_repro.tables.plan import Run, expand
-from isda_repro.tables.records import Result, mean_of_last, write_result
+from isda_repro.tables.records import Result, SegmentRecord, as_json, mean_of_last, write_result
+from isda_repro.tables.sources import results_on_disk
 from isda_repro.tables.specification import load_table
+
+SEGMENT = SegmentRecord(
+    step=0, device="cpu", hardware="a processor", precision="fp32", tf32=False, channels_last=True,
+    compile=False, deterministic=False, world_size=1, threads=2, git_revision=None, git_clean=None,
+)  # fmt: skip
 
 
 def plausible_errors(seed: int, best: float, epochs: int = 30) -> list[float]:
@@ -42,7 +49,7 @@ def make_result(run: Run, errors: Sequence[float]) -> Result:
         test_images=360,
         curves={"test_error": errors, "test_loss": errors, "train_error": errors, "train_loss": errors, "lr": rates},
         timing={"train": 12.3},
-        segments=[],
+        segments=[as_json(SEGMENT)],
         environment={"git": {"revision": "0" * 40, "clean": True}},
     )
 
@@ -69,3 +76,9 @@ def finish(tmp_path):
 @pytest.fixture
 def curves():
     return plausible_errors
+
+
+@pytest.fixture
+def there(tmp_path):
+    """``there()``: all results under tmp_path/runs and tmp_path/results, as aggregation takes them."""
+    return lambda: gather(results_on_disk(tmp_path / "runs", tmp_path / "results"))

@@ -1,13 +1,17 @@
-import json
+"""Which runs enter which cell, and what the cells then hold."""
+
+import dataclasses
 
 import pytest
 
 from isda_repro import config
-from isda_repro.errors import UserError
-from isda_repro.tables.aggregate import aggregate, export
+from isda_repro.tables.aggregate import aggregate
+from isda_repro.tables.gathered import gather
 from isda_repro.tables.plan import expand
 from isda_repro.tables.records import read_result
-from isda_repro.tables.statistics import Summary, difference
+from isda_repro.tables.sources import Found
+from isda_repro.tables.specification import PaperValue
+from isda_repro.tables.statistics import Summary, difference, welch
 
 CE, ISDA = (("ResNet-20 on digits",), ("CE",)), (("ResNet-20 on digits",), ("ISDA",))
 
@@ -19,11 +23,15 @@ def cells(demo):
 
 
 @pytest.fixture
-def fill(demo, tmp_path):
-    def with_what_is_there(**options):
-        return aggregate(*demo, tmp_path / "runs", tmp_path / "results", **options)
+def fill(demo, there):
+    return lambda **options: aggregate(*demo, there(), **options)
 
-    return with_what_is_there
+
+def with_cells(demo, **changed):
+    """The demo's table and plan, each of whose cells has something changed."""
+    table, plan = demo
+    plan = {dataclasses.replace(cell, **changed): runs for cell, runs in plan.items()}
+    return dataclasses.replace(table, cells=tuple(plan)), plan
 
 
 def test_cells_hold_the_values_of_their_own_runs(cells, finish, fill):
@@ -33,12 +41,14 @@ def test_cells_hold_the_values_of_their_own_runs(cells, finish, fill):
         finish(run, error)
     filled = fill()
     assert filled.problems == ()
+    assert filled.reduced == ()
     assert filled.evaluated_on == "test"
     assert filled.cells[CE].values == {0: 2.0, 1: 3.0, 2: 7.0}
     assert filled.cells[CE].summary == Summary(3, 4.0, pytest.approx(7**0.5))
     assert filled.cells[CE].difference is None
     assert filled.cells[ISDA].missing == (0,)
     assert filled.cells[ISDA].difference == difference({1: 1.0, 2: 2.0}, {1: 3.0, 2: 7.0})
+    assert filled.cells[ISDA].difference.pairs == 2
 
 
 def test_an_empty_table_has_empty_cells(fill):
@@ -46,23 +56,58 @@ def test_an_empty_table_has_empty_cells(fill):
     assert filled.problems == ()
     assert [cell.summary for cell in filled.cells.values()] == [None, None]
     assert filled.cells[ISDA].missing == (0, 1, 2)
+    assert filled.cells[ISDA].difference is None
 
 
-def test_the_tables_metric_is_what_enters(demo, cells, finish, tmp_path):
+def test_the_whole_result_can_be_read_again(cells, finish, fill):
+    paths = [finish(run, 5.0, 3.0) for run in cells[0][:2]]
+    cell = fill().cells[CE]
+    assert cell.files == dict(enumerate(paths))
+    assert cell.origins == {seed: str(path) for seed, path in enumerate(paths)}
+    assert cell.results() == {seed: read_result(path) for seed, path in enumerate(paths)}
+
+
+def test_a_source_without_files_is_as_good(demo, cells, finish):
+    result = read_result(finish(cells[0][0], 5.0, 3.0))
+    cell = aggregate(*demo, gather([Found("somewhere", result)])).cells[CE]
+    assert (cell.values, cell.origins, cell.files) == ({0: 4.0}, {0: "somewhere"}, {})
+    assert cell.results() == {0: result}
+
+
+@pytest.mark.parametrize(("metric", "value"), [("test_error_last10", 4.5), ("test_error_best", 0.0)])
+def test_a_cell_shows_its_own_metric(demo, cells, finish, there, metric, value):
     finish(cells[0][0], 90.0, *[float(error) for error in range(10)])
-    filled = aggregate(*demo, tmp_path / "runs", tmp_path / "results")
-    assert filled.cells[CE].values == {0: 4.5}
+    assert aggregate(*with_cells(demo, metric=metric), there()).cells[CE].values == {0: value}
 
 
-def test_kept_results_count_and_the_local_run_wins(cells, finish, fill, tmp_path):
-    finish(cells[0][0], 5.0, path=tmp_path / "results/demo/resnet-20-on-digits--ce/0.json")
+def test_a_run_without_the_cells_metric_is_named_and_stays_missing(demo, cells, finish, there):
+    path = finish(cells[0][0], 3.0)
+    filled = aggregate(*with_cells(demo, metric="test_top5_error_final"), there())
+    assert filled.cells[CE].values == {}
+    assert filled.cells[CE].missing == (0, 1, 2)
+    assert filled.problems == (
+        f"passed over: {path}: it has no test_top5_error_final, which ResNet-20 on digits, CE shows",
+    )
+
+
+def test_kept_results_count_and_the_local_run_wins_and_says_so(cells, finish, fill, tmp_path):
+    kept = finish(cells[0][0], 5.0, path=tmp_path / "results/demo/resnet-20-on-digits--ce/0.json")
     finish(cells[0][1], 6.0, path=tmp_path / "results/demo/a-cell-since-renamed/1.json")
     assert fill().cells[CE].values == {0: 5.0, 1: 6.0}
-    finish(cells[0][0], 4.0)
-    assert fill().cells[CE].values == {0: 4.0, 1: 6.0}
+    own = finish(cells[0][0], 4.0)
+    filled = fill()
+    assert filled.cells[CE].values == {0: 4.0, 1: 6.0}
+    assert filled.problems == (f"passed over: {kept}: has other numbers than {own}, which counts, for the same run",)
 
 
-def test_a_run_with_one_other_setting_stays_out_and_is_named(demo, finish, fill, tmp_path):
+def test_the_results_of_another_table_count_and_are_no_strangers(cells, finish, fill, tmp_path):
+    finish(cells[0][0], 5.0, path=tmp_path / "results/another/cell/0.json")
+    filled = fill()
+    assert filled.cells[CE].values == {0: 5.0}
+    assert filled.problems == ()
+
+
+def test_a_kept_run_of_other_settings_stays_out_and_is_named(demo, finish, fill, tmp_path):
     other = expand(demo[0], config.compose, ["recipe.lr=0.06"])
     finish(next(iter(other.values()))[0], 1.0, path=tmp_path / "results/demo/resnet-20-on-digits--ce/0.json")
     filled = fill()
@@ -71,13 +116,6 @@ def test_a_run_with_one_other_setting_stays_out_and_is_named(demo, finish, fill,
     assert "results/demo/resnet-20-on-digits--ce/0.json" in filled.problems[0]
     assert "is no run of this table" in filled.problems[0]
     assert fill(reduced=True).problems == ()
-
-
-def test_another_runs_result_in_a_runs_folder_stays_out(cells, finish, fill, tmp_path):
-    finish(cells[1][0], 1.0, path=tmp_path / "runs" / cells[0][0].run_id / "result.json")
-    filled = fill()
-    assert [cell.values for cell in filled.cells.values()] == [{}, {}]
-    assert "is no run of this table" in filled.problems[0]
 
 
 def test_a_record_that_claims_a_run_id_with_other_settings_stays_out(cells, finish, fill):
@@ -89,60 +127,25 @@ def test_a_record_that_claims_a_run_id_with_other_settings_stays_out(cells, fini
     assert "are not those of" in filled.problems[0]
 
 
-def damage_cut(body):
-    return json.dumps(body)[:100]
-
-
-def damage_no_curves(body):
-    return json.dumps({**body, "curves": {}})
-
-
-def damage_short_curve(body):
-    return json.dumps({**body, "epochs": 30})
-
-
-def damage_nan(body):
-    return json.dumps({**body, "test_error_last10": float("nan")})
-
-
-def damage_type(body):
-    return json.dumps({**body, "curves": None, "request": 3})
-
-
-def damage_list(body):
-    return json.dumps([body])
-
-
-@pytest.mark.parametrize(
-    "damage", [damage_cut, damage_no_curves, damage_short_curve, damage_nan, damage_type, damage_list]
-)
-def test_a_damaged_file_is_named_and_passed_over(cells, finish, fill, tmp_path, damage):
-    finish(cells[0][1], 2.0)
-    for path in (None, tmp_path / "results/demo/x/0.json"):
-        file = finish(cells[0][0], 1.0, path=path)
-        file.write_text(damage(json.loads(file.read_text())))
-    filled = fill()
-    assert filled.cells[CE].values == {1: 2.0}
-    assert len(filled.problems) == 2
-    assert f"{cells[0][0].run_id}/result.json: " in filled.problems[0]
-    assert "results/demo/x/0.json: " in filled.problems[1]
-
-
-def test_export_keeps_what_aggregation_then_finds_without_the_runs(demo, cells, finish, tmp_path):
-    table, plan = demo
+@pytest.mark.parametrize("trained_in", [("bf16",), ("fp32", "bf16")])
+def test_a_precision_that_the_cell_does_not_accept_is_shown_beside_it(demo, cells, finish, there, trained_in):
     finish(cells[0][0], 3.0)
-    finish(cells[1][2], 2.0)
-    finish(cells[1][1], 2.0).write_text("{")
-    results = tmp_path / "results"
-    written, problems = export(table, plan, tmp_path / "runs", results)
-    assert [path.relative_to(results).as_posix() for path in written] == [
-        "demo/resnet-20-on-digits--ce/0.json",
-        "demo/resnet-20-on-digits--isda/2.json",
-    ]
-    assert len(problems) == 1
-    assert read_result(written[0]).test_error_last10 == 3.0
-    assert export(table, plan, tmp_path / "runs", results)[0] == [], "nothing changed, nothing is written"
-    filled = aggregate(table, plan, tmp_path / "nowhere", results)
-    assert (filled.cells[CE].values, filled.cells[ISDA].values) == ({0: 3.0}, {2: 2.0})
-    with pytest.raises(UserError, match=r"holds no run of table=demo: python scripts/sweep\.py table=demo"):
-        export(table, plan, tmp_path / "nowhere", results)
+    finish(cells[0][1], 5.0, segments=[{"precision": name} for name in trained_in])
+    both = aggregate(*demo, there())
+    assert (both.cells[CE].values, both.reduced) == ({0: 3.0, 1: 5.0}, ())
+    strict = aggregate(*with_cells(demo, precisions=("fp32",)), there())
+    assert strict.cells[CE].values == {0: 3.0}
+    (beside,) = strict.reduced
+    assert beside.settings == ("bf16, which the cells do not accept",)
+    assert beside.filled.cells[CE].values == {1: 5.0}
+    assert strict.problems == ()
+
+
+def test_the_papers_own_difference_is_welchs(demo, there):
+    table, plan = demo
+    values = (PaperValue(18.53, 0.07, 3), PaperValue(17.98, 0.15, 3))
+    plan = {dataclasses.replace(cell, paper=value): plan[cell] for cell, value in zip(plan, values, strict=True)}
+    filled = aggregate(table, plan, there())
+    assert filled.cells[CE].paper_difference is None
+    assert filled.cells[ISDA].paper_difference == welch(17.98, 0.15, 3, 18.53, 0.07, 3)
+    assert filled.cells[ISDA].paper_difference.verdict == "better"

@@ -9,18 +9,18 @@ from isda_repro.tables.figures import _figure, _panels, draw_curves, learning_ra
 
 
 @pytest.fixture
-def filled(demo, finish, curves, tmp_path):
+def filled(demo, finish, curves, there):
     for runs, best in zip(demo[1].values(), (2.3, 1.9), strict=True):
         for run in runs:
             finish(run, *curves(run.seed, best))
-    return aggregate(*demo, tmp_path / "runs", tmp_path / "results")
+    return aggregate(*demo, there())
 
 
-def test_the_band_is_from_the_smallest_to_the_largest_seed(demo, finish, tmp_path):
+def test_the_band_is_from_the_smallest_to_the_largest_seed(demo, finish, there):
     runs = next(iter(demo[1].values()))
     for run, errors in zip(runs, ([30.0, 3.0], [60.0, 0.0], [60.0, 6.0]), strict=True):
         finish(run, *errors)
-    panels = _panels(aggregate(*demo, tmp_path / "runs", tmp_path / "results"))
+    panels = _panels(aggregate(*demo, there()))
     assert list(panels) == ["ResNet-20 on digits"]
     assert list(panels["ResNet-20 on digits"]) == ["CE"]
     curve = panels["ResNet-20 on digits"]["CE"]
@@ -63,8 +63,8 @@ def test_lines_differ_without_colour_and_the_axis_is_logarithmic(filled):
     assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
-def test_nothing_finished_draws_nothing(demo, tmp_path):
-    filled = aggregate(*demo, tmp_path / "runs", tmp_path / "results")
+def test_nothing_finished_draws_nothing(demo, there, tmp_path):
+    filled = aggregate(*demo, there())
     assert draw_curves(filled, tmp_path / "demo.png") == []
     assert not (tmp_path / "demo.png").exists()
 

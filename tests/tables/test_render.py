@@ -10,13 +10,13 @@ from isda_repro.tables.render import markdown
 from isda_repro.tables.specification import load_table
 
 
-def test_golden_demo(demo, finish, tmp_path):
+def test_golden_demo(demo, finish, there):
     ce, isda = demo[1].values()
     for run, error in zip(ce, (2.0, 3.0, 7.0), strict=True):
         finish(run, error)
     for run, error in zip(isda[1:], (1.0, 2.0), strict=True):
         finish(run, error)
-    filled = aggregate(*demo, tmp_path / "runs", tmp_path / "results")
+    filled = aggregate(*demo, there())
     assert markdown(filled, "python scripts/sweep.py table=demo") == textwrap.dedent("""\
         ## ResNet-20 on handwritten digits, CE against ISDA
 
@@ -54,9 +54,9 @@ def papers_table(tmp_path):
     return load_table("p", tmp_path)
 
 
-def test_golden_paper_columns_missing_cells_and_nothing_run(papers_table, tmp_path):
+def test_golden_paper_columns_missing_cells_and_nothing_run(papers_table, there):
     plan = expand(papers_table, config.compose, ["recipe.epochs=1"])
-    filled = aggregate(papers_table, plan, tmp_path, tmp_path, reduced=True)
+    filled = aggregate(papers_table, plan, there(), reduced=True)
     lines = markdown(filled, "SWEEP", ["recipe.epochs=1"]).splitlines()
     assert lines[2:7] == [
         "|                | C10, Basic |   C10, ISDA | ISDA − Basic | C100, Basic | C100, ISDA | ISDA − Basic |",
@@ -71,12 +71,12 @@ def test_golden_paper_columns_missing_cells_and_nothing_run(papers_table, tmp_pa
     )
 
 
-def test_one_seed_has_no_deviation_and_no_difference_no_sign(papers_table, finish, tmp_path):
+def test_one_seed_has_no_deviation_and_no_difference_no_sign(papers_table, finish, there):
     plan = expand(papers_table, config.compose)
     for cell, runs in plan.items():
         if cell.row == ("C",):
             finish(runs[0], 5.0 if cell.column == ("C100", "ISDA") else 4.0, evaluated_on="holdout")
-    filled = aggregate(papers_table, plan, tmp_path / "runs", tmp_path)
+    filled = aggregate(papers_table, plan, there())
     text = markdown(filled, "SWEEP")
     row = next(line for line in text.splitlines() if line.startswith("| C "))
     assert [field.strip() for field in row.strip("|").split("|")][1:] == [
@@ -85,9 +85,9 @@ def test_one_seed_has_no_deviation_and_no_difference_no_sign(papers_table, finis
     assert "Holdout error in %, last epoch;" in text
 
 
-def test_a_command_survives_the_shell(demo, tmp_path):
+def test_a_command_survives_the_shell(demo, there):
     odd = "data_dir='a b'"
-    filled = aggregate(*demo, tmp_path, tmp_path)
+    filled = aggregate(*demo, there())
     text = markdown(filled, "SWEEP", [odd])
     command = text.splitlines()[-1].split("`")[1]
     assert shlex.split(command) == [

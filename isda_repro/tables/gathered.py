@@ -1,0 +1,157 @@
+"""Results of any source -> one record for each run: its numbers, how it was asked for, and where it can be read again.
+
+Only that is kept, so that tens of thousands of runs fit; whoever wants a curve reads the file again. What all seeds of
+a cell have in common is kept once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from isda_repro.config import requested_run_id
+from isda_repro.tables.records import RecordError, Result, mean_of_last, read_result
+from isda_repro.tables.sources import Finding, Found
+from isda_repro.tables.specification import METRICS
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What tables keep of a result."""
+
+    run_id: str
+    seed: int
+    asked: bytes  # JSON of the request, without the seed, and the names chosen; shared by all seeds
+    numbers: Mapping[str, float | None]  # of METRICS; None where the run has no such number
+    evaluated_on: str
+    precisions: tuple[str, ...]  # of its segments
+    origin: str  # for people
+    path: str | None
+    held: Result | None  # of a source that has no file
+
+    def read(self) -> Result:
+        """The whole result, with its curves.
+
+        Raises:
+            RecordError: its file has changed or gone since.
+        """
+        if self.held is not None:
+            return self.held
+        result = read_result(Path(str(self.path)))
+        if result.run_id != self.run_id:
+            raise RecordError(f"{self.path}: it is the result of {result.run_id}")
+        return result
+
+
+@dataclass
+class Gathered:
+    """All runs of some sources, once each."""
+
+    records: dict[str, Record] = field(default_factory=dict)  # by run id
+    kept: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # table -> run ids and files kept for it
+    problems: list[str] = field(default_factory=list)  # what was passed over, one sentence each
+
+    @cached_property
+    def by_request(self) -> dict[bytes, list[Record]]:
+        """The runs that differ in their seed alone, together."""
+        together: dict[bytes, list[Record]] = {}
+        for record in self.records.values():
+            together.setdefault(record.asked, []).append(record)
+        return together
+
+
+def gather(findings: Iterable[Finding]) -> Gathered:
+    """Check each and keep its numbers. Of two results of one run, the first counts; if they differ, that is said."""
+    gathered = Gathered()
+    shared: dict[bytes, bytes] = {}
+    for finding in findings:
+        try:
+            record = _record(finding, shared)
+        except RecordError as error:
+            gathered.problems.append(f"passed over: {error}")
+            continue
+        if isinstance(finding, Found) and finding.kept_for is not None:
+            gathered.kept.setdefault(finding.kept_for, []).append((record.run_id, record.origin))
+        first = gathered.records.setdefault(record.run_id, record)
+        if first.numbers != record.numbers:
+            said = f"{record.origin}: has other numbers than {first.origin}, which counts, for the same run"
+            gathered.problems.append(f"passed over: {said}")
+    return gathered
+
+
+def read_checked(path: Path) -> Result:
+    """One result, as it must be to enter a table.
+
+    Raises:
+        RecordError: damaged, not finite, or its settings are not those that its run id stands for.
+    """
+    result = read_result(path)
+    check(result, str(path))
+    return result
+
+
+def check(result: Result, origin: str) -> None:
+    """Whether it holds together: an entry an epoch, finite, its numbers those of its curves, its name of its settings.
+
+    Raises:
+        RecordError: what does not; ``origin`` says where.
+    """
+    try:
+        for problem in _contradictions(result):
+            raise RecordError(f"{origin}: {problem}")
+        identity = requested_run_id(result.request, result.choices)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, RecordError):
+            raise
+        raise RecordError(f"{origin}: not as a result must be ({type(error).__name__}: {error})") from error
+    if identity != result.run_id:
+        raise RecordError(f"{origin}: its settings, or this code's numerics, are not those of {result.run_id}")
+
+
+def _contradictions(result: Result) -> Iterator[str]:
+    errors = result.curves["test_error"]
+    for name, curve in result.curves.items():
+        if len(curve) != result.epochs:
+            yield f"its curve {name} has {len(curve)} entries for {result.epochs} epochs"
+        if not math.isfinite(sum(curve)):
+            yield f"its curve {name} is not finite"
+    for name in METRICS:
+        value = getattr(result, name, None)
+        if value is not None and not math.isfinite(value):
+            yield f"its {name} is {value!r}"
+    stated = (result.test_error_last10, result.test_error_final, result.test_error_best)
+    if stated != (mean_of_last(errors), errors[-1], min(errors)):
+        yield "its test errors are not those of its curve"
+    if not result.segments:
+        yield "it has no segment, which would say in what precision it was trained"
+
+
+def _record(finding: Finding, shared: dict[bytes, bytes]) -> Record:
+    if isinstance(finding, RecordError):
+        raise finding
+    result = finding.result
+    check(result, finding.origin)
+    body = asked(result.request, result.choices)
+    return Record(
+        run_id=result.run_id,
+        seed=result.request["seed"],
+        asked=shared.setdefault(body, body),
+        numbers={name: getattr(result, name, None) for name in METRICS},
+        evaluated_on=result.evaluated_on,
+        precisions=tuple(sorted({str(segment["precision"]) for segment in result.segments})),
+        origin=finding.origin,
+        path=None if finding.path is None else str(finding.path),
+        held=result if finding.path is None else None,
+    )
+
+
+def asked(request: Mapping[str, Any], choices: Mapping[str, str]) -> bytes:
+    """What all seeds of a cell have in common, to be compared."""
+    common = {key: value for key, value in request.items() if key not in ("seed", "numerics_version")}
+    return orjson.dumps([common, choices], option=orjson.OPT_SORT_KEYS)

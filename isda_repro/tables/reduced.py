@@ -1,0 +1,153 @@
+"""Runs that are a cell's but for settings which make them shorter, smaller or cheaper.
+
+They enter no cell: they fill tables of their own, one for each set of such settings, whose titles say what they are. So
+do runs in a precision that the cell does not accept, and seeds that it does not list. Whatever else differs is another
+experiment and shows up in no table of the cell's: another learning rate, another loss; and images held out of the
+training set, whose error is no test error, and for which the searches have tables that ask for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, NamedTuple
+
+import orjson
+
+from isda_repro.config import request, rescaled
+from isda_repro.tables.gathered import Gathered, Record, asked
+from isda_repro.tables.plan import Plan
+from isda_repro.tables.specification import Cell, Table
+
+EPOCHS, MILESTONES = "recipe.epochs", "recipe.schedule.milestones"
+MAY_DIFFER = (EPOCHS, MILESTONES, "recipe.passes", "recipe.batch_size", "dataset.train_limit", "dataset.test_limit")
+MAY_DIFFER_BELOW = "compute."
+HANDED_ON = ("dataset.source.train_limit", "dataset.source.test_limit")  # the same again, as the data set is given them
+
+Free = Mapping[str, Any]
+
+
+class Way(NamedTuple):
+    """How a run differs from its cell."""
+
+    settings: tuple[tuple[str, str], ...]  # of the run: "recipe.epochs", "12"
+    precisions: tuple[str, ...]  # that the cell does not accept
+    is_other_seed: bool
+
+
+@dataclass
+class Group:
+    """Runs that differ in one way from their cells."""
+
+    way: Way
+    runs: dict[Cell, dict[int, Record]] = field(default_factory=dict)
+    _instead: dict[str, dict[str, None]] = field(default_factory=dict)  # what their cells have, each once
+
+    def add(self, cell: Cell, record: Record, theirs: Free) -> None:
+        """A run with the cell that it is nearest to, and that cell's settings."""
+        self.runs.setdefault(cell, {})[record.seed] = record
+        for key, _ in self.way.settings:
+            self._instead.setdefault(key, {})[_text(theirs.get(key))] = None
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """One phrase for each."""
+        said = [f"{key}={value} instead of {' or '.join(self._instead[key])}" for key, value in self.way.settings]
+        if self.way.precisions:
+            said.append(f"{' and '.join(self.way.precisions)}, which the cells do not accept")
+        if self.way.is_other_seed:
+            said.append("seeds that the cells do not list")
+        return tuple(said)
+
+    def table(self, whole: Table) -> Table:
+        """The part of the table that has such runs, with nothing of the paper's beside them."""
+        overrides = tuple(f"{key}={value}" for key, value in self.way.settings)
+        cells = tuple(
+            replace(
+                cell, overrides=(*cell.overrides, *overrides), seeds=tuple(runs), paper=None, needs=(),
+                precisions=(*cell.precisions, *self.way.precisions),
+            )
+            for cell, runs in self.runs.items()
+        )  # fmt: skip
+        rows, columns = {cell.row for cell in cells}, {cell.column for cell in cells}
+        return replace(
+            whole,
+            title=f"{whole.title}, reduced: {'; '.join(self.settings)}",
+            rows=tuple(row for row in whole.rows if row in rows),
+            columns=tuple(column for column in whole.columns if column in columns),
+            baseline=whole.baseline if any(whole.baseline in column for column in columns) else None,
+            cells=cells,
+            notes=(),
+        )
+
+
+def reduced_runs(plan: Plan, gathered: Gathered) -> list[Group]:
+    """The runs that differ so from a cell of the plan, each with the nearest, grouped by how they differ."""
+    cells: dict[bytes, dict[bytes, list[Cell]]] = {}
+    for cell, runs in plan.items():
+        settings = runs[0].settings
+        own = asked(request(settings), settings["choice"])
+        cells.setdefault(_divided(own)[0], {}).setdefault(own, []).append(cell)
+    groups: dict[Way, Group] = {}
+    for body, records in gathered.by_request.items():
+        fixed, free = _divided(body)
+        for cell, theirs in _nearest(free, cells.get(fixed, {})):
+            differing = tuple((key, _text(free.get(key))) for key in _differing(free, theirs))
+            for record in records:
+                refused = tuple(name for name in record.precisions if name not in cell.precisions)
+                way = Way(differing, refused, record.seed not in cell.seeds)
+                if any(way):
+                    groups.setdefault(way, Group(way)).add(cell, record, theirs)
+    for group in groups.values():
+        group.runs = {cell: dict(sorted(group.runs[cell].items())) for cell in plan if cell in group.runs}
+    return sorted(groups.values(), key=lambda group: group.settings)
+
+
+def _nearest(free: Free, cells: Mapping[bytes, list[Cell]]) -> Iterator[tuple[Cell, Free]]:
+    """Those with the fewest settings that differ: one, or several that show other numbers of the same runs."""
+    candidates = [(theirs, fitting) for own, fitting in cells.items() if _may_be(free, theirs := _divided(own)[1])]
+    if candidates:
+        theirs, fitting = min(candidates, key=lambda one: len(_differing(free, one[0])))
+        yield from ((cell, theirs) for cell in fitting)
+
+
+def _may_be(free: Free, theirs: Free) -> bool:
+    """Milestones differ with the epochs, or else it is another schedule."""
+    return free.get(EPOCHS) != theirs.get(EPOCHS) or free.get(MILESTONES) == theirs.get(MILESTONES)
+
+
+def _differing(free: Free, theirs: Free) -> list[str]:
+    """The settings that differ, without the milestones that the epochs bring with them."""
+    keys = [key for key in sorted({*free, *theirs}) if free.get(key) != theirs.get(key)]
+    if MILESTONES in keys and free.get(MILESTONES) == _following(free, theirs):
+        keys.remove(MILESTONES)
+    return keys
+
+
+def _following(free: Free, theirs: Free) -> list[int] | None:
+    milestones = theirs.get(MILESTONES)
+    return None if milestones is None else rescaled(milestones, theirs[EPOCHS], free[EPOCHS])
+
+
+@cache
+def _divided(body: bytes) -> tuple[bytes, Free]:
+    """What was asked, in two: what must be a cell's own, and what may differ from it."""
+    requested, choices = orjson.loads(body)
+    flat = dict(_flat(requested, ""))
+    free = {key: value for key, value in flat.items() if key in MAY_DIFFER or key.startswith(MAY_DIFFER_BELOW)}
+    fixed = {key: value for key, value in flat.items() if key not in free and key not in HANDED_ON}
+    return orjson.dumps([fixed, choices], option=orjson.OPT_SORT_KEYS), free
+
+
+def _flat(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _text(value: Any) -> str:
+    """As on a command line; a setting that a request leaves out is null."""
+    return value if isinstance(value, str) else orjson.dumps(value).decode()

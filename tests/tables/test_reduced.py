@@ -1,0 +1,147 @@
+"""Runs with one changed setting: none enters the cell, and where each shows up instead."""
+
+import dataclasses
+
+import pytest
+
+from isda_repro import config
+from isda_repro.tables.aggregate import aggregate
+from isda_repro.tables.plan import expand
+from isda_repro.tables.specification import PaperValue, load_table
+
+CE, ISDA = (("ResNet-20 on digits",), ("CE",)), (("ResNet-20 on digits",), ("ISDA",))
+
+
+@pytest.fixture
+def reduced(demo, there):
+    """The reduced tables beside the demo's, whose own cells must stay empty."""
+
+    def shown():
+        filled = aggregate(*demo, there())
+        assert [cell.values for cell in filled.cells.values()] == [{}, {}]
+        assert filled.problems == ()
+        return filled.reduced
+
+    return shown
+
+
+def changed(demo, *overrides, cells=1):
+    """The runs of CE, or of CE and of ISDA, with other settings."""
+    table = dataclasses.replace(demo[0], cells=demo[0].cells[:cells])
+    return list(expand(table, config.compose, overrides).values())
+
+
+SHOWN = [
+    ("recipe.epochs=12", "recipe.epochs=12 instead of 30"),
+    ("recipe.passes=2", "recipe.passes=2 instead of null"),
+    ("recipe.batch_size=32", "recipe.batch_size=32 instead of 64"),
+    ("dataset.train_limit=500", "dataset.train_limit=500 instead of null"),
+    ("dataset.test_limit=100", "dataset.test_limit=100 instead of null"),
+    ("compute.precision=bf16", "compute.precision=bf16 instead of auto"),
+    ("compute.micro_batch=16", "compute.micro_batch=16 instead of null"),
+    ("compute.deterministic=true", "compute.deterministic=true instead of false"),
+]
+
+
+@pytest.mark.parametrize(("override", "said"), SHOWN)
+def test_a_smaller_run_fills_a_table_of_its_own_that_says_how(demo, finish, reduced, override, said):
+    finish(changed(demo, override)[0][1], 3.0)
+    (beside,) = reduced()
+    assert beside.settings == (said,)
+    assert beside.filled.table.title == f"{demo[0].title}, reduced: {said}"
+    assert {key: cell.values for key, cell in beside.filled.cells.items()} == {CE: {1: 3.0}}
+    assert beside.filled.cells[CE].missing == ()
+    assert override in beside.filled.cells[CE].cell.overrides
+
+
+OTHERS = [
+    *("recipe.lr=0.06", "recipe.weight_decay=0.001", "recipe.nesterov=false", "recipe.schedule.milestones=[10,20]"),
+    *("model.dropout=0.1", "model=resnet32", "loss=focal", "augmentation=none", "faithful=official"),
+    "dataset.holdout=100",
+]
+
+
+@pytest.mark.parametrize("override", OTHERS)
+def test_another_experiment_shows_up_nowhere(demo, finish, reduced, override):
+    on = "holdout" if "holdout" in override else "test"
+    finish(changed(demo, override)[0][1], 3.0, evaluated_on=on)
+    finish(changed(demo, override, "dataset.train_limit=500")[0][1], 3.0, evaluated_on=on)
+    assert reduced() == ()
+
+
+def test_runs_that_differ_in_the_same_way_stand_together_with_their_difference(demo, finish, reduced):
+    for runs, errors in zip(changed(demo, "recipe.epochs=12", cells=2), ((5.0, 7.0, 6.0), (4.0, 5.0)), strict=True):
+        for run, error in zip(runs, errors, strict=False):
+            finish(run, error)
+    finish(changed(demo, "recipe.epochs=12", "dataset.train_limit=500", cells=2)[1][2], 9.0)
+    together, alone = sorted(reduced(), key=lambda one: len(one.settings))
+    assert together.filled.cells[CE].values == {0: 5.0, 1: 7.0, 2: 6.0}
+    assert together.filled.cells[ISDA].difference.mean == pytest.approx(-1.5)
+    assert together.filled.cells[ISDA].difference.pairs == 2
+    assert alone.settings == ("dataset.train_limit=500 instead of null", "recipe.epochs=12 instead of 30")
+    assert list(alone.filled.cells) == [ISDA]
+    assert alone.filled.table.baseline is None
+
+
+def test_milestones_follow_the_epochs_and_are_named_where_they_do_not(demo, finish, reduced):
+    finish(changed(demo, "recipe.epochs=12", "recipe.schedule.milestones=[5,9]")[0][0], 3.0)
+    assert reduced()[0].settings == (
+        "recipe.epochs=12 instead of 30",
+        "recipe.schedule.milestones=[5,9] instead of [16,24]",
+    )
+
+
+def test_seeds_that_the_cell_does_not_list_stand_beside_it(demo, finish, reduced):
+    table = dataclasses.replace(demo[0], cells=tuple(dataclasses.replace(c, seeds=(7, 8)) for c in demo[0].cells))
+    for run in next(iter(expand(table, config.compose).values())):
+        finish(run, 3.0)
+    (beside,) = reduced()
+    assert beside.settings == ("seeds that the cells do not list",)
+    assert beside.filled.cells[CE].values == {7: 3.0, 8: 3.0}
+
+
+def test_a_kept_reduced_run_is_no_stranger(demo, finish, reduced, tmp_path):
+    finish(changed(demo, "recipe.epochs=12")[0][0], 3.0, path=tmp_path / "results/demo/cell/0.json")
+    (beside,) = reduced()
+    assert beside.filled.cells[CE].values == {0: 3.0}
+
+
+def test_nothing_of_the_papers_stands_beside_reduced_runs(demo, finish, there):
+    table, plan = demo
+    plan = {dataclasses.replace(cell, paper=PaperValue(3.0, 0.1)): runs for cell, runs in plan.items()}
+    table = dataclasses.replace(table, notes=("the paper's",))
+    for runs in changed(demo, "recipe.epochs=12", cells=2):
+        finish(runs[0], 3.0)
+    (beside,) = aggregate(table, plan, there()).reduced
+    assert [cell.cell.paper for cell in beside.filled.cells.values()] == [None, None]
+    assert beside.filled.cells[ISDA].paper_difference is None
+    assert beside.filled.table.notes == ()
+
+
+SIZES = """
+title: cells that differ in what others are reduced by
+metric: test_error_final
+seeds: [0]
+set: [model=resnet20, dataset=digits, loss=ce]
+rows:
+  - {"300": dataset.train_limit=300, "600": [dataset.train_limit=600, recipe.passes=2]}
+columns:
+  - {last: [], best: []}
+cells:
+  - {column: best, set: recipe.epochs=3}
+"""
+
+
+def test_a_run_stands_with_the_nearest_cell_and_a_cells_own_run_with_no_other(finish, there, tmp_path):
+    (tmp_path / "sizes.yaml").write_text(SIZES)
+    table = load_table("sizes", tmp_path)
+    plan = expand(table, config.compose)
+    finish(plan[table.cells[0]][0], 1.0)
+    second = dataclasses.replace(table, cells=table.cells[3:])
+    near = expand(second, config.compose, ["dataset.train_limit=500"])
+    finish(near[table.cells[3]][0], 2.0)  # two passes, three epochs: the second row's, but for its images
+    filled = aggregate(table, plan, there())
+    assert {key: cell.values for key, cell in filled.cells.items() if cell.values} == {(("300",), ("last",)): {0: 1.0}}
+    (beside,) = filled.reduced
+    assert beside.settings == ("dataset.train_limit=500 instead of 600",)
+    assert {key: cell.values for key, cell in beside.filled.cells.items()} == {(("600",), ("best",)): {0: 2.0}}
