@@ -42,7 +42,7 @@ def test_tables_prints_the_table_and_ends_with_the_picture(demo, finish, curves,
 
     kept = script("tables", "export", "table=demo", *folders)
     assert kept.returncode == 0
-    assert kept.stdout.splitlines()[-1] == "5 new or changed"
+    assert kept.stdout.splitlines()[-1] == "5 new or changed, 0 kept already, 1 passed over"
     assert (tmp_path / "results" / "demo" / "resnet-20-on-digits--isda" / "1.json").exists()
 
 
@@ -64,7 +64,7 @@ def test_status_from_the_command_line(tmp_path, script):
         ),
         ("sweep", ["table=demo", "set=[recipee.epochs=2]"], "error: unknown setting 'recipee.epochs'"),
         ("tables", ["table=demo", "format=docx"], "error: there is no format=docx; format= can be md"),
-        ("tables", ["export", "table=demo", "set=[recipe.epochs=2]"], "error: set= makes other runs"),
+        ("tables", ["export", "table=demo", "set=[recipe.epochs=2]"], "error: unknown option set=; there are table="),
     ],
 )
 def test_a_mistake_is_one_sentence(name, arguments, message, script):
