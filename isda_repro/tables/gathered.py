@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -102,16 +103,23 @@ def check(result: Result, origin: str) -> None:
     Raises:
         RecordError: what does not; ``origin`` says where.
     """
-    try:
+    with _named(origin):
         for problem in _contradictions(result):
             raise RecordError(f"{origin}: {problem}")
         identity = requested_run_id(result.request, result.choices)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, RecordError):
-            raise
-        raise RecordError(f"{origin}: not as a result must be ({type(error).__name__}: {error})") from error
     if identity != result.run_id:
         raise RecordError(f"{origin}: its settings, or this code's numerics, are not those of {result.run_id}")
+
+
+@contextmanager
+def _named(origin: str) -> Iterator[None]:
+    """Whatever a foreign file has in place of numbers and lists."""
+    try:
+        yield
+    except RecordError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise RecordError(f"{origin}: not as a result must be ({type(error).__name__}: {error})") from error
 
 
 def _contradictions(result: Result) -> Iterator[str]:
@@ -128,8 +136,17 @@ def _contradictions(result: Result) -> Iterator[str]:
     stated = (result.test_error_last10, result.test_error_final, result.test_error_best)
     if stated != (mean_of_last(errors), errors[-1], min(errors)):
         yield "its test errors are not those of its curve"
-    if not result.segments:
-        yield "it has no segment, which would say in what precision it was trained"
+    if not result.segments or not all(isinstance(segment["precision"], str) for segment in result.segments):
+        yield "it has no segment that would say in what precision it was trained"
+    for name in ("epochs", "steps", "parameters", "feature_dim", "train_images", "test_images"):
+        if type(getattr(result, name)) is not int:
+            yield f"its {name} is {getattr(result, name)!r}"
+    if not isinstance(result.timing, dict) or not isinstance(result.environment, dict):
+        yield "its timing and environment are no mappings"
+    if result.evaluated_on not in ("test", "holdout"):
+        yield f"it was evaluated on {result.evaluated_on!r}"
+    if type(result.request["seed"]) is not int:
+        yield f"its seed is {result.request['seed']!r}"
 
 
 def _record(finding: Finding, shared: dict[bytes, bytes]) -> Record:
@@ -137,14 +154,15 @@ def _record(finding: Finding, shared: dict[bytes, bytes]) -> Record:
         raise finding
     result = finding.result
     check(result, finding.origin)
-    body = asked(result.request, result.choices)
+    with _named(finding.origin):
+        body = asked(result.request, result.choices)
     return Record(
         run_id=result.run_id,
         seed=result.request["seed"],
         asked=shared.setdefault(body, body),
         numbers={name: getattr(result, name, None) for name in METRICS},
         evaluated_on=result.evaluated_on,
-        precisions=tuple(sorted({str(segment["precision"]) for segment in result.segments})),
+        precisions=tuple(sorted({segment["precision"] for segment in result.segments})),
         origin=finding.origin,
         path=None if finding.path is None else str(finding.path),
         held=result if finding.path is None else None,

@@ -150,7 +150,7 @@ def read_result(path: Path) -> Result:
         result = Result.from_json(data)
         if not math.isfinite(sum(result.curves["test_error"])):
             raise RecordError("a test error is not finite")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise RecordError(f"{path}: {_reason(error)}") from error
     return result
 
