@@ -1,26 +1,33 @@
-"""What each network is and costs:  python scripts/models.py [output=results/models.md] [only=[resnet32,resnet50]]
+"""What each network is and costs: prints a table of them.
+
+    python scripts/models.py
+    python scripts/models.py only=[resnet32,resnet50]
+    python scripts/models.py output=results/models.md data=isda_repro/tables/costs.json      # both committed files
 
 Parameters, multiply-adds, width of the features and memory for the gradient, counted on the network itself at the size
 of its images, beside the paper's figures; and ISDA's theoretical cost, Table 1's: 5 C A over the multiply-adds of a
-forward pass. Nothing is trained and nothing measured: the counter is PyTorch's own.
+forward pass. Nothing is trained and nothing measured: the counter is PyTorch's own. ``data=`` gets the multiply-adds
+alone, from which isda_repro/tables/costs.py says what a run costs.
 """
 
+import json
 import sys
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from benchmarking import conclude
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from isda_repro.config import CONF_DIR, build_model, compose
 from isda_repro.errors import UserError, one_sentence_errors
+from isda_repro.files import written_whole
 from isda_repro.models import Network
 from isda_repro.options import parse_options
+from isda_repro.tables import costs
 
 REPORTED: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR.parent / "isda_repro" / "tables" / "reported.yaml"))
 PAPERS_NAMES = {
@@ -44,16 +51,12 @@ VARIANTS = [  # the authors' fewer first channels, and DenseNets that compute co
     *((model, "faithful=official") for model in ("densenet121", "densenet265", "densenet_bc190_40")),
     *((model, "model.checkpointed=true") for model in ("densenet_bc100_12", "densenet_bc190_40")),
 ]
-V100_TFLOPS = 3 * 2 * 5_243.3e6 * 50_000 * 200 / (3 * 3600 + 41 * 60) / 1e12
-ON_GTX_980 = [  # from hysts' README: a network as `cost_of` takes it, epochs, hours; and those with layers like its
-    (("resnet110",), 160, 3 + 6 / 60, ("resnet20", "resnet32", "resnet110", "se_resnet110")),
-    (("wrn28_10",), 200, 16 + 10 / 60, ("wrn16_8", "wrn28_10")),
-    (("resnext29_8x64d",), 300, 42 + 50 / 60, ("resnext29_8x64d",)),
-    (("densenet_bc100_12",), 300, 15 + 20 / 60, ("densenet_bc100_12",)),
-    (("shake_shake26_2x32d",), 1800, 33 + 49 / 60, ("shake_shake26_2x32d",)),
-    (("shake_shake26_2x112d", "model.width=96"), 1800, 101 + 32 / 60, ("shake_shake26_2x112d",)),
+COUNTED_TOO = [  # for costs.json alone: the authors' other sizes, and a network that was timed
+    *((model, "faithful=official") for model in ("densenet_bc100_12", "shake_shake26_2x32d", "shake_shake26_2x112d")),
+    ("shake_shake26_2x112d", "model.width=96"),
 ]
-CIFAR, IMAGENET = (10, 32, 50_000), (1000, 224, 1_281_167)  # classes, pixels, training images
+CIFAR, IMAGENET = costs.DATASETS["cifar10"], costs.DATASETS["imagenet"]
+SMALL = costs.DATASETS["digits"].pixels
 
 ABOVE = """\
 # Networks: what they are and cost
@@ -80,17 +83,17 @@ class Options:
     """What is typed behind the script."""
 
     output: str | None = None
+    data: str | None = None
     only: list[str] = field(default_factory=list)
 
 
-class Cost(NamedTuple):
+class Counted(NamedTuple):
     """Of one network: parameters, multiply-adds and bytes for the gradient of an image, A, and of its recipe."""
 
     parameters: int
     multiply_adds: int
     bytes_for_gradient: int
     feature_dim: int
-    epochs: int
     petaflop: float
 
 
@@ -99,22 +102,52 @@ def on_imagenet(model: str) -> bool:
     return any(row["network"] == PAPERS_NAMES.get(model) for row in REPORTED["table1"]["rows"])
 
 
-def cost_of(model: str, *overrides: str) -> Cost:
-    """Count, on one image of noise."""
-    classes, pixels, images = IMAGENET if on_imagenet(model) else CIFAR
-    size = [f"model.image_size={pixels}"] if on_imagenet(model) else []
+def built(model: str, *overrides: str) -> tuple[DictConfig, Network]:
+    """Its configuration, and the network for its data set's classes."""
+    size = [f"model.image_size={IMAGENET.pixels}"] if on_imagenet(model) else []
     cfg = compose([f"model={model}", *size, *overrides])
-    network: Network = build_model(cfg, classes)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    one = torch.randn(1, 3, pixels, pixels)
+    return cfg, build_model(cfg, (IMAGENET if on_imagenet(model) else CIFAR).classes)
+
+
+def multiply_adds(network: Network, pixels: int) -> int:
+    """Of the forward pass of one image, head included."""
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        network(one)
-    forward = counter.get_total_flops()
-    # A training step costs three forward passes: the gradients of inputs and of weights are one each.
-    petaflop = 3 * forward * images * cfg.recipe.epochs / 1e15
-    kept = bytes_for_gradient(network, one)
-    return Cost(parameters, forward // 2, kept, network.feature_dim, cfg.recipe.epochs, petaflop)
+        network.eval()(torch.randn(1, 3, pixels, pixels))
+    return int(counter.get_total_flops()) // 2
+
+
+def count(model: str, *overrides: str) -> Counted:
+    """Count, on one image of noise."""
+    images = IMAGENET if on_imagenet(model) else CIFAR
+    cfg, network = built(model, *overrides)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    forward = multiply_adds(network, images.pixels)
+    petaflop = costs.training_petaflop(forward, images.training * cfg.recipe.epochs)
+    kept = bytes_for_gradient(network, torch.randn(1, 3, images.pixels, images.pixels))
+    return Counted(parameters, forward, kept, network.feature_dim, petaflop)
+
+
+def entry(model: str, *overrides: str) -> dict[str, Any]:
+    """What costs.json has of a network: at the sizes of the images that it is trained on."""
+    cfg, network = built(model, *overrides)
+    sizes = (CIFAR.pixels, IMAGENET.pixels) if on_imagenet(model) else (SMALL, CIFAR.pixels)
+    weights, biases = network.head.weight.numel(), network.head.out_features
+    return {
+        "settings": costs.size_settings(OmegaConf.to_container(cfg.model)),  # type: ignore[arg-type]
+        "feature_dim": network.feature_dim,
+        "body_parameters": sum(parameter.numel() for parameter in network.parameters()) - weights - biases,
+        "body_multiply_adds": {str(pixels): multiply_adds(network, pixels) - weights for pixels in sizes},
+    }
+
+
+def write_data(path: Path, models: list[str]) -> None:
+    """A line a network, so that a difference can be read."""
+    variants = [one for one in (*VARIANTS, *COUNTED_TOO) if not one[1].startswith("model.checkpointed")]
+    counted = {" ".join(one): entry(*one) for one in [*((model,) for model in models), *variants]}
+    lines = (f"{json.dumps(name)}: {json.dumps(counted[name], sort_keys=True)}" for name in sorted(counted))
+    with written_whole(path) as file:
+        file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
 def bytes_for_gradient(network: Network, one: Tensor) -> int:
@@ -135,57 +168,32 @@ def bytes_for_gradient(network: Network, one: Tensor) -> int:
 
 def row(model: str, *overrides: str) -> str:
     """A line of the table."""
-    cost = cost_of(model, *overrides)
-    classes = (IMAGENET if on_imagenet(model) else CIFAR)[0]
+    counted = count(model, *overrides)
+    images = IMAGENET if on_imagenet(model) else CIFAR
     said = paper(model)
+    hours = {one.gpu: costs.rounded(one.hours) for one in costs.estimates(model, counted.petaflop, images.pixels)}
     cells = [
         f"`{' '.join([model, *overrides])}`",
-        f"{cost.parameters:,}",
-        f"{cost.parameters / 1e6:.2f}",
+        f"{counted.parameters:,}",
+        f"{counted.parameters / 1e6:.2f}",
         said.get("params_m", ""),
-        f"{cost.multiply_adds / 1e6:,.1f}",
-        f"{cost.feature_dim:,}",
-        f"{cost.bytes_for_gradient / 2**20:,.1f}",
-        f"{100 * 5 * classes * cost.feature_dim / cost.multiply_adds:.2f}%",
+        f"{counted.multiply_adds / 1e6:,.1f}",
+        f"{counted.feature_dim:,}",
+        f"{counted.bytes_for_gradient / 2**20:,.1f}",
+        f"{100 * 5 * images.classes * counted.feature_dim / counted.multiply_adds:.2f}%",
         f"{said['cost_theoretical_pct']:.2f}%" if "cost_theoretical_pct" in said else "",
-        f"{cost.petaflop:,.0f}",
-        written(hours_on_gtx_980(model, cost)),
-        written(hours_on_v100(cost)),
+        costs.counted(counted.petaflop),
+        hours.get("GTX 980", ""),
+        hours.get("V100", ""),
     ]
     return f"| {' | '.join(map(str, cells))} |"
-
-
-def hours_on_v100(cost: Cost) -> float:
-    """At the rate of the one measurement that there is."""
-    return cost.petaflop * 1000 / V100_TFLOPS / 3600
-
-
-def hours_on_gtx_980(model: str, cost: Cost) -> float | None:
-    """At the measured rate of the network with such layers, if there is one."""
-    for measured, epochs, hours, like_it in ON_GTX_980:
-        if model in like_it:
-            return hours / epochs * cost.epochs * cost.multiply_adds / multiply_adds(*measured)
-    return None
-
-
-@cache
-def multiply_adds(model: str, *overrides: str) -> int:
-    """Of an image."""
-    return cost_of(model, *overrides).multiply_adds
-
-
-def written(hours: float | None) -> str:
-    """Two digits at least."""
-    if hours is None:
-        return ""
-    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}"
 
 
 def published() -> str:
     """The times on the GTX 980."""
     return ",\n".join(
-        f"`{' '.join(measured)}` ({int(hours)} h {round(hours % 1 * 60):02}, {epochs} epochs)"
-        for measured, epochs, hours, _ in ON_GTX_980
+        f"`{one.network}` ({int(one.hours)} h {round(one.hours % 1 * 60):02}, {one.epochs} epochs)"
+        for one in costs.ON_GTX_980
     )
 
 
@@ -202,8 +210,12 @@ def main() -> None:
     chosen = [model for model in models if not options.only or model in options.only]
     if unknown := set(options.only) - set(models):
         raise UserError(f"there is no model {', '.join(sorted(unknown))}; there are {', '.join(models)}")
+    if options.data is not None:
+        if options.only:
+            raise UserError("data= is written of all models: leave out only=")
+        write_data(Path(options.data), models)
     lines = [
-        *ABOVE.format(rate=V100_TFLOPS, measured=published()).splitlines(),
+        *ABOVE.format(rate=costs.rate(costs.ON_V100) / 3.6, measured=published()).splitlines(),
         *(row(model) for model in chosen),
         *(row(model, override) for model, override in VARIANTS if model in chosen),
     ]

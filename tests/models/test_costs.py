@@ -1,10 +1,13 @@
 """``scripts/models.py``: Table 1's theoretical costs, and the first lines of each model's file."""
 
+import json
 import re
 
 import pytest
+from omegaconf import OmegaConf
 
 from isda_repro.config import CONF_DIR, compose
+from isda_repro.tables.costs import cost_of, networks
 
 SLOW = {"resnet101", "resnet152", "resnext101_32x8d", "densenet121", "densenet265", "densenet_bc190_40"}
 MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml") if path.stem != "timm")
@@ -23,7 +26,11 @@ def monkeypatch_module():
 
 
 def marked(names):
-    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names]
+    return [pytest.param(name, marks=pytest.mark.slow) if name.split()[0] in SLOW else name for name in names]
+
+
+def settings(model, dataset):
+    return OmegaConf.to_container(compose([f"model={model}", f"dataset={dataset}"]))
 
 
 @pytest.mark.parametrize(
@@ -32,7 +39,7 @@ def marked(names):
 )
 def test_isdas_theoretical_cost_is_table_1s(models, model):
     """DenseNets as in the authors' code, with 24 first channels: those the paper's figures are of."""
-    cost = models.cost_of(model, *(["faithful=official"] if model.startswith("densenet") else []))
+    cost = models.count(model, *(["faithful=official"] if model.startswith("densenet") else []))
     share = 100 * 5 * 1000 * cost.feature_dim / cost.multiply_adds
     assert f"{share:.2f}" == f"{models.paper(model)['cost_theoretical_pct']:.2f}"
 
@@ -41,12 +48,13 @@ def test_isdas_theoretical_cost_is_table_1s(models, model):
 def test_each_file_opens_with_its_command_the_papers_error_and_its_cost(models, model):
     command, about, recipe = (CONF_DIR / "model" / f"{model}.yaml").read_text().splitlines()[:3]
     assert command.startswith(f"# python train.py model={model} ")
-    cost = models.cost_of(model)
-    assert about.startswith(f"# {cost.parameters / 1e6:.2f} M parameters. ")
-    assert recipe.startswith(f"# The whole recipe: {cost.petaflop:,.0f} PFLOP")
-    older, newer = models.hours_on_gtx_980(model, cost), models.hours_on_v100(cost)
-    assert f" {models.written(newer)} h or more on a V100" in recipe
-    assert "GTX" not in recipe if older is None else f"; {models.written(older)} h on a GTX 980," in recipe
+    counted = models.count(model)
+    assert about.startswith(f"# {counted.parameters / 1e6:.2f} M parameters. ")
+    cost = cost_of(settings(model, "imagenet" if models.on_imagenet(model) else "cifar10"))
+    assert recipe == f"# The whole recipe: {cost} (results/models.md: from which measurements)."
+    assert (cost.parameters, cost.multiply_adds, cost.feature_dim, cost.petaflop) == (
+        counted.parameters, counted.multiply_adds, counted.feature_dim, pytest.approx(counted.petaflop)
+    )  # fmt: skip
     said = models.paper(model)
     if "cifar10" in said:
         for dataset in ("cifar10", "cifar100"):
@@ -56,13 +64,24 @@ def test_each_file_opens_with_its_command_the_papers_error_and_its_cost(models, 
         assert f"{said['baseline'][0]:.1f} -> {said['isda'][0]:.1f}" in about
 
 
-def test_hours_on_a_gtx_980_are_the_published_ones_where_the_recipe_has_as_many_epochs(models):
-    """ResNet-110: 160 epochs in 3 h 06. ResNet-32 does less in each."""
-    large, small = models.cost_of("resnet110"), models.cost_of("resnet32")
-    assert models.hours_on_gtx_980("resnet110", large) == pytest.approx(3.1)
-    share = small.multiply_adds / large.multiply_adds
-    assert models.hours_on_gtx_980("resnet32", small) == pytest.approx(3.1 * share)
-    assert models.hours_on_gtx_980("resnet50", large) is None
+@pytest.mark.parametrize(
+    "name",
+    ["resnet8", "shake_shake26_2x32d faithful=official", *marked(["resnet50", "densenet121 faithful=official"])],
+)
+def test_the_committed_counts_are_the_counters(models, name):
+    assert networks()[name] == models.entry(*name.split())
+
+
+def test_all_models_are_counted_and_a_file_of_them_is_written_whole(models, tmp_path, monkeypatch):
+    assert set(MODELS) <= set(networks())
+    monkeypatch.setattr(models, "VARIANTS", [("resnet20", "model.checkpointed=true")])
+    monkeypatch.setattr(models, "COUNTED_TOO", [("resnet8", "model.depth=14")])
+    models.write_data(tmp_path / "costs.json", ["resnet8"])
+    written = json.loads((tmp_path / "costs.json").read_text())
+    assert list(written) == ["resnet8", "resnet8 model.depth=14"]
+    assert written["resnet8"] == networks()["resnet8"]
+    lines = (CONF_DIR.parent / "isda_repro" / "tables" / "costs.json").read_text().splitlines()
+    assert (tmp_path / "costs.json").read_text().splitlines()[1] in lines
 
 
 def test_a_residual_networks_multiply_adds_by_hand(models):
@@ -71,7 +90,7 @@ def test_a_residual_networks_multiply_adds_by_hand(models):
     first = 6 * 9 * 16 * 16 * 32**2
     second = (9 * 16 * 32 + 5 * 9 * 32 * 32 + 16 * 32) * 16**2
     third = (9 * 32 * 64 + 5 * 9 * 64 * 64 + 32 * 64) * 8**2
-    cost = models.cost_of("resnet20")
+    cost = models.count("resnet20")
     assert cost.multiply_adds == stem + first + second + third + head
     assert cost.petaflop == pytest.approx(
         6 * cost.multiply_adds * 50_000 * compose(["model=resnet20"]).recipe.epochs / 1e15
