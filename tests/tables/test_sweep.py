@@ -25,8 +25,8 @@ TRAINER = textwrap.dedent("""
     import sys
     from pathlib import Path
 
-    from conftest import make_result
     from omegaconf import OmegaConf
+    from synthetic import make_result
     from isda_repro import config
     from isda_repro.tables.plan import Run
     from isda_repro.tables.records import write_result
