@@ -159,6 +159,9 @@ def _check_choices(cfg: Mapping[str, Any]) -> None:
         "augmentation.flip": (cfg["augmentation"].get("flip", False), (True, False)),
         "tracking.mode": (tracking["mode"], ("none", "offline", "online")),
     }
+    tags = tracking.get("tags", [])
+    short = isinstance(tags, list) and all(isinstance(tag, str) and 1 <= len(tag) <= 64 for tag in tags)
+    _require(short, "tracking.tags", tags, "a list of words of at most 64 characters each, which is what W&B takes")
     for key, (value, values) in allowed.items():
         same = any(value == candidate and type(value) is type(candidate) for candidate in values)
         _require(same, key, value, "one of " + ", ".join("null" if v is None else str(v).lower() for v in values))

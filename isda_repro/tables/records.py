@@ -145,13 +145,20 @@ def write_result(path: Path, result: Result) -> None:
 def read_result(path: Path) -> Result:
     """A ``result.json``. RecordError names the file and says why it cannot be used."""
     try:
-        data = _parsed(path.read_bytes())
+        return result_of(_parsed(path.read_bytes()))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecordError(f"{path}: {_reason(error)}") from error
+
+
+def result_of(data: Any) -> Result:
+    """A result from the JSON object that ``as_json`` makes of one. RecordError says why it cannot be used."""
+    try:
         _check_schema(data, RESULT_SCHEMA)
         result = Result.from_json(data)
         if not math.isfinite(sum(result.curves["test_error"])):
             raise RecordError("a test error is not finite")
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise RecordError(f"{path}: {_reason(error)}") from error
+    except (LookupError, TypeError) as error:
+        raise RecordError(_reason(error)) from error
     return result
 
 

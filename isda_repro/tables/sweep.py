@@ -15,6 +15,7 @@ from isda_repro.tables.gathered import read_checked
 from isda_repro.tables.plan import Compose, Plan, Run, expand
 from isda_repro.tables.records import RecordError
 from isda_repro.tables.specification import Table, load_table
+from isda_repro.tables.tagging import tagged
 
 TRAIN = (sys.executable, "train.py")
 
@@ -100,6 +101,7 @@ def missing(options: SweepOptions, compose: Compose) -> Missing:
         UserError: the table or an option is wrong.
     """
     table, plan = planned(options, compose)
+    plan = tagged(table, plan)
     if any(run.config.force for runs in plan.values() for run in runs):
         raise UserError("force=true is for one run, by train.py: a sweep, given again, would never end")
     runs = {run.run_id: run for cell_runs in plan.values() for run in cell_runs}

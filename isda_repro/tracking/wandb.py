@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 from isda_repro.console import warn
+from isda_repro.tracking.logged import EPOCH, JOB_TYPE, config_of, ran_on, row_of, summary_of
 from isda_repro.tracking.tracker import Record
 
 INIT_TIMEOUT_SECONDS = 7.0  # with W&B's own start, a run waits for less than 10 s
+FINISH_TIMEOUT_SECONDS = 30.0  # what is not sent by then stays on the disk, for `wandb sync`
 Arguments = ParamSpec("Arguments")
 
 
@@ -30,7 +33,7 @@ def _never_fatal(method: Callable[Concatenate[WandbTracker, Arguments], None]) -
 
 
 class WandbTracker:
-    """One W&B run, named by its ``run_id``.
+    """One W&B run, named by its ``run_id``; what it is told is defined in ``isda_repro.tracking.logged``.
 
     Online it is logged live. Offline it is written when the run has finished, by replaying ``metrics.jsonl``: an
     offline run cannot be resumed, and so an interrupted run still appears once and whole.
@@ -42,7 +45,9 @@ class WandbTracker:
         run_id: identifies the run, also when it is resumed.
         config: the frozen configuration, shown as the run's config.
         group: runs to be seen together, for example all seeds of a cell.
-        metrics_path: the run's ``metrics.jsonl``.
+        tags: what else it can be found by, for example its tables.
+        table_metric: the field of the result that is its ``table_value``; None: Table 2's.
+        metrics_path: the run's ``metrics.jsonl``; its folder's ``environment.json`` becomes a file of the W&B run.
     """
 
     def __init__(
@@ -55,8 +60,10 @@ class WandbTracker:
         config: Mapping[str, Any],
         group: str,
         metrics_path: Path,
+        tags: Sequence[str] = (),
+        table_metric: str | None = None,
     ) -> None:
-        self._metrics_path = metrics_path
+        self._metrics_path, self._table_metric = metrics_path, table_metric
         self._offline = mode == "offline"
         self._arguments: dict[str, Any] = {
             "mode": mode,
@@ -65,57 +72,82 @@ class WandbTracker:
             "id": run_id,
             "name": run_id,
             "group": group,
-            "config": dict(config),
+            "tags": list(tags),
+            "job_type": JOB_TYPE,
+            "config": config_of(config),
             "dir": str(metrics_path.parent),
             "resume": None if self._offline else "allow",
         }
         self._run: Any = None
-        if not self._offline:
-            self._begin()
+        self._is_off = self._is_whole = False
+        self._sent = 0  # the last epoch that W&B has
 
     @_never_fatal
     def log(self, record: Record) -> None:
-        """Log an epoch, or the summary of the finished run."""
-        if record["kind"] == "result" and self._offline:
-            self._remove_unfinished()
+        """Log where the run goes on, an epoch, or the summary of the finished run."""
+        if self._is_off or (self._offline and record["kind"] != "result"):
+            return
+        if self._run is None:
             self._begin()
-            if self._run is None:
-                return
-            for line in self._metrics_path.read_text(encoding="utf-8").splitlines():
-                self._send(json.loads(line))
-        if self._run is not None:
-            self._send(record)
+        if record["kind"] == "segment":
+            self._run.config.update(ran_on(record), allow_val_change=True)
+        elif record["kind"] == "epoch":
+            self._catch_up(until=record["epoch"])
+            self._send_epoch(record)
+        elif record["kind"] == "result":
+            self._catch_up()
+            self._run.summary.update(summary_of(record, self._table_metric))
+            self._is_whole = True
 
     @_never_fatal
     def close(self) -> None:
-        """End the W&B run."""
+        """End the W&B run; one that has no result is marked as failed until it goes on."""
         if self._run is not None:
-            self._run.finish()
+            self._run.finish(exit_code=0 if self._is_whole else 1)
 
     def give_up(self) -> None:
         """Log nothing any more."""
-        self._run = None
+        self._run, self._is_off = None, True
 
-    @_never_fatal
     def _begin(self) -> None:
         import wandb
 
-        settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_SECONDS)
+        if self._offline:
+            self._remove_unfinished()
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            symlink=False,  # the folder of a run can be moved
+            init_timeout=INIT_TIMEOUT_SECONDS,
+            finish_timeout=FINISH_TIMEOUT_SECONDS,
+        )
         self._run = wandb.init(settings=settings, **self._arguments)
-        self._run.define_metric("epoch")
-        self._run.define_metric("*", step_metric="epoch")
+        self._run.define_metric(EPOCH)
+        self._run.define_metric("*", step_metric=EPOCH)
+        if self._run.resumed:
+            self._sent = int(self._run.summary.get(EPOCH) or 0)
+        environment = self._metrics_path.with_name("environment.json")
+        if environment.exists():  # it has what the config has no room for: the command, the host, the diff
+            self._run.save(str(environment), base_path=str(environment.parent), policy="now", glob=False)
 
     def _remove_unfinished(self) -> None:
         """What a process left that died while it replayed this run; all of it is in ``metrics.jsonl``."""
         for folder in (self._metrics_path.parent / "wandb").glob(f"offline-run-*-{self._arguments['id']}"):
             shutil.rmtree(folder)
 
-    def _send(self, record: Record) -> None:
-        if record["kind"] == "epoch":
-            flat = {key: value for key, value in record.items() if isinstance(value, int | float)}
-            timing = {f"timing/{key}": value for key, value in record["timing"].items()}
-            self._run.log({**flat, **timing}, step=record["epoch"])  # one that a resumed run logs again is dropped
-        elif record["kind"] == "result":
-            numbers = {key: value for key, value in record.items() if isinstance(value, int | float | str)}
-            self._run.summary.update(numbers)
-            self._run.summary.update({f"timing/{key}": value for key, value in record["timing"].items()})
+    def _catch_up(self, until: int | None = None) -> None:
+        """Send what ``metrics.jsonl`` has before epoch ``until`` and W&B has not: all, or after an outage some."""
+        end = math.inf if until is None else until
+        if end <= self._sent + 1:
+            return
+        for line in self._metrics_path.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            if record["kind"] == "segment" and self._offline:
+                self._run.config.update(ran_on(record), allow_val_change=True)
+            elif record["kind"] == "epoch" and self._sent < record["epoch"] < end:
+                self._send_epoch(record)
+
+    def _send_epoch(self, record: Record) -> None:
+        """A row; an epoch that a resumed run trains again gets one more, and the reader takes the later."""
+        self._run.log(row_of(record))
+        self._sent = record["epoch"]

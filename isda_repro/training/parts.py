@@ -165,7 +165,9 @@ def build_trackers(cfg: DictConfig, metrics: Path) -> list[Tracker]:
                 entity=cfg.tracking.entity,
                 run_id=cfg.run_id,
                 config={**asked, "choice": cell, "numerics_version": cfg.numerics_version},
-                group=cell_name(cfg),
+                group=cfg.tracking.get("group") or cell_name(cfg),
+                tags=cfg.tracking.get("tags") or (),
+                table_metric=cfg.tracking.get("table_metric"),
                 metrics_path=metrics,
             )
         )

@@ -1,0 +1,161 @@
+"""What W&B is told, live and by replay, and that it can fail without anybody being harmed."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from wandb_runs import SEGMENT, epoch, result, say, write_metrics
+from wandb_server import WandbServer
+
+from isda_repro.tables.offline_runs import offline_files, read_offline
+from isda_repro.tables.rebuilt import record_of, result_from
+from isda_repro.tables.records import result_of
+from isda_repro.tracking import WandbTracker
+from isda_repro.tracking.logged import row_of, summary_of
+
+EPOCHS = [epoch(1, 20.0, rate=0.1), epoch(2, 100 / 7, rate=5e-05), epoch(3, 8.0, rate=5e-06)]
+
+
+def tracker(folder, **changes):
+    arguments = dict(mode="offline", project="p", entity=None, run_id="run-1", config={"seed": 0}, group="g")
+    return WandbTracker(**{**arguments, **changes}, metrics_path=folder / "metrics.jsonl")
+
+
+# --------------------------------------------------------------------------------------------------------------- names
+
+
+def test_no_name_of_the_summary_is_one_of_the_history():
+    """W&B copies a row's numbers into the summary, the last of them after ours: they would win."""
+    assert not set(summary_of(result(EPOCHS))) & set(row_of(EPOCHS[0]))
+
+
+def test_the_number_of_the_table_has_one_name_whichever_field_it_is():
+    whole = result(EPOCHS, test_top5_error_final=None)
+    assert summary_of(whole)["table_value"] == whole["test_error_last10"]
+    final = summary_of(whole, "test_error_final")
+    assert (final["table_value"], final["table_metric"]) == (8.0, "test_error_final")
+    absent = summary_of(whole, "test_top5_error_final")
+    assert (absent["table_value"], absent["table_metric"]) == (whole["test_error_last10"], "test_error_last10")
+
+
+# ------------------------------------------------------------------------------------------------------------- offline
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory):
+    """The offline run of a run that was interrupted: two segments, replayed when it has its result."""
+    folder = tmp_path_factory.mktemp("runs") / "run-1"
+    folder.mkdir()
+    resumed = {**SEGMENT, "step": 4, "hardware": "y"}
+    lines = [SEGMENT, EPOCHS[0], resumed, *EPOCHS[1:]]
+    write_metrics(folder / "metrics.jsonl", lines)
+    (folder / "environment.json").write_text('{"git_diff": "+1", "host": "h"}')
+    torn = folder / "wandb" / "offline-run-20260101_000000-run-1"  # of a process that died while it wrote
+    torn.mkdir(parents=True)
+    one = tracker(folder, tags=["table2", "table2/cell"], table_metric="test_error_final")
+    for line in [resumed, *EPOCHS[1:]]:
+        one.log(line)
+    assert not list(folder.glob("wandb/*/*")), "nothing before the run has finished"
+    one.log(result(EPOCHS))
+    one.close()
+    assert not torn.exists()
+    return folder
+
+
+def test_an_offline_run_is_whole_and_can_be_found(offline):
+    (path,) = offline_files(offline.parent)
+    run = read_offline(path)
+    assert run.exit_code == 0
+    about = (run.about["run_id"], run.about["run_group"], run.about["job_type"], run.about["tags"])
+    assert about == ("run-1", "g", "train", ["table2", "table2/cell"])
+    assert run.config["seed"] == 0
+    assert run.config["isda_repro_schema"] == 1
+    assert run.config["ran_on"]["hardware"] == "y", "of the last segment"
+    assert run.summary["table_value"] == 8.0
+    assert run.summary["total/train"] == 12.3, "of the run, not of the last epoch"
+    assert run.summary["timing/train"] == 2.0
+    assert (path.parent / "files" / "environment.json").read_text() == '{"git_diff": "+1", "host": "h"}'
+    assert run.system, "W&B's own look at the machine"
+
+
+def test_the_result_is_made_again_from_an_offline_run(offline):
+    (path,) = offline_files(offline.parent)
+    run = read_offline(path)
+    assert result_from(record_of(run.summary), run.rows) == result_of(result(EPOCHS))
+
+
+def test_wandb_sync_takes_the_folder(offline):
+    """Its --dry-run needs no account."""
+    (path,) = offline_files(offline.parent)
+    command = [sys.executable, "-m", "wandb", "sync", "--dry-run", str(path.parent)]
+    shown = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 0, shown.stderr
+    assert "run-1" in shown.stdout + shown.stderr
+
+
+def test_an_unfinished_offline_run_leaves_nothing(tmp_path):
+    one = tracker(tmp_path)
+    one.log(epoch(1, 20.0))
+    one.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+# -------------------------------------------------------------------------------------------------------------- online
+
+
+@pytest.fixture
+def server():
+    with WandbServer() as one:
+        yield one
+        assert not one.unknown
+
+
+@pytest.mark.slow
+def test_a_live_run_goes_on_under_its_name_and_sends_what_an_outage_kept_back(tmp_path, server):
+    again = [epoch(2, 14.5), epoch(3, 8.0), epoch(4, 7.0), epoch(5, 6.0)]  # epoch 2 was trained twice; 3 and 4 not sent
+    whole = result([EPOCHS[0], *again])
+    metrics = write_metrics(tmp_path / "metrics.jsonl", [SEGMENT, *EPOCHS[:2]])
+    first = say(metrics, [SEGMENT, *EPOCHS[:2]], server.environment, tags=["table2"])
+    assert (first.returncode, "warning" in first.stderr) == (0, False), first.stderr
+    run = server.runs["run-1"]
+    assert (run.state, run.attributes["tags"]) == ("failed", ["table2"]), "it has no result yet"
+    assert run.events, "system metrics"
+    write_metrics(metrics, [SEGMENT, EPOCHS[0], {**SEGMENT, "step": 4}, *again])
+    say(metrics, [{**SEGMENT, "step": 4}, again[0], again[3], whole], server.environment, tags=["table2"])
+    assert [row["epoch"] for row in run.rows] == [1, 2, 2, 3, 4, 5]
+    assert run.state == "finished"
+    assert result_from(record_of(run.summary), run.rows) == result_of(whole)
+
+
+@pytest.mark.slow
+def test_a_live_run_without_a_server_is_one_line_in_seconds(tmp_path):
+    """Nobody listens there; W&B itself would try for a minute and a half."""
+    nowhere = {**WandbServer().environment, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    metrics = write_metrics(tmp_path / "metrics.jsonl", [SEGMENT, *EPOCHS])
+    begun = time.monotonic()
+    shown = say(metrics, [SEGMENT, *EPOCHS, result(EPOCHS)], nowhere)
+    assert time.monotonic() - begun < 45, "10 s on a machine with nothing else to do"
+    assert shown.returncode == 0
+    said = [line for line in shown.stderr.splitlines() if line.startswith("warning")]
+    assert len(said) == 1
+    assert said[0].startswith("warning: W&B is off for this run, training goes on: ")
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_a_failing_wandb_is_one_line_and_training_goes_on(tmp_path, monkeypatch, capsys, mode):
+    import wandb
+
+    def refuse(**arguments):
+        raise RuntimeError("no disk, no network, no luck")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    write_metrics(tmp_path / "metrics.jsonl", EPOCHS)
+    one = tracker(tmp_path, mode=mode)
+    for record in [SEGMENT, *EPOCHS, json.loads(json.dumps(result(EPOCHS)))]:
+        one.log(record)
+    one.close()
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: W&B is off for this run, training goes on: no disk, no network, no luck"
+    ]
