@@ -1,6 +1,8 @@
 """What a run costs, from its settings alone; Table 1's cost columns."""
 
+import dataclasses
 import json
+import re
 import sys
 from functools import cache
 from subprocess import run as start
@@ -127,26 +129,32 @@ def test_the_theoretical_cost_is_table_1s_densenets_with_the_authors_first_chann
     assert table1_costs("wrn28_10", tmp_path) is None
 
 
-def measurement(accelerator, percent, **changed):
-    row = {"model": "resnet50", "classes": 1000, "pixels": 224, "batch_size": 16, "covariance": "diagonal"}
-    numbers = {"added_percent": percent, "added_low": percent - 1, "added_high": percent + 1, "step_percent": 0.5}
-    about = {"accelerator": accelerator, "hardware": "that", "precision": "bf16", "date": "2026-11-25"}
-    return json.dumps({**about, "rows": [{**row, **numbers, **changed}]})
+@pytest.fixture
+def write(load_script, tmp_path):
+    """``write(name, accelerator, percent)``: what the benchmark would write of ResNet-50."""
+    report = load_script("overhead_report")
+    names = [field.name for field in dataclasses.fields(report.Row)]
+
+    def measurement(name, accelerator, percent, classes=1000):
+        row = dict.fromkeys(names, 0.0) | {"model": "resnet50", "classes": classes, "pixels": 224, "batch_size": 16}
+        row |= {"added_percent": percent, "added_low": percent - 1, "added_high": percent + 1, "step_percent": 0.5}
+        about = {"accelerator": accelerator, "hardware": "that", "precision": "bf16"}
+        report.write_json(tmp_path / "benchmarks" / f"overhead_{name}.json", [report.Row(**row)], **about)
+
+    return measurement
 
 
-def test_the_wall_time_is_our_benchmarks_an_accelerators_if_there_is_one(tmp_path):
-    folder = tmp_path / "benchmarks"
-    folder.mkdir()
-    (folder / "overhead_cpu.json").write_text(measurement(False, 2.5))
+def test_the_wall_time_is_our_benchmarks_an_accelerators_if_there_is_one(write, tmp_path):
+    write("cpu", False, 2.5)
     wall = table1_costs("resnet50", tmp_path).wall
     assert (wall.percent, wall.low, wall.high, wall.step_percent) == (2.5, 1.5, 3.5, 0.5)
-    assert (wall.batch_size, wall.hardware, wall.precision, wall.date) == (16, "that", "bf16", "2026-11-25")
+    assert (wall.batch_size, wall.hardware, wall.precision) == (16, "that", "bf16")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", wall.date)
     assert table1_costs("resnet101", tmp_path).wall is None
-    (folder / "overhead_gpu.json").write_text(measurement(True, 7.0))
-    (folder / "overhead_zzz.json").write_text(measurement(False, 9.0))
+    write("gpu", True, 7.0)
+    write("zzz", False, 9.0)
     assert table1_costs("resnet50", tmp_path).wall.percent == 7.0
-    (folder / "overhead_gpu.json").write_text(measurement(True, 7.0, classes=100))
-    (folder / "overhead_zzz.json").unlink()
+    write("gpu", True, 7.0, classes=100)
     assert table1_costs("resnet50", tmp_path).wall.percent == 2.5
 
 
