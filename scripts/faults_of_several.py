@@ -17,21 +17,37 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarking import conclude, machine
-from patient import Patient, fingerprint
+from patient import PATIENCE, Patient, fingerprint
+from patient_of_two import Two
 
 from isda_repro.errors import one_sentence_errors
 from isda_repro.options import parse_options
 from isda_repro.tables.records import SegmentRecord, read_metrics
 from isda_repro.training.environment import provenance
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 HANG_MINUTES = 0.1
+FAULTY = """
+import os, runpy
+from isda_repro.errors import UserError
+from isda_repro.training.trainer import Trainer
+
+step = Trainer._step
+
+def faulty(self, *batch):
+    if os.environ["RANK"] == "1" and self.step == 10:
+        raise UserError("rank 1's own")
+    step(self, *batch)
+
+Trainer._step = faulty
+runpy.run_path("train.py", run_name="__main__")
+"""
 
 
 @dataclass
@@ -51,91 +67,87 @@ class Outcome(NamedTuple):
     survived: bool
 
 
-class Two(Patient):
-    """A run of two processes."""
-
-    def __init__(self, runs_dir: Path, *more: str, torchrun: Sequence[str] = ()) -> None:
-        super().__init__(runs_dir, *more, launcher=(*TORCHRUN, *torchrun))
-
-    def ranks(self, launcher: subprocess.Popen[str]) -> list[int]:
-        """The processes that torchrun has started, in the order of their ranks; none before it has."""
-        found: dict[int, int] = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                variables = (folder / "environ").read_bytes().split(b"\0") if parent == launcher.pid else []
-            except (OSError, IndexError):  # it has ended meanwhile
-                continue
-            found |= {int(one[5:]): int(folder.name) for one in variables if one.startswith(b"RANK=")}
-        return [found[rank] for rank in sorted(found)]
-
-    def until_training(self, launcher: subprocess.Popen[str]) -> list[int]:
-        """Wait for checkpoints of this launch; its processes."""
-        before = set(self.folder.glob("checkpoint-*.pt"))
-        deadline = time.monotonic() + 120
-        while not set(self.folder.glob("checkpoint-*.pt")) - before and launcher.poll() is None:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.folder} has no checkpoint")
-            time.sleep(0.01)
-        return self.ranks(launcher)
-
-    def ended(self, launcher: subprocess.Popen[str], ranks: Sequence[int]) -> float:
-        """Seconds until all of them have gone."""
-        begin = time.monotonic()
-        self.end(launcher)
-        while any(_lives(pid) for pid in ranks):
-            time.sleep(0.05)
-        return time.monotonic() - begin
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-
-
 class Faults:
     """The faults, one method each."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        undisturbed = Two(folder / "undisturbed")
+        begin, undisturbed = time.monotonic(), Two(folder / "undisturbed")
         undisturbed.end(undisturbed.start())
         self._reference = fingerprint(undisturbed.folder)
         assert self._reference is not None, undisturbed.seen
         self.timing = _training_seconds(undisturbed.folder)
+        self.start_up = time.monotonic() - begin - self.timing
 
     def same(self, patient: Patient) -> bool:
         """Whether the run has ended as the undisturbed one."""
         return bool(fingerprint(patient.folder) == self._reference)
 
     def kills(self, kills: int) -> Outcome:
-        """Of a random rank at random times from when the run is taken up on; runs that end are begun anew."""
-        draw, killed, finished, same, slowest = random.Random(0), 0, 0, 0, 0.0
-        resumed = 0
+        """Of a random rank while a launch trains, each followed by a launch that goes on from a checkpoint."""
+        draw, patients = random.Random(0), [self._new()]
+        killed = resumed = 0
+        slowest, until = 0.0, Two.until_training
         while True:
-            patient = Two(self.folder / f"kills-{finished}")
+            patient = patients[-1]
             launcher = patient.start()
-            while launcher.poll() is None and not any(patient.held_by(pid) for pid in patient.ranks(launcher)):
-                time.sleep(0.01)
+            ranks = until(patient, launcher)
+            resumed += until is Two.until_going_on and patient.has_gone_on
             try:
-                launcher.wait(timeout=draw.uniform(0, self.timing) if killed < kills else 300)
+                launcher.wait(timeout=draw.uniform(0, self.timing) if killed < kills else PATIENCE)
             except subprocess.TimeoutExpired:
-                ranks = patient.ranks(launcher)
-                if len(ranks) == 2:
-                    os.kill(ranks[draw.randrange(2)], signal.SIGKILL)
-                    slowest = max(slowest, patient.ended(launcher, ranks))
-                    killed += 1
+                _kill(ranks[draw.randrange(2)])
+            seconds = patient.ended(launcher, ranks)
+            if not (patient.folder / "result.json").exists():
+                slowest, killed, until = max(slowest, seconds), killed + 1, Two.until_going_on
                 continue
-            patient.end(launcher)
-            resumed += _segments(patient.folder) - 1
-            finished, same = finished + 1, same + self.same(patient)
-            if killed >= kills:
+            if launcher.returncode:  # it had its result, which the same command concludes
+                patient.resumed()
+            if killed == kills:
                 break
-        seen = f"{killed} kills within {finished} runs, which had {resumed} resumptions in the middle of training (the "
-        seen += f"others came before the first step); {same} of {finished} runs bit-identical"
-        return Outcome(f"SIGKILL of one of two ranks, {kills} random times", seen, slowest, same == finished)
+            patients.append(self._new())
+            until = Two.until_training
+        same = sum(self.same(one) for one in patients)
+        seen = f"{killed} kills, {resumed} resumptions from a checkpoint; {same} of {len(patients)} runs bit-identical"
+        fault = f"SIGKILL of one of two ranks while they train, {kills} random times"
+        return Outcome(fault, seen, slowest, killed == resumed and same == len(patients))
+
+    def early_kills(self, kills: int) -> Outcome:
+        """Likewise between the start of the processes and the first checkpoint: there is nothing to go on from."""
+        draw, patient = random.Random(1), self._new()
+        killed, slowest = 0, 0.0
+        while killed < kills:
+            launcher = patient.start()
+            ranks = patient.until_there(launcher)
+            time.sleep(draw.uniform(0, self.start_up))
+            if patient.checkpoints():  # too late
+                patient.stop(launcher)
+                patient = self._new()
+                continue
+            _kill(ranks[draw.randrange(2)])
+            slowest = max(slowest, patient.ended(launcher, ranks))
+            killed += 1
+        _, start = patient.resumed()
+        seen = f"{killed} kills; the same command then {start}"
+        return Outcome(f"before their first checkpoint, {kills} random times", seen, slowest, self.same(patient))
+
+    def own_error(self) -> Outcome:
+        """Rank 1 alone meets an error. Its own comes first; the other's names it."""
+        patient = self._new()
+        launch = patient.command.index("train.py")
+        patient.command[launch] = str(self.folder / "faulty.py")
+        (self.folder / "faulty.py").write_text(FAULTY)
+        launcher = patient.start()
+        ranks = patient.until_training(launcher)
+        seconds = patient.ended(launcher, ranks)
+        errors = [line for line in patient.said if line.startswith("error: ")]
+        patient.command[launch] = "train.py"
+        patient.resumed()
+        good = errors[0] == "error: rank 1's own" and "rank 0 of 2 has lost contact" in errors[1]
+        return Outcome("an error of rank 1 alone", "; then ".join(errors), seconds, good and self.same(patient))
+
+    def _new(self) -> Two:
+        return Two(Path(tempfile.mkdtemp(dir=self.folder)))
 
     def disturbed(self, fault: str, do: Callable[[subprocess.Popen[str], list[int]], Any], *more: str) -> Outcome:
         """Something is done to a launch that trains; the next one ends it."""
@@ -163,6 +175,11 @@ class Faults:
         return Outcome("--max-restarts=3, rank 0 killed, then rank 1", seen, None, good and self.same(patient))
 
 
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):  # it has just come to its end
+        os.kill(pid, signal.SIGKILL)
+
+
 def _training_seconds(folder: Path) -> float:
     timing = json.loads((folder / "result.json").read_text())["timing"]
     return float(sum(timing[name] for name in ("train", "evaluation", "saving")))
@@ -177,12 +194,14 @@ def all_of(faults: Faults, options: Options) -> list[Callable[[], Outcome]]:
     to_rank, hang = faults.disturbed, f"compute.timeout_minutes={HANG_MINUTES}"
     return [
         lambda: faults.kills(options.kills),
+        lambda: faults.early_kills(max(1, options.kills // 5)),
         lambda: to_rank("SIGTERM to torchrun alone", lambda launcher, _: launcher.terminate()),
         lambda: to_rank("Ctrl-C", lambda launcher, _: launcher.send_signal(signal.SIGINT)),
         lambda: to_rank("SIGTERM to rank 1 alone", lambda _, ranks: os.kill(ranks[1], signal.SIGTERM)),
         lambda: to_rank("SIGKILL of torchrun", lambda launcher, _: launcher.kill()),
         lambda: to_rank("rank 0 hangs", lambda _, ranks: os.kill(ranks[0], signal.SIGSTOP), hang),
         lambda: to_rank("rank 1 hangs", lambda _, ranks: os.kill(ranks[1], signal.SIGSTOP), hang),
+        faults.own_error,
         faults.elastic,
     ]
 
@@ -201,7 +220,8 @@ def main() -> None:
         "",
         "`python scripts/faults_of_several.py`: torchrun, two processes, a small ResNet on digits, 20 epochs, a",
         "checkpoint every 3 steps. Survived: the same command, given again, ended with the weights, statistics and",
-        "curves of an undisturbed run of two processes, bit for bit. Seconds: from the fault until all had gone.",
+        "curves of an undisturbed run of two processes, bit for bit. Seconds: from the fault until all had gone, of",
+        "many the longest.",
         f"A hung rank was waited for with compute.timeout_minutes={HANG_MINUTES}.",
         "",
         "| fault | seen | seconds | survived |",

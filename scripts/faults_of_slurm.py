@@ -89,7 +89,7 @@ def cluster() -> Iterator[None]:
         shutil.rmtree(folder)
 
 
-def until(what: str, holds: Callable[[], bool], seconds: float = 240) -> None:
+def until(what: str, holds: Callable[[], bool], seconds: float = 900) -> None:
     """Wait for it."""
     deadline = time.monotonic() + seconds
     while not holds():
@@ -130,7 +130,7 @@ class Sweep:
         """Of the run with this loss."""
         return self.runs_dir / str(compose([*SETTINGS, f"loss={loss}", *settings]).run_id)
 
-    def until_finished(self, folder: Path, seconds: float = 240) -> None:
+    def until_finished(self, folder: Path, seconds: float = 900) -> None:
         """Wait for a result, and until the queue knows of it."""
         until(f"result of {folder.name}", (folder / "result.json").exists, seconds)
 
@@ -272,8 +272,8 @@ class Faults:
             for pid in _processes_of(job):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        until("another node", lambda: (folder / "log.txt").read_text().count(f"--- job {job}") == 2, 300)
-        sweep.until_finished(folder, 900)
+        until("another node", lambda: (folder / "log.txt").read_text().count(f"--- job {job}") == 2)
+        sweep.until_finished(folder)
         until("the end of the job", lambda: "running" not in sweep.status() and not ask("squeue", "-h", f"-j{job}"))
         parts = segments(folder)
         whose = "the first job's process went on, and the second waited for it" if parts == 1 else "the second went on"
@@ -291,7 +291,7 @@ class Faults:
     def time_limit(self, sweep: Sweep) -> Outcome:
         """It has been put back into the queue until it was done."""
         folder = sweep.folder("isda", LONG)
-        sweep.until_finished(folder, 900)
+        sweep.until_finished(folder)
         log = (folder / "log.txt").read_text()
         jobs, parts = log.count("--- job"), segments(folder)
         seen = f"{jobs} times on a node, {parts} of them trained; {_shown(sweep.status().strip())}"
@@ -322,7 +322,7 @@ def main() -> None:
     options = parse_options(Options, sys.argv[1:])
     os.environ["OMP_NUM_THREADS"] = "1"
     origin, outcomes = provenance(), []
-    with tempfile.TemporaryDirectory() as name, cluster():
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name, cluster():  # what fails is said first
         faults = Faults(Path(name))
         limited = faults.begin_time_limit()
         done: list[Callable[[], Outcome]] = [

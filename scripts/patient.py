@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,8 @@ RUN = [
     *("dataset.train_limit=640", "dataset.test_limit=100", "tracking=none"),
 ]
 
+PATIENCE = 900.0  # seconds, with which a run ends on a machine that is busy with other things
+
 
 class Patient:
     """A run to which something is done, in a folder of its own; ``launcher`` is what starts ``train.py``."""
@@ -33,13 +36,20 @@ class Patient:
         self.command = [*launcher, "train.py", *RUN, f"runs_dir={runs_dir}", "checkpoint.steps=3", *more]
         self.runs_dir = runs_dir
         self.folder: Path = runs_dir / compose([*RUN, *more]).run_id
+        self.said: list[str] = []
         self.seen = ""
 
     def start(self) -> subprocess.Popen[str]:
         """Begin it, and do not wait."""
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 (until the next one)
         return subprocess.Popen(
-            self.command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+            self.command, cwd=ROOT, stdout=self._output, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
+
+    @property
+    def has_gone_on(self) -> bool:
+        """Whether the process started last has said that it goes on from a checkpoint."""
+        return b"goes on after step" in os.pread(self._output.fileno(), 100_000, 0)
 
     def held_by(self, pid: int) -> bool:
         """Whether that process has taken the run's folder."""
@@ -51,7 +61,7 @@ class Patient:
 
     def wait_for(self, name: str) -> Path:
         """Until the run has made a file."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while not (self.folder / name).exists():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{self.folder} has no {name}")
@@ -60,7 +70,7 @@ class Patient:
 
     def wait_for_checkpoints(self, count: int = 2) -> None:
         """Until the run has saved its state."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while len(list(self.folder.glob("checkpoint-*.pt"))) < count:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{self.folder} has no {count} checkpoints")
@@ -73,8 +83,8 @@ class Patient:
 
     def end(self, process: subprocess.Popen[str]) -> None:
         """Wait for it, and keep what it said last and how it left."""
-        said = process.communicate(timeout=300)[1].strip().splitlines()
-        last = [line for line in said if line.startswith(("error", "warning", "SIG"))]
+        self.said = process.communicate(timeout=PATIENCE)[1].strip().splitlines()
+        last = [line for line in self.said if line.startswith(("error", "warning", "SIG"))]
         seen = (last[-1] if last else "nothing").replace(str(self.runs_dir), "runs")
         self.seen = f"{seen} (exit code {process.returncode})"
 
@@ -87,7 +97,7 @@ class Patient:
 
     def resumed(self) -> tuple[str, str]:
         """Give the command again; what it said of trouble, and where it started."""
-        done = subprocess.run(self.command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+        done = subprocess.run(self.command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE)
         warnings = [line for line in done.stderr.splitlines() if line.startswith(("error", "warning"))]
         start = next((line for line in done.stdout.splitlines() if line.startswith("goes on")), "starts at step 0")
         return "; ".join(warnings).replace(str(self.runs_dir), "runs") or "nothing", start

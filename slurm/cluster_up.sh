@@ -25,10 +25,10 @@ pkgs=(slurmctld slurmd slurm-client munge)
 missing=(); for p in "${pkgs[@]}"; do dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing+=("$p"); done
 if [ ${#missing[@]} -gt 0 ]; then
   export DEBIAN_FRONTEND=noninteractive
-  apt-get update -qq || { echo "cluster_up: packages cannot be installed here: no package lists" >&2; exit 1; }
+  apt-get -o DPkg::Lock::Timeout=300 update -qq || { echo "cluster_up: packages cannot be installed here: no package lists" >&2; exit 1; }
   if [ ! -e /usr/sbin/policy-rc.d ]; then   # packages must not start daemons of their own
     printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d; trap 'rm -f /usr/sbin/policy-rc.d' EXIT; fi
-  apt-get install -y -qq --no-install-recommends "${missing[@]}" >/tmp/slurm_apt.$$.log 2>&1 ||
+  apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends "${missing[@]}" >/tmp/slurm_apt.$$.log 2>&1 ||
     { tail -20 /tmp/slurm_apt.$$.log >&2; echo "cluster_up: packages cannot be installed here: ${missing[*]}" >&2; exit 1; }
   rm -f /tmp/slurm_apt.$$.log
   lap "installed: ${missing[*]}"

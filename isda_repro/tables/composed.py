@@ -1,7 +1,7 @@
 """Composed configurations, kept from one command to the next: composing a large table takes seconds.
 
-One is found again under everything that it follows from: its overrides, the files of ``conf/``, the code that resolves
-and checks them, and what of the surroundings goes into it.
+One is found again under everything that it follows from: its overrides, the files of ``conf/`` but the tables (which
+are where the overrides come from), the code that resolves and checks them, and what of the surroundings goes into it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from isda_repro.config import CONF_DIR
 from isda_repro.files import written_whole
@@ -37,17 +37,16 @@ class Remembered:
             self._known = json.loads(self._path.read_text(encoding="utf-8"))
         self._is_new = False
 
-    def __call__(self, overrides: Sequence[str] = ()) -> DictConfig:
-        """As ``compose``."""
+    def __call__(self, overrides: Sequence[str] = ()) -> dict[str, Any]:
+        """As ``compose``, but plain: to make OmegaConf's objects of hundreds takes a second."""
         key = "\n".join(overrides)
         if key in self._known:
-            remembered: DictConfig = OmegaConf.create(self._known[key])
-            return remembered
+            return cast(dict[str, Any], self._known[key])
         frozen = self._compose(list(overrides))
-        settings: dict[str, Any] = OmegaConf.to_container(frozen)  # type: ignore[assignment]
+        settings = frozen if isinstance(frozen, dict) else cast(dict[str, Any], OmegaConf.to_container(frozen))
         if settings["model"]["weights"] is None:
             self._known[key], self._is_new = settings, True
-        return frozen
+        return settings
 
     def keep(self) -> None:
         """Write what is new; a cache that cannot be written is none."""
@@ -62,7 +61,8 @@ class Remembered:
 def _digest() -> str:
     digest = hashlib.sha256()
     code = [Path(__file__).parents[1] / name for name in CODE]
-    for path in [*sorted(CONF_DIR.rglob("*.yaml")), *code]:
+    composed = (path for path in CONF_DIR.rglob("*.yaml") if path.parent.name != "table")
+    for path in [*sorted(composed), *code]:
         digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
     surroundings = (str(CONF_DIR), str(Path.cwd()), os.environ.get("ISDA_DATA", ""))
     versions = (version("hydra-core"), version("omegaconf"))

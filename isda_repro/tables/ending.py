@@ -57,11 +57,11 @@ def ending_of(folder: Path, exit_code: int) -> Ending:
         return noted
     if exit_code < 0:
         return Ending(exit_code, f"ended by {signal.Signals(-exit_code).name}")
-    return Ending(exit_code, _last_error(folder / LOG) or f"exit code {exit_code}")
+    return Ending(exit_code, last_error(folder / LOG) or f"exit code {exit_code}")
 
 
-def _last_error(log: Path) -> str | None:
-    """The last line of a log that tells of an error, else its last line."""
+def last_error(log: Path) -> str | None:
+    """The last line of a log that tells of an error, else its last line; None where there is none."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:

@@ -186,7 +186,6 @@ class _Sweep:
     def _start(self, run: Run, folder: Path, position: str) -> None:
         place = next(place for place in range(len(self._where.variables)) if place not in self._places_taken())
         say(f"{position}: starts{'' if self._where.is_one else f', says more in {folder / LOG}'}")
-        self._started += 1
         try:
             freeze(run, folder / "config.yaml")
             with self._output(folder) as output:
@@ -200,6 +199,7 @@ class _Sweep:
             self._failed[folder.name] = f"{error.strerror}: {error.filename}"
             say(f"{position}: FAILED to start")
             return
+        self._started += 1
         self._running.append(_Process(run, position, process, place))
         if self._asked is not None:  # it came while the process was being made
             process.send_signal(self._asked)

@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from isda_repro.config import request, requested_run_id
 from isda_repro.tables.specification import Cell, Table, refuse_seeds
 
-Compose = Callable[[list[str]], DictConfig]
+Compose = Callable[[list[str]], DictConfig | dict[str, Any]]
+"""Overrides -> the frozen configuration; remembered ones come as plain dictionaries, which are ten times as quick."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,7 @@ def expand(table: Table, compose: Compose, extra: Sequence[str] = ()) -> Plan:
     plan: Plan = {}
     for cell in table.cells:
         frozen = compose([*cell.overrides, *extra, f"seed={cell.seeds[0]}"])
-        settings = cast(dict[str, Any], OmegaConf.to_container(frozen))
+        settings = frozen if isinstance(frozen, dict) else cast(dict[str, Any], OmegaConf.to_container(frozen))
         requested = request(settings)
         plan[cell] = tuple(_with_seed(settings, requested, seed) for seed in cell.seeds)
     return plan

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from pathlib import Path
 
 from isda_repro.tables.plan import Run
@@ -9,22 +11,39 @@ from isda_repro.tables.records import EpochRecord, RecordError, read_metrics
 from isda_repro.tracking.progress import duration
 
 TIMED = ("train", "evaluation", "saving")
+TAIL_BYTES = 4096  # a dozen lines; status wants the last one of hundreds of runs
 
 
 def progress_of(folder: Path, run: Run) -> str | None:
     """Epoch, error so far and time left; None where it has not begun. A torn line hides none of those before it."""
-    path, last = folder / "metrics.jsonl", None
+    path = folder / "metrics.jsonl"
     if not path.exists():
         return None
     try:
-        for record in read_metrics(path):
-            last = record if isinstance(record, EpochRecord) else last
-    except (RecordError, UnicodeDecodeError) as error:
-        if last is None:
-            return str(error)
+        last = _last_epoch(path) or _last_of_all(path)
+    except RecordError as error:
+        return str(error)
     if last is None:
         return "in its first epoch"
     epochs = run.settings["recipe"]["epochs"]
     seconds = sum(last.timing.get(name, 0.0) for name in TIMED) * (epochs - last.epoch)
     left = f", {duration(seconds)} left" if seconds else ""
     return f"epoch {last.epoch} of {epochs}, test error {last.test_error:.2f}{left}"
+
+
+def _last_epoch(path: Path) -> EpochRecord | None:
+    """The last whole one at the end of the file; None where there is none, as after many resumptions in one epoch."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        lines = file.read().splitlines()
+    for line in reversed(lines):
+        with suppress(ValueError, TypeError, KeyError, AttributeError, RecordError):
+            data = json.loads(line)
+            if data["kind"] == EpochRecord.kind:
+                return EpochRecord.from_json(data)
+    return None
+
+
+def _last_of_all(path: Path) -> EpochRecord | None:
+    records = [record for record in read_metrics(path) if isinstance(record, EpochRecord)]
+    return records[-1] if records else None

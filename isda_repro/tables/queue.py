@@ -15,6 +15,7 @@ from isda_repro.errors import UserError
 from isda_repro.files import written_whole
 
 NAME = "job.json"  # in a run's folder: the job that it was submitted as
+SUBMITTED = ".slurm"  # beside the runs' folders: submitit's own files
 SECONDS = 30.0  # that SLURM may take to answer
 
 
@@ -50,6 +51,11 @@ def job_of(folder: Path) -> str | None:
     with suppress(OSError, ValueError, KeyError, TypeError):
         return str(json.loads((folder / NAME).read_text(encoding="utf-8"))["job_id"])
     return None
+
+
+def log_of(runs_dir: Path, job_id: str) -> Path:
+    """What a job has said that was not yet, or no longer, a run: where Python cannot start for example."""
+    return runs_dir / SUBMITTED / f"{job_id}_0_log.out"
 
 
 def look(job_ids: Iterable[str]) -> Queue:

@@ -25,7 +25,7 @@ from isda_repro.errors import UserError
 from isda_repro.tables.ending import LOG, ending_of, forget_ending, note_ending, read_ending
 from isda_repro.tables.owner import lives
 from isda_repro.tables.plan import Compose, Run
-from isda_repro.tables.queue import Queue, job_of, look, note_job
+from isda_repro.tables.queue import SUBMITTED, Queue, job_of, look, note_job
 from isda_repro.tables.sweep import Missing, SweepOptions, freeze, has_result, is_over, missing
 
 ROOT = CONF_DIR.parent
@@ -227,7 +227,7 @@ def _submit_array(
     for run in wave:
         freeze(run, what.folder(run) / "config.yaml")
         forget_ending(what.folder(run))
-    executor = SlurmExecutor(folder=Path(options.runs_dir).resolve() / ".slurm", max_num_timeout=NEVER)
+    executor = SlurmExecutor(folder=Path(options.runs_dir).resolve() / SUBMITTED, max_num_timeout=NEVER)
     executor.update_parameters(job_name=f"isda-{what.table.name}", **parameters)
     if needed:
         more = {**parameters["additional_parameters"], "kill_on_invalid_dep": "yes"}

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from isda_repro.console import say
-from isda_repro.tables.ending import LOG, read_ending
+from isda_repro.tables.ending import LOG, last_error, read_ending
 from isda_repro.tables.owner import lives, pid_here
 from isda_repro.tables.plan import Compose, Plan, Run
 from isda_repro.tables.progress import progress_of
-from isda_repro.tables.queue import Queue, cancel_jobs, job_of, look
+from isda_repro.tables.queue import Queue, cancel_jobs, job_of, log_of, look
 from isda_repro.tables.specification import table_names
 from isda_repro.tables.sweep import SweepOptions, has_result, planned
 
@@ -78,11 +78,21 @@ def _state(run: Run, folder: Path, job: str | None, queue: Queue) -> str:
     if lives(folder):
         return f"running, {progress or 'not yet training'}"
     if ending is not None and not ending.is_stop:
-        log = f" (log: {folder / LOG})" if (folder / LOG).exists() else ""
-        return f"failed: {ending.said}{log}"
+        return f"failed: {ending.said}{_see(folder / LOG)}"
     if job is not None and (how := queue.ended.get(job)) and not how.startswith("COMPLETED"):
-        what = "cancelled" if how.startswith("CANCELLED") else f"failed: job {job} is {how}"
+        what = "cancelled" if how.startswith("CANCELLED") else _failed_job(folder, job, how)
         return what + (f", {progress}" if progress else "")
     if ending is not None:
         return f"stopped, {progress or 'before its first epoch'}"
     return f"interrupted, {progress}" if progress else "not started"
+
+
+def _failed_job(folder: Path, job: str, how: str) -> str:
+    """Of one that SLURM ended, or that ended before it was a run: what it said last, there or as the run."""
+    logs = (log_of(folder.parent, job), folder / LOG)
+    log = next((log for log in logs if last_error(log)), None)
+    return f"failed: job {job} is {how}" + ("" if log is None else f": {last_error(log)}{_see(log)}")
+
+
+def _see(log: Path) -> str:
+    return f" (log: {log})" if log.exists() else ""

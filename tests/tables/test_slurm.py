@@ -15,7 +15,7 @@ from isda_repro import config
 from isda_repro.errors import UserError
 from isda_repro.tables import slurm
 from isda_repro.tables.ending import Ending, ending_of, note_ending, read_ending
-from isda_repro.tables.queue import Waiting, job_of, look, note_job
+from isda_repro.tables.queue import Waiting, job_of, log_of, look, note_job
 from isda_repro.tables.slurm import TrainingJob, minutes, sweep_on_slurm
 from isda_repro.tables.status import cancel, status
 from isda_repro.tables.sweep import SweepOptions
@@ -94,6 +94,10 @@ def test_jobs_are_one_array_and_are_submitted_once(demo, program, tmp_path, monk
     *_, ce, isda = status(asked, config.compose)
     assert "done 1 of 3; seed 1: running, not yet training (job 77_0); seed 2: queued (job 77_1, Priority)" in ce
     assert "seed 0: queued (job 77_2, Dependency); seed 1: failed: job 77_3 is OUT_OF_MEMORY; seed 2: cancelled" in isda
+    own_log = log_of(runs_dir, "77_3")
+    own_log.write_text("slurmstepd: error: Detected 1 oom_kill event\n")
+    *_, isda = status(asked, config.compose)
+    assert f"failed: job 77_3 is OUT_OF_MEMORY: slurmstepd: error: Detected 1 oom_kill event (log: {own_log})" in isda
 
     program("scancel", f'echo "$@" > {tmp_path}/cancelled')
     assert cancel(asked, config.compose) == 0

@@ -1,0 +1,78 @@
+"""A run on digits by two processes under torchrun, for ``faults_of_several.py``; see ``patient.py``."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from patient import PATIENCE, Patient
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+Thing = TypeVar("Thing")
+
+
+class Two(Patient):
+    """A run of two processes."""
+
+    def __init__(self, runs_dir: Path, *more: str, torchrun: Sequence[str] = ()) -> None:
+        super().__init__(runs_dir, *more, launcher=(*TORCHRUN, *torchrun))
+
+    def ranks(self, launcher: subprocess.Popen[str]) -> list[int]:
+        """The processes that torchrun has started, in the order of their ranks; none before it has."""
+        found: dict[int, int] = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                variables = (folder / "environ").read_bytes().split(b"\0") if parent == launcher.pid else []
+            except (OSError, IndexError):  # it has ended meanwhile
+                continue
+            found |= {int(one[5:]): int(folder.name) for one in variables if one.startswith(b"RANK=")}
+        return [found[rank] for rank in sorted(found)]
+
+    def until_there(self, launcher: subprocess.Popen[str]) -> list[int]:
+        """Wait for its processes."""
+        return _wait(launcher, lambda: self.ranks(launcher), lambda ranks: len(ranks) == 2, "two processes")
+
+    def until_training(self, launcher: subprocess.Popen[str]) -> list[int]:
+        """Wait for checkpoints of this launch; its processes."""
+        before = self.checkpoints()
+        _wait(launcher, self.checkpoints, lambda now: bool(now - before), "a checkpoint")
+        return self.ranks(launcher)
+
+    def until_going_on(self, launcher: subprocess.Popen[str]) -> list[int]:
+        """Wait until this launch has said that it goes on from a checkpoint; its processes."""
+        _wait(launcher, lambda: self.has_gone_on, bool, "word of going on")
+        return self.ranks(launcher)
+
+    def checkpoints(self) -> set[Path]:
+        """Those that are there."""
+        return set(self.folder.glob("checkpoint-*.pt"))
+
+    def ended(self, launcher: subprocess.Popen[str], ranks: Sequence[int]) -> float:
+        """Seconds until all of them have gone."""
+        begin = time.monotonic()
+        self.end(launcher)
+        while any(_lives(pid) for pid in ranks):
+            time.sleep(0.05)
+        return time.monotonic() - begin
+
+
+def _wait(
+    launcher: subprocess.Popen[str], look: Callable[[], Thing], is_so: Callable[[Thing], bool], what: str
+) -> Thing:
+    """Look until it is so, or the launch has ended; what was seen last."""
+    deadline = time.monotonic() + PATIENCE
+    while not is_so(seen := look()) and launcher.poll() is None:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {PATIENCE:.0f} s")
+        time.sleep(0.01)
+    return seen
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
