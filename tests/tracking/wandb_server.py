@@ -188,8 +188,9 @@ class WandbServer:
 
     def _history(self, variables: dict[str, Any]) -> dict[str, Any]:
         """All of the history is live data here: the server's own parquet files are for longer ones."""
-        rows = self.runs[variables["runName"]].rows
-        return {"project": {"run": {"parquetHistory": {"parquetUrls": [], "liveData": rows}}}}
+        run = self.runs.get(variables["runName"])
+        history = {"parquetHistory": {"parquetUrls": [], "liveData": run.rows}} if run else None
+        return {"project": {"run": history}}
 
     def _sampled(self, variables: dict[str, Any]) -> dict[str, Any]:
         """Rows with all keys that are asked for."""

@@ -1,0 +1,169 @@
+"""The results of finished runs from W&B alone, by its public API.
+
+Asked for are the runs that ``isda_repro.tracking`` has marked as ours: the finished ones whole, of the others only what
+has become of them. Whatever fails for a moment (a connection, too many requests, a server's error) is tried again;
+a run that cannot be used is passed over by name, and the others still count.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import operator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from isda_repro.errors import UserError
+from isda_repro.tables.offline_runs import offline_files, read_offline
+from isda_repro.tables.rebuilt import record_of, result_from
+from isda_repro.tables.records import RecordError
+from isda_repro.tables.sources import Finding, Found
+from isda_repro.tracking.logged import CURVES, EPOCH, JOB_TYPE, SCHEMA, SCHEMA_KEY
+
+if TYPE_CHECKING:
+    from wandb import Api
+
+CONTACT_SECONDS = 8  # for the first answer: whoever has no network learns it soon
+ANSWER_SECONDS = 60  # for each later one
+WAITS = (2.0, 10.0)  # seconds before the second and third attempt
+RUNS_PER_PAGE = 100
+HISTORIES_AT_ONCE = 8
+OURS = {"jobType": JOB_TYPE, f"config.{SCHEMA_KEY}": SCHEMA}  # filters that the server applies
+
+Answer = TypeVar("Answer")
+
+
+def connect() -> Api:
+    """W&B's API with the account that this machine knows.
+
+    Raises:
+        UserError: there is no account, its key is wrong, or W&B cannot be reached.
+    """
+    import wandb
+
+    patience = wandb.Settings(  # of W&B's own, which would try for many minutes, and of a history without an end
+        x_graphql_retry_max=2,
+        x_graphql_retry_wait_min_seconds=1,
+        x_graphql_retry_wait_max_seconds=4,
+        x_graphql_timeout_seconds=20,
+    )
+    try:
+        wandb.setup(settings=patience)
+        wandb.Api(timeout=CONTACT_SECONDS)
+        return wandb.Api(timeout=ANSWER_SECONDS)
+    except wandb.errors.AuthenticationError as error:
+        raise UserError(
+            f"W&B cannot be reached, or refuses the key that is set here ({_reason(error)}); all but source=wandb and "
+            "the dashboards works without it"
+        ) from error
+    except wandb.errors.Error as error:
+        raise UserError(f"W&B wants an account: `wandb login`, or WANDB_API_KEY= ({_reason(error)})") from error
+
+
+def results_from_wandb(
+    entity: str, project: str, api: Api | None = None, wait: Callable[[float], None] = time.sleep
+) -> Iterator[Finding]:
+    """Each finished run of a project, and one sentence for each of ours that cannot be used.
+
+    Args:
+        entity: W&B user or team.
+        project: its project.
+        api: W&B's API; None: ``connect()``.
+        wait: how to wait before another attempt.
+
+    Raises:
+        UserError: W&B cannot be asked, or the project cannot be read.
+    """
+    source = _Source(api or connect(), f"{entity}/{project}", wait)
+    unfinished = source.runs({**OURS, "state": {"$ne": "finished"}}, whole=False)
+    for run in unfinished:
+        yield RecordError(f"W&B run {source.path}/{run.id}: it is {run.state}, not finished")
+    with ThreadPoolExecutor(HISTORIES_AT_ONCE) as pool:
+        yield from pool.map(source.result_of, source.runs({**OURS, "state": "finished"}, whole=True))
+
+
+def results_offline(runs_dir: Path) -> Iterator[Finding]:
+    """Each finished run of a folder of runs, from its W&B file alone, and one sentence for each that cannot be used."""
+    for path in offline_files(runs_dir):
+        try:
+            run = read_offline(path)
+            if run.exit_code != 0:
+                raise RecordError("it is not finished")
+            yield Found(str(path), result_from(record_of(run.summary), run.rows))
+        except RecordError as error:
+            yield RecordError(f"{path}: {error}")
+
+
+class _Source:
+    """One project of W&B's, asked patiently."""
+
+    def __init__(self, api: Api, path: str, wait: Callable[[float], None]) -> None:
+        self._api, self.path, self._wait = api, path, wait
+        self._unanswered = 0  # histories, one after the other
+
+    def runs(self, filters: dict[str, Any], whole: bool) -> Iterator[Any]:
+        """The runs that fit, page by page; ``whole``: with config and summary.
+
+        By their index: an iterator of W&B's that has failed leaves out a run when it goes on.
+        """
+        try:
+            found = self._api.runs(self.path, filters=filters, per_page=RUNS_PER_PAGE, lazy=not whole)
+            for index in itertools.count():
+                try:
+                    run = self._patiently(functools.partial(operator.getitem, found, index))
+                except IndexError:
+                    return
+                yield run
+        except Exception as error:  # W&B's own have no common class
+            raise UserError(
+                f"W&B's project {self.path} cannot be read ({_reason(error)}): check entity= and project=, "
+                "and whether your account may see it"
+            ) from error
+
+    def result_of(self, run: Any) -> Finding:
+        """The result of a finished run, or what is wrong with it."""
+        origin = f"W&B run {self.path}/{run.id}"
+        try:
+            record = record_of(run.summary_metrics)
+            columns = [EPOCH, *record[CURVES]]
+            rows = self._patiently(lambda: list(run.scan_history(keys=columns, page_size=10_000)))
+            result = result_from(record, rows)
+            if result.run_id != run.id:
+                raise RecordError(f"it holds the result of {result.run_id}")
+        except RecordError as error:
+            return RecordError(f"{origin}: {error}")
+        except Exception as error:  # deleted since it was listed, or no answer in spite of patience
+            self._unanswered += _is_passing(error)
+            if self._unanswered > HISTORIES_AT_ONCE:
+                raise UserError(f"W&B has stopped answering ({_reason(error)}): try again later") from error
+            return RecordError(f"{origin}: it cannot be read any more ({_reason(error)})")
+        self._unanswered = 0
+        return Found(origin, result)
+
+    def _patiently(self, ask: Callable[[], Answer]) -> Answer:
+        for seconds in WAITS:
+            try:
+                return ask()
+            except Exception as error:
+                if not _is_passing(error):
+                    raise
+            self._wait(seconds)
+        return ask()
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether the same question may be answered later. W&B's errors carry the HTTP status of the answer, 0 for none."""
+    cause: Any = getattr(error, "exc", None) or error
+    if isinstance(cause, ConnectionError | TimeoutError):
+        return True
+    if not hasattr(cause, "response"):
+        return False
+    status = getattr(cause.response, "http_status", 0) or 0
+    return status in (0, 408, 429) or status >= 500
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,217 @@
+"""Results from W&B: by its own client, of a stand-in for its server; and from the files that `wandb sync` sends."""
+
+import inspect
+import os
+import subprocess
+import sys
+
+import pytest
+from wandb_runs import epoch, result
+from wandb_server import ENTITY, Stored, WandbServer
+
+from isda_repro.errors import UserError
+from isda_repro.tables import from_wandb
+from isda_repro.tables.from_wandb import OURS, connect, results_from_wandb, results_offline
+from isda_repro.tables.records import RecordError, result_of
+from isda_repro.tables.sources import Found
+from isda_repro.tracking.logged import config_of, row_of, summary_of
+
+EPOCHS = [epoch(1, 20.0), epoch(2, 100 / 7), epoch(3, 8.0)]
+
+
+@pytest.fixture(scope="module")
+def api():
+    """W&B's own client, of a server that is here."""
+    with WandbServer() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        api = connect()
+        api.server = server
+        yield api
+        assert not server.unknown
+
+
+@pytest.fixture
+def project(api, request):
+    """``store(name, ...)`` puts a finished run into a project of this test's own."""
+    name = request.node.name.replace("[", "-").rstrip("]")
+
+    def store(run_id, epochs=EPOCHS, state="finished", **changed):
+        rows = [{**row_of(record), "_step": step} for step, record in enumerate(epochs)]
+        config = {key: {"value": value} for key, value in config_of({"seed": 0}).items()}
+        summary = summary_of(result([*{record["epoch"]: record for record in epochs}.values()], run_id))
+        fields = dict(attributes={"jobType": "train"}, config=config, summary=summary, rows=rows, state=state)
+        api.server.runs[run_id] = Stored(run_id, name, **{**fields, **changed})
+
+    store.name = name
+    store.read = lambda **changed: list(results_from_wandb(ENTITY, name, api=api, **changed))
+    return store
+
+
+def expected(run_id, epochs=EPOCHS):
+    return result_of(result(epochs, run_id))
+
+
+def test_each_finished_run_is_found_whole_over_several_pages(project, api, monkeypatch):
+    monkeypatch.setattr(from_wandb, "RUNS_PER_PAGE", 3)
+    names = [f"run-{number}" for number in range(8)]
+    for name in names:
+        project(name)
+    asked = len(api.server.asked)
+    found = project.read()
+    assert [finding.result for finding in found] == [expected(name) for name in names]
+    assert found[0].origin == f"W&B run {ENTITY}/{project.name}/run-0"
+    assert api.server.asked[asked:].count("Runs") == 4, "one page of the others, three of these"
+
+
+def test_runs_that_cannot_be_used_are_named_and_the_others_count(project):
+    project("good")
+    for state in ("running", "crashed", "failed", "killed"):
+        project(state, state=state)
+    project("shorter", rows=[row_of(EPOCHS[0]) | {"_step": 0}])
+    project("without", summary={"test_error": 3.0})
+    project("another", summary=summary_of(result(EPOCHS, "good")))
+    project("other-rows", rows=[{**row_of(epoch(n + 1, 9.0)), "_step": n} for n in range(3)])
+    project("foreign", attributes={"jobType": "eval"})
+    project("unmarked", config={})
+    findings = project.read()
+    assert [finding.result.run_id for finding in findings if isinstance(finding, Found)] == ["good"]
+    said = {str(finding).split("/")[-1] for finding in findings if isinstance(finding, RecordError)}
+    columns = "lr, test_error, test_loss, train_error, train_loss"
+    assert said == {
+        "running: it is running, not finished",
+        "crashed: it is crashed, not finished",
+        "failed: it is failed, not finished",
+        "killed: it is killed, not finished",
+        f"shorter: its history has 1 of 3 epochs with all of {columns}",
+        "without: its summary has no record: it is not whole, or not a run of this project",
+        "another: it holds the result of good",
+        "other-rows: its history is not the one that its result was made of",
+    }
+
+
+def test_a_run_that_is_deleted_while_they_are_read_is_named(project, api, monkeypatch):
+    project("stays")
+    project("goes")
+    answer = api.server.answer
+
+    def deleting(query, variables):
+        answered = answer(query, variables)
+        if "finished" in variables.get("filters", "") and "$ne" not in variables["filters"]:
+            del api.server.runs["goes"]
+        return answered
+
+    monkeypatch.setattr(api.server, "answer", deleting)
+    stays, goes = project.read(wait=lambda seconds: None)
+    assert stays.result == expected("stays")
+    assert "goes: it" in str(goes)
+
+
+def test_an_epoch_that_was_trained_twice_counts_as_the_later(project):
+    project("again", [EPOCHS[0], epoch(2, 99.0), *EPOCHS[1:]])
+    (found,) = project.read()
+    assert found.result == expected("again")
+
+
+def test_what_fails_for_a_moment_is_asked_again_and_no_run_is_lost(project, api, monkeypatch):
+    """W&B's client raises its own errors; its iterator would go on behind the run at which it had failed."""
+    from wandb.proto.wandb_api_pb2 import ApiErrorResponse
+    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+
+    monkeypatch.setattr(from_wandb, "RUNS_PER_PAGE", 2)
+    names = [f"run-{number}" for number in range(5)]
+    for name in names:
+        project(name)
+    faults = {1: 429, 3: 502, 4: 0, 6: 503, 9: 408}  # by the number of the question; 0: no answer at all
+    asked, waits = [], []
+    send = api._service_api.execute_graphql
+
+    def flaky(*arguments, **more):
+        asked.append(arguments)
+        if (status := faults.get(len(asked))) is not None:
+            raise WandbApiFailedError("not now", ApiErrorResponse(message="not now", http_status=status))
+        return send(*arguments, **more)
+
+    monkeypatch.setattr(api._service_api, "execute_graphql", flaky)
+    found = project.read(wait=waits.append)
+    assert [finding.result.run_id for finding in found] == names
+    assert len(waits) == len(faults)
+    assert waits[:2] == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(("status", "attempts"), [(500, 3), (403, 1), (404, 1)])
+def test_what_fails_for_good_is_one_sentence(project, api, monkeypatch, status, attempts):
+    from wandb.proto.wandb_api_pb2 import ApiErrorResponse
+    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+
+    project("run")
+    asked = []
+
+    def refuse(*arguments, **more):
+        asked.append(arguments)
+        raise WandbApiFailedError("no\nwords", ApiErrorResponse(message="no", http_status=status))
+
+    monkeypatch.setattr(api._service_api, "execute_graphql", refuse)
+    with pytest.raises(
+        UserError, match=rf"W&B's project {ENTITY}/.* cannot be read \(no\): check entity= and project="
+    ):
+        project.read(wait=lambda seconds: None)
+    assert len(asked) == attempts
+
+
+def test_a_project_that_is_not_there_is_one_sentence(api):
+    with pytest.raises(UserError, match=f"W&B's project {ENTITY}/nowhere cannot be read"):
+        list(results_from_wandb(ENTITY, "nowhere", api=api))
+
+
+def test_the_filters_are_fields_that_the_api_documents(api):
+    """The server applies them; one that it did not know would silently let everything or nothing through."""
+    documented = inspect.getdoc(type(api).runs)
+    for name in [*OURS, "state"]:
+        assert f"`{name}`" in documented or (name.startswith("config.") and "`config." in documented), name
+
+
+# ----------------------------------------------------------------------------------------------------- without account
+
+
+def test_without_a_key_there_is_one_sentence_at_once(tmp_path):
+    code = "from isda_repro.errors import one_sentence_errors\nfrom isda_repro.tables.from_wandb import connect\n"
+    code += "with one_sentence_errors():\n    connect()"
+    hidden = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    shown = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**hidden, "HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "WANDB_DIR": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert shown.returncode == 2
+    said = [line for line in shown.stderr.splitlines() if line.startswith("error")]
+    assert said == [shown.stderr.splitlines()[-1]]
+    assert said[0].startswith("error: W&B wants an account: `wandb login`, or WANDB_API_KEY=")
+
+
+@pytest.mark.parametrize("words", ["Failed to verify credentials: no answer", "the key is not known"])
+def test_a_key_that_nobody_takes_is_one_sentence(monkeypatch, words):
+    import wandb
+
+    def refuse(timeout):
+        assert timeout <= 10, "a person waits"
+        raise wandb.errors.AuthenticationError(words)
+
+    monkeypatch.setattr(wandb, "Api", refuse)
+    with pytest.raises(UserError, match=rf"W&B cannot be reached, or refuses the key that is set here \({words}\)"):
+        connect()
+
+
+# ------------------------------------------------------------------------------------------------------- offline files
+
+
+def test_offline_files_that_cannot_be_used_are_named(tmp_path):
+    folder = tmp_path / "run-1" / "wandb" / "offline-run-20260101_000000-run-1"
+    folder.mkdir(parents=True)
+    (folder / "run-run-1.wandb").write_bytes(b"not a log of W&B's")
+    (finding,) = results_offline(tmp_path)
+    assert str(finding).startswith(f"{folder / 'run-run-1.wandb'}: `wandb leet inspect` cannot read it: ")
+    assert list(results_offline(tmp_path / "empty")) == []
