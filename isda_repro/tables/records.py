@@ -23,8 +23,9 @@ import orjson
 from isda_repro.errors import UserError
 from isda_repro.files import written_whole
 
-METRICS_SCHEMA = 2  # raise when the fields of EpochRecord or SegmentRecord, or their meanings, change
-RESULT_SCHEMA = 1  # likewise for Result
+# The schemas that can be read, of which the last is written: add one when fields, or their meanings, change.
+METRICS_SCHEMAS = (2, 3)  # of EpochRecord and SegmentRecord; 3: the top-5 error
+RESULT_SCHEMAS = (1, 2)  # of Result; 2: the top-5 error
 LAST_EPOCHS = 10  # Table 2's caption: "the average test error over the last 10 epochs"
 
 
@@ -34,16 +35,20 @@ class RecordError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class _Record:
-    """JSON in, JSON out, strict about fields: a missing or unknown one is an error, never a silent default."""
+    """JSON in, JSON out, strict about fields: a missing or unknown one is an error, never a silent default.
+
+    A field that not every run has is None there, and not written.
+    """
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         known = {field.name for field in dataclasses.fields(cls)}
+        needed = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
         given = set(data) - {"kind", "schema"}
-        if given != known:
-            missing, unknown = sorted(known - given), sorted(given - known)
+        if not needed <= given <= known:
+            missing, unknown = sorted(needed - given), sorted(given - known)
             raise RecordError(f"not a {cls.__name__}: missing fields {missing}, unknown fields {unknown}")
-        return cls(**{name: data[name] for name in known})
+        return cls(**{name: data[name] for name in given})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,7 @@ class EpochRecord(_Record):
     train_error: float  # of the plain logits, on augmented images, while the network was learning
     test_loss: float  # plain cross-entropy
     test_error: float
+    test_top5_error: float | None = None  # images whose class is not among the five likeliest; of more than 5 classes
     timing: dict[str, float]  # seconds: train, data_wait, criterion, evaluation; images_per_s; peak_memory_mib
 
 
@@ -92,13 +98,16 @@ class Result(_Record):
     test_error_last10: float  # mean over the last 10 epochs: Table 2's figure
     test_error_final: float
     test_error_best: float
+    test_top5_error_final: float | None = None  # as in EpochRecord
     epochs: int
     steps: int
     parameters: int  # of the network, its head included
     feature_dim: int
     train_images: int
     test_images: int
-    curves: dict[str, list[float]]  # test_error, test_loss, train_error, train_loss, lr
+    curves: dict[
+        str, list[float]
+    ]  # test_error, test_loss, train_error, train_loss, lr; test_top5_error if there is one
     timing: dict[str, float]  # the run's totals, as in EpochRecord
     segments: list[dict[str, Any]]  # each as in SegmentRecord
     environment: dict[str, Any]  # git revision, whether the tree was clean, versions
@@ -113,8 +122,11 @@ def mean_of_last(errors: list[float], count: int = LAST_EPOCHS) -> float:
 
 def as_json(record: SegmentRecord | EpochRecord | Result) -> dict[str, Any]:
     """The record as a JSON object, with its ``kind`` and ``schema``."""
-    schema = RESULT_SCHEMA if isinstance(record, Result) else METRICS_SCHEMA
-    return {"kind": record.kind, "schema": schema, **dataclasses.asdict(record)}
+    schema = (RESULT_SCHEMAS if isinstance(record, Result) else METRICS_SCHEMAS)[-1]
+    optional = {field.name for field in dataclasses.fields(record) if field.default is None}
+    body = dataclasses.asdict(record)
+    given = {name: value for name, value in body.items() if value is not None or name not in optional}
+    return {"kind": record.kind, "schema": schema, **given}
 
 
 def read_metrics(path: Path, length: int | None = None) -> Iterator[SegmentRecord | EpochRecord]:
@@ -127,7 +139,7 @@ def read_metrics(path: Path, length: int | None = None) -> Iterator[SegmentRecor
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             data = json.loads(line)
-            _check_schema(data, METRICS_SCHEMA)
+            _check_schema(data, METRICS_SCHEMAS)
             yield kinds[data["kind"]].from_json(data)
         except (ValueError, KeyError, TypeError) as error:
             raise RecordError(f"{path}, line {number}: {_reason(error)}") from error
@@ -153,7 +165,7 @@ def read_result(path: Path) -> Result:
 def result_of(data: Any) -> Result:
     """A result from the JSON object that ``as_json`` makes of one. RecordError says why it cannot be used."""
     try:
-        _check_schema(data, RESULT_SCHEMA)
+        _check_schema(data, RESULT_SCHEMAS)
         result = Result.from_json(data)
         if not math.isfinite(sum(result.curves["test_error"])):
             raise RecordError("a test error is not finite")
@@ -172,11 +184,11 @@ def _parsed(content: bytes) -> Any:
         return json.loads(content.decode("utf-8"))
 
 
-def _check_schema(data: Any, expected: int) -> None:
+def _check_schema(data: Any, readable: tuple[int, ...]) -> None:
     if not isinstance(data, dict):
         raise RecordError("not a JSON object")
-    if data.get("schema") != expected:
-        raise RecordError(f"schema {data.get('schema')!r}, this code reads {expected}")
+    if data.get("schema") not in readable:
+        raise RecordError(f"schema {data.get('schema')!r}, this code reads {' and '.join(map(str, readable))}")
 
 
 def _reason(error: Exception) -> str:

@@ -73,11 +73,13 @@ class Progress:
             return
         timing = record["timing"]
         self._looked_at = time.perf_counter()
+        top5 = f" top-5 {record['test_top5_error']:6.2f}%" if "test_top5_error" in record else ""
         left = (self._epochs - record["epoch"]) * (timing["train"] + timing["evaluation"])
         self._say(
             f"epoch {record['epoch']:>{len(str(self._epochs))}}/{self._epochs}  lr {record['lr']:<7.4g}"
             f" train loss {record['train_loss']:.4f} error {record['train_error']:6.2f}%  "
-            f"test error {record['test_error']:6.2f}%  {timing['images_per_s']:,.0f} images/s  {duration(left)} left"
+            f"test error {record['test_error']:6.2f}%{top5}  "
+            f"{timing['images_per_s']:,.0f} images/s  {duration(left)} left"
         )
 
     def close(self) -> None:

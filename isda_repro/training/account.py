@@ -43,7 +43,9 @@ def result_record(
 ) -> Result:
     """What a run that has ended is summed up in."""
     errors = [record.test_error for record in records]
-    curves = ("test_error", "test_loss", "train_error", "train_loss", "lr")
+    curves = ["test_error", "test_loss", "train_error", "train_loss", "lr"]
+    if all(record.test_top5_error is not None for record in records):  # its first epochs may be of older code
+        curves.append("test_top5_error")
     choices: dict[str, Any] = OmegaConf.to_container(cfg.choice)  # type: ignore[assignment]
     return Result(
         run_id=cfg.run_id,
@@ -53,6 +55,7 @@ def result_record(
         test_error_last10=mean_of_last(errors),
         test_error_final=errors[-1],
         test_error_best=min(errors),
+        test_top5_error_final=records[-1].test_top5_error,
         epochs=len(records),
         steps=records[-1].step,
         parameters=sum(parameter.numel() for parameter in trainer.network.parameters()),
@@ -97,7 +100,8 @@ def summary(result: Result) -> str:
     """A result in one line."""
     where = f"{result.evaluated_on} error"
     last = min(10, result.epochs)
+    top5 = "" if result.test_top5_error_final is None else f", final top-5 {result.test_top5_error_final:.2f}%"
     return (
         f"{where} {result.test_error_last10:.2f}% (mean of the last {last} epochs), "
-        f"final {result.test_error_final:.2f}%, best {result.test_error_best:.2f}%"
+        f"final {result.test_error_final:.2f}%, best {result.test_error_best:.2f}%{top5}"
     )

@@ -12,12 +12,18 @@ from torch import Tensor, nn
 from isda_repro.training.compute import Compute
 from isda_repro.training.processes import ALONE, Processes
 
+LIKELIEST = 5
+
 
 class Evaluation(NamedTuple):
-    """Over all samples: mean cross-entropy, and the share of wrong classes in percent."""
+    """Over all samples: mean cross-entropy, and the share of wrong classes in percent.
+
+    ``top5_error``: the share of samples whose class is not among the five likeliest; None of five classes or fewer.
+    """
 
     loss: float
     error: float
+    top5_error: float | None = None
 
 
 @torch.inference_mode()
@@ -31,7 +37,7 @@ def evaluate(
     """
     was_training = network.training
     network.eval()
-    totals = torch.zeros(3, dtype=torch.float64, device=compute.device)
+    totals = torch.zeros(5, dtype=torch.float64, device=compute.device)
     for images, targets in batches:
         if not len(targets):  # a share may be empty, which not every network can be given
             continue
@@ -40,6 +46,10 @@ def evaluate(
         totals[0] += F.cross_entropy(logits.double(), targets, reduction="sum")
         totals[1] += (logits.argmax(1) != targets).sum()
         totals[2] += len(targets)
+        if logits.shape[1] > LIKELIEST:
+            likeliest = logits.topk(LIKELIEST, dim=1).indices
+            totals[3] += (likeliest != targets[:, None]).all(1).sum()
+            totals[4] += len(targets)  # told to a process whose share is empty, which saw no logits
     network.train(was_training)
-    loss, errors, samples = processes.add_up(totals).tolist()
-    return Evaluation(loss / samples, 100 * errors / samples)
+    loss, errors, samples, top5_errors, ranked = processes.add_up(totals).tolist()
+    return Evaluation(loss / samples, 100 * errors / samples, 100 * top5_errors / ranked if ranked else None)

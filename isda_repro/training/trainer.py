@@ -196,6 +196,7 @@ class Trainer:
             train_error=train_error,
             test_loss=test.loss,
             test_error=test.error,
+            test_top5_error=test.top5_error,
             timing=self._timing(),
         )
 

@@ -93,9 +93,35 @@ def test_nan_is_never_written_and_never_read(demo, finish):
 
 def test_a_result_of_another_schema_is_refused(demo, finish):
     path = finish(next(iter(demo[1].values()))[0], 3.0)
-    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 2}))
-    with pytest.raises(RecordError, match=r"result\.json: schema 2, this code reads 1"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 3}))
+    with pytest.raises(RecordError, match=r"result\.json: schema 3, this code reads 1 and 2"):
         read_result(path)
+
+
+def test_a_top_5_error_is_kept_where_there_is_one_and_not_written_where_there_is_none(demo, finish, tmp_path):
+    ranked = dataclasses.replace(EPOCH, test_top5_error=1.5)
+    path = write_lines(tmp_path / "metrics.jsonl", EPOCH, ranked)
+    assert ["test_top5_error" in line for line in path.read_text().splitlines()] == [False, True]
+    assert list(read_metrics(path)) == [EPOCH, ranked]
+    result = finish(next(iter(demo[1].values()))[0], 3.0, test_top5_error_final=0.25)
+    assert read_result(result).test_top5_error_final == 0.25
+
+
+def test_files_older_than_the_top_5_error_are_read(demo, finish, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({**as_json(record), "schema": 2}) + "\n" for record in (SEGMENT, EPOCH)))
+    assert list(read_metrics(path)) == [SEGMENT, EPOCH]
+    path = finish(next(iter(demo[1].values()))[0], 3.0)
+    new = read_result(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 1}))
+    assert read_result(path) == new
+    assert new.test_top5_error_final is None
+
+
+def test_the_committed_results_are_read(root):
+    paths = sorted((root / "results").glob("*/*/*.json"))
+    assert paths
+    assert {read_result(path).epochs for path in paths} >= {5, 12}
 
 
 def test_the_mean_is_of_the_last_ten_epochs():

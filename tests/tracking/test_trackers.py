@@ -32,13 +32,16 @@ def test_progress_prints_plain_lines_where_there_is_no_terminal(monkeypatch):
     bar = Progress(epochs=2, images_per_epoch=100, stream=stream)
     bar.advance(50, 1, lambda: (1.25, 40.0))
     bar.log(epoch(1, 20.0))
+    bar.log({**epoch(2, 10.0), "test_top5_error": 1.25})
     bar.close()
-    within, ended = stream.getvalue().splitlines()
+    within, ended, last = stream.getvalue().splitlines()
     assert within.startswith("epoch 1/2 at  50%: loss 1.250, error 40.00%")
     assert within.endswith("left")
     assert "\r" not in stream.getvalue()
     assert "test error  20.00%" in ended
     assert ended.endswith("50 images/s  0:03 left")
+    assert "top-5" not in ended
+    assert "test error  10.00% top-5   1.25%  " in last
 
 
 def test_progress_does_not_look_at_the_device_more_than_it_must():

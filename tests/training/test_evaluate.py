@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from isda_repro.models import ResNet
+from isda_repro.models import NetworkOutput, ResNet
 from isda_repro.training.compute import Compute
 from isda_repro.training.evaluate import evaluate
 
@@ -28,3 +28,28 @@ def test_the_mean_over_all_samples_however_they_are_cut(sizes, training):
     assert network.training is training
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+class Fixed(torch.nn.Module):
+    """Whose logits are its images."""
+
+    def forward(self, images):
+        return NetworkOutput(images, images)
+
+
+def test_the_top_5_error_counts_the_images_whose_class_is_not_among_the_five_likeliest():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(40, 9), torch.randint(9, (40,))
+    ranks = (logits > logits.gather(1, targets[:, None])).sum(1)  # how many classes are likelier
+    found = evaluate(Fixed(), zip(logits.split(7), targets.split(7), strict=True), COMPUTE)
+    assert 0 < (ranks >= 5).sum() < (ranks >= 1).sum()
+    assert found.top5_error == pytest.approx(100 * (ranks >= 5).float().mean().item())
+    assert found.error == pytest.approx(100 * (ranks >= 1).float().mean().item())
+
+
+@pytest.mark.parametrize(("classes", "has_one"), [(5, False), (6, True)])
+def test_five_classes_have_no_top_5_error(classes, has_one):
+    logits = torch.arange(float(classes)).expand(3, classes)
+    found = evaluate(Fixed(), [(logits, torch.zeros(3, dtype=torch.int64))], COMPUTE)
+    assert found.top5_error == (100 if has_one else None)
+    assert found.error == 100

@@ -72,6 +72,7 @@ def test_seven_samples_are_evaluated_once_each(outcomes, world, shares):
     outcome = outcomes[world]["few_samples"]
     assert outcome["counted"] == shares, "a batch of 5, one of 2"
     assert outcome["error"] == outcomes[1]["few_samples"]["error"]
+    assert outcome["top5"] == outcomes[1]["few_samples"]["top5"] is not None
     assert outcome["loss"] == pytest.approx(outcomes[1]["few_samples"]["loss"], rel=1e-12)
 
 

@@ -50,6 +50,8 @@ def test_a_run_leaves_its_directory_complete(tmp_path):
     assert result.test_error_last10 == pytest.approx(sum(errors[2:]) / 10)
     assert result.test_error_final == errors[-1]
     assert result.test_error_best == min(errors)
+    assert result.curves["test_top5_error"] == [epoch.test_top5_error for epoch in epochs]
+    assert result.test_top5_error_final == epochs[-1].test_top5_error < epochs[-1].test_error
     assert result.steps == epochs[-1].step == 12 * 4
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["versions"]["torch"] == version("torch")

@@ -150,7 +150,7 @@ def few_samples(processes, folder):
     trainer = trainer_of("ce", processes)
     counted = processes.told_to_all(sum(len(targets) for _, targets in trainer.test_batches.epoch(0)))
     test = evaluate(trainer.network, trainer.test_batches.epoch(0), trainer.compute, processes)
-    return {"counted": counted, "loss": test.loss, "error": test.error}
+    return {"counted": counted, "loss": test.loss, "error": test.error, "top5": test.top5_error}
 
 
 KINDS = {kind.__name__: kind for kind in (every_loss, micro_batches, batch_norm, own_statistics, few_samples)}
