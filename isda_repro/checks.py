@@ -25,6 +25,9 @@ class ConfigError(UserError):
     """A setting is wrong; the message is one sentence that says which, why and what to do."""
 
 
+GENERATORS = ("wgan", "cgan", "acgan", "infogan")
+
+
 def is_count(value: object) -> bool:
     """Whether it is a whole number from 1 on; True is none."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
@@ -32,6 +35,18 @@ def is_count(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def generator_kind(cfg: Mapping[str, Any]) -> str | None:
+    """Whose images are among those that are trained on; None: nobody's. Frozen files may be older than the setting."""
+    kind: str | None = (cfg.get("synthetic") or {}).get("kind")
+    return kind
+
+
+def lacks(cfg: Mapping[str, Any]) -> str | None:
+    """What is not there that a configuration would need to be run, though nothing in it is wrong."""
+    kind = generator_kind(cfg)
+    return None if kind is None else f"needs a trained {kind} generator, which this version cannot train"
 
 
 def check(cfg: Mapping[str, Any]) -> None:
@@ -99,7 +114,19 @@ def check(cfg: Mapping[str, Any]) -> None:
     _require(isinstance(cfg["force"], bool), "force", cfg["force"], "true or false")
     for key in ("runs_dir", "data_dir"):
         _require(isinstance(cfg[key], str) and bool(cfg[key]), key, cfg[key], "a folder's name")
+    _check_synthetic(cfg.get("synthetic") or {})
     _check_choices(cfg)
+
+
+def _check_synthetic(synthetic: Mapping[str, Any]) -> None:
+    """A kind of generator and its share of each batch, or neither."""
+    kind, fraction = synthetic.get("kind"), synthetic.get("fraction")
+    if kind is None:
+        _require(fraction is None, "synthetic.fraction", fraction, "null without a generator; choose synthetic=")
+        return
+    _require(kind in GENERATORS, "synthetic.kind", kind, f"one of {', '.join(GENERATORS)}")
+    is_share = isinstance(fraction, int | float) and 0 < fraction < 1  # True, NaN and infinity are not
+    _require(is_share, "synthetic.fraction", fraction, "a number between 0 and 1")
 
 
 def _check_milestones(recipe: Mapping[str, Any]) -> None:

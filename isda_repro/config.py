@@ -23,7 +23,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from isda_repro.checks import ConfigError, check, is_count
+from isda_repro.checks import ConfigError, check, generator_kind, is_count
 from isda_repro.errors import UserError
 from isda_repro.files import sha256, written_whole
 
@@ -272,7 +272,10 @@ def read_frozen(path: Path) -> DictConfig:
 
 
 def request(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """What was asked for: the settings that can change the result, nulls left out (a new option starts as null)."""
+    """What was asked for: the settings that can change the result.
+
+    Nulls are left out, and what holds nothing else: a new option, or a new group of them, starts as nulls.
+    """
     plain = cfg if isinstance(cfg, dict) else cast(dict[str, Any], OmegaConf.to_container(cast(DictConfig, cfg)))
     identity = ("run_id", "numerics_version")
     return cast(dict[str, Any], _pruned({key: value for key, value in plain.items() if key not in identity}, ""))
@@ -281,7 +284,8 @@ def request(cfg: Mapping[str, Any]) -> dict[str, Any]:
 def _pruned(node: Any, path: str) -> Any:
     if isinstance(node, Mapping):
         below = {key: _pruned(value, f"{path}.{key}" if path else str(key)) for key, value in node.items()}
-        return {k: v for k, v in below.items() if v is not None and (f"{path}.{k}" if path else k) not in NOT_REQUESTED}
+        asked = {k: v for k, v in below.items() if v is not None and v != {}}
+        return {k: v for k, v in asked.items() if (f"{path}.{k}" if path else k) not in NOT_REQUESTED}
     if isinstance(node, list):
         return [_pruned(value, path) for value in node]
     return int(node) if isinstance(node, float) and node.is_integer() else node
@@ -312,9 +316,10 @@ def dataset_name(cfg: Mapping[str, Any]) -> str:
 
 
 def cell_name(cfg: Mapping[str, Any]) -> str:
-    """``<model>-<dataset>-<augmentation>-<loss>``: what the runs of all seeds have in common."""
-    choice = cfg["choice"]
-    return f"{model_name(cfg)}-{dataset_name(cfg)}-{choice['augmentation']}-{choice['loss']}"
+    """``<model>-<dataset>-<augmentation>-<loss>[-<generator>]``: what the runs of all seeds have in common."""
+    choice, kind = cfg["choice"], generator_kind(cfg)
+    parts = [model_name(cfg), dataset_name(cfg), choice["augmentation"], choice["loss"], *([kind] if kind else [])]
+    return "-".join(parts)
 
 
 # ---------------------------------------------------------------------------------------------------------- building

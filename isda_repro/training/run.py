@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig
 
+from isda_repro.checks import ConfigError, generator_kind, lacks
 from isda_repro.config import build, weights_digest, write_frozen
 from isda_repro.console import say
 from isda_repro.data import Source
@@ -51,6 +52,8 @@ def run(cfg: DictConfig) -> Result:
         UserError: a setting, the data or the device is wrong, another process writes this run, or the loss diverged.
         StoppedError: a signal asked to stop; the state is saved.
     """
+    if (lack := lacks(cfg)) is not None:
+        raise ConfigError(f"synthetic={generator_kind(cfg)} {lack}; nothing has been run")
     waits = cfg.compute.get("timeout_minutes", 10)
     with noting(Path(cfg.runs_dir) / cfg.run_id), joined(waits) as processes:
         result = processes.told_by_first(lambda: _earlier_result(cfg))
