@@ -127,8 +127,8 @@ def _filled(table: Table, runs: Runs) -> FilledTable:
 
 
 def _compared(table: Table, filled: FilledCell, cells: Mapping[tuple[Label, Label], FilledCell]) -> FilledCell:
-    column = table.baseline_column(filled.cell.column)
-    baseline = cells.get((filled.cell.row, column)) if column is not None else None
+    where = table.baseline_of(filled.cell.row, filled.cell.column)
+    baseline = None if where is None else cells.get(where)
     if baseline is None:
         return filled
     ours, theirs = filled.cell.paper, baseline.cell.paper

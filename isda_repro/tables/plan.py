@@ -11,8 +11,10 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from isda_repro.checks import lacks
 from isda_repro.config import request, requested_run_id
-from isda_repro.tables.specification import Cell, Table, refuse_seeds
+from isda_repro.tables.cells import Cell, Table
+from isda_repro.tables.choices import refuse_seeds
 
 Compose = Callable[[list[str]], DictConfig | dict[str, Any]]
 """Overrides -> the frozen configuration; remembered ones come as plain dictionaries, which are ten times as quick."""
@@ -27,6 +29,11 @@ class Run:
     settings: Mapping[str, Any]
 
     @property
+    def lacks(self) -> str | None:
+        """Why it cannot be run, as "needs a trained acgan generator, ..."; None for nearly all."""
+        return lacks(self.settings)
+
+    @property
     def config(self) -> DictConfig:
         """The frozen configuration, as ``isda_repro.config.write_frozen`` takes it."""
         return OmegaConf.create(dict(self.settings))
@@ -38,6 +45,8 @@ Plan = dict[Cell, tuple[Run, ...]]
 def expand(table: Table, compose: Compose, extra: Sequence[str] = ()) -> Plan:
     """Every cell's runs. A cell is composed once; its seeds are set afterwards, since composing is what takes time.
 
+    Cells that show different numbers of the same runs have them in common.
+
     Args:
         table: what to expand.
         compose: ``isda_repro.config.compose``.
@@ -45,11 +54,16 @@ def expand(table: Table, compose: Compose, extra: Sequence[str] = ()) -> Plan:
     """
     refuse_seeds(extra, "set=")
     plan: Plan = {}
+    composed: dict[tuple[Any, ...], tuple[Run, ...]] = {}
     for cell in table.cells:
+        if (same := composed.get((cell.overrides, cell.seeds))) is not None:
+            plan[cell] = same
+            continue
         frozen = compose([*cell.overrides, *extra, f"seed={cell.seeds[0]}"])
         settings = frozen if isinstance(frozen, dict) else cast(dict[str, Any], OmegaConf.to_container(frozen))
         requested = request(settings)
         plan[cell] = tuple(_with_seed(settings, requested, seed) for seed in cell.seeds)
+        composed[cell.overrides, cell.seeds] = plan[cell]
     return plan
 
 

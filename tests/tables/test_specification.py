@@ -4,7 +4,7 @@ from omegaconf import OmegaConf
 from isda_repro import config
 from isda_repro.errors import UserError
 from isda_repro.tables.plan import expand
-from isda_repro.tables.specification import PaperValue, load_table, table_names
+from isda_repro.tables.specification import PaperValue, load_table
 
 SPEC = """
 title: A table
@@ -64,7 +64,7 @@ cells:
 
 def test_the_papers_values_stand_in_column_order_and_null_takes_a_cell_out(read):
     table = read(SPEC + "paper: {ResNet-20: [7.39, [7.09, 0.12], null, [30.27, 0.34]]}")
-    assert cell_of(table, ("ResNet-20",), ("Digits", "CE")).paper == PaperValue(7.39)
+    assert cell_of(table, ("ResNet-20",), ("Digits", "CE")).paper == PaperValue(7.39, None, 1)
     assert cell_of(table, ("ResNet-20",), ("Digits", "ISDA")).paper == PaperValue(7.09, 0.12)
     assert cell_of(table, ("ResNet-20",), ("CIFAR-10", "ISDA")).paper == PaperValue(30.27, 0.34)
     assert cell_of(table, ("ResNet-110",), ("CIFAR-10", "CE")).paper is None
@@ -84,7 +84,20 @@ def test_the_baseline_is_looked_up_in_its_own_axis(read):
         (SPEC + "colums: []", "unknown key colums; it can have title, metric"),
         (SPEC.replace("title: A table", ""), "title: is missing"),
         (SPEC.replace("test_error_last10", "accuracy"), "metric: accuracy is unknown"),
-        (SPEC.replace("baseline: CE", "baseline: Basic"), "baseline: Basic is no column label"),
+        (
+            SPEC.replace("baseline: CE", "baseline: Basic"),
+            "baseline: Basic is no column label, and no row; they are Dig",
+        ),
+        (
+            SPEC.replace("baseline: CE", "baseline: {'*': [ResNet-20, A]}"),
+            "baseline: A is no row; they are ResNet-20; Res",
+        ),
+        (SPEC + "precisions: [fp16]", r"precisions: \['fp16'\] must be a list with one or more of fp32, bf16"),
+        (SPEC + "precisions: []", r"precisions: \[\] must be a list"),
+        (SPEC + "notes: one", "notes: must be a list of sentences"),
+        (SPEC + "cells: [{row: ResNet-20, precisions: fp32}]", "column \\*: precisions: fp32 must be a list"),
+        (SPEC + "cells: [{row: ResNet-20, needs: {gan: x}}]", "needs has the unknown key gan"),
+        (SPEC.replace("CE: loss=ce", "CE: {metric: error}"), "columns: CE: metric: error is unknown; it can be test_e"),
         (SPEC.replace("seeds: [0, 1, 2]", "seeds: [0, 0]"), r"seeds \[0, 0\] must be a list of different"),
         (SPEC.replace("seeds: [0, 1, 2]", "seeds: [0.5]"), "whole numbers"),
         (SPEC.replace("seeds: [0, 1, 2]", "seeds: []"), "must be a list"),
@@ -94,15 +107,22 @@ def test_the_baseline_is_looked_up_in_its_own_axis(read):
         (SPEC.replace("ISDA: loss=isda", "CE: loss=isda"), "duplicate key CE"),
         (
             SPEC.replace("ISDA: loss=isda", "ce: loss=isda"),
-            "two cells would both be stored as resnet-110--cifar-10--ce",
+            "two cells would both be stored as resnet-20--digits--ce",
         ),
         (SPEC + "cells: [{row: WRN*, set: a=1}]", r"row WRN\*, column \* fits no cell"),
         (SPEC + "cells: [{row: '*', set: a=1}, {set: a=2}]", "is given twice"),
         (SPEC + "paper: {ResNet-32: [1, 2, 3, 4]}", "unknown key ResNet-32"),
         (SPEC + "paper: {ResNet-20: [1, 2]}", "must list 4 values"),
         (SPEC + "paper: {ResNet-20: [1, 2, 3, [4, 5, 6]]}", r"must be a number, \[mean, std\] or null"),
-        (SPEC + "paper: table9", "reported.yaml lists no values under table9"),
-        (SPEC + "paper: table2", "reported.yaml lists no values under table2"),
+        (SPEC + "paper: {table: table9}", "paper: reported.yaml has no values of table9; it has those of table1 to"),
+        (SPEC + "paper: {table: table6}", "paper: reported.yaml has no values of table6"),
+        (SPEC + "paper: {table: table2}", "paper: table2 has no row ResNet-20; it has ResNet-32; ResNet-110; SE-"),
+        (SPEC + "paper: {table: table2, nams: {}}", "paper has the unknown key nams; it can have table, names, incon"),
+        (SPEC + "paper: {table: table2, names: {VGG: vgg}}", "paper: names has the unknown key VGG"),
+        (
+            SPEC + "paper: {table: table2, names: {ResNet-20: ResNet-32}}",
+            "paper: table2 has no Digits / CE for ResNet-32; it has cifar10 / basic; cifar10 / isda; cifar100 / basic",
+        ),
         ("[1, 2]", "the table must be a mapping"),
         ("rows: [", "is not YAML"),
     ],
@@ -112,6 +132,82 @@ def test_a_mistake_is_one_sentence_that_names_the_file(read, text, message):
         read(text)
     assert str(caught.value).startswith("conf/table/some.yaml")
     assert "\n" not in str(caught.value)
+
+
+def test_a_label_that_only_has_a_metric_shows_more_of_the_same_runs(read):
+    table = read(
+        SPEC.replace(
+            "CE: loss=ce, ISDA: loss=isda", "CE: loss=ce, ISDA: loss=isda, B: {set: loss=ce, metric: test_error_best}"
+        )
+        + "  - {Last: {metric: test_error_final}, Top-5: {metric: test_top5_error_final}}"
+    )
+    last, top5, best = (
+        cell_of(table, ("ResNet-20",), ("CIFAR-10", *labels))
+        for labels in (("CE", "Last"), ("CE", "Top-5"), ("B", "Last"))
+    )
+    assert (last.metric, top5.metric, best.metric) == ("test_error_final", "test_top5_error_final", "test_error_final")
+    assert last.overrides == top5.overrides
+    assert last.slug == top5.slug == "resnet-20--cifar-10--ce"
+    assert best.slug == "resnet-20--cifar-10--b", "it makes runs of its own"
+    assert table.baseline_of(last.row, ("CIFAR-10", "ISDA", "Top-5")) == (top5.row, top5.column)
+
+
+def test_cells_that_show_the_same_number_of_the_same_runs_are_refused(read):
+    with pytest.raises(UserError, match="two cells would both be stored as resnet-20--digits--ce"):
+        read(SPEC + "  - {A: {metric: test_error_final}, B: {metric: test_error_final}}")
+
+
+def test_precisions_are_the_tables_or_an_exceptions(read):
+    table = read(SPEC + "precisions: [fp32]\ncells: [{row: ResNet-110, column: ISDA, precisions: [bf16, fp32]}]")
+    assert table.precisions == ("fp32",)
+    assert {cell.precisions for cell in table.cells} == {("fp32",), ("bf16", "fp32")}
+    assert cell_of(table, ("ResNet-110",), ("Digits", "ISDA")).precisions == ("bf16", "fp32")
+    assert {cell.precisions for cell in read(SPEC).cells} == {("fp32", "bf16")}
+
+
+ROWS = """
+title: Methods
+metric: test_error_last10
+baseline: {"* + Dropout": Basic + Dropout, "*": [Basic, Basic + Dropout]}
+seeds: [0]
+rows: [{Basic: loss=ce, Basic + Dropout: loss=ce, Focal: loss=focal, Focal + Dropout: loss=focal}]
+columns: [{A: model=resnet20, B: model=wrn16_8}]
+paper: {Basic: [1, null], Focal + Dropout: [null, 1]}
+notes: ["One.", "Two\n  lines."]
+"""
+
+
+def test_rows_are_compared_with_the_first_of_their_baselines_that_the_column_has(read):
+    table = read(ROWS)
+    found = {(row[0], column[0]): table.baseline_of(row, column) for row in table.rows for column in table.columns}
+    named = {key: None if where is None else where[0][0] for key, where in found.items()}
+    assert named == {
+        ("Basic", "A"): None,
+        ("Basic", "B"): "Basic + Dropout",  # not that there is such a cell
+        ("Basic + Dropout", "A"): None,
+        ("Basic + Dropout", "B"): None,
+        ("Focal", "A"): "Basic",
+        ("Focal", "B"): "Basic + Dropout",
+        ("Focal + Dropout", "A"): "Basic + Dropout",
+        ("Focal + Dropout", "B"): "Basic + Dropout",
+    }
+    assert all(where is None or where[1] == (key[1],) for key, where in found.items())
+    assert table.baseline is None
+    assert read(ROWS.replace('{"* + Dropout": Basic + Dropout, "*": [Basic, Basic + Dropout]}', "Focal")).baseline_of(
+        ("Basic",), ("A",)
+    ) == (("Focal",), ("A",))
+
+
+def test_notes_are_sentences_on_one_line(read):
+    assert read(ROWS).notes == ("One.", "Two lines.")
+
+
+def test_a_cell_may_need_a_generator_and_other_cells(read):
+    table = read(ROWS + "cells: [{row: Focal, needs: {generator: acgan}}, {column: B, needs: {row: Basic, column: A}}]")
+    focal, basic = cell_of(table, ("Focal",), ("B",)), cell_of(table, ("Basic",), ("A",))
+    assert (focal.generator, basic.generator) == ("acgan", None)
+    assert table.needed_by(focal) == {basic}
+    assert table.needed_by(cell_of(table, ("Focal",), ("A",))) == set()
 
 
 def test_an_unknown_table_lists_those_that_exist():
@@ -124,14 +220,14 @@ VARIANT = (
     + """
 cells: [{row: ResNet-20, set: loss.lambda_0=1}]
 variants:
-  more: {title: Another, cells: [{row: ResNet-110, set: model.dropout=0.1}]}
+  more: {title: Another, notes: [New.], cells: [{row: ResNet-110, set: model.dropout=0.1}]}
 """
 )
 
 
 def test_a_variant_is_the_table_with_a_title_and_exceptions_of_its_own(read, tmp_path):
     plain, table = read(VARIANT), load_table("some+more", tmp_path)
-    assert (table.name, table.title) == ("some+more", "Another")
+    assert (table.name, table.title, table.notes) == ("some+more", "Another", ("New.",))
     for cell in table.cells:
         same = cell_of(plain, cell.row, cell.column).overrides
         assert cell.overrides == (*same, "model.dropout=0.1") if cell.row == ("ResNet-110",) else same
@@ -144,32 +240,6 @@ def test_an_unknown_variant_lists_those_that_exist(read, tmp_path):
     read(SPEC)
     with pytest.raises(UserError, match=r"there is no variant \+more; there are none"):
         load_table("some+more", tmp_path)
-
-
-def test_the_papers_values_come_from_where_they_were_transcribed():
-    table4, table5 = load_table("table4"), load_table("table5")
-    assert cell_of(table4, ("Center Loss",), ("ResNet-110", "CIFAR-100")).paper == PaperValue(27.85, 0.10)
-    assert cell_of(table5, ("ISDA",), ("CIFAR-100",)).paper == PaperValue(17.98, 0.15)
-    assert all(cell.paper is not None for cell in (*table4.cells, *table5.cells))
-    assert not [cell for cell in table4.cells if cell.row == ("Basic",) and cell.column[0].startswith("Wide")]
-
-
-def test_table_4_with_dropout_differs_in_the_other_losses_on_resnet110_alone():
-    plain, dropout = (expand(load_table(name), config.compose) for name in ("table4", "table4+dropout"))
-    changed = {
-        cell.name
-        for (cell, runs), others in zip(plain.items(), dropout.values(), strict=True)
-        if [run.run_id for run in runs] != [run.run_id for run in others]
-    }
-    methods = ("Large Margin", "Disturb Label", "Focal Loss", "Center Loss", "Lq Loss")
-    assert changed == {f"{method}, ResNet-110, {data}" for method in methods for data in ("CIFAR-10", "CIFAR-100")}
-
-
-@pytest.mark.parametrize("name", table_names())
-def test_every_table_composes(name):
-    table = load_table(name)
-    plan = expand(table, config.compose)
-    assert [len(runs) for runs in plan.values()] == [len(cell.seeds) for cell in table.cells]
 
 
 def test_a_seed_set_afterwards_is_the_seed_composed(demo):

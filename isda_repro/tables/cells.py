@@ -1,0 +1,106 @@
+"""What a table is, once its specification has been read: cells in rows and columns, and what stands beside them."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from dataclasses import dataclass, field
+
+from isda_repro.tables.reported import PaperValue
+
+METRICS = {
+    "test_error_last10": "mean of the last 10 epochs",
+    "test_error_final": "last epoch",
+    "test_error_best": "best epoch, chosen on the images it is reported on",
+    "test_top5_error_final": "last epoch, images whose class is not among the five likeliest",
+}
+"""The fields of a Result that a table can show, and how its caption calls them."""
+
+PRECISIONS = ("fp32", "bf16")
+"""What a run's segments can have been trained in."""
+
+Label = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: the overrides that produce it, its seeds, and the paper's value.
+
+    Two cells that show two metrics of the same runs have the same ``slug``.
+    """
+
+    row: Label
+    column: Label
+    overrides: tuple[str, ...]
+    seeds: tuple[int, ...]
+    paper: PaperValue | None = None
+    needs: tuple[tuple[str, str], ...] = ()  # patterns of rows and columns
+    generator: str | None = None  # the kind of trained generator that its runs need
+    metric: str = "test_error_last10"  # the field of a Result that it shows
+    precisions: tuple[str, ...] = PRECISIONS  # those that it accepts of a run's segments
+    labels: Label = ()  # those that name its runs: without those that only choose a metric
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return ", ".join((*self.row, *self.column))
+
+    @property
+    def slug(self) -> str:
+        """For folders."""
+        labels = self.labels or (*self.row, *self.column)
+        return "--".join(re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") for label in labels)
+
+
+Cells = dict[tuple[Label, Label], Cell]
+"""By row and column."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as specified; ``cells`` leaves out what the paper has no cell for."""
+
+    name: str
+    title: str
+    metric: str
+    baseline: str | None  # a column's label
+    rows: tuple[Label, ...]
+    columns: tuple[Label, ...]
+    cells: tuple[Cell, ...]
+    precisions: tuple[str, ...] = PRECISIONS  # of the cells that say nothing else
+    notes: tuple[str, ...] = ()  # sentences for below the table
+    row_baselines: tuple[tuple[str, tuple[Label, ...]], ...] = field(
+        default=()
+    )  # pattern of a row -> rows, the best first
+
+    def needed_by(self, cell: Cell) -> set[Cell]:
+        """The cells that must be finished before this one is begun."""
+        return {
+            one for one in self.cells for row, column in cell.needs if fits(one.row, row) and fits(one.column, column)
+        }
+
+    def baseline_of(self, row: Label, column: Label) -> tuple[Label, Label] | None:
+        """Row and column of the cell that this one is compared with; None for a baseline, and where there is none."""
+        there = {(cell.row, cell.column) for cell in self.cells}
+        if (in_column := self.baseline_column(column)) is not None:
+            return (row, in_column) if (row, in_column) in there else None
+        candidates = next((rows for pattern, rows in self.row_baselines if fits(row, pattern)), ())
+        best = next((one for one in candidates if (one, column) in there), None)
+        return None if best in (None, row) else (best, column)
+
+    def baseline_column(self, column: Label) -> Label | None:
+        """The column that this one is compared with; None for the baseline itself and where there is none."""
+        if self.baseline is None or self.baseline in column:
+            return None
+        axis = next(i for i in range(len(column)) if any(other[i] == self.baseline for other in self.columns))
+        return (*column[:axis], self.baseline, *column[axis + 1 :])
+
+
+def joined(label: Label) -> str:
+    """A row or column as a pattern names it."""
+    return " / ".join(label)
+
+
+def fits(label: Label, pattern: str) -> bool:
+    """Whether a pattern (fnmatch) is of one label of a row or column, or of all of them joined."""
+    return any(fnmatch.fnmatchcase(text, pattern) or text == pattern for text in (*label, joined(label)))

@@ -1,0 +1,109 @@
+"""What the paper prints, as ``reported.yaml`` has it: the values of its tables, and where it contradicts itself.
+
+The tables there have different shapes. Here each is a mapping from a row and the way to a value, both by the names that
+reported.yaml has for them:
+
+    table1:  ("ResNet-50",)           baseline | isda    top1_error | top5_error
+    table2:  ("ResNet-32",)           cifar10 | cifar100    basic | isda
+    table3:  ("cifar10", "Wide-ResNet-28-10")    cutout | autoaugment    basic | isda
+    table4:  ("Large Margin",)        resnet110 | wrn28_10    cifar10 | cifar100
+    table5:  ("Basic",)               cifar10 | cifar100
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+
+from isda_repro.errors import UserError
+
+Names = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PaperValue:
+    """What the paper prints in a cell, and of how many runs; a single run has no standard deviation."""
+
+    mean: float
+    std: float | None = None
+    n: int = 3
+
+
+@functools.cache
+def reported() -> Mapping[str, Any]:
+    """The whole of reported.yaml, which is not to be changed."""
+    text = (resources.files(__package__) / "reported.yaml").read_text(encoding="utf-8")
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(text)))
+
+
+def paper_values(table: str) -> dict[Names, dict[Names, PaperValue | None]]:
+    """For each row of one of the paper's tables, named by its words, its values; None where the paper has a dash.
+
+    Raises:
+        UserError: reported.yaml has no values of such a table.
+    """
+    node = reported().get(table)
+    if not re.fullmatch(r"table[1-5]", table) or node is None:
+        raise UserError(f"paper: reported.yaml has no values of {table}; it has those of table1 to table5")
+    return {_row_name(row): dict(_values(node, row)) for row in node["rows"]}
+
+
+def _row_name(row: Mapping[str, Any]) -> Names:
+    return tuple(entry for entry in row.values() if isinstance(entry, str))
+
+
+def _values(table: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[tuple[Names, PaperValue | None]]:
+    """The values of a row. Beside them it has facts: parameters, costs, lambda_0."""
+    runs = row.get("runs", table.get("runs"))
+    if "values" in row:  # in the order of the table's columns
+        for name, value in zip(table["columns"], row["values"], strict=True):
+            yield tuple(name.split("/")), paper_value(value, runs)
+    for key, entry in row.items():
+        if isinstance(entry, dict):
+            yield from (((key, name), paper_value(value, runs)) for name, value in entry.items())
+        elif isinstance(entry, list) and key != "values":  # in the order of the table's metrics
+            for name, value in zip(table["metric"], entry, strict=True):
+                yield (key, name), paper_value(value, runs)
+
+
+def paper_value(value: Any, runs: int | None = None) -> PaperValue | None:
+    """A mean, [mean, std] or null, of so many runs; None: of three if it has a standard deviation, else of one.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if value is None:
+        return None
+    numbers = value if isinstance(value, list) else [value]
+    if len(numbers) not in (1, 2) or not all(type(number) in (int, float) for number in numbers):
+        raise UserError(f"{value} must be a number, [mean, std] or null")
+    mean, std = (*map(float, numbers), None)[:2]
+    return PaperValue(cast(float, mean), std, runs or (1 if std is None else 3))
+
+
+@dataclass(frozen=True)
+class Inconsistency:
+    """A place in which the paper contradicts itself."""
+
+    where: str  # as "4.3, Table 4"
+    note: str
+
+    @property
+    def tables(self) -> Names:
+        """The tables that ``where`` names, as reported.yaml calls them."""
+        named = re.search(r"Tables? (\d+(?:(?:, | and )\d+)*)", self.where)
+        return tuple(f"table{number}" for number in re.findall(r"\d+", named[1])) if named else ()
+
+    def __str__(self) -> str:
+        return f"The paper, {self.where}: {self.note}"
+
+
+def inconsistencies() -> tuple[Inconsistency, ...]:
+    """All that were found."""
+    return tuple(Inconsistency(**entry) for entry in reported()["inconsistencies_within_the_paper"])
