@@ -1,14 +1,18 @@
-"""Print a table from finished runs, and draw its error curves. From the repository root:
+"""Write tables from finished runs, and draw their error curves. From the repository root:
 
-python scripts/tables.py table=demo                               # and runs/demo.png, runs/demo.svg
-python scripts/tables.py table=demo output=results/tables/demo.md figure=results/figures/demo.png
+python scripts/tables.py table=demo                               # printed; and runs/demo.png, runs/demo.svg
+python scripts/tables.py table=table2 format=tex                  # md, tex, csv, html
+python scripts/tables.py table=all format=csv output=all.csv      # every table there is, the paper's first
+python scripts/tables.py table=all format=all output=results/tables     # a file for each table and format
+python scripts/tables.py table=demo output=demo.html format=html figure=results/figures/demo.png
 python scripts/tables.py table=demo set=[recipe.epochs=2]         # of a reduced sweep
+python scripts/tables.py table=all source=wandb entity=E project=P    # from W&B alone; source=offline: files in runs
 python scripts/tables.py export table=demo                        # keep the finished runs under results/; table=all
 python scripts/tables.py import from=DIR                          # and those of another checkout, or a folder of files
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,16 +20,19 @@ from omegaconf import MISSING
 
 from isda_repro.config import compose
 from isda_repro.errors import UserError, one_sentence_errors
-from isda_repro.files import cache_folder
+from isda_repro.files import cache_folder, written_whole
 from isda_repro.options import parse_options
 from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.composed import Remembered
 from isda_repro.tables.figures import draw_curves
-from isda_repro.tables.gathered import gather
+from isda_repro.tables.from_wandb import results_from_wandb, results_offline
+from isda_repro.tables.gathered import Gathered, gather
 from isda_repro.tables.keeping import Kept, keep, strangers
+from isda_repro.tables.layout import Layout, layout
 from isda_repro.tables.plan import Plan, expand
-from isda_repro.tables.render import markdown
-from isda_repro.tables.sources import results_in, results_of_runs, results_on_disk
+from isda_repro.tables.render import FORMATS
+from isda_repro.tables.sides import sides
+from isda_repro.tables.sources import Finding, results_in, results_of_runs, results_on_disk
 from isda_repro.tables.specification import Table, load_table, table_names
 from isda_repro.tables.status import ALL
 from isda_repro.tables.sweep import SweepOptions, sweep_command
@@ -33,35 +40,88 @@ from isda_repro.tables.sweep import SweepOptions, sweep_command
 
 @dataclass
 class TableOptions:
-    """What this script takes; ``figure=null`` draws none."""
+    """What is taken where nothing is kept."""
 
-    table: str = MISSING
-    format: str = "md"
+    table: str = MISSING  # or all
+    format: str = "md"  # or all
     runs_dir: str = "runs"
     results_dir: str = "results"
-    output: str | None = None
-    figure: str | None = "${runs_dir}/${table}.png"
+    output: str | None = None  # a file with the suffix of the format, or a folder
+    figure: str | None = "auto"  # a file; auto: in runs_dir, of a single table; null: none
     set: list[str] = field(default_factory=list)
+    source: str = "runs"  # runs and results_dir; wandb, with entity and project; offline: the W&B files of runs_dir
+    entity: str | None = None
+    project: str | None = None
 
 
 def show(options: TableOptions) -> None:
-    """Print the table, and the figure's path as the last line."""
-    if options.format != "md":
-        raise UserError(f"there is no format={options.format}; format= can be md")
-    table = load_table(options.table)
-    plan = expand(table, compose, options.set)
-    gathered = gather(results_on_disk(Path(options.runs_dir), Path(options.results_dir)))
+    """Print or write the tables; what else there is to say goes to standard error."""
+    formats = formats_of(options)
+    if options.table == ALL and options.figure not in (None, "auto"):
+        raise UserError(f"figure={options.figure} is one file: give it with one table")
+    gathered = gather(findings(options))
+    layouts = [laid_out(table, plan, gathered, options) for table, plan in plans(options.table, options.set)]
+    if problems := list(dict.fromkeys(problem for one in layouts for problem in one.filled.problems)):
+        print(*problems, sep="\n", file=sys.stderr)
+    if options.output is None:
+        print(FORMATS[formats[0]](layouts), end="")
+    else:
+        write(files(Path(options.output), formats, layouts))
+    if options.table != ALL and options.figure is not None:
+        table = layouts[0].filled
+        figure = f"{options.runs_dir}/{table.table.name}.png" if options.figure == "auto" else options.figure
+        if paths := draw_curves(table, Path(figure)):
+            print(f"error curves: {paths[0]}", file=sys.stderr)
+
+
+def formats_of(options: TableOptions) -> list[str]:
+    """One format, or all, which need a folder."""
+    if options.format == ALL:
+        if options.output is None or Path(options.output).suffix.removeprefix(".") in FORMATS:
+            raise UserError(f"format={ALL} writes several files: name a folder for them, output=FOLDER")
+        return list(FORMATS)
+    if options.format not in FORMATS:
+        raise UserError(f"there is no format={options.format}; format= can be {', '.join(FORMATS)}, {ALL}")
+    return [options.format]
+
+
+def findings(options: TableOptions) -> Iterable[Finding]:
+    """Results from where the user says they are."""
+    if options.source == "runs":
+        return results_on_disk(Path(options.runs_dir), Path(options.results_dir))
+    if options.source == "offline":
+        return results_offline(Path(options.runs_dir))
+    if options.source != "wandb":
+        raise UserError(f"there is no source={options.source}; source= can be runs, wandb, offline")
+    if options.entity is None or options.project is None:
+        raise UserError("source=wandb needs entity= (a W&B user or team) and project=")
+    return results_from_wandb(options.entity, options.project)
+
+
+def laid_out(table: Table, plan: Plan, gathered: Gathered, options: TableOptions) -> Layout:
+    """A table, filled."""
     filled = aggregate(table, plan, gathered, reduced=bool(options.set))
-    print(*filled.problems, sep="\n", end="\n" if filled.problems else "", file=sys.stderr)
-    text = markdown(
-        filled, sweep_command(SweepOptions(table.name, runs_dir=options.runs_dir, set=options.set)), options.set
-    )
-    print(text)
-    if options.output is not None:
-        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.output).write_text(text, encoding="utf-8")
-    if options.figure is not None and (paths := draw_curves(filled, Path(options.figure))):
-        print(f"error curves: {paths[0]}")
+    sweep = sweep_command(SweepOptions(table.name, runs_dir=options.runs_dir, set=options.set))
+    return layout(filled, plan, sweep, options.set, sides(table, plan, Path(options.results_dir)))
+
+
+def files(output: Path, formats: list[str], layouts: list[Layout]) -> Iterator[tuple[Path, str]]:
+    """One file, if it has the suffix of its format; otherwise a folder with one for each table and format."""
+    if output.suffix == f".{formats[0]}":
+        yield output, FORMATS[formats[0]](layouts)
+        return
+    for one in layouts:
+        for suffix in formats:
+            yield output / f"{one.filled.table.name}.{suffix}", FORMATS[suffix]([one])
+
+
+def write(texts: Iterable[tuple[Path, str]]) -> None:
+    """Each whole or not at all."""
+    for path, text in texts:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as file:
+            file.write(text.encode())
+        print(f"wrote {path}")
 
 
 # ------------------------------------------------------------------------------------------------------------ keeping
@@ -111,12 +171,13 @@ def import_results(options: ImportOptions) -> None:
     report(kept, [*kept.passed_over, *strangers(kept, gathered, of)])
 
 
-def plans(name: str) -> Iterator[tuple[Table, Plan]]:
-    """One table, or all of them, with their runs."""
+def plans(name: str, extra: Sequence[str] = ()) -> Iterator[tuple[Table, Plan]]:
+    """One table, or all of them, the paper's first, with their runs."""
+    names = sorted(table_names(), key=lambda one: (not one.removeprefix("table").isdigit(), one))
     remembered = Remembered(compose, cache_folder())
     try:
-        for table in map(load_table, table_names() if name == ALL else [name]):
-            yield table, expand(table, remembered)
+        for table in map(load_table, names if name == ALL else [name]):
+            yield table, expand(table, remembered, extra)
     finally:
         remembered.keep()
 

@@ -10,7 +10,11 @@ from sweeps import TRAINER
 from synthetic import make_result, plausible_errors
 
 from isda_repro import config
+from isda_repro.tables import missing
+from isda_repro.tables.aggregate import aggregate
+from isda_repro.tables.costs import Cost, Estimate
 from isda_repro.tables.gathered import gather
+from isda_repro.tables.layout import layout
 from isda_repro.tables.plan import Run, expand
 from isda_repro.tables.records import write_result
 from isda_repro.tables.sources import results_on_disk
@@ -65,3 +69,47 @@ def trainer(tmp_path, monkeypatch):
 def options(tmp_path):
     """A sweep of the demo into a folder whose name has oddities."""
     return SweepOptions(table="demo", runs_dir=str(tmp_path / "a 'run' folder"))
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def layouts(tmp_path_factory):
+    """Tables, laid out, by name: those of golden/, and one whose commands are odd."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(missing, "cost_of", lambda settings: COST)
+        columns = _laid_out(GOLDEN / "columns.yaml", tmp_path_factory.mktemp("runs"), COLUMNS)
+        rows = _laid_out(GOLDEN / "rows.yaml", tmp_path_factory.mktemp("runs"), {})
+        odd = layout(rows.filled, rows.plan, "python scripts/sweep.py 'a`b'", ("data_dir='a`b'",))
+        return {"columns": columns, "rows": rows, "odd": odd}
+
+
+COST = Cost(270_000, 41_000_000, 64, 12.5, (Estimate(3.0, "GTX 980", at_least=False), Estimate(0.5, "V100", True)))
+COLUMNS = {  # row, column, further overrides: the errors of the seeds that have finished, by seed
+    ("A | B <c> & D", "CIFAR-10", "Basic", ""): {0: 7.3, 1: 7.5, 2: 7.4},
+    ("A | B <c> & D", "CIFAR-10", "ISDA", ""): {0: 7.0, 1: 7.15, 2: 7.12},
+    ("A | B <c> & D", "CIFAR-100", "Basic", ""): {0: 31.0, 2: 31.5},
+    ("Constant lambda_0", "CIFAR-10", "Basic", ""): {0: 6.7, 1: 6.9, 2: 6.2},
+    ("Constant lambda_0", "CIFAR-10", "ISDA", ""): {1: 6.95, 2: 6.0},
+    ("one_run~^\\", "CIFAR-10", "Basic", ""): {0: 3.5},
+    ("A | B <c> & D", "CIFAR-10", "Basic", "recipe.epochs=12"): {0: 17.25, 1: 16.25},
+    ("A | B <c> & D", "CIFAR-10", "ISDA", "recipe.epochs=12"): {0: 18.0, 1: 16.5},
+}
+
+
+def _laid_out(path, folder, errors):
+    table = load_table(str(path))
+    plan = expand(table, config.compose)
+    by_labels = {(*cell.row, *cell.column): cell for cell in table.cells}
+    for (*labels, override), values in errors.items():
+        cell = by_labels[tuple(labels)]
+        runs = plan[cell]
+        if override:
+            runs = expand(dataclasses.replace(table, cells=(cell,)), config.compose, [override])[cell]
+        for run in runs:
+            if run.seed in values:
+                (folder / run.run_id).mkdir()
+                write_result(folder / run.run_id / "result.json", make_result(run, [values[run.seed]]))
+    filled = aggregate(table, plan, gather(results_on_disk(folder, folder / "nowhere")))
+    return layout(filled, plan, f"python scripts/sweep.py table={table.name}")

@@ -1,12 +1,15 @@
 """The two commands as a user starts them: from the repository root, each a process of its own."""
 
+import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from isda_repro import config
+from isda_repro.tables.render import FORMATS
 
 ROOT = config.CONF_DIR.parent
 
@@ -21,24 +24,26 @@ def script():
     return start
 
 
-def test_tables_prints_the_table_and_ends_with_the_picture(demo, finish, curves, tmp_path, script):
+def test_tables_prints_the_table_alone_and_says_the_rest_elsewhere(demo, finish, curves, tmp_path, script):
     runs = [run for runs in demo[1].values() for run in runs]
     for run in runs[:5]:
         finish(run, *curves(run.seed, 2.0))
     (tmp_path / "runs" / runs[5].run_id).mkdir()
     (tmp_path / "runs" / runs[5].run_id / "result.json").write_text("{}")
     folders = (f"runs_dir={tmp_path}/runs", f"results_dir={tmp_path}/results")
-    output = tmp_path / "results" / "tables" / "demo.md"
-    shown = script("tables", "table=demo", *folders, f"output={output}")
+    shown = script("tables", "table=demo", *folders)
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.splitlines()[-1] == f"error curves: {tmp_path}/runs/demo.png"
+    assert shown.stdout.startswith("## ResNet-20 on handwritten digits")
     assert "(n = 2 of 3)" in shown.stdout
-    assert output.read_text() in shown.stdout
     assert (tmp_path / "runs" / "demo.png").exists()
     assert (tmp_path / "runs" / "demo.svg").exists()
-    assert (
-        shown.stderr == f"passed over: {tmp_path}/runs/{runs[5].run_id}/result.json: schema None, this code reads 1\n"
-    )
+    passed_over, curves_at = shown.stderr.splitlines()
+    assert passed_over.startswith(f"passed over: {tmp_path}/runs/{runs[5].run_id}/result.json: schema None")
+    assert curves_at == f"error curves: {tmp_path}/runs/demo.png"
+
+    written = script("tables", "table=demo", *folders, "format=all", f"output={tmp_path}/tables", "figure=null")
+    assert written.stdout == "".join(f"wrote {tmp_path}/tables/demo.{suffix}\n" for suffix in FORMATS)
+    assert (tmp_path / "tables" / "demo.md").read_text() == shown.stdout
 
     kept = script("tables", "export", "table=demo", *folders)
     assert kept.returncode == 0
@@ -63,7 +68,24 @@ def test_status_from_the_command_line(tmp_path, script):
             "error: time=soon must be a time limit as sbatch takes it",
         ),
         ("sweep", ["table=demo", "set=[recipee.epochs=2]"], "error: unknown setting 'recipee.epochs'"),
-        ("tables", ["table=demo", "format=docx"], "error: there is no format=docx; format= can be md"),
+        (
+            "tables",
+            ["table=demo", "format=docx"],
+            "error: there is no format=docx; format= can be md, tex, csv, html, all",
+        ),
+        ("tables", ["table=demo", "format=all"], "error: format=all writes several files: name a folder for them"),
+        ("tables", ["table=demo", "format=all", "output=a.md"], "error: format=all writes several files"),
+        (
+            "tables",
+            ["table=demo", "source=cloud"],
+            "error: there is no source=cloud; source= can be runs, wandb",
+        ),
+        (
+            "tables",
+            ["table=demo", "source=wandb", "entity=me"],
+            "error: source=wandb needs entity= (a W&B user",
+        ),
+        ("tables", ["table=all", "figure=a.png"], "error: figure=a.png is one file: give it with one table"),
         ("tables", ["export", "table=demo", "set=[recipe.epochs=2]"], "error: unknown option set=; there are table="),
     ],
 )
@@ -78,3 +100,23 @@ def test_a_sweep_belongs_in_the_repository_root(tmp_path, script):
     shown = script("sweep", "table=demo", cwd=tmp_path)
     assert shown.returncode == 2
     assert shown.stderr == "error: train.py is not here: run this from the repository root\n"
+
+
+def test_several_tables_are_one_file_or_a_file_each(layouts):
+    spec = importlib.util.spec_from_file_location("tables_script", ROOT / "scripts" / "tables.py")
+    tables = importlib.util.module_from_spec(spec)
+    sys.modules["tables_script"] = tables  # where dataclasses look for their types
+    spec.loader.exec_module(tables)
+    several = [layouts["columns"], layouts["rows"]]
+    ((path, text),) = tables.files(Path("all.csv"), ["csv"], several)
+    assert path == Path("all.csv")
+    assert text.count("table,reduced,row") == 1
+    assert {line.split(",")[0] for line in text.splitlines()} == {"table", "columns", "rows"}
+    written = dict(tables.files(Path("folder"), ["md", "csv"], several))
+    assert [str(path) for path in written] == [
+        "folder/columns.md",
+        "folder/columns.csv",
+        "folder/rows.md",
+        "folder/rows.csv",
+    ]
+    assert written[Path("folder/rows.md")] == FORMATS["md"]([layouts["rows"]])

@@ -1,0 +1,253 @@
+"""A filled table -> what each renderer writes in its own way: header, blocks of lines, caption, notes, what is missing.
+
+A row of the table is a block of lines: ours, the paper's, the difference of both, and where cells are compared the
+method minus its baseline, ours and from the paper's own numbers. So a wide table grows downwards and still fits a page.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from isda_repro.tables import wording
+from isda_repro.tables.aggregate import FilledCell, FilledTable
+from isda_repro.tables.captions import caption
+from isda_repro.tables.comparison import Key, best, method
+from isda_repro.tables.missing import Missing, missing_runs
+from isda_repro.tables.plan import Plan
+from isda_repro.tables.sides import Side
+from isda_repro.tables.specification import Label, Table
+
+Kind = Literal["ours", "paper", "minus-paper", "difference", "paper-difference"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One field: its text, and the unrounded number behind it, if there is one."""
+
+    text: str = ""
+    number: float | None = None
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """One entry for each of the layout's columns."""
+
+    kind: Kind
+    label: str
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A row of the table."""
+
+    row: Label
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A label above one column or several."""
+
+    text: str
+    span: int = 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All that a renderer needs. Nothing in it is escaped yet."""
+
+    title: str
+    filled: FilledTable
+    plan: Plan
+    sides: tuple[Side, ...]  # further columns, those that lead among them
+    columns: tuple[Label | Side, ...]
+    header: tuple[tuple[Head, ...], ...]  # from the top; the last has a label for each column
+    blocks: tuple[Block, ...]
+    caption: str
+    notes: tuple[str, ...]
+    settings: tuple[str, ...]  # in what its runs are not those of the specification: then it is a reduced table
+    extra: tuple[str, ...]  # the same as overrides, where the plan has them
+    sweep: str  # the command that runs all that is missing
+    missing: tuple[Missing, ...]
+    reduced: tuple[Layout, ...]
+
+    @property
+    def is_of_other_runs(self) -> bool:
+        """Whether it has what was found and fits no plan: such runs can be shown and not be missed."""
+        return bool(self.settings) and not self.extra
+
+    @property
+    def has_kinds(self) -> bool:
+        """Whether lines must say what they are; a table of single lines need not."""
+        return any(len(block.lines) > 1 for block in self.blocks)
+
+
+def layout(
+    filled: FilledTable, plan: Plan, sweep: str, extra: Sequence[str] = (), sides: Sequence[Side] = ()
+) -> Layout:
+    """Lay out a table, and behind it those of its reduced runs.
+
+    Args:
+        filled: the table.
+        plan: what it was filled from; the settings of its runs say what those cost that are missing.
+        sweep: the command that runs all that is missing.
+        extra: overrides behind those of every cell (``set=`` on the command line): what it shows is reduced then.
+        sides: columns that no run fills, from ``sides.sides``.
+    """
+    reduced = tuple(_laid_out(one.filled, plan, sweep, tuple(one.settings)) for one in filled.reduced)
+    return _laid_out(filled, plan, sweep, tuple(extra), tuple(extra), tuple(sides), reduced)
+
+
+def _laid_out(
+    filled: FilledTable,
+    plan: Plan,
+    sweep: str,
+    settings: tuple[str, ...],
+    extra: tuple[str, ...] = (),
+    sides: tuple[Side, ...] = (),
+    reduced: tuple[Layout, ...] = (),
+) -> Layout:
+    table, columns = filled.table, _columns(filled.table, sides)
+    found_only = bool(settings) and not extra
+    rows = [row for row in table.rows if not found_only or _has_values(filled, row)]
+    return Layout(
+        title=f"{table.title}, reduced: {'; '.join(extra)}" if extra else table.title,
+        filled=filled,
+        plan=plan,
+        sides=sides,
+        columns=columns,
+        header=_header(columns, len(table.columns[0])),
+        blocks=tuple(_Rows(filled, columns, with_paper=not settings).block(row) for row in rows),
+        caption=caption(filled, sides, settings),
+        notes=() if settings else table.notes,
+        settings=settings,
+        extra=extra,
+        sweep=sweep,
+        missing=() if found_only else missing_runs(filled, plan, extra),
+        reduced=reduced,
+    )
+
+
+def _has_values(filled: FilledTable, row: Label) -> bool:
+    return any(cell.values for key, cell in filled.cells.items() if key[0] == row)
+
+
+# ------------------------------------------------------------------------------------------------------------- columns
+
+
+def _columns(table: Table, sides: Sequence[Side]) -> tuple[Label | Side, ...]:
+    leading, trailing = ([side for side in sides if side.leads is leads] for leads in (True, False))
+    return (*leading, *table.columns, *trailing)
+
+
+def _header(columns: Sequence[Label | Side], levels: int) -> tuple[tuple[Head, ...], ...]:
+    """A line of heads for each axis of the columns; equal labels below equal ones are one head, but for the last."""
+    padded = [(*[""] * (levels - 1), column.title) if isinstance(column, Side) else column for column in columns]
+    return (*(tuple(_heads(padded, level)) for level in range(levels - 1)), tuple(Head(one[-1]) for one in padded))
+
+
+def _heads(labels: Sequence[Label], level: int) -> Iterator[Head]:
+    for label, group in itertools.groupby(labels, lambda one: one[: level + 1]):
+        yield Head(label[level], len(list(group)))
+
+
+# -------------------------------------------------------------------------------------------------------------- blocks
+
+
+class _Rows:
+    """The lines of a table's rows."""
+
+    def __init__(self, filled: FilledTable, columns: Sequence[Label | Side], with_paper: bool) -> None:
+        self.filled, self.table, self.columns = filled, filled.table, columns
+        papers = [cell.paper for cell in self.table.cells if cell.paper is not None] if with_paper else []
+        self.decimals, self.has_paper = wording.printed_decimals(papers), bool(papers)
+        ours = {key: cell.summary.mean for key, cell in filled.cells.items() if cell.summary is not None}
+        printed = {(cell.row, cell.column): cell.paper.mean for cell in self.table.cells if cell.paper is not None}
+        self.bold, self.bold_papers = best(self.table, ours), best(self.table, printed)
+
+    def block(self, row: Label) -> Block:
+        """Lines in which nothing stands are left out, but for ours."""
+        lines = [self._line("ours", "ours" if self.has_paper else "error", row, self._ours)]
+        if self.has_paper:
+            lines.append(self._line("paper", "paper", row, self._paper))
+            lines.append(self._line("minus-paper", f"ours {wording.MINUS} paper", row, self._minus_paper))
+        for label, keys in self._comparisons(row).items():
+            lines.append(self._line("difference", label, row, self._difference, among=keys))
+            if self.has_paper:
+                papers = f"{label}, paper"
+                lines.append(self._line("paper-difference", papers, row, self._paper_difference, among=keys))
+        return Block(row, (lines[0], *(line for line in lines[1:] if any(entry.text for entry in line.entries))))
+
+    def _comparisons(self, row: Label) -> dict[str, set[Key]]:
+        """What is compared in a row: a line for each baseline."""
+        by_baseline: dict[str, dict[Key, str]] = {}
+        for key in ((row, column) for column in self.table.columns):
+            if key in self.filled.cells and (other := self.table.baseline_of(*key)) is not None:
+                mine, theirs = method(key, other)
+                by_baseline.setdefault(theirs, {})[key] = mine
+        lines = {}
+        for theirs, methods in by_baseline.items():
+            names = set(methods.values())
+            in_columns = self.table.baseline is not None and len(names) == 1
+            lines[f"{names.pop()} {wording.MINUS} {theirs}" if in_columns else f"minus {theirs}"] = set(methods)
+        return lines
+
+    def _line(
+        self,
+        kind: Kind,
+        label: str,
+        row: Label,
+        entry: Callable[[Key, FilledCell | None], Entry],
+        among: set[Key] | None = None,
+    ) -> Line:
+        """Of the cells ``among`` these, or of all."""
+        entries = []
+        for column in self.columns:
+            if isinstance(column, Side):
+                entries.append(_beside(column, row, kind))
+            elif among is None or (row, column) in among:
+                entries.append(entry((row, column), self.filled.cells.get((row, column))))
+            else:
+                entries.append(Entry())
+        return Line(kind, label, tuple(entries))
+
+    def _ours(self, key: Key, cell: FilledCell | None) -> Entry:
+        mean = cell.summary.mean if cell is not None and cell.summary is not None else None
+        return Entry(wording.value(cell), mean, key in self.bold)
+
+    def _paper(self, key: Key, cell: FilledCell | None) -> Entry:
+        if cell is None or cell.cell.paper is None:
+            return Entry()
+        return Entry(wording.paper_value(cell.cell.paper, self.decimals), cell.cell.paper.mean, key in self.bold_papers)
+
+    def _minus_paper(self, key: Key, cell: FilledCell | None) -> Entry:
+        if cell is None or cell.cell.paper is None or cell.summary is None:
+            return Entry()
+        minus = cell.summary.mean - cell.cell.paper.mean
+        return Entry(wording.number(minus, sign=True), minus)
+
+    def _difference(self, key: Key, cell: FilledCell | None) -> Entry:
+        if cell is None or cell.difference is None or cell.summary is None:
+            return Entry()
+        other = self.table.baseline_of(*key)
+        baseline = self.filled.cells[other].summary if other is not None else None
+        runs = min(cell.summary.n, baseline.n) if baseline is not None else None
+        return Entry(wording.difference(cell.difference, runs), cell.difference.mean)
+
+    def _paper_difference(self, key: Key, cell: FilledCell | None) -> Entry:
+        if cell is None or cell.paper_difference is None:
+            return Entry()
+        return Entry(wording.difference(cell.paper_difference), cell.paper_difference.mean)
+
+
+def _beside(side: Side, row: Label, kind: Kind) -> Entry:
+    if kind == "ours" and row in side.ours:
+        return Entry(side.our_text(row), side.ours[row])
+    if kind == "paper" and row in side.papers:
+        return Entry(side.papers_text(row), side.papers[row])
+    return Entry()

@@ -1,0 +1,96 @@
+"""What a table lacks: the commands that would run it, and what they cost."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from isda_repro.tables.aggregate import FilledCell, FilledTable
+from isda_repro.tables.costs import SOURCE, Cost, Estimate, cost_of
+from isda_repro.tables.plan import Plan
+from isda_repro.tables.specification import Cell
+
+
+@dataclass(frozen=True)
+class Missing:
+    """The seeds of a cell that have not been run."""
+
+    cell: Cell
+    seeds: tuple[int, ...]
+    command: str | None  # of the first, which stands for the others; None: this version cannot run it
+    cost: Cost | None  # of one run
+    lacks: str | None = None  # why it cannot
+
+    @property
+    def what(self) -> str:
+        """For people."""
+        name = ", ".join(self.cell.labels) or self.cell.name
+        return f"{name}, seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
+
+    @property
+    def remark(self) -> str:
+        """For people: what one run costs, or why there is none."""
+        if self.lacks is not None:
+            return self.lacks
+        return f"{'each ' if len(self.seeds) > 1 else ''}{self.cost}" if self.cost is not None else "cost not known"
+
+
+def command(filled: FilledCell, extra: Sequence[str] = ()) -> str:
+    """Of one run of a cell: the first that is missing, if any is."""
+    seed = (*filled.missing, *filled.cell.seeds)[0]
+    return shlex.join(["python", "train.py", *filled.cell.overrides, *extra, f"seed={seed}"])
+
+
+def missing_runs(filled: FilledTable, plan: Plan, extra: Sequence[str] = ()) -> tuple[Missing, ...]:
+    """By cell, in the table's order; cells that show two metrics of the same runs are one.
+
+    Args:
+        filled: the table.
+        plan: its runs, whose settings say what they cost.
+        extra: overrides behind those of every cell.
+    """
+    listed: dict[str, Missing] = {}
+    for filled_cell in filled.cells.values():
+        cell, seeds = filled_cell.cell, filled_cell.missing
+        if not seeds:
+            continue
+        first = next(run for run in plan[cell] if run.seed == seeds[0])
+        if first.lacks is not None:
+            one = Missing(cell, seeds, None, None, first.lacks)
+        else:
+            one = Missing(cell, seeds, command(filled_cell, extra), cost_of(first.settings))
+        listed.setdefault(first.run_id, one)
+    return tuple(listed.values())
+
+
+def in_all(missing: Sequence[Missing]) -> str:
+    """How many runs, and what they cost together, for people; the hours with their source."""
+    runs = sum(len(one.seeds) for one in missing if one.lacks is None)
+    lacking = sum(len(one.seeds) for one in missing) - runs
+    known = [(len(one.seeds), one.cost) for one in missing if one.cost is not None]
+    parts = [f"{runs} run{'s' if runs > 1 else ''}"]
+    if known:
+        together = str(_together(known))
+        parts.append(f"{together} by the measurements of {SOURCE}" if " h " in together else together)
+    if unknown := runs - sum(n for n, _ in known):
+        parts.append(f"the cost of {unknown} is not known")
+    if lacking:
+        parts.append(f"and {lacking} that this version cannot run")
+    return ", ".join(parts)
+
+
+def _together(costs: Sequence[tuple[int, Cost]]) -> Cost:
+    """Of several runs of each; on a GPU for which all of them have an estimate."""
+    each = [estimate for n, cost in costs for estimate in _times(n, cost.estimates)]
+    by_gpu = {gpu: [one for one in each if one.gpu == gpu] for gpu in dict.fromkeys(one.gpu for one in each)}
+    estimates = tuple(
+        replace(of_gpu[0], hours=sum(one.hours for one in of_gpu), at_least=any(one.at_least for one in of_gpu))
+        for of_gpu in by_gpu.values()
+        if len(of_gpu) == len(costs)
+    )
+    return replace(costs[0][1], petaflop=sum(n * cost.petaflop for n, cost in costs), estimates=estimates)
+
+
+def _times(n: int, estimates: Sequence[Estimate]) -> Iterator[Estimate]:
+    yield from (replace(one, hours=n * one.hours) for one in estimates)

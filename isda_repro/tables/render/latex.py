@@ -1,0 +1,170 @@
+r"""LaTeX: a file that compiles as it is, and as ``\input`` in a document that has booktabs and graphicx.
+
+A table that is wider than the line is made smaller. Commands are kept copyable as far as TeX allows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from isda_repro.tables.layout import Block, Entry, Head, Layout, Line
+from isda_repro.tables.missing import in_all
+
+# Where a document class has been loaded, \documentclass is an error message: then the preamble is passed over.
+HEAD = r"""% Compiles as it is, and as \input in a document with \usepackage{booktabs,graphicx}.
+\expandafter\ifx\csname @twoclasseserror\endcsname\documentclass
+  \let\isdareproend\relax
+\else
+  \documentclass{article}
+  \usepackage[margin=2cm]{geometry}
+  \usepackage{booktabs,graphicx}
+  \def\isdareproend{\end{document}}
+  \begin{document}
+\fi
+"""
+NEXT = "\n\\clearpage\n"  # or a large table would float behind the next one's list
+FOOT = "\\isdareproend\n"
+
+TABLE = r"""\begin{table}[htbp]
+\centering
+\caption{%(title)s}%(label)s
+\sbox0{%%
+%(tabular)s}
+\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi
+\par\medskip
+\begin{minipage}{\linewidth}
+\footnotesize %(below)s
+\end{minipage}
+\end{table}
+"""
+
+SPECIAL = {
+    **{character: f"\\{character}" for character in "#$%&_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "\N{MINUS SIGN}": "$-$",
+    "\N{EN DASH}": "--",
+    "\N{EM DASH}": "---",
+    "\N{PLUS-MINUS SIGN}": r"$\pm$",
+    "\N{MULTIPLICATION SIGN}": r"$\times$",
+    "\N{GREEK SMALL LETTER LAMDA}": r"$\lambda$",
+    "\N{GREEK SMALL LETTER SIGMA}": r"$\sigma$",
+    "\N{GREEK CAPITAL LETTER SIGMA}": r"$\Sigma$",
+    "\N{SUBSCRIPT ZERO}": "$_0$",
+    "\N{SUPERSCRIPT TWO}": "$^2$",
+}
+IN_A_COMMAND = {  # the typewriter font's own signs, which can be copied from the page
+    **{character: f"\\char{ord(character)} " for character in "\\_{}~^<>|"},
+    "'": r"\textquotesingle{}",
+    "`": r"\textasciigrave{}",
+}
+SYMBOLS = {r"lambda\_0": r"$\lambda_0$", "(n = ": "($n$ = "}
+
+
+def document(layouts: Sequence[Layout]) -> str:
+    """A file with these tables."""
+    return f"{HEAD}\n{NEXT.join(map(latex, layouts))}{FOOT}"
+
+
+def latex(layout: Layout) -> str:
+    """One table as a float, what is missing behind it, and the reduced tables."""
+    below = [_text(layout.caption), *(_text(note) for note in layout.notes)]
+    filling = {
+        "title": _text(
+            re.sub(r"^Table (\d+), (.*)", r"\2 (Table \1 of the paper)", layout.title)
+        ),  # TeX numbers it anew
+        "label": "" if layout.settings else f"\\label{{tab:{layout.filled.table.name}}}",
+        "tabular": "\n".join(_tabular(layout)),
+        "below": "\n\\par ".join(below),
+    }
+    return TABLE % filling + "".join(_missing(layout)) + "".join(f"\n{latex(one)}" for one in layout.reduced)
+
+
+def _tabular(layout: Layout) -> Iterator[str]:
+    names = len(layout.blocks[0].row) + layout.has_kinds
+    yield f"\\begin{{tabular}}{{@{{}}{'l' * names}{'r' * len(layout.columns)}@{{}}}}"
+    yield "\\toprule"
+    for heads in layout.header:
+        yield f"{' & ' * (names - 1)} & {' & '.join(map(_head, heads))} \\\\"
+        if rules := "".join(_rules(heads, names)):
+            yield rules
+    yield "\\midrule"
+    for number, block in enumerate(layout.blocks):
+        if number and len(block.lines) > 1:
+            yield "\\addlinespace"
+        above = layout.blocks[number - 1].row if number else ()
+        yield from _block(block, above, layout.has_kinds)
+    yield "\\bottomrule"
+    yield "\\end{tabular}"
+
+
+def _head(head: Head) -> str:
+    return _text(head.text) if head.span == 1 else f"\\multicolumn{{{head.span}}}{{c}}{{{_text(head.text)}}}"
+
+
+def _rules(heads: Sequence[Head], names: int) -> Iterator[str]:
+    """A line below each head of several columns."""
+    first = names + 1
+    for head in heads:
+        if head.span > 1 and head.text:
+            yield f"\\cmidrule(lr){{{first}-{first + head.span - 1}}}"
+        first += head.span
+
+
+def _block(block: Block, above: Sequence[str], has_kinds: bool) -> Iterator[str]:
+    """Of a row's labels those are left out that stand right above."""
+    same = 0
+    while same < len(block.row) - 1 and block.row[: same + 1] == tuple(above[: same + 1]):
+        same += 1
+    for number, line in enumerate(block.lines):
+        labels = [_text(label) if number == 0 and i >= same else "" for i, label in enumerate(block.row)]
+        kinds = [_text(line.label)] if has_kinds else []
+        yield f"{' & '.join([*labels, *kinds, *_entries(line)])} \\\\"
+
+
+def _entries(line: Line) -> Iterator[str]:
+    """A difference also takes the empty field before it, the baseline's, which keeps the table narrow."""
+    entries = list(line.entries)
+    while entries:
+        entry = entries.pop(0)
+        if "difference" in line.kind and not entry.text and entries and entries[0].text:
+            yield f"\\multicolumn{{2}}{{r}}{{{_entry(entries.pop(0))}}}"
+        else:
+            yield _entry(entry)
+
+
+def _entry(entry: Entry) -> str:
+    return f"\\textbf{{{_text(entry.text)}}}" if entry.bold else _text(entry.text)
+
+
+def _missing(layout: Layout) -> Iterator[str]:
+    if not layout.missing:
+        return
+    yield f"\n{{\\raggedright\\noindent {_text(layout.title)}: not run yet ({_text(in_all(layout.missing))});\n"
+    yield f"{_command(layout.sweep)} runs all of it:\\par}}\n"
+    yield "\\begin{itemize}\\footnotesize\\raggedright\\itemsep0pt\\parskip0pt\n"
+    for one in layout.missing:
+        remark = _text(one.remark)
+        how = f"{_command(one.command)} ({remark})" if one.command is not None else remark
+        yield f"\\item[$\\cdot$] {_text(one.what)}: {how}\n"
+    yield "\\end{itemize}\n"
+
+
+def _text(text: str) -> str:
+    """Characters that are not in ``SPECIAL`` stay: those of Latin scripts every TeX knows."""
+    escaped = "".join(SPECIAL.get(character, character) for character in text)
+    for plain, symbol in SYMBOLS.items():
+        escaped = escaped.replace(plain, symbol)
+    return escaped
+
+
+def _command(text: str) -> str:
+    """Broken at its spaces, and behind an equals sign or a comma."""
+    escaped = "".join({**SPECIAL, **IN_A_COMMAND}.get(character, character) for character in text)
+    breakable = re.sub(r"([=,/])", r"\1\\allowbreak{}", escaped)
+    return f"\\texttt{{{breakable}}}"

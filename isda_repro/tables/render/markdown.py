@@ -1,0 +1,63 @@
+"""Markdown that also reads well in a terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from isda_repro.tables.layout import Block, Entry, Layout
+from isda_repro.tables.missing import Missing, in_all
+from isda_repro.tables.sides import Side
+
+
+def markdown(layout: Layout, level: int = 2) -> str:
+    """The table under a heading of this level, its caption, notes, what is missing, and the reduced tables."""
+    parts = [f"{'#' * level} {_escaped(layout.title)}", "\n".join(_grid(layout)), _escaped(layout.caption)]
+    if layout.notes:
+        parts += ["The paper and this table:", "\n".join(f"- {_escaped(note)}" for note in layout.notes)]
+    if layout.missing:
+        parts.append(f"Not run yet ({in_all(layout.missing)}); {_code(layout.sweep)} runs all of it:")
+        parts.append("\n".join(map(_missing, layout.missing)))
+    return "\n\n".join(parts) + "\n" + "".join(f"\n{markdown(one, level + 1)}" for one in layout.reduced)
+
+
+def _grid(layout: Layout) -> Iterator[str]:
+    """A table, padded so that its columns also line up as plain text; names to the left, numbers to the right."""
+    names = 2 if layout.has_kinds else 1
+    header = [""] * names + [_escaped(one.title if isinstance(one, Side) else ", ".join(one)) for one in layout.columns]
+    grid = [header, *(line for block in layout.blocks for line in _lines(block, names))]
+    widths = [max(3, *(len(line[i]) for line in grid)) for i in range(len(header))]
+    rule = ["-" * width if i < names else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    for line in (grid[0], rule, *grid[1:]):
+        yield f"| {' | '.join(_padded(line, widths, names))} |"
+
+
+def _lines(block: Block, names: int) -> Iterator[list[str]]:
+    for number, line in enumerate(block.lines):
+        label = _escaped(", ".join(block.row)) if number == 0 else ""
+        yield [label, _escaped(line.label)][:names] + [_entry(entry) for entry in line.entries]
+
+
+def _padded(line: Sequence[str], widths: Sequence[int], names: int) -> Iterator[str]:
+    for number, (text, width) in enumerate(zip(line, widths, strict=True)):
+        yield text.ljust(width) if number < names else text.rjust(width)
+
+
+def _entry(entry: Entry) -> str:
+    return f"**{_escaped(entry.text)}**" if entry.bold else _escaped(entry.text)
+
+
+def _missing(missing: Missing) -> str:
+    how = f"{_code(missing.command)} ({missing.remark})" if missing.command is not None else missing.remark
+    return f"- {_escaped(missing.what)}: {how}"
+
+
+def _escaped(text: str) -> str:
+    """A label stays what it is: no column of its own, no emphasis, no HTML."""
+    return re.sub(r"([\\`*|<])", r"\\\1", text)
+
+
+def _code(text: str) -> str:
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    padding = " " if len(fence) > 1 else ""
+    return f"{fence}{padding}{text}{padding}{fence}"

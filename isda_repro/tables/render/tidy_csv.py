@@ -1,0 +1,127 @@
+"""CSV to compute with: a line for each cell of each table, numbers unrounded; RFC 4180.
+
+Percentages throughout. What is not there is empty. The columns that no run fills (parameters, costs) are lines too,
+with their own ``metric``; and so are the cells of reduced tables, which say under ``reduced`` what is not the table's.
+"""
+
+from __future__ import annotations
+
+import csv as standard
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from isda_repro.tables.aggregate import FilledCell
+from isda_repro.tables.layout import Layout
+from isda_repro.tables.missing import Missing, command
+from isda_repro.tables.sides import Side
+from isda_repro.tables.statistics import Difference
+
+FIELDS = (
+    *("table", "reduced", "row", "column", "metric", "evaluated_on"),
+    *("n", "mean", "std", "seeds", "seeds_missing"),
+    *("paper_n", "paper_mean", "paper_std", "minus_paper"),
+    *("baseline", "difference", "difference_std", "pairs", "low", "high", "verdict"),
+    *("paper_difference", "paper_low", "paper_high", "paper_verdict"),
+    *("command", "petaflop_of_a_run", "hours_of_a_run", "hours_on"),
+)
+
+
+def csv(layout: Layout) -> str:
+    """One table and its reduced ones, with a header."""
+    return csv_file([layout])
+
+
+def csv_file(layouts: Sequence[Layout]) -> str:
+    """Several tables below one header."""
+    text = io.StringIO()
+    writer = standard.DictWriter(text, FIELDS)
+    writer.writeheader()
+    for layout in layouts:
+        writer.writerows(_lines(layout))
+    return text.getvalue()
+
+
+def _lines(layout: Layout) -> Iterator[dict[str, Any]]:
+    of_table = {"table": layout.filled.table.name, "reduced": "; ".join(layout.settings)}
+    missing = {one.cell.slug: one for one in layout.missing}
+    for cell in layout.filled.cells.values():
+        if cell.values or not layout.is_of_other_runs:
+            yield {
+                **of_table,
+                "row": " / ".join(cell.cell.row),
+                "column": " / ".join(cell.cell.column),
+                **_ours(layout, cell),
+                **({} if layout.settings else _papers(cell)),
+                **_compared(layout, cell),
+                **_costs(missing.get(cell.cell.slug) if cell.missing else None),
+            }
+    for side in layout.sides:
+        yield from ({**of_table, **line} for line in _side(layout, side))
+    for one in layout.reduced:
+        yield from _lines(one)
+
+
+def _ours(layout: Layout, filled: FilledCell) -> dict[str, Any]:
+    cell, summary = filled.cell, filled.summary
+    line: dict[str, Any] = {"metric": cell.metric, "n": len(filled.values), "seeds": _joined(sorted(filled.values))}
+    if not layout.is_of_other_runs:
+        line["seeds_missing"] = _joined(filled.missing)
+        line["command"] = None if cell.generator is not None else command(filled, layout.extra)
+    if summary is not None:
+        line |= {"mean": summary.mean, "std": summary.std, "evaluated_on": layout.filled.evaluated_on}
+    return line
+
+
+def _papers(filled: FilledCell) -> dict[str, Any]:
+    paper = filled.cell.paper
+    if paper is None:
+        return {}
+    line: dict[str, Any] = {"paper_n": paper.n, "paper_mean": paper.mean, "paper_std": paper.std}
+    if filled.summary is not None:
+        line["minus_paper"] = filled.summary.mean - paper.mean
+    if filled.paper_difference is not None:
+        line |= {f"paper_{key}": value for key, value in _interval(filled.paper_difference).items()}
+    return line
+
+
+def _compared(layout: Layout, filled: FilledCell) -> dict[str, Any]:
+    baseline = layout.filled.table.baseline_of(filled.cell.row, filled.cell.column)
+    line = {"baseline": " / ".join((*baseline[0], *baseline[1]))} if baseline is not None else {}
+    if filled.difference is None:
+        return line
+    pairs = {"difference_std": filled.difference.std, "pairs": filled.difference.pairs}
+    return {**line, **_interval(filled.difference), **pairs}
+
+
+def _interval(difference: Difference) -> dict[str, Any]:
+    return {
+        "difference": difference.mean,
+        "low": difference.low,
+        "high": difference.high,
+        "verdict": difference.verdict,
+    }
+
+
+def _costs(missing: Missing | None) -> dict[str, Any]:
+    """Of a cell that has not been run; the hours are the first estimate's."""
+    if missing is None or missing.cost is None:
+        return {}
+    line: dict[str, Any] = {"petaflop_of_a_run": missing.cost.petaflop}
+    if missing.cost.estimates:
+        first = missing.cost.estimates[0]
+        line |= {"hours_of_a_run": first.hours, "hours_on": f"{first.gpu}{', at least' if first.at_least else ''}"}
+    return line
+
+
+def _side(layout: Layout, side: Side) -> Iterator[dict[str, Any]]:
+    for block in layout.blocks:
+        ours, papers = side.ours.get(block.row), side.papers.get(block.row)
+        line: dict[str, Any] = {"row": " / ".join(block.row), "column": side.title, "metric": side.name}
+        if ours is not None and papers is not None:
+            line["minus_paper"] = ours - papers
+        yield {**line, "mean": ours, "paper_mean": papers}
+
+
+def _joined(seeds: Sequence[int]) -> str:
+    return " ".join(map(str, seeds))

@@ -1,0 +1,91 @@
+"""The columns of Tables 1 and 2 that no run fills: parameters, and what ISDA costs in computation and in time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from isda_repro.tables import wording
+from isda_repro.tables.costs import AddedCost, cost_of, table1_costs
+from isda_repro.tables.plan import Plan
+from isda_repro.tables.reported import reported
+from isda_repro.tables.specification import Label, Table
+
+
+@dataclass(frozen=True)
+class Side:
+    """A column with our number and the paper's for some rows."""
+
+    title: str
+    name: str  # for machines
+    unit: str
+    decimals: int  # ours, in text
+    printed: int  # the paper's
+    leads: bool  # stands before the table's columns; otherwise behind them
+    ours: dict[Label, float]
+    papers: dict[Label, float]
+    caption: str
+    remarks: Mapping[Label, str] = field(default_factory=dict)  # behind ours
+
+    def our_text(self, row: Label) -> str:
+        """With its unit."""
+        return f"{wording.number(self.ours[row], self.decimals)}{self.unit}{self.remarks.get(row, '')}"
+
+    def papers_text(self, row: Label) -> str:
+        """As it is printed."""
+        return f"{wording.number(self.papers[row], self.printed)}{self.unit}"
+
+
+def sides(table: Table, plan: Plan, results_dir: Path) -> tuple[Side, ...]:
+    """Those for which the paper's table of this name has numbers.
+
+    Args:
+        table: the table.
+        plan: its runs, whose settings say which network a row has.
+        results_dir: has our measurements of the wall time.
+    """
+    papers = _papers(table)
+    if not papers:
+        return ()
+    settings = {cell.row: runs[0].settings for cell, runs in reversed(plan.items())}
+    costs = {row: cost_of(one) for row, one in settings.items()}
+    parameters = {row: cost.parameters / 1e6 for row, cost in costs.items() if cost is not None}
+    found = [
+        Side("Params", "parameters", "M", 2, 1, True, parameters, _column(papers, "params_m"), "Params: counted."),
+    ]
+    added = {row: table1_costs(str(one["choice"]["model"]), results_dir) for row, one in settings.items()}
+    found += _added({row: cost for row, cost in added.items() if cost is not None}, papers)
+    return tuple(side for side in found if side.papers)
+
+
+def _added(costs: Mapping[Label, AddedCost], papers: Mapping[Label, Mapping[str, Any]]) -> Iterable[Side]:
+    theoretical = {row: cost.theoretical for row, cost in costs.items()}
+    walls = {row: cost.wall for row, cost in costs.items() if cost.wall is not None}
+    official = {row: f" ({cost.official:.2f}% official)" for row, cost in costs.items() if cost.official is not None}
+    authors = "; official: with the first channels of the authors' DenseNets" if official else ""
+    yield Side(
+        "Cost (theoretical)", "cost_theoretical_pct", "%", 2, 2, False, theoretical,
+        _column(papers, "cost_theoretical_pct"),
+        f"Cost (theoretical): 5 C A over the multiply-adds of a forward pass, computed{authors}.", official,
+    )  # fmt: skip
+    hardware = dict.fromkeys(
+        f"{wall.hardware}, {wall.precision}, batches of {wall.batch_size}, {wall.date}" for wall in walls.values()
+    )
+    measured = f"measured by scripts/benchmark_overhead.py on {'; '.join(hardware)}" if walls else "not measured yet"
+    yield Side(
+        "Cost (wall time)", "cost_wall_pct", "%", 1, 1, False, {row: wall.percent for row, wall in walls.items()},
+        _column(papers, "cost_wall_pct"),
+        f"Cost (wall time): of a training step; {measured}; the paper's on 8 Tesla V100.",
+    )  # fmt: skip
+
+
+def _papers(table: Table) -> dict[Label, Mapping[str, Any]]:
+    """The row of reported.yaml for each row of ours, if the paper's table has more than errors."""
+    rows = {str(row.get("network")): row for row in reported().get(table.name, {}).get("rows", [])}
+    return {label: rows[label[-1]] for label in table.rows if label[-1] in rows}
+
+
+def _column(papers: Mapping[Label, Mapping[str, Any]], key: str) -> dict[Label, float]:
+    return {label: float(row[key]) for label, row in papers.items() if key in row}

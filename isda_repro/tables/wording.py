@@ -1,0 +1,79 @@
+"""How the numbers of a table are written, for every renderer alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from isda_repro.tables.aggregate import FilledCell
+from isda_repro.tables.specification import METRICS, Cell, PaperValue, Table
+from isda_repro.tables.statistics import Difference
+
+MINUS = "\N{MINUS SIGN}"
+NO_CELL = "\N{EN DASH}"
+NOT_RUN = "not run"
+DECIMALS = 2
+
+VERDICTS = {"better": " better", "worse": " worse", "open": " open", "unknown": ", n too small"}
+"""What follows a difference and its interval; the caption says what it means."""
+
+
+def number(value: float, decimals: int = DECIMALS, sign: bool = False) -> str:
+    """Rounded; a minus that is one, and none for what is rounded to zero."""
+    text = f"{value:+,.{decimals}f}" if sign else f"{value:,.{decimals}f}"
+    return text.lstrip("+-") if float(text.replace(",", "")) == 0 else text.replace("-", MINUS)
+
+
+def value(filled: FilledCell | None) -> str:
+    """Ours: mean ± standard deviation (n = k of the planned)."""
+    if filled is None:
+        return NO_CELL
+    if filled.summary is None:
+        return NOT_RUN
+    wanted = f" of {len(filled.cell.seeds)}" if filled.missing else ""
+    return f"{_spread(filled.summary.mean, filled.summary.std)} (n = {filled.summary.n}{wanted})"
+
+
+def paper_value(paper: PaperValue, decimals: int) -> str:
+    """As the paper prints it, and of how many runs."""
+    return f"{_spread(paper.mean, paper.std, decimals)} (n = {paper.n})"
+
+
+def difference(difference: Difference, runs: int | None = None) -> str:
+    """The difference, its 95% interval and the verdict in a word.
+
+    Args:
+        difference: method minus baseline.
+        runs: of the smaller of both cells; what the difference is taken of is said where it is not these, in pairs.
+    """
+    interval = ""
+    if difference.low is not None and difference.high is not None:
+        interval = f" [{number(difference.low)}, {number(difference.high)}]"
+    text = f"{number(difference.mean, sign=True)}{interval}{VERDICTS[difference.verdict]}"
+    if runs is None or difference.pairs == runs or difference.verdict == "unknown":
+        return text
+    return f"{text}, {difference.pairs} pairs" if difference.pairs else f"{text}, Welch"
+
+
+def printed_decimals(values: Iterable[PaperValue]) -> int:
+    """As many as the paper's numbers of one table need."""
+    numbers = [one for value in values for one in (value.mean, value.std) if one is not None]
+    return max((len(repr(one).partition(".")[2].rstrip("0")) for one in numbers), default=DECIMALS)
+
+
+def metrics(table: Table) -> str:
+    """What the cells show; where they differ in it, by the labels that belong to one metric alone."""
+    by_metric: dict[str, list[Cell]] = {}
+    for cell in table.cells:
+        by_metric.setdefault(cell.metric, []).append(cell)
+    if len(by_metric) == 1:
+        return METRICS[next(iter(by_metric))]
+    said = []
+    for metric, cells in by_metric.items():
+        common = set.intersection(*({*cell.row, *cell.column} for cell in cells))
+        others = {label for other in table.cells if other.metric != metric for label in (*other.row, *other.column)}
+        said.append(f"{', '.join(sorted(common - others)) or metric}: {METRICS[metric]}")
+    return "; ".join(said)
+
+
+def _spread(mean: float, std: float | None, decimals: int = DECIMALS) -> str:
+    return number(mean, decimals) + ("" if std is None else f" ± {std:.{decimals}f}")
