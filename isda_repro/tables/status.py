@@ -26,7 +26,7 @@ def status(options: SweepOptions, compose: Compose) -> Iterator[str]:
     jobs = {name: job for name, folder in folders.items() if not has_result(folder) and (job := job_of(folder))}
     queue = look(jobs.values())
     for table, plan in plans:
-        names = {run.run_id for run in _runs(plan)}
+        names = {run.run_id for run in _runs(plan) if run.lacks is None}
         yield f"table={table.name}: {sum(has_result(folders[name]) for name in names)} of {len(names)} runs done"
         width = max(len(cell.name) for cell in plan)
         for cell, runs in plan.items():
@@ -58,6 +58,8 @@ def _runs(plan: Plan) -> list[Run]:
 
 
 def _of_cell(runs: tuple[Run, ...], states: list[str]) -> str:
+    if (lack := runs[0].lacks) is not None:  # its seeds differ in nothing else
+        return lack
     done, open_states = states.count("done"), [state for state in states if state not in ("done", "not started")]
     if not open_states:
         return f"done {done} of {len(runs)}" if done else "not started"

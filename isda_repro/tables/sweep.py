@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from omegaconf import MISSING, OmegaConf
 
 from isda_repro.config import write_frozen
+from isda_repro.console import say
 from isda_repro.errors import UserError
 from isda_repro.tables.gathered import read_checked
 from isda_repro.tables.plan import Compose, Plan, Run, expand
@@ -95,7 +97,7 @@ class Missing:
 
 
 def missing(options: SweepOptions, compose: Compose) -> Missing:
-    """All runs of a table.
+    """All runs of a table that can be run; says how many cannot, and why.
 
     Raises:
         UserError: the table or an option is wrong.
@@ -110,7 +112,13 @@ def missing(options: SweepOptions, compose: Compose) -> Missing:
         needed = {run.run_id for other in plan if other in table.needed_by(cell) for run in plan[other]}
         for run in cell_runs:
             needs[run.run_id] |= needed
-    return Missing(table, options, list(runs.values()), {name: frozenset(names) for name, names in needs.items()})
+    lacking = {name: lack for name, run in runs.items() if (lack := run.lacks) is not None}
+    while waiting := {name for name in runs if name not in lacking and needs[name] & lacking.keys()}:
+        lacking |= dict.fromkeys(waiting, "needs a run that cannot be run")
+    for lack, count in Counter(lacking.values()).items():
+        say(f"table={table.name}: {count} runs are left out: each {lack}")
+    can = [run for name, run in runs.items() if name not in lacking]
+    return Missing(table, options, can, {run.run_id: frozenset(needs[run.run_id]) for run in can})
 
 
 def has_result(folder: Path) -> bool:

@@ -59,6 +59,10 @@ from isda_repro.errors import UserError
         ("dataset.std=[0.5,0,0.5]", r"dataset.std=\[0.5, 0, 0.5\] must be a number per channel, .* above 0"),
         ("dataset.source=foo", "dataset.source=foo must be left alone"),
         ("recipe.schedule=foo", "recipe.schedule=foo must be left alone"),
+        ("synthetic=gan", "there is no synthetic=gan; synthetic= can be acgan, cgan, infogan, none, wgan"),
+        ("synthetic.fraction=0.5", "synthetic.fraction=0.5 must be null without a generator; choose synthetic="),
+        ("synthetic.kind=gan", "synthetic.kind=gan must be one of wgan, cgan, acgan, infogan"),
+        ("synthetic.kind=acgan", "synthetic.fraction=None must be a number between 0 and 1"),
     ],
 )
 def test_one_sentence(override, sentence):

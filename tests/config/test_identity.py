@@ -59,6 +59,34 @@ def test_a_new_option_that_is_null_keeps_old_names():
     assert run_id({**plain, "recipe": {**plain["recipe"], "new_option": 1}}) != plain["run_id"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ("model=resnet20 dataset=digits loss=ce", "resnet20-digits-baseline-ce-s0-0d21dcd146"),
+        ("model=wrn28_10 dataset=cifar100 loss=ce", "wrn28_10-cifar100-baseline-ce-s0-130a651779"),
+        (
+            "model=resnet8 recipe=small_data dataset=cifar10 dataset.train_limit=1000 loss=isda",
+            "resnet8-cifar10-baseline-isda-s0-d37087aca2",
+        ),
+    ],
+)
+def test_runs_keep_the_names_that_finished_ones_have(settings, name):
+    """As of numerics version 2, before there was ``synthetic=``; other numerics give others."""
+    cfg = compose(settings.split())
+    assert cfg.run_id == name
+    assert "synthetic" not in request(cfg)
+    older = OmegaConf.to_container(cfg)
+    del older["synthetic"]
+    assert run_id(older) == name
+
+
+def test_a_generator_is_in_the_name_and_the_request():
+    cfg = compose([*BASE, "synthetic=acgan"])
+    assert cfg.run_id.startswith("resnet20-digits-baseline-isda-acgan-s0-")
+    assert request(cfg)["synthetic"] == {"kind": "acgan", "fraction": 0.16666667}
+    assert compose([*BASE, "synthetic=acgan", "synthetic.fraction=0.25"]).run_id != cfg.run_id
+
+
 def test_numerics_version_changes_every_name(monkeypatch):
     before = compose(BASE).run_id
     monkeypatch.setattr(config, "NUMERICS_VERSION", config.NUMERICS_VERSION + 1)

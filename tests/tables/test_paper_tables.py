@@ -1,6 +1,7 @@
 """The paper's tables: every row and column, composed; the paper's value beside each; who shares whose runs."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -13,6 +14,11 @@ from isda_repro.tables.specification import METRICS, load_table, table_names
 
 REPORTED = yaml.safe_load((config.CONF_DIR.parent / "isda_repro/tables/reported.yaml").read_text())
 PAPER = ("table1", "table2", "table3", "table4", "table5")
+SEARCHES = [name for name in table_names() if name.startswith("lambda_")]  # five columns that differ in one number
+ALL = [
+    *(pytest.param(name, marks=pytest.mark.slow if name in SEARCHES else ()) for name in table_names()),
+    "table4+dropout",
+]
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +85,7 @@ def test_there_are_as_many_seeds_as_the_paper_has_runs(name):
         assert cell.seeds == tuple(range(cell.paper.n)), cell.name
 
 
-@pytest.mark.parametrize("name", [*table_names(), "table4+dropout"])
+@pytest.mark.parametrize("name", ALL)
 def test_every_cell_of_every_table_composes(name, planned):
     table, plan = planned(name)
     assert [len(runs) for runs in plan.values()] == [len(cell.seeds) for cell in table.cells]
@@ -89,11 +95,18 @@ def test_every_cell_of_every_table_composes(name, planned):
         assert (runs[0].lacks is None) == (cell.generator is None)
 
 
-@pytest.mark.parametrize("name", [*table_names(), "table4+dropout"])
+@pytest.mark.parametrize("name", ALL)
 def test_two_cells_have_the_same_runs_only_where_they_show_two_numbers_of_them(name, planned):
     _, plan = planned(name)
     shown = [(run.run_id, cell.metric) for cell, runs in plan.items() for run in runs]
     assert len(set(shown)) == len(shown)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_column_of_every_search_composes(name):
+    table = load_table(name)
+    column = replace(table, cells=tuple(cell for cell in table.cells if cell.column == table.columns[0]))
+    assert len(expand(column, config.compose)) == len(table.rows)
 
 
 def runs_of(planned, name, row, *column):

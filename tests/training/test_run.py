@@ -128,6 +128,10 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_writes_no_weights(tmp_path)
         ("recipe.batch_size=5000", "larger than the 200 training images"),
         ("dataset.train_limit=99999", "must be a whole number from 1 to 1437"),
         ("compute=gpu", "sees no GPU here"),
+        (
+            "synthetic=acgan",
+            "synthetic=acgan needs a trained acgan generator, which this version cannot train; nothing",
+        ),
     ],
 )
 def test_what_is_refused_leaves_nothing_behind(tmp_path, override, sentence):
