@@ -34,6 +34,7 @@ def caption(filled: FilledTable, sides: Sequence[Side], settings: Sequence[str])
         said.append(
             "Differences have their 95% confidence interval: Student's t over pairs of runs with one seed, Welch's "
             f"where there are no pairs{papers}. Better, worse: the interval lies on one side of 0, n supports the "
-            "claim. Open: it has 0 in it, n does not support the claim. A negative difference is a lower error."
+            "claim. Open: it has 0 in it, n does not support the claim. n too small: there is no interval. A negative "
+            "difference is a lower error."
         )
     return " ".join([*said, *(side.caption for side in sides)])

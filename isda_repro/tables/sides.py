@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,10 @@ class Side:
     ours: dict[Label, float]
     papers: dict[Label, float]
     caption: str
-    remarks: Mapping[Label, str] = field(default_factory=dict)  # behind ours
 
     def our_text(self, row: Label) -> str:
         """With its unit."""
-        return f"{wording.number(self.ours[row], self.decimals)}{self.unit}{self.remarks.get(row, '')}"
+        return f"{wording.number(self.ours[row], self.decimals)}{self.unit}"
 
     def papers_text(self, row: Label) -> str:
         """As it is printed."""
@@ -49,7 +48,9 @@ def sides(table: Table, plan: Plan, results_dir: Path) -> tuple[Side, ...]:
     papers = _papers(table)
     if not papers:
         return ()
-    settings = {cell.row: runs[0].settings for cell, runs in reversed(plan.items())}
+    settings: dict[Label, Mapping[str, Any]] = {}
+    for cell, runs in plan.items():
+        settings.setdefault(cell.row, runs[0].settings)
     costs = {row: cost_of(one) for row, one in settings.items()}
     parameters = {row: cost.parameters / 1e6 for row, cost in costs.items() if cost is not None}
     found = [
@@ -63,21 +64,21 @@ def sides(table: Table, plan: Plan, results_dir: Path) -> tuple[Side, ...]:
 def _added(costs: Mapping[Label, AddedCost], papers: Mapping[Label, Mapping[str, Any]]) -> Iterable[Side]:
     theoretical = {row: cost.theoretical for row, cost in costs.items()}
     walls = {row: cost.wall for row, cost in costs.items() if cost.wall is not None}
-    official = {row: f" ({cost.official:.2f}% official)" for row, cost in costs.items() if cost.official is not None}
-    authors = "; official: with the first channels of the authors' DenseNets" if official else ""
+    official = [f"{row[-1]} {cost.official:.2f}%" for row, cost in costs.items() if cost.official is not None]
+    authors = f"; with the authors' first channels (faithful=official) {', '.join(official)}" if official else ""
     yield Side(
-        "Cost (theoretical)", "cost_theoretical_pct", "%", 2, 2, False, theoretical,
+        "Cost (theory)", "cost_theoretical_pct", "%", 2, 2, False, theoretical,
         _column(papers, "cost_theoretical_pct"),
-        f"Cost (theoretical): 5 C A over the multiply-adds of a forward pass, computed{authors}.", official,
+        f"Cost (theory): 5 C A over the multiply-adds of a forward pass, computed{authors}.",
     )  # fmt: skip
     hardware = dict.fromkeys(
         f"{wall.hardware}, {wall.precision}, batches of {wall.batch_size}, {wall.date}" for wall in walls.values()
     )
     measured = f"measured by scripts/benchmark_overhead.py on {'; '.join(hardware)}" if walls else "not measured yet"
     yield Side(
-        "Cost (wall time)", "cost_wall_pct", "%", 1, 1, False, {row: wall.percent for row, wall in walls.items()},
+        "Cost (wall)", "cost_wall_pct", "%", 1, 1, False, {row: wall.percent for row, wall in walls.items()},
         _column(papers, "cost_wall_pct"),
-        f"Cost (wall time): of a training step; {measured}; the paper's on 8 Tesla V100.",
+        f"Cost (wall): of a training step; {measured}; the paper's on 8 Tesla V100.",
     )  # fmt: skip
 
 
