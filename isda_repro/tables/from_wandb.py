@@ -64,12 +64,12 @@ def connect() -> Api:
 
 
 def results_from_wandb(
-    entity: str, project: str, api: Api | None = None, wait: Callable[[float], None] = time.sleep
+    entity: str | None, project: str, api: Api | None = None, wait: Callable[[float], None] = time.sleep
 ) -> Iterator[Finding]:
     """Each finished run of a project, and one sentence for each of ours that cannot be used.
 
     Args:
-        entity: W&B user or team.
+        entity: W&B user or team; None: the account's default.
         project: its project.
         api: W&B's API; None: ``connect()``.
         wait: how to wait before another attempt.
@@ -77,7 +77,8 @@ def results_from_wandb(
     Raises:
         UserError: W&B cannot be asked, or the project cannot be read.
     """
-    source = _Source(api or connect(), f"{entity}/{project}", wait)
+    api = api or connect()
+    source = _Source(api, f"{entity or api.default_entity}/{project}", wait)
     unfinished = source.runs({**OURS, "state": {"$ne": "finished"}}, whole=False)
     for run in unfinished:
         yield RecordError(f"W&B run {source.path}/{run.id}: it is {run.state}, not finished")

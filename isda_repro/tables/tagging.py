@@ -42,6 +42,7 @@ def _tagged(table: Table, run: Run, cells: list[Cell]) -> Run:
     found_by = {
         "group": tracking.get("group") or cell_tag(table, cells[0]),
         "tags": list(dict.fromkeys(tags)),
+        "tables": list(dict.fromkeys([*(tracking.get("tables") or ()), table.name])),
         "table_metric": tracking.get("table_metric") or cells[0].metric,
     }
     return replace(run, settings={**run.settings, "tracking": {**tracking, **found_by}})

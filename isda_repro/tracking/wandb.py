@@ -45,7 +45,8 @@ class WandbTracker:
         run_id: identifies the run, also when it is resumed.
         config: the frozen configuration, shown as the run's config.
         group: runs to be seen together, for example all seeds of a cell.
-        tags: what else it can be found by, for example its tables.
+        tags: what else it can be found by, for example its cell.
+        tables: those that it belongs to.
         table_metric: the field of the result that is its ``table_value``; None: Table 2's.
         metrics_path: the run's ``metrics.jsonl``; its folder's ``environment.json`` becomes a file of the W&B run.
     """
@@ -61,9 +62,10 @@ class WandbTracker:
         group: str,
         metrics_path: Path,
         tags: Sequence[str] = (),
+        tables: Sequence[str] = (),
         table_metric: str | None = None,
     ) -> None:
-        self._metrics_path, self._table_metric = metrics_path, table_metric
+        self._metrics_path, self._tables, self._table_metric = metrics_path, tuple(tables), table_metric
         self._offline = mode == "offline"
         self._arguments: dict[str, Any] = {
             "mode": mode,
@@ -96,7 +98,7 @@ class WandbTracker:
             self._send_epoch(record)
         elif record["kind"] == "result":
             self._catch_up()
-            self._run.summary.update(summary_of(record, self._table_metric))
+            self._run.summary.update(summary_of(record, self._table_metric, self._tables))
             self._is_whole = True
 
     @_never_fatal
@@ -149,5 +151,5 @@ class WandbTracker:
 
     def _send_epoch(self, record: Record) -> None:
         """A row; an epoch that a resumed run trains again gets one more, and the reader takes the later."""
-        self._run.log(row_of(record))
+        self._run.log(row_of(record, self._tables))
         self._sent = record["epoch"]

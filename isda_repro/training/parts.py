@@ -167,6 +167,7 @@ def build_trackers(cfg: DictConfig, metrics: Path) -> list[Tracker]:
                 config={**asked, "choice": cell, "numerics_version": cfg.numerics_version},
                 group=cfg.tracking.get("group") or cell_name(cfg),
                 tags=cfg.tracking.get("tags") or (),
+                tables=cfg.tracking.get("tables") or (),
                 table_metric=cfg.tracking.get("table_metric"),
                 metrics_path=metrics,
             )

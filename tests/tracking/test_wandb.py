@@ -28,7 +28,17 @@ def tracker(folder, **changes):
 
 def test_no_name_of_the_summary_is_one_of_the_history():
     """W&B copies a row's numbers into the summary, the last of them after ours: they would win."""
-    assert not set(summary_of(result(EPOCHS))) & set(row_of(EPOCHS[0]))
+    assert not set(summary_of(result(EPOCHS), tables=["table2"])) & set(row_of(EPOCHS[0], tables=["table2"]))
+
+
+def test_a_run_of_tables_says_its_error_and_its_number_once_more_for_each():
+    """A panel of a workspace can be told apart by its metric alone."""
+    row = row_of(EPOCHS[2], tables=["table2", "table4+dropout"])
+    assert {name: value for name, value in row.items() if name.startswith("table")} == {
+        "table2/test_error": 8.0,
+        "table4_dropout/test_error": 8.0,
+    }
+    assert summary_of(result(EPOCHS), "test_error_best", ["figure2"])["figure2/table_value"] == 8.0
 
 
 def test_the_number_of_the_table_has_one_name_whichever_field_it_is():
@@ -64,9 +74,15 @@ def offline(tmp_path_factory):
     return folder
 
 
-def test_an_offline_run_is_whole_and_can_be_found(offline):
+@pytest.fixture(scope="module")
+def replayed(offline):
+    """Its file, and what W&B's own program reads in it."""
     (path,) = offline_files(offline.parent)
-    run = read_offline(path)
+    return path, read_offline(path)
+
+
+def test_an_offline_run_is_whole_and_can_be_found(replayed):
+    path, run = replayed
     assert run.exit_code == 0
     about = (run.about["run_id"], run.about["run_group"], run.about["job_type"], run.about["tags"])
     assert about == ("run-1", "g", "train", ["table2", "table2/cell"])
@@ -80,15 +96,14 @@ def test_an_offline_run_is_whole_and_can_be_found(offline):
     assert run.system, "W&B's own look at the machine"
 
 
-def test_the_result_is_made_again_from_an_offline_run(offline):
-    (path,) = offline_files(offline.parent)
-    run = read_offline(path)
+def test_the_result_is_made_again_from_an_offline_run(replayed):
+    _, run = replayed
     assert result_from(record_of(run.summary), run.rows) == result_of(result(EPOCHS))
 
 
-def test_wandb_sync_takes_the_folder(offline):
+def test_wandb_sync_takes_the_folder(replayed):
     """Its --dry-run needs no account."""
-    (path,) = offline_files(offline.parent)
+    path, _ = replayed
     command = [sys.executable, "-m", "wandb", "sync", "--dry-run", str(path.parent)]
     shown = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
     assert shown.returncode == 0, shown.stderr

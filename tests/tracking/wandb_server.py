@@ -79,7 +79,7 @@ class WandbServer:
         self.asked: list[str] = []  # the names of all operations
         self.unknown: list[str] = []
         self.faults: deque[int] = deque()  # HTTP states of the next answers about runs
-        self.views: list[dict[str, Any]] = []
+        self.views: dict[str, dict[str, Any]] = {}  # workspaces and reports, by id
         self._known: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "Viewer": self._viewer,
             "GetDefaultEntity": self._viewer,
@@ -92,6 +92,11 @@ class WandbServer:
             "RunHistoryKeys": self._one_run,
             "RunParquetHistory": self._history,
             "SampledHistoryPage": self._sampled,
+            "GetProjects": self._projects,
+            "UpsertView2": self._keep_view,
+            "upsertView": self._keep_view,
+            "View": self._view_of_workspace,
+            "SpecificReport": self._view_of_report,
         }
         owner = self
 
@@ -198,6 +203,33 @@ class WandbServer:
         rows = [row for row in self.runs[variables["run"]].rows if spec["minStep"] <= row["_step"] <= spec["maxStep"]]
         page = [{key: row[key] for key in spec["keys"]} for row in rows if set(spec["keys"]) <= set(row)]
         return {"project": {"run": {"sampledHistory": [page[: spec["samples"]]]}}}
+
+    # ----------------------------------------------------------------------------------------------------- dashboards
+
+    def _projects(self, _: dict[str, Any]) -> dict[str, Any]:
+        names = sorted({run.project for run in self.runs.values()} | {"p"})
+        common = {"entityName": ENTITY, "createdAt": "2026-11-25T00:00:00Z", "isBenchmark": False, "user": None}
+        edges = [{"node": {"id": name, "name": name, **common}} for name in names]
+        return {"models": {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}}
+
+    def _keep_view(self, variables: dict[str, Any]) -> dict[str, Any]:
+        known = variables.get("id")
+        name = known or f"Vmlldzo{len(self.views) + 1}"
+        self.views[name] = {**self.views.get(name, {}), **variables, "id": name}
+        return {"upsertView": {"view": self._shown(name), "inserted": known is None}}
+
+    def _view_of_workspace(self, variables: dict[str, Any]) -> dict[str, Any]:
+        fitting = [name for name, view in self.views.items() if view["name"] == variables["viewName"]]
+        return {"project": {"allViews": {"edges": [{"node": self._shown(name)} for name in fitting]}}}
+
+    def _view_of_report(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {"view": self._shown(variables["reportId"])}
+
+    def _shown(self, name: str) -> dict[str, Any]:
+        view = self.views[name]
+        project = {"id": "1", "name": view["projectName"], "entityName": view["entityName"]}
+        wanted = {key: view.get(key) for key in ("id", "type", "name", "displayName", "description", "spec")}
+        return {**wanted, "project": project, "createdAt": None, "updatedAt": None}
 
     # ----------------------------------------------------------------------------------------------------- file stream
 

@@ -1,0 +1,181 @@
+"""Dashboards for W&B as code: a workspace with a section for each table and figure, and a report with the tables.
+
+A section's panels show the runs that have its table's own metrics (``<table>/...``, of the sweeps of that table); a
+panel grid of the report shows a table's runs by their ids, whatever has started them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isda_repro.errors import UserError
+from isda_repro.files import written_whole
+from isda_repro.tables.plan import Plan
+from isda_repro.tables.specification import Table
+from isda_repro.tracking.logged import EPOCH, SCHEMA, SCHEMA_KEY, TABLE_VALUE, TEST_ERROR, in_table
+
+if TYPE_CHECKING:
+    from wandb_workspaces.reports.v2 import LinePlot, Report
+    from wandb_workspaces.workspaces import Section, Workspace
+
+NAME = "isda_repro: tables and figures"
+GROUP = "Group"  # W&B's: all seeds of a cell
+MOST_RUNS = 500  # that a panel takes; W&B's own default is 10
+TABLE_WIDTH = 24  # of the workspace's grid: all of it
+ALL_RUNS = ("train_loss", "train_error", "test_loss", "lr", "timing/images_per_s", "timing/peak_memory_mib")
+"""What the last section shows of all runs, whatever their table."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A table, its runs, and its text as Markdown."""
+
+    table: Table
+    plan: Plan
+    text: str
+
+    @property
+    def run_ids(self) -> list[str]:
+        """All runs of its cells, once each."""
+        return list(dict.fromkeys(run.run_id for runs in self.plan.values() for run in runs))
+
+
+def require_workspaces() -> None:
+    """Raises UserError: the package is not installed."""
+    try:
+        import wandb_workspaces  # noqa: F401
+    except ImportError as error:
+        raise UserError("dashboards need wandb-workspaces: pip install 'isda_repro[report]'") from error
+
+
+def workspace(entity: str, project: str, shown: Sequence[Shown]) -> Workspace:
+    """A section for each table and figure, and one for all runs."""
+    import wandb_workspaces.workspaces as ws
+    from wandb_workspaces import expr
+
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=NAME,
+        sections=sections(shown),
+        settings=ws.WorkspaceSettings(x_axis=EPOCH, max_runs=MOST_RUNS),
+        runset_settings=ws.RunsetSettings(
+            filters=expr.And(ws.Config(SCHEMA_KEY) == SCHEMA),
+            groupby=[ws.Metric(GROUP)],
+            pinned_columns=[f"summary:{TABLE_VALUE}", "summary:table_metric"],
+        ),
+    )
+
+
+def sections(shown: Sequence[Shown]) -> list[Section]:
+    """Those of the workspace."""
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+
+    of_tables = [
+        ws.Section(
+            name=f"{one.table.name}: {one.table.title}",
+            panels=[
+                wr.MarkdownPanel(markdown=one.text, layout=wr.Layout(w=TABLE_WIDTH, h=12)),
+                *_panels(in_table(one.table.name, TEST_ERROR), in_table(one.table.name, TABLE_VALUE)),
+            ],
+            is_open=number == 0,
+        )
+        for number, one in enumerate(shown)
+    ]
+    return [*of_tables, ws.Section(name="all runs", panels=[_curves(name, name) for name in ALL_RUNS])]
+
+
+def report(entity: str, project: str, shown: Sequence[Shown]) -> Report:
+    """Each table as it is now, over the curves of its runs."""
+    import wandb_workspaces.reports.v2 as wr
+
+    return wr.Report(entity=entity, project=project, title=NAME, blocks=blocks(shown), width="fluid")
+
+
+def blocks(shown: Sequence[Shown]) -> list[Any]:
+    """Those of the report."""
+    import wandb_workspaces.reports.v2 as wr
+    from wandb_workspaces import expr
+
+    made: list[Any] = [wr.TableOfContents()]
+    for one in shown:
+        runs = wr.Runset(name=one.table.name, filters=expr.And(expr.Metric("ID").isin(one.run_ids)), groupby=["group"])
+        panels = _panels(TEST_ERROR, TABLE_VALUE)
+        made += [
+            wr.H2(f"{one.table.name}: {one.table.title}"),
+            wr.MarkdownBlock(one.text),
+            wr.PanelGrid(runsets=[runs], panels=panels),
+        ]
+    return made
+
+
+def _panels(curve: str, value: str) -> list[Any]:
+    """The mean curve of each cell's seeds between the lowest and the highest, and each cell's number."""
+    import wandb_workspaces.reports.v2 as wr
+
+    bars = wr.BarPlot(
+        title="mean of each cell's seeds ± standard deviation",
+        metrics=[wr.SummaryMetric(value)],
+        groupby=GROUP,
+        groupby_aggfunc="mean",
+        groupby_rangefunc="stddev",
+        max_runs_to_show=MOST_RUNS,
+    )
+    return [_curves(curve, "test error (%)", log_y=True), bars]
+
+
+def _curves(metric: str, title: str, log_y: bool | None = None) -> LinePlot:
+    import wandb_workspaces.reports.v2 as wr
+
+    return wr.LinePlot(
+        title=title,
+        x=EPOCH,
+        y=[metric],
+        groupby=GROUP,
+        groupby_aggfunc="mean",
+        groupby_rangefunc="minmax",
+        log_y=log_y,
+        max_runs_to_show=MOST_RUNS,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- sending
+
+
+def written(folder: Path, made: Workspace | Report, name: str) -> Path:
+    """What would be sent, as JSON."""
+    model = made._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
+    path = folder / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as file:
+        file.write((json.dumps(model, indent=1) + "\n").encode())
+    return path
+
+
+def sent(made: Workspace | Report, there: str | None = None) -> str:
+    """Save it at W&B, anew or in the place of the one whose URL is given; where it can be seen.
+
+    Raises:
+        UserError: W&B refuses it, or has none at that URL.
+    """
+    try:
+        return str(_in_place(made, there).save().url)
+    except Exception as error:  # W&B's, its client's and GraphQL's have no common class
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"W&B does not take the dashboard for {made.entity}/{made.project}: {reason}") from error
+
+
+def _in_place(made: Any, url: str | None) -> Any:
+    """What is there, with the content of what was made."""
+    if url is None:
+        return made
+    kept = type(made).from_url(url)
+    for content in ("sections", "blocks"):
+        if hasattr(made, content):
+            setattr(kept, content, getattr(made, content))
+    return kept

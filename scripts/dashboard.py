@@ -1,0 +1,90 @@
+"""Build the dashboards of a W&B project: a workspace with a section for each table and figure, a report with tables.
+
+python scripts/dashboard.py entity=my-team project=isda_repro
+python scripts/dashboard.py entity=my-team workspace=URL report=URL     # in the place of those, instead of new ones
+python scripts/dashboard.py dry_run=true                                # write what would be sent; needs no account
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tables import TableOptions, findings, laid_out, plans
+
+from isda_repro.errors import UserError, one_sentence_errors
+from isda_repro.options import parse_options
+from isda_repro.tables import dashboards
+from isda_repro.tables.dashboards import Shown
+from isda_repro.tables.from_wandb import connect
+from isda_repro.tables.gathered import gather
+from isda_repro.tables.render import markdown
+from isda_repro.tables.status import ALL
+
+KINDS: dict[str, Callable[..., Any]] = {"workspace": dashboards.workspace, "report": dashboards.report}
+
+
+@dataclass
+class DashboardOptions:
+    """What this script takes."""
+
+    entity: str | None = None  # null: the account's own
+    project: str = "isda_repro"
+    table: str = ALL
+    source: str | None = None  # of the tables, as in scripts/tables.py; null: wandb, and in a dry run what is on disk
+    runs_dir: str = "runs"
+    results_dir: str = "results"
+    workspace: str | None = None  # the URL of one whose place it takes; null: a new one
+    report: str | None = None
+    dry_run: bool = False
+    output: str = "${runs_dir}/dashboards"  # the folder of a dry run
+
+
+def shown(options: DashboardOptions, source: str, entity: str) -> list[Shown]:
+    """Each table, as it is now."""
+    asked = TableOptions(
+        table=options.table,
+        runs_dir=options.runs_dir,
+        results_dir=options.results_dir,
+        source=source,
+        entity=entity,
+        project=options.project,
+    )
+    gathered = gather(findings(asked))
+    print(*gathered.problems, sep="\n", end="\n" if gathered.problems else "", file=sys.stderr)
+    return [
+        Shown(table, plan, markdown(laid_out(table, plan, gathered, asked), level=3))
+        for table, plan in plans(options.table)
+    ]
+
+
+def dry_run(options: DashboardOptions) -> None:
+    """Write a JSON file of each."""
+    if options.workspace is not None or options.report is not None:
+        raise UserError("workspace= and report= name dashboards that are there already; a dry run looks at none")
+    entity = options.entity or "ENTITY"
+    tables = shown(options, options.source or "runs", entity)
+    for name, make in KINDS.items():
+        print(f"would send {dashboards.written(Path(options.output), make(entity, options.project, tables), name)}")
+
+
+def send(options: DashboardOptions) -> None:
+    """Save each at W&B."""
+    account = connect()
+    entity = options.entity or str(account.default_entity)
+    tables = shown(options, options.source or "wandb", entity)
+    for name, make in KINDS.items():
+        print(f"{name}: {dashboards.sent(make(entity, options.project, tables), getattr(options, name))}")
+
+
+def main(arguments: list[str]) -> None:
+    """A dry run writes, anything else sends."""
+    options = parse_options(DashboardOptions, arguments)
+    dashboards.require_workspaces()
+    dry_run(options) if options.dry_run else send(options)
+
+
+if __name__ == "__main__":
+    with one_sentence_errors():
+        main(sys.argv[1:])

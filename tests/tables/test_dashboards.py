@@ -1,0 +1,128 @@
+"""Dashboards as code: what would be sent, looked at as JSON; and sent to a stand-in for W&B's server."""
+
+import json
+
+import pytest
+from wandb_runs import epoch, result
+from wandb_server import ENTITY, WandbServer
+
+from isda_repro.errors import UserError
+from isda_repro.tables import dashboards
+from isda_repro.tables.dashboards import ALL_RUNS, Shown
+from isda_repro.tables.from_wandb import connect
+from isda_repro.tables.plan import Run
+from isda_repro.tables.specification import load_table
+from isda_repro.tracking.logged import row_of, summary_of
+
+TABLES = ("table2", "table4", "demo")
+
+
+def shown(name):
+    """A table whose runs need not be composed."""
+    table = load_table(name)
+    plan = {cell: tuple(Run(seed, f"{cell.slug}-s{seed}", {}) for seed in cell.seeds) for cell in table.cells}
+    return Shown(table, plan, f"### {table.title}\n\n| a | b |\n| - | - |\n")
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return [shown(name) for name in TABLES]
+
+
+@pytest.fixture(scope="module")
+def logged():
+    """All names that a run of these tables tells W&B, as panels ask for them."""
+    history = row_of(epoch(1, 9.0), TABLES) | {"timing/peak_memory_mib": 1.0}
+    summary = summary_of(result([epoch(1, 9.0)]), tables=TABLES)
+    return set(history) | {f"summary_metrics.{name}" for name in summary}
+
+
+def as_json(made, folder):
+    return json.loads(dashboards.written(folder, made, "made").read_text())
+
+
+def metrics_of(panel):
+    config = panel["config"]
+    return {*config.get("metrics", []), *([config["xAxis"]] if "xAxis" in config else [])}
+
+
+def test_the_workspace_has_a_section_for_each_table_whose_panels_show_its_runs_alone(tables, logged, tmp_path):
+    made = as_json(dashboards.workspace("us", "p", tables), tmp_path)
+    assert (made["entity"], made["project"]) == ("us", "p")
+    section = made["spec"]["section"]
+    *of_tables, of_all = section["panelBankConfig"]["sections"]
+    assert [one["name"] for one in of_tables] == [f"{one.table.name}: {one.table.title}" for one in tables]
+    for one, name in zip(of_tables, TABLES, strict=True):
+        text, curves, bars = one["panels"]
+        assert text["viewType"] == "Markdown Panel"
+        assert "| a | b |" in text["config"]["value"]
+        assert (curves["viewType"], metrics_of(curves)) == ("Run History Line Plot", {"epoch", f"{name}/test_error"})
+        assert (bars["viewType"], metrics_of(bars)) == ("Bar Chart", {f"summary_metrics.{name}/table_value"})
+        assert curves["config"]["groupBy"] == bars["config"]["groupBy"] == "group", "a cell's seeds together"
+    assert {name for panel in of_all["panels"] for name in metrics_of(panel)} == {"epoch", *ALL_RUNS}
+    panels = [panel for one in (*of_tables, of_all) for panel in one["panels"]]
+    assert {name for panel in panels for name in metrics_of(panel)} <= logged
+    (runs,) = section["runSets"]
+    (ours,) = runs["filters"]["filters"]
+    assert (ours["key"], ours["value"]) == ({"section": "config", "name": "isda_repro_schema"}, 1)
+
+
+def test_the_report_has_each_table_over_the_curves_of_its_own_runs(tables, logged, tmp_path):
+    made = as_json(dashboards.report("us", "p", tables), tmp_path)
+    assert made["project"] == {"name": "p", "entityName": "us"}
+    blocks = [block for block in made["spec"]["blocks"] if block["type"] != "paragraph"]
+    assert blocks.pop(0)["type"] == "table-of-contents"
+    for one, (heading, text, grid) in zip(tables, zip(*[iter(blocks)] * 3, strict=True), strict=True):
+        assert heading["children"][0]["text"] == f"{one.table.name}: {one.table.title}"
+        assert text["content"] == one.text
+        (runs,) = grid["metadata"]["runSets"]
+        (of_table,) = runs["filters"]["filters"]
+        assert (of_table["key"]["name"], of_table["op"]) == ("name", "IN")
+        assert of_table["value"] == one.run_ids
+        panels = grid["metadata"]["panelBankSectionConfig"]["panels"]
+        assert {name for panel in panels for name in metrics_of(panel)} == {
+            "epoch",
+            "test_error",
+            "summary_metrics.table_value",
+        }
+        assert len({(panel["layout"]["x"], panel["layout"]["y"]) for panel in panels}) == len(panels)
+
+
+def test_a_dry_run_writes_what_would_be_sent_without_an_account(load_script, tmp_path, capsys, monkeypatch):
+    script = load_script("dashboard")
+    monkeypatch.setattr(script, "connect", lambda: pytest.fail("asked for an account"))
+    script.main(["table=demo", "dry_run=true", f"runs_dir={tmp_path}", f"results_dir={tmp_path}"])
+    folder = tmp_path / "dashboards"
+    said = [f"would send {folder / name}.json" for name in ("workspace", "report")]
+    assert capsys.readouterr().out.splitlines() == said
+    written = json.loads((folder / "workspace.json").read_text())
+    section, _ = written["spec"]["section"]["panelBankConfig"]["sections"]
+    assert "not run" in section["panels"][0]["config"]["value"], "the table as it is"
+
+
+def test_a_dry_run_looks_at_no_dashboard_that_is_there(load_script):
+    with pytest.raises(UserError, match="a dry run looks at none"):
+        load_script("dashboard").main(["dry_run=true", "report=https://example.org"])
+
+
+def test_without_the_package_there_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "wandb_workspaces", None)
+    with pytest.raises(UserError, match=r"dashboards need wandb-workspaces: pip install 'isda_repro\[report\]'"):
+        dashboards.require_workspaces()
+
+
+def test_what_is_sent_replaces_what_is_there(tables, monkeypatch):
+    with WandbServer() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        connect()
+        first = {
+            make: dashboards.sent(make(ENTITY, "p", tables[:1])) for make in (dashboards.workspace, dashboards.report)
+        }
+        assert len(server.views) == 2
+        for make, url in first.items():
+            assert dashboards.sent(make(ENTITY, "p", tables), url) == url
+        assert not server.unknown
+    assert len(server.views) == 2, "in their places"
+    for view in server.views.values():
+        assert all(one.table.title in view["spec"] for one in tables)

@@ -1,0 +1,59 @@
+"""What sweeps tell W&B of the tables and cells that a run belongs to."""
+
+import dataclasses
+
+from isda_repro.config import compose, run_id
+from isda_repro.tables.plan import expand
+from isda_repro.tables.specification import load_table
+from isda_repro.tables.sweep import SweepOptions, missing
+from isda_repro.tables.tagging import LONGEST_TAG, cell_tag, tagged
+
+
+def test_runs_are_tagged_by_a_sweep_and_keep_their_names():
+    what = missing(SweepOptions(table="demo", set=["tracking.tags=[mine]"]), compose)
+    cell = what.table.cells[0]
+    first = what.runs[0].settings
+    tag = f"demo/{cell.slug}"
+    assert first["tracking"]["tags"] == ["mine", "demo", tag]
+    assert (first["tracking"]["group"], first["tracking"]["tables"]) == (tag, ["demo"])
+    assert first["tracking"]["table_metric"] == cell.metric
+    assert [run.run_id for run in what.runs] == [run_id(run.settings) for run in what.runs]
+    assert {run.run_id for run in what.runs} == {
+        run.run_id for runs in expand(what.table, compose).values() for run in runs
+    }
+
+
+def test_what_the_user_has_set_stays():
+    what = missing(
+        SweepOptions(table="demo", set=["tracking.group=mine", "tracking.table_metric=test_error_best"]), compose
+    )
+    tracking = what.runs[0].settings["tracking"]
+    assert (tracking["group"], tracking["table_metric"]) == ("mine", "test_error_best")
+
+
+def test_without_tracking_nothing_is_added():
+    table = load_table("demo")
+    plan = expand(table, compose, ["tracking=none"])
+    assert tagged(table, plan) == plan
+
+
+def test_a_run_of_two_cells_has_the_tags_of_both_and_the_group_of_the_first():
+    table = load_table("demo")
+    first, *_ = table.cells
+    again = dataclasses.replace(first, row=("Again",), labels=("again",), metric="test_error_best")
+    both = dataclasses.replace(table, cells=(first, again))
+    plan = tagged(both, expand(both, compose))
+    assert plan[first] == plan[again] or [run.settings for run in plan[first]] == [run.settings for run in plan[again]]
+    tracking = plan[first][0].settings["tracking"]
+    assert tracking["tags"] == ["demo", cell_tag(both, first), cell_tag(both, again)]
+    assert (tracking["group"], tracking["table_metric"]) == (cell_tag(both, first), first.metric)
+
+
+def test_tags_are_no_longer_than_wandb_takes_and_stay_different():
+    table = load_table("demo")
+    cell = table.cells[0]
+    labels = [("x" * 80, end) for end in ("one", "two")]
+    tags = [cell_tag(table, dataclasses.replace(cell, row=(text,), column=(end,), labels=())) for text, end in labels]
+    assert [len(tag) for tag in tags] == [LONGEST_TAG, LONGEST_TAG]
+    assert tags[0] != tags[1]
+    assert all(tag.startswith("demo/xxx") for tag in tags)
