@@ -4,13 +4,14 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-slow test-slurm lint format bench clean
+.PHONY: help setup demo test test-slow test-slurm test-browser lint format bench clean
 
 help:
 	@echo "make demo       set up, then train CE and ISDA on scikit-learn's digits, three seeds each, and print the table"
 	@echo "make test       set up, then lint, types, import contracts and the tests that are quick"
 	@echo "make test-slow  set up, then the tests that take longer"
 	@echo "make test-slurm set up, then the tests on a SLURM cluster of this host (root on Debian)"
+	@echo "make test-browser set up, then the tests of the report's page in Chromium (apt-get install chromium)"
 	@echo "make bench      the speed benchmarks of this machine, against their bars, an hour"
 	@echo "make format     format the code"
 
@@ -28,13 +29,16 @@ demo: $(STAMP)
 	$(RUN) scripts/tables.py table=demo
 
 test: $(STAMP) lint
-	$(RUN) -m pytest -q -m "not slow and not slurm" --durations=10
+	$(RUN) -m pytest -q -m "not slow and not slurm and not browser" --durations=10
 
 test-slow: $(STAMP)
 	$(RUN) -m pytest -q -m slow --durations=10
 
 test-slurm: $(STAMP)
 	$(RUN) -m pytest -q -m slurm -rs
+
+test-browser: $(STAMP)
+	$(RUN) -m pytest -q -m browser -rs --durations=5
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -1,0 +1,161 @@
+// One panel's lines as plotly takes them.
+"use strict";
+// Told apart by colour, by dashes and by marks, as in the figures of results/; the colours are style.css's.
+const DASHES = ["5px,2px", "solid", "1px,2px", "6px,2px,1px,2px", "9px,3px", "3px,1px,1px,1px,1px,1px"];
+const MARKS = ["circle-open", "square-open", "triangle-up-open", "diamond-open", "triangle-down-open", "cross-open"];
+const COLOURS = 6;
+const TICKS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100];
+const MORE_TICKS = [0.3, 0.7, 1.5, 3, 4, 7, 15, 30, 40, 60, 70, 80]; // where the axis spans less than a factor of 8
+const NAMES = { test_error: "error", train_error: "training error", test_loss: "loss", train_loss: "training loss" };
+
+function colourOf(look) {
+  return getComputedStyle(document.documentElement).getPropertyValue(`--line-${look % COLOURS}`).trim();
+}
+
+function isError(curve) {
+  return curve.endsWith("error");
+}
+
+// The epochs and, over the runs of a line that have the curve, its mean, smallest and largest value.
+function bandOf(data, runs, curve) {
+  const having = runs.map((number) => data.runs[number]).filter((run) => run.curves[curve]);
+  if (!having.length) return null;
+  const all = having.map((run) => run.curves[curve]);
+  const at = (combine) => all[0].map((_, index) => combine(all.map((values) => values[index])));
+  return {
+    epochs: data.epochs[having[0].epochs],
+    runs: having,
+    mean: at((values) => values.reduce((sum, value) => sum + value, 0) / values.length),
+    low: at((values) => Math.min(...values)),
+    high: at((values) => Math.max(...values)),
+  };
+}
+
+function bandTraces(band, drawn, colour) {
+  const edge = { x: band.epochs, mode: "lines", line: { width: 0, color: colour }, hoverinfo: "skip", showlegend: false };
+  return [
+    { ...edge, y: band.low.map(drawn) },
+    { ...edge, y: band.high.map(drawn), fill: "tonexty", fillcolor: `${colour}28` },
+  ];
+}
+
+function seedTraces(band, drawn, curve, colour) {
+  return band.runs.map((run) => ({
+    x: band.epochs,
+    y: run.curves[curve].map(drawn),
+    mode: "lines",
+    line: { width: 0.9, color: colour },
+    opacity: 0.55,
+    name: `seed ${run.seed}`,
+    meta: run.id,
+    hovertemplate: `seed ${run.seed}, epoch %{x}: %{y:.4g}<extra></extra>`,
+  }));
+}
+
+function meanTrace(line, band, drawn, curve, digits) {
+  const spread = band.mean.map((mean, index) => {
+    const range = band.runs.length > 1 ? ` (${band.low[index].toFixed(digits)}–${band.high[index].toFixed(digits)})` : "";
+    return `${mean.toFixed(digits)}${isError(curve) ? "%" : ""}${range}`;
+  });
+  return {
+    x: band.epochs,
+    y: band.mean.map(drawn),
+    customdata: spread,
+    mode: "lines+markers",
+    line: { width: 1.8, color: colourOf(line.look), dash: DASHES[line.look % DASHES.length] },
+    marker: { symbol: MARKS[line.look % MARKS.length], size: 6, maxdisplayed: 9, color: colourOf(line.look) },
+    name: escaped(line.label),
+    meta: line.key,
+    hovertemplate: "%{customdata}",
+  };
+}
+
+// plotly reads a few tags in what it is given; names from files are words.
+function escaped(text) {
+  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+}
+
+function tracesOf(data, panel, lines, options) {
+  const digits = isError(options.curve) ? 2 : 3;
+  const floor = isError(options.curve) ? panel.floor : 1e-6;
+  const drawn = options.axis === "log" ? (value) => Math.max(value, floor) : (value) => value;
+  return lines.flatMap((line) => {
+    const band = bandOf(data, line.runs, options.curve);
+    if (!band) return [];
+    const colour = colourOf(line.look);
+    const several = band.runs.length > 1;
+    return [
+      ...(several && options.seeds === "band" ? bandTraces(band, drawn, colour) : []),
+      ...(several && options.seeds === "lines" ? seedTraces(band, drawn, options.curve, colour) : []),
+      meanTrace(line, band, drawn, options.curve, digits),
+    ];
+  });
+}
+
+function verticalAxis(traces, options, ink) {
+  const values = traces.flatMap((trace) => trace.y);
+  const [low, high] = values.reduce(([a, b], value) => [Math.min(a, value), Math.max(b, value)], [Infinity, -Infinity]);
+  const axis = { gridcolor: ink.rule, zeroline: false, fixedrange: false, tickfont: { size: 11 } };
+  if (options.axis !== "log") return { ...axis, rangemode: "tozero" };
+  const ticks = high > 8 * low ? TICKS : [...TICKS, ...MORE_TICKS];
+  return {
+    ...axis,
+    type: "log",
+    range: [Math.log10(low * 0.9), Math.log10(Math.max(high, 1.5 * low) * 1.1)],
+    tickvals: ticks,
+    ticktext: ticks.map(String),
+  };
+}
+
+function layoutOf(panel, traces, options) {
+  const style = getComputedStyle(document.documentElement);
+  const ink = { text: style.getPropertyValue("--soft").trim(), rule: style.getPropertyValue("--hair").trim() };
+  const paper = style.getPropertyValue("--paper").trim();
+  const where = options.curve.startsWith("test") ? `${panel.on} ` : "";
+  return {
+    margin: { l: 44, r: 10, t: 24, b: 38 },
+    showlegend: false,
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family: style.getPropertyValue("--sans").trim(), size: 12, color: ink.text },
+    hovermode: options.seeds === "lines" ? "closest" : "x unified",
+    hoverlabel: { bgcolor: paper, bordercolor: ink.rule, font: { size: 12, color: style.getPropertyValue("--ink").trim() } },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: ink.text, activecolor: style.getPropertyValue("--accent").trim() },
+    dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // a finger scrolls
+    xaxis: {
+      title: { text: "epoch", standoff: 6, font: { size: 11 } },
+      showgrid: false, zeroline: false, showline: true, linecolor: ink.text, ticks: "outside", tickcolor: ink.text,
+      tickfont: { size: 11 }, nticks: 8, unifiedhovertitle: { text: "epoch %{x}" },
+      spikecolor: ink.text, spikethickness: 1, spikedash: "solid",
+    },
+    yaxis: verticalAxis(traces, options, ink),
+    shapes: panel.drops.map((epoch) => ({
+      type: "line", x0: epoch - 0.5, x1: epoch - 0.5, yref: "paper", y0: 0, y1: 1, layer: "below",
+      line: { color: ink.text, width: 1, dash: "1px,3px" },
+    })),
+    annotations: [{
+      text: options.title ?? `${where}${NAMES[options.curve]}${isError(options.curve) ? " (%)" : ""}`,
+      xref: "paper", yref: "paper", x: 0, y: 1, xanchor: "left", yanchor: "bottom", showarrow: false,
+      xshift: -36, yshift: 6, font: { size: 11 },
+    }],
+  };
+}
+
+const CONFIG = {
+  displaylogo: false,
+  responsive: true,
+  modeBarButtons: [["toImage", "resetScale2d"]], // those that plotly would add send the chart away
+  plotlyServerURL: "",
+};
+
+async function draw(place, data, panel, lines, options) {
+  const Plotly = await plotly();
+  const traces = tracesOf(data, panel, lines, options);
+  if (!place.isConnected) return; // other panels have taken its place
+  await Plotly.react(place, traces, layoutOf(panel, traces, options), CONFIG);
+  place.removeAllListeners("plotly_click");
+  place.on("plotly_click", (event) => {
+    const target = event.points[0]?.data.meta;
+    if (target) location.hash = encodeURIComponent(target);
+  });
+}

@@ -1,0 +1,64 @@
+// The list of runs below the curves: those that pass the same filters, sorted as data, since not all are drawn.
+"use strict";
+const ROWS = 50; // at once; a button shows ten times as many more
+
+const RUN_COLUMNS = [
+  (run) => run.id,
+  (run) => run.errors.final,
+  (run) => run.errors.last10,
+  (run) => run.errors.best,
+  (run) => run.on,
+  (run, data) => data.sizes[run.sizes].epochs,
+  (run) => hoursOf(run),
+];
+
+function hoursOf(run) {
+  const seconds = ["train", "evaluation", "saving"].reduce((sum, name) => sum + (run.timing[name] ?? 0), 0);
+  return seconds / 3600;
+}
+
+function makeRunList(table, more, data) {
+  const list = { numbers: [], shown: ROWS, column: null, direction: 1 };
+  const show = () => {
+    const key = list.column === null ? null : RUN_COLUMNS[list.column];
+    const sorted = key ? [...list.numbers].sort((a, b) => compared(key(data.runs[a], data), key(data.runs[b], data), list.direction) || a - b) : list.numbers;
+    table.querySelectorAll("tbody").forEach((body) => body.remove());
+    table.append(element("tbody", {}, ...sorted.slice(0, list.shown).map((number) => runRow(data.runs[number], data))));
+    more.hidden = sorted.length <= list.shown;
+    more.textContent = `Show more of ${plural(sorted.length, "run")}`;
+  };
+  [...table.tHead.rows[0].cells].forEach((heading, column) => {
+    const button = element("button", { type: "button", class: "sort" }, heading.textContent);
+    heading.replaceChildren(button);
+    button.addEventListener("click", () => {
+      const order = nextOrder(table, heading);
+      list.column = order ? column : null;
+      list.direction = order === "descending" ? -1 : 1;
+      show();
+    });
+  });
+  more.addEventListener("click", () => {
+    list.shown += 10 * ROWS;
+    show();
+  });
+  return (numbers) => {
+    list.numbers = numbers;
+    list.shown = ROWS;
+    show();
+  };
+}
+
+function runRow(run, data) {
+  const number = (text) => element("td", { class: "number" }, text);
+  return element(
+    "tr",
+    {},
+    element("th", { scope: "row" }, element("a", { href: `#${encodeURIComponent(run.id)}` }, run.id)),
+    number(run.errors.final.toFixed(2)),
+    number(run.errors.last10.toFixed(2)),
+    number(run.errors.best.toFixed(2)),
+    element("td", {}, run.on),
+    number(grouped.format(data.sizes[run.sizes].epochs)),
+    number(hoursOf(run).toPrecision(2)),
+  );
+}

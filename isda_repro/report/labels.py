@@ -1,0 +1,86 @@
+"""How the page calls its panels and lines: by the names that were typed, and by the settings in which they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from isda_repro.config import dataset_name, model_name
+from isda_repro.tables.records import Result
+
+FIRST = ("ce", "isda")  # the lines that a panel begins with; others follow in the order of their tables
+
+METHOD = ("loss", "synthetic")  # the choices in which lines of one panel may differ
+
+Settings = Mapping[str, Any]
+
+
+def panel_settings(result: Result) -> dict[str, Any]:
+    """What all lines of a panel share: all that was asked for but seed and method, and on what it was measured."""
+    request = {key: value for key, value in result.request.items() if key not in ("seed", *METHOD)}
+    request["model"] = {key: value for key, value in result.request["model"].items() if key != "dropout"}
+    choices = {key: value for key, value in result.choices.items() if key not in METHOD}
+    return {**request, "choice": choices, "evaluated_on": result.evaluated_on}
+
+
+def line_settings(result: Result) -> dict[str, Any]:
+    """What a line has of its own: the loss, generated images, dropout."""
+    own = {name: result.choices.get(name) for name in METHOD}
+    images = None if own["synthetic"] == "none" else own["synthetic"]
+    dropout = result.request["model"].get("dropout")
+    return {"choice": own["loss"], "loss": result.request["loss"], "dropout": dropout, "synthetic": images}
+
+
+def names_of(result: Result) -> dict[str, str]:
+    """What panels can be filtered by."""
+    named = {**result.request, "choice": result.choices}
+    return {
+        "model": model_name(named),
+        "dataset": dataset_name(named),
+        "augmentation": result.choices["augmentation"],
+    }
+
+
+def facts_of(result: Result) -> str:
+    """The line under a panel's title; a number and what it counts are not parted."""
+    parts = [
+        f"{result.choices['augmentation']} augmentation",
+        f"{result.train_images:,} training images",
+        f"{result.epochs} epoch{'s' if result.epochs > 1 else ''}",
+    ]
+    return ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
+
+
+def differing(settings: Sequence[Settings]) -> list[list[str]]:
+    """For each of them its own values of the settings that are not the same in all, as ``recipe.epochs=12``."""
+    flat = [dict(_dotted(one)) for one in settings]
+    keys = [key for key in dict.fromkeys(key for one in flat for key in one) if not key.endswith("_target_")]
+    different = [key for key in keys if any(one.get(key) != flat[0].get(key) for one in flat)]
+    return [[f"{key}={_written(one[key])}" for key in different if one.get(key) is not None] for one in flat]
+
+
+def line_labels(settings: Sequence[Settings]) -> list[str]:
+    """One for each line: the loss, and the settings that are not the same in all lines of that loss."""
+    labels = [str(one["choice"]) for one in settings]
+    for loss in set(labels):
+        same = [index for index, one in enumerate(settings) if one["choice"] == loss]
+        for index, own in zip(same, differing([settings[index] for index in same]), strict=True):
+            labels[index] = ", ".join((loss, *(part.removeprefix("loss.") for part in own)))
+    return labels
+
+
+def line_order(loss: str) -> int:
+    """Where a line stands among those of its panel; a stable sort leaves the rest as it came."""
+    return FIRST.index(loss) if loss in FIRST else len(FIRST)
+
+
+def _dotted(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(node, Mapping):
+        yield prefix, node
+        return
+    for key, value in node.items():
+        yield from _dotted(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def _written(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

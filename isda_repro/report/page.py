@@ -1,0 +1,142 @@
+"""The page: one file with everything in it, which neither needs nor is allowed any other.
+
+The plotting library and the runs are in it compressed, as text; the browser unpacks them when a curve is wanted. A
+content security policy lets only our own scripts run, known by their digests, and nothing at all be loaded.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from isda_repro.errors import UserError
+from isda_repro.report.cells import cells_of
+from isda_repro.report.evidence import Evidence, Shown
+from isda_repro.report.progress import STATES, TableProgress, petaflop_of, progress_of
+from isda_repro.report.runs import described
+from isda_repro.tables.layout import layout
+from isda_repro.tables.render.html import html
+from isda_repro.tables.sides import sides
+from isda_repro.tables.sweep import SweepOptions, sweep_command
+
+SCRIPTS = ("unpack.js", "tables.js", "panels.js", "plots.js", "runs.js", "details.js", "start.js")
+"""Of the page's behaviour, in this order; ``theme.js`` comes before them, so that nothing flashes."""
+
+
+@dataclass(frozen=True)
+class TablePart:
+    """One table of the page: how far it is, and its HTML."""
+
+    progress: TableProgress
+    html: str
+
+
+def page(evidence: Evidence, runs_dir: Path, results_dir: Path) -> str:
+    """The whole page.
+
+    Args:
+        evidence: what is there.
+        runs_dir: where runs are made.
+        results_dir: where they are kept, and our measurements of what ISDA costs.
+    """
+    data, library = _data(evidence), _plotly()
+    theme, behaviour = _asset("theme.js"), "\n".join(map(_asset, SCRIPTS))
+    wanted = evidence.runs
+    text: str = _template().render(
+        parts=[_part(shown, runs_dir, results_dir) for shown in evidence.tables],
+        states=STATES,
+        wanted=len(wanted),
+        done=len(wanted.keys() & evidence.results.keys()),
+        finished=len(evidence.results),
+        others=len(evidence.results.keys() - wanted.keys()),
+        hardware=_named(evidence, "hardware"),
+        problems=evidence.problems,
+        petaflop_left=petaflop_of(run for name, run in wanted.items() if name not in evidence.results),
+        epochs_each=data["epochs_each"],
+        thinned=any(result.epochs > data["epochs_each"] for _, result in evidence.results.values()),
+        begin=_sweep(evidence.tables[0], runs_dir),
+        style=_asset("style.css"),
+        theme=theme,
+        behaviour=behaviour,
+        digests=[_digest(theme), _digest(behaviour), library.digest],
+        library=library.packed,
+        data=_packed(json.dumps(data, separators=(",", ":"))),
+    )
+    return text
+
+
+def _part(shown: Shown, runs_dir: Path, results_dir: Path) -> TablePart:
+    columns = sides(shown.filled.table, shown.plan, results_dir)
+    laid_out = layout(shown.filled, shown.plan, _sweep(shown, runs_dir), sides=columns)
+    return TablePart(progress_of(shown, runs_dir), html(laid_out, level=3))
+
+
+def _sweep(shown: Shown, runs_dir: Path) -> str:
+    return sweep_command(SweepOptions(shown.filled.table.name, runs_dir=str(runs_dir)))
+
+
+def _data(evidence: Evidence) -> dict[str, Any]:
+    data = described(evidence.results, evidence.runs)
+    numbers = {run["id"]: number for number, run in enumerate(data["runs"])}
+    cells: dict[str, Any] = {}
+    for shown in evidence.tables:
+        cells |= cells_of(shown.filled, numbers)
+    titles = {shown.filled.table.name: shown.filled.table.title for shown in evidence.tables}
+    return {**data, "cells": cells, "tables": titles}
+
+
+def _named(evidence: Evidence, key: str) -> list[str]:
+    """What the segments of all runs say under a key, each once."""
+    segments = (segment for _, result in evidence.results.values() for segment in result.segments)
+    return sorted({str(segment[key]) for segment in segments if segment.get(key)})
+
+
+def _template() -> Any:
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as error:
+        raise _missing(error) from error
+    loader = PackageLoader("isda_repro.report", "assets")
+    return Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).get_template("page.html")
+
+
+class _Library(NamedTuple):
+    digest: str
+    packed: str
+
+
+@cache
+def _plotly() -> _Library:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise _missing(error) from error
+    script: str = get_plotlyjs()
+    return _Library(_digest(script), _packed(script))
+
+
+def _missing(error: ImportError) -> UserError:
+    return UserError(f"{error.name} is not installed, which the report is made with: pip install 'isda_repro[report]'")
+
+
+def _asset(name: str) -> str:
+    return (resources.files(__package__) / "assets" / name).read_text(encoding="utf-8")
+
+
+def _digest(script: str) -> str:
+    """As a content security policy takes it."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _packed(text: str) -> str:
+    """Compressed, as ASCII; the same text gives the same bytes."""
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()

@@ -1,0 +1,96 @@
+"""How far each table is: its cells by state, its runs by number, and what is left to compute."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from isda_repro.report.evidence import Shown
+from isda_repro.tables.costs import cost_of
+from isda_repro.tables.missing import in_all, missing_runs
+from isda_repro.tables.plan import Run
+from isda_repro.tables.sweep import has_result
+
+State = Literal["done", "partial", "reduced", "not run"]
+STATES: tuple[State, ...] = ("done", "partial", "reduced", "not run")
+
+
+@dataclass(frozen=True)
+class CellProgress:
+    """One cell. ``reduced``: only runs with other settings than its own are there."""
+
+    name: str
+    slug: str
+    state: State
+    done: int
+    wanted: int
+
+
+@dataclass(frozen=True)
+class TableProgress:
+    """One table."""
+
+    name: str
+    title: str
+    cells: tuple[CellProgress, ...]
+    done: int  # runs
+    wanted: int
+    begun: int  # runs that have written something and no result yet
+    petaflop_left: float  # of the runs of which it is known
+    left: str  # what is missing and what it costs, for people; empty where nothing is
+
+    def count(self, state: State) -> int:
+        """Cells in a state."""
+        return Counter(cell.state for cell in self.cells)[state]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing in it has finished."""
+        return all(cell.state == "not run" for cell in self.cells)
+
+
+def progress_of(shown: Shown, runs_dir: Path) -> TableProgress:
+    """Cells that show two metrics of the same runs count once."""
+    table, runs, finished = shown.filled.table, shown.runs, shown.finished
+    left = missing_runs(shown.filled, shown.plan)
+    return TableProgress(
+        name=table.name,
+        title=table.title,
+        cells=_cells(shown),
+        done=len(runs.keys() & finished),
+        wanted=len(runs),
+        begun=sum(_is_begun(runs_dir / name) for name in runs.keys() - finished),
+        petaflop_left=petaflop_of(run for name, run in runs.items() if name not in finished),
+        left=in_all(left) if left else "",
+    )
+
+
+def petaflop_of(runs: Iterable[Run]) -> float:
+    """Of all runs of which it is known."""
+    costs = (cost_of(run.settings) for run in runs)
+    return sum(cost.petaflop for cost in costs if cost is not None)
+
+
+def _cells(shown: Shown) -> tuple[CellProgress, ...]:
+    reduced = {key for part in shown.filled.reduced for key, cell in part.filled.cells.items() if cell.values}
+    cells: dict[str, CellProgress] = {}
+    for key, filled in shown.filled.cells.items():
+        state: State = "done" if not filled.missing else "partial" if filled.values else "not run"
+        if state == "not run" and key in reduced:
+            state = "reduced"
+        cell = CellProgress(
+            name=", ".join(filled.cell.labels) or filled.cell.name,
+            slug=filled.cell.slug,
+            state=state,
+            done=len(filled.values),
+            wanted=len(filled.cell.seeds),
+        )
+        cells.setdefault(cell.slug, cell)
+    return tuple(cells.values())
+
+
+def _is_begun(folder: Path) -> bool:
+    return (folder / "metrics.jsonl").exists() and not has_result(folder)

@@ -1,0 +1,122 @@
+"""Every finished run as the page's script takes it: panels of lines of runs, and what runs share kept once."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+from isda_repro.report.curves import curves_of, epochs_each, epochs_kept
+from isda_repro.report.labels import (
+    differing,
+    facts_of,
+    line_labels,
+    line_order,
+    line_settings,
+    names_of,
+    panel_settings,
+)
+from isda_repro.report.pool import Pool
+from isda_repro.tables.figures import learning_rate_drops
+from isda_repro.tables.records import Result
+
+
+def slim(result: Result) -> Result:
+    """The same with its curves in a fifth of the memory: thousands are held at once."""
+    curves = {name: array("d", values) for name, values in result.curves.items()}
+    return replace(result, curves=cast(dict[str, list[float]], curves))
+
+
+def described(results: Mapping[str, tuple[str, Result]], order: Iterable[str] = ()) -> dict[str, Any]:
+    """All runs, for JSON.
+
+    Args:
+        results: by run id, with the file that each came from.
+        order: run ids in the order of the tables, which panels and lines follow; runs that it lacks come last.
+
+    Returns:
+        ``panels`` with their ``lines``, the numbers of whose ``runs`` point into ``runs``; ``epochs_each``, the most
+        that a curve keeps; ``settings``, ``sizes``, ``environments``, ``segments``, ``epochs``: what runs point to.
+    """
+    names = [name for name in dict.fromkeys((*order, *sorted(results))) if name in results]
+    most = epochs_each(len(names))
+    pools = {name: Pool() for name in ("settings", "sizes", "environments", "segments", "epochs")}
+    runs = [_run(results[name][1], results[name][0], most, pools) for name in names]
+    return {
+        "runs": runs,
+        "panels": _panels([results[name][1] for name in names]),
+        "epochs_each": most,
+        **{name: pool.values for name, pool in pools.items()},
+    }
+
+
+def _run(result: Result, file: str, most: int, pools: Mapping[str, Pool]) -> dict[str, Any]:
+    kept = epochs_kept(result.curves["lr"], most)
+    shared = {key: value for key, value in result.request.items() if key != "seed"}
+    sizes = {
+        "epochs": result.epochs,
+        "steps": result.steps,
+        "parameters": result.parameters,
+        "feature_dim": result.feature_dim,
+        "train_images": result.train_images,
+        "test_images": result.test_images,
+    }
+    return {
+        "id": result.run_id,
+        "seed": result.request["seed"],
+        "file": file,
+        "on": result.evaluated_on,
+        "errors": {
+            name.removeprefix("test_error_"): round(value, 4)
+            for name, value in vars(result).items()
+            if name.startswith(("test_error_", "test_top5_error_")) and value is not None
+        },
+        "timing": {name: float(f"{value:.4g}") for name, value in result.timing.items()},
+        "curves": curves_of(result, kept),
+        "epochs": pools["epochs"].number(kept),
+        "settings": pools["settings"].number({**shared, "choice": result.choices}),
+        "sizes": pools["sizes"].number(sizes),
+        "environment": pools["environments"].number(result.environment),
+        "segments": pools["segments"].number(result.segments),
+    }
+
+
+def _panels(results: list[Result]) -> list[dict[str, Any]]:
+    """Runs that differ in their seed alone are one line; lines that differ in loss and dropout alone, one panel."""
+    keys, lines, members = Pool(), Pool(), dict[int, dict[int, list[int]]]()
+    for number, result in enumerate(results):
+        panel, line = keys.number(panel_settings(result)), lines.number(line_settings(result))
+        members.setdefault(panel, {}).setdefault(line, []).append(number)
+    labels = line_labels(lines.values)
+    panels = [_panel(results, by_line, labels) for by_line in members.values()]
+    _tell_apart(panels, [keys.values[panel] for panel in members])
+    return panels
+
+
+def _panel(results: list[Result], by_line: Mapping[int, list[int]], labels: Sequence[str]) -> dict[str, Any]:
+    own = [results[run] for runs in by_line.values() for run in runs]
+    names = names_of(own[0])
+    lines = [
+        {"label": labels[line], "method": results[runs[0]].choices["loss"], "runs": runs}
+        for line, runs in by_line.items()
+    ]
+    return {
+        "title": f"{names['model']}, {names['dataset']}",
+        "facts": facts_of(own[0]),
+        "on": own[0].evaluated_on,
+        **{name: names[name] for name in ("model", "dataset", "augmentation")},
+        "drops": sorted({drop for result in own for drop in learning_rate_drops(result.curves["lr"])}),
+        "floor": 50 / max(result.test_images for result in own),
+        "lines": sorted(lines, key=lambda line: line_order(str(line["method"]))),
+    }
+
+
+def _tell_apart(panels: list[dict[str, Any]], settings: list[Any]) -> None:
+    """Add to the facts of panels that would read the same the settings in which they differ."""
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for number, panel in enumerate(panels):
+        alike.setdefault((panel["title"], panel["facts"], panel["on"]), []).append(number)
+    for numbers in alike.values():
+        for number, own in zip(numbers, differing([settings[one] for one in numbers]), strict=True):
+            panels[number]["facts"] = ", ".join((panels[number]["facts"], *own))

@@ -1,0 +1,67 @@
+"""Write one HTML page with all tables, their curves and every run; it needs no network. From the repository root:
+
+python scripts/report.py                                          # runs/report.html
+python scripts/report.py table=small_data,lambda_small_data output=results/report.html     # of these tables alone
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from isda_repro.config import compose
+from isda_repro.errors import UserError, one_sentence_errors
+from isda_repro.files import cache_folder, written_whole
+from isda_repro.options import parse_options
+from isda_repro.report.evidence import Evidence, evidence
+from isda_repro.report.page import page
+from isda_repro.tables.composed import Remembered
+from isda_repro.tables.specification import table_names
+
+ALL = "all"
+
+
+@dataclass
+class ReportOptions:
+    """What this script takes; ``table=``: all, one, or several with commas between them."""
+
+    table: str = ALL
+    runs_dir: str = "runs"
+    results_dir: str = "results"
+    output: str = "${runs_dir}/report.html"
+
+
+def write(options: ReportOptions) -> tuple[Path, Evidence]:
+    """Gather, render, and put the page where it was asked for.
+
+    Returns:
+        Where it is, and what it shows.
+
+    Raises:
+        UserError: there is no such table.
+    """
+    names = table_names() if options.table == ALL else list(dict.fromkeys(options.table.split(",")))
+    remembered = Remembered(compose, cache_folder())
+    found = evidence(names, remembered, Path(options.runs_dir), Path(options.results_dir))
+    remembered.keep()
+    text = page(found, Path(options.runs_dir), Path(options.results_dir))
+    output = Path(options.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(output) as file:
+        file.write(text.encode())
+    return output, found
+
+
+def main(arguments: list[str]) -> None:
+    """Say where it is, how large, and what it could not use."""
+    options = parse_options(ReportOptions, arguments)
+    if not options.output.endswith((".html", ".htm")):
+        raise UserError(f"output={options.output} must end in .html")
+    output, found = write(options)
+    print(*found.problems, sep="\n", end="\n" if found.problems else "", file=sys.stderr)
+    runs = len(found.results)
+    print(f"{output}: {runs} finished run{'s' if runs != 1 else ''}, {output.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    with one_sentence_errors():
+        main(sys.argv[1:])

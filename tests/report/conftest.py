@@ -1,0 +1,102 @@
+"""Finished runs of a table, and what the report makes of them."""
+
+import dataclasses
+import textwrap
+
+import pytest
+from synthetic import make_result, plausible_errors
+
+from isda_repro import config
+from isda_repro.report.evidence import evidence
+from isda_repro.report.page import page
+from isda_repro.tables.plan import expand
+from isda_repro.tables.records import write_result
+from isda_repro.tables.specification import load_table
+
+BEST = {"resnet8": 9.0, "resnet20": 3.0, "resnet32": 5.0}  # of CE; ISDA's is half a point lower
+
+TABLE = textwrap.dedent("""
+    title: Networks on <digits>
+    metric: test_error_final
+    baseline: CE
+    seeds: [0, 1, 2]
+    set: [dataset=digits]
+    rows:
+      - {ResNet-8: model=resnet8, ResNet-20: model=resnet20, ResNet-32: model=resnet32}
+    columns:
+      - {CE: loss=ce, ISDA: loss=isda}
+    paper:
+      ResNet-20: [[4.0, 0.2], [3.0, 0.1]]
+""")
+
+
+@pytest.fixture(scope="session")
+def composed():
+    """``config.compose``, each answer once: composing takes a quarter of a second."""
+    known = {}
+
+    def compose(overrides=()):
+        key = tuple(overrides)
+        if key not in known:
+            known[key] = config.compose(list(overrides))
+        return known[key]
+
+    return compose
+
+
+@pytest.fixture(scope="session")
+def table(tmp_path_factory):
+    """A table's name, as ``table=`` takes it: three networks, CE and ISDA, three seeds."""
+    path = tmp_path_factory.mktemp("table") / "networks.yaml"
+    path.write_text(TABLE)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def runs(table, composed):
+    """Its runs by (row, column, seed)."""
+    plan = expand(load_table(table), composed)
+    return {(cell.row[0], cell.column[0], run.seed): run for cell, listed in plan.items() for run in listed}
+
+
+def _finished(run, **changed):
+    choice = run.settings["choice"]
+    best = BEST.get(choice["model"], 2.0) - 0.5 * (choice["loss"] == "isda")
+    return dataclasses.replace(make_result(run, plausible_errors(run.seed, best)), **changed)
+
+
+@pytest.fixture(scope="session")
+def finished():
+    """``finished(run, field=value)``: a result as the trainer would leave it."""
+    return _finished
+
+
+@pytest.fixture(scope="session")
+def result(runs):
+    """One of them."""
+    return _finished(runs["ResNet-20", "CE", 0])
+
+
+@pytest.fixture(scope="session")
+def leave():
+    """``leave(folder, run)`` writes its result where the trainer would."""
+
+    def write(folder, run, **changed):
+        path = folder / "runs" / run.run_id / "result.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_result(path, _finished(run, **changed))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def gathered(table, composed):
+    """``gathered(folder)``: the evidence of the table from its runs/ and results/."""
+    return lambda folder: evidence([table], composed, folder / "runs", folder / "results")
+
+
+@pytest.fixture(scope="session")
+def rendered(gathered):
+    """``rendered(folder)``: the page."""
+    return lambda folder: page(gathered(folder), folder / "runs", folder / "results")

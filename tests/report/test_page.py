@@ -1,0 +1,101 @@
+"""The page as a file: whole, the same each time, and with nothing in it that files could make run."""
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+import sys
+
+import pytest
+
+from isda_repro.errors import UserError
+from isda_repro.report.page import _plotly
+
+
+def data_of(text):
+    packed = re.search(r'<script type="text/plain" id="data">([^<]*)</script>', text)[1]
+    return json.loads(gzip.decompress(base64.b64decode(packed)))
+
+
+@pytest.fixture
+def done(tmp_path, runs, leave):
+    """A folder with some runs of the table."""
+    for (row, column, seed), run in runs.items():
+        if row != "ResNet-32" and not (column == "ISDA" and seed == 2):
+            leave(tmp_path, run)
+    return tmp_path
+
+
+def test_the_same_results_give_the_same_bytes(done, rendered):
+    assert rendered(done) == rendered(done)
+
+
+def test_every_finished_run_is_there_with_its_cell(done, rendered, runs):
+    data = data_of(rendered(done))
+    assert {run["id"] for run in data["runs"]} == {
+        run.run_id for (row, column, seed), run in runs.items() if row != "ResNet-32" and (column, seed) != ("ISDA", 2)
+    }
+    cell = data["cells"]["networks/resnet-20--isda"]
+    assert [data["runs"][number]["seed"] for number in cell["runs"]] == [0, 1]
+    assert cell["missing"] == [2]
+    assert cell["command"] == "python train.py dataset=digits model=resnet20 loss=isda"
+    assert data["cells"]["networks/resnet-32--ce"]["missing"] == [0, 1, 2]
+
+
+def test_a_run_of_no_table_is_there_without_a_cell(tmp_path, rendered, composed, leave):
+    from omegaconf import OmegaConf
+
+    from isda_repro.tables.plan import Run
+
+    cfg = composed(["dataset=digits", "model=resnet110", "loss=focal"])
+    leave(tmp_path, Run(0, cfg.run_id, OmegaConf.to_container(cfg)))
+    text = rendered(tmp_path)
+    data = data_of(text)
+    assert [run["id"] for run in data["runs"]] == [cfg.run_id]
+    assert not any(cell["runs"] for cell in data["cells"].values())
+    assert "0 of 18 runs of 1 table have finished, and 1 that no table wants" in text
+
+
+def test_the_policy_allows_our_scripts_alone(done, rendered):
+    text = rendered(done)
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1]
+    assert "default-src 'none'" in policy
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.S)
+    library = re.search(r'id="library">([^<]*)<', text)[1]
+    scripts.append(gzip.decompress(base64.b64decode(library)).decode())
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert policy.split("script-src ")[1].split() == [f"'sha256-{digest}'" for digest in digests]
+
+
+def test_it_refers_to_nothing_outside_itself(done, rendered):
+    text = re.sub(r'id="library">[^<]*<', "", rendered(done))
+    assert not re.findall(r"""(?:src|action)=|@import|url\(""", text)
+    assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', text))
+
+
+def test_what_files_say_is_text(tmp_path, rendered):
+    damaged = tmp_path / "results" / "<img src=x onerror=alert(1)>" / "cell" / "0.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{}")
+    text = rendered(tmp_path)
+    assert "<img" not in text
+    assert "&lt;img src=x onerror=alert(1)&gt;/cell/0.json" in text
+    assert "1 file could not be used" in text
+    assert "Networks on <digits>" not in text
+    assert "Networks on &lt;digits&gt;" in text
+
+
+def test_without_results_it_says_how_to_begin(tmp_path, rendered, table):
+    text = rendered(tmp_path)
+    assert "No run has finished yet" in text
+    assert re.search(r"<code>python scripts/sweep.py table=\S* ?runs_dir=\S*</code>", text)
+    assert 'class="panels"' not in text
+
+
+@pytest.mark.parametrize(("module", "named"), [("plotly.offline", "plotly"), ("jinja2", "jinja2")])
+def test_what_is_not_installed_is_said(done, rendered, monkeypatch, module, named):
+    monkeypatch.setitem(sys.modules, module, None)
+    _plotly.cache_clear()
+    with pytest.raises(UserError, match=rf"{named}\S* is not installed.*isda_repro\[report\]"):
+        rendered(done)

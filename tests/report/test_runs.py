@@ -1,0 +1,97 @@
+"""Runs become lines, lines panels, each named by what tells it from the others."""
+
+import json
+
+import pytest
+
+from isda_repro.report.labels import differing, line_labels
+from isda_repro.report.runs import described, slim
+from isda_repro.tables.plan import Run
+
+
+@pytest.fixture
+def run_of(composed):
+    def run(*overrides):
+        cfg = composed(["model=resnet20", "dataset=digits", *overrides])
+        settings = json.loads(json.dumps(_plain(cfg)))
+        return Run(cfg.seed, cfg.run_id, settings)
+
+    return run
+
+
+def _plain(cfg):
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(cfg)
+
+
+@pytest.fixture
+def described_runs(run_of, finished):
+    def describe(*lists):
+        runs = [run_of(*overrides) for overrides in lists]
+        results = {run.run_id: (f"runs/{run.run_id}/result.json", slim(finished(run))) for run in runs}
+        return described(results, [run.run_id for run in runs])
+
+    return describe
+
+
+def test_seeds_are_one_line_and_losses_one_panel(described_runs):
+    data = described_runs(["loss=isda"], ["loss=ce"], ["loss=ce", "seed=1"])
+    (panel,) = data["panels"]
+    assert (panel["title"], panel["model"], panel["dataset"]) == ("resnet20, digits", "resnet20", "digits")
+    assert [(line["label"], line["runs"]) for line in panel["lines"]] == [("ce", [1, 2]), ("isda", [0])]
+    assert [data["runs"][number]["seed"] for number in (1, 2)] == [0, 1]
+
+
+def test_lines_of_one_loss_are_told_apart_by_their_settings(described_runs):
+    data = described_runs(
+        ["loss=isda"], ["loss=isda", "loss.lambda_0=0.25"], ["loss=ce", "model.dropout=0.3"], ["loss=ce"]
+    )
+    (panel,) = data["panels"]
+    assert [line["label"] for line in panel["lines"]] == [
+        "ce, dropout=0.3", "ce, dropout=0", "isda, lambda_0=0.5", "isda, lambda_0=0.25",
+    ]  # fmt: skip
+
+
+def test_other_settings_make_another_panel_that_says_which(described_runs):
+    data = described_runs(["loss=ce"], ["loss=ce", "recipe.lr=0.02"])
+    first, second = data["panels"]
+    assert first["title"] == second["title"]
+    assert second["facts"].endswith("recipe.lr=0.02")
+    assert "weight_decay" not in first["facts"]
+
+
+def test_drops_and_floor_are_those_of_the_runs(described_runs):
+    (panel,) = described_runs(["loss=ce"])["panels"]
+    assert panel["drops"] == [16, 24]
+    assert panel["floor"] == 50 / 360
+
+
+def test_what_runs_share_is_kept_once(described_runs):
+    data = described_runs(*(["loss=ce", f"seed={seed}"] for seed in range(4)))
+    for shared in ("settings", "sizes", "environments", "segments", "epochs"):
+        assert len(data[shared]) == 1, shared
+    assert {run["settings"] for run in data["runs"]} == {0}
+    assert data["settings"][0]["choice"]["loss"] == "ce"
+    assert "seed" not in data["settings"][0]
+
+
+def test_runs_of_no_table_come_last(run_of, finished):
+    runs = [run_of("loss=ce", f"seed={seed}") for seed in range(3)]
+    results = {run.run_id: ("a file", slim(finished(run))) for run in runs}
+    data = described(results, [runs[2].run_id])
+    assert data["runs"][0]["id"] == runs[2].run_id
+    assert [run["id"] for run in data["runs"][1:]] == sorted(run.run_id for run in runs[:2])
+
+
+def test_a_slim_result_has_the_same_numbers(result):
+    assert {name: list(values) for name, values in slim(result).curves.items()} == result.curves
+
+
+def test_differing_settings():
+    assert differing([{"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}]) == [["a.c=2"], ["a.c=3"]]
+    assert differing([{"x": 1}]) == [[]]
+
+
+def test_two_losses_with_the_same_settings_need_no_more_than_their_names():
+    assert line_labels([{"choice": "ce", "loss": {"x": 1}}, {"choice": "isda", "loss": {"x": 2}}]) == ["ce", "isda"]
