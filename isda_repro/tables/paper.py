@@ -17,12 +17,6 @@ BF16 = (
 )
 """Below each table of the paper that accepts bf16."""
 
-SPREAD = (
-    "The paper does not say whether its ± is the standard deviation of a sample or of a population; ours is a sample's "
-    "(divisor n − 1), and intervals computed from the paper's figures take them for that too."
-)
-"""Below each table for which the paper prints standard deviations."""
-
 Values = dict[tuple[Label, Label], PaperValue | None]
 
 
@@ -38,10 +32,9 @@ def apply_paper(cells: Cells, node: Any, rows: list[Label], columns: list[Label]
     if isinstance(node, dict) and "table" in node:
         known(node, ("table", "names", "inconsistencies"), "paper")
         values = _referred(str(node["table"]), node.get("names") or {}, rows, columns)
-        spread = any(value is not None and value.std is not None for value in values.values())
-        reduced = any("bf16" in cell.precisions for cell in cells.values())
+        takes_bf16 = any("bf16" in cell.precisions for cell in cells.values())
         places = _inconsistencies(str(node["table"]), node.get("inconsistencies") or [])
-        notes = (*[SPREAD] * spread, *[BF16] * reduced, *places)
+        notes = (*[BF16] * takes_bf16, *places)
     else:
         values, notes = _listed(node, rows, columns), ()
     for key, value in values.items():
