@@ -51,7 +51,7 @@ class TableOptions:
     set: list[str] = field(default_factory=list)
     source: str = "runs"  # runs and results_dir; wandb, with entity and project; offline: the W&B files of runs_dir
     entity: str | None = None
-    project: str | None = None
+    project: str = "isda_repro"
 
 
 def show(options: TableOptions) -> None:
@@ -93,8 +93,8 @@ def findings(options: TableOptions) -> Iterable[Finding]:
         return results_offline(Path(options.runs_dir))
     if options.source != "wandb":
         raise UserError(f"there is no source={options.source}; source= can be runs, wandb, offline")
-    if options.entity is None or options.project is None:
-        raise UserError("source=wandb needs entity= (a W&B user or team) and project=")
+    if options.entity is None:
+        raise UserError("source=wandb needs entity=, a W&B user or team")
     return results_from_wandb(options.entity, options.project)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from isda_repro.tables import wording
 from isda_repro.tables.aggregate import FilledTable
-from isda_repro.tables.comparison import competes
+from isda_repro.tables.comparison import baselines, competes
 from isda_repro.tables.sides import Side
 
 
@@ -27,14 +27,17 @@ def caption(filled: FilledTable, sides: Sequence[Side], settings: Sequence[str])
     if settings:
         said.insert(0, "These runs are not the table's: they stand beside nothing that the paper prints.")
     has_paper = not settings and any(cell.paper is not None for cell in table.cells)
-    if has_paper:
-        said.append("Paper: as printed; its deviations are taken for sample ones, which it does not say.")
     if any(cell.difference or (has_paper and cell.paper_difference) for cell in filled.cells.values()):
-        papers = "; the paper's is Welch's, from its printed mean, deviation and n" if has_paper else ""
+        papers = (
+            "; the paper's is Welch's, from its printed mean, deviation (taken for a sample's) and n"
+            if has_paper
+            else ""
+        )
         said.append(
             "Differences have their 95% confidence interval: Student's t over pairs of runs with one seed, Welch's "
             f"where there are no pairs{papers}. Better, worse: the interval lies on one side of 0, n supports the "
             "claim. Open: it has 0 in it, n does not support the claim. n too small: there is no interval. A negative "
             "difference is a lower error."
         )
-    return " ".join([*said, *(side.caption for side in sides)])
+        said.append(baselines(table))
+    return " ".join([*filter(None, said), *(side.caption for side in sides)])

@@ -8,15 +8,45 @@ of a row, as in a search.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from isda_repro.tables.specification import Label, Table
-from isda_repro.tables.wording import DECIMALS
+from isda_repro.tables.wording import DECIMALS, MINUS
 
 Key = tuple[Label, Label]
 
 
-def method(key: Key, other: Key) -> tuple[str, str]:
+def comparison(table: Table, row: Label) -> str:
+    """What the differences in a row are."""
+    pairs = [_method(key, other) for key, other in _compared(table, row)]
+    mine, theirs = ({pair[side] for pair in pairs} for side in (0, 1))
+    if len(theirs) != 1:
+        return "minus baseline"  # ``baselines`` says which
+    if table.baseline is not None and len(mine) == 1:
+        return f"{mine.pop()} {MINUS} {theirs.pop()}"
+    return f"minus {theirs.pop()}"
+
+
+def baselines(table: Table) -> str:
+    """A sentence on the baselines of rows that have several; none where a row has one."""
+    by_baseline: dict[str, dict[str, None]] = {}
+    for row in table.rows:
+        pairs = [(key, _method(key, other)[1]) for key, other in _compared(table, row)]
+        if len({theirs for _, theirs in pairs}) > 1:
+            for (_, column), theirs in pairs:
+                by_baseline.setdefault(theirs, {})[", ".join(column)] = None
+    said = (f"{theirs} ({'; '.join(columns)})" for theirs, columns in by_baseline.items())
+    return f"Baselines: {', '.join(said)}." if by_baseline else ""
+
+
+def _compared(table: Table, row: Label) -> Iterator[tuple[Key, Key]]:
+    """The cells of a row that are compared, each with its baseline."""
+    for cell in table.cells:
+        if cell.row == row and (other := table.baseline_of(row, cell.column)) is not None:
+            yield (row, cell.column), other
+
+
+def _method(key: Key, other: Key) -> tuple[str, str]:
     """The labels in which two compared cells differ."""
     mine, theirs = (*key[0], *key[1]), (*other[0], *other[1])
     return next((one, another) for one, another in zip(mine, theirs, strict=True) if one != another)

@@ -14,7 +14,7 @@ from typing import Literal
 from isda_repro.tables import wording
 from isda_repro.tables.aggregate import FilledCell, FilledTable
 from isda_repro.tables.captions import caption
-from isda_repro.tables.comparison import Key, best, method
+from isda_repro.tables.comparison import Key, best, comparison
 from isda_repro.tables.missing import Missing, missing_runs
 from isda_repro.tables.plan import Plan
 from isda_repro.tables.sides import Side
@@ -176,44 +176,19 @@ class _Rows:
         if self.has_paper:
             lines.append(self._line("paper", "paper", row, self._paper))
             lines.append(self._line("minus-paper", f"ours {wording.MINUS} paper", row, self._minus_paper))
-        for label, keys in self._comparisons(row).items():
-            lines.append(self._line("difference", label, row, self._difference, among=keys))
-            if self.has_paper:
-                papers = f"{label}, paper"
-                lines.append(self._line("paper-difference", papers, row, self._paper_difference, among=keys))
+        compared = comparison(self.table, row)
+        lines.append(self._line("difference", compared, row, self._difference))
+        if self.has_paper:
+            lines.append(self._line("paper-difference", f"{compared}, paper", row, self._paper_difference))
         return Block(row, (lines[0], *(line for line in lines[1:] if any(entry.text for entry in line.entries))))
 
-    def _comparisons(self, row: Label) -> dict[str, set[Key]]:
-        """What is compared in a row: a line for each baseline."""
-        by_baseline: dict[str, dict[Key, str]] = {}
-        for key in ((row, column) for column in self.table.columns):
-            if key in self.filled.cells and (other := self.table.baseline_of(*key)) is not None:
-                mine, theirs = method(key, other)
-                by_baseline.setdefault(theirs, {})[key] = mine
-        lines = {}
-        for theirs, methods in by_baseline.items():
-            names = set(methods.values())
-            in_columns = self.table.baseline is not None and len(names) == 1
-            lines[f"{names.pop()} {wording.MINUS} {theirs}" if in_columns else f"minus {theirs}"] = set(methods)
-        return lines
-
-    def _line(
-        self,
-        kind: Kind,
-        label: str,
-        row: Label,
-        entry: Callable[[Key, FilledCell | None], Entry],
-        among: set[Key] | None = None,
-    ) -> Line:
-        """Of the cells ``among`` these, or of all."""
-        entries = []
-        for column in self.columns:
-            if isinstance(column, Side):
-                entries.append(_beside(column, row, kind))
-            elif among is None or (row, column) in among:
-                entries.append(entry((row, column), self.filled.cells.get((row, column))))
-            else:
-                entries.append(Entry())
+    def _line(self, kind: Kind, label: str, row: Label, entry: Callable[[Key, FilledCell | None], Entry]) -> Line:
+        entries = [
+            _beside(column, row, kind)
+            if isinstance(column, Side)
+            else entry((row, column), self.filled.cells.get((row, column)))
+            for column in self.columns
+        ]
         return Line(kind, label, tuple(entries))
 
     def _ours(self, key: Key, cell: FilledCell | None) -> Entry:

@@ -52,7 +52,7 @@ def test_all_tables_compile_in_one_document(layouts, compiled):
     assert "7.09 ± 0.08 (n = 3)" in page
     assert "−0.31 [−0.40, −0.22] better" in page
     assert "Constant λ0" in page
-    assert "<b>Table 9</b> says 6 ± 1 | so *what*" in page
+    assert "<b>Table 9</b> says 6 ± 1 | so *what* of “this”:" in page
     assert "python train.py model=resnet20 dataset=cifar100 loss=ce seed=1" in page, "it can be copied from the page"
     assert "recipe.epochs=12 instead of 160" in page
 

@@ -80,11 +80,7 @@ def test_status_from_the_command_line(tmp_path, script):
             ["table=demo", "source=cloud"],
             "error: there is no source=cloud; source= can be runs, wandb",
         ),
-        (
-            "tables",
-            ["table=demo", "source=wandb", "entity=me"],
-            "error: source=wandb needs entity= (a W&B user",
-        ),
+        ("tables", ["table=demo", "source=wandb"], "error: source=wandb needs entity="),
         ("tables", ["table=all", "figure=a.png"], "error: figure=a.png is one file: give it with one table"),
         ("tables", ["export", "table=demo", "set=[recipe.epochs=2]"], "error: unknown option set=; there are table="),
     ],

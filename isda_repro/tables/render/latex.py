@@ -1,6 +1,6 @@
 r"""LaTeX: a file that compiles as it is, and as ``\input`` in a document that has booktabs and graphicx.
 
-A table that is wider than the line is made smaller. Commands are kept copyable as far as TeX allows.
+A table that is wider than the line, or higher than a page, is made smaller. Commands can be copied from the page.
 """
 
 from __future__ import annotations
@@ -24,17 +24,20 @@ HEAD = r"""% Compiles as it is, and as \input in a document with \usepackage{boo
 \fi
 """
 NEXT = "\n\\clearpage\n"  # or a large table would float behind the next one's list
+LIST = "\n\\begin{itemize}\\footnotesize\\raggedright\\itemsep0pt\\parskip0pt\n"
 FOOT = "\\isdareproend\n"
 
-TABLE = r"""\begin{table}[htbp]
+TABLE = r"""\begin{table}[!htbp]
 \centering
 \caption{%(title)s}%(label)s
 \sbox0{%%
 %(tabular)s}
-\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi
+\ifdim\wd0>\linewidth\sbox0{\resizebox{\linewidth}{!}{\usebox0}}\fi
+\ifdim\dimexpr\ht0+\dp0\relax>.8\textheight\sbox0{\resizebox{!}{.8\textheight}{\usebox0}}\fi
+\usebox0
 \par\medskip
 \begin{minipage}{\linewidth}
-\footnotesize %(below)s
+\footnotesize %(caption)s
 \end{minipage}
 \end{table}
 """
@@ -73,16 +76,16 @@ def document(layouts: Sequence[Layout]) -> str:
 
 def latex(layout: Layout) -> str:
     """One table as a float, what is missing behind it, and the reduced tables."""
-    below = [_text(layout.caption), *(_text(note) for note in layout.notes)]
     filling = {
         "title": _text(
             re.sub(r"^Table (\d+), (.*)", r"\2 (Table \1 of the paper)", layout.title)
         ),  # TeX numbers it anew
         "label": "" if layout.settings else f"\\label{{tab:{layout.filled.table.name}}}",
         "tabular": "\n".join(_tabular(layout)),
-        "below": "\n\\par ".join(below),
+        "caption": _text(layout.caption),
     }
-    return TABLE % filling + "".join(_missing(layout)) + "".join(f"\n{latex(one)}" for one in layout.reduced)
+    below = "".join((*_notes(layout), *_missing(layout)))  # outside the float: may go on on the next page
+    return TABLE % filling + below + "".join(f"\n{latex(one)}" for one in layout.reduced)
 
 
 def _tabular(layout: Layout) -> Iterator[str]:
@@ -98,7 +101,7 @@ def _tabular(layout: Layout) -> Iterator[str]:
         if number and len(block.lines) > 1:
             yield "\\addlinespace"
         above = layout.blocks[number - 1].row if number else ()
-        yield from _block(block, above, layout.has_kinds)
+        yield from _block(block, above, layout.has_kinds, layout.filled.table.baseline is not None)
     yield "\\bottomrule"
     yield "\\end{tabular}"
 
@@ -116,7 +119,7 @@ def _rules(heads: Sequence[Head], names: int) -> Iterator[str]:
         first += head.span
 
 
-def _block(block: Block, above: Sequence[str], has_kinds: bool) -> Iterator[str]:
+def _block(block: Block, above: Sequence[str], has_kinds: bool, is_paired: bool) -> Iterator[str]:
     """Of a row's labels those are left out that stand right above."""
     same = 0
     while same < len(block.row) - 1 and block.row[: same + 1] == tuple(above[: same + 1]):
@@ -124,15 +127,15 @@ def _block(block: Block, above: Sequence[str], has_kinds: bool) -> Iterator[str]
     for number, line in enumerate(block.lines):
         labels = [_text(label) if number == 0 and i >= same else "" for i, label in enumerate(block.row)]
         kinds = [_text(line.label)] if has_kinds else []
-        yield f"{' & '.join([*labels, *kinds, *_entries(line)])} \\\\"
+        yield f"{' & '.join([*labels, *kinds, *_entries(line, is_paired)])} \\\\"
 
 
-def _entries(line: Line) -> Iterator[str]:
-    """A difference also takes the empty field before it, the baseline's, which keeps the table narrow."""
+def _entries(line: Line, is_paired: bool) -> Iterator[str]:
+    """Where columns are compared, a difference also takes the empty field before it, the baseline's: it is long."""
     entries = list(line.entries)
     while entries:
         entry = entries.pop(0)
-        if "difference" in line.kind and not entry.text and entries and entries[0].text:
+        if is_paired and "difference" in line.kind and not entry.text and entries and entries[0].text:
             yield f"\\multicolumn{{2}}{{r}}{{{_entry(entries.pop(0))}}}"
         else:
             yield _entry(entry)
@@ -142,12 +145,17 @@ def _entry(entry: Entry) -> str:
     return f"\\textbf{{{_text(entry.text)}}}" if entry.bold else _text(entry.text)
 
 
+def _notes(layout: Layout) -> Iterator[str]:
+    if layout.notes:
+        yield from (LIST, *(f"\\item[$\\cdot$] {_text(note)}\n" for note in layout.notes), "\\end{itemize}\n")
+
+
 def _missing(layout: Layout) -> Iterator[str]:
     if not layout.missing:
         return
     yield f"\n{{\\raggedright\\noindent {_text(layout.title)}: not run yet ({_text(in_all(layout.missing))});\n"
     yield f"{_command(layout.sweep)} runs all of it:\\par}}\n"
-    yield "\\begin{itemize}\\footnotesize\\raggedright\\itemsep0pt\\parskip0pt\n"
+    yield LIST
     for one in layout.missing:
         remark = _text(one.remark)
         how = f"{_command(one.command)} ({remark})" if one.command is not None else remark
@@ -157,7 +165,8 @@ def _missing(layout: Layout) -> Iterator[str]:
 
 def _text(text: str) -> str:
     """Characters that are not in ``SPECIAL`` stay: those of Latin scripts every TeX knows."""
-    escaped = "".join(SPECIAL.get(character, character) for character in text)
+    quoted = re.sub(r'"([^"]*)"', r"``\1''", text)
+    escaped = "".join(SPECIAL.get(character, character) for character in quoted)
     for plain, symbol in SYMBOLS.items():
         escaped = escaped.replace(plain, symbol)
     return escaped
