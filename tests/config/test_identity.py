@@ -65,7 +65,7 @@ def test_a_new_option_that_is_null_keeps_old_names():
         ("model=resnet20 dataset=digits loss=ce", "resnet20-digits-baseline-ce-s0-0d21dcd146"),
         ("model=wrn28_10 dataset=cifar100 loss=ce", "wrn28_10-cifar100-baseline-ce-s0-130a651779"),
         (
-            "model=resnet8 recipe=small_data dataset=cifar10 dataset.train_limit=1000 loss=isda",
+            "model=resnet8 recipe=small_data dataset=cifar10 dataset.train_limit=1000 loss=isda loss.lambda_0=0.5",
             "resnet8-cifar10-baseline-isda-s0-d37087aca2",
         ),
     ],
