@@ -141,8 +141,9 @@ def _contradictions(result: Result) -> Iterator[str]:
     for name in ("epochs", "steps", "parameters", "feature_dim", "train_images", "test_images"):
         if type(getattr(result, name)) is not int:
             yield f"its {name} is {getattr(result, name)!r}"
-    if not isinstance(result.timing, dict) or not isinstance(result.environment, dict):
-        yield "its timing and environment are no mappings"
+    for name in ("timing", "environment"):
+        if not isinstance(getattr(result, name), dict):
+            yield f"its {name} is {getattr(result, name)!r}"
     if result.evaluated_on not in ("test", "holdout"):
         yield f"it was evaluated on {result.evaluated_on!r}"
     if type(result.request["seed"]) is not int:

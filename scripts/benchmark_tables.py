@@ -1,0 +1,173 @@
+"""How long it takes to read ten thousand finished runs and make a table of them, and how much memory.
+
+    python scripts/benchmark_tables.py [output=results/benchmarks/tables.md]
+
+The runs are made up: 100 cells of five networks, two data sets and ten losses; files as the trainer writes them, 200 epochs
+of five curves each, in a temporary folder (220 MB). The command is `scripts/tables.py`, as a user starts it, in a process of
+its own. To be missed: 3 s and 300 MB.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarking import conclude, machine, output_argument
+
+from isda_repro.config import compose, request
+from isda_repro.errors import one_sentence_errors
+from isda_repro.tables.plan import Run, expand
+from isda_repro.tables.records import Result, SegmentRecord, as_json, mean_of_last
+from isda_repro.tables.specification import load_table
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS, EPOCHS, SHORT = 10_000, 200, 50
+SECONDS, MEGABYTES = 3.0, 300.0
+REPEATS = 3
+TABLE = """
+title: ten thousand runs
+metric: test_error_last10
+baseline: CE
+seeds: {seeds}
+set: [recipe.epochs={epochs}]
+rows:
+  - {{A: model=resnet20, B: model=resnet32, C: model=resnet110, D: model=wrn16_8, E: model=densenet_bc100_12}}
+  - {{CIFAR-10: dataset=cifar10, CIFAR-100: dataset=cifar100}}
+columns:
+  - {{CE: loss=ce, ISDA: loss=isda, Center: loss=center, Lq: loss=lq, L-Softmax: loss=large_margin, Disturb: loss=disturb_label,
+      "0.1": [loss=isda, loss.lambda_0=0.1], "0.25": [loss=isda, loss.lambda_0=0.25], "0.75": [loss=isda, loss.lambda_0=0.75],
+      "1": [loss=isda, loss.lambda_0=1]}}
+"""
+SEEDS, REDUCED_SEEDS = 96, 4  # of each of 100 cells
+VERSIONS = ("torch", "torchvision", "timm", "numpy", "hydra-core", "omegaconf", "scikit-learn", "wandb", "isda_repro")
+SEGMENT = SegmentRecord(
+    step=0, device="cuda", hardware="a GPU", precision="bf16", tf32=True, channels_last=True, compile=True,
+    deterministic=False, world_size=1, threads=8, git_revision="0" * 40, git_clean=True,
+)  # fmt: skip
+
+LAUNCHER = """
+import json, resource, subprocess, sys, time
+begin = time.perf_counter()
+done = subprocess.run(sys.argv[1:], capture_output=True, text=True)
+seconds = time.perf_counter() - begin
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 1e6, done.returncode, done.stdout]))
+"""
+"""Starts the command from a small process: one that is forked from this process, with torch in it, counts its memory."""
+
+
+class Taken(NamedTuple):
+    """What one call took."""
+
+    seconds: float
+    processor_seconds: float
+    megabytes: float
+
+
+def main() -> None:
+    """Make the runs, tabulate them, report."""
+    output = output_argument(sys.argv[1:])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        size = make_runs(folder)
+        taken = [tabulate(folder) for _ in range(REPEATS + 1)]
+    first, best = taken[0], min(taken[1:])
+    lines = [
+        "# Ten thousand finished runs",
+        "",
+        f"`python scripts/benchmark_tables.py`: {RUNS:,} result files ({size / 1e6:.0f} MB, {EPOCHS} epochs of five curves), a tenth",
+        f"of them in `results/`, {RUNS // 25} of them with fewer epochs, are read, checked against their run ids and made a table of",
+        "100 cells with its reduced table by `scripts/tables.py`, imports and all; the files are in the system's cache.",
+        "",
+        "| call | seconds | of a processor | peak memory (MB) |",
+        "| --- | ---: | ---: | ---: |",
+        f"| the first, which composes 100 cells | {first.seconds:.1f} | {first.processor_seconds:.1f} | {first.megabytes:.0f} |",
+        f"| later, the fastest of {REPEATS} | {best.seconds:.1f} | {best.processor_seconds:.1f} | {best.megabytes:.0f} |",
+    ]
+    missed = []
+    if best.seconds > SECONDS:
+        missed.append(f"{best.seconds:.1f} s instead of {SECONDS:.0f} s")
+    if max(one.megabytes for one in taken) > MEGABYTES:
+        missed.append(f"{max(one.megabytes for one in taken):.0f} MB instead of {MEGABYTES:.0f} MB")
+    conclude([*lines, "", *machine()], missed, output)
+
+
+def make_runs(folder: Path) -> int:
+    """Write the table's specification and its runs; the bytes of all results."""
+    (folder / "many.yaml").write_text(TABLE.format(seeds=list(range(SEEDS)), epochs=EPOCHS), encoding="utf-8")
+    table = load_table(str(folder / "many.yaml"))
+    few = replace(table, cells=tuple(replace(cell, seeds=cell.seeds[:REDUCED_SEEDS]) for cell in table.cells))
+    plans = {EPOCHS: expand(table, compose), SHORT: expand(few, compose, [f"recipe.epochs={SHORT}"])}
+    runs = [(epochs, cell, run) for epochs, plan in plans.items() for cell, of in plan.items() for run in of]
+    assert len(runs) == RUNS
+    random.seed(0)
+    size = 0
+    for number, (epochs, cell, run) in enumerate(runs):
+        kept = epochs == EPOCHS and number % 10 == 0
+        where = f"results/many/{cell.slug}/{run.seed}.json" if kept else f"runs/{run.run_id}/result.json"
+        (folder / where).parent.mkdir(parents=True, exist_ok=True)
+        content = json.dumps(as_json(made_up(run, epochs)), sort_keys=True)
+        size += (folder / where).write_text(content, encoding="utf-8")
+    return size
+
+
+def made_up(run: Run, epochs: int) -> Result:
+    """A result of this run, with curves of as many digits as real ones."""
+    errors = [round(random.uniform(5, 60), 2) for _ in range(epochs)]
+    losses = ("test_loss", "train_loss")
+    curves = {name: [random.uniform(0, 3) for _ in range(epochs)] for name in losses}
+    return Result(
+        run_id=run.run_id,
+        request=request(dict(run.settings)),
+        choices=run.settings["choice"],
+        evaluated_on="test",
+        test_error_last10=mean_of_last(errors),
+        test_error_final=errors[-1],
+        test_error_best=min(errors),
+        epochs=epochs,
+        steps=391 * epochs,
+        parameters=36_536_884,
+        feature_dim=640,
+        train_images=50_000,
+        test_images=10_000,
+        curves={
+            **curves,
+            "test_error": errors,
+            "train_error": errors,
+            "lr": [0.1 * 0.2 ** (e // 60) for e in range(epochs)],
+        },
+        timing={"train": 86_400.1, "data_wait": 123.4, "criterion": 345.6, "evaluation": 456.7, "images_per_s": 1234.5},
+        segments=[as_json(SEGMENT)] * 2,
+        environment={"git_revision": "0" * 40, "git_clean": True, "versions": {name: "1.2.3" for name in VERSIONS}},
+    )
+
+
+def tabulate(folder: Path) -> Taken:
+    """Call the command; its table must have all runs."""
+    command = [
+        *(sys.executable, "scripts/tables.py", f"table={folder}/many.yaml", "figure=null"),
+        *(f"runs_dir={folder}/runs", f"results_dir={folder}/results"),
+    ]
+    surroundings = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    launched = subprocess.run(
+        [sys.executable, "-c", LAUNCHER, *command],
+        cwd=ROOT,
+        env=surroundings,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    seconds, processor_seconds, megabytes, code, shown = json.loads(launched.stdout)
+    assert code == 0
+    assert shown.count(f"n = {SEEDS}") >= 100, shown
+    return Taken(seconds, processor_seconds, megabytes)
+
+
+if __name__ == "__main__":
+    with one_sentence_errors():
+        main()
