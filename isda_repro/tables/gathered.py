@@ -6,18 +6,13 @@ a cell have in common is kept once.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import orjson
-
-from isda_repro.config import requested_run_id
-from isda_repro.tables.records import RecordError, Result, mean_of_last, read_result
+from isda_repro.tables.checked import Checker
+from isda_repro.tables.records import RecordError, Result, read_result
 from isda_repro.tables.sources import Finding, Found
 from isda_repro.tables.specification import METRICS
 
@@ -28,7 +23,7 @@ class Record:
 
     run_id: str
     seed: int
-    asked: bytes  # JSON of the request, without the seed, and the names chosen; shared by all seeds
+    asked: bytes  # as in checked.asked; shared by all seeds
     numbers: Mapping[str, float | None]  # of METRICS; None where the run has no such number
     evaluated_on: str
     precisions: tuple[str, ...]  # of its segments
@@ -69,11 +64,10 @@ class Gathered:
 
 def gather(findings: Iterable[Finding]) -> Gathered:
     """Check each and keep its numbers. Of two results of one run, the first counts; if they differ, that is said."""
-    gathered = Gathered()
-    shared: dict[bytes, bytes] = {}
+    gathered, check = Gathered(), Checker()
     for finding in findings:
         try:
-            record = _record(finding, shared)
+            record = _record(finding, check)
         except RecordError as error:
             gathered.problems.append(f"passed over: {error}")
             continue
@@ -86,81 +80,14 @@ def gather(findings: Iterable[Finding]) -> Gathered:
     return gathered
 
 
-def read_checked(path: Path) -> Result:
-    """One result, as it must be to enter a table.
-
-    Raises:
-        RecordError: damaged, not finite, or its settings are not those that its run id stands for.
-    """
-    result = read_result(path)
-    check(result, str(path))
-    return result
-
-
-def check(result: Result, origin: str) -> None:
-    """Whether it holds together: an entry an epoch, finite, its numbers those of its curves, its name of its settings.
-
-    Raises:
-        RecordError: what does not; ``origin`` says where.
-    """
-    with _named(origin):
-        for problem in _contradictions(result):
-            raise RecordError(f"{origin}: {problem}")
-        identity = requested_run_id(result.request, result.choices)
-    if identity != result.run_id:
-        raise RecordError(f"{origin}: its settings, or this code's numerics, are not those of {result.run_id}")
-
-
-@contextmanager
-def _named(origin: str) -> Iterator[None]:
-    """Whatever a foreign file has in place of numbers and lists."""
-    try:
-        yield
-    except RecordError:
-        raise
-    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise RecordError(f"{origin}: not as a result must be ({type(error).__name__}: {error})") from error
-
-
-def _contradictions(result: Result) -> Iterator[str]:
-    errors = result.curves["test_error"]
-    for name, curve in result.curves.items():
-        if len(curve) != result.epochs:
-            yield f"its curve {name} has {len(curve)} entries for {result.epochs} epochs"
-        if not math.isfinite(sum(curve)):
-            yield f"its curve {name} is not finite"
-    for name in METRICS:
-        value = getattr(result, name, None)
-        if value is not None and not math.isfinite(value):
-            yield f"its {name} is {value!r}"
-    stated = (result.test_error_last10, result.test_error_final, result.test_error_best)
-    if stated != (mean_of_last(errors), errors[-1], min(errors)):
-        yield "its test errors are not those of its curve"
-    if not result.segments or not all(isinstance(segment["precision"], str) for segment in result.segments):
-        yield "it has no segment that would say in what precision it was trained"
-    for name in ("epochs", "steps", "parameters", "feature_dim", "train_images", "test_images"):
-        if type(getattr(result, name)) is not int:
-            yield f"its {name} is {getattr(result, name)!r}"
-    for name in ("timing", "environment"):
-        if not isinstance(getattr(result, name), dict):
-            yield f"its {name} is {getattr(result, name)!r}"
-    if result.evaluated_on not in ("test", "holdout"):
-        yield f"it was evaluated on {result.evaluated_on!r}"
-    if type(result.request["seed"]) is not int:
-        yield f"its seed is {result.request['seed']!r}"
-
-
-def _record(finding: Finding, shared: dict[bytes, bytes]) -> Record:
+def _record(finding: Finding, check: Checker) -> Record:
     if isinstance(finding, RecordError):
         raise finding
     result = finding.result
-    check(result, finding.origin)
-    with _named(finding.origin):
-        body = asked(result.request, result.choices)
     return Record(
+        asked=check(result, finding.origin),
         run_id=result.run_id,
         seed=result.request["seed"],
-        asked=shared.setdefault(body, body),
         numbers={name: getattr(result, name, None) for name in METRICS},
         evaluated_on=result.evaluated_on,
         precisions=tuple(sorted({segment["precision"] for segment in result.segments})),
@@ -168,9 +95,3 @@ def _record(finding: Finding, shared: dict[bytes, bytes]) -> Record:
         path=None if finding.path is None else str(finding.path),
         held=result if finding.path is None else None,
     )
-
-
-def asked(request: Mapping[str, Any], choices: Mapping[str, str]) -> bytes:
-    """What all seeds of a cell have in common, to be compared."""
-    common = {key: value for key, value in request.items() if key not in ("seed", "numerics_version")}
-    return orjson.dumps([common, choices], option=orjson.OPT_SORT_KEYS)

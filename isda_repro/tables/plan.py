@@ -12,7 +12,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from isda_repro.checks import lacks
-from isda_repro.config import request, requested_run_id
+from isda_repro.config import request, run_names
 from isda_repro.tables.cells import Cell, Table
 from isda_repro.tables.choices import refuse_seeds
 
@@ -61,13 +61,12 @@ def expand(table: Table, compose: Compose, extra: Sequence[str] = ()) -> Plan:
             continue
         frozen = compose([*cell.overrides, *extra, f"seed={cell.seeds[0]}"])
         settings = frozen if isinstance(frozen, dict) else cast(dict[str, Any], OmegaConf.to_container(frozen))
-        requested = request(settings)
-        plan[cell] = tuple(_with_seed(settings, requested, seed) for seed in cell.seeds)
+        name = run_names(request(settings), settings["choice"])
+        plan[cell] = tuple(_with_seed(settings, seed, name(seed)) for seed in cell.seeds)
         composed[cell.overrides, cell.seeds] = plan[cell]
     return plan
 
 
-def _with_seed(settings: Mapping[str, Any], requested: Mapping[str, Any], seed: int) -> Run:
+def _with_seed(settings: Mapping[str, Any], seed: int, name: str) -> Run:
     """The seed stands at the top level and nowhere else, so nothing has to be composed again."""
-    name = requested_run_id({**requested, "seed": seed}, settings["choice"])
     return Run(seed, name, {**settings, "seed": seed, "run_id": name})

@@ -42,8 +42,9 @@ class _Record:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        known = {field.name for field in dataclasses.fields(cls)}
-        needed = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
+        fields = cls.__dataclass_fields__
+        known = fields.keys() - {"kind"}
+        needed = {name for name in known if fields[name].default is dataclasses.MISSING}
         given = set(data) - {"kind", "schema"}
         if not needed <= given <= known:
             missing, unknown = sorted(needed - given), sorted(given - known)

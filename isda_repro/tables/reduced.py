@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import orjson
 
 from isda_repro.config import request, rescaled
-from isda_repro.tables.gathered import Gathered, Record, asked
+from isda_repro.tables.checked import asked
+from isda_repro.tables.gathered import Gathered, Record
 from isda_repro.tables.plan import Plan
 from isda_repro.tables.specification import Cell, Table
 

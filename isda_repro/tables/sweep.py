@@ -13,7 +13,7 @@ from omegaconf import MISSING, OmegaConf
 from isda_repro.config import write_frozen
 from isda_repro.console import say
 from isda_repro.errors import UserError
-from isda_repro.tables.gathered import read_checked
+from isda_repro.tables.checked import read_checked
 from isda_repro.tables.plan import Compose, Plan, Run, expand
 from isda_repro.tables.records import RecordError
 from isda_repro.tables.specification import Table, load_table
