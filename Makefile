@@ -59,6 +59,7 @@ bench: $(STAMP)
 	$(RUN) scripts/benchmark_packing.py
 	$(RUN) scripts/benchmark_models.py
 	$(RUN) scripts/benchmark_train.py
+	$(RUN) scripts/benchmark_tables.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

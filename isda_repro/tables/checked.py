@@ -75,12 +75,14 @@ def _contradictions(result: Result) -> Iterator[str]:
         if not math.isfinite(sum(curve)):
             yield f"its curve {name} is not finite"
     for name in METRICS:
-        value = getattr(result, name, None)
+        value = getattr(result, name)
         if value is not None and not math.isfinite(value):
             yield f"its {name} is {value!r}"
     stated = (result.test_error_last10, result.test_error_final, result.test_error_best)
     if stated != (mean_of_last(errors), errors[-1], min(errors)):
         yield "its test errors are not those of its curve"
+    if result.curves.get("test_top5_error", [None])[-1] != result.test_top5_error_final:
+        yield "its top-5 error is not that of its curve"
     if not result.segments or not all(isinstance(segment["precision"], str) for segment in result.segments):
         yield "it has no segment that would say in what precision it was trained"
     for name in ("epochs", "steps", "parameters", "feature_dim", "train_images", "test_images"):

@@ -88,7 +88,7 @@ def _record(finding: Finding, check: Checker) -> Record:
         asked=check(result, finding.origin),
         run_id=result.run_id,
         seed=result.request["seed"],
-        numbers={name: getattr(result, name, None) for name in METRICS},
+        numbers={name: getattr(result, name) for name in METRICS},
         evaluated_on=result.evaluated_on,
         precisions=tuple(sorted({segment["precision"] for segment in result.segments})),
         origin=finding.origin,
