@@ -45,6 +45,7 @@ def connect() -> Api:
     import wandb
 
     patience = wandb.Settings(  # of W&B's own, which would try for many minutes, and of a history without an end
+        mode="online",  # whatever WANDB_MODE says to training
         x_graphql_retry_max=2,
         x_graphql_retry_wait_min_seconds=1,
         x_graphql_retry_wait_max_seconds=4,
@@ -52,15 +53,15 @@ def connect() -> Api:
     )
     try:
         wandb.setup(settings=patience)
+        if not wandb.login(prompt=False, verify=False):
+            raise UserError("W&B wants an account: `wandb login`, or a key in WANDB_API_KEY; all else works without it")
         wandb.Api(timeout=CONTACT_SECONDS)
         return wandb.Api(timeout=ANSWER_SECONDS)
-    except wandb.errors.AuthenticationError as error:
+    except wandb.errors.Error as error:
         raise UserError(
             f"W&B cannot be reached, or refuses the key that is set here ({_reason(error)}); all but source=wandb and "
             "the dashboards works without it"
         ) from error
-    except wandb.errors.Error as error:
-        raise UserError(f"W&B wants an account: `wandb login`, or WANDB_API_KEY= ({_reason(error)})") from error
 
 
 def results_from_wandb(

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import pty
 import subprocess
 import sys
 
@@ -174,22 +175,31 @@ def test_the_filters_are_fields_that_the_api_documents(api):
 # ----------------------------------------------------------------------------------------------------- without account
 
 
-def test_without_a_key_there_is_one_sentence_at_once(tmp_path):
-    code = "from isda_repro.errors import one_sentence_errors\nfrom isda_repro.tables.from_wandb import connect\n"
-    code += "with one_sentence_errors():\n    connect()"
+CONNECT = """
+from isda_repro.errors import one_sentence_errors
+from isda_repro.tables.from_wandb import connect
+with one_sentence_errors():
+    connect()
+"""
+
+
+def test_without_a_key_there_is_one_sentence_at_once_and_no_question(tmp_path):
+    """Also on a terminal, where W&B's client would ask for a key, and wait."""
     hidden = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-    shown = subprocess.run(
-        [sys.executable, "-c", code],
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", CONNECT],
         env={**hidden, "HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "WANDB_DIR": str(tmp_path)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
     )
-    assert shown.returncode == 2
-    said = [line for line in shown.stderr.splitlines() if line.startswith("error")]
-    assert said == [shown.stderr.splitlines()[-1]]
-    assert said[0].startswith("error: W&B wants an account: `wandb login`, or WANDB_API_KEY=")
+    assert process.wait(timeout=60) == 2
+    os.close(theirs)
+    said = os.read(ours, 10_000).decode()
+    os.close(ours)
+    sentence = "error: W&B wants an account: `wandb login`, or a key in WANDB_API_KEY; all else works without it"
+    assert said.split() == sentence.split()
 
 
 @pytest.mark.parametrize("words", ["Failed to verify credentials: no answer", "the key is not known"])
@@ -200,6 +210,7 @@ def test_a_key_that_nobody_takes_is_one_sentence(monkeypatch, words):
         assert timeout <= 10, "a person waits"
         raise wandb.errors.AuthenticationError(words)
 
+    monkeypatch.setattr(wandb, "login", lambda prompt, verify: True)
     monkeypatch.setattr(wandb, "Api", refuse)
     with pytest.raises(UserError, match=rf"W&B cannot be reached, or refuses the key that is set here \({words}\)"):
         connect()
