@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,9 +43,6 @@ def result_record(
 ) -> Result:
     """What a run that has ended is summed up in."""
     errors = [record.test_error for record in records]
-    curves = ["test_error", "test_loss", "train_error", "train_loss", "lr"]
-    if all(record.test_top5_error is not None for record in records):  # its first epochs may be of older code
-        curves.append("test_top5_error")
     choices: dict[str, Any] = OmegaConf.to_container(cfg.choice)  # type: ignore[assignment]
     return Result(
         run_id=cfg.run_id,
@@ -62,11 +59,19 @@ def result_record(
         feature_dim=trainer.network.feature_dim,
         train_images=len(source.train),
         test_images=len(source.test),
-        curves={name: [getattr(record, name) for record in records] for name in curves},
+        curves=curves_of(records),
         timing=_total_timing(records, trainer.train_batches.num_samples),
         segments=[as_json(segment) for segment in segments],
         environment=origin,
     )
+
+
+def curves_of(records: Sequence[EpochRecord]) -> dict[str, list[float]]:
+    """An entry an epoch; of the top-5 error only where each epoch has one, and the first may be of older code."""
+    names = ["test_error", "test_loss", "train_error", "train_loss", "lr"]
+    if all(record.test_top5_error is not None for record in records):
+        names.append("test_top5_error")
+    return {name: [getattr(record, name) for record in records] for name in names}
 
 
 def _total_timing(records: list[EpochRecord], images: int) -> dict[str, float]:
