@@ -59,13 +59,18 @@ def kept_results(results_dir: Path) -> Iterator[Finding]:
 
 
 def results_in(folder: Path) -> Iterator[Finding]:
-    """Whatever results lie anywhere below: in a checkout, in its ``runs/`` or ``results/``, as a heap of files.
+    """Whatever results a folder holds: those of a checkout's ``runs/`` and ``results/``, or of a heap of files.
 
-    Each file that ends in .json is taken for one; beside a ``config.yaml``, in a run's folder, ``result.json`` alone.
+    In a heap each file that ends in .json is taken for one, however deep it lies; in a run's folder, in which there is
+    a ``config.yaml``, ``result.json`` alone.
     """
-    for parent, folders, files in os.walk(folder, onerror=None):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    runs_dir, results_dir = folder / "runs", folder / "results"
+    if runs_dir.is_dir() or results_dir.is_dir():
+        yield from results_on_disk(runs_dir, results_dir)
+        return
+    for parent, folders, files in os.walk(folder):
         is_run = "config.yaml" in files
+        folders[:] = [] if is_run else sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if name == RESULT if is_run else name.endswith(".json"):
                 yield _read(Path(parent, name))

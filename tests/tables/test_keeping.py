@@ -96,9 +96,9 @@ def test_results_from_elsewhere_are_taken_and_strangers_named(demo, runs, finish
     elsewhere = tmp_path / "elsewhere"
     taken = [
         finish(runs[0], 3.0, path=elsewhere / "0.json"),
-        finish(runs[1], 3.0, path=elsewhere / "results/a/b/7.json"),
+        finish(runs[1], 3.0, path=elsewhere / "z/a/7.json"),
     ]
-    stranger = finish(runs[5], 3.0, path=elsewhere / "z.json")
+    stranger = finish(runs[5], 3.0, path=elsewhere / "y.json")
     (elsewhere / "broken.json").write_text("")
     table, plan = demo
     ce = {cell: runs for cell, runs in plan.items() if cell.column == ("CE",)}

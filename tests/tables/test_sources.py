@@ -181,18 +181,29 @@ def test_another_runs_result_in_a_runs_folder_is_named(demo, finish, there, tmp_
     assert there().problems == [f"passed over: {path}: it is the result of {other.run_id}"]
 
 
-def test_a_heap_of_files_a_checkout_and_its_folders_are_all_read(demo, finish, tmp_path):
+def test_a_checkout_is_read_in_its_two_folders(demo, finish, tmp_path):
     runs = next(iter(demo[1].values()))
-    heap = tmp_path / "heap"
+    ran = finish(runs[0], 3.0)
+    kept = finish(runs[1], 2.0, path=tmp_path / "results/demo/cell/1.json")
+    (tmp_path / "costs.json").write_text("{}")
+    assert [found.path for found in results_in(tmp_path)] == [ran, kept]
+    assert [found.path for found in results_of_runs(tmp_path / "runs")] == [ran]
+    assert [(found.path, found.kept_for) for found in kept_results(tmp_path / "results")] == [(kept, "demo")]
+    for part, path in (("runs", ran), ("results", kept)):
+        assert [found.path for found in results_in(tmp_path / part)] == [path]
+
+
+def test_a_heap_of_files_is_read_however_deep(demo, finish, tmp_path):
+    runs = next(iter(demo[1].values()))
     paths = [
-        finish(runs[0], 1.0, path=heap / "a.json"),
-        finish(runs[1], 2.0, path=heap / "results/demo/cell/1.json"),
-        finish(runs[2], 3.0, path=heap / "runs" / runs[2].run_id / "result.json"),
+        finish(runs[0], 1.0, path=tmp_path / "a.json"),
+        finish(runs[1], 2.0, path=tmp_path / "b/c/1.json"),
+        finish(runs[2], 3.0, path=tmp_path / "d/a run/result.json"),
     ]
     (paths[2].parent / "config.yaml").write_text("a: 1")
-    (paths[2].parent / "environment.json").write_text("{}")
-    (heap / ".git").mkdir()
-    (heap / ".git" / "x.json").write_text("{}")
-    assert [str(found.path) for found in results_in(heap)] == [str(path) for path in paths]
-    assert [found.path for found in results_of_runs(heap / "runs")] == [paths[2]]
-    assert [(found.path, found.kept_for) for found in kept_results(heap / "results")] == [(paths[1], "demo")]
+    for name in ("environment.json", "wandb/offline-run/files/wandb-summary.json"):
+        (paths[2].parent / name).parent.mkdir(parents=True, exist_ok=True)
+        (paths[2].parent / name).write_text("{}")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "x.json").write_text("{}")
+    assert [found.path for found in results_in(tmp_path)] == paths
