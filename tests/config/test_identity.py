@@ -1,17 +1,30 @@
 """A run's name: what changes it, and what does not."""
 
+import hashlib
+import json
+
 import pytest
 from omegaconf import OmegaConf
 
 from isda_repro import config
 from isda_repro.checks import ConfigError
-from isda_repro.config import compose, read_frozen, request, run_id, write_frozen
+from isda_repro.config import compose, read_frozen, request, run_id, run_names, write_frozen
 
 BASE = ["model=resnet20", "dataset=digits", "loss=isda"]
 
 
 def test_the_name_says_the_choices_and_the_seed():
     assert compose([*BASE, "seed=3"]).run_id.startswith("resnet20-digits-baseline-isda-s3-")
+
+
+def test_runs_that_differ_in_their_seed_are_named_together_as_each_is_alone():
+    plain = OmegaConf.to_container(compose(BASE))
+    body = {"numerics_version": config.NUMERICS_VERSION, **request({**plain, "seed": 12})}
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    name = run_names(request(plain), plain["choice"])
+    assert name(12) == f"resnet20-digits-baseline-isda-s12-{digest[:10]}"
+    assert [name(seed) for seed in (0, 7, 10**9)] == [run_id({**plain, "seed": seed}) for seed in (0, 7, 10**9)]
+    assert name(12) == compose([*BASE, "seed=12"]).run_id
 
 
 @pytest.mark.parametrize(
