@@ -27,12 +27,10 @@ def caption(filled: FilledTable, sides: Sequence[Side], settings: Sequence[str])
     if settings:
         said.insert(0, "These runs are not the table's: they stand beside nothing that the paper prints.")
     has_paper = not settings and any(cell.paper is not None for cell in table.cells)
+    if has_paper and any(cell.paper is not None and cell.paper.std is not None for cell in table.cells):
+        said.append("The paper does not say whether its ± is of a sample; it is taken for that.")
     if any(cell.difference or (has_paper and cell.paper_difference) for cell in filled.cells.values()):
-        papers = (
-            "; the paper's is Welch's, from its printed mean, deviation (taken for a sample's) and n"
-            if has_paper
-            else ""
-        )
+        papers = "; the paper's is Welch's, from its printed mean, deviation and n" if has_paper else ""
         said.append(
             "Differences have their 95% confidence interval: Student's t over pairs of runs with one seed, Welch's "
             f"where there are no pairs{papers}. Better, worse: the interval lies on one side of 0, n supports the "

@@ -3,10 +3,22 @@
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
+from synthetic import make_result
 
+from isda_repro import config
+from isda_repro.files import cache_folder
+from isda_repro.tables.aggregate import aggregate
+from isda_repro.tables.composed import Remembered
+from isda_repro.tables.gathered import gather
+from isda_repro.tables.layout import layout
+from isda_repro.tables.plan import expand
 from isda_repro.tables.render import FORMATS, latex
+from isda_repro.tables.sides import sides
+from isda_repro.tables.sources import Found
+from isda_repro.tables.specification import load_table
 
 PACKAGES = ("texlive-latex-base", "texlive-latex-recommended", "poppler-utils")  # 150 MB, under a minute
 
@@ -26,6 +38,7 @@ def compiled(tmp_path_factory):
         assert done.returncode == 0, done.stdout[-2000:]
         assert "was incomplete" not in done.stdout
         assert "Overfull" not in done.stdout
+        assert "Float too large" not in done.stdout
         pages = subprocess.run(
             ["pdftotext", "-layout", f"{name}.pdf", "-"], cwd=folder, capture_output=True, check=True
         )
@@ -44,8 +57,35 @@ def install():
             pytest.skip(f"no pdflatex here, and apt-get cannot install it: {done.stderr.strip().splitlines()[-1:]}")
 
 
+@pytest.fixture(scope="module")
+def full():
+    """The paper's tables and ours, with nearly all runs, as they are at their longest."""
+    remembered, laid_out = Remembered(config.compose, cache_folder()), []
+    for name in ("table1", "table2", "table3", "table4", "table5", "small_data"):
+        table = load_table(name)
+        plan = expand(table, remembered)
+        runs = {run.run_id: run for runs in plan.values() for run in runs if run.lacks is None}
+        found = [Found("", make_result(run, [5 + 0.1 * (i % 7)])) for i, run in enumerate(runs.values()) if i % 8]
+        filled = aggregate(table, plan, gather(found))
+        laid_out.append(layout(filled, plan, "SWEEP", sides=sides(table, plan, Path("results"))))
+    remembered.keep()
+    return laid_out
+
+
 @pytest.mark.slow
-def test_all_tables_compile_in_one_document(layouts, compiled):
+def test_the_papers_tables_and_ours_compile_in_one_document_each_on_a_page(full, compiled):
+    pages = [" ".join(page.split()) for page in compiled(FORMATS["tex"](full)).split("\f")]
+    titles = (
+        "ImageNet, single crop", "CIFAR with different networks", "CIFAR with Cutout",
+        "comparison with other methods", "ablation of ISDA", "Few training images",
+    )  # fmt: skip
+    for number, title in enumerate(titles, start=1):
+        (page,) = (page for page in pages if f"Table {number}: {title}" in page)
+        assert "A negative difference is a lower error." in page, "the caption is on the table's page"
+
+
+@pytest.mark.slow
+def test_whatever_stands_in_a_table_compiles(layouts, compiled):
     page = " ".join(compiled(FORMATS["tex"](list(layouts.values()))).split())
     assert "100 % of what a table of {these} & <others> can hold | #1" in page, "TeX draws the underscore of a text"
     assert "one run˜ˆ\\" in page
