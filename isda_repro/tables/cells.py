@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from isda_repro.tables.reported import PaperValue
 
@@ -69,9 +69,7 @@ class Table:
     cells: tuple[Cell, ...]
     precisions: tuple[str, ...] = PRECISIONS  # of the cells that say nothing else
     notes: tuple[str, ...] = ()  # sentences for below the table
-    row_baselines: tuple[tuple[str, tuple[Label, ...]], ...] = field(
-        default=()
-    )  # pattern of a row -> rows, the best first
+    row_baselines: tuple[tuple[str, tuple[Label, ...]], ...] = ()  # pattern of a row -> rows, the best first
 
     def needed_by(self, cell: Cell) -> set[Cell]:
         """The cells that must be finished before this one is begun."""

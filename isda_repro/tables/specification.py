@@ -102,7 +102,7 @@ def _with_variant(spec: Any, name: str) -> Any:
         raise UserError(f"there is no variant +{name}; there are {', '.join(f'+{one}' for one in variants) or 'none'}")
     variant = variants[name]
     known(variant, ("title", "baseline", "notes", "cells"), f"variants: {name}")
-    return {**spec, **variant, "cells": [*(spec.get("cells") or []), *variant["cells"]]}
+    return {**spec, **variant, "cells": [*(spec.get("cells") or []), *(variant.get("cells") or [])]}
 
 
 def _table(name: str, spec: Any) -> Table:
@@ -157,7 +157,9 @@ def _cell(row: Label, column: Label, choices: Sequence[Choice], common: Choice) 
     )
 
 
-def _baselines(node: Any, rows: list[Label], columns: list[Label]) -> tuple[str | None, Any]:
+def _baselines(
+    node: Any, rows: list[Label], columns: list[Label]
+) -> tuple[str | None, tuple[tuple[str, tuple[Label, ...]], ...]]:
     """A column's label, or what there is to compare rows with."""
     if node is None:
         return None, ()

@@ -233,6 +233,12 @@ def test_a_variant_is_the_table_with_a_title_and_exceptions_of_its_own(read, tmp
         assert cell.overrides == (*same, "model.dropout=0.1") if cell.row == ("ResNet-110",) else same
 
 
+def test_a_variant_may_change_no_cell(read, tmp_path):
+    plain = read(SPEC + "variants: {other: {notes: [Other.]}}")
+    other = load_table("some+other", tmp_path)
+    assert (other.title, other.cells, other.notes) == (plain.title, plain.cells, ("Other.",))
+
+
 def test_an_unknown_variant_lists_those_that_exist(read, tmp_path):
     read(VARIANT)
     with pytest.raises(UserError, match=r"conf/table/some.yaml: there is no variant \+less; there are \+more"):
