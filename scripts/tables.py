@@ -101,7 +101,8 @@ def findings(options: TableOptions) -> Iterable[Finding]:
 def laid_out(table: Table, plan: Plan, gathered: Gathered, options: TableOptions) -> Layout:
     """A table, filled."""
     filled = aggregate(table, plan, gathered, reduced=bool(options.set))
-    sweep = sweep_command(SweepOptions(table.name, runs_dir=options.runs_dir, set=options.set))
+    name = table.name if options.table == ALL else options.table  # or the file that it is from
+    sweep = sweep_command(SweepOptions(name, runs_dir=options.runs_dir, set=options.set))
     return layout(filled, plan, sweep, options.set, sides(table, plan, Path(options.results_dir)))
 
 

@@ -32,9 +32,9 @@ def caption(filled: FilledTable, sides: Sequence[Side], settings: Sequence[str])
     if any(cell.difference or (has_paper and cell.paper_difference) for cell in filled.cells.values()):
         papers = "; the paper's is Welch's, from its printed mean, deviation and n" if has_paper else ""
         said.append(
-            "Differences have their 95% confidence interval: Student's t over pairs of runs with one seed, Welch's "
-            f"where there are no pairs{papers}. Better, worse: the interval lies on one side of 0, n supports the "
-            "claim. Open: it has 0 in it, n does not support the claim. n too small: there is no interval. A negative "
+            "Differences have their 95% confidence interval: Student's t over the pairs of runs that share a seed, "
+            f"Welch's where there are not two{papers}. Better, worse: the interval lies on one side of 0, n supports "
+            "the claim. Open: it has 0 in it, n does not support the claim. n too small: there is no interval. A negative "
             "difference is a lower error."
         )
         said.append(baselines(table))
