@@ -39,7 +39,7 @@ def write(options: ReportOptions) -> tuple[Path, Evidence]:
     Raises:
         UserError: there is no such table.
     """
-    names = table_names() if options.table == ALL else list(dict.fromkeys(options.table.split(",")))
+    names = _all_tables() if options.table == ALL else list(dict.fromkeys(options.table.split(",")))
     remembered = Remembered(compose, cache_folder())
     found = evidence(names, remembered, Path(options.runs_dir), Path(options.results_dir))
     remembered.keep()
@@ -49,6 +49,11 @@ def write(options: ReportOptions) -> tuple[Path, Evidence]:
     with written_whole(output) as file:
         file.write(text.encode())
     return output, found
+
+
+def _all_tables() -> list[str]:
+    """The paper's first."""
+    return sorted(table_names(), key=lambda name: (not name.startswith(("table", "figure")), name))
 
 
 def main(arguments: list[str]) -> None:

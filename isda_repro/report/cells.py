@@ -6,20 +6,23 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from isda_repro.report.evidence import Shown
 from isda_repro.tables.aggregate import FilledCell, FilledTable
 
 
-def cells_of(filled: FilledTable, numbers: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+def cells_of(shown: Shown, numbers: Mapping[str, int]) -> dict[str, dict[str, Any]]:
     """The cells of a table, for JSON, by ``<table>/<slug>`` and, in its reduced parts, ``<table>/reduced-<n>/<slug>``.
 
     Args:
-        filled: the table.
+        shown: the table.
         numbers: run id -> number of the run on the page.
     """
     cells: dict[str, dict[str, Any]] = {}
-    for place, part in _parts(filled):
+    lacks = {cell.slug: runs[0].lacks for cell, runs in shown.plan.items()}
+    for place, part in _parts(shown.filled):
         for cell in part.cells.values():
-            cells.setdefault(f"{place}/{cell.cell.slug}", _cell(filled, cell, numbers, part is filled))
+            described = _cell(shown.filled, cell, numbers, part is shown.filled)
+            cells.setdefault(f"{place}/{cell.cell.slug}", {**described, "lacks": lacks[cell.cell.slug]})
     return cells
 
 

@@ -21,6 +21,7 @@ from isda_repro.report.cells import cells_of
 from isda_repro.report.evidence import Evidence, Shown
 from isda_repro.report.progress import STATES, TableProgress, petaflop_of, progress_of
 from isda_repro.report.runs import described
+from isda_repro.tables.costs import SOURCE
 from isda_repro.tables.layout import layout
 from isda_repro.tables.render.html import html
 from isda_repro.tables.sides import sides
@@ -52,6 +53,7 @@ def page(evidence: Evidence, runs_dir: Path, results_dir: Path) -> str:
     text: str = _template().render(
         parts=[_part(shown, runs_dir, results_dir) for shown in evidence.tables],
         states=STATES,
+        source=SOURCE,
         wanted=len(wanted),
         done=len(wanted.keys() & evidence.results.keys()),
         finished=len(evidence.results),
@@ -87,7 +89,7 @@ def _data(evidence: Evidence) -> dict[str, Any]:
     numbers = {run["id"]: number for number, run in enumerate(data["runs"])}
     cells: dict[str, Any] = {}
     for shown in evidence.tables:
-        cells |= cells_of(shown.filled, numbers)
+        cells |= cells_of(shown, numbers)
     titles = {shown.filled.table.name: shown.filled.table.title for shown in evidence.tables}
     return {**data, "cells": cells, "tables": titles}
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 from isda_repro.report.evidence import Shown
-from isda_repro.tables.costs import cost_of
+from isda_repro.tables.costs import SOURCE, cost_of
 from isda_repro.tables.missing import in_all, missing_runs
 from isda_repro.tables.plan import Run
 from isda_repro.tables.sweep import has_result
 
 State = Literal["done", "partial", "reduced", "not run"]
+BY = f" by the measurements of {SOURCE}"  # the page says so once
 STATES: tuple[State, ...] = ("done", "partial", "reduced", "not run")
 
 
@@ -64,13 +65,13 @@ def progress_of(shown: Shown, runs_dir: Path) -> TableProgress:
         wanted=len(runs),
         begun=sum(_is_begun(runs_dir / name) for name in runs.keys() - finished),
         petaflop_left=petaflop_of(run for name, run in runs.items() if name not in finished),
-        left=in_all(left) if left else "",
+        left=in_all(left).replace(BY, "") if left else "",
     )
 
 
 def petaflop_of(runs: Iterable[Run]) -> float:
-    """Of all runs of which it is known."""
-    costs = (cost_of(run.settings) for run in runs)
+    """Of all runs that can be run and of which it is known."""
+    costs = (cost_of(run.settings) for run in runs if run.lacks is None)
     return sum(cost.petaflop for cost in costs if cost is not None)
 
 

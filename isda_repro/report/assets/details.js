@@ -36,13 +36,17 @@ function section(title, ...children) {
 }
 
 function pairs(entries) {
-  const rows = entries.map(([key, value]) => element("tr", {}, element("th", { scope: "row" }, key), element("td", {}, String(value))));
+  const rows = entries.map(([key, value]) =>
+    element("tr", {}, element("th", { scope: "row" }, key), element("td", {}, String(value))),
+  );
   return element("table", { class: "pairs" }, element("tbody", {}, ...rows));
 }
 
 // A nested object as lines of dotted keys.
 function dotted(node, prefix = "") {
-  if (node === null || typeof node !== "object" || Array.isArray(node)) return [[prefix, Array.isArray(node) ? node.map((one) => (typeof one === "object" ? JSON.stringify(one) : one)).join(", ") : node]];
+  if (Array.isArray(node))
+    return [[prefix, node.map((one) => (typeof one === "object" ? JSON.stringify(one) : one)).join(", ")]];
+  if (node === null || typeof node !== "object") return [[prefix, node]];
   return Object.entries(node).flatMap(([key, value]) => dotted(value, prefix ? `${prefix}.${key}` : key));
 }
 
@@ -60,10 +64,19 @@ function command(text) {
 }
 
 function runDetails(data, run) {
-  const sizes = Object.entries(data.sizes[run.sizes]).map(([name, value]) => [name.replaceAll("_", " "), grouped.format(value)]);
-  const timing = Object.entries(run.timing).map(([name, value]) => [name.replaceAll("_", " ") + (TIMED.includes(name) ? ", seconds" : ""), value]);
+  const sizes = Object.entries(data.sizes[run.sizes]).map(([name, value]) => [
+    name.replaceAll("_", " "),
+    grouped.format(value),
+  ]);
+  const timing = Object.entries(run.timing).map(([name, value]) => [
+    name.replaceAll("_", " ") + (TIMED.includes(name) ? ", seconds" : ""),
+    value,
+  ]);
   const stretches = data.segments[run.segments].map((segment, index, all) =>
-    section(all.length > 1 ? `Hardware and precision, stretch ${index + 1} of ${all.length}` : "Hardware and precision", pairs(dotted(segment))),
+    section(
+      all.length > 1 ? `Hardware and precision, stretch ${index + 1} of ${all.length}` : "Hardware and precision",
+      pairs(dotted(segment)),
+    ),
   );
   return [
     section("Result", ...runCurves(data, run), pairs(resultOf(run))),
@@ -79,10 +92,17 @@ function runDetails(data, run) {
 }
 
 const TIMED = ["train", "data_wait", "criterion", "evaluation", "saving"];
-const ERRORS = { final: "last epoch", last10: "mean of the last 10 epochs", best: "best epoch, chosen on these images" };
+const ERRORS = {
+  final: "last epoch",
+  last10: "mean of the last 10 epochs",
+  best: "best epoch, chosen on these images",
+};
 
 function resultOf(run) {
-  const errors = Object.entries(run.errors).map(([name, value]) => [`${run.on} error, ${ERRORS[name] ?? name.replaceAll("_", " ")}`, `${value.toFixed(2)}%`]);
+  const errors = Object.entries(run.errors).map(([name, value]) => [
+    `${run.on} error, ${ERRORS[name] ?? name.replaceAll("_", " ")}`,
+    `${value.toFixed(2)}%`,
+  ]);
   return [...errors, ["hours", hoursOf(run).toPrecision(2)]];
 }
 
@@ -90,7 +110,8 @@ function resultOf(run) {
 function repeat(data, run) {
   const cell = data.cellsOf[run.number].map((key) => data.cells[key]).find((one) => one.command);
   if (cell) return command(`${cell.command} seed=${run.seed}`);
-  if (run.file.endsWith("/result.json")) return command(`python train.py ${run.file.replace(/result\.json$/, "config.yaml")}`);
+  if (run.file.endsWith("/result.json"))
+    return command(`python train.py ${run.file.replace(/result\.json$/, "config.yaml")}`);
   return element("p", {}, "It is of no table as specified now, and only its result is kept; its settings are below.");
 }
 
@@ -105,13 +126,24 @@ function whereItCounts(data, run) {
 // Both errors of one run, drawn as a panel of two lines.
 function runCurves(data, run) {
   const panel = data.panels.find((one) => one.lines.some((line) => line.runs.includes(run.number)));
-  const named = [[`${run.on} error`, run.curves.test_error, 1], ["training error", run.curves.train_error, 0]];
+  const named = [
+    [`${run.on} error`, run.curves.test_error, 1],
+    ["training error", run.curves.train_error, 0],
+  ];
   const drawn = named.filter(([, values]) => values);
   const each = drawn.map(([, values]) => ({ ...run, epochs: 0, curves: { test_error: values } }));
   const lines = drawn.map(([label, , look], index) => ({ label, look, key: null, runs: [index] }));
   const plot = element("div", { class: "plot", role: "img", "aria-label": "Curves of the errors" });
-  draw(plot, { runs: each, epochs: [data.epochs[run.epochs]] }, panel, lines, { curve: "test_error", axis: "log", seeds: "mean", title: "error (%)" });
-  return [plot, element("ul", { class: "legend flat" }, ...lines.map((line) => element("li", {}, swatch(line.look), line.label)))];
+  draw(plot, { runs: each, epochs: [data.epochs[run.epochs]] }, panel, lines, {
+    curve: "test_error",
+    axis: "log",
+    seeds: "mean",
+    title: "error (%)",
+  });
+  return [
+    plot,
+    element("ul", { class: "legend flat" }, ...lines.map((line) => element("li", {}, swatch(line.look), line.label))),
+  ];
 }
 
 // The runs of a cell or a curve, and what of a cell is missing.
@@ -127,11 +159,24 @@ function listDetails(data, list) {
       element("td", {}, element("a", { href: `#${encodeURIComponent(run.id)}` }, run.id)),
     ),
   );
-  const head = element("thead", {}, element("tr", {}, ...["Seed", "Last epoch", "Last 10", "Run"].map((text) => element("th", { scope: "col" }, text))));
+  const head = element(
+    "thead",
+    {},
+    element("tr", {}, ...["Seed", "Last epoch", "Last 10", "Run"].map((text) => element("th", { scope: "col" }, text))),
+  );
   const parts = [];
-  if (list.table) parts.push(element("p", {}, element("a", { href: `#table-${list.table}` }, `table=${list.table}`), `: ${data.tables[list.table]}`));
-  if (rows.length) parts.push(section("Finished", element("div", { class: "scroll" }, element("table", {}, head, element("tbody", {}, ...rows)))));
-  if (list.missing?.length && list.command)
-    parts.push(section(`Not run: seed${list.missing.length > 1 ? "s" : ""} ${list.missing.join(", ")}`, ...list.missing.map((seed) => command(`${list.command} seed=${seed}`))));
+  if (list.table) {
+    const link = element("a", { href: `#table-${list.table}` }, `table=${list.table}`);
+    parts.push(element("p", {}, link, `: ${data.tables[list.table]}`));
+  }
+  if (rows.length) {
+    const table = element("table", {}, head, element("tbody", {}, ...rows));
+    parts.push(section("Finished", element("div", { class: "scroll", tabindex: "0" }, table)));
+  }
+  if (list.missing?.length) {
+    const commands = list.missing.map((seed) => command(`${list.command} seed=${seed}`));
+    const title = `Not run: seed${list.missing.length > 1 ? "s" : ""} ${list.missing.join(", ")}`;
+    parts.push(section(title, ...(list.lacks ? [element("p", {}, list.lacks)] : commands)));
+  }
   return parts;
 }

@@ -22,7 +22,10 @@ function giveLooks(data, panel, index) {
   const taken = new Set();
   for (const line of panel.lines) {
     const wish = fixed[line.method];
-    line.look = wish !== undefined && !taken.has(wish) ? wish : [...Array(99).keys()].find((look) => look > 1 && !taken.has(look));
+    line.look =
+      wish !== undefined && !taken.has(wish)
+        ? wish
+        : [...Array(99).keys()].find((look) => look > 1 && !taken.has(look));
     taken.add(line.look);
     line.key = `curve-${index}-${panel.lines.indexOf(line)}`;
     data.lines.set(line.key, { ...line, name: `${panel.title}, ${panel.facts}: ${line.label}` });
@@ -39,7 +42,8 @@ function choicesOf(form) {
 // [panel, its lines] that pass; nothing chosen in a group means all of it.
 function passing(data, chosen) {
   const has = (name, value) => !chosen[name].length || chosen[name].includes(value);
-  const inTable = (line) => !chosen.table.length || line.runs.some((run) => chosen.table.some((name) => data.tablesOf[run].has(name)));
+  const inTable = (line) =>
+    !chosen.table.length || line.runs.some((run) => chosen.table.some((name) => data.tablesOf[run].has(name)));
   return data.panels
     .filter((panel) => ["model", "dataset", "augmentation"].every((name) => has(name, panel[name])))
     .map((panel) => [panel, panel.lines.filter((line) => has("method", line.method) && inTable(line))])
@@ -48,12 +52,15 @@ function passing(data, chosen) {
 
 function fillFilters(form, data) {
   const values = { table: [...new Set(data.tablesOf.flatMap((names) => [...names]))] };
-  for (const name of ["model", "dataset", "augmentation"]) values[name] = [...new Set(data.panels.map((panel) => panel[name]))].sort();
+  for (const name of ["model", "dataset", "augmentation"])
+    values[name] = [...new Set(data.panels.map((panel) => panel[name]))].sort();
   values.method = [...new Set(data.panels.flatMap((panel) => panel.lines.map((line) => line.method)))].sort();
   for (const field of form.querySelectorAll("[data-filter]")) {
     const listed = values[field.dataset.filter];
     for (const value of listed)
-      field.append(element("label", {}, element("input", { type: "checkbox", name: field.dataset.filter, value }), value));
+      field.append(
+        element("label", {}, element("input", { type: "checkbox", name: field.dataset.filter, value }), value),
+      );
     field.hidden = listed.length < 2;
   }
   form.hidden = false;
@@ -65,8 +72,19 @@ function optionsOf(form) {
 
 function makePanel(data, panel, lines, options) {
   const hidden = new Set();
-  const plot = element("div", { class: "plot", role: "img", "aria-label": `Curves of ${panel.title}; their last values follow` });
-  const redraw = (now = options) => draw(plot, data, panel, lines.filter((line) => !hidden.has(line)), now);
+  const plot = element("div", {
+    class: "plot",
+    role: "img",
+    "aria-label": `Curves of ${panel.title}; their last values follow`,
+  });
+  const redraw = (now = options) =>
+    draw(
+      plot,
+      data,
+      panel,
+      lines.filter((line) => !hidden.has(line)),
+      now,
+    );
   const legend = element("ul", { class: "legend" });
   for (const line of lines) {
     const button = element("button", { type: "button", "aria-pressed": "true" }, swatch(line.look), line.label);
@@ -78,7 +96,11 @@ function makePanel(data, panel, lines, options) {
     legend.append(element("li", {}, button, valueLink(data, line, options.curve)));
   }
   const heading = element("h3", {}, panel.title);
-  return { node: element("article", { class: "panel" }, heading, element("p", { class: "facts" }, panel.facts), plot, legend), redraw, plot };
+  return {
+    node: element("article", { class: "panel" }, heading, element("p", { class: "facts" }, panel.facts), plot, legend),
+    redraw,
+    plot,
+  };
 }
 
 // The line's last value, which leads to its run, or to the list of its runs.
@@ -89,7 +111,9 @@ function valueLink(data, line, curve) {
 
 // Mean ± sample standard deviation over seeds.
 function lastValue(data, line, curve) {
-  const values = line.runs.map((number) => data.runs[number].curves[curve]?.at(-1)).filter((value) => value !== undefined);
+  const values = line.runs
+    .map((number) => data.runs[number].curves[curve]?.at(-1))
+    .filter((value) => value !== undefined);
   if (!values.length) return "not recorded";
   const digits = isError(curve) ? 2 : 3;
   const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
@@ -113,7 +137,14 @@ function swatch(look) {
 
 // Plotly's mark of a line, small.
 function mark(look) {
-  const shapes = ["M15 2a3 3 0 1 0 .01 0z", "M12 2h6v6h-6z", "M15 1.5l3.4 6h-6.8z", "M15 1.2l3.8 3.8l-3.8 3.8l-3.8-3.8z", "M15 8.5l3.4-6h-6.8z", "M14 2h2v2h2v2h-2v2h-2v-2h-2v-2h2z"];
+  const shapes = [
+    "M15 2a3 3 0 1 0 .01 0z",
+    "M12 2h6v6h-6z",
+    "M15 1.5l3.4 6h-6.8z",
+    "M15 1.2l3.8 3.8l-3.8 3.8l-3.8-3.8z",
+    "M15 8.5l3.4-6h-6.8z",
+    "M14 2h2v2h2v2h-2v2h-2v-2h-2v-2h2z",
+  ];
   const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
   path.setAttribute("d", shapes[look % shapes.length]);
   path.setAttribute("class", "mark");

@@ -9,7 +9,9 @@ const MORE_TICKS = [0.3, 0.7, 1.5, 3, 4, 7, 15, 30, 40, 60, 70, 80]; // where th
 const NAMES = { test_error: "error", train_error: "training error", test_loss: "loss", train_loss: "training loss" };
 
 function colourOf(look) {
-  return getComputedStyle(document.documentElement).getPropertyValue(`--line-${look % COLOURS}`).trim();
+  return getComputedStyle(document.documentElement)
+    .getPropertyValue(`--line-${look % COLOURS}`)
+    .trim();
 }
 
 function isError(curve) {
@@ -32,7 +34,13 @@ function bandOf(data, runs, curve) {
 }
 
 function bandTraces(band, drawn, colour) {
-  const edge = { x: band.epochs, mode: "lines", line: { width: 0, color: colour }, hoverinfo: "skip", showlegend: false };
+  const edge = {
+    x: band.epochs,
+    mode: "lines",
+    line: { width: 0, color: colour },
+    hoverinfo: "skip",
+    showlegend: false,
+  };
   return [
     { ...edge, y: band.low.map(drawn) },
     { ...edge, y: band.high.map(drawn), fill: "tonexty", fillcolor: `${colour}28` },
@@ -54,7 +62,8 @@ function seedTraces(band, drawn, curve, colour) {
 
 function meanTrace(line, band, drawn, curve, digits) {
   const spread = band.mean.map((mean, index) => {
-    const range = band.runs.length > 1 ? ` (${band.low[index].toFixed(digits)}–${band.high[index].toFixed(digits)})` : "";
+    const range =
+      band.runs.length > 1 ? ` (${band.low[index].toFixed(digits)}–${band.high[index].toFixed(digits)})` : "";
     return `${mean.toFixed(digits)}${isError(curve) ? "%" : ""}${range}`;
   });
   return {
@@ -119,25 +128,54 @@ function layoutOf(panel, traces, options) {
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: style.getPropertyValue("--sans").trim(), size: 12, color: ink.text },
     hovermode: options.seeds === "lines" ? "closest" : "x unified",
-    hoverlabel: { bgcolor: paper, bordercolor: ink.rule, font: { size: 12, color: style.getPropertyValue("--ink").trim() } },
+    hoverlabel: {
+      bgcolor: paper,
+      bordercolor: ink.rule,
+      font: { size: 12, color: style.getPropertyValue("--ink").trim() },
+    },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: ink.text, activecolor: style.getPropertyValue("--accent").trim() },
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // a finger scrolls
     xaxis: {
       title: { text: "epoch", standoff: 6, font: { size: 11 } },
-      showgrid: false, zeroline: false, showline: true, linecolor: ink.text, ticks: "outside", tickcolor: ink.text,
-      tickfont: { size: 11 }, nticks: 8, unifiedhovertitle: { text: "epoch %{x}" },
-      spikecolor: ink.text, spikethickness: 1, spikedash: "solid",
+      showgrid: false,
+      zeroline: false,
+      showline: true,
+      linecolor: ink.text,
+      ticks: "outside",
+      tickcolor: ink.text,
+      tickfont: { size: 11 },
+      nticks: 8,
+      unifiedhovertitle: { text: "epoch %{x}" },
+      spikecolor: ink.text,
+      spikethickness: 1,
+      spikedash: "solid",
     },
     yaxis: verticalAxis(traces, options, ink),
     shapes: panel.drops.map((epoch) => ({
-      type: "line", x0: epoch - 0.5, x1: epoch - 0.5, yref: "paper", y0: 0, y1: 1, layer: "below",
+      type: "line",
+      x0: epoch - 0.5,
+      x1: epoch - 0.5,
+      yref: "paper",
+      y0: 0,
+      y1: 1,
+      layer: "below",
       line: { color: ink.text, width: 1, dash: "1px,3px" },
     })),
-    annotations: [{
-      text: options.title ?? `${where}${NAMES[options.curve]}${isError(options.curve) ? " (%)" : ""}`,
-      xref: "paper", yref: "paper", x: 0, y: 1, xanchor: "left", yanchor: "bottom", showarrow: false,
-      xshift: -36, yshift: 6, font: { size: 11 },
-    }],
+    annotations: [
+      {
+        text: options.title ?? `${where}${NAMES[options.curve]}${isError(options.curve) ? " (%)" : ""}`,
+        xref: "paper",
+        yref: "paper",
+        x: 0,
+        y: 1,
+        xanchor: "left",
+        yanchor: "bottom",
+        showarrow: false,
+        xshift: -36,
+        yshift: 6,
+        font: { size: 11 },
+      },
+    ],
   };
 }
 

@@ -21,7 +21,11 @@ function makeRunList(table, more, data) {
   const list = { numbers: [], shown: ROWS, column: null, direction: 1 };
   const show = () => {
     const key = list.column === null ? null : RUN_COLUMNS[list.column];
-    const sorted = key ? [...list.numbers].sort((a, b) => compared(key(data.runs[a], data), key(data.runs[b], data), list.direction) || a - b) : list.numbers;
+    const sorted = key
+      ? [...list.numbers].sort(
+          (a, b) => compared(key(data.runs[a], data), key(data.runs[b], data), list.direction) || a - b,
+        )
+      : list.numbers;
     table.querySelectorAll("tbody").forEach((body) => body.remove());
     table.append(element("tbody", {}, ...sorted.slice(0, list.shown).map((number) => runRow(data.runs[number], data))));
     more.hidden = sorted.length <= list.shown;

@@ -38,7 +38,12 @@ function startTables() {
 // A table wider than the screen scrolls in a box of its own, which the keyboard reaches.
 function boxed(table) {
   if (table.parentElement.classList.contains("scroll")) return;
-  const box = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": table.caption?.textContent ?? "Table" });
+  const box = element("div", {
+    class: "scroll",
+    tabindex: "0",
+    role: "region",
+    "aria-label": table.caption?.textContent ?? "Table",
+  });
   table.replaceWith(box);
   box.append(table);
 }
@@ -70,7 +75,8 @@ function startCurves(data, place) {
     panels = found.slice(0, count).map(([panel, lines]) => makePanel(data, panel, lines, options));
     place.querySelector(".panels").replaceChildren(...panels.map((panel) => panel.node));
     const runs = found.flatMap(([, lines]) => lines.flatMap((line) => line.runs));
-    place.querySelector(".found").textContent = `${plural(runs.length, "run")} in ${plural(found.length, "panel")}${found.length ? "" : "; choose less narrowly"}`;
+    place.querySelector(".found").textContent =
+      `${plural(runs.length, "run")} in ${plural(found.length, "panel")}${found.length ? "" : "; choose less narrowly"}`;
     more.hidden = found.length <= count;
     more.textContent = `Show more of ${plural(found.length, "panel")}`;
     showRuns(runs.sort((a, b) => a - b));

@@ -5,6 +5,7 @@ function makeSortable(table) {
   const bodies = [...table.tBodies];
   const original = new Map(bodies.map((body, index) => [body, index]));
   columnsOf(table).forEach(({ heading, column }) => {
+    if (cellAt(bodies[0]?.rows[0], column)?.classList.contains("kind")) return; // the same words in every row
     const button = element("button", { type: "button", class: "sort" });
     if (!heading.textContent.trim()) button.setAttribute("aria-label", "row");
     button.append(...heading.childNodes);
@@ -52,18 +53,16 @@ function sortBy(table, heading, column, original) {
   table.append(...bodies);
 }
 
+function cellAt(row, column) {
+  let at = 0;
+  return [...(row?.cells ?? [])].find((cell) => column < (at += cell.colSpan));
+}
+
 // What a cell is sorted by: its number where it has one, its words otherwise; null where it is empty.
 function sortKey(row, column) {
-  let at = 0;
-  for (const cell of row?.cells ?? []) {
-    if (column < at + cell.colSpan) {
-      const number = cell.dataset.value ?? cell.dataset.sort;
-      if (number !== undefined) return number === "" ? null : Number.isNaN(Number(number)) ? number : Number(number);
-      return cell.textContent.trim() || null;
-    }
-    at += cell.colSpan;
-  }
-  return null;
+  const cell = cellAt(row, column);
+  if (cell?.dataset.value !== undefined) return Number(cell.dataset.value);
+  return cell?.textContent.trim() || null;
 }
 
 // Empty cells come last, whichever way.
