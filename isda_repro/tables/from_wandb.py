@@ -10,9 +10,12 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -45,7 +48,6 @@ def connect() -> Api:
     import wandb
 
     patience = wandb.Settings(  # of W&B's own, which would try for many minutes, and of a history without an end
-        mode="online",  # whatever WANDB_MODE says to training
         x_graphql_retry_max=2,
         x_graphql_retry_wait_min_seconds=1,
         x_graphql_retry_wait_max_seconds=4,
@@ -53,15 +55,31 @@ def connect() -> Api:
     )
     try:
         wandb.setup(settings=patience)
-        if not wandb.login(prompt=False, verify=False):
-            raise UserError("W&B wants an account: `wandb login`, or a key in WANDB_API_KEY; all else works without it")
-        wandb.Api(timeout=CONTACT_SECONDS)
-        return wandb.Api(timeout=ANSWER_SECONDS)
+        with _unasked():
+            wandb.Api(timeout=CONTACT_SECONDS)
+            return wandb.Api(timeout=ANSWER_SECONDS)
+    except wandb.errors.AuthenticationError as error:
+        raise UserError(
+            f"W&B cannot be reached, or refuses the key that is set here ({_reason(error)}); "
+            "all but source=wandb and the dashboards works without it"
+        ) from error
     except wandb.errors.Error as error:
         raise UserError(
-            f"W&B cannot be reached, or refuses the key that is set here ({_reason(error)}); all but source=wandb and "
-            "the dashboards works without it"
+            f"W&B wants an account ({_reason(error)}): `wandb login`, or a key in WANDB_API_KEY; "
+            "all but source=wandb and the dashboards works without it"
         ) from error
+
+
+@contextmanager
+def _unasked() -> Iterator[None]:
+    """On a terminal W&B's client would ask for a key, and wait."""
+    kept = sys.stdin
+    with Path(os.devnull).open() as nobody:
+        sys.stdin = nobody
+        try:
+            yield
+        finally:
+            sys.stdin = kept
 
 
 def results_from_wandb(

@@ -198,8 +198,9 @@ def test_without_a_key_there_is_one_sentence_at_once_and_no_question(tmp_path):
     os.close(theirs)
     said = os.read(ours, 10_000).decode()
     os.close(ours)
-    sentence = "error: W&B wants an account: `wandb login`, or a key in WANDB_API_KEY; all else works without it"
-    assert said.split() == sentence.split()
+    assert said.startswith("error: W&B wants an account (No API key configured")
+    assert said.split()[-3:] == ["works", "without", "it"]
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("words", ["Failed to verify credentials: no answer", "the key is not known"])
@@ -210,7 +211,6 @@ def test_a_key_that_nobody_takes_is_one_sentence(monkeypatch, words):
         assert timeout <= 10, "a person waits"
         raise wandb.errors.AuthenticationError(words)
 
-    monkeypatch.setattr(wandb, "login", lambda prompt, verify: True)
     monkeypatch.setattr(wandb, "Api", refuse)
     with pytest.raises(UserError, match=rf"W&B cannot be reached, or refuses the key that is set here \({words}\)"):
         connect()

@@ -12,6 +12,7 @@ from isda_repro.config import compose, request
 from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.from_wandb import connect, results_from_wandb, results_offline
 from isda_repro.tables.gathered import gather
+from isda_repro.tables.layout import layout
 from isda_repro.tables.offline_runs import offline_files
 from isda_repro.tables.render import markdown
 from isda_repro.tables.sources import results_on_disk
@@ -62,7 +63,7 @@ def table_from(findings, trained):
     """Its Markdown, and all that was found."""
     _, (table, plan) = trained
     gathered = gather(findings)
-    text = markdown(aggregate(table, plan, gathered), "sweep")
+    text = markdown(layout(aggregate(table, plan, gathered), plan, "sweep"))
     return text, {name: record.read() for name, record in gathered.records.items()}, gathered.problems
 
 
