@@ -119,7 +119,6 @@ class WandbTracker:
         settings = wandb.Settings(
             silent=True,
             console="off",
-            symlink=False,  # the folder of a run can be moved
             init_timeout=INIT_TIMEOUT_SECONDS,
             finish_timeout=FINISH_TIMEOUT_SECONDS,
         )
@@ -130,7 +129,8 @@ class WandbTracker:
             self._sent = int(self._run.summary.get(EPOCH) or 0)
         environment = self._metrics_path.with_name("environment.json")
         if environment.exists():  # it has what the config has no room for: the command, the host, the diff
-            self._run.save(str(environment), base_path=str(environment.parent), policy="now", glob=False)
+            copy = shutil.copy(environment, self._run.dir)  # W&B would link it, and say so
+            self._run.save(copy, base_path=self._run.dir, policy="now", glob=False)
 
     def _remove_unfinished(self) -> None:
         """What a process left that died while it replayed this run; all of it is in ``metrics.jsonl``."""

@@ -92,7 +92,9 @@ def test_an_offline_run_is_whole_and_can_be_found(replayed):
     assert run.summary["table_value"] == 8.0
     assert run.summary["total/train"] == 12.3, "of the run, not of the last epoch"
     assert run.summary["timing/train"] == 2.0
-    assert (path.parent / "files" / "environment.json").read_text() == '{"git_diff": "+1", "host": "h"}'
+    environment = path.parent / "files" / "environment.json"
+    assert environment.read_text() == '{"git_diff": "+1", "host": "h"}'
+    assert not environment.is_symlink(), "the folder of a run can be moved"
     assert run.system, "W&B's own look at the machine"
 
 
@@ -132,8 +134,10 @@ def test_a_live_run_goes_on_under_its_name_and_sends_what_an_outage_kept_back(tm
     again = [epoch(2, 14.5), epoch(3, 8.0), epoch(4, 7.0), epoch(5, 6.0)]  # epoch 2 was trained twice; 3 and 4 not sent
     whole = result([EPOCHS[0], *again])
     metrics = write_metrics(tmp_path / "metrics.jsonl", [SEGMENT, *EPOCHS[:2]])
+    (tmp_path / "environment.json").write_text("{}")
     first = say(metrics, [SEGMENT, *EPOCHS[:2]], server.environment, tags=["table2"])
-    assert (first.returncode, "warning" in first.stderr) == (0, False), first.stderr
+    assert (first.returncode, "warning" in first.stderr.lower()) == (0, False), first.stderr
+    assert "environment.json" in server.runs["run-1"].files
     run = server.runs["run-1"]
     assert (run.state, run.attributes["tags"]) == ("failed", ["table2"]), "it has no result yet"
     assert run.events, "system metrics"
