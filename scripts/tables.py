@@ -60,7 +60,7 @@ def show(options: TableOptions) -> None:
     if options.table == ALL and options.figure not in (None, "auto"):
         raise UserError(f"figure={options.figure} is one file: give it with one table")
     gathered = gather(findings(options))
-    layouts = [laid_out(table, plan, gathered, options) for table, plan in plans(options.table, options.set)]
+    layouts = [laid_out(table, plan, gathered, options, extra) for table, plan, extra in changed_plans(options)]
     if problems := list(dict.fromkeys(problem for one in layouts for problem in one.filled.problems)):
         print(*problems, sep="\n", file=sys.stderr)
     if options.output is None:
@@ -98,12 +98,26 @@ def findings(options: TableOptions) -> Iterable[Finding]:
     return results_from_wandb(options.entity, options.project)
 
 
-def laid_out(table: Table, plan: Plan, gathered: Gathered, options: TableOptions) -> Layout:
+def changed_plans(options: TableOptions) -> Iterator[tuple[Table, Plan, Sequence[str]]]:
+    """Each table with its runs and what of ``set=`` makes them other runs than its own: all of it, or nothing."""
+    if not options.set:
+        yield from ((table, plan, ()) for table, plan in plans(options.table))
+        return
+    for (table, plan), (_, own) in zip(plans(options.table, options.set), plans(options.table), strict=True):
+        yield table, plan, () if run_ids(plan) == run_ids(own) else options.set
+
+
+def run_ids(plan: Plan) -> list[str]:
+    """Of all its runs."""
+    return [run.run_id for runs in plan.values() for run in runs]
+
+
+def laid_out(table: Table, plan: Plan, gathered: Gathered, options: TableOptions, extra: Sequence[str] = ()) -> Layout:
     """A table, filled."""
-    filled = aggregate(table, plan, gathered, reduced=bool(options.set))
+    filled = aggregate(table, plan, gathered, reduced=bool(extra))
     name = table.name if options.table == ALL else options.table  # or the file that it is from
     sweep = sweep_command(SweepOptions(name, runs_dir=options.runs_dir, set=options.set))
-    return layout(filled, plan, sweep, options.set, sides(table, plan, Path(options.results_dir)))
+    return layout(filled, plan, sweep, extra, sides(table, plan, Path(options.results_dir)))
 
 
 def files(output: Path, formats: list[str], layouts: list[Layout]) -> Iterator[tuple[Path, str]]:

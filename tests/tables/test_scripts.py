@@ -45,6 +45,9 @@ def test_tables_prints_the_table_alone_and_says_the_rest_elsewhere(demo, finish,
     assert written.stdout == "".join(f"wrote {tmp_path}/tables/demo.{suffix}\n" for suffix in FORMATS)
     assert (tmp_path / "tables" / "demo.md").read_text() == shown.stdout
 
+    same_runs = script("tables", "table=demo", *folders, "set=[tracking=none]", "figure=null")
+    assert same_runs.stdout.split("Not run")[0] == shown.stdout.split("Not run")[0], "no other runs, so nothing reduced"
+
     kept = script("tables", "export", "table=demo", *folders)
     assert kept.returncode == 0
     assert kept.stdout.splitlines()[-1] == "5 new or changed, 0 kept already, 1 passed over"
