@@ -1,10 +1,11 @@
 """How long it takes to read ten thousand finished runs and make a table of them, and how much memory.
 
-    python scripts/benchmark_tables.py [output=results/benchmarks/tables.md]
+    python scripts/benchmark_tables.py [output=results/benchmarks/tables.md] [clock=processor]
 
 The runs are made up: 100 cells of five networks, two data sets and ten losses; files as the trainer writes them, of
 200 epochs and five curves each, in a temporary folder (160 MB). The command is `scripts/tables.py` as a user starts it,
-in a process of its own. To be missed: 3 s and 300 MB.
+in a process of its own. To be missed: 3 s and 300 MB; by `clock=processor`, where others use the machine, 3 s of a
+processor, of which the command uses one.
 """
 
 import json
@@ -13,14 +14,15 @@ import random
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarking import conclude, machine, output_argument
+from benchmarking import conclude, machine
 
 from isda_repro.config import compose, request
-from isda_repro.errors import one_sentence_errors
+from isda_repro.errors import UserError, one_sentence_errors
+from isda_repro.options import parse_options
 from isda_repro.tables.plan import Run, expand
 from isda_repro.tables.records import Result, SegmentRecord, as_json, mean_of_last
 from isda_repro.tables.specification import load_table
@@ -76,33 +78,51 @@ class Taken(NamedTuple):
     megabytes: float
 
 
+@dataclass
+class BenchmarkOptions:
+    """What this script takes."""
+
+    output: str | None = None
+    clock: str = "wall"
+
+
 def main() -> None:
     """Make the runs, tabulate them, report."""
-    output = output_argument(sys.argv[1:])
+    options = parse_options(BenchmarkOptions, sys.argv[1:])
+    if options.clock not in ("wall", "processor"):
+        raise UserError(f"there is no clock={options.clock}; clock= can be wall or processor")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        size = make_runs(folder)
-        taken = [tabulate(folder) for _ in range(REPEATS + 1)]
-    best = min(taken[1:])
+        size = make_runs(Path(name))
+        taken = [tabulate(Path(name)) for _ in range(REPEATS + 1)]
+    lines, missed = report(taken, size, options.clock)
+    conclude(lines, missed, None if options.output is None else Path(options.output))
+
+
+def report(taken: list[Taken], size: int, clock: str) -> tuple[list[str], list[str]]:
+    """The lines of the report, and the bars that were missed."""
+    later = Taken(*(min(one) for one in zip(*taken[1:], strict=True)))
+    counted = later.seconds if clock == "wall" else later.processor_seconds
+    megabytes = max(one.megabytes for one in taken)
+    in_use = ["The machine was in use by others: what counts here are the seconds of a processor."]
     lines = [
         "# Ten thousand finished runs",
         "",
         f"`python scripts/benchmark_tables.py`: {RUNS:,} result files ({size / 1e6:.0f} MB, {EPOCHS} epochs of five",
         f"curves), a tenth of them in `results/`, {100 * REDUCED_SEEDS} of them with fewer epochs, are read, checked",
         "against their run ids and made a table of 100 cells, and a reduced one, by `scripts/tables.py`: all of it,",
-        "with its imports. The files are in the system's cache.",
+        f"with its imports. The files are in the system's cache. To be missed: {SECONDS:.0f} s, {MEGABYTES:.0f} MB.",
+        *(in_use if clock == "processor" else []),
         "",
         "| call | seconds | of a processor | peak memory (MB) |",
         "| --- | ---: | ---: | ---: |",
         _line("the first, which composes 100 cells", taken[0]),
-        _line(f"later, the fastest of {REPEATS}", best),
+        _line(f"later, the least of {REPEATS}", later),
+        "",
+        *machine(),
     ]
-    missed = []
-    if best.seconds > SECONDS:
-        missed.append(f"{best.seconds:.1f} s instead of {SECONDS:.0f} s")
-    if max(one.megabytes for one in taken) > MEGABYTES:
-        missed.append(f"{max(one.megabytes for one in taken):.0f} MB instead of {MEGABYTES:.0f} MB")
-    conclude([*lines, "", *machine()], missed, output)
+    missed = [f"{counted:.1f} s instead of {SECONDS:.0f} s"] if counted > SECONDS else []
+    missed += [f"{megabytes:.0f} MB instead of {MEGABYTES:.0f} MB"] if megabytes > MEGABYTES else []
+    return lines, missed
 
 
 def _line(call: str, taken: Taken) -> str:
