@@ -72,7 +72,9 @@ def test_seven_samples_are_evaluated_once_each(outcomes, world, shares):
     outcome = outcomes[world]["few_samples"]
     assert outcome["counted"] == shares, "a batch of 5, one of 2"
     assert outcome["error"] == outcomes[1]["few_samples"]["error"]
-    assert outcome["top5"] == outcomes[1]["few_samples"]["top5"] is not None
+    assert outcome["top5"] == outcomes[1]["few_samples"]["top5"]
+    assert outcome["top5"][0] is None, "of four classes"
+    assert 0 < outcome["top5"][1] < 100, "of eight"
     assert outcome["loss"] == pytest.approx(outcomes[1]["few_samples"]["loss"], rel=1e-12)
 
 
