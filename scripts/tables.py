@@ -70,7 +70,8 @@ def show(options: TableOptions) -> None:
     if options.table != ALL and options.figure is not None:
         table = layouts[0].filled
         figure = f"{options.runs_dir}/{table.table.name}.png" if options.figure == "auto" else options.figure
-        if paths := draw_curves(table, Path(figure)):
+        runs_dir = Path(options.runs_dir) if options.source == "runs" else None
+        if paths := draw_curves(table, Path(figure), layouts[0].plan, runs_dir):
             print(f"error curves: {paths[0]}", file=sys.stderr)
 
 

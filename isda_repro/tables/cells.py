@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from isda_repro.tables.drawing import Drawing
 from isda_repro.tables.reported import PaperValue
 
 METRICS = {
@@ -70,6 +71,7 @@ class Table:
     precisions: tuple[str, ...] = PRECISIONS  # of the cells that say nothing else
     notes: tuple[str, ...] = ()  # sentences for below the table
     row_baselines: tuple[tuple[str, tuple[Label, ...]], ...] = ()  # pattern of a row -> rows, the best first
+    figure: Drawing = field(default_factory=Drawing)  # how its curves are drawn
 
     def needed_by(self, cell: Cell) -> set[Cell]:
         """The cells that must be finished before this one is begun."""

@@ -1,23 +1,26 @@
-"""Error curves of a table's finished runs, for a paper: readable without colour, the same file from the same runs.
+"""Error curves of a table's runs, for a paper: readable without colour, the same file from the same runs.
 
-One panel for each row (and each leading column axis), one line for each label of the last column axis: the mean over
-seeds, in a band from the smallest to the largest. Dotted verticals mark the drops of the learning rate.
+One panel for each row (and each leading column axis), one line for each label of the last column axis, on a logarithmic
+axis; where the table's file asks for a ``detail``, as detailed.py draws them. Dotted verticals mark the drops of the
+learning rate.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
-from isda_repro.tables.aggregate import FilledCell, FilledTable
-from isda_repro.tables.specification import Label
+from isda_repro.tables.aggregate import FilledTable
+from isda_repro.tables.curves import Curve, learning_rate_drops, panels
+from isda_repro.tables.detailed import detailed_figure, mark_drops
+from isda_repro.tables.plan import Plan
+from isda_repro.tables.specification import METRICS
 
 if TYPE_CHECKING:  # matplotlib takes half a second to import
     from matplotlib.figure import Figure
+
+__all__ = ["draw_curves", "learning_rate_drops", "write_figure"]
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; each with a dash pattern and a marker of its own.
 LOOKS: tuple[tuple[str, Any, str], ...] = (
@@ -51,29 +54,28 @@ STYLE: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One line: an entry an epoch."""
-
-    label: str
-    mean: list[float]
-    low: list[float]
-    high: list[float]
-    drops: list[int]  # the epochs, counted from 1, that are the first at a lower learning rate
-    floor: float  # half an image, in per cent: where an error of 0 is drawn on the logarithmic axis
-
-
-def draw_curves(filled: FilledTable, path: Path) -> list[Path]:
+def draw_curves(filled: FilledTable, path: Path, plan: Plan | None = None, runs_dir: Path | None = None) -> list[Path]:
     """Draw ``path`` and its twin, as PNG and SVG.
 
+    Args:
+        filled: the table.
+        path: of the figure.
+        plan: its runs, and
+        runs_dir: where they are: what has begun and is not finished is drawn as far as it is, and says so.
+
     Returns:
-        The files written, ``path`` with its own suffix first; none if no run has finished.
+        The files written, ``path`` with its own suffix first; none if there is nothing to draw.
     """
-    panels = _panels(filled)
-    if not panels:
+    drawn = panels(filled, plan, runs_dir)
+    if not drawn:
         return []
+    how = filled.table.figure
+    if how.detail:
+        return write_figure(
+            path, lambda: detailed_figure(drawn, filled.evaluated_on, METRICS[filled.table.metric], how)
+        )
     abreast = len({column[:-1] for column in filled.table.columns})
-    return write_figure(path, lambda: _figure(panels, filled.evaluated_on, abreast))
+    return write_figure(path, lambda: _figure(drawn, filled.evaluated_on, abreast))
 
 
 def write_figure(path: Path, make: Callable[[], Figure]) -> list[Path]:
@@ -92,57 +94,19 @@ def write_figure(path: Path, make: Callable[[], Figure]) -> list[Path]:
     return paths
 
 
-# -------------------------------------------------------------------------------------------------------------- curves
-
-
-def _panels(filled: FilledTable) -> dict[str, dict[str, Curve]]:
-    """Panel title -> line label -> curve; cells without a finished run are left out."""
-    panels: dict[str, dict[str, Curve]] = {}
-    for (row, column), cell in filled.cells.items():
-        if cell.values:
-            panels.setdefault(_title(row, column), {})[column[-1]] = _curve(column[-1], cell)
-    return panels
-
-
-def _title(row: Label, column: Label) -> str:
-    return ", ".join((*row, *column[:-1]))
-
-
-def _curve(label: str, cell: FilledCell) -> Curve:
-    """The band of a cell's seeds; all runs of a cell have the same number of epochs and the same schedule."""
-    results = list(cell.results().values())
-    by_epoch = list(zip(*(result.curves["test_error"] for result in results), strict=True))
-    return Curve(
-        label=f"{label} ({len(results)} seed{'s' if len(results) > 1 else ''})",
-        mean=[fmean(errors) for errors in by_epoch],
-        low=[min(errors) for errors in by_epoch],
-        high=[max(errors) for errors in by_epoch],
-        drops=learning_rate_drops(results[0].curves["lr"]),
-        floor=50 / max(result.test_images for result in results),
-    )
-
-
-def learning_rate_drops(rates: Sequence[float]) -> list[int]:
-    """The epochs, counted from 1, at which a step-wise schedule drops; none of a cosine, which falls all the time."""
-    steps = list(itertools.pairwise(rates))
-    if not any(before == after for before, after in steps):  # a step-wise schedule holds a rate for some time
-        return []
-    return [epoch for epoch, (before, after) in enumerate(steps, start=2) if after <= before / 2]
-
-
 # ------------------------------------------------------------------------------------------------------------- drawing
 
 
-def _figure(panels: dict[str, dict[str, Curve]], evaluated_on: str, abreast: int = 1) -> Figure:
+def _figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, abreast: int = 1) -> Figure:
     """``abreast``: the panels of one row of the table, which stand side by side if they can."""
     from matplotlib.figure import Figure
 
-    columns = abreast if 1 < abreast <= PANELS_ABREAST else min(len(panels), PANELS_ABREAST)
-    rows = -(-len(panels) // columns)
+    columns = abreast if 1 < abreast <= PANELS_ABREAST else min(len(drawn), PANELS_ABREAST)
+    rows = -(-len(drawn) // columns)
     figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flat
-    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
-    for (title, lines), axes in zip(panels.items(), grid, strict=False):
+    labels = list(dict.fromkeys(label for lines in drawn.values() for label in lines))
+    for (title, lines), axes in zip(drawn.items(), grid, strict=False):
         for label, curve in lines.items():
             _draw(axes, curve, LOOKS[labels.index(label) % len(LOOKS)], shift=labels.index(label))
         _dress(axes, title, list(lines.values()), evaluated_on)
@@ -179,9 +143,7 @@ def _dress(axes: Any, title: str, curves: list[Curve], evaluated_on: str) -> Non
     last = max(len(curve.mean) for curve in curves)
     axes.set_xlim(1 - 0.02 * last, last * 1.02)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for number, drop in enumerate(sorted({drop for curve in curves for drop in curve.drops})):
-        axes.axvline(drop - 0.5, color="0.35", linestyle=(0, (1, 2)), linewidth=0.9, zorder=0,
-                     label=None if number else "learning rate drops")  # fmt: skip
+    mark_drops(axes, curves, label="learning rate drops")
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"{evaluated_on} error (%)")

@@ -25,6 +25,9 @@
     variants:                       # what the paper leaves open: table=<name>+<variant> has these cells: after its own
       dropout: {title: ..., baseline: ..., notes: [...], cells: [{row: ISDA, set: model.dropout=0.3}]}
 
+    figure: {lines: rows, ...}      # how its curves are drawn: drawing.py
+    like: table4                    # what it does not say itself, table4 says, variants apart; notes of both
+
 Plain YAML, read without Hydra.
 """
 
@@ -54,6 +57,7 @@ from isda_repro.tables.choices import (
     seeds,
     sentences,
 )
+from isda_repro.tables.drawing import drawing
 from isda_repro.tables.paper import apply_paper
 from isda_repro.tables.reported import PaperValue
 
@@ -81,7 +85,7 @@ def load_table(name: str, folder: Path = TABLE_DIR) -> Table:
         raise UserError(f"there is no table={file}; table= can be {names}, or a file of yours, in .yaml")
     where = file if is_own else f"conf/table/{file}.yaml"
     try:
-        spec = OmegaConf.to_container(OmegaConf.load(path))
+        spec = _with_likeness(OmegaConf.to_container(OmegaConf.load(path)), folder)
         return _table(path.stem if is_own else name, _with_variant(spec, variant) if variant else spec)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
@@ -91,8 +95,21 @@ def load_table(name: str, folder: Path = TABLE_DIR) -> Table:
 
 _KEYS = (
     *("title", "metric", "baseline", "seeds", "precisions", "notes", "set"),
-    *("rows", "columns", "cells", "paper", "variants"),
+    *("rows", "columns", "cells", "paper", "variants", "figure"),
 )
+
+
+def _with_likeness(spec: Any, folder: Path) -> Any:
+    """The table with what it does not say itself from the one that it is ``like``."""
+    if not isinstance(spec, dict) or "like" not in spec:
+        return spec
+    path = folder / f"{spec['like']}.yaml"
+    if not path.is_file():
+        raise UserError(f"like: there is no table {spec['like']}; there are {', '.join(table_names(folder))}")
+    other: Any = OmegaConf.to_container(OmegaConf.load(path))
+    taken = {key: value for key, value in other.items() if key not in ("variants", "figure")}
+    own = {key: value for key, value in spec.items() if key != "like"}
+    return {**taken, **own, "notes": [*(spec.get("notes") or []), *(other.get("notes") or [])]}
 
 
 def _with_variant(spec: Any, name: str) -> Any:
@@ -137,6 +154,7 @@ def _table(name: str, spec: Any) -> Table:
         precisions=common.precisions or PRECISIONS,
         notes=(*sentences(spec.get("notes") or [], "notes"), *notes),
         row_baselines=by_row,
+        figure=drawing(spec.get("figure")),
     )
     _refuse_circles(table)
     return table

@@ -5,7 +5,8 @@ from subprocess import run as start
 import pytest
 
 from isda_repro.tables.aggregate import aggregate
-from isda_repro.tables.figures import _figure, _panels, draw_curves, learning_rate_drops
+from isda_repro.tables.curves import panels as panels_of
+from isda_repro.tables.figures import _figure, draw_curves, learning_rate_drops
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def test_the_band_is_from_the_smallest_to_the_largest_seed(demo, finish, there):
     runs = next(iter(demo[1].values()))
     for run, errors in zip(runs, ([30.0, 3.0], [60.0, 0.0], [60.0, 6.0]), strict=True):
         finish(run, *errors)
-    panels = _panels(aggregate(*demo, there()))
+    panels = panels_of(aggregate(*demo, there()))
     assert list(panels) == ["ResNet-20 on digits"]
     assert list(panels["ResNet-20 on digits"]) == ["CE"]
     curve = panels["ResNet-20 on digits"]["CE"]
@@ -50,7 +51,7 @@ def test_both_files_and_the_same_bytes_again(filled, tmp_path):
 
 
 def test_lines_differ_without_colour_and_the_axis_is_logarithmic(filled):
-    axes = _figure(_panels(filled), "test").axes[0]
+    axes = _figure(panels_of(filled), "test").axes[0]
     ce, isda = (line for line in axes.lines if str(line.get_label()).endswith("seeds)"))
     assert ce.get_marker() != isda.get_marker()
     assert ce.get_linestyle() != isda.get_linestyle()

@@ -1,0 +1,258 @@
+"""Error curves of many methods: the whole training above, the epochs that decide it below, larger, each line named.
+
+A line is told from the others by its name, which stands at its end, by its dashes and its marker, and by its colour
+only after those.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from isda_repro.tables.curves import Curve
+from isda_repro.tables.drawing import Drawing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Look:
+    """Of a line."""
+
+    colour: str
+    dashes: Any
+    marker: str
+    width: float = 0.9
+    filled: bool = False
+
+
+BOLD = (
+    Look("#C43E00", "-", "s", width=1.9, filled=True),
+    Look("#C43E00", (0, (4, 1.2)), "D", width=1.9),
+)
+OTHERS = (  # darker and lighter in turns, so that neighbours differ in grey too
+    Look("#0072B2", (0, (5, 2)), "o"),
+    Look("#56B4E9", (0, (2, 1)), "v", filled=True),
+    Look("#00694C", (0, (6, 1.5, 1, 1.5)), "^"),
+    Look("#CC79A7", "-", "D", filled=True),
+    Look("#8A5A00", (0, (1, 1)), "s"),
+    Look("#999933", (0, (8, 2)), "P", filled=True),
+    Look("#332288", (0, (3, 1, 1, 1, 1, 1)), "X"),
+    Look("#44AA99", (0, (4, 1)), "<", filled=True),
+    Look("#882255", (0, (6, 1, 2, 1)), ">"),
+    Look("#999999", "-", "o", filled=True),
+    Look("#222222", "-", "*", filled=True),
+)
+WIDTH, MARGIN, GAP = 2.35, 0.52, 0.2  # inches: of a panel's curves, for what stands left of them, between panels
+SAMPLE, VALUE = 0.4, 0.36  # of what stands before a name, and of the number behind it
+COURSE, DETAIL, BETWEEN, TOP, BOTTOM, FOOT = 1.25, 1.95, 0.32, 0.28, 0.45, 0.2  # likewise in height
+SIZE = 7.5  # points
+MOST_ABREAST = 3
+CAP = 3.2  # times the smallest error: how much of the noisy beginning is seen
+ONE = "1 seed"
+SETTLED = 0.1  # of the detail's epochs, in which the errors have fallen: those are not all seen
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """What is written beside the lines of a figure."""
+
+    usual: str  # what most curves are of
+    name_width: float  # inches
+
+    @property
+    def width(self) -> float:
+        """Of all of it, in inches."""
+        return SAMPLE + self.name_width + VALUE
+
+    def name(self, curve: Curve) -> str:
+        """With what is not usual about it."""
+        return curve.name if curve.about == self.usual else f"{curve.name}, {curve.about.split(', ')[-1]}"
+
+
+def detailed_figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, metric: str, how: Drawing) -> Figure:
+    """A pair of axes for each panel, and the names of its lines beside the lower one.
+
+    Args:
+        drawn: panel title -> line label -> curve.
+        evaluated_on: "test" or "holdout".
+        metric: what the numbers are, for people.
+        how: what the table's file says.
+    """
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for lines in drawn.values() for name in lines))
+    looks, writing = _looks(names, how.bold), _writing([curve for lines in drawn.values() for curve in lines.values()])
+    abreast = next(n for n in range(min(len(drawn), MOST_ABREAST), 0, -1) if len(drawn) % n == 0)
+    wide, high = MARGIN + WIDTH + writing.width + GAP, TOP + COURSE + BETWEEN + DETAIL + BOTTOM
+    size = (wide * abreast, high * (len(drawn) // abreast) + FOOT)
+    figure = Figure(figsize=size)
+
+    def axes(left: float, bottom: float, width: float, height: float) -> Any:
+        return figure.add_axes((left / size[0], bottom / size[1], width / size[0], height / size[1]))
+
+    for index, (title, lines) in enumerate(drawn.items()):
+        left, bottom = wide * (index % abreast) + MARGIN, size[1] - high * (index // abreast + 1) + BOTTOM
+        course = axes(left, bottom + DETAIL + BETWEEN, WIDTH + writing.width, COURSE)
+        detail = axes(left, bottom, WIDTH, DETAIL)
+        ends = _panel(course, detail, {name: lines[name] for name in names if name in lines}, looks, how.detail)
+        _write(axes(left + WIDTH, bottom, writing.width, DETAIL), lines, looks, ends, writing)
+        course.set_title(title, fontsize=SIZE + 1.5, pad=5)
+        for one in (course, detail):
+            one.set_ylabel(f"{evaluated_on} error (%)" if index % abreast == 0 else "", fontsize=SIZE + 0.5)
+        detail.set_xlabel("epoch", fontsize=SIZE + 0.5)
+    bands = f"Mean of {writing.usual}, bands from the smallest to the largest" if writing.usual != ONE else "One seed"
+    foot = f"{bands}. Dotted: the learning rate drops. Numbers: {metric}."
+    figure.text(MARGIN / size[0], 0.07 / size[1], foot, fontsize=SIZE - 0.5, color="0.3")
+    return figure
+
+
+def _looks(names: Sequence[str], bold: str | None) -> dict[str, Look]:
+    heavy = [name for name in names if bold is not None and fnmatch.fnmatchcase(name, bold)]
+    light = [name for name in names if name not in heavy]
+    looks = {name: BOLD[i % len(BOLD)] for i, name in enumerate(reversed(heavy))}
+    return looks | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(light)}
+
+
+def _writing(curves: Sequence[Curve]) -> _Writing:
+    """Measured as if all names were bold."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    usual = Counter(curve.about for curve in curves).most_common(1)[0][0]
+    font = FontProperties(weight="bold")
+    widths = []
+    for curve in curves:
+        name = TextPath((0, 0), _Writing(usual, 0).name(curve), size=SIZE, prop=font).get_extents().width / 72
+        widths.append(name - (VALUE if curve.value is None else 0))  # which has no number behind it
+    return _Writing(usual, max(widths) + 0.06)
+
+
+# -------------------------------------------------------------------------------------------------------------- panels
+
+
+def _panel(
+    course: Any, detail: Any, lines: dict[str, Curve], looks: dict[str, Look], drops: int
+) -> tuple[float, float]:
+    """Draw all lines in both axes; what the lower ones show from bottom to top."""
+    curves = list(lines.values())
+    last = max(len(curve.mean) for curve in curves)
+    first = first_of_detail(curves, drops)
+    for number, (name, curve) in enumerate(lines.items()):
+        _draw(course, curve, looks[name], range(1, last + 1), markers=0, shift=0)
+        _draw(detail, curve, looks[name], range(first, last + 1), markers=5, shift=number / len(lines))
+    smallest = min(min(curve.low) for curve in curves)
+    largest = max(max(curve.mean) for curve in curves)
+    low, high = _range(curves, first, last)
+    _dress(course, curves, (1, last), (0.8 * smallest, min(largest, CAP * smallest)), ticks=5)
+    _dress(detail, curves, (first, last), (low, high), ticks=7)
+    course.fill_between([first, last], low, high, facecolor="0.93", edgecolor="0.6", linewidth=0.5, zorder=0)
+    return low, high
+
+
+def first_of_detail(curves: Sequence[Curve], detail: int) -> int:
+    """The epoch from which on the curves are drawn larger: a drop of the learning rate, counted from the last."""
+    last = max(len(curve.mean) for curve in curves)
+    drops = sorted({drop for curve in curves for drop in curve.drops})
+    return drops[-detail] if len(drops) >= detail and drops[-detail] < last else max(1, round(0.6 * last))
+
+
+def _range(curves: Sequence[Curve], first: int, last: int) -> tuple[float, float]:
+    """Of the errors from an epoch on, those right behind it apart."""
+    begin = first - 1 + round(SETTLED * (last - first))
+    seen = [curve for curve in curves if len(curve.mean) > begin]
+    low = min(min(curve.low[begin:]) for curve in seen)
+    high = max(max(curve.high[begin:]) for curve in seen)
+    room = 0.05 * (high - low) or 0.5
+    return low - room, high + room
+
+
+def _draw(axes: Any, curve: Curve, look: Look, epochs: range, markers: int, shift: float) -> None:
+    """The part of a line that is among ``epochs``, with so many markers, the first after a part of a space."""
+    low, mean, high = (errors[epochs.start - 1 : epochs.stop - 1] for errors in (curve.low, curve.mean, curve.high))
+    seen = range(epochs.start, epochs.start + len(mean))
+    bold = look in BOLD
+    axes.fill_between(seen, low, high, color=look.colour, alpha=0.2 if bold else 0.08, linewidth=0, zorder=3 + bold)
+    places = [round((number + shift) * len(epochs) / markers) for number in range(markers)]
+    axes.plot(
+        seen, mean, color=look.colour, linestyle=look.dashes, linewidth=look.width if markers else 0.6 * look.width,
+        zorder=3.5 + bold, markevery=[place for place in places if place < len(mean)], **_marker(look),
+    )  # fmt: skip
+
+
+def _marker(look: Look) -> dict[str, Any]:
+    face = look.colour if look.filled else "white"
+    return {"marker": look.marker, "markersize": 3.4, "markerfacecolor": face, "markeredgewidth": 0.8}
+
+
+def _dress(axes: Any, curves: Sequence[Curve], across: tuple[int, int], up: tuple[float, float], ticks: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.grid(axis="y", color="0.9", linewidth=0.5)
+    axes.tick_params(labelsize=SIZE, length=2.5, width=0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 5, 10]))
+    axes.set_xlim(across[0], max(across[1], across[0] + 1))
+    axes.set_ylim(*up)
+    mark_drops(axes, curves)
+
+
+def mark_drops(axes: Any, curves: Sequence[Curve], label: str | None = None) -> None:
+    """Dotted verticals where the learning rate drops; the first has the label."""
+    for number, drop in enumerate(sorted({drop for curve in curves for drop in curve.drops})):
+        axes.axvline(drop - 0.5, color="0.35", linestyle=(0, (1, 2)), linewidth=0.9, zorder=0,
+                     label=None if number else label)  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------------------- names
+
+
+def _write(
+    axes: Any, lines: dict[str, Curve], looks: dict[str, Look], ends: tuple[float, float], writing: _Writing
+) -> None:
+    """Beside the curves: from each line's end to its name and its number in the table."""
+    axes.set_axis_off()
+    axes.set_xlim(0, writing.width)
+    axes.set_ylim(*ends)
+    last = max(len(curve.mean) for curve in lines.values())
+    order = sorted(lines, key=lambda name: lines[name].mean[-1])
+    height = SIZE * 1.22 / 72 / DETAIL * (ends[1] - ends[0])
+    places = spread([min(max(lines[name].mean[-1], ends[0]), ends[1]) for name in order], height, ends)
+    for name, place in zip(order, places, strict=True):
+        curve, look = lines[name], looks[name]
+        if len(curve.mean) == last:
+            axes.plot([0.0, 0.13], [curve.mean[-1], place], color="0.6", linewidth=0.5, clip_on=False)
+        axes.plot([0.15, 0.25, 0.35], [place] * 3, color=look.colour, linestyle=look.dashes, linewidth=look.width,
+                  markevery=[1], **_marker(look))  # fmt: skip
+        font: dict[str, Any] = {
+            "fontsize": SIZE,
+            "va": "center_baseline",
+            "weight": "bold" if look in BOLD else "normal",
+        }
+        axes.text(
+            SAMPLE, place, writing.name(curve), style="normal" if curve.about == writing.usual else "italic", **font
+        )
+        value = "" if curve.value is None else f"{curve.value:.2f}"
+        axes.text(writing.width, place, value, ha="right", **font)
+
+
+def spread(targets: Sequence[float], gap: float, ends: tuple[float, float]) -> list[float]:
+    """Places in rising order, ``gap`` apart, each as near to its target as that allows, within ``ends`` if they fit.
+
+    Least squares: neighbours that would overlap form a block, whose middle is the mean of what its members want.
+    """
+    blocks: list[tuple[float, int]] = []  # the mean of target - index * gap, and how many
+    for index, target in enumerate(targets):
+        mean, count = target - index * gap, 1
+        while blocks and blocks[-1][0] > mean:
+            before, members = blocks.pop()
+            mean, count = (before * members + mean * count) / (members + count), members + count
+        blocks.append((mean, count))
+    wanted = [mean for mean, count in blocks for _ in range(count)]
+    lowest, highest = ends[0] + gap / 2, ends[1] - gap / 2 - (len(targets) - 1) * gap
+    within = [min(max(one, lowest), max(lowest, highest)) for one in wanted]
+    return [one + index * gap for index, one in enumerate(within)]

@@ -1,0 +1,130 @@
+"""Curves of finished runs, and of those that are not; the figures of the paper and whose runs they show."""
+
+import dataclasses
+import json
+
+import pytest
+
+from isda_repro.config import CONF_DIR, compose
+from isda_repro.errors import UserError
+from isda_repro.tables.aggregate import aggregate
+from isda_repro.tables.curves import panels
+from isda_repro.tables.plan import expand
+from isda_repro.tables.records import EpochRecord, as_json
+from isda_repro.tables.specification import load_table
+
+
+@pytest.fixture
+def begin(tmp_path):
+    """``begin(run, errors)`` leaves the metrics of a run that goes on, as the trainer would."""
+
+    def write(run, errors, tail=""):
+        folder = tmp_path / "runs" / run.run_id
+        folder.mkdir(parents=True)
+        records = [
+            EpochRecord(epoch=epoch, step=epoch, lr=0.05 if epoch < 4 else 0.005, train_loss=1.0, train_error=1.0,
+                        test_loss=1.0, test_error=error, timing={})
+            for epoch, error in enumerate(errors, start=1)
+        ]  # fmt: skip
+        lines = [json.dumps(as_json(record)) + "\n" for record in records]
+        (folder / "metrics.jsonl").write_text("".join(lines) + tail)
+
+    return write
+
+
+def test_a_cell_of_which_nothing_is_finished_is_drawn_as_far_as_all_that_have_begun(demo, begin, there, tmp_path):
+    table, plan = demo
+    first, second, third = next(iter(plan.values()))
+    begin(first, [60.0, 40.0, 20.0, 0.0, 9.0])
+    begin(second, [50.0, 20.0, 30.0, 4.0], tail='{"kind": "epoch", "sch')
+    begin(third, [])
+    filled = aggregate(table, plan, there())
+    curve = panels(filled, plan, tmp_path / "runs")["ResNet-20 on digits"]["CE"]
+    assert curve.mean == [55.0, 30.0, 25.0, 2.0]
+    assert (curve.low, curve.high) == ([50.0, 20.0, 20.0, 0.0], [60.0, 40.0, 30.0, 4.0])
+    assert curve.drops == [4]
+    assert curve.value is None
+    assert curve.label == "CE (2 seeds, unfinished: epoch 4 of 30)"
+    assert curve.floor == 2.0
+    assert panels(filled) == {}
+
+
+def test_finished_runs_are_not_mixed_with_others(demo, begin, finish, there, tmp_path):
+    table, plan = demo
+    runs = next(iter(plan.values()))
+    finish(runs[0], 30.0, 3.0)
+    begin(runs[1], [60.0])
+    curve = panels(aggregate(table, plan, there()), plan, tmp_path / "runs")["ResNet-20 on digits"]["CE"]
+    assert (curve.mean, curve.about, curve.value) == ([30.0, 3.0], "1 seed", 16.5)
+
+
+def test_lines_can_be_rows(demo, finish, there):
+    table, plan = demo
+    turned = dataclasses.replace(table, figure=dataclasses.replace(table.figure, lines="rows"))
+    for runs in plan.values():
+        finish(runs[0], 30.0, 3.0)
+    found = panels(aggregate(turned, plan, there()))
+    assert {title: list(lines) for title, lines in found.items()} == {
+        "CE": ["ResNet-20 on digits"],
+        "ISDA": ["ResNet-20 on digits"],
+    }
+
+
+# ------------------------------------------------------------------------------------------------ figures of the paper
+
+
+def run_ids(name, *parts):
+    """Of the cells whose labels have all these parts."""
+    table = load_table(name)
+    cells = tuple(cell for cell in table.cells if {*parts} <= {*cell.row, *cell.column})
+    return {run.run_id for runs in expand(dataclasses.replace(table, cells=cells), compose).values() for run in runs}
+
+
+@pytest.mark.parametrize("loss", ["Basic", "ISDA"])
+def test_figure_2_trains_nothing_that_tables_2_and_3_do_not(loss):
+    wide = ("Wide-ResNet-28-10", "CIFAR-100", loss)
+    assert run_ids("figure2", "Standard augmentation", loss) == run_ids("table2", *wide)
+    assert run_ids("figure2", "Cutout", loss) == run_ids("table3", *wide, "Cutout")
+    assert run_ids("figure2", "AutoAugment", loss) == run_ids("table3", *wide, "AA")
+    assert len(run_ids("figure2", loss)) == 9
+
+
+def test_figure_6_is_table_4():
+    """Its very cells, so its very runs."""
+    figure = load_table("figure6")
+    assert figure.cells == load_table("table4").cells
+    assert figure.columns == tuple(
+        (network, data) for network in ("ResNet-110", "Wide-ResNet-28-10") for data in ("CIFAR-10", "CIFAR-100")
+    )
+    assert len({cell.row for cell in figure.cells}) == 13
+
+
+def test_what_figures_assume_stands_below_them():
+    notes = load_table("figure2").notes
+    assert any("is an assumption" in note and "caption names none" in note for note in notes)
+    notes = load_table("figure6").notes
+    assert any("Assumed: all rows of Table 4, generators and dropout included" in note for note in notes)
+    assert set(load_table("table4").notes) <= set(notes)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("lines: both", "figure: lines: both must be columns or rows"),
+        ("detail: -1", "figure: detail: -1 must be a number of drops of the learning rate"),
+        ("detail: true", "figure: detail: True must be a number of drops"),
+        ("bold: 3", "figure: bold: 3 must be a pattern of labels"),
+        ("colour: red", "must be a mapping with some of: lines, detail, bold"),
+    ],
+)
+def test_a_mistake_in_a_figure_is_one_sentence(tmp_path, said, message):
+    text = (CONF_DIR / "table" / "demo.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(f"{text}\nfigure: {{{said}}}\n")
+    with pytest.raises(UserError, match=message):
+        load_table(str(tmp_path / "mine.yaml"))
+
+
+def test_like_needs_a_table(tmp_path):
+    (tmp_path / "mine.yaml").write_text("like: table9\ntitle: mine\n")
+    with pytest.raises(UserError, match="like: there is no table table9; there are demo, "):
+        load_table(str(tmp_path / "mine.yaml"))
