@@ -2,11 +2,15 @@
 
 import dataclasses
 
-from isda_repro.config import compose, run_id
+import pytest
+
+from isda_repro.checks import ConfigError
+from isda_repro.config import compose, read_frozen, run_id, write_frozen
 from isda_repro.tables.plan import expand
 from isda_repro.tables.specification import load_table
 from isda_repro.tables.sweep import SweepOptions, missing
 from isda_repro.tables.tagging import LONGEST_TAG, cell_tag, tagged
+from isda_repro.training.parts import build_trackers
 
 
 def test_runs_are_tagged_by_a_sweep_and_keep_their_names():
@@ -57,3 +61,21 @@ def test_tags_are_no_longer_than_wandb_takes_and_stay_different():
     assert [len(tag) for tag in tags] == [LONGEST_TAG, LONGEST_TAG]
     assert tags[0] != tags[1]
     assert all(tag.startswith("demo/xxx") for tag in tags)
+
+
+def test_a_frozen_file_from_before_there_were_tags_is_read_and_stays_the_same_run(tmp_path):
+    frozen = compose(["model=resnet8", "dataset=digits"])
+    for key in ("group", "tags", "tables", "table_metric"):
+        del frozen.tracking[key]
+    write_frozen(frozen, tmp_path / "config.yaml")
+    read = read_frozen(tmp_path / "config.yaml")
+    assert read.run_id == frozen.run_id
+    (tracker,) = build_trackers(read, tmp_path / "metrics.jsonl")
+    tracker.log({"kind": "epoch"})
+    tracker.close()
+
+
+@pytest.mark.parametrize("tags", ["''", "word", f"[{'x' * 65}]", "[1]"])
+def test_tags_that_wandb_would_refuse_are_refused_before_training(tags):
+    with pytest.raises(ConfigError, match=r"tracking.tags=.* must be a list of words of at most 64 characters"):
+        compose([f"tracking.tags={tags}"])

@@ -103,6 +103,7 @@ def test_the_result_is_made_again_from_an_offline_run(replayed):
     assert result_from(record_of(run.summary), run.rows) == result_of(result(EPOCHS))
 
 
+@pytest.mark.slow
 def test_wandb_sync_takes_the_folder(replayed):
     """Its --dry-run needs no account."""
     path, _ = replayed
