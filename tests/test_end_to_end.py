@@ -72,4 +72,4 @@ def test_every_fault_of_several_processes_is_survived(root):
     """The whole of results/faults_of_several.md, with fewer kills."""
     table = command(root, "scripts/faults_of_several.py", "kills=2")
     assert "| NO |" not in table
-    assert table.count("| yes |") == 8
+    assert table.count("| yes |") == 10
