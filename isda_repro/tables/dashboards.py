@@ -1,7 +1,8 @@
 """Dashboards for W&B as code: a workspace with a section for each table and figure, and a report with the tables.
 
-A section's panels show the runs that have its table's own metrics (``<table>/...``, of the sweeps of that table); a
-panel grid of the report shows a table's runs by their ids, whatever has started them.
+A section's panels show the runs that have its table's own metrics (``<table>/...``, of the sweeps of that table, and of
+those of another whose runs are all the table's too); a panel grid of the report shows a table's runs by their ids,
+whatever has started them.
 """
 
 from __future__ import annotations
@@ -81,13 +82,20 @@ def sections(shown: Sequence[Shown]) -> list[Section]:
             name=f"{one.table.name}: {one.table.title}",
             panels=[
                 wr.MarkdownPanel(markdown=one.text, layout=wr.Layout(w=TABLE_WIDTH, h=12)),
-                *_panels(in_table(one.table.name, TEST_ERROR), in_table(one.table.name, TABLE_VALUE)),
+                *_panels(*([in_table(name, of) for name in _within(one, shown)] for of in (TEST_ERROR, TABLE_VALUE))),
             ],
             is_open=number == 0,
         )
         for number, one in enumerate(shown)
     ]
-    return [*of_tables, ws.Section(name="all runs", panels=[_curves(name, name) for name in ALL_RUNS])]
+    return [*of_tables, ws.Section(name="all runs", panels=[_curves([name], name) for name in ALL_RUNS])]
+
+
+def _within(one: Shown, shown: Sequence[Shown]) -> list[str]:
+    """The table, and the others that have no run which is not its own: Figure 6 has those of Table 4."""
+    ours = set(one.run_ids)
+    others = [other.table.name for other in shown if other is not one and ours.issuperset(other.run_ids)]
+    return [one.table.name, *others]
 
 
 def report(entity: str, project: str, shown: Sequence[Shown]) -> Report:
@@ -105,7 +113,7 @@ def blocks(shown: Sequence[Shown]) -> list[Any]:
     made: list[Any] = [wr.TableOfContents()]
     for one in shown:
         runs = wr.Runset(name=one.table.name, filters=expr.And(expr.Metric("ID").isin(one.run_ids)), groupby=["group"])
-        panels = _panels(TEST_ERROR, TABLE_VALUE)
+        panels = _panels([TEST_ERROR], [TABLE_VALUE])
         made += [
             wr.H2(f"{one.table.name}: {one.table.title}"),
             wr.MarkdownBlock(one.text),
@@ -114,28 +122,28 @@ def blocks(shown: Sequence[Shown]) -> list[Any]:
     return made
 
 
-def _panels(curve: str, value: str) -> list[Any]:
+def _panels(curves: list[str], values: list[str]) -> list[Any]:
     """The mean curve of each cell's seeds between the lowest and the highest, and each cell's number."""
     import wandb_workspaces.reports.v2 as wr
 
     bars = wr.BarPlot(
         title="mean of each cell's seeds ± standard deviation",
-        metrics=[wr.SummaryMetric(value)],
+        metrics=[wr.SummaryMetric(value) for value in values],
         groupby=GROUP,
         groupby_aggfunc="mean",
         groupby_rangefunc="stddev",
         max_runs_to_show=MOST_RUNS,
     )
-    return [_curves(curve, "test error (%)", log_y=True), bars]
+    return [_curves(curves, "test error (%)", log_y=True), bars]
 
 
-def _curves(metric: str, title: str, log_y: bool | None = None) -> LinePlot:
+def _curves(metrics: list[str], title: str, log_y: bool | None = None) -> LinePlot:
     import wandb_workspaces.reports.v2 as wr
 
     return wr.LinePlot(
         title=title,
         x=EPOCH,
-        y=[metric],
+        y=metrics,
         groupby=GROUP,
         groupby_aggfunc="mean",
         groupby_rangefunc="minmax",

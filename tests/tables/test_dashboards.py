@@ -67,6 +67,16 @@ def test_the_workspace_has_a_section_for_each_table_whose_panels_show_its_runs_a
     assert (ours["key"], ours["value"]) == ({"section": "config", "name": "isda_repro_schema"}, 1)
 
 
+def test_a_table_that_has_all_runs_of_another_shows_those_that_the_other_has_started(tables, tmp_path):
+    table4 = next(one for one in tables if one.table.name == "table4")
+    figure6 = Shown(load_table("figure6"), table4.plan, "")
+    made = as_json(dashboards.workspace("us", "p", [*tables, figure6]), tmp_path)
+    names = {one["name"].split(":")[0]: one["panels"] for one in made["spec"]["section"]["panelBankConfig"]["sections"]}
+    assert metrics_of(names["figure6"][1]) == {"epoch", "figure6/test_error", "table4/test_error"}
+    assert metrics_of(names["figure6"][2]) == {f"summary_metrics.{name}/table_value" for name in ("figure6", "table4")}
+    assert metrics_of(names["table2"][1]) == {"epoch", "table2/test_error"}
+
+
 def test_the_report_has_each_table_over_the_curves_of_its_own_runs(tables, logged, tmp_path):
     made = as_json(dashboards.report("us", "p", tables), tmp_path)
     assert made["project"] == {"name": "p", "entityName": "us"}
