@@ -10,6 +10,7 @@ import base64
 import gzip
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -63,7 +64,7 @@ def page(evidence: Evidence, runs_dir: Path, results_dir: Path) -> str:
         petaflop_left=petaflop_of(run for name, run in wanted.items() if name not in evidence.results),
         epochs_each=data["epochs_each"],
         thinned=any(result.epochs > data["epochs_each"] for _, result in evidence.results.values()),
-        begin=_sweep(evidence.tables[0], runs_dir),
+        begin=_sweep(_quickest(evidence.tables), runs_dir),
         style=_asset("style.css"),
         theme=theme,
         behaviour=behaviour,
@@ -78,6 +79,11 @@ def _part(shown: Shown, runs_dir: Path, results_dir: Path) -> TablePart:
     columns = sides(shown.filled.table, shown.plan, results_dir)
     laid_out = layout(shown.filled, shown.plan, _sweep(shown, runs_dir), sides=columns)
     return TablePart(progress_of(shown, runs_dir), html(laid_out, level=3))
+
+
+def _quickest(tables: Sequence[Shown]) -> Shown:
+    """The demo takes minutes; of any other table, who asked for it knows."""
+    return next((shown for shown in tables if shown.filled.table.name == "demo"), tables[0])
 
 
 def _sweep(shown: Shown, runs_dir: Path) -> str:
