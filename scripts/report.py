@@ -52,8 +52,8 @@ def write(options: ReportOptions) -> tuple[Path, Evidence]:
 
 
 def _all_tables() -> list[str]:
-    """The paper's first."""
-    return sorted(table_names(), key=lambda name: (not name.startswith(("table", "figure")), name))
+    """The paper's tables first, then its figures."""
+    return sorted(table_names(), key=lambda name: (not name.startswith("table"), not name.startswith("figure"), name))
 
 
 def main(arguments: list[str]) -> None:
