@@ -28,8 +28,11 @@ def done(tmp_path, runs, leave):
     return tmp_path
 
 
-def test_the_same_results_give_the_same_bytes(done, rendered):
-    assert rendered(done) == rendered(done)
+def test_the_same_results_give_the_same_bytes_at_any_time(done, rendered, monkeypatch):
+    before = rendered(done)
+    _plotly.cache_clear()
+    monkeypatch.setattr("time.time", lambda: 1e9)
+    assert rendered(done) == before
 
 
 def test_every_finished_run_is_there_with_its_cell(done, rendered, runs):
