@@ -3,10 +3,9 @@
 import json
 import time
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from isda_repro.files import written_whole
 
@@ -75,7 +74,7 @@ def above(typed: str, where: str, precision: str) -> list[str]:
 def write_json(path: Path, rows: list[Row], **about: Any) -> None:
     """What isda_repro/tables/costs.py reads: the rows, and ``accelerator``, ``hardware``, ``precision``, ``clock``."""
     listed = [{k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(row).items()} for row in rows]
-    about = {**about, "date": time.strftime("%Y-%m-%d"), "torch": torch.__version__, "rows": listed}
+    about = {**about, "date": time.strftime("%Y-%m-%d"), "torch": version("torch"), "rows": listed}
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as file:
         file.write((json.dumps(about, indent=1, sort_keys=True) + "\n").encode())

@@ -22,7 +22,8 @@ class Curve:
     """One line: an entry an epoch, in percent."""
 
     name: str
-    about: str  # "3 seeds", "1 seed, unfinished: epoch 12 of 160"
+    seeds: int
+    unfinished: str | None  # "unfinished: epoch 12 of 160"
     mean: list[float]
     low: list[float]
     high: list[float]
@@ -33,7 +34,7 @@ class Curve:
     @property
     def label(self) -> str:
         """For a legend."""
-        return f"{self.name} ({self.about})"
+        return f"{self.name} ({', '.join(filter(None, (seeds(self.seeds), self.unfinished)))})"
 
 
 def panels(filled: FilledTable, plan: Plan | None = None, runs_dir: Path | None = None) -> dict[str, dict[str, Curve]]:
@@ -49,12 +50,9 @@ def panels(filled: FilledTable, plan: Plan | None = None, runs_dir: Path | None 
     by_row = filled.table.figure.lines == "rows"
     for (row, column), cell in filled.cells.items():
         title, line = (column, ", ".join(row)) if by_row else ((*row, *column[:-1]), column[-1])
-        if cell.values:
-            curve = _finished(line, cell)
-        elif plan is not None and runs_dir is not None:
+        curve = _finished(line, cell) if cell.values else None
+        if curve is None and plan is not None and runs_dir is not None:
             curve = _unfinished(line, plan.get(cell.cell, ()), runs_dir)
-        else:
-            continue
         if curve is not None:
             found.setdefault(_joined(title), {})[line] = curve
     return found
@@ -71,7 +69,7 @@ def _finished(name: str, cell: FilledCell) -> Curve:
     floor = 50 / max(result.test_images for result in results)
     drops = learning_rate_drops(results[0].curves["lr"])
     value = None if cell.summary is None else cell.summary.mean
-    return _curve(name, _seeds(len(results)), errors, drops, floor, value)
+    return _curve(name, None, errors, drops, floor, value)
 
 
 def _unfinished(name: str, runs: Sequence[Run], runs_dir: Path) -> Curve | None:
@@ -81,10 +79,10 @@ def _unfinished(name: str, runs: Sequence[Run], runs_dir: Path) -> Curve | None:
         return None
     epochs = min(map(len, begun))
     errors = [[record.test_error for record in so_far[:epochs]] for so_far in begun]
-    about = f"{_seeds(len(begun))}, unfinished: epoch {epochs} of {runs[0].settings['recipe']['epochs']}"
+    unfinished = f"unfinished: epoch {epochs} of {runs[0].settings['recipe']['epochs']}"
     drops = learning_rate_drops([record.lr for record in begun[0][:epochs]])
     smallest = min(error for error in itertools.chain(*errors, (100.0,)) if error > 0)
-    return _curve(name, about, errors, drops, smallest / 2, None)
+    return _curve(name, unfinished, errors, drops, smallest / 2, None)
 
 
 def _so_far(path: Path) -> Iterator[EpochRecord]:
@@ -98,14 +96,20 @@ def _so_far(path: Path) -> Iterator[EpochRecord]:
 
 
 def _curve(
-    name: str, about: str, errors: Sequence[Sequence[float]], drops: list[int], floor: float, value: float | None
+    name: str,
+    unfinished: str | None,
+    errors: Sequence[Sequence[float]],
+    drops: list[int],
+    floor: float,
+    value: float | None,
 ) -> Curve:
     by_epoch = list(zip(*errors, strict=True))
     mean, low, high = ([of(one) for one in by_epoch] for of in (fmean, min, max))
-    return Curve(name, about, mean, low, high, drops, floor, value)
+    return Curve(name, len(errors), unfinished, mean, low, high, drops, floor, value)
 
 
-def _seeds(count: int) -> str:
+def seeds(count: int) -> str:
+    """How many."""
     return f"{count} seed{'s' if count > 1 else ''}"
 
 

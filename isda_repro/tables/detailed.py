@@ -6,54 +6,25 @@ only after those.
 
 from __future__ import annotations
 
-import fnmatch
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from isda_repro.tables.curves import Curve
+from isda_repro.tables.curves import Curve, seeds
 from isda_repro.tables.drawing import Drawing
+from isda_repro.tables.looks import BOLD, Look, looks_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
-class Look:
-    """Of a line."""
-
-    colour: str
-    dashes: Any
-    marker: str
-    width: float = 0.9
-    filled: bool = False
-
-
-BOLD = (
-    Look("#C43E00", "-", "s", width=1.9, filled=True),
-    Look("#C43E00", (0, (4, 1.2)), "D", width=1.9),
-)
-OTHERS = (  # darker and lighter in turns, so that neighbours differ in grey too
-    Look("#0072B2", (0, (5, 2)), "o"),
-    Look("#56B4E9", (0, (2, 1)), "v", filled=True),
-    Look("#00694C", (0, (6, 1.5, 1, 1.5)), "^"),
-    Look("#CC79A7", "-", "D", filled=True),
-    Look("#8A5A00", (0, (1, 1)), "s"),
-    Look("#999933", (0, (8, 2)), "P", filled=True),
-    Look("#332288", (0, (3, 1, 1, 1, 1, 1)), "X"),
-    Look("#44AA99", (0, (4, 1)), "<", filled=True),
-    Look("#882255", (0, (6, 1, 2, 1)), ">"),
-    Look("#999999", "-", "o", filled=True),
-    Look("#222222", "-", "*", filled=True),
-)
 WIDTH, MARGIN, GAP = 2.35, 0.52, 0.2  # inches: of a panel's curves, for what stands left of them, between panels
 SAMPLE, VALUE = 0.4, 0.36  # of what stands before a name, and of the number behind it
 COURSE, DETAIL, BETWEEN, TOP, BOTTOM, FOOT = 1.25, 1.95, 0.32, 0.28, 0.45, 0.2  # likewise in height
 SIZE = 7.5  # points
 MOST_ABREAST = 3
 CAP = 3.2  # times the smallest error: how much of the noisy beginning is seen
-ONE = "1 seed"
 SETTLED = 0.1  # of the detail's epochs, in which the errors have fallen: those are not all seen
 
 
@@ -61,7 +32,7 @@ SETTLED = 0.1  # of the detail's epochs, in which the errors have fallen: those 
 class _Writing:
     """What is written beside the lines of a figure."""
 
-    usual: str  # what most curves are of
+    usual: int  # how many seeds most curves are of
     name_width: float  # inches
 
     @property
@@ -71,7 +42,12 @@ class _Writing:
 
     def name(self, curve: Curve) -> str:
         """With what is not usual about it."""
-        return curve.name if curve.about == self.usual else f"{curve.name}, {curve.about.split(', ')[-1]}"
+        return ", ".join((curve.name, *self.unusual(curve)))
+
+    def unusual(self, curve: Curve) -> list[str]:
+        """What is."""
+        count = None if curve.seeds == self.usual else seeds(curve.seeds)
+        return [one for one in (count, curve.unfinished) if one is not None]
 
 
 def detailed_figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, metric: str, how: Drawing) -> Figure:
@@ -86,7 +62,8 @@ def detailed_figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, metri
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for lines in drawn.values() for name in lines))
-    looks, writing = _looks(names, how.bold), _writing([curve for lines in drawn.values() for curve in lines.values()])
+    curves = [curve for lines in drawn.values() for curve in lines.values()]
+    looks, writing = looks_of(names, how.bold), _writing(curves)
     abreast = next(n for n in range(min(len(drawn), MOST_ABREAST), 0, -1) if len(drawn) % n == 0)
     wide, high = MARGIN + WIDTH + writing.width + GAP, TOP + COURSE + BETWEEN + DETAIL + BOTTOM
     size = (wide * abreast, high * (len(drawn) // abreast) + FOOT)
@@ -105,17 +82,13 @@ def detailed_figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, metri
         for one in (course, detail):
             one.set_ylabel(f"{evaluated_on} error (%)" if index % abreast == 0 else "", fontsize=SIZE + 0.5)
         detail.set_xlabel("epoch", fontsize=SIZE + 0.5)
-    bands = f"Mean of {writing.usual}, bands from the smallest to the largest" if writing.usual != ONE else "One seed"
-    foot = f"{bands}. Dotted: the learning rate drops. Numbers: {metric}."
+    bands = (
+        f"Mean of {seeds(writing.usual)}, bands from the smallest to the largest" if writing.usual > 1 else "One seed"
+    )
+    numbers = f" Numbers: {metric}." if any(curve.value is not None for curve in curves) else ""
+    foot = f"{bands}. Dotted: the learning rate drops.{numbers}"
     figure.text(MARGIN / size[0], 0.07 / size[1], foot, fontsize=SIZE - 0.5, color="0.3")
     return figure
-
-
-def _looks(names: Sequence[str], bold: str | None) -> dict[str, Look]:
-    heavy = [name for name in names if bold is not None and fnmatch.fnmatchcase(name, bold)]
-    light = [name for name in names if name not in heavy]
-    looks = {name: BOLD[i % len(BOLD)] for i, name in enumerate(reversed(heavy))}
-    return looks | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(light)}
 
 
 def _writing(curves: Sequence[Curve]) -> _Writing:
@@ -123,7 +96,7 @@ def _writing(curves: Sequence[Curve]) -> _Writing:
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextPath
 
-    usual = Counter(curve.about for curve in curves).most_common(1)[0][0]
+    usual = Counter(curve.seeds for curve in curves).most_common(1)[0][0]
     font = FontProperties(weight="bold")
     widths = []
     for curve in curves:
@@ -233,9 +206,7 @@ def _write(
             "va": "center_baseline",
             "weight": "bold" if look in BOLD else "normal",
         }
-        axes.text(
-            SAMPLE, place, writing.name(curve), style="normal" if curve.about == writing.usual else "italic", **font
-        )
+        axes.text(SAMPLE, place, writing.name(curve), style="italic" if writing.unusual(curve) else "normal", **font)
         value = "" if curve.value is None else f"{curve.value:.2f}"
         axes.text(writing.width, place, value, ha="right", **font)
 

@@ -55,7 +55,7 @@ def test_finished_runs_are_not_mixed_with_others(demo, begin, finish, there, tmp
     finish(runs[0], 30.0, 3.0)
     begin(runs[1], [60.0])
     curve = panels(aggregate(table, plan, there()), plan, tmp_path / "runs")["ResNet-20 on digits"]["CE"]
-    assert (curve.mean, curve.about, curve.value) == ([30.0, 3.0], "1 seed", 16.5)
+    assert (curve.mean, curve.label, curve.value) == ([30.0, 3.0], "CE (1 seed)", 16.5)
 
 
 def test_lines_can_be_rows(demo, finish, there):

@@ -17,12 +17,14 @@ METHODS = [
 ]
 
 
-def curve(name, best, epochs=160, about="3 seeds", drops=(80, 120)):
+def curve(name, best, epochs=160, seeds=3, unfinished=None, drops=(80, 120)):
     levels = [1.02 if epoch >= 120 else 1.3 if epoch >= 80 else 2.2 for epoch in range(1, epochs + 1)]
     mean = [best * level + 50 / epoch**2 for epoch, level in enumerate(levels, start=1)]
     reached = [drop for drop in drops if drop <= epochs]
     value = best if epochs == 160 else None
-    return Curve(name, about, mean, [one - 0.1 for one in mean], [one + 0.1 for one in mean], reached, 0.01, value)
+    return Curve(
+        name, seeds, unfinished, mean, [one - 0.1 for one in mean], [one + 0.1 for one in mean], reached, 0.01, value
+    )
 
 
 @pytest.fixture
@@ -82,11 +84,11 @@ def test_names_stand_in_the_order_of_the_ends_and_do_not_overlap(drawn):
 
 def test_what_is_unfinished_says_so(drawn):
     lines = drawn["ResNet-110, CIFAR-10"]
-    lines["WGAN"] = curve("WGAN", 7, epochs=57, about="1 seed, unfinished: epoch 57 of 160")
-    lines["CGAN"] = curve("CGAN", 7, about="2 seeds")
+    lines["WGAN"] = curve("WGAN", 7, epochs=57, seeds=1, unfinished="unfinished: epoch 57 of 160")
+    lines["CGAN"] = curve("CGAN", 7, seeds=2)
     figure = detailed_figure(drawn, "test", "mean of the last 10 epochs", Drawing("rows", 1, "ISDA*"))
     said = texts(figure.axes[2])
-    assert "WGAN, unfinished: epoch 57 of 160" in said
+    assert "WGAN, 1 seed, unfinished: epoch 57 of 160" in said
     assert "CGAN, 2 seeds" in said
     assert "ACGAN" in said
     assert len([text for text in said if text[0].isdigit()]) == 12
