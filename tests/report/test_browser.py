@@ -1,6 +1,7 @@
 """The page in a real browser: Debian's Chromium, driven by Playwright, from a file, without a network."""
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,22 @@ ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+DRAWN = (
+    "(plots => plots.length && plots.every(plot => plot.querySelector('.main-svg')))"
+    "([...document.querySelectorAll('.panel .plot')])"
+)
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}: apt-get install chromium"),
 ]
+
+
+def until(page, expression, seconds=60):
+    """Ask until it is true. Playwright's own waiting uses eval, which the page's policy forbids."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, expression
+        page.wait_for_timeout(50)
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +72,7 @@ def opened(browser, address):
         page.goto(where + fragment)
         page.wait_for_selector("html[data-ready]", state="attached")
         if curves:
-            page.wait_for_function(
-                "[...document.querySelectorAll('.panel .plot')].every(p => p.querySelector('.main-svg'))"
-            )
+            until(page, DRAWN)
         return page
 
     yield go
@@ -132,7 +143,7 @@ def test_filters_choose_panels_lines_and_runs(opened):
     assert page.locator(".legend li button").all_inner_texts() == ["isda"]
     assert page.locator("table.runs tbody tr").count() == 2
     page.get_by_role("button", name="Reset", exact=True).click()
-    page.wait_for_function("document.querySelectorAll('.panel').length === 3")
+    until(page, "document.querySelectorAll('.panel').length === 3")
 
 
 def test_the_pointer_shows_the_values_of_an_epoch(opened, runs, finished):
@@ -141,7 +152,7 @@ def test_the_pointer_shows_the_values_of_an_epoch(opened, runs, finished):
     plot.scroll_into_view_if_needed()
     box = plot.locator(".nsewdrag").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] / 2)
-    page.wait_for_function("document.querySelector('.panel .hoverlayer').textContent.includes('epoch')")
+    until(page, "document.querySelector('.panel .hoverlayer').textContent.includes('epoch')")
     said = plot.locator(".hoverlayer").text_content()
     epoch = int(re.search(r"epoch (\d+)", said)[1])
     errors = [finished(runs["ResNet-8", "CE", seed]).curves["test_error"][epoch - 1] for seed in range(3)]
@@ -155,13 +166,13 @@ def test_axis_seeds_and_curve_can_be_chosen(opened):
     plotted = "document.querySelector('.panel .plot')"
     assert page.evaluate(f"{plotted}._fullLayout.yaxis.type") == "log"
     page.locator("select[name=axis]").select_option("linear")
-    page.wait_for_function(f"{plotted}?._fullLayout?.yaxis.type === 'linear'")
+    until(page, f"{plotted}?._fullLayout?.yaxis.type === 'linear'")
     bands = page.evaluate(f"{plotted}.data.length")
     page.locator("select[name=seeds]").select_option("lines")
-    page.wait_for_function(f"{plotted}?.data?.length === 7")  # two means, three seeds and two
+    until(page, f"{plotted}?.data?.length === 7")  # two means, three seeds and two
     assert bands == 6  # two means, each with both edges of its band
     page.locator("select[name=curve]").select_option("train_error")
-    page.wait_for_function(f"{plotted}?._fullLayout?.annotations[0].text === 'training error (%)'")
+    until(page, f"{plotted}?._fullLayout?.annotations[0].text === 'training error (%)'")
     assert page.evaluate(f"{plotted}.layout.shapes.map(s => s.x0)") == [15.5, 23.5]
 
 
@@ -170,7 +181,7 @@ def test_a_line_is_hidden_by_its_button(opened):
     button = page.locator(".legend button").first
     button.press("Space")
     assert button.get_attribute("aria-pressed") == "false"
-    page.wait_for_function("document.querySelector('.panel .plot').data.length === 3")
+    until(page, "document.querySelector('.panel .plot').data.length === 3")
 
 
 def test_a_cell_opens_its_runs_and_the_command_of_what_is_missing(opened):
@@ -182,7 +193,7 @@ def test_a_cell_opens_its_runs_and_the_command_of_what_is_missing(opened):
         "python train.py dataset=digits model=resnet20 loss=isda seed=2"
     ]
     dialog.locator("tbody a").first.click()
-    page.wait_for_function("document.querySelector('dialog h2').textContent.startsWith('resnet20-digits-')")
+    until(page, "document.querySelector('dialog h2').textContent.startsWith('resnet20-digits-')")
 
 
 def test_a_run_has_an_address_and_shows_all_of_itself(opened, runs):
@@ -197,13 +208,13 @@ def test_a_run_has_an_address_and_shows_all_of_itself(opened, runs):
     assert re.search(r"precision\s+fp32", text)
     assert dialog.locator(".main-svg").count()
     page.keyboard.press("Escape")
-    page.wait_for_function("!document.querySelector('dialog').open && location.hash === ''")
+    until(page, "!document.querySelector('dialog').open && location.hash === ''")
 
 
 def test_a_click_on_a_curve_leads_to_its_runs(opened):
     page = opened()
     page.locator("select[name=seeds]").select_option("lines")
-    page.wait_for_function("document.querySelector('.panel .plot')?.data?.length === 7")
+    until(page, "document.querySelector('.panel .plot')?.data?.length === 7")
     plot = page.locator(".panel .plot").first
     plot.scroll_into_view_if_needed()
     box = plot.locator(".lines path.js-line").first.bounding_box()
@@ -247,7 +258,7 @@ def test_light_and_dark(opened, scheme, is_dark):
     while button.inner_text() != ("Theme: light" if is_dark else "Theme: dark"):
         button.click()
     assert (page.evaluate(brightness) < 60) is not is_dark
-    page.wait_for_function(f"{line} !== '{before}'")
+    until(page, f"{line} !== '{before}'")
     page.reload()
     assert (page.evaluate(brightness) < 60) is not is_dark
 
