@@ -7,16 +7,18 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from isda_repro.console import say
-from isda_repro.errors import UserError
+from isda_repro.errors import EXIT_USER_ERROR
 from isda_repro.stopping import exit_code, heeding
 from isda_repro.tables.ending import LOG, STOPPED, Ending, ending_of, note_ending, read_ending
+from isda_repro.tables.owner import lives
+from isda_repro.tables.places import Places, places
 from isda_repro.tables.plan import Compose, Run
 from isda_repro.tables.progress import progress_of
 from isda_repro.tables.records import RecordError
@@ -24,57 +26,6 @@ from isda_repro.tables.sweep import TRAIN, Missing, SweepOptions, freeze, has_re
 
 LOOK_SECONDS = 0.05
 REPORT_SECONDS = 60.0  # between two words about runs that are in progress, when nobody sees their own
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where runs can be at the same time: the environment variables of each, and whether they share the terminal."""
-
-    variables: tuple[Mapping[str, str], ...]
-
-    @property
-    def is_one(self) -> bool:
-        """Then a run has the terminal to itself."""
-        return len(self.variables) == 1
-
-
-def places(options: SweepOptions, gpus: Sequence[str] | None = None) -> Places:
-    """``jobs=`` of them, or on GPUs ``runs_per_gpu=`` on each; the processor's cores are divided among them.
-
-    ``gpus`` are those to be used; None: all that PyTorch sees.
-
-    Raises:
-        UserError: a number that is none, or GPUs that are not there.
-    """
-    for name in ("jobs", "runs_per_gpu"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"{name}={value} must be a whole number from 1 on")
-    if (options.jobs or 1) == 1 and options.runs_per_gpu == 1:
-        return Places(({},))
-    gpus = _visible() if gpus is None else gpus
-    if options.runs_per_gpu > 1 and not gpus:
-        raise UserError(f"runs_per_gpu={options.runs_per_gpu}, but PyTorch sees no GPU here: use jobs=")
-    room = len(gpus) * options.runs_per_gpu
-    jobs = options.jobs or room
-    if options.runs_per_gpu > 1 and jobs > room:
-        raise UserError(
-            f"jobs={jobs}, but {len(gpus)} GPUs with runs_per_gpu={options.runs_per_gpu} have room for {room}: "
-            "raise runs_per_gpu=, or leave jobs= out"
-        )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    shared = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
-    return Places(
-        tuple(shared | ({"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if gpus else {}) for job in range(jobs))
-    )
-
-
-def _visible() -> list[str]:
-    """The GPUs, by the names that CUDA_VISIBLE_DEVICES knows them by."""
-    import torch  # takes seconds, and is for sweeps on GPUs alone
-
-    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return named or [str(index) for index in range(torch.cuda.device_count())]
 
 
 def sweep_here(options: SweepOptions, compose: Compose, command: Sequence[str] = TRAIN) -> int:
@@ -115,6 +66,7 @@ class _Sweep:
         self._stopped: int | None = None
         self._times = self._started = 0
         self._failed: dict[str, str] = {}
+        self._elsewhere: set[str] = set()
         self._reported = time.monotonic()
 
     def run(self) -> int:
@@ -127,7 +79,7 @@ class _Sweep:
                 while len(self._running) < len(self._where.variables) and self._start_next():
                     pass
                 self._report()
-                if self._running:
+                if self._running or self._waiting:
                     time.sleep(LOOK_SECONDS)
         if self._ends:
             say(f"to go on: {sweep_command(self._what.options)}")
@@ -156,7 +108,7 @@ class _Sweep:
                 name for name in self._what.needs[run.run_id] if not has_result(self._what.folder(run).parent / name)
             ]
             failed = [name for name in unmet if name in self._failed]
-            if unmet and not failed and not self._what.options.dry_run:
+            if not self._what.options.dry_run and ((unmet and not failed) or self._is_elsewhere(run, position)):
                 continue
             del self._waiting[index]
             if failed:
@@ -166,6 +118,15 @@ class _Sweep:
                 self._deal_with(run, position)
             return True
         return False
+
+    def _is_elsewhere(self, run: Run, position: str) -> bool:
+        """Whether another process works on it, of a second sweep for example: then it is waited for."""
+        if not lives(self._what.folder(run)):
+            return False
+        if run.run_id not in self._elsewhere:
+            self._elsewhere.add(run.run_id)
+            say(f"{position}: another process works on it, and is waited for")
+        return True
 
     def _deal_with(self, run: Run, position: str) -> None:
         folder = self._what.folder(run)
@@ -223,6 +184,9 @@ class _Sweep:
         for one in [one for one in self._running if one.process.poll() is not None]:
             self._running.remove(one)
             folder, code = self._what.folder(one.run), one.process.returncode
+            if code == EXIT_USER_ERROR and self._is_elsewhere(one.run, one.position):  # which was faster
+                self._waiting.append((one.position, one.run))
+                continue
             say(f"{one.position}: {self._how_it_went(folder, code)} after {time.monotonic() - one.begun:.1f} s")
             if code in STOPPED:
                 self._stopped = code

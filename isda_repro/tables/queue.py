@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import subprocess
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -56,6 +57,15 @@ def job_of(folder: Path) -> str | None:
 def log_of(runs_dir: Path, job_id: str) -> Path:
     """What a job has said that was not yet, or no longer, a run: where Python cannot start for example."""
     return runs_dir / SUBMITTED / f"{job_id}_0_log.out"
+
+
+@contextmanager
+def submitting(runs_dir: Path) -> Iterator[None]:
+    """Within the block no other sweep submits; the next one then sees in the queue what this one has submitted."""
+    (runs_dir / SUBMITTED).mkdir(parents=True, exist_ok=True)
+    with (runs_dir / SUBMITTED / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def look(job_ids: Iterable[str]) -> Queue:

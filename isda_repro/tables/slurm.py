@@ -25,7 +25,7 @@ from isda_repro.errors import UserError
 from isda_repro.tables.ending import LOG, ending_of, forget_ending, note_ending, read_ending
 from isda_repro.tables.owner import lives
 from isda_repro.tables.plan import Compose, Run
-from isda_repro.tables.queue import SUBMITTED, Queue, job_of, look, note_job
+from isda_repro.tables.queue import SUBMITTED, job_of, look, note_job, submitting
 from isda_repro.tables.sweep import Missing, SweepOptions, freeze, has_result, is_over, missing
 
 ROOT = CONF_DIR.parent
@@ -130,20 +130,26 @@ def sweep_on_slurm(options: SweepOptions, compose: Compose) -> int:
             f"cluster=slurm: {absent[0]} is not here; run this where jobs are submitted, or use cluster=local"
         )
     what = missing(options, compose)
+    if options.dry_run:
+        for run in _to_submit(what)[0]:
+            say(f"would submit {what.folder(run) / 'config.yaml'}")
+        return 0
+    with submitting(Path(options.runs_dir)):
+        _submit(what, *_to_submit(what), parameters)
+    return 0
+
+
+def _to_submit(what: Missing) -> tuple[list[Run], dict[str, str | None]]:
+    """The runs that are neither finished nor in the queue; and of all runs the last job."""
     jobs = {run.run_id: job_of(what.folder(run)) for run in what.runs}
     queue = look(job for job in jobs.values() if job is not None)
     open_runs = [run for run in what.runs if not is_over(what.folder(run))]
-    to_submit = [run for run in open_runs if jobs[run.run_id] not in queue.waiting]
+    runs = [run for run in open_runs if jobs[run.run_id] not in queue.waiting]
     say(
         f"table={what.table.name}: {len(what.runs) - len(open_runs)} of {len(what.runs)} runs done, "
-        f"{len(open_runs) - len(to_submit)} in the queue, {len(to_submit)} to submit"
+        f"{len(open_runs) - len(runs)} in the queue, {len(runs)} to submit"
     )
-    if options.dry_run:
-        for run in to_submit:
-            say(f"would submit {what.folder(run) / 'config.yaml'}")
-        return 0
-    _submit(what, to_submit, jobs, queue, parameters)
-    return 0
+    return runs, jobs
 
 
 def _parameters(options: SweepOptions) -> dict[str, Any]:
@@ -194,9 +200,7 @@ def minutes(limit: str) -> int:
     return total
 
 
-def _submit(
-    what: Missing, runs: Sequence[Run], jobs: dict[str, str | None], queue: Queue, parameters: dict[str, Any]
-) -> None:
+def _submit(what: Missing, runs: Sequence[Run], jobs: dict[str, str | None], parameters: dict[str, Any]) -> None:
     """Those that wait for the same others are one array; those that are needed come first."""
     left, options = list(runs), what.options
     coming = {run.run_id for run in left}

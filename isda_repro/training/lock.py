@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import socket
 import tempfile
 import threading
 import time
@@ -26,6 +25,7 @@ from filelock import FileLock, Timeout
 from isda_repro.console import say
 from isda_repro.errors import UserError
 from isda_repro.files import named
+from isda_repro.tables.owner import NAME, here
 
 HEARTBEAT_SECONDS = 20.0
 STALE_SECONDS = 120.0  # several heartbeats, and what a shared file system may take to show one
@@ -59,7 +59,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._path = folder, folder / "owner.json"
+        self._folder, self._path = folder, folder / NAME
         self._lock = FileLock(folder / "lock", timeout=0, fallback_to_soft=False)
         self._token = uuid.uuid4().hex
         self._released = threading.Event()
@@ -93,7 +93,7 @@ class FolderLock:
 
     def follow(self, folder: Path) -> None:
         """The folder that is locked has been renamed."""
-        self._folder, self._path = folder, folder / "owner.json"
+        self._folder, self._path = folder, folder / NAME
 
     def ensure_held(self) -> None:
         """To be called before each write.
@@ -136,8 +136,8 @@ class FolderLock:
     def _is_dead(self, owner: _Owner) -> bool:
         """Whether this host can tell: it has just said that nobody holds the file lock, and knows no such process."""
         about = owner.about
-        here = {name: about.get(name) for name in _here()} == _here()
-        return self._lock.is_locked and here and not _runs(about.get("pid"))
+        is_here = here().items() <= about.items()
+        return self._lock.is_locked and is_here and not _runs(about.get("pid"))
 
     def _watch(self, path: Path, owner: _Owner) -> _Owner | None:
         """Return it when it is stale, None when it has gone. Trusts no two clocks to agree."""
@@ -163,7 +163,7 @@ class FolderLock:
     def _create(self, path: Path) -> None:
         """Write who we are into a file that must not be there: the act that one process alone can do, on any host."""
         started = time.strftime("%Y-%m-%d %H:%M:%S %z")
-        about = {**_here(), "pid": os.getpid(), "started": started, "token": self._token}
+        about = {**here(), "pid": os.getpid(), "started": started, "token": self._token}
         try:
             file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError as error:
@@ -192,15 +192,6 @@ class FolderLock:
 
     def _locked(self, owner: _Owner | None, advice: str) -> LockedError:
         return LockedError(f"{self._folder} is being written by another process ({_who(owner)}): {advice}")
-
-
-def _here() -> dict[str, str]:
-    """This host, as long as it runs: after a restart no process of before lives, and names may be given twice."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:  # not Linux
-        boot = ""
-    return {"host": socket.gethostname(), "boot": boot}
 
 
 def _runs(pid: Any) -> bool:

@@ -1,17 +1,22 @@
 """Sweeps on this machine: signals, and several runs at once."""
 
+import json
 import os
 import signal
+import subprocess
 import sys
 import textwrap
+import threading
 import time
+from pathlib import Path
 
 import pytest
-from sweeps import HEEDS, all_runs, folder_of, send_when_begun
+from sweeps import HEEDS, TRAINER, all_runs, folder_of, send_when_begun, started
 
 from isda_repro import config
 from isda_repro.errors import UserError
 from isda_repro.tables.local import places, sweep_here
+from isda_repro.tables.owner import here
 from isda_repro.tables.status import status
 from isda_repro.tables.sweep import SweepOptions, sweep_command
 
@@ -57,15 +62,18 @@ OVERLAPS = textwrap.dedent("""
     from pathlib import Path
 
     here = Path(sys.argv[-1]).parent
+    count = lambda name: len(list(here.parent.glob(f"*/{name}")))
     print("says", os.environ.get("OMP_NUM_THREADS"), os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
-    (here / "began").write_text(str(time.time()))
-    time.sleep(0.5)
+    (here / "began").touch()
+    while count("began") < 3:  # or the sweep would never end
+        time.sleep(0.02)
+    (here / "at_once").write_text(str(count("began") - count("gone")))
+    (here / "gone").touch()
     if "-ce-s1" in here.name:
         print("error: the disk is on fire", flush=True)
         sys.exit(2)
     if "-ce-s2" in here.name:
         os.kill(os.getpid(), 9)
-    (here / "ended").write_text(str(time.time()))
 """)
 
 
@@ -75,10 +83,7 @@ def test_several_runs_at_once_and_a_crash_of_one_leaves_the_others_running(demo,
     runs = all_runs(demo)
     assert sweep_here(options, config.compose, [sys.executable, "-c", OVERLAPS]) == 1
     folders = [folder_of(options, run) for run in runs]
-    began = [float((folder / "began").read_text()) for folder in folders]
-    ended = [float((folders[index] / "ended").read_text()) for index in (0, 3, 4, 5)]
-    assert max(began[:3]) < min(ended), "the first three at once"
-    assert min(began[3:]) >= min(began) + 0.5, "and no more"
+    assert max(int((folder / "at_once").read_text()) for folder in folders) == 3
     out = capfd.readouterr().out
     assert "says 1" not in out
     assert (folders[0] / "log.txt").read_text().startswith("says 1 None"), "the cores are divided"
@@ -125,3 +130,42 @@ def test_places_that_cannot_be_are_one_sentence(asked, sentence):
 def test_a_sweep_says_the_command_that_goes_on_with_it():
     options = SweepOptions("demo", jobs=4, set=["recipe.epochs=2", "seed_=1"], dry_run=True)
     assert sweep_command(options) == "python scripts/sweep.py table=demo 'set=[recipe.epochs=2,seed_=1]' jobs=4"
+
+
+BEATEN = textwrap.dedent("""
+    import json, sys
+    from pathlib import Path
+
+    from isda_repro.tables.owner import here
+
+    owner = Path(sys.argv[-1]).with_name("owner.json")
+    if owner.parent.name == RUN and not owner.exists():
+        owner.write_text(json.dumps({**here(), "pid": OTHER}))
+        sys.exit(2)
+    exec(TRAINER)
+""")
+
+
+def test_runs_that_another_process_works_on_are_waited_for(demo, options, trainer, capfd):
+    """As of a second sweep: one that holds it before it is begun here, and one that takes it in the same moment."""
+    trainer()  # the surroundings that its program needs
+    held, beaten, *others = [run.run_id for run in all_runs(demo)]
+    other = subprocess.Popen(["sleep", "600"])
+    owner = Path(options.runs_dir) / held / "owner.json"
+    owner.parent.mkdir(parents=True)
+    owner.write_text(json.dumps({**here(), "pid": other.pid}))
+
+    def end_when_nothing_else_is_left():
+        while len(started(options)) < len(others):
+            time.sleep(0.05)
+        other.kill()
+        other.wait()
+
+    threading.Thread(target=end_when_nothing_else_is_left, daemon=True).start()
+    program = f"RUN, OTHER, TRAINER = {beaten!r}, {other.pid}, {TRAINER!r}\n{BEATEN}"
+    assert sweep_here(options, config.compose, [sys.executable, "-c", program]) == 0
+    assert started(options) == [*others, held, beaten]
+    out = capfd.readouterr().out
+    for run in (held, beaten):
+        assert f"{run}: another process works on it, and is waited for\n" in out
+    assert "table=demo: 6 of 6 runs done, 7 started now" in out

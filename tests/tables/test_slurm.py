@@ -15,6 +15,7 @@ from isda_repro import config
 from isda_repro.errors import UserError
 from isda_repro.tables import slurm
 from isda_repro.tables.ending import Ending, ending_of, note_ending, read_ending
+from isda_repro.tables.owner import here
 from isda_repro.tables.queue import Waiting, job_of, log_of, look, note_job
 from isda_repro.tables.slurm import TrainingJob, minutes, sweep_on_slurm
 from isda_repro.tables.status import cancel, status
@@ -219,7 +220,7 @@ def test_a_job_waits_while_somebody_else_works_on_its_run(job, monkeypatch):
     folder = job.config.parent
     monkeypatch.setattr(slurm, "LOOK_SECONDS", 0.05)
     other = subprocess.Popen(["sleep", "60"])
-    owner = {"host": os.uname().nodename, "pid": other.pid}
+    owner = {**here(), "pid": other.pid}
     (folder / "owner.json").write_text(json.dumps(owner))
     outcome = []
     thread = threading.Thread(target=lambda: outcome.append(job()))

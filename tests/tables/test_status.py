@@ -1,6 +1,5 @@
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -9,6 +8,7 @@ from sweeps import HEEDS, all_runs, folder_of
 
 from isda_repro import config
 from isda_repro.tables.ending import Ending, note_ending
+from isda_repro.tables.owner import here
 from isda_repro.tables.records import EpochRecord, SegmentRecord, as_json
 from isda_repro.tables.status import cancel, status
 
@@ -84,7 +84,7 @@ def test_status_tells_running_failed_and_stopped_runs_apart(demo, options, tmp_p
         write_epochs(folder_of(options, run), 50.0)
     note_ending(folder_of(options, runs[0]), Ending(2, "out of memory with 128 images"))
     note_ending(folder_of(options, runs[1]), Ending(75, "SIGTERM: stopped and saved"))
-    owner = {"host": socket.gethostname(), "pid": os.getpid()}
+    owner = {**here(), "pid": os.getpid()}
     (folder_of(options, runs[2]) / "owner.json").write_text(json.dumps(owner))
     (folder_of(options, runs[3]) / "owner.json").write_text(json.dumps({**owner, "pid": 2**22 + 1}))
     (folder_of(options, runs[4]) / "owner.json").write_text(json.dumps({**owner, "host": "elsewhere"}))
@@ -96,6 +96,8 @@ def test_status_tells_running_failed_and_stopped_runs_apart(demo, options, tmp_p
         f"seed 1: stopped, {epoch}; seed 2: running, {epoch}",
         f"  ResNet-20 on digits, ISDA  done 0 of 3; seed 0: interrupted, {epoch}; seed 1: running, {epoch}",
     ]
+    (folder_of(options, runs[2]) / "owner.json").write_text(json.dumps({**owner, "boot": "before a restart"}))
+    assert f"seed 2: interrupted, {epoch}" in list(status(options, config.compose))[1], "its number is another's now"
     os.utime(folder_of(options, runs[4]) / "owner.json", (1, 1))
     assert f"seed 1: interrupted, {epoch}" in list(status(options, config.compose))[2], "its heart beats no more"
 
@@ -108,7 +110,11 @@ def test_cancel_asks_the_runs_of_this_host_to_save(demo, options, tmp_path, capf
         time.sleep(0.02)
     folder = folder_of(options, all_runs(demo)[1])
     folder.mkdir(parents=True)
-    (folder / "owner.json").write_text(json.dumps({"host": socket.gethostname(), "pid": process.pid}))
+    owner = {**here(), "pid": process.pid}
+    (folder / "owner.json").write_text(json.dumps({**owner, "boot": "before a restart"}))
+    assert cancel(options, config.compose) == 0
+    assert "0 jobs, 0 runs on this host" in capfd.readouterr().out
+    (folder / "owner.json").write_text(json.dumps(owner))
     assert cancel(options, config.compose) == 0
     assert process.wait(timeout=30) == 75
     assert seen.read_text().split() == ["SIGTERM"]

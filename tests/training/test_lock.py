@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from isda_repro.tables import owner as owner_module
 from isda_repro.training import lock as lock_module
 from isda_repro.training.lock import FolderLock, LockedError
 
@@ -148,7 +149,7 @@ def test_a_full_disk_leaves_no_half_an_owner(tmp_path, monkeypatch):
 
 
 def test_an_owner_of_this_host_without_its_lock_is_dead(tmp_path):
-    owned_by(tmp_path, seconds_ago=0, **{**lock_module._here(), "pid": a_dead_pid()})
+    owned_by(tmp_path, seconds_ago=0, **{**owner_module.here(), "pid": a_dead_pid()})
     begin = time.monotonic()
     with FolderLock(tmp_path):
         assert time.monotonic() - begin < 5
@@ -159,7 +160,7 @@ def test_an_owner_of_this_host_is_watched_where_it_may_live(tmp_path, monkeypatc
     """Somebody has deleted the file ``lock``, or two hosts have one name."""
     monkeypatch.setattr("isda_repro.training.lock.LOOK_SECONDS", 0.02)
     other = {"pid": os.getppid()} if known == "its process runs" else {"boot": "another", "pid": a_dead_pid()}
-    owner = owned_by(tmp_path, seconds_ago=0, **{**lock_module._here(), **other})
+    owner = owned_by(tmp_path, seconds_ago=0, **{**owner_module.here(), **other})
     threading.Timer(0.3, os.utime, [owner]).start()
     with pytest.raises(LockedError, match=f"pid {other['pid']} on .*delete .*owner.json"):
         FolderLock(tmp_path).__enter__()
@@ -172,7 +173,7 @@ def test_a_claim_whose_author_died_blocks_nobody(tmp_path, monkeypatch, authors,
     """A process was killed in the microseconds in which it succeeded a dead owner, and so was who succeeded it."""
     monkeypatch.setattr("isda_repro.training.lock.LOOK_SECONDS", 0.02)
     monkeypatch.setattr("isda_repro.training.lock.STALE_SECONDS", 0.3)
-    about = {**lock_module._here(), "pid": a_dead_pid()} if here else {"host": "elsewhere"}
+    about = {**owner_module.here(), "pid": a_dead_pid()} if here else {"host": "elsewhere"}
     name, token = "owner.json", "first"
     owned_by(tmp_path, seconds_ago=0, token=token, **about)
     for number in range(authors):
@@ -198,7 +199,7 @@ def test_a_file_system_without_file_locks_has_the_owner_file(tmp_path, monkeypat
     with FolderLock(tmp_path), pytest.raises(LockedError, match=f"pid {os.getpid()} on"):
         FolderLock(tmp_path).__enter__()
     assert list(tmp_path.iterdir()) == []
-    about = {**lock_module._here(), "pid": a_dead_pid()}
+    about = {**owner_module.here(), "pid": a_dead_pid()}
     owned_by(tmp_path, seconds_ago=0, **about)
     begin = time.monotonic()
     with FolderLock(tmp_path):
