@@ -10,7 +10,7 @@ from isda_repro.tables.records import Result
 
 FIRST = ("ce", "isda")  # the lines that a panel begins with; others follow in the order of their tables
 
-METHOD = ("loss", "synthetic")  # the choices in which lines of one panel may differ
+METHOD = ("loss", "synthetic")  # the settings in which lines of one panel may differ, and dropout
 
 Settings = Mapping[str, Any]
 
@@ -19,16 +19,19 @@ def panel_settings(result: Result) -> dict[str, Any]:
     """What all lines of a panel share: all that was asked for but seed and method, and on what it was measured."""
     request = {key: value for key, value in result.request.items() if key not in ("seed", *METHOD)}
     request["model"] = {key: value for key, value in result.request["model"].items() if key != "dropout"}
-    choices = {key: value for key, value in result.choices.items() if key not in METHOD}
+    choices = {key: value for key, value in result.choices.items() if key != "loss"}
     return {**request, "choice": choices, "evaluated_on": result.evaluated_on}
 
 
 def line_settings(result: Result) -> dict[str, Any]:
-    """What a line has of its own: the loss, generated images, dropout."""
-    own = {name: result.choices.get(name) for name in METHOD}
-    images = None if own["synthetic"] == "none" else own["synthetic"]
-    dropout = result.request["model"].get("dropout")
-    return {"choice": own["loss"], "loss": result.request["loss"], "dropout": dropout, "synthetic": images}
+    """What a line has of its own: all the rest, so that runs of one line differ in their seed alone."""
+    images = result.request.get("synthetic")
+    return {
+        "choice": result.choices["loss"],
+        "loss": result.request["loss"],
+        "synthetic": None if images is None else " ".join(_written(value) for _, value in sorted(_dotted(images))),
+        "dropout": result.request["model"].get("dropout"),
+    }
 
 
 def names_of(result: Result) -> dict[str, str]:
@@ -69,9 +72,10 @@ def line_labels(settings: Sequence[Settings]) -> list[str]:
     return labels
 
 
-def line_order(loss: str) -> int:
+def line_order(settings: Settings) -> int:
     """Where a line stands among those of its panel; a stable sort leaves the rest as it came."""
-    return FIRST.index(loss) if loss in FIRST else len(FIRST)
+    is_plain = settings["choice"] in FIRST and settings["synthetic"] is None
+    return FIRST.index(settings["choice"]) if is_plain else len(FIRST)
 
 
 def _dotted(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -83,4 +87,4 @@ def _dotted(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _written(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -88,8 +88,11 @@ def _panels(results: list[Result]) -> list[dict[str, Any]]:
     for number, result in enumerate(results):
         panel, line = keys.number(panel_settings(result)), lines.number(line_settings(result))
         members.setdefault(panel, {}).setdefault(line, []).append(number)
-    labels = line_labels(lines.values)
-    panels = [_panel(results, by_line, labels) for by_line in members.values()]
+    labels, order = line_labels(lines.values), [line_order(settings) for settings in lines.values]
+    panels = [
+        _panel(results, {line: by_line[line] for line in sorted(by_line, key=order.__getitem__)}, labels)
+        for by_line in members.values()
+    ]
     _tell_apart(panels, [keys.values[panel] for panel in members])
     return panels
 
@@ -108,7 +111,7 @@ def _panel(results: list[Result], by_line: Mapping[int, list[int]], labels: Sequ
         **{name: names[name] for name in ("model", "dataset", "augmentation")},
         "drops": sorted({drop for result in own for drop in learning_rate_drops(result.curves["lr"])}),
         "floor": 50 / max(result.test_images for result in own),
-        "lines": sorted(lines, key=lambda line: line_order(str(line["method"]))),
+        "lines": lines,
     }
 
 

@@ -53,6 +53,14 @@ def test_lines_of_one_loss_are_told_apart_by_their_settings(described_runs):
     ]  # fmt: skip
 
 
+def test_generated_images_make_a_line_of_their_own(described_runs):
+    on_cifar = ["model=resnet110", "dataset=cifar10", "loss=ce"]
+    data = described_runs([*on_cifar, "synthetic=wgan"], [*on_cifar, "synthetic=acgan"], on_cifar)
+    (panel,) = data["panels"]
+    assert [line["runs"] for line in panel["lines"]] == [[2], [0], [1]]
+    assert [line["label"] for line in panel["lines"]] == ["ce", "ce, synthetic=0.167 wgan", "ce, synthetic=0.167 acgan"]
+
+
 def test_other_settings_make_another_panel_that_says_which(described_runs):
     data = described_runs(["loss=ce"], ["loss=ce", "recipe.lr=0.02"])
     first, second = data["panels"]

@@ -144,6 +144,7 @@ function mark(look) {
     "M15 1.2l3.8 3.8l-3.8 3.8l-3.8-3.8z",
     "M15 8.5l3.4-6h-6.8z",
     "M14 2h2v2h2v2h-2v2h-2v-2h-2v-2h2z",
+    "M12 2l6 6M18 2l-6 6",
   ];
   const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
   path.setAttribute("d", shapes[look % shapes.length]);

@@ -1,8 +1,17 @@
 // One panel's lines as plotly takes them.
 "use strict";
 // Told apart by colour, by dashes and by marks, as in the figures of results/; the colours are style.css's.
-const DASHES = ["5px,2px", "solid", "1px,2px", "6px,2px,1px,2px", "9px,3px", "3px,1px,1px,1px,1px,1px"];
-const MARKS = ["circle-open", "square-open", "triangle-up-open", "diamond-open", "triangle-down-open", "cross-open"];
+// Of five, seven and six there are, with no common divisor: the seventh line looks like none before it.
+const DASHES = ["5px,2px", "solid", "1px,2px", "6px,2px,1px,2px", "9px,3px"];
+const MARKS = [
+  "circle-open",
+  "square-open",
+  "triangle-up-open",
+  "diamond-open",
+  "triangle-down-open",
+  "cross-open",
+  "x-thin-open",
+];
 const COLOURS = 6;
 const TICKS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100];
 const MORE_TICKS = [0.3, 0.7, 1.5, 3, 4, 7, 15, 30, 40, 60, 70, 80]; // where the axis spans less than a factor of 8
