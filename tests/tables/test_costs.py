@@ -158,6 +158,23 @@ def test_the_wall_time_is_our_benchmarks_an_accelerators_if_there_is_one(write, 
     assert table1_costs("resnet50", tmp_path).wall.percent == 2.5
 
 
+def test_all_of_table_1_has_been_measured_and_the_table_beside_says_the_same(root):
+    lines = (root / "results" / "benchmarks" / "overhead_table1_cpu.md").read_text().splitlines()
+    for model in (
+        "resnet50",
+        "resnet101",
+        "resnet152",
+        "densenet121",
+        "densenet265",
+        "resnext50_32x4d",
+        "resnext101_32x8d",
+    ):
+        wall = table1_costs(model, root / "results").wall
+        assert 0 < wall.low <= wall.percent <= wall.high
+        printed = f"| {wall.percent:+.2f}% ({wall.low:+.2f} to {wall.high:+.2f}) |"
+        assert any(line.startswith(f"| {model}, ") and printed in line for line in lines)
+
+
 def test_a_damaged_measurement_is_named(tmp_path):
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "overhead_cpu.json").write_text("{}")
