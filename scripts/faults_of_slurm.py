@@ -10,53 +10,25 @@ the weights, statistics and curves of an undisturbed run, bit for bit. Exits 1 i
 
 import json
 import os
-import re
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarking import conclude, machine
-from patient import ROOT, RUN, Patient, fingerprint
+from on_slurm import LONG, ONE, SETTINGS, TABLE, Sweep, checkpoints, cluster, processes_of, segments, shown, until
+from patient import ROOT, Patient, fingerprint
 
 from isda_repro.config import compose
-from isda_repro.errors import UserError, one_sentence_errors
+from isda_repro.errors import one_sentence_errors
 from isda_repro.options import parse_options
-from isda_repro.tables.queue import ask
-from isda_repro.tables.records import SegmentRecord, read_metrics
+from isda_repro.tables.queue import ask, job_of
 from isda_repro.training.environment import provenance
-
-LONG = "recipe.epochs=400"  # minutes, for a time limit to come
-SETTINGS = [*(setting for setting in RUN if not setting.startswith("loss=")), "checkpoint.steps=3", "compute=cpu"]
-TABLE = """
-title: four cells, of which one waits for another
-metric: test_error_last10
-seeds: [0]
-set: [{settings}]
-rows:
-  - {{digits: []}}
-columns:
-  - {{CE: loss=ce, ISDA: loss=isda, Focal: loss=focal, Center: loss=center}}
-cells:
-  - {{row: digits, column: ISDA, needs: {{column: CE}}}}
-"""
-ONE = """
-title: one run
-metric: test_error_last10
-seeds: [0]
-set: [{settings}]
-rows:
-  - {{digits: []}}
-columns:
-  - {{ISDA: loss=isda}}
-"""
 
 
 @dataclass
@@ -72,78 +44,6 @@ class Outcome(NamedTuple):
     fault: str
     seen: str
     survived: bool
-
-
-@contextmanager
-def cluster() -> Iterator[None]:
-    """SLURM on this host, for the commands of this process and its children."""
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise UserError("slurm/cluster_up.sh needs root on Debian: run this in a container for example")
-    folder = tempfile.mkdtemp(prefix="slurm-")
-    os.environ |= {"SLURM_DIR": folder, "SLURM_CONF": f"{folder}/slurm.conf", "NODE_TIMEOUT": "15"}
-    try:
-        subprocess.run(["bash", ROOT / "slurm" / "cluster_up.sh"], check=True, stdout=sys.stderr)
-        yield
-    finally:
-        subprocess.run(["bash", ROOT / "slurm" / "cluster_down.sh"], check=True, stdout=sys.stderr)
-        shutil.rmtree(folder)
-
-
-def until(what: str, holds: Callable[[], bool], seconds: float = 900) -> None:
-    """Wait for it."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {seconds:.0f} s; " + "; ".join(ask("squeue", "--array")))
-        time.sleep(0.2)
-
-
-class Sweep:
-    """A table of its own, submitted to the cluster as a user does."""
-
-    def __init__(self, folder: Path, table: str, *options: str, settings: tuple[str, ...] = ()) -> None:
-        folder.mkdir()
-        file = folder / "table.yaml"
-        file.write_text(table.format(settings=", ".join([*SETTINGS, *settings])))
-        self.runs_dir = folder / "runs"
-        self._names = [f"table={file}", f"runs_dir={self.runs_dir}"]
-        self._options = ["cluster=slurm", "gpus=0", "time=10", *options]
-
-    def command(self, *words: str) -> str:
-        """What ``scripts/sweep.py`` says."""
-        done = subprocess.run(
-            [sys.executable, "scripts/sweep.py", *words], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(f"sweep.py {' '.join(words)}: {done.stdout}{done.stderr}")
-        return done.stdout
-
-    def submit(self, *more: str) -> str:
-        """Give the sweep."""
-        return self.command(*self._names, *self._options, *more)
-
-    def status(self) -> str:
-        """Its cells, a line each."""
-        return self.command("status", *self._names).partition("\n")[2]
-
-    def folder(self, loss: str = "isda", *settings: str) -> Path:
-        """Of the run with this loss."""
-        return self.runs_dir / str(compose([*SETTINGS, f"loss={loss}", *settings]).run_id)
-
-    def until_finished(self, folder: Path, seconds: float = 900) -> None:
-        """Wait for a result, and until the queue knows of it."""
-        until(f"result of {folder.name}", (folder / "result.json").exists, seconds)
-
-
-def checkpoints(folder: Path) -> Callable[[], bool]:
-    """Whether there are some, beyond those that were there when this was called."""
-    before = set(folder.glob("checkpoint-*.pt"))
-    return lambda: bool(set(folder.glob("checkpoint-*.pt")) - before)
-
-
-def segments(folder: Path) -> int:
-    """How often a process has begun or gone on with it."""
-    return sum(isinstance(line, SegmentRecord) for line in read_metrics(folder / "metrics.jsonl"))
 
 
 class Faults:
@@ -184,7 +84,7 @@ class Faults:
         said = sweep.submit()
         again = sweep.submit()
         first, most, order = sweep.status(), 0, set()
-        array = json.loads((sweep.folder("ce") / "job.json").read_text())["job_id"].partition("_")[0]
+        array = str(job_of(sweep.folder("ce"))).partition("_")[0]
         names = {"CE": sweep.folder("ce"), "ISDA": sweep.folder("isda")}
 
         def over() -> bool:
@@ -200,7 +100,7 @@ class Faults:
         good = "4 to submit" in said and in_queue
         good = good and "queued (job" in first and "Dependency" in first and most <= 2 and order == {True}
         seen = (
-            f"first: {_shown(first.strip().splitlines()[1].strip())}; at most {most} at once; that cell was done first"
+            f"first: {shown(first.strip().splitlines()[1].strip())}; at most {most} at once; that cell was done first"
         )
         return Outcome(
             "a sweep of four cells, max_parallel=2, one needs another", seen, good and self._same(names["ISDA"])
@@ -229,21 +129,25 @@ class Faults:
         queued = sweep.status().strip()
         sweep.until_finished(folder)
         good = "running, epoch" in running and segments(folder) >= 2
-        return Outcome("preempted by a job of another partition", _shown(queued), good and self._same(folder))
+        return Outcome("preempted by a job of another partition", shown(queued), good and self._same(folder))
 
-    def killed(self) -> Outcome:
-        """The training process is killed; the job fails, and the same sweep submits it again."""
-        sweep = Sweep(self.folder / "killed", ONE)
+    def killed(self, name: str, whole_job: bool) -> Outcome:
+        """The training process is killed, or all of its job; that fails, and the same sweep submits it again."""
+        sweep = Sweep(self.folder / f"killed-{whole_job}", ONE)
         sweep.submit()
         folder = sweep.folder()
         until("training", checkpoints(folder))
-        os.kill(json.loads((folder / "owner.json").read_text())["pid"], signal.SIGKILL)
+        job = str(job_of(folder))
+        for pid in processes_of(job) if whole_job else [json.loads((folder / "owner.json").read_text())["pid"]]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         until("failure", lambda: "failed" in sweep.status())
         failed = sweep.status().strip()
         sweep.submit()
         sweep.until_finished(folder)
-        good = "failed: ended by SIGKILL (log: " in failed and segments(folder) == 2
-        return Outcome("training process killed; submitted again", _shown(failed), good and self._same(folder))
+        what = f"failed: job {job} is FAILED" if whole_job else "failed: ended by SIGKILL"
+        good = what in failed and " (log: " in failed and segments(folder) == 2
+        return Outcome(f"{name}; submitted again", shown(failed), good and self._same(folder))
 
     def cancelled(self) -> Outcome:
         """``sweep.py cancel``, and the same sweep again."""
@@ -251,13 +155,13 @@ class Faults:
         sweep.submit()
         folder = sweep.folder()
         until("training", checkpoints(folder))
-        said = sweep.command("cancel", *sweep._names)
+        said = sweep.command("cancel", *sweep.names)
         until("the end of the job", lambda: "running" not in sweep.status())
         stopped = sweep.status().strip()
         sweep.submit()
         sweep.until_finished(folder)
         good = "asked to stop: 1 jobs" in said and segments(folder) == 2
-        return Outcome("scancel; submitted again", _shown(stopped), good and self._same(folder))
+        return Outcome("scancel; submitted again", shown(stopped), good and self._same(folder))
 
     def node_lost(self, name: str, with_its_jobs: bool) -> Outcome:
         """slurmd of a node is killed. After a while SLURM takes the node for dead and starts its job elsewhere."""
@@ -265,11 +169,11 @@ class Faults:
         sweep.submit()
         folder = sweep.folder("isda", LONG)
         until("training", checkpoints(folder))
-        job = json.loads((folder / "job.json").read_text())["job_id"]
+        job = str(job_of(folder))
         (node,) = ask("squeue", "--noheader", "--format=%N", f"--jobs={job}")
         os.kill(int((Path(os.environ["SLURM_DIR"]) / "pid" / f"slurmd.{node}.pid").read_text()), signal.SIGKILL)
         if with_its_jobs:
-            for pid in _processes_of(job):
+            for pid in processes_of(job, and_watcher=True):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         until("another node", lambda: (folder / "log.txt").read_text().count(f"--- job {job}") == 2)
@@ -279,7 +183,7 @@ class Faults:
         whose = "the first job's process went on, and the second waited for it" if parts == 1 else "the second went on"
         good = parts == (2 if with_its_jobs else 1)
         return Outcome(
-            name, f"put on another node; {whose}; {_shown(sweep.status().strip())}", good and self._same(folder, LONG)
+            name, f"put on another node; {whose}; {shown(sweep.status().strip())}", good and self._same(folder, LONG)
         )
 
     def begin_time_limit(self) -> Sweep:
@@ -294,27 +198,8 @@ class Faults:
         sweep.until_finished(folder)
         log = (folder / "log.txt").read_text()
         jobs, parts = log.count("--- job"), segments(folder)
-        seen = f"{jobs} times on a node, {parts} of them trained; {_shown(sweep.status().strip())}"
+        seen = f"{jobs} times on a node, {parts} of them trained; {shown(sweep.status().strip())}"
         return Outcome("time limit reached", seen, parts >= 2 and self._same(folder, LONG))
-
-
-def _processes_of(job: str) -> list[int]:
-    """All processes of a job, those that SLURM watches it with too."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            variables = (folder / "environ").read_bytes().split(b"\0")
-            named = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if f"SLURM_JOB_ID={job}".encode() in variables or named.startswith(f"slurmstepd: [{job}.".encode()):
-            found.append(int(folder.name))
-    return found
-
-
-def _shown(status: str) -> str:
-    """A line of status without folders."""
-    return re.sub(r"\S*/(runs/\S*)", r"\1", status.partition("; ")[2] or status.split("  ")[-1])
 
 
 def main() -> None:
@@ -330,7 +215,8 @@ def main() -> None:
             faults.four_cells,
             faults.multirun,
             faults.preempted,
-            faults.killed,
+            lambda: faults.killed("training process killed", whole_job=False),
+            lambda: faults.killed("all processes of the job killed", whole_job=True),
             faults.cancelled,
             lambda: faults.node_lost("slurmd of the node killed", with_its_jobs=False),
             lambda: faults.node_lost("slurmd of the node and all its processes killed", with_its_jobs=True),
