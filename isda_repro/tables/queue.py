@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -78,9 +79,22 @@ def look(job_ids: Iterable[str]) -> Queue:
     queue = Queue({job_id: Waiting(*rest) for job_id, *rest in fields if job_id in known})
     if gone := sorted(known - queue.waiting.keys()):
         with suppress(UserError):  # a cluster without accounting
-            lines = ask("sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(gone))
-            queue.ended = {job_id: state for job_id, _, state in (line.partition("|") for line in lines)}
+            arrays = sorted({job_id.partition("_")[0] for job_id in gone})
+            lines = ask("sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(arrays))
+            ended = (line.partition("|") for line in lines)
+            queue.ended = {job_id: state for jobs, _, state in ended for job_id in _each(jobs)}
     return queue
+
+
+def _each(jobs: str) -> Iterator[str]:
+    """A job, or those tasks of an array that never began, which sacct names together: ``77_[0-3,5%2]``."""
+    together = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", jobs)
+    if together is None:
+        yield jobs
+        return
+    for part in together[2].split(","):
+        first, _, last = part.partition("-")
+        yield from (f"{together[1]}_{task}" for task in range(int(first), int(last or first) + 1))
 
 
 def cancel_jobs(job_ids: Iterable[str]) -> None:

@@ -243,9 +243,9 @@ def _submit_array(
         with executor.batch():
             submitted = [executor.submit(task) for task in tasks]
     except FailedJobError as error:
-        raise UserError(
-            f"SLURM refuses the jobs: {(str(error).strip() or 'no reason given').splitlines()[-1]}"
-        ) from error
+        lines = (str(error).strip() or "no reason given").splitlines()
+        reason = next((line for line in reversed(lines) if "error: " in line), lines[0])  # below may stand advice
+        raise UserError(f"SLURM refuses the jobs: {reason}") from error
     for run, job in zip(wave, submitted, strict=True):
         jobs[run.run_id] = job.job_id
         note_job(what.folder(run), job.job_id)

@@ -87,7 +87,7 @@ def test_jobs_are_one_array_and_are_submitted_once(demo, program, tmp_path, monk
     assert "submitted 5 runs as 77" in out
 
     program("squeue", "\n".join(f'echo "77_{task}|{state}|1:00|{why}"' for task, state, why in QUEUE))
-    program("sacct", 'echo "77_3|OUT_OF_MEMORY"; echo "77_4|CANCELLED by 0"')
+    program("sacct", 'echo "77_3|OUT_OF_MEMORY"; echo "77_[4,6-9%2]|CANCELLED by 0"')
     assert (
         sweep_on_slurm(SweepOptions("demo", cluster="slurm", runs_dir=str(runs_dir), dry_run=True), config.compose) == 0
     )
@@ -116,6 +116,9 @@ def test_a_cluster_that_refuses_or_does_not_answer_is_one_sentence(demo, program
     with pytest.raises(UserError, match=r"SLURM refuses the jobs: .*invalid partition specified: gpu") as caught:
         sweep_on_slurm(asked, config.compose)
     assert "\n" not in str(caught.value)
+    program("sbatch", 'echo "sbatch: unrecognized option --nosuch" >&2; echo "Try sbatch --help" >&2; exit 1')
+    with pytest.raises(UserError, match=r"SLURM refuses the jobs: .*unrecognized option --nosuch$"):
+        sweep_on_slurm(asked, config.compose)
     run = next(iter(demo[1].values()))[0]
     note_job(tmp_path / "runs" / run.run_id, "5")
     program("squeue", 'echo "slurm_load_jobs error: Unable to contact slurm controller" >&2; exit 1')
