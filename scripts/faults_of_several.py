@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from benchmarking import conclude, machine
 from patient import PATIENCE, Patient, fingerprint
-from patient_of_two import Two
+from patient_of_two import FAULTY, Two
 
 from isda_repro.errors import one_sentence_errors
 from isda_repro.options import parse_options
@@ -33,21 +33,8 @@ from isda_repro.tables.records import SegmentRecord, read_metrics
 from isda_repro.training.environment import provenance
 
 HANG_MINUTES = 0.1
-FAULTY = """
-import os, runpy
-from isda_repro.errors import UserError
-from isda_repro.training.trainer import Trainer
-
-step = Trainer._step
-
-def faulty(self, *batch):
-    if os.environ["RANK"] == "1" and self.step == 10:
-        raise UserError("rank 1's own")
-    step(self, *batch)
-
-Trainer._step = faulty
-runpy.run_path("train.py", run_name="__main__")
-"""
+RESTARTS = 3
+LONG = "recipe.epochs=60"
 
 
 @dataclass
@@ -67,50 +54,78 @@ class Outcome(NamedTuple):
     survived: bool
 
 
+@dataclass
+class Tally:
+    """Of kills: how many, what came of them, and the seconds until both ranks had gone at the longest."""
+
+    killed: int = 0
+    resumed: int = 0
+    restarted: int = 0
+    slowest: float = 0.0
+
+
 class Faults:
     """The faults, one method each."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        begin, undisturbed = time.monotonic(), Two(folder / "undisturbed")
-        undisturbed.end(undisturbed.start())
-        self._reference = fingerprint(undisturbed.folder)
-        assert self._reference is not None, undisturbed.seen
-        self.timing = _training_seconds(undisturbed.folder)
+        self._references: dict[str, Any] = {}
+        begin, folder_of_it = time.monotonic(), self._undisturbed()
+        self.timing = _training_seconds(folder_of_it)
         self.start_up = time.monotonic() - begin - self.timing
+
+    def _undisturbed(self, *more: str) -> Path:
+        patient = Two(self.folder / "undisturbed", *more)
+        patient.end(patient.start())
+        self._references[patient.folder.name] = fingerprint(patient.folder)
+        assert self._references[patient.folder.name] is not None, patient.seen
+        return patient.folder
 
     def same(self, patient: Patient) -> bool:
         """Whether the run has ended as the undisturbed one."""
-        return bool(fingerprint(patient.folder) == self._reference)
+        if patient.folder.name not in self._references:
+            self._undisturbed(*patient.more)
+        return bool(fingerprint(patient.folder) == self._references[patient.folder.name])
 
     def kills(self, kills: int) -> Outcome:
-        """Of a random rank while a launch trains, each followed by a launch that goes on from a checkpoint."""
-        draw, patients = random.Random(0), [self._new()]
-        killed = resumed = 0
-        slowest, until = 0.0, Two.until_training
-        while True:
-            patient = patients[-1]
-            launcher = patient.start()
-            ranks = until(patient, launcher)
-            resumed += until is Two.until_going_on and patient.has_gone_on
-            try:
-                launcher.wait(timeout=draw.uniform(0, self.timing) if killed < kills else PATIENCE)
-            except subprocess.TimeoutExpired:
-                _kill(ranks[draw.randrange(2)])
-            seconds = patient.ended(launcher, ranks)
-            if not (patient.folder / "result.json").exists():
-                slowest, killed, until = max(slowest, seconds), killed + 1, Two.until_going_on
-                continue
-            if launcher.returncode:  # it had its result, which the same command concludes
-                patient.resumed()
-            if killed == kills:
-                break
-            patients.append(self._new())
-            until = Two.until_training
+        """Of a random rank, at random times while a run trains; a run that has ended is followed by another."""
+        draw, patients, tally = random.Random(0), [self._new(LONG)], Tally()
+        while self._killed_until_it_ends(patients[-1], kills, draw, tally).killed < kills:
+            patients.append(self._new(LONG))
         same = sum(self.same(one) for one in patients)
-        seen = f"{killed} kills, {resumed} resumptions from a checkpoint; {same} of {len(patients)} runs bit-identical"
+        seen = f"{tally.killed} kills, {tally.resumed} resumptions from a checkpoint, {tally.restarted} of them by "
+        seen += (
+            f"--max-restarts={RESTARTS}, the others by the same command; {same} of {len(patients)} runs bit-identical"
+        )
         fault = f"SIGKILL of one of two ranks while they train, {kills} random times"
-        return Outcome(fault, seen, slowest, killed == resumed and same == len(patients))
+        good = kills == tally.killed == tally.resumed and same == len(patients)
+        return Outcome(fault, seen, tally.slowest, good)
+
+    def _killed_until_it_ends(self, patient: Two, kills: int, draw: random.Random, tally: Tally) -> Tally:
+        """One run, as often as it takes; torchrun restarts its processes, and when it gives up it is started again."""
+        launcher, heard = patient.start(), 0
+        ranks = patient.until_training(launcher)
+        while True:
+            try:
+                launcher.wait(timeout=draw.uniform(0, self.timing) if tally.killed < kills else PATIENCE)
+                break
+            except subprocess.TimeoutExpired:
+                begin = time.monotonic()
+                _kill(ranks[draw.randrange(2)])
+                patient.until_gone(ranks)
+            if (patient.folder / "result.json").exists():  # it came too late
+                break
+            tally.killed, tally.slowest = tally.killed + 1, max(tally.slowest, time.monotonic() - begin)
+            if patient.until_going_on(launcher, heard):
+                tally.restarted += 1
+            else:
+                patient.end(launcher)
+                launcher, heard = patient.start(), 0
+                patient.until_going_on(launcher, heard)
+            tally.resumed += patient.times_gone_on > heard
+            heard, ranks = heard + 1, patient.ranks(launcher)
+        patient.end(launcher)
+        return tally
 
     def early_kills(self, kills: int) -> Outcome:
         """Likewise between the start of the processes and the first checkpoint: there is nothing to go on from."""
@@ -146,8 +161,9 @@ class Faults:
         good = errors[0] == "error: rank 1's own" and "rank 0 of 2 has lost contact" in errors[1]
         return Outcome("an error of rank 1 alone", "; then ".join(errors), seconds, good and self.same(patient))
 
-    def _new(self) -> Two:
-        return Two(Path(tempfile.mkdtemp(dir=self.folder)))
+    def _new(self, *more: str) -> Two:
+        restarts = (f"--max-restarts={RESTARTS}",) if LONG in more else ()
+        return Two(Path(tempfile.mkdtemp(dir=self.folder)), *more, torchrun=restarts)
 
     def disturbed(self, fault: str, do: Callable[[subprocess.Popen[str], list[int]], Any], *more: str) -> Outcome:
         """Something is done to a launch that trains; the next one ends it."""

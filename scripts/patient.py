@@ -47,9 +47,9 @@ class Patient:
         )
 
     @property
-    def has_gone_on(self) -> bool:
-        """Whether the process started last has said that it goes on from a checkpoint."""
-        return b"goes on after step" in os.pread(self._output.fileno(), 100_000, 0)
+    def times_gone_on(self) -> int:
+        """How often the process started last has said that it goes on from a checkpoint."""
+        return os.pread(self._output.fileno(), 1_000_000, 0).count(b"goes on after step")
 
     def held_by(self, pid: int) -> bool:
         """Whether that process has taken the run's folder."""

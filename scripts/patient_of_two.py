@@ -11,6 +11,21 @@ from patient import PATIENCE, Patient
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 Thing = TypeVar("Thing")
+FAULTY = """
+import os, runpy
+from isda_repro.errors import UserError
+from isda_repro.training.trainer import Trainer
+
+step = Trainer._step
+
+def faulty(self, *batch):
+    if os.environ["RANK"] == "1" and self.step == 10:
+        raise UserError("rank 1's own")
+    step(self, *batch)
+
+Trainer._step = faulty
+runpy.run_path("train.py", run_name="__main__")
+"""
 
 
 class Two(Patient):
@@ -41,10 +56,14 @@ class Two(Patient):
         _wait(launcher, self.checkpoints, lambda now: bool(now - before), "a checkpoint")
         return self.ranks(launcher)
 
-    def until_going_on(self, launcher: subprocess.Popen[str]) -> list[int]:
-        """Wait until this launch has said that it goes on from a checkpoint; its processes."""
-        _wait(launcher, lambda: self.has_gone_on, bool, "word of going on")
-        return self.ranks(launcher)
+    def until_going_on(self, launcher: subprocess.Popen[str], heard: int) -> bool:
+        """Wait for word that it goes on from a checkpoint, beyond those ``heard`` already; False: none has come."""
+        return _wait(launcher, lambda: self.times_gone_on, lambda times: times > heard, "word of going on") > heard
+
+    def until_gone(self, ranks: Sequence[int]) -> None:
+        """Wait for the end of all of them."""
+        while any(_lives(pid) for pid in ranks):
+            time.sleep(0.05)
 
     def checkpoints(self) -> set[Path]:
         """Those that are there."""
@@ -54,8 +73,7 @@ class Two(Patient):
         """Seconds until all of them have gone."""
         begin = time.monotonic()
         self.end(launcher)
-        while any(_lives(pid) for pid in ranks):
-            time.sleep(0.05)
+        self.until_gone(ranks)
         return time.monotonic() - begin
 
 
