@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
 
 @dataclass
 class Tally:
-    """Of kills: how many, what came of them, and the seconds until both ranks had gone at the longest."""
+    """Of kills: how many, what came of them, and the seconds until both ranks had gone, at the longest."""
 
     killed: int = 0
     resumed: int = 0
@@ -89,9 +89,9 @@ class Faults:
 
     def kills(self, kills: int) -> Outcome:
         """Of a random rank, at random times while a run trains; a run that has ended is followed by another."""
-        draw, patients, tally = random.Random(0), [self._new(LONG)], Tally()
+        draw, patients, tally = random.Random(0), [self._new(LONG, restarts=RESTARTS)], Tally()
         while self._killed_until_it_ends(patients[-1], kills, draw, tally).killed < kills:
-            patients.append(self._new(LONG))
+            patients.append(self._new(LONG, restarts=RESTARTS))
         same = sum(self.same(one) for one in patients)
         seen = f"{tally.killed} kills, {tally.resumed} resumptions from a checkpoint, {tally.restarted} of them by "
         seen += (
@@ -161,13 +161,12 @@ class Faults:
         good = errors[0] == "error: rank 1's own" and "rank 0 of 2 has lost contact" in errors[1]
         return Outcome("an error of rank 1 alone", "; then ".join(errors), seconds, good and self.same(patient))
 
-    def _new(self, *more: str) -> Two:
-        restarts = (f"--max-restarts={RESTARTS}",) if LONG in more else ()
-        return Two(Path(tempfile.mkdtemp(dir=self.folder)), *more, torchrun=restarts)
+    def _new(self, *more: str, restarts: int = 0) -> Two:
+        return Two(Path(tempfile.mkdtemp(dir=self.folder)), *more, torchrun=[f"--max-restarts={restarts}"])
 
     def disturbed(self, fault: str, do: Callable[[subprocess.Popen[str], list[int]], Any], *more: str) -> Outcome:
         """Something is done to a launch that trains; the next one ends it."""
-        patient = Two(Path(tempfile.mkdtemp(dir=self.folder)), *more)
+        patient = self._new(*more)
         launcher = patient.start()
         ranks = patient.until_training(launcher)
         do(launcher, ranks)
@@ -177,7 +176,7 @@ class Faults:
 
     def elastic(self) -> Outcome:
         """torchrun restarts the processes by itself."""
-        patient = Two(Path(tempfile.mkdtemp(dir=self.folder)), torchrun=("--max-restarts=3",))
+        patient = self._new(restarts=RESTARTS)
         launcher = patient.start()
         for victim in (0, 1):
             ranks = patient.until_training(launcher)
@@ -185,10 +184,10 @@ class Faults:
             while set(patient.ranks(launcher)) & {ranks[victim]}:
                 time.sleep(0.05)
         patient.end(launcher)
-        segments = _segments(patient.folder)
+        segments, fault = _segments(patient.folder), f"--max-restarts={RESTARTS}, rank 0 killed, then rank 1"
         seen = f"one command, {segments} segments (exit code {launcher.returncode})"
         good = launcher.returncode == 0 and segments == 3
-        return Outcome("--max-restarts=3, rank 0 killed, then rank 1", seen, None, good and self.same(patient))
+        return Outcome(fault, seen, None, good and self.same(patient))
 
 
 def _kill(pid: int) -> None:
@@ -234,10 +233,10 @@ def main() -> None:
     lines = [
         "# Faults of runs of several processes: what the user saw, and whether the run survived",
         "",
-        "`python scripts/faults_of_several.py`: torchrun, two processes, a small ResNet on digits, 20 epochs, a",
-        "checkpoint every 3 steps. Survived: the same command, given again, ended with the weights, statistics and",
-        "curves of an undisturbed run of two processes, bit for bit. Seconds: from the fault until all had gone, of",
-        "many the longest.",
+        "`python scripts/faults_of_several.py`: torchrun, two processes, a small ResNet on digits, 20 epochs (of the",
+        "first fault 60), a checkpoint every 3 steps. Survived: the same command, given again, ended with the",
+        "weights, statistics and curves of an undisturbed run of two processes, bit for bit. Seconds: from the fault",
+        "until all had gone, of many the longest.",
         f"A hung rank was waited for with compute.timeout_minutes={HANG_MINUTES}.",
         "",
         "| fault | seen | seconds | survived |",

@@ -57,14 +57,18 @@ def ending_of(folder: Path, exit_code: int) -> Ending:
         return noted
     if exit_code < 0:
         return Ending(exit_code, f"ended by {signal.Signals(-exit_code).name}")
-    return Ending(exit_code, last_error(folder / LOG) or f"exit code {exit_code}")
+    said = last_error(folder / LOG) or next(reversed(_lines(folder / LOG)), f"exit code {exit_code}")
+    return Ending(exit_code, said)
 
 
 def last_error(log: Path) -> str | None:
-    """The last line of a log that tells of an error, else its last line; None where there is none."""
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        return None
-    errors = [line for line in lines if line.startswith("error: ") or "Error: " in line] or lines
+    """The last line of a log that tells of an error; None where there is none."""
+    errors = [line for line in _lines(log) if "error: " in line or "Error: " in line]
     return errors[-1] if errors else None
+
+
+def _lines(log: Path) -> list[str]:
+    try:
+        return log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return []

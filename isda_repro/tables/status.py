@@ -90,10 +90,14 @@ def _state(run: Run, folder: Path, job: str | None, queue: Queue) -> str:
 
 
 def _failed_job(folder: Path, job: str, how: str) -> str:
-    """Of one that SLURM ended, or that ended before it was a run: what it said last, there or as the run."""
-    logs = (log_of(folder.parent, job), folder / LOG)
-    log = next((log for log in logs if last_error(log)), None)
-    return f"failed: job {job} is {how}" + ("" if log is None else f": {last_error(log)}{_see(log)}")
+    """Of one that SLURM ended, or that ended before it was a run: its last error, and where there is more."""
+    logs = [log for log in (log_of(folder.parent, job), folder / LOG) if log.exists()]
+    said = [log for log in logs if last_error(log)]
+    log = next(iter([*said, *reversed(logs)]), None)
+    if log is None:
+        return f"failed: job {job} is {how}"
+    error = last_error(log)
+    return f"failed: job {job} is {how}" + (f": {error}" if error else "") + _see(log)
 
 
 def _see(log: Path) -> str:

@@ -96,6 +96,9 @@ def test_jobs_are_one_array_and_are_submitted_once(demo, program, tmp_path, monk
     assert "done 1 of 3; seed 1: running, not yet training (job 77_0); seed 2: queued (job 77_1, Priority)" in ce
     assert "seed 0: queued (job 77_2, Dependency); seed 1: failed: job 77_3 is OUT_OF_MEMORY; seed 2: cancelled" in isda
     own_log = log_of(runs_dir, "77_3")
+    own_log.write_text("submitit INFO - Loading pickle\n")
+    *_, isda = status(asked, config.compose)
+    assert f"failed: job 77_3 is OUT_OF_MEMORY (log: {own_log})" in isda
     own_log.write_text("slurmstepd: error: Detected 1 oom_kill event\n")
     *_, isda = status(asked, config.compose)
     assert f"failed: job 77_3 is OUT_OF_MEMORY: slurmstepd: error: Detected 1 oom_kill event (log: {own_log})" in isda
