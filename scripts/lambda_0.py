@@ -56,6 +56,8 @@ def _entry(row: Label, cells: list[FilledCell]) -> str:
     best = min(errors, key=lambda value: errors[value])
     cell = next(cell for cell in cells if cell.cell.column[-1] == best)
     choice = compose(list(cell.cell.overrides)).choice
+    if limit := next((item for item in cell.cell.overrides if item.startswith("dataset.train_limit=")), None):
+        return f"# {', '.join(row)}: {best}, for {limit} alone: it belongs to the cells of a table (cells: set:)"
     seeds = len(cell.cell.seeds)
     tried = ", ".join(f"{error:.2f}% at {value}" for value, error in errors.items())
     source = f"our search, n = {seeds}, held-out error {tried}"

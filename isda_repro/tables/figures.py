@@ -131,10 +131,11 @@ def _dress(axes: Any, title: str, curves: list[Curve], evaluated_on: str) -> Non
     """Scales, ticks, the marks of the learning rate and the legend."""
     from matplotlib.ticker import MaxNLocator
 
-    low = min(max(error, curve.floor) for curve in curves for error in curve.low) * 0.85
-    high = max(error for curve in curves for error in curve.high) * 1.15
+    least = min(max(error, curve.floor) for curve in curves for error in curve.low) * 0.85
+    high = min(max(max(error for curve in curves for error in curve.high) * 1.15, 2 * least), 100)
+    low = min(least, high / 2)  # at least a factor of two, and no error above 100%
     axes.set_yscale("log")
-    axes.set_ylim(low, max(high, 2 * low))
+    axes.set_ylim(low, high)
     ticks = TICKS if high > 6 * low else sorted((*TICKS, *MORE_TICKS))
     axes.set_yticks([tick for tick in ticks if low <= tick <= high], minor=False)
     axes.set_yticks([], minor=True)

@@ -211,7 +211,7 @@ class _Rows:
             return Entry()
         other = self.table.baseline_of(*key)
         baseline = self.filled.cells[other].summary if other is not None else None
-        runs = min(cell.summary.n, baseline.n) if baseline is not None else None
+        runs = max(cell.summary.n, baseline.n) if baseline is not None else None
         return Entry(wording.difference(cell.difference, runs), cell.difference.mean)
 
     def _paper_difference(self, key: Key, cell: FilledCell | None) -> Entry:

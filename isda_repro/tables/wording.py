@@ -43,7 +43,7 @@ def difference(difference: Difference, runs: int | None = None) -> str:
 
     Args:
         difference: method minus baseline.
-        runs: of the smaller of both cells; what the difference is taken of is said where it is not these, in pairs.
+        runs: of the larger of both cells; what the difference is taken of is said where it is not these, in pairs.
     """
     interval = ""
     if difference.low is not None and difference.high is not None:

@@ -234,7 +234,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(root, tmp_path):
     outcome = start(root, "recipee=3", f"runs_dir={tmp_path}")
     assert outcome.returncode == 2
     assert outcome.stderr.splitlines() == [
-        "error: unknown setting 'recipee'; did you mean recipe or recipe.lr or recipe.epochs?"
+        "error: unknown setting 'recipee'; did you mean recipe or recipe.lr or recipe.passes?"
     ]
 
 
