@@ -165,6 +165,9 @@ def freeze(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         ConfigError: a setting is wrong, or an override adds a key that nothing reads.
     """
     _refuse_additions(cfg, overrides)
+    for group, name in cfg.choice.items():
+        if str(name).startswith("_"):
+            raise ConfigError(f"there is no {group}={name}: a file whose name begins with _ is a part of others")
     ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     if missing := sorted(OmegaConf.missing_keys(ours)):
         raise ConfigError(f"{'=, '.join(missing)}= has no default: give it a value")

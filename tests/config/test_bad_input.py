@@ -17,6 +17,8 @@ from isda_repro.errors import UserError
         ("++recipe.warmup=3", "adds the key 'recipe.warmup', which nothing reads"),
         ("~seed", "deletes a setting"),
         ("model=wrn", r"there is no model=wrn; model= can be densenet121, .*resnet110, .*wrn28_10"),
+        ("dataset=_streamed", "there is no dataset=_streamed: a file whose name begins with _ is a part of others"),
+        ("recipe.passes=0", "recipe.passes=0 must be a whole number from 1 on, or null"),
         ("loss=foo", "there is no loss=foo; loss= can be ce, center, .*isda, "),
         ("recipe.schedule.milestones=[80,500]", "has 500, past the last epoch"),
         ("recipe.schedule.milestones=[120,80]", "must be in rising order"),
