@@ -20,7 +20,7 @@ from isda_repro.tables.ending import LOG, STOPPED, Ending, ending_of, note_endin
 from isda_repro.tables.owner import lives
 from isda_repro.tables.places import Places, places
 from isda_repro.tables.plan import Compose, Run
-from isda_repro.tables.progress import progress_of
+from isda_repro.tables.progress import NOT_YET, progress_of
 from isda_repro.tables.records import RecordError
 from isda_repro.tables.sweep import TRAIN, Missing, SweepOptions, freeze, has_result, is_over, missing, sweep_command
 
@@ -217,7 +217,7 @@ class _Sweep:
             return
         self._reported = time.monotonic()
         for one in self._running:
-            say(f"{one.position}: {progress_of(self._what.folder(one.run), one.run)}")
+            say(f"{one.position}: {progress_of(self._what.folder(one.run), one.run) or NOT_YET}")
 
     def _end(self) -> int:
         runs = self._what.runs

@@ -11,7 +11,7 @@ from isda_repro.console import say
 from isda_repro.tables.ending import LOG, last_error, read_ending
 from isda_repro.tables.owner import lives, pid_here
 from isda_repro.tables.plan import Compose, Plan, Run
-from isda_repro.tables.progress import progress_of
+from isda_repro.tables.progress import NOT_YET, progress_of
 from isda_repro.tables.queue import Queue, cancel_jobs, job_of, log_of, look
 from isda_repro.tables.specification import table_names
 from isda_repro.tables.sweep import SweepOptions, has_result, planned
@@ -75,10 +75,10 @@ def _state(run: Run, folder: Path, job: str | None, queue: Queue) -> str:
     waits = None if job is None else queue.waiting.get(job)
     if waits is not None:
         if waits.runs:
-            return f"running, {progress or 'not yet training'} (job {job})"
+            return f"running, {progress or NOT_YET} (job {job})"
         return f"queued (job {job}, {waits.reason})" + (f", {progress}" if progress else "")
     if lives(folder):
-        return f"running, {progress or 'not yet training'}"
+        return f"running, {progress or NOT_YET}"
     if ending is not None and not ending.is_stop:
         return f"failed: {ending.said}{_see(folder / LOG)}"
     if job is not None and (how := queue.ended.get(job)) and not how.startswith("COMPLETED"):

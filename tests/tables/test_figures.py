@@ -64,6 +64,15 @@ def test_lines_differ_without_colour_and_the_axis_is_logarithmic(filled):
     assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
+def test_no_axis_of_errors_goes_above_all_of_them(demo, finish, there):
+    for run in next(iter(demo[1].values())):
+        finish(run, 96.0, 90.0)
+    (axes,) = _figure(panels_of(aggregate(*demo, there())), "test").axes
+    low, high = axes.get_ylim()
+    assert high == pytest.approx(100)
+    assert low == pytest.approx(50)
+
+
 def test_nothing_finished_draws_nothing(demo, there, tmp_path):
     filled = aggregate(*demo, there())
     assert draw_curves(filled, tmp_path / "demo.png") == []

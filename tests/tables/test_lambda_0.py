@@ -1,6 +1,7 @@
 """lambda_0 and the other settings of the losses: the paper's where it has them, their source, and their searches."""
 
 import fnmatch
+import re
 from dataclasses import replace
 
 import pytest
@@ -96,6 +97,19 @@ def test_a_finished_search_proposes_its_best_and_an_unfinished_one_says_what_it_
     source = entry.pop("source")
     assert entry == {"loss": "isda", "dataset": "cifar100", "model": "resnet32", "value": 0.25}
     assert source.startswith("our search, n = 1, held-out error 31.20% at 0.1, 30.10% at 0.25")
+
+
+def test_small_data_has_what_its_search_proposes_for_each_number_of_images(load_script, root, tmp_path, capsys):
+    arguments = ["table=lambda_small_data", f"runs_dir={tmp_path}", f"results_dir={root / 'results'}"]
+    load_script("lambda_0").main(arguments)
+    proposed = [line for line in capsys.readouterr().out.splitlines() if "not finished" not in line]
+    cells = {cell.row: cell for cell in load_table("small_data").cells if cell.column == ("ISDA",)}
+    assert len(proposed) == 4
+    for line in proposed:
+        row, value, limit = re.fullmatch(r"# (.*): ([\d.]+), for (\S+) alone: it belongs to .*", line).groups()
+        cell = next(cell for label, cell in cells.items() if ", ".join(label) == row)
+        assert limit in cell.overrides
+        assert f"loss.lambda_0={value}" in cell.overrides
 
 
 def test_what_is_in_force_is_shown_for_every_network(load_script, capsys):

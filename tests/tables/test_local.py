@@ -57,6 +57,15 @@ def test_a_run_that_heeds_nothing_is_killed_by_the_third_signal(options, tmp_pat
         os.kill(int(pid.read_text()), 0)
 
 
+def test_of_a_run_that_has_not_begun_to_train_the_sweep_says_so(options, capfd, monkeypatch):
+    monkeypatch.setattr("isda_repro.tables.local.REPORT_SECONDS", 0.1)
+    options.jobs = 2
+    assert sweep_here(options, config.compose, [sys.executable, "-c", "import time; time.sleep(1); exit(75)"]) == 75
+    out = capfd.readouterr().out
+    assert ": not yet training" in out
+    assert ": None" not in out
+
+
 OVERLAPS = textwrap.dedent("""
     import os, sys, time
     from pathlib import Path
