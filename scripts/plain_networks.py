@@ -27,7 +27,7 @@ def plain_network(model: str, num_classes: int, dropout: float = 0.3) -> nn.Modu
 
     ``dropout`` is Wide-ResNet's; the others have none.
     """
-    if model in ("resnet20", "resnet32", "resnet110"):
+    if model in ("resnet8", "resnet20", "resnet32", "resnet110"):
         return _residual(int(model.removeprefix("resnet")), num_classes, BasicBlock)
     if model == "se_resnet110":
         return _residual(110, num_classes, _se_block)
