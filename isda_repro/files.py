@@ -31,6 +31,8 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if (cause := _os_error(error)) is not None:
+            if cause.filename == str(temporary):  # which nobody knows
+                cause.filename = None
             raise named(cause, path) from error
         raise
     folder = os.open(path.parent, os.O_RDONLY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, TypeVar, cast
@@ -19,12 +20,17 @@ def parse_options(schema: type[Options], arguments: Sequence[str]) -> Options:
 
     A field whose name would be a word of Python's ends in an underscore, which the command line leaves out.
 
+    ``--help`` prints what the script says of itself, and ends it.
+
     Raises:
         UserError: an unknown option, a value of the wrong type, or a mandatory option left out.
     """
     names = {field.name.removesuffix("_"): field.name for field in fields(cast(Any, schema))}
     types = {field.name.removesuffix("_"): str(field.type) for field in fields(cast(Any, schema))}
     known = list(types)
+    if {"--help", "-h"} & set(arguments):
+        print(cast(str, sys.modules["__main__"].__doc__).strip())
+        raise SystemExit(0)
     for argument in arguments:
         key = argument.partition("=")[0]
         if "=" not in argument:

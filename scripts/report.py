@@ -15,6 +15,7 @@ from isda_repro.options import parse_options
 from isda_repro.report.evidence import Evidence, evidence
 from isda_repro.report.page import page
 from isda_repro.tables.composed import Remembered
+from isda_repro.tables.sources import runs_folder
 from isda_repro.tables.specification import table_names
 
 ALL = "all"
@@ -37,11 +38,11 @@ def write(options: ReportOptions) -> tuple[Path, Evidence]:
         Where it is, and what it shows.
 
     Raises:
-        UserError: there is no such table.
+        UserError: there is no such table, or no such folder.
     """
     names = _all_tables() if options.table == ALL else list(dict.fromkeys(options.table.split(",")))
     remembered = Remembered(compose, cache_folder())
-    found = evidence(names, remembered, Path(options.runs_dir), Path(options.results_dir))
+    found = evidence(names, remembered, runs_folder(options.runs_dir), Path(options.results_dir))
     remembered.keep()
     text = page(found, Path(options.runs_dir), Path(options.results_dir))
     output = Path(options.output)

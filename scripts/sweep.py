@@ -25,6 +25,7 @@ from isda_repro.tables.composed import Remembered
 from isda_repro.tables.local import sweep_here
 from isda_repro.tables.plan import Compose
 from isda_repro.tables.slurm import sweep_on_slurm
+from isda_repro.tables.sources import runs_folder
 from isda_repro.tables.status import cancel, status
 from isda_repro.tables.sweep import SweepOptions
 
@@ -39,6 +40,8 @@ def main(arguments: list[str]) -> int:
     options = parse_options(SweepOptions, arguments[1:] if action else arguments)
     if options.cluster not in CLUSTERS:
         raise UserError(f"there is no cluster={options.cluster}; cluster= can be {', '.join(CLUSTERS)}")
+    if action:
+        runs_folder(options.runs_dir)
     remembered = Remembered(compose, cache_folder())
     try:
         if action == "status":

@@ -24,15 +24,16 @@ from isda_repro.files import cache_folder, written_whole
 from isda_repro.options import parse_options
 from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.composed import Remembered
-from isda_repro.tables.figures import draw_curves
+from isda_repro.tables.figures import draw_curves, figure_files
 from isda_repro.tables.from_wandb import results_from_wandb, results_offline
 from isda_repro.tables.gathered import Gathered, gather
 from isda_repro.tables.keeping import Kept, keep, strangers
 from isda_repro.tables.layout import Layout, layout
+from isda_repro.tables.offline_runs import offline_files
 from isda_repro.tables.plan import Plan, expand
 from isda_repro.tables.render import FORMATS
 from isda_repro.tables.sides import sides
-from isda_repro.tables.sources import Finding, results_in, results_of_runs, results_on_disk
+from isda_repro.tables.sources import Finding, results_in, results_of_runs, results_on_disk, runs_folder
 from isda_repro.tables.specification import Table, load_table, table_names
 from isda_repro.tables.status import ALL
 from isda_repro.tables.sweep import SweepOptions, sweep_command
@@ -59,6 +60,8 @@ def show(options: TableOptions) -> None:
     formats = formats_of(options)
     if options.table == ALL and options.figure not in (None, "auto"):
         raise UserError(f"figure={options.figure} is one file: give it with one table")
+    if options.figure not in (None, "auto"):
+        figure_files(Path(options.figure))  # before there is anything to lose
     gathered = gather(findings(options))
     layouts = [laid_out(table, plan, gathered, options, extra) for table, plan, extra in changed_plans(options)]
     if problems := list(dict.fromkeys(problem for one in layouts for problem in one.filled.problems)):
@@ -89,9 +92,11 @@ def formats_of(options: TableOptions) -> list[str]:
 def findings(options: TableOptions) -> Iterable[Finding]:
     """Results from where the user says they are."""
     if options.source == "runs":
-        return results_on_disk(Path(options.runs_dir), Path(options.results_dir))
+        return results_on_disk(runs_folder(options.runs_dir), Path(options.results_dir))
     if options.source == "offline":
-        return results_offline(Path(options.runs_dir))
+        if not offline_files(folder := runs_folder(options.runs_dir)):
+            raise UserError(f"runs_dir={folder} holds no W&B offline run: those of tracking=offline lie there")
+        return results_offline(folder)
     if options.source != "wandb":
         raise UserError(f"there is no source={options.source}; source= can be runs, wandb, offline")
     if options.entity is None:
@@ -165,7 +170,7 @@ class ImportOptions:
 
 def export_runs(options: ExportOptions) -> None:
     """Copy finished runs into ``results_dir``."""
-    runs_dir = Path(options.runs_dir)
+    runs_dir = runs_folder(options.runs_dir)
     gathered = gather(results_of_runs(runs_dir))
     kept = keep(plans(options.table), gathered, Path(options.results_dir), options.overwrite)
     if not kept.known and not kept.passed_over:

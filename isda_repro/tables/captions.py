@@ -34,8 +34,8 @@ def caption(filled: FilledTable, sides: Sequence[Side], settings: Sequence[str])
         said.append(
             "Differences have their 95% confidence interval: Student's t over the pairs of runs that share a seed, "
             f"Welch's where there are not two{papers}. Better, worse: the interval lies on one side of 0, n supports "
-            "the claim. Open: it has 0 in it, n does not support the claim. n too small: there is no interval. A "
-            "negative difference is a lower error."
+            "the claim. Open: it has 0 in it, n does not support the claim. No interval: of a single run, or of runs "
+            "that do not vary. A negative difference is a lower error."
         )
         said.append(baselines(table))
     return " ".join([*filter(None, said), *(side.caption for side in sides)])

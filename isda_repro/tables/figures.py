@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from isda_repro.errors import UserError
 from isda_repro.tables.aggregate import FilledTable
 from isda_repro.tables.curves import Curve, learning_rate_drops, panels
 from isda_repro.tables.detailed import detailed_figure, mark_drops
@@ -33,6 +34,7 @@ LOOKS: tuple[tuple[str, Any, str], ...] = (
 )
 TICKS = (0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100)  # per cent, on the logarithmic axis
 MORE_TICKS = (1.5, 2.5, 4, 6, 7, 8, 15, 25, 40, 60, 70, 80)  # where the axis spans less than a factor of 6
+SUFFIXES = (".png", ".svg")
 PANEL = (4.6, 3.1)  # inches
 PANELS_ABREAST = 3
 
@@ -78,6 +80,17 @@ def draw_curves(filled: FilledTable, path: Path, plan: Plan | None = None, runs_
     return write_figure(path, lambda: _figure(drawn, filled.evaluated_on, abreast))
 
 
+def figure_files(path: Path) -> list[Path]:
+    """A figure's file, and the twin in the other format that is written beside it.
+
+    Raises:
+        UserError: another ending, or a folder.
+    """
+    if path.suffix not in SUFFIXES or path.is_dir():
+        raise UserError(f"figure={path} must be a file that ends in .png or .svg; the other is written beside it")
+    return [path, *(path.with_suffix(other) for other in SUFFIXES if other != path.suffix)]
+
+
 def write_figure(path: Path, make: Callable[[], Figure]) -> list[Path]:
     """Write what ``make`` draws to ``path`` and its twin, as PNG and SVG, in our style; the same bytes each time."""
     import matplotlib as mpl
@@ -85,8 +98,7 @@ def write_figure(path: Path, make: Callable[[], Figure]) -> list[Path]:
     with mpl.rc_context():
         mpl.rcdefaults()  # whatever the user's matplotlibrc says
         mpl.rcParams.update(cast(Any, STYLE))
-        other = ".png" if path.suffix == ".svg" else ".svg"
-        paths = [path.with_suffix(path.suffix if path.suffix in (".png", ".svg") else ".png"), path.with_suffix(other)]
+        paths = figure_files(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         for file in paths:
             undated: dict[str, Any] = {"Date": None} if file.suffix == ".svg" else {"Software": None}

@@ -22,7 +22,7 @@ from isda_repro.tables.places import Places, places
 from isda_repro.tables.plan import Compose, Run
 from isda_repro.tables.progress import NOT_YET, progress_of
 from isda_repro.tables.records import RecordError
-from isda_repro.tables.sweep import TRAIN, Missing, SweepOptions, freeze, has_result, is_over, missing, sweep_command
+from isda_repro.tables.sweep import TRAIN, Missing, SweepOptions, freeze, missing, sweep_command
 
 LOOK_SECONDS = 0.05
 REPORT_SECONDS = 60.0  # between two words about runs that are in progress, when nobody sees their own
@@ -104,9 +104,7 @@ class _Sweep:
         for index, (position, run) in enumerate(self._waiting):
             if self._ends:
                 return False
-            unmet = [
-                name for name in self._what.needs[run.run_id] if not has_result(self._what.folder(run).parent / name)
-            ]
+            unmet = self._what.unmet(run)
             failed = [name for name in unmet if name in self._failed]
             if not self._what.options.dry_run and ((unmet and not failed) or self._is_elsewhere(run, position)):
                 continue
@@ -130,18 +128,18 @@ class _Sweep:
 
     def _deal_with(self, run: Run, position: str) -> None:
         folder = self._what.folder(run)
-        if is_over(folder):
-            say(f"{position}: {self._already(folder)}")
+        if self._what.is_over(run):
+            say(f"{position}: {self._already(run)}")
         elif self._what.options.dry_run:
             say(f"{position}: would run {shlex.join(['python', 'train.py', str(folder / 'config.yaml')])}")
         else:
             self._start(run, folder, position)
 
-    def _already(self, folder: Path) -> str:
+    def _already(self, run: Run) -> str:
         try:
-            return f"already done, {self._what.says(folder)}"
+            return f"already done, {self._what.says(run)}"
         except RecordError as error:
-            self._failed[folder.name] = f"{error}; delete the file and run again"
+            self._failed[run.run_id] = f"{error}; delete the file and run again"
             return "FAILED, its result cannot be used"
 
     def _start(self, run: Run, folder: Path, position: str) -> None:
@@ -183,15 +181,16 @@ class _Sweep:
         """Say how each has gone that has ended."""
         for one in [one for one in self._running if one.process.poll() is not None]:
             self._running.remove(one)
-            folder, code = self._what.folder(one.run), one.process.returncode
+            code = one.process.returncode
             if code == EXIT_USER_ERROR and self._is_elsewhere(one.run, one.position):  # which was faster
                 self._waiting.append((one.position, one.run))
                 continue
-            say(f"{one.position}: {self._how_it_went(folder, code)} after {time.monotonic() - one.begun:.1f} s")
+            say(f"{one.position}: {self._how_it_went(one.run, code)} after {time.monotonic() - one.begun:.1f} s")
             if code in STOPPED:
                 self._stopped = code
 
-    def _how_it_went(self, folder: Path, code: int) -> str:
+    def _how_it_went(self, run: Run, code: int) -> str:
+        folder = self._what.folder(run)
         if code in STOPPED or (code != 0 and self._asked is not None):
             return f"stopped with exit code {code}"
         if code != 0:
@@ -200,7 +199,7 @@ class _Sweep:
             self._failed[folder.name] = self._why(folder, code)
             return f"FAILED with exit code {code}"
         try:
-            return f"done, {self._what.says(folder)},"
+            return f"done, {self._what.says(run)},"
         except RecordError as error:
             note_ending(folder, Ending(code, "exit code 0, but no result"))
             self._failed[folder.name] = f"exit code 0, but no result: {error}"
@@ -221,7 +220,7 @@ class _Sweep:
 
     def _end(self) -> int:
         runs = self._what.runs
-        done = sum(run.run_id not in self._failed and has_result(self._what.folder(run)) for run in runs)
+        done = sum(run.run_id not in self._failed and self._what.is_done(run) for run in runs)
         now = f", {self._started} started now" if self._started else ""
         say(f"table={self._what.table.name}: {done} of {len(runs)} runs done{now}")
         for name, why in self._failed.items():

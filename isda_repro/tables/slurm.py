@@ -23,10 +23,11 @@ from isda_repro.config import CONF_DIR
 from isda_repro.console import say
 from isda_repro.errors import UserError
 from isda_repro.tables.ending import LOG, ending_of, forget_ending, note_ending, read_ending
+from isda_repro.tables.finished import has_result
 from isda_repro.tables.owner import lives
 from isda_repro.tables.plan import Compose, Run
 from isda_repro.tables.queue import SUBMITTED, job_of, look, note_job, submitting
-from isda_repro.tables.sweep import Missing, SweepOptions, freeze, has_result, is_over, missing
+from isda_repro.tables.sweep import Missing, SweepOptions, freeze, missing
 
 ROOT = CONF_DIR.parent
 SIGNAL_DELAY_SECONDS = 120  # before the limit; SLURM's own clock is up to a minute late, and saving takes a while
@@ -143,7 +144,7 @@ def _to_submit(what: Missing) -> tuple[list[Run], dict[str, str | None]]:
     """The runs that are neither finished nor in the queue; and of all runs the last job."""
     jobs = {run.run_id: job_of(what.folder(run)) for run in what.runs}
     queue = look(job for job in jobs.values() if job is not None)
-    open_runs = [run for run in what.runs if not is_over(what.folder(run))]
+    open_runs = [run for run in what.runs if not what.is_over(run)]
     runs = [run for run in open_runs if jobs[run.run_id] not in queue.waiting]
     say(
         f"table={what.table.name}: {len(what.runs) - len(open_runs)} of {len(what.runs)} runs done, "
@@ -208,7 +209,7 @@ def _submit(what: Missing, runs: Sequence[Run], jobs: dict[str, str | None], par
         ready = [run for run in left if not what.needs[run.run_id] & coming]
         waves: defaultdict[tuple[str, ...], list[Run]] = defaultdict(list)
         for run in ready:
-            needed = (jobs[name] for name in what.needs[run.run_id] if not has_result(what.folder(run).parent / name))
+            needed = (jobs[name] for name in what.unmet(run))
             waves[tuple(sorted(job for job in needed if job is not None))].append(run)
         for needed_jobs, wave in waves.items():
             _submit_array(what, wave, jobs, needed_jobs, parameters)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from isda_repro.errors import UserError
 from isda_repro.tables.records import RecordError, Result, read_result
 
 RESULT = "result.json"
@@ -27,6 +28,18 @@ class Found:
 
 
 Finding = Found | RecordError
+
+
+def runs_folder(runs_dir: str, standard: str = "runs") -> Path:
+    """The folder of runs that a user has named. The standard one may not be there yet: nothing has been run.
+
+    Raises:
+        UserError: another is not there: a slip, which would look as if nothing had been run.
+    """
+    folder = Path(runs_dir)
+    if runs_dir != standard and not folder.is_dir():
+        raise UserError(f"runs_dir={runs_dir} is no folder")
+    return folder
 
 
 def results_on_disk(runs_dir: Path, results_dir: Path) -> Iterator[Finding]:

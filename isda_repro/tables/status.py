@@ -9,12 +9,13 @@ from pathlib import Path
 
 from isda_repro.console import say
 from isda_repro.tables.ending import LOG, last_error, read_ending
+from isda_repro.tables.finished import has_result, kept, kept_instead
 from isda_repro.tables.owner import lives, pid_here
 from isda_repro.tables.plan import Compose, Plan, Run
 from isda_repro.tables.progress import NOT_YET, progress_of
 from isda_repro.tables.queue import Queue, cancel_jobs, job_of, log_of, look
 from isda_repro.tables.specification import table_names
-from isda_repro.tables.sweep import SweepOptions, has_result, planned
+from isda_repro.tables.sweep import SweepOptions, needs_of, planned
 
 ALL = "all"
 
@@ -24,13 +25,19 @@ def status(options: SweepOptions, compose: Compose) -> Iterator[str]:
     plans = [planned(one, compose) for one in _each(options)]
     folders = {run.run_id: Path(options.runs_dir) / run.run_id for _, plan in plans for run in _runs(plan)}
     jobs = {name: job for name, folder in folders.items() if not has_result(folder) and (job := job_of(folder))}
-    queue = look(jobs.values())
+    queue, in_results = look(jobs.values()), kept(options.results_dir).records
     for table, plan in plans:
         names = {run.run_id for run in _runs(plan) if run.lacks is None}
-        yield f"table={table.name}: {sum(has_result(folders[name]) for name in names)} of {len(names)} runs done"
+        instead = kept_instead(in_results, {name: folders[name] for name in names}, needs_of(table, plan))
+        done = sum(name in instead or has_result(folders[name]) for name in names)
+        said = f", {len(instead)} of them kept in {options.results_dir}" if instead else ""
+        yield f"table={table.name}: {done} of {len(names)} runs done{said}"
         width = max(len(cell.name) for cell in plan)
         for cell, runs in plan.items():
-            states = [_state(run, folders[run.run_id], jobs.get(run.run_id), queue) for run in runs]
+            states = [
+                "done" if run.run_id in instead else _state(run, folders[run.run_id], jobs.get(run.run_id), queue)
+                for run in runs
+            ]
             yield f"  {cell.name:<{width}}  {_of_cell(runs, states)}"
 
 

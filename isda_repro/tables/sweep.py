@@ -14,8 +14,11 @@ from isda_repro.config import write_frozen
 from isda_repro.console import say
 from isda_repro.errors import UserError
 from isda_repro.tables.checked import read_checked
+from isda_repro.tables.finished import has_result, is_over, kept, kept_instead
+from isda_repro.tables.gathered import Record
 from isda_repro.tables.plan import Compose, Plan, Run, expand
 from isda_repro.tables.records import RecordError
+from isda_repro.tables.sources import RESULT
 from isda_repro.tables.specification import Table, load_table
 from isda_repro.tables.tagging import tagged
 
@@ -30,6 +33,7 @@ class SweepOptions:
     cluster: str = "local"
     dry_run: bool = False
     runs_dir: str = "runs"
+    results_dir: str | None = "results"  # where results are kept, whose runs count as done; null: none do
     data_dir: str | None = None
     set: list[str] = field(default_factory=list)
     jobs: int | None = None  # local: runs at once; null: one, or on GPUs runs_per_gpu on each
@@ -50,8 +54,13 @@ def sweep_command(options: SweepOptions, tables: str | None = None) -> str:
     for name, value in vars(options).items():
         if name in ("table", "dry_run") or value == getattr(standard, name):
             continue
-        words.append(f"{name}=[{','.join(value)}]" if isinstance(value, list) else f"{name}={value}")
+        words.append(f"{name}={_written(value)}")
     return shlex.join(["python", "scripts/sweep.py", *words])
+
+
+def _written(value: object) -> str:
+    """As the command line takes it."""
+    return f"[{','.join(value)}]" if isinstance(value, list) else "null" if value is None else str(value)
 
 
 def planned(options: SweepOptions, compose: Compose) -> tuple[Table, Plan]:
@@ -76,24 +85,43 @@ class Missing:
     options: SweepOptions
     runs: list[Run]
     needs: dict[str, frozenset[str]]
+    kept: dict[str, Record]  # by name, those that need not be made, since results_dir has their results
 
     def folder(self, run: Run) -> Path:
         """Where it lives."""
         return Path(self.options.runs_dir) / run.run_id
 
-    def says(self, folder: Path) -> str:
+    def is_done(self, run: Run) -> bool:
+        """Whether its result is there or kept."""
+        return run.run_id in self.kept or has_result(self.folder(run))
+
+    def is_over(self, run: Run) -> bool:
+        """Whether nothing is left to do for it."""
+        return run.run_id in self.kept or is_over(self.folder(run))
+
+    def unmet(self, run: Run) -> list[str]:
+        """The runs that it needs and that are not done."""
+        runs_dir = Path(self.options.runs_dir)
+        return [name for name in self.needs[run.run_id] if name not in self.kept and not has_result(runs_dir / name)]
+
+    def says(self, run: Run) -> str:
         """The result of a finished run.
 
         Raises:
             RecordError: it cannot be used.
         """
-        result = read_checked(folder / "result.json")
-        if result.run_id != folder.name:
-            raise RecordError(f"{folder / 'result.json'}: it is the result of {result.run_id}")
-        value = getattr(result, self.table.metric)
+        if (record := self.kept.get(run.run_id)) is not None:
+            return self._said(record.origin, record.evaluated_on, record.numbers[self.table.metric])
+        path = self.folder(run) / RESULT
+        result = read_checked(path)
+        if result.run_id != run.run_id:
+            raise RecordError(f"{path}: it is the result of {result.run_id}")
+        return self._said(str(path), result.evaluated_on, getattr(result, self.table.metric))
+
+    def _said(self, origin: str, evaluated_on: str, value: float | None) -> str:
         if value is None:
-            raise RecordError(f"{folder / 'result.json'}: it has no {self.table.metric}")
-        return f"{result.evaluated_on} error {value:.2f}"
+            raise RecordError(f"{origin}: it has no {self.table.metric}")
+        return f"{evaluated_on} error {value:.2f}"
 
 
 def missing(options: SweepOptions, compose: Compose) -> Missing:
@@ -107,28 +135,29 @@ def missing(options: SweepOptions, compose: Compose) -> Missing:
     if any(run.config.force for runs in plan.values() for run in runs):
         raise UserError("force=true is for one run, by train.py: a sweep, given again, would never end")
     runs = {run.run_id: run for cell_runs in plan.values() for run in cell_runs}
-    needs: dict[str, set[str]] = {name: set() for name in runs}
-    for cell, cell_runs in plan.items():
-        needed = {run.run_id for other in plan if other in table.needed_by(cell) for run in plan[other]}
-        for run in cell_runs:
-            needs[run.run_id] |= needed
+    needs = needs_of(table, plan)
     lacking = {name: lack for name, run in runs.items() if (lack := run.lacks) is not None}
     while waiting := {name for name in runs if name not in lacking and needs[name] & lacking.keys()}:
         lacking |= dict.fromkeys(waiting, "needs a run that cannot be run")
     for lack, count in Counter(lacking.values()).items():
         say(f"table={table.name}: {count} runs are left out: each {lack}")
-    can = [run for name, run in runs.items() if name not in lacking]
-    return Missing(table, options, can, {run.run_id: frozenset(needs[run.run_id]) for run in can})
+    can = {name: run for name, run in runs.items() if name not in lacking}
+    folders = {name: Path(options.runs_dir) / name for name in can}
+    instead = kept_instead(kept(options.results_dir).records, folders, needs)
+    if instead:
+        kept_in = f"the results of {len(instead)} runs are kept in {options.results_dir}"
+        say(f"table={table.name}: {kept_in}; results_dir=null makes these again")
+    return Missing(table, options, list(can.values()), {name: needs[name] for name in can}, instead)
 
 
-def has_result(folder: Path) -> bool:
-    """Its presence is what finished means."""
-    return (folder / "result.json").exists()
-
-
-def is_over(folder: Path) -> bool:
-    """Whether nothing is left to do; with checkpoints beside the result, its process died before its last acts."""
-    return has_result(folder) and not any(folder.glob("checkpoint-*.pt"))
+def needs_of(table: Table, plan: Plan) -> dict[str, frozenset[str]]:
+    """For each run the names of those that must be finished before it is begun."""
+    needs: dict[str, frozenset[str]] = {}
+    for cell, runs in plan.items():
+        needed = frozenset(run.run_id for other in table.needed_by(cell) for run in plan[other])
+        for run in runs:
+            needs[run.run_id] = needs.get(run.run_id, frozenset()) | needed
+    return needs
 
 
 def freeze(run: Run, path: Path) -> None:

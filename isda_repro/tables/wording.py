@@ -13,7 +13,7 @@ NO_CELL = "\N{EN DASH}"
 NOT_RUN = "not run"
 DECIMALS = 2
 
-VERDICTS = {"better": " better", "worse": " worse", "open": " open", "unknown": ", n too small"}
+VERDICTS = {"better": " better", "worse": " worse", "open": " open", "unknown": ", no interval"}
 """What follows a difference and its interval; the caption says what it means."""
 
 

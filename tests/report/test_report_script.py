@@ -36,9 +36,10 @@ def test_it_says_where_the_page_is_and_what_it_could_not_use(report, table, runs
     ],
 )
 def test_a_mistake_is_one_sentence_and_writes_nothing(report, option, message, tmp_path):
+    (tmp_path / "runs").mkdir()
     with pytest.raises(UserError, match=message):
         report(option)
-    assert not (tmp_path / "runs").exists()
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_the_papers_tables_come_first(load_script):

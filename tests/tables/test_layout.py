@@ -48,7 +48,7 @@ def test_a_difference_says_what_n_allows():
     assert difference(Difference(-0.3, 0.1, 3, -0.5, -0.1), 3) == "−0.30 [−0.50, −0.10] better"
     assert difference(Difference(0.3, 0.1, 3, 0.1, 0.5), 3) == "+0.30 [0.10, 0.50] worse"
     assert difference(Difference(-0.3, 0.1, 3, -0.7, 0.1), 3) == "−0.30 [−0.70, 0.10] open"
-    assert difference(Difference(-0.3, None, 1)) == "−0.30, n too small"
+    assert difference(Difference(-0.3, None, 1)) == "−0.30, no interval"
     assert difference(Difference(-0.3, 0.1, 2, -0.5, -0.1), 3) == "−0.30 [−0.50, −0.10] better, 2 pairs"
     assert difference(Difference(-0.3, None, 0, -0.5, -0.1), 3) == "−0.30 [−0.50, −0.10] better, Welch"
 

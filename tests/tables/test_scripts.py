@@ -84,6 +84,12 @@ def test_status_from_the_command_line(tmp_path, script):
             "error: there is no source=cloud; source= can be runs, wandb",
         ),
         ("tables", ["table=demo", "source=wandb"], "error: source=wandb needs entity="),
+        ("tables", ["table=demo", "runs_dir=rums"], "error: runs_dir=rums is no folder"),
+        ("tables", ["table=demo", "source=offline", "runs_dir=docs"], "error: runs_dir=docs holds no W&B offline run"),
+        ("tables", ["table=demo", "figure=a.gif"], "error: figure=a.gif must be a file that ends in .png or .svg"),
+        ("tables", ["export", "table=demo", "runs_dir=rums"], "error: runs_dir=rums is no folder"),
+        ("sweep", ["status", "table=demo", "runs_dir=rums"], "error: runs_dir=rums is no folder"),
+        ("report", ["table=demo", "runs_dir=rums"], "error: runs_dir=rums is no folder"),
         ("tables", ["table=all", "figure=a.png"], "error: figure=a.png is one file: give it with one table"),
         ("tables", ["export", "table=demo", "set=[recipe.epochs=2]"], "error: unknown option set=; there are table="),
     ],
@@ -93,6 +99,20 @@ def test_a_mistake_is_one_sentence(name, arguments, message, script):
     assert shown.returncode == 2
     assert shown.stderr.startswith(message)
     assert shown.stderr.count("\n") == 1
+
+
+def test_help_is_what_a_script_says_of_itself(script):
+    for name, arguments in (("tables", ["--help"]), ("sweep", ["status", "-h"]), ("tables", ["export", "--help"])):
+        shown = script(name, *arguments)
+        assert (shown.returncode, shown.stderr) == (0, "")
+        assert f"python scripts/{name}.py table=demo" in shown.stdout
+
+
+def test_an_output_that_is_a_folder_is_named_as_it_was_given(tmp_path, script):
+    (tmp_path / "page.md").mkdir()
+    shown = script("tables", "table=demo", f"output={tmp_path}/page.md", "figure=null")
+    assert (shown.returncode, shown.stderr) == (2, f"error: Is a directory: {tmp_path}/page.md\n")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "page.md"], "nothing is left behind"
 
 
 def test_a_sweep_belongs_in_the_repository_root(tmp_path, script):

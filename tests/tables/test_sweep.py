@@ -9,7 +9,10 @@ from isda_repro import config
 from isda_repro.errors import UserError
 from isda_repro.options import parse_options
 from isda_repro.tables.local import _Sweep, sweep_here
-from isda_repro.tables.sweep import SweepOptions
+from isda_repro.tables.plan import expand
+from isda_repro.tables.specification import load_table
+from isda_repro.tables.status import status
+from isda_repro.tables.sweep import SweepOptions, sweep_command
 
 
 def test_the_whole_table_runs_once_and_is_then_skipped(demo, options, trainer, capfd):
@@ -134,6 +137,33 @@ def test_dry_run_says_and_touches_nothing(demo, options, finish, tmp_path, capfd
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_runs_whose_results_are_kept_are_not_made_again(demo, options, trainer, finish, tmp_path, capfd):
+    runs = all_runs(demo)
+    options.results_dir = str(tmp_path / "results")
+    finish(runs[0], 2.5, path=tmp_path / "results" / "demo" / "a cell" / "0.json")
+    finish(runs[3], 3.5, path=tmp_path / "results" / "another table" / "a cell" / "0.json")
+    (tmp_path / "results" / "demo" / "a cell" / "1.json").write_text("{")
+    made = [run.run_id for run in (runs[1], runs[2], *runs[4:])]
+
+    options.dry_run = True
+    assert sweep_here(options, config.compose, trainer()) == 0
+    lines = capfd.readouterr().out.splitlines()
+    kept = f"the results of 2 runs are kept in {tmp_path}/results; results_dir=null makes these again"
+    assert lines[0] == f"table=demo: {kept}"
+    assert lines[1] == f"[1/6] {runs[0].run_id}: already done, test error 2.50"
+    assert lines[-1] == "table=demo: 2 of 6 runs done"
+
+    options.dry_run = False
+    assert sweep_here(options, config.compose, trainer()) == 0
+    assert started(options) == made
+    assert capfd.readouterr().out.splitlines()[-1] == "table=demo: 6 of 6 runs done, 4 started now"
+
+    options.results_dir = None
+    assert sweep_command(options).endswith(" results_dir=null")
+    assert sweep_here(options, config.compose, trainer()) == 0
+    assert started(options) == [*made, runs[0].run_id, runs[3].run_id]
+
+
 def own_table(tmp_path, needs="{column: ISDA}"):
     path = tmp_path / "own.yaml"
     path.write_text(f"""
@@ -152,6 +182,24 @@ def test_a_cell_waits_for_those_it_needs(options, tmp_path, trainer, capfd):
     assert sweep_here(options, config.compose, trainer()) == 0
     losses = [name.split("-")[3] for name in started(options)]
     assert losses == ["isda", "isda", "ce", "ce"]
+
+
+def test_a_run_that_another_needs_must_be_here_unless_both_are_kept(options, tmp_path, trainer, finish, capfd):
+    options.table, options.results_dir = own_table(tmp_path), str(tmp_path / "results")
+    table = load_table(options.table)
+    plan = expand(table, config.compose)
+    by_loss = {cell.column[0]: runs for cell, runs in plan.items()}
+    for run in by_loss["ISDA"]:
+        finish(run, 2.5, path=tmp_path / "results" / "own" / "isda" / f"{run.seed}.json")
+    finish(by_loss["CE"][0], 2.5, path=tmp_path / "results" / "own" / "ce" / "0.json")
+    assert "table=own: 1 of 4 runs done, 1 of them kept in" in next(iter(status(options, config.compose)))
+    finish(by_loss["CE"][1], 2.5, path=tmp_path / "results" / "own" / "ce" / "1.json")
+    assert "table=own: 4 of 4 runs done, 4 of them kept in" in next(iter(status(options, config.compose)))
+    assert sweep_here(options, config.compose, trainer()) == 0
+    assert started(options) == []
+    (tmp_path / "results" / "own" / "ce" / "1.json").unlink()
+    assert sweep_here(options, config.compose, trainer()) == 0
+    assert [name.split("-")[3] for name in started(options)] == ["isda", "isda", "ce"]
 
 
 def test_and_is_not_begun_where_one_of_those_failed(options, tmp_path, capfd):

@@ -18,7 +18,10 @@ function startTheme(button, redrawAll) {
     show();
     redrawAll();
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawAll);
+  SYSTEM.addEventListener("change", () => {
+    setTheme(theme);
+    redrawAll();
+  });
   addEventListener("beforeprint", () => {
     setTheme("light"); // paper is white
     redrawAll();

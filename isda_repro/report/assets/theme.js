@@ -1,6 +1,7 @@
 // Light, dark, or as the system has it; kept in this browser where it lets us.
 "use strict";
 const THEMES = ["auto", "light", "dark"];
+const SYSTEM = matchMedia("(prefers-color-scheme: dark)");
 
 function storedTheme() {
   try {
@@ -11,8 +12,8 @@ function storedTheme() {
 }
 
 function setTheme(theme) {
-  if (theme === "auto") delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = theme;
+  const ofSystem = SYSTEM.matches ? "dark" : "light";
+  document.documentElement.dataset.theme = theme === "auto" ? ofSystem : theme;
 }
 
 function nextTheme(theme) {

@@ -1,0 +1,46 @@
+"""Which runs are over: those with a result in their own folder, and those whose result is kept in ``results/``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from isda_repro.tables.gathered import Gathered, Record, gather
+from isda_repro.tables.sources import RESULT, kept_results
+
+
+def has_result(folder: Path) -> bool:
+    """Its presence is what finished means."""
+    return (folder / RESULT).exists()
+
+
+def is_over(folder: Path) -> bool:
+    """Whether nothing is left to do; with checkpoints beside the result, its process died before its last acts."""
+    return has_result(folder) and not any(folder.glob("checkpoint-*.pt"))
+
+
+def kept(results_dir: str | None) -> Gathered:
+    """The runs that are kept in ``results_dir``, of every table; none if it is null."""
+    return gather(() if results_dir is None else kept_results(Path(results_dir)))
+
+
+def kept_instead(
+    kept_runs: Mapping[str, Record], folders: Mapping[str, Path], needs: Mapping[str, Iterable[str]]
+) -> dict[str, Record]:
+    """The runs that need not be made, since their results are kept.
+
+    A kept result has the numbers of a run and none of its weights. So a run that is needed by one which is still to be
+    made counts as finished only in its own folder.
+
+    Args:
+        kept_runs: what is kept, by run.
+        folders: of all runs, by name.
+        needs: which others each of them needs.
+    """
+    instead = {name: record for name, record in kept_runs.items() if name in folders and not has_result(folders[name])}
+    while True:
+        to_make = {name for name, folder in folders.items() if name not in instead and not has_result(folder)}
+        needed = {other for name in to_make for other in needs[name]}
+        if not needed & instead.keys():
+            return instead
+        instead = {name: record for name, record in instead.items() if name not in needed}
