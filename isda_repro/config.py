@@ -97,15 +97,22 @@ def register_resolvers() -> None:
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
     """The frozen configuration that ``python train.py OVERRIDES`` would run."""
+    return compose_from("train", overrides, freeze)
+
+
+def compose_from(
+    root: str, overrides: Sequence[str], freeze_it: Callable[[DictConfig, Sequence[str]], DictConfig]
+) -> DictConfig:
+    """What ``conf/<root>.yaml`` and the overrides compose, frozen."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.hydra_config import HydraConfig
 
     register_resolvers()
     with explain(), initialize_config_dir(str(CONF_DIR), version_base=None):
-        cfg = hydra_compose("train", list(overrides), return_hydra_config=True)
+        cfg = hydra_compose(root, list(overrides), return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
-        return freeze(cfg, overrides)
+        return freeze_it(cfg, overrides)
 
 
 @contextmanager
@@ -164,6 +171,20 @@ def freeze(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     Raises:
         ConfigError: a setting is wrong, or an override adds a key that nothing reads.
     """
+    plain = settled(cfg, overrides)
+    check(plain)
+    if plain["model"]["weights"] is not None:
+        plain["model"]["weights_sha256"] = weights_digest(plain["model"])
+    identity = {"run_id": run_id(plain), "numerics_version": NUMERICS_VERSION}
+    return OmegaConf.create({**identity, **plain})
+
+
+def settled(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """A composed configuration with every rule resolved, as plain containers, without Hydra's own part.
+
+    Raises:
+        ConfigError: a setting has no value, or an override adds a key that nothing reads.
+    """
     _refuse_additions(cfg, overrides)
     for group, name in cfg.choice.items():
         if str(name).startswith("_"):
@@ -172,14 +193,9 @@ def freeze(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     if missing := sorted(OmegaConf.missing_keys(ours)):
         raise ConfigError(f"{'=, '.join(missing)}= has no default: give it a value")
     try:
-        plain = cast(dict[str, Any], OmegaConf.to_container(ours, resolve=True, throw_on_missing=True))
+        return cast(dict[str, Any], OmegaConf.to_container(ours, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
         raise ConfigError(" ".join(str(error.__cause__ or error).splitlines()[:2])) from error
-    check(plain)
-    if plain["model"]["weights"] is not None:
-        plain["model"]["weights_sha256"] = weights_digest(plain["model"])
-    identity = {"run_id": run_id(plain), "numerics_version": NUMERICS_VERSION}
-    return OmegaConf.create({**identity, **plain})
 
 
 def weights_digest(model: Mapping[str, Any]) -> str:
@@ -239,6 +255,13 @@ def read_frozen(path: Path) -> DictConfig:
     Raises:
         ConfigError: not a frozen configuration, edited since, or frozen by code with other numerics.
     """
+    return read_frozen_as(path, check, run_id)
+
+
+def read_frozen_as(
+    path: Path, check_it: Callable[[Mapping[str, Any]], None], name_it: Callable[[Mapping[str, Any]], str]
+) -> DictConfig:
+    """Likewise, of a kind of run with checks and names of its own."""
     try:
         cfg = OmegaConf.load(path)
     except (OSError, ValueError, OmegaConfBaseException) as error:
@@ -260,8 +283,8 @@ def read_frozen(path: Path) -> DictConfig:
     stated = plain.pop("run_id")
     plain.pop("numerics_version")
     try:
-        check(plain)
-        found = run_id(plain)
+        check_it(plain)
+        found = name_it(plain)
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is not a whole frozen run: {error} is missing or damaged") from error
     if stated != found:

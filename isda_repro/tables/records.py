@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import orjson
 
@@ -33,15 +33,23 @@ class RecordError(UserError):
     """A record file is damaged or foreign; the message names it and says why."""
 
 
+class OtherKindError(RecordError):
+    """A whole record of a run of another kind."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class _Record:
+class AnyRecord:
     """JSON in, JSON out, strict about fields: a missing or unknown one is an error, never a silent default.
 
     A field that not every run has is None there, and not written.
     """
 
+    kind: ClassVar[str]
+    schemas: ClassVar[tuple[int | str, ...]]  # those that can be read, of which the last is written
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """From what ``as_json`` gave; RecordError says which fields are missing or unknown."""
         fields = cls.__dataclass_fields__
         known = fields.keys() - {"kind"}
         needed = {name for name in known if fields[name].default is dataclasses.MISSING}
@@ -53,10 +61,11 @@ class _Record:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentRecord(_Record):
+class SegmentRecord(AnyRecord):
     """One uninterrupted stretch of a run: where it began and what each ``auto`` became there."""
 
     kind: ClassVar[str] = "segment"
+    schemas: ClassVar = METRICS_SCHEMAS
     step: int  # optimizer steps already taken when the segment began
     device: str  # e.g. "cpu", "cuda"
     hardware: str  # the processor's own name
@@ -72,10 +81,11 @@ class SegmentRecord(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpochRecord(_Record):
+class EpochRecord(AnyRecord):
     """One epoch. Losses are means over samples; errors are percentages."""
 
     kind: ClassVar[str] = "epoch"
+    schemas: ClassVar = METRICS_SCHEMAS
     epoch: int  # counted from 1
     step: int  # optimizer steps taken at its end
     lr: float
@@ -88,10 +98,11 @@ class EpochRecord(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result(_Record):
+class Result(AnyRecord):
     """A finished run. Errors are percentages on ``evaluated_on``; lists have one entry an epoch."""
 
     kind: ClassVar[str] = "result"
+    schemas: ClassVar = RESULT_SCHEMAS
     run_id: str
     request: dict[str, Any]  # what was asked, without what cannot change the result (paths, devices, tracking)
     choices: dict[str, str]  # the name chosen in each configuration group
@@ -121,32 +132,41 @@ def mean_of_last(errors: list[float], count: int = LAST_EPOCHS) -> float:
     return fmean(errors[-count:])
 
 
-def as_json(record: SegmentRecord | EpochRecord | Result) -> dict[str, Any]:
+def as_json(record: AnyRecord) -> dict[str, Any]:
     """The record as a JSON object, with its ``kind`` and ``schema``."""
-    schema = (RESULT_SCHEMAS if isinstance(record, Result) else METRICS_SCHEMAS)[-1]
     optional = {field.name for field in dataclasses.fields(record) if field.default is None}
     body = dataclasses.asdict(record)
     given = {name: value for name, value in body.items() if value is not None or name not in optional}
-    return {"kind": record.kind, "schema": schema, **given}
+    return {"kind": record.kind, "schema": record.schemas[-1], **given}
+
+
+Epoch = TypeVar("Epoch", bound=AnyRecord)
 
 
 def read_metrics(path: Path, length: int | None = None) -> Iterator[SegmentRecord | EpochRecord]:
-    """The records of a ``metrics.jsonl``, or of its first ``length`` bytes, in order.
+    """The records of a classifier's ``metrics.jsonl``, or of its first ``length`` bytes, in order.
 
     RecordError names the file and the line that is damaged.
     """
-    kinds: dict[str, type[SegmentRecord] | type[EpochRecord]] = {"segment": SegmentRecord, "epoch": EpochRecord}
+    return read_lines(path, EpochRecord, length)
+
+
+def read_lines(path: Path, epochs: type[Epoch], length: int | None = None) -> Iterator[SegmentRecord | Epoch]:
+    """Likewise, of a run whose epochs are described by ``epochs``."""
+    kinds: dict[str, type[SegmentRecord] | type[Epoch]] = {"segment": SegmentRecord, "epoch": epochs}
     text = path.read_bytes()[:length].decode(errors="replace")
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             data = json.loads(line)
-            _check_schema(data, METRICS_SCHEMAS)
-            yield kinds[data["kind"]].from_json(data)
+            _check_object(data)
+            kind = kinds[data["kind"]]
+            _check_schema(data, kind.schemas)
+            yield kind.from_json(data)
         except (ValueError, KeyError, TypeError) as error:
-            raise RecordError(f"{path}, line {number}: {_reason(error)}") from error
+            raise RecordError(f"{path}, line {number}: {reason(error)}") from error
 
 
-def write_result(path: Path, result: Result) -> None:
+def write_result(path: Path, result: AnyRecord) -> None:
     """Write ``result.json`` so that it is either whole or absent."""
     body = sorted(as_json(result).items())  # a line a field: small, and readable in a diff
     lines = (f"{json.dumps(key)}: {json.dumps(value, sort_keys=True, allow_nan=False)}" for key, value in body)
@@ -158,24 +178,29 @@ def write_result(path: Path, result: Result) -> None:
 def read_result(path: Path) -> Result:
     """A ``result.json``. RecordError names the file and says why it cannot be used."""
     try:
-        return result_of(_parsed(path.read_bytes()))
+        return result_of(parsed(path.read_bytes()))
+    except OtherKindError as error:
+        raise OtherKindError(f"{path}: {error}") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise RecordError(f"{path}: {_reason(error)}") from error
+        raise RecordError(f"{path}: {reason(error)}") from error
 
 
 def result_of(data: Any) -> Result:
     """A result from the JSON object that ``as_json`` makes of one. RecordError says why it cannot be used."""
     try:
+        _check_object(data)
+        if (kind := data.get("kind", Result.kind)) != Result.kind:
+            raise OtherKindError(f"it is of a {kind}, not of a classifier")
         _check_schema(data, RESULT_SCHEMAS)
         result = Result.from_json(data)
         if not math.isfinite(sum(result.curves["test_error"])):
             raise RecordError("a test error is not finite")
     except (LookupError, TypeError) as error:
-        raise RecordError(_reason(error)) from error
+        raise RecordError(reason(error)) from error
     return result
 
 
-def _parsed(content: bytes) -> Any:
+def parsed(content: bytes) -> Any:
     """JSON; what is none, and NaN, which orjson does not read, is left to Python's own, which says more of it."""
     if not content.strip():
         raise RecordError("empty")
@@ -185,14 +210,18 @@ def _parsed(content: bytes) -> Any:
         return json.loads(content.decode("utf-8"))
 
 
-def _check_schema(data: Any, readable: tuple[int, ...]) -> None:
+def _check_object(data: Any) -> None:
     if not isinstance(data, dict):
         raise RecordError("not a JSON object")
+
+
+def _check_schema(data: Mapping[str, Any], readable: tuple[int | str, ...]) -> None:
     if data.get("schema") not in readable:
         raise RecordError(f"schema {data.get('schema')!r}, this code reads {' and '.join(map(str, readable))}")
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What went wrong with a file, in a few words."""
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON ({error.msg}, column {error.colno})"
     if isinstance(error, UnicodeDecodeError):

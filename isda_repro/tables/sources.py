@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isda_repro.errors import UserError
-from isda_repro.tables.records import RecordError, Result, read_result
+from isda_repro.tables.records import OtherKindError, RecordError, Result, read_result
 
 RESULT = "result.json"
 
@@ -55,6 +55,8 @@ def results_of_runs(runs_dir: Path) -> Iterator[Finding]:
             yield folder
             continue
         finding = _read(folder / RESULT)
+        if isinstance(finding, OtherKindError):  # generators live there too
+            continue
         if isinstance(finding, RecordError) and _is_absent(finding, folder / RESULT):
             continue
         if isinstance(finding, Found) and finding.result.run_id != folder.name:

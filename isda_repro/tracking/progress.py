@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -45,8 +45,8 @@ class Progress:
         self._begun_at = self._looked_at = time.perf_counter()
         self._seen_at_begin = self._seen
 
-    def advance(self, images: int, epoch: int, running: Callable[[], tuple[float, float]]) -> None:
-        """``images`` more were trained on; ``running`` gives the epoch's loss and error so far, and is asked seldom."""
+    def advance(self, images: int, epoch: int, running: Callable[[], Any]) -> None:
+        """``images`` more were trained on; ``running`` gives what ``running_words`` takes, and is asked seldom."""
         self._seen += images
         with unheard(self._stream):
             self._bar.update(images)
@@ -54,18 +54,15 @@ class Progress:
         if now - self._looked_at < (BAR_SECONDS if self._terminal else LINE_SECONDS):
             return
         self._looked_at = now
-        loss, error = running()
+        words = self.running_words(running())
         if self._terminal:
             self._bar.set_description(f"epoch {epoch}/{self._epochs}", refresh=False)
-            self._bar.set_postfix_str(f"loss {loss:.3f}, error {error:.2f}%")
+            self._bar.set_postfix_str(words)
             return
         speed = (self._seen - self._seen_at_begin) / (now - self._begun_at)
         left = (self._epochs * self._images_per_epoch - self._seen) / speed
         part = self._seen / self._images_per_epoch - (epoch - 1)
-        self._say(
-            f"epoch {epoch}/{self._epochs} at {part:4.0%}: loss {loss:.3f}, error {error:.2f}%, "
-            f"{speed:,.0f} images/s, {duration(left)} left"
-        )
+        self._say(f"epoch {epoch}/{self._epochs} at {part:4.0%}: {words}, {speed:,.0f} images/s, {duration(left)} left")
 
     def log(self, record: Record) -> None:
         """Say one line about an epoch that ended."""
@@ -73,13 +70,23 @@ class Progress:
             return
         timing = record["timing"]
         self._looked_at = time.perf_counter()
-        top5 = f" top-5 {record['test_top5_error']:6.2f}%" if "test_top5_error" in record else ""
         left = (self._epochs - record["epoch"]) * (timing["train"] + timing["evaluation"])
         self._say(
-            f"epoch {record['epoch']:>{len(str(self._epochs))}}/{self._epochs}  lr {record['lr']:<7.4g}"
-            f" train loss {record['train_loss']:.4f} error {record['train_error']:6.2f}%  "
-            f"test error {record['test_error']:6.2f}%{top5}  "
+            f"epoch {record['epoch']:>{len(str(self._epochs))}}/{self._epochs}  {self.epoch_words(record)}  "
             f"{timing['images_per_s']:,.0f} images/s  {duration(left)} left"
+        )
+
+    def running_words(self, running: Any) -> str:
+        """An epoch's loss and error so far."""
+        loss, error = running
+        return f"loss {loss:.3f}, error {error:.2f}%"
+
+    def epoch_words(self, record: Record) -> str:
+        """What an epoch came to."""
+        top5 = f" top-5 {record['test_top5_error']:6.2f}%" if "test_top5_error" in record else ""
+        return (
+            f"lr {record['lr']:<7.4g} train loss {record['train_loss']:.4f} error {record['train_error']:6.2f}%  "
+            f"test error {record['test_error']:6.2f}%{top5}"
         )
 
     def close(self) -> None:

@@ -48,6 +48,8 @@ class WandbTracker:
         tags: what else it can be found by, for example its cell.
         tables: those that it belongs to.
         table_metric: the field of the result that is its ``table_value``; None: Table 2's.
+        job_type: what it trains: tables read classifiers alone.
+        summary_of: makes the summary of a result, the metric and the tables.
         metrics_path: the run's ``metrics.jsonl``; its folder's ``environment.json`` becomes a file of the W&B run.
     """
 
@@ -64,9 +66,11 @@ class WandbTracker:
         tags: Sequence[str] = (),
         tables: Sequence[str] = (),
         table_metric: str | None = None,
+        job_type: str = JOB_TYPE,
+        summary_of: Callable[..., dict[str, Any]] = summary_of,
     ) -> None:
         self._metrics_path, self._tables, self._table_metric = metrics_path, tuple(tables), table_metric
-        self._offline = mode == "offline"
+        self._offline, self._summary_of = mode == "offline", summary_of
         self._arguments: dict[str, Any] = {
             "mode": mode,
             "project": project,
@@ -75,7 +79,7 @@ class WandbTracker:
             "name": run_id,
             "group": group,
             "tags": list(tags),
-            "job_type": JOB_TYPE,
+            "job_type": job_type,
             "config": config_of(config),
             "dir": str(metrics_path.parent),
             "resume": None if self._offline else "allow",
@@ -98,7 +102,7 @@ class WandbTracker:
             self._send_epoch(record)
         elif record["kind"] == "result":
             self._catch_up()
-            self._run.summary.update(summary_of(record, self._table_metric, self._tables))
+            self._run.summary.update(self._summary_of(record, self._table_metric, self._tables))
             self._is_whole = True
 
     @_never_fatal

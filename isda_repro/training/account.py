@@ -12,13 +12,14 @@ from isda_repro.config import model_name, request
 from isda_repro.data import Source
 from isda_repro.tables.records import EpochRecord, Result, SegmentRecord, as_json, mean_of_last
 from isda_repro.training.trainer import Trainer
+from isda_repro.training.work import Learner
 
 
-def segment_record(trainer: Trainer, origin: Mapping[str, Any]) -> SegmentRecord:
+def segment_record(learner: Learner, origin: Mapping[str, Any]) -> SegmentRecord:
     """The line of ``metrics.jsonl`` that a process begins with."""
-    compute = trainer.compute
+    compute = learner.compute
     return SegmentRecord(
-        step=trainer.step,
+        step=learner.step,
         device=compute.device.type,
         hardware=compute.hardware,
         precision=compute.precision,
@@ -26,7 +27,7 @@ def segment_record(trainer: Trainer, origin: Mapping[str, Any]) -> SegmentRecord
         channels_last=compute.channels_last,
         compile=compute.compile,
         deterministic=compute.deterministic,
-        world_size=trainer.processes.world_size,
+        world_size=learner.processes.world_size,
         threads=torch.get_num_threads(),
         git_revision=origin["git_revision"],
         git_clean=origin["git_clean"],

@@ -10,17 +10,17 @@ Weights that are whole are not thrown away because lines of ``metrics.jsonl`` ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from isda_repro.console import warn
 from isda_repro.errors import UserError
 from isda_repro.files import move_aside
-from isda_repro.tables.records import EpochRecord, RecordError, read_metrics
+from isda_repro.tables.records import AnyRecord, RecordError, read_lines
 from isda_repro.training.checkpoint import CheckpointError, Checkpoints, load
 
-NEEDED = {"step", "epoch", "network", "criterion", "optimizer", "ranks", "timing", "metrics_bytes"}
+ALWAYS_NEEDED = frozenset({"step", "epoch", "metrics_bytes"})
 
 
 class Start(NamedTuple):
@@ -28,12 +28,21 @@ class Start(NamedTuple):
 
     path: Path | None
     state: dict[str, Any] | None
-    records: list[EpochRecord]
+    records: list[Any]
     metrics_bytes: int
 
 
-def find_start(checkpoints: Checkpoints, metrics: Path, run_id: str) -> Start:
+def find_start(
+    checkpoints: Checkpoints, metrics: Path, run_id: str, needed: Set[str], epoch_record: type[AnyRecord]
+) -> Start:
     """Apply the rule. A checkpoint that cannot be used is one warning, and set aside.
+
+    Args:
+        checkpoints: of the run.
+        metrics: its ``metrics.jsonl``.
+        run_id: its name.
+        needed: what a state of its kind has.
+        epoch_record: which of the lines of ``metrics`` are of epochs.
 
     Raises:
         UserError: a checkpoint is whole, but ``metrics.jsonl`` is not, and no older one needs less of it.
@@ -46,9 +55,9 @@ def find_start(checkpoints: Checkpoints, metrics: Path, run_id: str) -> Start:
             state = load(path)
             if state.get("run_id") != run_id:
                 raise CheckpointError(f"{path} belongs to another run, {state.get('run_id')}")
-            if missing := NEEDED - state.keys():
+            if missing := (needed | ALWAYS_NEEDED) - state.keys():
                 raise CheckpointError(f"{path} is of another version of this program: no {', '.join(sorted(missing))}")
-            start = Start(path, state, _records(metrics, state), state["metrics_bytes"])
+            start = Start(path, state, _records(metrics, state, epoch_record), state["metrics_bytes"])
         except (CheckpointError, RecordError) as error:
             unusable[path] = error
         else:
@@ -70,10 +79,10 @@ def _set_aside(unusable: Mapping[Path, UserError], what_now: str) -> None:
         warn(f"{error}; it is now {aside.name}, and the run {what_now}")
 
 
-def _records(metrics: Path, state: dict[str, Any]) -> list[EpochRecord]:
+def _records(metrics: Path, state: dict[str, Any], epoch_record: type[AnyRecord]) -> list[Any]:
     """The epochs up to the checkpoint."""
     size = metrics.stat().st_size if metrics.exists() else 0
     if size < state["metrics_bytes"]:
         raise RecordError(f"{metrics} has {size} bytes, and had {state['metrics_bytes']} when a checkpoint was written")
-    lines = read_metrics(metrics, length=state["metrics_bytes"])
-    return [record for record in lines if isinstance(record, EpochRecord)]
+    lines = read_lines(metrics, epoch_record, length=state["metrics_bytes"])
+    return [record for record in lines if isinstance(record, epoch_record)]

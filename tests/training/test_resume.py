@@ -13,8 +13,8 @@ from interrupted_runs import RUN, STEPS_PER_EPOCH, Killed, assert_same, kill_at,
 from isda_repro.config import read_frozen
 from isda_repro.tables.records import EpochRecord, SegmentRecord, read_metrics
 from isda_repro.training import checkpoint
-from isda_repro.training import run as run_module
-from isda_repro.training.run import run
+from isda_repro.training.lock import FolderLock
+from isda_repro.training.run import Classification, run
 from isda_repro.training.trainer import Trainer
 
 
@@ -284,15 +284,15 @@ def test_force_moves_aside_what_is_finished_when_the_lock_is_held(tmp_path, monk
     """Of two that are told to, the second finds that the first has begun anew."""
     cfg = settings(tmp_path, "force=true")
     run(cfg)
-    entered = run_module.FolderLock.__enter__
+    entered = FolderLock.__enter__
 
     def late(self):
-        monkeypatch.setattr(run_module.FolderLock, "__enter__", entered)
+        monkeypatch.setattr(FolderLock, "__enter__", entered)
         (tmp_path / cfg.run_id).rename(tmp_path / f"{cfg.run_id}.before-1")
         (tmp_path / cfg.run_id).mkdir()
         return entered(self)
 
-    monkeypatch.setattr(run_module.FolderLock, "__enter__", late)
+    monkeypatch.setattr(FolderLock, "__enter__", late)
     run(cfg)
     assert not (tmp_path / f"{cfg.run_id}.before-2").exists()
     assert_same(tmp_path / cfg.run_id, undisturbed)
@@ -339,7 +339,7 @@ def test_what_was_left_to_do_after_the_result_is_done_by_the_next_command(tmp_pa
         logs.append(Log())
         return logs[-1:]
 
-    monkeypatch.setattr("isda_repro.training.parts.build_trackers", trackers)
+    monkeypatch.setattr(Classification, "build_trackers", staticmethod(trackers))
     with monkeypatch.context() as patch:
         patch.setattr(Log, "log", lambda self, record: kill_if(record["kind"] == "result"))
         with pytest.raises(Killed):
