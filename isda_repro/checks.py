@@ -46,7 +46,7 @@ def generator_kind(cfg: Mapping[str, Any]) -> str | None:
 def lacks(cfg: Mapping[str, Any]) -> str | None:
     """What is not there that a configuration would need to be run, though nothing in it is wrong."""
     kind = generator_kind(cfg)
-    return None if kind is None else f"needs a trained {kind} generator, which this version cannot train"
+    return None if kind is None else f"needs {kind}'s images, which this version cannot train on yet"
 
 
 def check(cfg: Mapping[str, Any]) -> None:
@@ -55,86 +55,117 @@ def check(cfg: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: the first that is wrong, with its key, its value and what it can be.
     """
-    recipe, dataset, compute = cfg["recipe"], cfg["dataset"], cfg["compute"]
-    seed = cfg["seed"]
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ConfigError(f"seed={seed!r} must be a whole number from 0 on")
+    recipe, dataset = cfg["recipe"], cfg["dataset"]
+    check_seed(cfg)
     for key in ("epochs", "batch_size"):
-        _require(is_count(recipe[key]), f"recipe.{key}", recipe[key], "a whole number from 1 on")
+        require(is_count(recipe[key]), f"recipe.{key}", recipe[key], "a whole number from 1 on")
     passes = recipe.get("passes")
-    _require(passes is None or is_count(passes), "recipe.passes", passes, "a whole number from 1 on, or null")
-    for key in ("train_limit", "test_limit", "holdout"):
-        value = dataset[key]
-        _require(value is None or is_count(value), f"dataset.{key}", value, "a whole number from 1 on, or null")
-    _require(isinstance(dataset["source"], Mapping), "dataset.source", dataset["source"], "left alone; choose dataset=")
+    require(passes is None or is_count(passes), "recipe.passes", passes, "a whole number from 1 on, or null")
+    check_limits(dataset)
     _check_streamed(dataset)
     for key in ("mean", "std"):
         value, few = dataset[key], key == "mean"
         if value == "auto" and "train_crop" in dataset:
             continue
         numbers = isinstance(value, list) and all(_is_number(one) and (few or one > 0) for one in value)
-        _require(numbers, f"dataset.{key}", value, "a number per channel, [0.5,0.5,0.5]" + ("" if few else ", above 0"))
-    waits = compute.get("timeout_minutes", 10)  # files that were frozen before there was such a setting have none
-    _require(_is_number(waits) and waits > 0, "compute.timeout_minutes", waits, "a number above 0")
-    micro = compute["micro_batch"]
-    _require(micro is None or is_count(micro), "compute.micro_batch", micro, "a whole number from 1 on, or null")
-    _require(_is_number(recipe["lr"]) and recipe["lr"] > 0, "recipe.lr", recipe["lr"], "a number above 0")
+        require(numbers, f"dataset.{key}", value, "a number per channel, [0.5,0.5,0.5]" + ("" if few else ", above 0"))
+    require(_is_number(recipe["lr"]) and recipe["lr"] > 0, "recipe.lr", recipe["lr"], "a number above 0")
     decay, momentum = recipe["weight_decay"], recipe["momentum"]
-    _require(_is_number(decay) and decay >= 0, "recipe.weight_decay", decay, "a number from 0 on")
-    _require(_is_number(momentum) and 0 <= momentum < 1, "recipe.momentum", momentum, "a number in [0, 1)")
-    _require(not recipe["nesterov"] or momentum > 0, "recipe.nesterov", True, "false where recipe.momentum is 0")
+    require(_is_number(decay) and decay >= 0, "recipe.weight_decay", decay, "a number from 0 on")
+    require(_is_number(momentum) and 0 <= momentum < 1, "recipe.momentum", momentum, "a number in [0, 1)")
+    require(not recipe["nesterov"] or momentum > 0, "recipe.nesterov", True, "false where recipe.momentum is 0")
     for key in MODEL_COUNTS:
         value = cfg["model"].get(key, 1)
         may_be_null = value is None and key in ("first_channels", "se_reduction")
-        _require(may_be_null or is_count(value), f"model.{key}", value, "a whole number from 1 on")
+        require(may_be_null or is_count(value), f"model.{key}", value, "a whole number from 1 on")
     for key in ("pretrained", "checkpointed"):
         value = cfg["model"].get(key, False)
-        _require(isinstance(value, bool), f"model.{key}", value, "true or false")
+        require(isinstance(value, bool), f"model.{key}", value, "true or false")
     for key, instead in NOT_OF_MODELS.items():
         if key in cfg["model"]:
             raise ConfigError(f"model.{key} cannot be set: {instead}")
     dropout = cfg["model"].get("dropout")
-    _require(
+    require(
         dropout is None or (_is_number(dropout) and 0 <= dropout < 1), "model.dropout", dropout, "a number in [0, 1)"
     )
     weights = cfg["model"].get("weights")
-    _require(
+    require(
         weights is None or (isinstance(weights, str) and weights != ""), "model.weights", weights, "a file, or null"
     )
     if weights is not None and cfg["model"].get("pretrained"):
         raise ConfigError(f"model.weights={weights} and model.pretrained=true exclude each other: leave one out")
     _check_milestones(recipe)
-    _require(
+    check_life(cfg)
+    _check_synthetic(cfg.get("synthetic") or {})
+    _check_choices(cfg)
+
+
+def check_seed(cfg: Mapping[str, Any]) -> None:
+    """The seed of a run."""
+    seed = cfg["seed"]
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ConfigError(f"seed={seed!r} must be a whole number from 0 on")
+
+
+def check_limits(dataset: Mapping[str, Any]) -> None:
+    """How much of a data set is used."""
+    for key in ("train_limit", "test_limit", "holdout"):
+        value = dataset[key]
+        require(value is None or is_count(value), f"dataset.{key}", value, "a whole number from 1 on, or null")
+    require(isinstance(dataset["source"], Mapping), "dataset.source", dataset["source"], "left alone; choose dataset=")
+
+
+def check_life(cfg: Mapping[str, Any]) -> None:
+    """What a run of any kind has: where it is, on what, when it saves, and who is told of it."""
+    compute, tracking = cfg["compute"], cfg["tracking"]
+    waits = compute.get("timeout_minutes", 10)  # files that were frozen before there was such a setting have none
+    require(_is_number(waits) and waits > 0, "compute.timeout_minutes", waits, "a number above 0")
+    micro = compute["micro_batch"]
+    require(micro is None or is_count(micro), "compute.micro_batch", micro, "a whole number from 1 on, or null")
+    require(
         isinstance(cfg["checkpoint"], Mapping), "checkpoint", cfg["checkpoint"], "left alone; set checkpoint.minutes"
     )
     minutes, steps = cfg["checkpoint"]["minutes"], cfg["checkpoint"]["steps"]
     above_zero = _is_number(minutes) and minutes > 0
-    _require(minutes is None or above_zero, "checkpoint.minutes", minutes, "a number above 0, or null")
-    _require(steps is None or is_count(steps), "checkpoint.steps", steps, "a whole number from 1 on, or null")
-    _require(isinstance(cfg["force"], bool), "force", cfg["force"], "true or false")
+    require(minutes is None or above_zero, "checkpoint.minutes", minutes, "a number above 0, or null")
+    require(steps is None or is_count(steps), "checkpoint.steps", steps, "a whole number from 1 on, or null")
+    require(isinstance(cfg["force"], bool), "force", cfg["force"], "true or false")
     for key in ("runs_dir", "data_dir"):
-        _require(isinstance(cfg[key], str) and bool(cfg[key]), key, cfg[key], "a folder's name")
-    _check_synthetic(cfg.get("synthetic") or {})
-    _check_choices(cfg)
+        require(isinstance(cfg[key], str) and bool(cfg[key]), key, cfg[key], "a folder's name")
+    tags = tracking.get("tags", [])
+    short = isinstance(tags, list) and all(isinstance(tag, str) and 1 <= len(tag) <= 64 for tag in tags)
+    require(short, "tracking.tags", tags, "a list of words of at most 64 characters each, which is what W&B takes")
+    _check_among(
+        {
+            "compute.device": (compute["device"], ("auto", "cpu", "gpu")),
+            "compute.precision": (compute["precision"], ("auto", "fp32", "bf16")),
+            "compute.tf32": (compute["tf32"], ("auto", True, False)),
+            "compute.channels_last": (compute["channels_last"], ("auto", True, False)),
+            "compute.compile": (compute["compile"], ("auto", True, False)),
+            "compute.sync_bn": (compute.get("sync_bn"), (None, True)),
+            "compute.deterministic": (compute["deterministic"], (True, False)),
+            "tracking.mode": (tracking["mode"], ("none", "offline", "online")),
+        }
+    )
 
 
 def _check_synthetic(synthetic: Mapping[str, Any]) -> None:
     """A kind of generator and its share of each batch, or neither."""
     kind, fraction = synthetic.get("kind"), synthetic.get("fraction")
     if kind is None:
-        _require(fraction is None, "synthetic.fraction", fraction, "null without a generator; choose synthetic=")
+        require(fraction is None, "synthetic.fraction", fraction, "null without a generator; choose synthetic=")
         return
-    _require(kind in GENERATORS, "synthetic.kind", kind, f"one of {', '.join(GENERATORS)}")
+    require(kind in GENERATORS, "synthetic.kind", kind, f"one of {', '.join(GENERATORS)}")
     is_share = isinstance(fraction, int | float) and 0 < fraction < 1  # True, NaN and infinity are not
-    _require(is_share, "synthetic.fraction", fraction, "a number between 0 and 1")
+    require(is_share, "synthetic.fraction", fraction, "a number between 0 and 1")
 
 
 def _check_milestones(recipe: Mapping[str, Any]) -> None:
     schedule = recipe["schedule"]
-    _require(isinstance(schedule, Mapping), "recipe.schedule", schedule, "left alone; set recipe.schedule.milestones")
+    require(isinstance(schedule, Mapping), "recipe.schedule", schedule, "left alone; set recipe.schedule.milestones")
     gamma, milestones = schedule.get("gamma", 1), schedule.get("milestones", [])
-    _require(_is_number(gamma) and 0 < gamma <= 1, "recipe.schedule.gamma", gamma, "a number in (0, 1]")
-    _require(isinstance(milestones, list), "recipe.schedule.milestones", milestones, "a list of epochs, [80,120]")
+    require(_is_number(gamma) and 0 < gamma <= 1, "recipe.schedule.gamma", gamma, "a number in (0, 1]")
+    require(isinstance(milestones, list), "recipe.schedule.milestones", milestones, "a list of epochs, [80,120]")
     for milestone in milestones:
         if not is_count(milestone):
             raise ConfigError(f"recipe.schedule.milestones has {milestone!r}: each must be an epoch, counted from 1")
@@ -151,32 +182,25 @@ def _check_streamed(dataset: Mapping[str, Any]) -> None:
     """What only data sets have whose images stay on disk."""
     if "train_crop" not in dataset:
         return
-    _require(is_count(dataset["image_size"]), "dataset.image_size", dataset["image_size"], "a whole number from 1 on")
-    _require(dataset["unreadable"] in ("stop", "skip"), "dataset.unreadable", dataset["unreadable"], "stop or skip")
+    require(is_count(dataset["image_size"]), "dataset.image_size", dataset["image_size"], "a whole number from 1 on")
+    require(dataset["unreadable"] in ("stop", "skip"), "dataset.unreadable", dataset["unreadable"], "stop or skip")
     workers = dataset["workers"]
-    _require(
+    require(
         workers == "auto" or is_count(workers) or (workers == 0 and not isinstance(workers, bool)),
         "dataset.workers",
         workers,
         "auto, or a number of processes from 0 on",
     )
     name = dataset.get("name", "name")
-    _require(
+    require(
         isinstance(name, str) and name != "" and not set(name) & set("/\\\0"), "dataset.name", name, "a name without /"
     )
 
 
 def _check_choices(cfg: Mapping[str, Any]) -> None:
-    compute, faithful, tracking = cfg["compute"], cfg["faithful"], cfg["tracking"]
+    faithful = cfg["faithful"]
     allowed: dict[str, tuple[Any, Sequence[Any]]] = {
-        "compute.device": (compute["device"], ("auto", "cpu", "gpu")),
-        "compute.precision": (compute["precision"], ("auto", "fp32", "bf16")),
-        "compute.tf32": (compute["tf32"], ("auto", True, False)),
-        "compute.channels_last": (compute["channels_last"], ("auto", True, False)),
-        "compute.compile": (compute["compile"], ("auto", True, False)),
-        "compute.sync_bn": (compute.get("sync_bn"), (None, True)),
         "loss.sync": (cfg["loss"].get("sync"), (None, False)),
-        "compute.deterministic": (compute["deterministic"], (True, False)),
         "faithful.progress": (faithful["progress"], ("iteration", "epoch")),
         "faithful.crop_padding": (faithful["crop_padding"], ("zeros", "reflect")),
         "faithful.channel_statistics": (faithful["channel_statistics"], ("dataset", "cifar10")),
@@ -184,16 +208,18 @@ def _check_choices(cfg: Mapping[str, Any]) -> None:
         "recipe.nesterov": (cfg["recipe"]["nesterov"], (True, False)),
         "recipe.schedule.ends_at_zero": (cfg["recipe"]["schedule"].get("ends_at_zero", False), (True, False)),
         "augmentation.flip": (cfg["augmentation"].get("flip", False), (True, False)),
-        "tracking.mode": (tracking["mode"], ("none", "offline", "online")),
     }
-    tags = tracking.get("tags", [])
-    short = isinstance(tags, list) and all(isinstance(tag, str) and 1 <= len(tag) <= 64 for tag in tags)
-    _require(short, "tracking.tags", tags, "a list of words of at most 64 characters each, which is what W&B takes")
+    _check_among(allowed)
+
+
+def _check_among(allowed: Mapping[str, tuple[Any, Sequence[Any]]]) -> None:
+    """By key, its value and those that it can have."""
     for key, (value, values) in allowed.items():
         same = any(value == candidate and type(value) is type(candidate) for candidate in values)
-        _require(same, key, value, "one of " + ", ".join("null" if v is None else str(v).lower() for v in values))
+        require(same, key, value, "one of " + ", ".join("null" if v is None else str(v).lower() for v in values))
 
 
-def _require(holds: bool, key: str, value: object, what: str) -> None:
+def require(holds: bool, key: str, value: object, what: str) -> None:
+    """One sentence on a setting that is not what it must be."""
     if not holds:
         raise ConfigError(f"{key}={value} must be {what}")

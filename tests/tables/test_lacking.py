@@ -8,7 +8,7 @@ from isda_repro.tables.local import sweep_here
 from isda_repro.tables.status import status
 from isda_repro.tables.sweep import missing
 
-LACK = "needs a trained acgan generator, which this version cannot train"
+LACK = "needs acgan's images, which this version cannot train on yet"
 
 
 @pytest.fixture

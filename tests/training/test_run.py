@@ -130,7 +130,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_writes_no_weights(tmp_path)
         ("compute=gpu", "sees no GPU here"),
         (
             "synthetic=acgan",
-            "synthetic=acgan needs a trained acgan generator, which this version cannot train; nothing",
+            "synthetic=acgan needs acgan's images, which this version cannot train on yet; nothing",
         ),
     ],
 )

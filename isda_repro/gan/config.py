@@ -1,0 +1,93 @@
+"""From what a user types to one frozen, checked, named configuration of generators; see ``isda_repro.config``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from isda_repro.checks import (
+    GENERATORS,
+    ConfigError,
+    check_life,
+    check_limits,
+    check_seed,
+    is_count,
+    require,
+)
+from isda_repro.config import (
+    NUMERICS_VERSION,
+    compose_from,
+    dataset_name,
+    read_frozen_as,
+    request,
+    settled,
+)
+
+ROOT = "train_gan"
+OF_CLASSIFIERS = ("recipe", "faithful")  # groups that data sets speak to, and that train no generator
+OF_NETWORKS = ("mean", "std")  # of a data set, likewise
+
+
+def compose_generator(overrides: Sequence[str] = ()) -> DictConfig:
+    """The frozen configuration that ``python scripts/train_gan.py OVERRIDES`` would run."""
+    return compose_from(ROOT, overrides, freeze_generator)
+
+
+def freeze_generator(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Resolve, check and name a composed configuration; what trains no generator is left out.
+
+    Raises:
+        ConfigError: a setting is wrong, or an override sets what nothing reads.
+    """
+    for override in overrides:
+        key = override.lstrip("+").partition("=")[0]
+        if key.partition(".")[0] in OF_CLASSIFIERS or key in [f"dataset.{name}" for name in OF_NETWORKS]:
+            raise ConfigError(f"{override!r} sets what trains no generator; a generator's own settings begin with gan.")
+    if "train_crop" in cfg.dataset:
+        raise ConfigError("gan= is for small images in memory: dataset=cifar10, cifar100 or digits")
+    plain = settled(cfg, overrides)
+    for group in OF_CLASSIFIERS:
+        plain.pop(group, None)
+    for key in OF_NETWORKS:
+        plain["dataset"].pop(key, None)
+    check_generator(plain)
+    return OmegaConf.create({"run_id": generator_id(plain), "numerics_version": NUMERICS_VERSION, **plain})
+
+
+def check_generator(cfg: Mapping[str, Any]) -> None:
+    """Fields against sense.
+
+    Raises:
+        ConfigError: the first that is wrong, with its key, its value and what it can be.
+    """
+    gan = cfg["gan"]
+    check_seed(cfg)
+    for key in ("epochs", "batch_size"):
+        require(is_count(gan[key]), f"gan.{key}", gan[key], "a whole number from 1 on")
+    require(gan["kind"] in GENERATORS, "gan.kind", gan["kind"], f"one of {', '.join(GENERATORS)}")
+    require(isinstance(gan["flip"], bool), "gan.flip", gan["flip"], "true or false")
+    for node in ("game", "optimizer"):
+        require(isinstance(gan[node], Mapping), f"gan.{node}", gan[node], f"left alone; set gan.{node}.<setting>")
+    check_limits(cfg["dataset"])
+    check_life(cfg)
+
+
+def generator_id(cfg: Mapping[str, Any]) -> str:
+    """``<gan>-<dataset>-s<seed>-<hash of the request>``."""
+    requested = json.dumps({**request(cfg), "numerics_version": NUMERICS_VERSION}, sort_keys=True)
+    digest = hashlib.sha256(requested.encode()).hexdigest()[:10]
+    return f"{cfg['choice']['gan']}-{dataset_name(cfg)}-s{cfg['seed']}-{digest}"
+
+
+def read_frozen_generator(path: Path) -> DictConfig:
+    """Read the ``config.yaml`` of generators.
+
+    Raises:
+        ConfigError: it is none, was edited since, or was frozen by code with other numerics.
+    """
+    return read_frozen_as(path, check_generator, generator_id)

@@ -1,0 +1,76 @@
+"""What people look at: a grid of generated images as training goes on, and the curves of its losses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from isda_repro.files import written_whole
+from isda_repro.gan.sampling import ImageGenerator
+from isda_repro.tables.figures import write_figure
+
+COLUMNS = 10  # images of each class
+MOST_ROWS = 10  # classes that are shown
+GAP = 2  # pixels, before they are enlarged
+ENLARGED_TO = 64  # pixels a side, about
+WHITE = 255
+
+
+def shown_epochs(epochs: int) -> set[int]:
+    """After which epochs a grid is kept: 1, 2, 5, 10, 20, 50 and so on, and the last."""
+    series = {head * 10**power for head in (1, 2, 5) for power in range(len(str(epochs)))}
+    return {epoch for epoch in series if epoch < epochs} | {epochs}
+
+
+def grid(generator: ImageGenerator, seed: int) -> Tensor:
+    """A row of images for each class: uint8 [3, height, width]. A column has one noise, and of infoGAN one code."""
+    rows = min(generator.num_classes, MOST_ROWS)
+    noise, codes = generator.game.draw(COLUMNS, torch.Generator().manual_seed(seed))
+    labels = torch.arange(rows).repeat_interleave(COLUMNS)
+    place = generator.device
+    images = generator.made_from(noise.repeat(rows, 1).to(place), codes.repeat(rows, 1).to(place), labels).cpu()
+    return arranged(images.unflatten(0, (rows, COLUMNS)))
+
+
+def arranged(images: Tensor) -> Tensor:
+    """uint8 [rows, columns, 1 or 3, H, W] -> one picture on white, uint8 [3, height, width]."""
+    rows, columns, _, height, width = images.shape
+    sheet = torch.full((3, rows * (height + GAP) + GAP, columns * (width + GAP) + GAP), WHITE, dtype=torch.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            top, left = GAP + row * (height + GAP), GAP + column * (width + GAP)
+            sheet[:, top : top + height, left : left + width] = images[row, column]
+    enlarged = max(1, ENLARGED_TO // height)
+    return sheet.repeat_interleave(enlarged, 1).repeat_interleave(enlarged, 2)
+
+
+def write_picture(path: Path, picture: Tensor) -> None:
+    """As PNG, whole or not at all."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as file:
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, format="PNG", optimize=True)
+
+
+def draw_losses(path: Path, curves: Mapping[str, Sequence[float | None]], title: str) -> None:
+    """Losses on the left, what the discriminator says of real and of generated images on the right."""
+    from matplotlib.figure import Figure
+
+    def make() -> Figure:
+        figure = Figure(figsize=(8.4, 3.1), layout="constrained")
+        for axes, kind in zip(figure.subplots(1, 2), ("loss", "score"), strict=True):
+            names = [name for name in curves if name.endswith(kind)]
+            for name, dashes in zip(names, ("-", "--", "-.", ":", (0, (5, 1, 1, 1))), strict=False):
+                values = [math.nan if value is None else value for value in curves[name]]
+                axes.plot(range(1, len(values) + 1), values, linestyle=dashes, label=name.replace("_", " "))
+            axes.set_xlabel("epoch")
+            axes.legend(fontsize=8)
+        figure.suptitle(title, fontsize=10)
+        return figure
+
+    write_figure(path, make)

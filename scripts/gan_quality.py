@@ -1,0 +1,106 @@
+"""How good a generator's images are, by a classifier that was trained on real ones. From the repository root:
+
+python scripts/gan_quality.py generator=runs/<run_id> classifier=runs/<run_id>      # also images=10000 device=auto
+
+Prints, and writes into the generator's folder as quality.json: how many generated images the classifier takes for the
+class that was asked for, in all and class by class, and the Frechet distance to real images in the classifier's
+features. That is not the FID of the literature, which has another network's: compare it with no number but those of the
+same classifier.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from isda_repro.checks import ConfigError
+from isda_repro.config import build, read_frozen
+from isda_repro.errors import one_sentence_errors
+from isda_repro.options import parse_options
+
+
+@dataclass
+class QualityOptions:
+    """Two folders of finished runs, how many images are made, and where."""
+
+    generator: str = MISSING
+    classifier: str = MISSING
+    images: int = 10000
+    device: str = "auto"
+    data_dir: str | None = None  # where the data is, if not where it was
+
+
+def measured(options: QualityOptions) -> dict[str, Any]:
+    """Load both, generate, judge."""
+    from isda_repro.data import Normalise, Source, Split
+    from isda_repro.gan import load_generator
+    from isda_repro.gan.config import read_frozen_generator
+    from isda_repro.gan.quality import judge_by, quality
+    from isda_repro.training import parts
+    from isda_repro.training.compute import resolve
+    from isda_repro.training.weights import load_weights
+
+    made, real = (Path(folder) / "config.yaml" for folder in (options.generator, options.classifier))
+    generator_cfg, cfg = read_frozen_generator(made), read_frozen(real)
+    cfg.compute.device = options.device
+    if options.data_dir is not None and "data_dir" in cfg.dataset.source:
+        cfg.dataset.source.data_dir = options.data_dir
+    compute = resolve(cfg.compute)
+    compute.apply()
+    source: Source = build(cfg.dataset.source)
+    if generator_cfg.choice.dataset != cfg.choice.dataset or not isinstance(source.train, Split):
+        of_generator, of_classifier = generator_cfg.choice.dataset, cfg.choice.dataset
+        raise ConfigError(f"the generator is of dataset={of_generator}, the classifier of dataset={of_classifier}")
+    network = parts.build_network(cfg, source, compute)
+    load_weights(network, real.with_name("checkpoint.pt"), new_head=False)
+    generator = load_generator(build(generator_cfg.gan.game), made.with_name("checkpoint.pt"), compute.device)
+    mean, std = parts.normalisation(cfg, source)
+    width = source.train.image_size[1]
+    normalise = Normalise(mean, std, image_width=width, device=compute.device, memory_format=compute.memory_format)
+
+    def split(part: Any) -> tuple[Any, Any]:
+        return part.images.to(compute.device), part.targets
+
+    found = quality(
+        generator, judge_by(network, normalise), split(source.train), split(source.test), count=options.images, seed=0
+    )
+    return {
+        "generator": generator_cfg.run_id,
+        "classifier": cfg.run_id,
+        "images": options.images,
+        "real_images": source.evaluated_on,
+        "accuracy": found.generated.accuracy,
+        "accuracy_by_class": dict(zip(source.class_names, found.generated.accuracy_by_class, strict=True)),
+        "accuracy_of_real": found.real.accuracy,
+        "accuracy_of_real_by_class": dict(zip(source.class_names, found.real.accuracy_by_class, strict=True)),
+        "frechet_distance_in_own_features": found.distance,
+        "frechet_distance_of_training_images": found.real_distance,
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """Print and write."""
+    options = parse_options(QualityOptions, arguments)
+    if options.images < 2:
+        raise ConfigError(f"images={options.images} must be a whole number from 2 on")
+    found = measured(options)
+    print(f"{found['images']:,} images of {found['generator']}, judged by {found['classifier']}:")
+    print(f"taken for the class asked for: {found['accuracy']:.1f}% (real images: {found['accuracy_of_real']:.1f}%)")
+    for name, accuracy in found["accuracy_by_class"].items():
+        print(f"  {name:<16} {accuracy:5.1f}%  ({found['accuracy_of_real_by_class'][name]:.1f}%)")
+    print(
+        "Frechet distance to real images, in this classifier's features: "
+        f"{found['frechet_distance_in_own_features']:.3f} "
+        f"(of the training images: {found['frechet_distance_of_training_images']:.3f})"
+    )
+    path = Path(options.generator) / "quality.json"
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(path)
+
+
+if __name__ == "__main__":
+    with one_sentence_errors():
+        main(sys.argv[1:])

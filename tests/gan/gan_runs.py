@@ -1,0 +1,59 @@
+"""What the tests of generators' runs have in common: short ones on digits, and how to compare two."""
+
+import json
+
+import pytest
+import torch
+
+from isda_repro.gan.config import compose_generator
+from isda_repro.gan.run import train_generator
+from isda_repro.gan.trainer import GanTrainer
+
+KINDS = ("wgan", "cgan", "acgan", "infogan")
+SHORT = [
+    *("dataset=digits", "dataset.train_limit=200", "gan.epochs=2", "gan.batch_size=10", "gan.game.width=16"),
+    "tracking=none",
+]
+WGAN = ["gan.game.settling_steps=3", "gan.game.settling_for=1", "gan.game.critic_steps=2"]
+
+
+class Killed(BaseException):
+    """What a test puts in the place of SIGKILL: nothing catches it."""
+
+
+def settings(kind, folder, *more):
+    own = WGAN if kind == "wgan" else []
+    return compose_generator([f"gan={kind}", *SHORT, *own, f"runs_dir={folder}", *more])
+
+
+def outcome(folder):
+    """Weights and epochs of finished generators, timing apart."""
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)["network"]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    epochs = [{**line, "timing": None} for line in lines if line["kind"] == "epoch"]
+    networks = [*state["generators"], *state["discriminators"]]
+    return [tensor for network in networks for tensor in network.values()], epochs
+
+
+def assert_same(one, other):
+    (tensors, epochs), (other_tensors, other_epochs) = outcome(one), outcome(other)
+    assert epochs == other_epochs
+    assert len(tensors) == len(other_tensors)
+    assert all(map(torch.equal, tensors, other_tensors))
+
+
+def killed_at(cfg, step, monkeypatch):
+    """Leave generators behind whose process ended when their ``step``-th step was to begin."""
+    original, count = GanTrainer._step, 0
+
+    def fatal(self, *arguments):
+        nonlocal count
+        count += 1
+        if count == step:
+            raise Killed
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GanTrainer, "_step", fatal)
+        with pytest.raises(Killed):
+            train_generator(cfg)

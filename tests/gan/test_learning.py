@@ -1,0 +1,38 @@
+"""Generators that have learnt: a classifier of real digits tells the classes of generated ones apart."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from isda_repro.config import compose
+from isda_repro.gan.config import compose_generator
+from isda_repro.gan.run import train_generator
+from isda_repro.training.run import run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """The folder of one that knows real digits."""
+    folder = tmp_path_factory.mktemp("classifier")
+    cfg = compose(["model=resnet20", "dataset=digits", "recipe.epochs=12", f"runs_dir={folder}", "tracking=none"])
+    assert run(cfg).test_error_final < 4
+    return folder / cfg.run_id
+
+
+@pytest.mark.parametrize("kind", ["acgan", "cgan"])
+def test_a_classifier_tells_the_classes_of_generated_digits(kind, classifier, root, tmp_path):
+    """Chance is 10%."""
+    cfg = compose_generator([f"gan={kind}", "dataset=digits", "gan.epochs=30", f"runs_dir={tmp_path}", "tracking=none"])
+    train_generator(cfg)
+    folder = tmp_path / cfg.run_id
+    command = [sys.executable, "scripts/gan_quality.py", f"generator={folder}", f"classifier={classifier}"]
+    shown = subprocess.run([*command, "images=1000"], cwd=root, capture_output=True, text=True, check=True)
+    found = json.loads((folder / "quality.json").read_text())
+    assert "taken for the class asked for" in shown.stdout
+    assert found["accuracy"] > 60
+    assert min(found["accuracy_by_class"].values()) > 20
+    assert found["frechet_distance_in_own_features"] > found["frechet_distance_of_training_images"] >= 0
