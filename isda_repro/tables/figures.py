@@ -113,8 +113,8 @@ def _figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, abreast: int 
     """``abreast``: the panels of one row of the table, which stand side by side if they can."""
     from matplotlib.figure import Figure
 
-    columns = abreast if 1 < abreast <= PANELS_ABREAST else min(len(drawn), PANELS_ABREAST)
-    rows = -(-len(drawn) // columns)
+    rows = -(-len(drawn) // (abreast if 1 < abreast <= PANELS_ABREAST else PANELS_ABREAST))
+    columns = -(-len(drawn) // rows)
     figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flat
     labels = list(dict.fromkeys(label for lines in drawn.values() for label in lines))
@@ -160,4 +160,4 @@ def _dress(axes: Any, title: str, curves: list[Curve], evaluated_on: str) -> Non
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"{evaluated_on} error (%)")
-    axes.legend(loc="upper right", fontsize=9, handlelength=2.8)
+    axes.legend(loc="best", fontsize=9, handlelength=2.8)
