@@ -35,9 +35,9 @@ class QualityOptions:
 
 def measured(options: QualityOptions) -> dict[str, Any]:
     """Load both, generate, judge."""
+    from isda_repro.config import read_frozen_generator
     from isda_repro.data import Normalise, Source, Split
     from isda_repro.gan import load_generator
-    from isda_repro.gan.config import read_frozen_generator
     from isda_repro.gan.quality import judge_by, quality
     from isda_repro.training import parts
     from isda_repro.training.compute import resolve

@@ -26,7 +26,7 @@ from isda_repro.errors import one_sentence_errors
 @hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="train_gan")
 def compose_and_run(cfg: DictConfig) -> None:
     """Freeze what Hydra composed from the command line, then train."""
-    from isda_repro.gan.config import freeze_generator
+    from isda_repro.config import freeze_generator
     from isda_repro.gan.run import train_generator
 
     with one_sentence_errors():  # here already: Hydra would add a line to an exception that passes through it
@@ -35,7 +35,7 @@ def compose_and_run(cfg: DictConfig) -> None:
 
 def main(arguments: list[str]) -> None:
     """A frozen file runs as it is; anything else is Hydra's command line."""
-    from isda_repro.gan.config import read_frozen_generator
+    from isda_repro.config import read_frozen_generator
     from isda_repro.gan.run import train_generator
 
     with one_sentence_errors():

@@ -33,7 +33,7 @@ MORE_CURVES = ("real_class_loss", "fake_class_loss", "code_loss")
 
 
 def train_generator(cfg: DictConfig) -> GeneratorResult:
-    """Train the generators that ``cfg`` asks for (frozen, see ``isda_repro.gan.config``): ``lifecycle.live``."""
+    """Train the generators that ``cfg`` asks for (frozen, see ``isda_repro.config``): ``lifecycle.live``."""
     return live(cfg, GeneratorTraining)
 
 

@@ -102,7 +102,7 @@ def test_a_generator_is_in_the_name_and_the_request():
 
 def test_numerics_version_changes_every_name(monkeypatch):
     before = compose(BASE).run_id
-    monkeypatch.setattr(config, "NUMERICS_VERSION", config.NUMERICS_VERSION + 1)
+    monkeypatch.setattr(config.naming, "NUMERICS_VERSION", config.NUMERICS_VERSION + 1)
     assert compose(BASE).run_id != before
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from isda_repro.gan.config import compose_generator
+from isda_repro.config import compose_generator
 from isda_repro.gan.run import train_generator
 from isda_repro.gan.trainer import GanTrainer
 

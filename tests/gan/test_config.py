@@ -2,9 +2,8 @@ import pytest
 from gan_runs import KINDS
 
 from isda_repro.checks import ConfigError
-from isda_repro.config import CONF_DIR, build, write_frozen
+from isda_repro.config import CONF_DIR, build, compose_generator, read_frozen_generator, write_frozen
 from isda_repro.gan import Game
-from isda_repro.gan.config import compose_generator, read_frozen_generator
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "digits"])

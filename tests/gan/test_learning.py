@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from isda_repro.config import compose
-from isda_repro.gan.config import compose_generator
+from isda_repro.config import compose, compose_generator
 from isda_repro.gan.run import train_generator
 from isda_repro.training.run import run
 

@@ -50,7 +50,7 @@ def test_a_loss_that_no_entry_fits_is_one_sentence():
 
 
 def test_every_isda_loss_reads_it_and_an_override_wins(monkeypatch):
-    monkeypatch.setattr("isda_repro.config.lambda_0_of", lambda *names: {"value": 0.125})
+    monkeypatch.setattr("isda_repro.config.rules.lambda_0_of", lambda *names: {"value": 0.125})
     for path in sorted((CONF_DIR / "loss").glob("isda*.yaml")):
         assert compose([f"loss={path.stem}"]).loss.lambda_0 == 0.125
         assert compose([f"loss={path.stem}", "loss.lambda_0=2"]).loss.lambda_0 == 2

@@ -1,4 +1,4 @@
-"""From what a user types to one frozen, checked, named configuration of generators; see ``isda_repro.config``."""
+"""A generator's configuration, from what a user types to what is run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,10 @@ from isda_repro.checks import (
     is_count,
     require,
 )
-from isda_repro.config import (
-    NUMERICS_VERSION,
-    compose_from,
-    dataset_name,
-    read_frozen_as,
-    request,
-    settled,
-)
+from isda_repro.config import naming
+from isda_repro.config.composing import compose_from, settled
+from isda_repro.config.frozen import read_frozen_as
+from isda_repro.config.naming import dataset_name, request
 
 ROOT = "train_gan"
 OF_CLASSIFIERS = ("recipe", "faithful")  # groups that data sets speak to, and that train no generator
@@ -56,7 +52,7 @@ def freeze_generator(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     for key in OF_NETWORKS:
         plain["dataset"].pop(key, None)
     check_generator(plain)
-    return OmegaConf.create({"run_id": generator_id(plain), "numerics_version": NUMERICS_VERSION, **plain})
+    return OmegaConf.create({"run_id": generator_id(plain), "numerics_version": naming.NUMERICS_VERSION, **plain})
 
 
 def check_generator(cfg: Mapping[str, Any]) -> None:
@@ -79,7 +75,7 @@ def check_generator(cfg: Mapping[str, Any]) -> None:
 
 def generator_id(cfg: Mapping[str, Any]) -> str:
     """``<gan>-<dataset>-s<seed>-<hash of the request>``."""
-    requested = json.dumps({**request(cfg), "numerics_version": NUMERICS_VERSION}, sort_keys=True)
+    requested = json.dumps({**request(cfg), "numerics_version": naming.NUMERICS_VERSION}, sort_keys=True)
     digest = hashlib.sha256(requested.encode()).hexdigest()[:10]
     return f"{cfg['choice']['gan']}-{dataset_name(cfg)}-s{cfg['seed']}-{digest}"
 

@@ -1,0 +1,56 @@
+"""From what a user types to one frozen, checked, named configuration.
+
+Hydra is met here, in ``train.py`` and in ``scripts/``, and nowhere else. The steps, in this order:
+
+1. ``compose`` (or Hydra's own command line) puts the files of ``conf/`` and the overrides together;
+2. ``freeze`` resolves every rule, checks fields against each other, and names the run;
+3. ``build`` makes an object of a node that has a ``_target_``.
+
+Generators have their own ``compose_generator``, ``freeze_generator`` and ``read_frozen_generator``.
+"""
+
+from isda_repro.config.building import build, build_loss, build_model, target_class
+from isda_repro.config.classifier import compose, freeze, read_frozen, rescaled_milestones, weights_digest
+from isda_repro.config.composing import explain
+from isda_repro.config.frozen import write_frozen
+from isda_repro.config.generator import compose_generator, freeze_generator, read_frozen_generator
+from isda_repro.config.naming import (
+    NUMERICS_VERSION,
+    cell_name,
+    dataset_name,
+    model_name,
+    request,
+    requested_run_id,
+    run_id,
+    run_names,
+)
+from isda_repro.config.rules import CONF_DIR, lambda_0_of, register_resolvers, rescaled
+
+__all__ = [
+    "CONF_DIR",
+    "NUMERICS_VERSION",
+    "build",
+    "build_loss",
+    "build_model",
+    "cell_name",
+    "compose",
+    "compose_generator",
+    "dataset_name",
+    "explain",
+    "freeze",
+    "freeze_generator",
+    "lambda_0_of",
+    "model_name",
+    "read_frozen",
+    "read_frozen_generator",
+    "register_resolvers",
+    "request",
+    "requested_run_id",
+    "rescaled",
+    "rescaled_milestones",
+    "run_id",
+    "run_names",
+    "target_class",
+    "weights_digest",
+    "write_frozen",
+]

@@ -1,0 +1,116 @@
+"""The files of ``conf/`` and a command line, put together and resolved; what is mistyped is one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from isda_repro.checks import ConfigError
+from isda_repro.config.rules import CONF_DIR, register_resolvers
+
+
+def compose_from(
+    root: str, overrides: Sequence[str], freeze_it: Callable[[DictConfig, Sequence[str]], DictConfig]
+) -> DictConfig:
+    """What ``conf/<root>.yaml`` and the overrides compose, frozen."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+
+    register_resolvers()
+    with explain(), initialize_config_dir(str(CONF_DIR), version_base=None):
+        cfg = hydra_compose(root, list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        return freeze_it(cfg, overrides)
+
+
+@contextmanager
+def explain() -> Iterator[None]:
+    """Turn what Hydra says of a mistyped command line, often five lines, into one sentence."""
+    from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+
+    try:
+        yield
+    except MissingConfigException as error:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        options = ", ".join(option for option in error.options or () if not option.startswith("_"))
+        raise ConfigError(f"there is no {group}={name}; {group}= can be {options}") from error
+    except (ConfigCompositionException, HydraException) as error:
+        raise ConfigError(_one_sentence(str(error))) from error
+    except ValueError as error:
+        if "Config group override" not in str(error):
+            raise
+        raise ConfigError("model=, dataset=, loss= and the other groups each take a name, not null") from error
+
+
+def _one_sentence(message: str) -> str:
+    """What Hydra wrote, without its advice to add the unknown key with a plus sign."""
+    unknown = re.search(r"Could not override '([^']+)'", message)
+    if unknown is None:
+        return " ".join(message.split("\nSee https")[0].split())
+    key, known = unknown[1].partition("@")[0], _known_keys()
+    if key in known:
+        return f"{key!r} is a setting of other choices of {key.partition('.')[0]}=, not of the one made"
+    near = difflib.get_close_matches(key, known, n=3)
+    return f"unknown setting {key!r}" + (
+        f"; did you mean {' or '.join(near)}?" if near else "; `python train.py --cfg job` lists all"
+    )
+
+
+def _known_keys() -> list[str]:
+    """Every key that a command line can set, for suggestions."""
+    keys: list[str] = []
+    for path in sorted(CONF_DIR.rglob("*.yaml")):
+        group = path.parent.relative_to(CONF_DIR).as_posix().removeprefix(".")
+        if group != "table":
+            keys += [group, *_keys_below(OmegaConf.to_container(OmegaConf.load(path)), group)]
+    return sorted(set(keys))
+
+
+def _keys_below(node: Any, prefix: str) -> list[str]:
+    if not isinstance(node, dict):
+        return []
+    names = {f"{prefix}.{key}" if prefix else str(key): value for key, value in node.items()}
+    return [*names, *(name for key, value in names.items() for name in _keys_below(value, key))]
+
+
+def settled(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """A composed configuration with every rule resolved, as plain containers, without Hydra's own part.
+
+    Raises:
+        ConfigError: a setting has no value, or an override adds a key that nothing reads.
+    """
+    _refuse_additions(cfg, overrides)
+    for group, name in cfg.choice.items():
+        if str(name).startswith("_"):
+            raise ConfigError(f"there is no {group}={name}: a file whose name begins with _ is a part of others")
+    ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    if missing := sorted(OmegaConf.missing_keys(ours)):
+        raise ConfigError(f"{'=, '.join(missing)}= has no default: give it a value")
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(ours, resolve=True, throw_on_missing=True))
+    except OmegaConfBaseException as error:
+        raise ConfigError(" ".join(str(error.__cause__ or error).splitlines()[:2])) from error
+
+
+def _refuse_additions(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Hydra suggests ``+key=value`` for an unknown key, and would then let it pass under a new run name."""
+    for override in overrides:
+        if override.lstrip("+").startswith("choice."):
+            raise ConfigError(f"{override!r}: the names under choice follow from model=, dataset= and so on")
+        if override.startswith("~"):
+            raise ConfigError(f"{override!r} deletes a setting that the program reads; give it another value instead")
+        if not override.startswith("+"):
+            continue
+        key = override.lstrip("+").split("=", 1)[0]
+        parent = OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else None
+        if not (isinstance(parent, DictConfig) and "_target_" in parent):
+            raise ConfigError(
+                f"{override!r} adds the key {key!r}, which nothing reads; only nodes with a _target_ take new keys"
+            )

@@ -1,0 +1,63 @@
+"""The rules inside YAML: what ``conf/`` is written with beside plain values."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import ListConfig, OmegaConf
+
+from isda_repro.checks import ConfigError, is_count
+
+CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
+
+
+def _match(key: object, rules: Mapping[str, Any]) -> Any:
+    """``${match:KEY, {PATTERN: VALUE, ...}}``: the value of the first pattern that the key fits (fnmatch)."""
+    for pattern, value in rules.items():
+        if fnmatch.fnmatchcase(str(key), str(pattern)):
+            return OmegaConf.create(value) if isinstance(value, list) else value
+    raise ConfigError(f"no rule fits {key!r}: the patterns are {', '.join(map(str, rules))}; set the value yourself")
+
+
+def _rescale(milestones: Sequence[int], paper_epochs: int, epochs: object) -> ListConfig:
+    """``${rescale:[80,120],160,${recipe.epochs}}``: milestones in proportion to another number of epochs.
+
+    No drop comes before epoch 2, and one that would fall past the end is left out.
+    """
+    if not is_count(epochs):  # the checks that follow say so properly
+        return OmegaConf.create(list(milestones))
+    return OmegaConf.create(rescaled(milestones, paper_epochs, cast(int, epochs)))
+
+
+def rescaled(milestones: Sequence[int], epochs: int, length: int) -> list[int]:
+    """The milestones of ``epochs`` epochs, in proportion to ``length`` epochs."""
+    scaled = [max(2, math.floor(milestone * length / epochs + 0.5)) for milestone in milestones]
+    return [milestone for milestone in scaled if milestone <= length]
+
+
+def lambda_0_of(model: object, dataset: object, loss: object) -> dict[str, Any]:
+    """The entry of ``conf/lambda_0.yaml`` for a network, a data set and a loss: its ``value`` and its ``source``.
+
+    Raises:
+        ConfigError: none fits.
+    """
+    names = {"model": str(model), "dataset": str(dataset), "loss": str(loss)}
+    for entry in cast(list[dict[str, Any]], OmegaConf.to_container(OmegaConf.load(CONF_DIR / "lambda_0.yaml"))):
+        if all(fnmatch.fnmatchcase(name, str(entry.get(key, "*"))) for key, name in names.items()):
+            return entry
+    chosen = " ".join(f"{key}={name}" for key, name in names.items())
+    raise ConfigError(f"conf/lambda_0.yaml has no entry for {chosen}: give loss.lambda_0=")
+
+
+def register_resolvers() -> None:
+    """Teach OmegaConf the rules that ``conf/`` is written with. May be called any number of times."""
+    OmegaConf.register_new_resolver("match", _match, replace=True)
+    OmegaConf.register_new_resolver("rescale", _rescale, replace=True)
+    OmegaConf.register_new_resolver("lambda_0", lambda *names: lambda_0_of(*names)["value"], replace=True)
+    OmegaConf.register_new_resolver(
+        "folder_name", lambda path: Path(str(path)).expanduser().resolve().name, replace=True
+    )
