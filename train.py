@@ -17,15 +17,17 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from isda_repro.checks import ConfigError
-from isda_repro.config import explain, freeze, read_frozen, register_resolvers, rescaled_milestones
+from isda_repro.config import explain, freeze, read_any_frozen, register_resolvers, rescaled_milestones
 from isda_repro.console import say
 from isda_repro.errors import one_sentence_errors
 
 
 def run_frozen(cfg: DictConfig) -> None:
     """Run a frozen configuration; torch is imported only now, so that ``--help`` and mistakes are instant."""
-    from isda_repro.training.run import run
-
+    if "gan" in cfg:  # scripts/train_gan.py composes these
+        from isda_repro.gan.run import train_generator as run
+    else:
+        from isda_repro.training.run import run  # type: ignore[assignment]
     run(cfg)
 
 
@@ -45,7 +47,7 @@ def main(arguments: list[str]) -> None:
         if arguments and arguments[0].endswith((".yaml", ".yml")):
             if len(arguments) > 1:
                 raise ConfigError(f"{arguments[0]} is frozen and takes no further settings: {' '.join(arguments[1:])}")
-            run_frozen(read_frozen(Path(arguments[0])))
+            run_frozen(read_any_frozen(Path(arguments[0])))
             return
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us whole: `explain` makes the sentence
         register_resolvers()

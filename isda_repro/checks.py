@@ -43,12 +43,6 @@ def generator_kind(cfg: Mapping[str, Any]) -> str | None:
     return kind
 
 
-def lacks(cfg: Mapping[str, Any]) -> str | None:
-    """What is not there that a configuration would need to be run, though nothing in it is wrong."""
-    kind = generator_kind(cfg)
-    return None if kind is None else f"needs {kind}'s images, which this version cannot train on yet"
-
-
 def check(cfg: Mapping[str, Any]) -> None:
     """Fields against each other and against sense.
 
@@ -158,6 +152,11 @@ def _check_synthetic(synthetic: Mapping[str, Any]) -> None:
     require(kind in GENERATORS, "synthetic.kind", kind, f"one of {', '.join(GENERATORS)}")
     is_share = isinstance(fraction, int | float) and 0 < fraction < 1  # True, NaN and infinity are not
     require(is_share, "synthetic.fraction", fraction, "a number between 0 and 1")
+    covers, settings, seed = synthetic["covers_all"], synthetic["settings"], synthetic["seed"]
+    require(covers in (None, True), "synthetic.covers_all", covers, "true or null")
+    is_list = isinstance(settings, list) and all(isinstance(one, str) for one in settings)
+    require(is_list, "synthetic.settings", settings, "a list of the generator's settings, [gan.epochs=50]")
+    require(isinstance(seed, int) and not isinstance(seed, bool), "synthetic.seed", seed, "a whole number from 0 on")
 
 
 def _check_milestones(recipe: Mapping[str, Any]) -> None:

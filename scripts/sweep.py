@@ -17,7 +17,7 @@ from isda_repro.stopping import leave_on_interrupt
 
 leave_on_interrupt()  # what is imported below takes a moment
 
-from isda_repro.config import compose
+from isda_repro.config import compose_any
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.files import cache_folder
 from isda_repro.options import parse_options
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"there is no cluster={options.cluster}; cluster= can be {', '.join(CLUSTERS)}")
     if action:
         runs_folder(options.runs_dir)
-    remembered = Remembered(compose, cache_folder())
+    remembered = Remembered(compose_any, cache_folder())
     try:
         if action == "status":
             print("\n".join(status(options, remembered)))

@@ -12,8 +12,14 @@ Generators have their own ``compose_generator``, ``freeze_generator`` and ``read
 from isda_repro.config.building import build, build_loss, build_model, target_class
 from isda_repro.config.classifier import compose, freeze, read_frozen, rescaled_milestones, weights_digest
 from isda_repro.config.composing import explain
+from isda_repro.config.either import compose_any, read_any_frozen
 from isda_repro.config.frozen import write_frozen
-from isda_repro.config.generator import compose_generator, freeze_generator, read_frozen_generator
+from isda_repro.config.generator import (
+    compose_generator,
+    freeze_generator,
+    generator_overrides,
+    read_frozen_generator,
+)
 from isda_repro.config.naming import (
     NUMERICS_VERSION,
     cell_name,
@@ -34,13 +40,16 @@ __all__ = [
     "build_model",
     "cell_name",
     "compose",
+    "compose_any",
     "compose_generator",
     "dataset_name",
     "explain",
     "freeze",
     "freeze_generator",
+    "generator_overrides",
     "lambda_0_of",
     "model_name",
+    "read_any_frozen",
     "read_frozen",
     "read_frozen_generator",
     "register_resolvers",

@@ -9,10 +9,11 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from isda_repro.checks import ConfigError, check
+from isda_repro.checks import ConfigError, check, generator_kind
 from isda_repro.config import naming
 from isda_repro.config.composing import compose_from, settled
 from isda_repro.config.frozen import read_frozen_as
+from isda_repro.config.generator import compose_generator, generator_overrides
 from isda_repro.config.naming import run_id
 from isda_repro.files import sha256
 
@@ -32,6 +33,8 @@ def freeze(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     check(plain)
     if plain["model"]["weights"] is not None:
         plain["model"]["weights_sha256"] = weights_digest(plain["model"])
+    if generator_kind(plain) is not None and plain["synthetic"]["generator"] is None:
+        plain["synthetic"]["generator"] = compose_generator(generator_overrides(plain)).run_id
     identity = {"run_id": run_id(plain), "numerics_version": naming.NUMERICS_VERSION}
     return OmegaConf.create({**identity, **plain})
 

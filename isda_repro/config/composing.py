@@ -24,10 +24,27 @@ def compose_from(
     from hydra.core.hydra_config import HydraConfig
 
     register_resolvers()
-    with explain(), initialize_config_dir(str(CONF_DIR), version_base=None):
+    with _apart(), explain(), initialize_config_dir(str(CONF_DIR), version_base=None):
         cfg = hydra_compose(root, list(overrides), return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
         return freeze_it(cfg, overrides)
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """What Hydra keeps for a whole process is as it was after the block: this may be a part of another composing."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.singleton import Singleton
+
+    if not GlobalHydra().is_initialized():
+        yield
+        return
+    around = Singleton.get_state()
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        Singleton.set_state(around)
 
 
 @contextmanager
@@ -55,6 +72,8 @@ def _one_sentence(message: str) -> str:
     if unknown is None:
         return " ".join(message.split("\nSee https")[0].split())
     key, known = unknown[1].partition("@")[0], _known_keys()
+    if key in known and "." not in key:
+        return f"{key}= is no setting of this program; train.py trains classifiers, scripts/train_gan.py generators"
     if key in known:
         return f"{key!r} is a setting of other choices of {key.partition('.')[0]}=, not of the one made"
     near = difflib.get_close_matches(key, known, n=3)

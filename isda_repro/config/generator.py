@@ -55,6 +55,17 @@ def freeze_generator(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     return OmegaConf.create({"run_id": generator_id(plain), "numerics_version": naming.NUMERICS_VERSION, **plain})
 
 
+def generator_overrides(cfg: Mapping[str, Any]) -> list[str]:
+    """What ``scripts/train_gan.py`` is given for the generator that a classifier's configuration asks for.
+
+    It is trained on the images that the classifier is: those that are held out, or beyond a limit, are in neither.
+    """
+    synthetic, dataset = cfg["synthetic"], cfg["dataset"]
+    limits = [f"dataset.{key}={dataset[key]}" for key in ("train_limit", "holdout") if dataset[key] is not None]
+    named = [f"gan={synthetic['kind']}", f"dataset={cfg['choice']['dataset']}", f"seed={synthetic['seed']}"]
+    return [*named, *limits, *synthetic["settings"]]
+
+
 def check_generator(cfg: Mapping[str, Any]) -> None:
     """Fields against sense.
 
@@ -78,6 +89,14 @@ def generator_id(cfg: Mapping[str, Any]) -> str:
     requested = json.dumps({**request(cfg), "numerics_version": naming.NUMERICS_VERSION}, sort_keys=True)
     digest = hashlib.sha256(requested.encode()).hexdigest()[:10]
     return f"{cfg['choice']['gan']}-{dataset_name(cfg)}-s{cfg['seed']}-{digest}"
+
+
+def is_frozen_generator(path: Path) -> bool:
+    """Whether it is a configuration of generators, if it is one at all."""
+    try:
+        return "\ngan:\n" in path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
 
 
 def read_frozen_generator(path: Path) -> DictConfig:

@@ -21,6 +21,7 @@ from isda_repro.data.resident import ResidentLoader
 from isda_repro.data.source import AnySplit, DataError, Source, Split, StoredSplit
 from isda_repro.data.statistics import stored_statistics
 from isda_repro.data.streaming import StreamingLoader
+from isda_repro.data.synthetic import ImageSource, Synthetic
 from isda_repro.data.verify import FileCheck, Verification, verify
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Draws",
     "FileCheck",
     "FileSplit",
+    "ImageSource",
     "Loader",
     "NoAugmentation",
     "Normalise",
@@ -46,6 +48,7 @@ __all__ = [
     "Split",
     "StoredSplit",
     "StreamingLoader",
+    "Synthetic",
     "Verification",
     "channel_statistics",
     "contact_sheet",

@@ -12,6 +12,7 @@ from torch import Tensor
 from isda_repro.data.augment import Augmentation, Draws, NoAugmentation
 from isda_repro.data.normalise import Normalise
 from isda_repro.data.source import AnySplit, DataError
+from isda_repro.data.synthetic import Synthetic
 from isda_repro.errors import UserError
 from isda_repro.randomness import stream_seed
 
@@ -34,6 +35,21 @@ WHOLE = Share()
 
 
 @dataclass(frozen=True)
+class Generated:
+    """The generated images of a step, on the CPU.
+
+    Attributes:
+        labels: of all processes, int64.
+        part: which of these are this process's.
+        rows: where among its samples of the step they belong, int64.
+    """
+
+    labels: Tensor
+    part: slice
+    rows: Tensor
+
+
+@dataclass(frozen=True)
 class Plan:
     """An epoch as this process sees it, on the CPU.
 
@@ -42,12 +58,14 @@ class Plan:
         images: which image each is, int64 [n]; None: the natural order.
         draws: the augmentation's numbers for each.
         starts: of each step's samples among them, and the end: [steps + 1].
+        generated: of each step; empty where nothing is generated.
     """
 
     positions: Tensor | None
     images: Tensor | None
     draws: Draws
     starts: Sequence[int]
+    generated: Sequence[Generated] = ()
 
 
 class Loader(ABC):
@@ -64,6 +82,7 @@ class Loader(ABC):
         device: where the batches are.
         memory_format: of the batches: ``torch.contiguous_format`` or ``torch.channels_last``, each without a copy.
         share: which part of each global batch is given out here.
+        synthetic: generated images that are among the real ones; None: real ones alone.
 
     Raises:
         DataError: a batch size that is not positive or, when shuffling, larger than the split.
@@ -85,9 +104,13 @@ class Loader(ABC):
         device: torch.device,
         memory_format: torch.memory_format = torch.contiguous_format,
         share: Share = WHOLE,
+        synthetic: Synthetic | None = None,
     ) -> None:
-        self._images, self._passes = len(split), passes
+        self._images, self._passes, self._synthetic = len(split), passes, synthetic
+        self._targets_on_host = split.targets
         self.num_samples = passes * len(split)  # of an epoch
+        if synthetic is not None:
+            self.num_samples = synthetic.samples_of_epoch(self.num_samples)
         if batch_size < 1:
             raise DataError(f"A batch must hold at least one image, but the batch size is {batch_size}.")
         if shuffle and batch_size > len(split):
@@ -134,18 +157,42 @@ class Loader(ABC):
         draws = self._augmentation.draw(self.num_samples, self._image_size, self._generator("augmentation", epoch))
         batches = range(0, self.num_samples, self.batch_size)
         if self.share.world_size == 1:
-            return Plan(None, order, draws, [*batches, self.num_samples])
+            return Plan(None, order, draws, [*batches, self.num_samples], self._generated(order))
         parts = [self.share.of(start, min(start + self.batch_size, self.num_samples)) for start in batches]
         positions = torch.cat([torch.arange(part.start, part.stop) for part in parts])
         starts = [0]
         for part in parts:
             starts.append(starts[-1] + part.stop - part.start)
         images = positions if order is None else order[positions]
-        return Plan(positions, images, {name: numbers[positions] for name, numbers in draws.items()}, starts)
+        own = {name: numbers[positions] for name, numbers in draws.items()}
+        return Plan(positions, images, own, starts, self._generated(order))
+
+    def _generated(self, order: Tensor | None) -> list[Generated]:
+        """What is to be made in each step of an epoch, of the classes of the real images that are in ``order``."""
+        if self._synthetic is None or order is None:
+            return []
+        chosen, labels = self._synthetic.positions(self.num_samples), self._targets_on_host[order]
+        return [self._generated_in(start, chosen, labels) for start in range(0, self.num_samples, self.batch_size)]
+
+    def _generated_in(self, start: int, chosen: Tensor, labels: Tensor) -> Generated:
+        stop = min(start + self.batch_size, self.num_samples)
+        own = self.share.of(start, stop)
+        before = int(chosen[start : own.start].sum())
+        rows = chosen[own].nonzero()[:, 0]
+        return Generated(labels[start:stop][chosen[start:stop]], slice(before, before + len(rows)), rows)
 
     def _order(self, epoch: int) -> Tensor:
+        """Which image each sample is; of a generated one, whose class it has."""
         generator = self._generator("order", epoch)
-        return torch.cat([torch.randperm(self._images, generator=generator) for _ in range(self._passes)])
+        real = torch.cat([torch.randperm(self._images, generator=generator) for _ in range(self._passes)])
+        if self._synthetic is None or not self._synthetic.covers_all:
+            return real
+        chosen = self._synthetic.positions(self.num_samples)
+        order = torch.empty(self.num_samples, dtype=torch.int64)
+        order[~chosen] = real
+        others = torch.randint(self._images, (int(chosen.sum()),), generator=self._generator("synthetic_labels", epoch))
+        order[chosen] = others
+        return order
 
     def _placed(self, draws: Draws) -> dict[str, Tensor]:
         """Where the augmentation wants them."""

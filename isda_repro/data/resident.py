@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from isda_repro.data.loader import Loader
+from isda_repro.data.loader import Loader, Plan
 from isda_repro.data.source import Split
+from isda_repro.randomness import stream_seed
 
 # Images that are augmented at once where that is faster: what a CPU's cache has room for; on an accelerator more, so
 # that the host, which starts hundreds of operations for each window, stays ahead of it.
@@ -38,6 +40,7 @@ class ResidentLoader(Loader):
         images = split.images.to(self._device)
         self._stored = (images.permute(0, 2, 3, 1) if self._channels_last else images).contiguous()
         self._targets = split.targets.to(self._device)
+        self._noise = torch.Generator(self._device)
 
     def _batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         plan = self._plan(epoch)
@@ -47,12 +50,23 @@ class ResidentLoader(Loader):
             window = slice(starts[0], starts[-1])
             images, targets = self._gathered(order, window)
             here = {name: numbers[window] for name, numbers in draws.items()}
+            for step in range(first, first + len(starts) - 1):
+                self._put_generated(images, starts[step - first] - starts[0], epoch, step, plan)
             images = self._augmentation.apply(images, here)
             for start, stop in pairwise(starts):
                 batch = slice(start - starts[0], stop - starts[0])
                 normalised = self._normalise(images[batch])
                 here_in_batch = {name: numbers[batch] for name, numbers in here.items()}
                 yield self._augmentation.apply_normalised(normalised, here_in_batch), targets[batch]
+
+    def _put_generated(self, images: Tensor, begin: int, epoch: int, step: int, plan: Plan) -> None:
+        """Generated images in the places of a step that are theirs; its samples begin at ``begin`` in ``images``."""
+        if self._synthetic is None or not plan.generated:
+            return
+        generated = plan.generated[step]
+        self._noise.manual_seed(stream_seed(self._seed, "synthetic", epoch, step))
+        made = self._synthetic.source.sample(generated.labels, self._noise, generated.part)
+        images[begin + generated.rows.to(self._device)] = made.to(self._device)
 
     def _gathered(self, order: Tensor | None, window: slice) -> tuple[Tensor, Tensor]:
         """The window's images as they are stored, uint8 [n, C, H, W], and labels."""

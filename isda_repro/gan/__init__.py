@@ -2,7 +2,7 @@
 
 from isda_repro.gan.networks import Discriminator, Generator, Judgement
 from isda_repro.gan.objectives import Acgan, Cgan, Game, InfoGan, Shape, Wgan
-from isda_repro.gan.sampling import ImageGenerator, load_generator
+from isda_repro.gan.sampling import ImageGenerator, load_generator, trained_generator
 
 __all__ = [
     "Acgan",
@@ -16,4 +16,5 @@ __all__ = [
     "Shape",
     "Wgan",
     "load_generator",
+    "trained_generator",
 ]

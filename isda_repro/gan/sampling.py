@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isda_repro.config import build, read_frozen_generator
 from isda_repro.errors import UserError
 from isda_repro.gan.networks import Generator
 from isda_repro.gan.objectives import Game, Shape
@@ -41,34 +42,35 @@ class ImageGenerator:
         return self.shape.num_classes
 
     @torch.no_grad()
-    def sample(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """An image of each label.
+    def sample(self, labels: Tensor, generator: torch.Generator, part: slice = slice(None)) -> Tensor:
+        """An image of each label, or of a part of them.
 
         Args:
-            labels: int64 [N], on any device.
+            labels: int64 [N], on any device; on the CPU a GPU is not waited for.
             generator: draws the noise; on any device, and on another one it draws other noise.
+            part: which of the images are made. Noise is drawn for all of them.
 
         Returns:
-            uint8 [N, channels, H, W] on the generators' device.
+            uint8 [n, channels, H, W] on the generators' device.
 
         Raises:
             ValueError: a label that is none of the classes.
         """
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
             raise ValueError(f"labels must be in [0, {self.num_classes}), but one is not")
-        noise, codes = (drawn.to(self.device) for drawn in self.game.draw(len(labels), generator))
-        return self.made_from(noise, codes, labels)
+        noise, codes = (drawn[part].to(self.device) for drawn in self.game.draw(len(labels), generator))
+        return self.made_from(noise, codes, labels[part])
 
     @torch.no_grad()
     def made_from(self, noise: Tensor, codes: Tensor, labels: Tensor) -> Tensor:
         """An image of each label from numbers that were drawn: uint8 [N, channels, H, W]."""
         size, channels = self.shape.image_size, self.shape.channels
         images = torch.empty(len(labels), channels, size, size, dtype=torch.uint8, device=self.device)
-        labels = labels.to(self.device)
+        there = labels.to(self.device)
         for index, network in enumerate(self.generators):
             chosen = (labels == index).nonzero()[:, 0] if len(self.generators) > 1 else torch.arange(len(labels))
             for rows in chosen.to(self.device).split(IMAGES_AT_ONCE):
-                inputs = self.game.inputs(noise[rows], labels[rows], codes[rows], self.num_classes)
+                inputs = self.game.inputs(noise[rows], there[rows], codes[rows], self.num_classes)
                 images[rows] = pixels(network(inputs))
         return images
 
@@ -76,6 +78,21 @@ class ImageGenerator:
 def pixels(images: Tensor) -> Tensor:
     """[-1, 1] -> uint8."""
     return ((images.float() + 1) * (GREYS / 2)).round().clamp(0, GREYS).to(torch.uint8)
+
+
+def trained_generator(folder: Path, device: torch.device) -> ImageGenerator:
+    """The generators of a finished run: what ``synthetic=`` trains on.
+
+    Args:
+        folder: of the run.
+        device: where they are to be.
+
+    Raises:
+        UserError: there is no such run, it has not finished, or its files are damaged.
+    """
+    cfg = read_frozen_generator(folder / "config.yaml")
+    game: Game = build(cfg.gan.game)
+    return load_generator(game, folder / "checkpoint.pt", device)
 
 
 def load_generator(game: Game, path: Path, device: torch.device) -> ImageGenerator:

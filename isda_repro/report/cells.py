@@ -18,11 +18,9 @@ def cells_of(shown: Shown, numbers: Mapping[str, int]) -> dict[str, dict[str, An
         numbers: run id -> number of the run on the page.
     """
     cells: dict[str, dict[str, Any]] = {}
-    lacks = {cell.slug: runs[0].lacks for cell, runs in shown.plan.items()}
     for place, part in _parts(shown.filled):
         for cell in part.cells.values():
-            described = _cell(shown.filled, cell, numbers, part is shown.filled)
-            cells.setdefault(f"{place}/{cell.cell.slug}", {**described, "lacks": lacks[cell.cell.slug]})
+            cells.setdefault(f"{place}/{cell.cell.slug}", _cell(shown.filled, cell, numbers, part is shown.filled))
     return cells
 
 

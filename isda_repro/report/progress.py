@@ -70,8 +70,8 @@ def progress_of(shown: Shown, runs_dir: Path) -> TableProgress:
 
 
 def petaflop_of(runs: Iterable[Run]) -> float:
-    """Of all runs that can be run and of which it is known."""
-    costs = (cost_of(run.settings) for run in runs if run.lacks is None)
+    """Of all runs of which it is known."""
+    costs = (cost_of(run.settings) for run in runs)
     return sum(cost.petaflop for cost in costs if cost is not None)
 
 

@@ -21,7 +21,7 @@ from isda_repro.config import CONF_DIR
 from isda_repro.files import written_whole
 from isda_repro.tables.plan import Compose
 
-CODE = ("config.py", "checks.py")
+CODE = ("config/*.py", "checks.py")
 
 
 class Remembered:
@@ -44,7 +44,7 @@ class Remembered:
             return cast(dict[str, Any], self._known[key])
         frozen = self._compose(list(overrides))
         settings = frozen if isinstance(frozen, dict) else cast(dict[str, Any], OmegaConf.to_container(frozen))
-        if settings["model"]["weights"] is None:
+        if settings.get("model", {}).get("weights") is None:  # generators have no model
             self._known[key], self._is_new = settings, True
         return settings
 
@@ -60,7 +60,7 @@ class Remembered:
 
 def _digest() -> str:
     digest = hashlib.sha256()
-    code = [Path(__file__).parents[1] / name for name in CODE]
+    code = [path for pattern in CODE for path in sorted(Path(__file__).parents[1].glob(pattern))]
     composed = (path for path in CONF_DIR.rglob("*.yaml") if path.parent.name != "table")
     for path in [*sorted(composed), *code]:
         digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")

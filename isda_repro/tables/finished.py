@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 from isda_repro.tables.gathered import Gathered, Record, gather
@@ -24,6 +24,11 @@ def kept(results_dir: str | None) -> Gathered:
     return gather(() if results_dir is None else kept_results(Path(results_dir)))
 
 
+def to_make(instead: Container[str], folders: Mapping[str, Path]) -> set[str]:
+    """The runs that have no result, and none that is kept ``instead``."""
+    return {name for name, folder in folders.items() if name not in instead and not has_result(folder)}
+
+
 def kept_instead(
     kept_runs: Mapping[str, Record], folders: Mapping[str, Path], needs: Mapping[str, Iterable[str]]
 ) -> dict[str, Record]:
@@ -39,8 +44,7 @@ def kept_instead(
     """
     instead = {name: record for name, record in kept_runs.items() if name in folders and not has_result(folders[name])}
     while True:
-        to_make = {name for name, folder in folders.items() if name not in instead and not has_result(folder)}
-        needed = {other for name in to_make for other in needs[name]}
+        needed = {other for name in to_make(instead, folders) for other in needs[name]}
         if not needed & instead.keys():
             return instead
         instead = {name: record for name, record in instead.items() if name not in needed}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from isda_repro.tables.aggregate import FilledCell, FilledTable
 from isda_repro.tables.costs import SOURCE, Cost, Estimate, cost_of
+from isda_repro.tables.generators import generator_needed
 from isda_repro.tables.plan import Plan
 from isda_repro.tables.specification import Cell
 
@@ -18,9 +19,9 @@ class Missing:
 
     cell: Cell
     seeds: tuple[int, ...]
-    command: str | None  # of the first, which stands for the others; None: this version cannot run it
+    command: str  # of the first, which stands for the others
     cost: Cost | None  # of one run
-    lacks: str | None = None  # why it cannot
+    generator: str | None = None  # the run whose images it trains on, which costs something too
 
     @property
     def what(self) -> str:
@@ -30,10 +31,9 @@ class Missing:
 
     @property
     def remark(self) -> str:
-        """For people: what one run costs, or why there is none."""
-        if self.lacks is not None:
-            return self.lacks
-        return f"{'each ' if len(self.seeds) > 1 else ''}{self.cost}" if self.cost is not None else "cost not known"
+        """For people: what one run costs."""
+        cost = f"{'each ' if len(self.seeds) > 1 else ''}{self.cost}" if self.cost is not None else "cost not known"
+        return cost if self.generator is None else f"{cost}; its generator's apart"
 
 
 def command(filled: FilledCell, extra: Sequence[str] = ()) -> str:
@@ -56,18 +56,15 @@ def missing_runs(filled: FilledTable, plan: Plan, extra: Sequence[str] = ()) -> 
         if not seeds:
             continue
         first = next(run for run in plan[cell] if run.seed == seeds[0])
-        if first.lacks is not None:
-            one = Missing(cell, seeds, None, None, first.lacks)
-        else:
-            one = Missing(cell, seeds, command(filled_cell, extra), cost_of(first.settings))
+        generator = generator_needed(first.settings)
+        one = Missing(cell, seeds, command(filled_cell, extra), cost_of(first.settings), generator)
         listed.setdefault(first.run_id, one)
     return tuple(listed.values())
 
 
 def in_all(missing: Sequence[Missing]) -> str:
     """How many runs, and what they cost together, for people; the hours with their source."""
-    runs = sum(len(one.seeds) for one in missing if one.lacks is None)
-    lacking = sum(len(one.seeds) for one in missing) - runs
+    runs = sum(len(one.seeds) for one in missing)
     known = [(len(one.seeds), one.cost) for one in missing if one.cost is not None]
     parts = [f"{runs} run{'s' if runs > 1 else ''}"]
     if known:
@@ -75,8 +72,6 @@ def in_all(missing: Sequence[Missing]) -> str:
         parts.append(f"{together} by the measurements of {SOURCE}" if " h " in together else together)
     if unknown := runs - sum(n for n, _ in known):
         parts.append(f"the cost of {unknown} is not known")
-    if lacking:
-        parts.append(f"and {lacking} that this version cannot run")
     return ", ".join(parts)
 
 

@@ -6,8 +6,9 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+from isda_repro.tables.generator_records import GeneratorEpoch
 from isda_repro.tables.plan import Run
-from isda_repro.tables.records import EpochRecord, RecordError, read_metrics
+from isda_repro.tables.records import EpochRecord, RecordError, read_lines
 from isda_repro.tracking.progress import duration
 
 TIMED = ("train", "evaluation", "saving")
@@ -22,19 +23,24 @@ def progress_of(folder: Path, run: Run) -> str | None:
     path = folder / "metrics.jsonl"
     if not path.exists():
         return None
+    kind = GeneratorEpoch if run.is_generator else EpochRecord
     try:
-        last = _last_epoch(path) or _last_of_all(path)
+        last = _last_epoch(path, kind) or _last_of_all(path, kind)
     except RecordError as error:
         return str(error)
     if last is None:
         return "in its first epoch"
-    epochs = run.settings["recipe"]["epochs"]
+    epochs = run.settings["gan" if run.is_generator else "recipe"]["epochs"]
     seconds = sum(last.timing.get(name, 0.0) for name in TIMED) * (epochs - last.epoch)
     left = f", {duration(seconds)} left" if seconds else ""
-    return f"epoch {last.epoch} of {epochs}, test error {last.test_error:.2f}{left}"
+    said = f", test error {last.test_error:.2f}" if isinstance(last, EpochRecord) else ""
+    return f"epoch {last.epoch} of {epochs}{said}{left}"
 
 
-def _last_epoch(path: Path) -> EpochRecord | None:
+Epoch = EpochRecord | GeneratorEpoch
+
+
+def _last_epoch(path: Path, kind: type[Epoch]) -> Epoch | None:
     """The last whole one at the end of the file; None where there is none, as after many resumptions in one epoch."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL_BYTES))
@@ -42,11 +48,11 @@ def _last_epoch(path: Path) -> EpochRecord | None:
     for line in reversed(lines):
         with suppress(ValueError, TypeError, KeyError, AttributeError, RecordError):
             data = json.loads(line)
-            if data["kind"] == EpochRecord.kind:
-                return EpochRecord.from_json(data)
+            if data["kind"] == kind.kind:
+                return kind.from_json(data)
     return None
 
 
-def _last_of_all(path: Path) -> EpochRecord | None:
-    records = [record for record in read_metrics(path) if isinstance(record, EpochRecord)]
+def _last_of_all(path: Path, kind: type[Epoch]) -> Epoch | None:
+    records = [record for record in read_lines(path, kind) if isinstance(record, kind)]
     return records[-1] if records else None

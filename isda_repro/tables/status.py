@@ -4,47 +4,60 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from isda_repro.console import say
 from isda_repro.tables.ending import LOG, last_error, read_ending
-from isda_repro.tables.finished import has_result, kept, kept_instead
+from isda_repro.tables.finished import has_result, kept, kept_instead, to_make
 from isda_repro.tables.owner import lives, pid_here
 from isda_repro.tables.plan import Compose, Plan, Run
 from isda_repro.tables.progress import NOT_YET, progress_of
 from isda_repro.tables.queue import Queue, cancel_jobs, job_of, log_of, look
 from isda_repro.tables.specification import table_names
-from isda_repro.tables.sweep import SweepOptions, needs_of, planned
+from isda_repro.tables.sweep import SweepOptions, needs_of, planned, planned_generators
 
 ALL = "all"
 
 
 def status(options: SweepOptions, compose: Compose) -> Iterator[str]:
     """For each table a line, then one for each cell."""
-    plans = [planned(one, compose) for one in _each(options)]
-    folders = {run.run_id: Path(options.runs_dir) / run.run_id for _, plan in plans for run in _runs(plan)}
+    tables = [_Looked(one, compose) for one in _each(options)]
+    folders = {name: folder for table in tables for name, folder in table.folders.items()}
     jobs = {name: job for name, folder in folders.items() if not has_result(folder) and (job := job_of(folder))}
     queue, in_results = look(jobs.values()), kept(options.results_dir).records
-    for table, plan in plans:
-        names = {run.run_id for run in _runs(plan) if run.lacks is None}
-        instead = kept_instead(in_results, {name: folders[name] for name in names}, needs_of(table, plan))
+    for table in tables:
+        instead = kept_instead(in_results, table.folders, table.needs)
+
+        def state(run: Run, done: Container[str] = instead) -> str:
+            return "done" if run.run_id in done else _state(run, folders[run.run_id], jobs.get(run.run_id), queue)
+
+        names = table.folders.keys() - table.generators.keys()
         done = sum(name in instead or has_result(folders[name]) for name in names)
         said = f", {len(instead)} of them kept in {options.results_dir}" if instead else ""
-        yield f"table={table.name}: {done} of {len(names)} runs done{said}"
-        width = max(len(cell.name) for cell in plan)
-        for cell, runs in plan.items():
-            states = [
-                "done" if run.run_id in instead else _state(run, folders[run.run_id], jobs.get(run.run_id), queue)
-                for run in runs
-            ]
-            yield f"  {cell.name:<{width}}  {_of_cell(runs, states)}"
+        yield f"table={table.table.name}: {done} of {len(names)} runs done{said}"
+        wanted = {other for name in to_make(instead, table.folders) for other in table.needs[name]}
+        for name in sorted(wanted & table.generators.keys()):
+            yield f"  generator {name}: {state(table.generators[name])}"
+        width = max(len(cell.name) for cell in table.plan)
+        for cell, runs in table.plan.items():
+            yield f"  {cell.name:<{width}}  {_of_cell(runs, [state(run) for run in runs])}"
+
+
+class _Looked:
+    """A table with all runs that have to do with it."""
+
+    def __init__(self, options: SweepOptions, compose: Compose) -> None:
+        self.table, self.plan = planned(options, compose)
+        self.generators = planned_generators(options, self.plan, compose)
+        names = [*self.generators, *(run.run_id for run in _runs(self.plan))]
+        self.folders = {name: Path(options.runs_dir) / name for name in names}
+        self.needs = needs_of(self.table, self.plan, self.generators)
 
 
 def cancel(options: SweepOptions, compose: Compose) -> int:
     """Ask all runs of a table to stop that wait or run, as jobs or on this host; they save. The exit code."""
-    plans = [planned(one, compose) for one in _each(options)]
-    folders = [Path(options.runs_dir) / name for name in {run.run_id for _, plan in plans for run in _runs(plan)}]
+    folders = {folder for one in _each(options) for folder in _Looked(one, compose).folders.values()}
     jobs = {job for folder in folders if not has_result(folder) and (job := job_of(folder))}
     waiting = look(jobs).waiting
     cancel_jobs(waiting)
@@ -65,8 +78,6 @@ def _runs(plan: Plan) -> list[Run]:
 
 
 def _of_cell(runs: tuple[Run, ...], states: list[str]) -> str:
-    if (lack := runs[0].lacks) is not None:  # its seeds differ in nothing else
-        return lack
     done, open_states = states.count("done"), [state for state in states if state not in ("done", "not started")]
     if not open_states:
         return f"done {done} of {len(runs)}" if done else "not started"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,8 +14,10 @@ from isda_repro.config import write_frozen
 from isda_repro.console import say
 from isda_repro.errors import UserError
 from isda_repro.tables.checked import read_checked
-from isda_repro.tables.finished import has_result, is_over, kept, kept_instead
+from isda_repro.tables.finished import has_result, is_over, kept, kept_instead, to_make
 from isda_repro.tables.gathered import Record
+from isda_repro.tables.generator_records import read_generator_result
+from isda_repro.tables.generators import generator_needed, generators_of
 from isda_repro.tables.plan import Compose, Plan, Run, expand
 from isda_repro.tables.records import RecordError
 from isda_repro.tables.sources import RESULT
@@ -66,10 +68,17 @@ def _written(value: object) -> str:
 def planned(options: SweepOptions, compose: Compose) -> tuple[Table, Plan]:
     """The table and its runs; the two folders, which name no run, go into every frozen configuration."""
     table = load_table(options.table)
+    return table, expand(table, compose, [*options.set, *_folders(options)])
+
+
+def planned_generators(options: SweepOptions, plan: Plan, compose: Compose) -> dict[str, Run]:
+    """Those that the plan's runs need, by name."""
+    return generators_of(plan, compose, _folders(options))
+
+
+def _folders(options: SweepOptions) -> list[str]:
     folders = [f"runs_dir={_quoted(options.runs_dir)}"]
-    if options.data_dir is not None:
-        folders.append(f"data_dir={_quoted(options.data_dir)}")
-    return table, expand(table, compose, [*options.set, *folders])
+    return folders if options.data_dir is None else [*folders, f"data_dir={_quoted(options.data_dir)}"]
 
 
 def _quoted(text: str) -> str:
@@ -100,7 +109,9 @@ class Missing:
         return run.run_id in self.kept or is_over(self.folder(run))
 
     def unmet(self, run: Run) -> list[str]:
-        """The runs that it needs and that are not done."""
+        """The runs that it needs and that are not done; none if it is over itself."""
+        if self.is_over(run):
+            return []
         runs_dir = Path(self.options.runs_dir)
         return [name for name in self.needs[run.run_id] if name not in self.kept and not has_result(runs_dir / name)]
 
@@ -113,6 +124,8 @@ class Missing:
         if (record := self.kept.get(run.run_id)) is not None:
             return self._said(record.origin, record.evaluated_on, record.numbers[self.table.metric])
         path = self.folder(run) / RESULT
+        if run.is_generator:
+            return f"{read_generator_result(path).epochs} epochs"
         result = read_checked(path)
         if result.run_id != run.run_id:
             raise RecordError(f"{path}: it is the result of {result.run_id}")
@@ -125,7 +138,7 @@ class Missing:
 
 
 def missing(options: SweepOptions, compose: Compose) -> Missing:
-    """All runs of a table that can be run; says how many cannot, and why.
+    """All runs of a table, those of its generators first where a run that is to be made needs them.
 
     Raises:
         UserError: the table or an option is wrong.
@@ -134,27 +147,26 @@ def missing(options: SweepOptions, compose: Compose) -> Missing:
     plan = tagged(table, plan)
     if any(run.config.force for runs in plan.values() for run in runs):
         raise UserError("force=true is for one run, by train.py: a sweep, given again, would never end")
-    runs = {run.run_id: run for cell_runs in plan.values() for run in cell_runs}
-    needs = needs_of(table, plan)
-    lacking = {name: lack for name, run in runs.items() if (lack := run.lacks) is not None}
-    while waiting := {name for name in runs if name not in lacking and needs[name] & lacking.keys()}:
-        lacking |= dict.fromkeys(waiting, "needs a run that cannot be run")
-    for lack, count in Counter(lacking.values()).items():
-        say(f"table={table.name}: {count} runs are left out: each {lack}")
-    can = {name: run for name, run in runs.items() if name not in lacking}
-    folders = {name: Path(options.runs_dir) / name for name in can}
+    generators = planned_generators(options, plan, compose)
+    runs = {**generators, **{run.run_id: run for cell_runs in plan.values() for run in cell_runs}}
+    needs = needs_of(table, plan, generators)
+    folders = {name: Path(options.runs_dir) / name for name in runs}
     instead = kept_instead(kept(options.results_dir).records, folders, needs)
     if instead:
         kept_in = f"the results of {len(instead)} runs are kept in {options.results_dir}"
         say(f"table={table.name}: {kept_in}; results_dir=null makes these again")
-    return Missing(table, options, list(can.values()), {name: needs[name] for name in can}, instead)
+    wanted = {other for name in to_make(instead, folders) for other in needs[name]}
+    listed = [run for name, run in runs.items() if name not in generators or name in wanted]
+    return Missing(table, options, listed, needs, instead)
 
 
-def needs_of(table: Table, plan: Plan) -> dict[str, frozenset[str]]:
-    """For each run the names of those that must be finished before it is begun."""
-    needs: dict[str, frozenset[str]] = {}
+def needs_of(table: Table, plan: Plan, generators: Iterable[str]) -> dict[str, frozenset[str]]:
+    """For each run, ``generators`` among them, the names of those that must be finished before it is begun."""
+    needs: dict[str, frozenset[str]] = dict.fromkeys(generators, frozenset())
     for cell, runs in plan.items():
         needed = frozenset(run.run_id for other in table.needed_by(cell) for run in plan[other])
+        if (generator := generator_needed(runs[0].settings)) is not None:
+            needed |= {generator}
         for run in runs:
             needs[run.run_id] = needs.get(run.run_id, frozenset()) | needed
     return needs

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from isda_repro.checks import ConfigError
+from isda_repro.checks import ConfigError, generator_kind
 from isda_repro.config import build, build_loss, build_model, cell_name, request, target_class
 from isda_repro.console import warn
 from isda_repro.data import (
@@ -22,6 +22,7 @@ from isda_repro.data import (
     Split,
     StoredSplit,
     StreamingLoader,
+    Synthetic,
     stored_statistics,
 )
 from isda_repro.losses import IGNORED, Criterion
@@ -81,8 +82,26 @@ def build_loaders(
     options: dict[str, Any] = {"constants": normalisation(cfg, source), "processes": processes}
     recipe = cfg.recipe
     passes = recipe.get("passes") or 1  # frozen files may be older than this setting
-    train = build_loader(cfg, source.train, compute, train=True, batch_size=recipe.batch_size, passes=passes, **options)
+    generated = build_synthetic(cfg, source, compute)
+    of_training: dict[str, Any] = {"batch_size": recipe.batch_size, "passes": passes, "synthetic": generated}
+    train = build_loader(cfg, source.train, compute, train=True, **of_training, **options)
     return train, build_loader(cfg, source.test, compute, train=False, **options)
+
+
+def build_synthetic(cfg: DictConfig, source: Source, compute: Compute) -> Synthetic | None:
+    """The generated images that are among the training images; None where there are none.
+
+    Raises:
+        ConfigError: the generator makes images of another kind.
+    """
+    if generator_kind(cfg) is None:
+        return None
+    wanted, folder = cfg.synthetic, Path(cfg.runs_dir) / cfg.synthetic.generator
+    generator = build(wanted.source, folder=folder, device=compute.device)
+    made = (generator.num_classes, (generator.shape.image_size,) * 2, generator.shape.channels)
+    if made != (source.num_classes, source.train.image_size, source.train.channels):
+        raise ConfigError(f"{folder} makes images of another kind than those of {source.name}: train one on these")
+    return Synthetic(generator, wanted.fraction, covers_all=bool(wanted.covers_all))
 
 
 def normalisation(cfg: DictConfig, source: Source) -> Constants:
@@ -105,6 +124,7 @@ def build_loader(
     shuffle: bool | None = None,
     passes: int = 1,
     processes: Processes = ALONE,
+    synthetic: Synthetic | None = None,
 ) -> Loader:
     """Images as they are trained on, or as they are evaluated; of each global batch this process's share."""
     in_memory = isinstance(split, Split)
@@ -121,7 +141,9 @@ def build_loader(
         "share": Share(processes.rank, processes.world_size),
     }
     if isinstance(split, Split):
-        return ResidentLoader(split, **options)
+        return ResidentLoader(split, synthetic=synthetic, **options)
+    if synthetic is not None:
+        raise ConfigError("synthetic= is for images in memory: dataset=cifar10, cifar100 or digits")
     return StreamingLoader(
         cast(StoredSplit, split),
         crop=build(cfg.dataset.train_crop if train else cfg.dataset.test_crop),

@@ -10,8 +10,7 @@ import sys
 import pytest
 
 from isda_repro.errors import UserError
-from isda_repro.report.evidence import evidence
-from isda_repro.report.page import _plotly, page
+from isda_repro.report.page import _plotly
 
 
 def data_of(text):
@@ -59,18 +58,6 @@ def test_a_run_of_no_table_is_there_without_a_cell(tmp_path, rendered, composed,
     assert [run["id"] for run in data["runs"]] == [cfg.run_id]
     assert not any(cell["runs"] for cell in data["cells"].values())
     assert "0 of 18 runs of 1 table have finished, and 1 that no table wants" in text
-
-
-def test_a_cell_that_cannot_be_run_says_why(tmp_path, composed):
-    path = tmp_path / "generators.yaml"
-    path.write_text(
-        "{title: Generators, metric: test_error_final, seeds: [0], set: [model=resnet110, dataset=cifar10],"
-        " rows: [{WGAN: synthetic=wgan}], columns: [{CE: loss=ce}]}"
-    )
-    found = evidence([str(path)], composed, tmp_path / "runs", tmp_path / "results")
-    text = page(found, tmp_path / "runs", tmp_path / "results")
-    assert data_of(text)["cells"]["generators/wgan--ce"]["lacks"].startswith("needs a trained wgan generator")
-    assert "PFLOP of training" not in text
 
 
 def test_the_policy_allows_our_scripts_alone(done, rendered):

@@ -176,7 +176,7 @@ function listDetails(data, list) {
   if (list.missing?.length) {
     const commands = list.missing.map((seed) => command(`${list.command} seed=${seed}`));
     const title = `Not run: seed${list.missing.length > 1 ? "s" : ""} ${list.missing.join(", ")}`;
-    parts.push(section(title, ...(list.lacks ? [element("p", {}, list.lacks)] : commands)));
+    parts.push(section(title, ...commands));
   }
   return parts;
 }

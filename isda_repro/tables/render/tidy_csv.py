@@ -67,7 +67,7 @@ def _ours(layout: Layout, filled: FilledCell) -> dict[str, Any]:
     line: dict[str, Any] = {"metric": cell.metric, "n": len(filled.values), "seeds": _joined(sorted(filled.values))}
     if not layout.is_of_other_runs:
         line["seeds_missing"] = _joined(filled.missing)
-        line["command"] = None if cell.generator is not None else command(filled, layout.extra)
+        line["command"] = command(filled, layout.extra)
     if summary is not None:
         line |= {"mean": summary.mean, "std": summary.std, "evaluated_on": layout.filled.evaluated_on}
     return line

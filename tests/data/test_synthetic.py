@@ -1,0 +1,166 @@
+"""Generated images among real ones: how many, where, of which class, from which draws."""
+
+from fractions import Fraction
+from itertools import chain
+
+import pytest
+import torch
+
+from isda_repro.data import Cutout, PadCropFlip, ResidentLoader, Share, Split, Synthetic
+from isda_repro.errors import UserError
+
+N, CLASSES = 53, 4
+
+
+class Marks:
+    """Its images are grey, of the class's own shade; their first pixel is drawn."""
+
+    def __init__(self):
+        self.asked = []
+
+    def sample(self, labels, generator, part=slice(None)):
+        self.asked.append(labels.tolist())
+        images = (200 + 10 * labels).to(torch.uint8)[:, None, None, None].repeat(1, 3, 8, 8)
+        images[:, :, 0, 0] = torch.randint(100, (len(labels), 3), generator=generator).to(torch.uint8) + 100
+        return images[part]
+
+
+def split(samples=N):
+    """Dark images, each with its number in it."""
+    images = torch.zeros(samples, 3, 8, 8, dtype=torch.uint8)
+    images[:] = torch.arange(samples)[:, None, None, None]
+    return Split(images, torch.arange(samples) % CLASSES)
+
+
+def loader(synthetic, *, batch_size=10, share=None, augmentation=None, **options):
+    return ResidentLoader(
+        split(),
+        batch_size=batch_size,
+        mean=[0.0] * 3,
+        std=[1 / 255] * 3,
+        augmentation=augmentation,
+        shuffle=True,
+        seed=3,
+        device=torch.device("cpu"),
+        share=share or Share(),
+        synthetic=synthetic,
+        **options,
+    )
+
+
+def epoch(source, number=1, first=0):
+    return [(images.round().long(), targets) for images, targets in source.epoch(number, first)]
+
+
+def is_generated(images):
+    return images[:, 0, 4, 4] >= 200
+
+
+@pytest.mark.parametrize("size", [1, 6, 10, 12, 53])
+@pytest.mark.parametrize("share", [1 / 6, 0.16666667, 0.5, 0.9])
+def test_each_batch_has_its_share_and_the_epoch_exactly(size, share):
+    """Batch t of size N: floor((t+1) N f) - floor(t N f)."""
+    exact = Fraction(share).limit_denominator(1000)
+    batches = epoch(loader(Synthetic(Marks(), share), batch_size=size))
+    counts = [int(is_generated(images).sum()) for images, _ in batches]
+    ends = [min((t + 1) * size, N) for t in range(len(batches))]
+    assert counts == [
+        int(end * exact) - int(max(0, end - len(b[0])) * exact) for end, b in zip(ends, batches, strict=True)
+    ]
+    assert sum(counts) == int(N * exact)
+    assert Synthetic(Marks(), share).count(0, N) == sum(counts)
+
+
+def test_a_sixth_of_128_is_21_or_22():
+    made = Synthetic(Marks(), 0.16666667)
+    assert [made.count(t * 128, (t + 1) * 128) for t in range(6)] == [21, 21, 22, 21, 21, 22]
+
+
+def test_a_generated_image_has_the_class_of_the_real_one_in_whose_place_it_is():
+    """So the labels are those of the run without, batch by batch."""
+    source = Marks()
+    mixed, real = epoch(loader(Synthetic(source, 1 / 6))), epoch(loader(None))
+    for (images, targets), (others, other_targets) in zip(mixed, real, strict=True):
+        assert torch.equal(targets, other_targets)
+        made = is_generated(images)
+        assert torch.equal(images[~made], others[~made])
+        assert torch.equal(images[made][:, 0, 4, 4], 200 + 10 * targets[made])
+    assert list(chain.from_iterable(source.asked)) == [int(t) for i, ts in mixed for t in ts[is_generated(i)]]
+
+
+def test_each_epoch_replaces_others_and_draws_anew():
+    source = loader(Synthetic(Marks(), 1 / 6))
+    first, again, second = (epoch(source, number) for number in (1, 1, 2))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again, strict=True))
+    shown = [
+        {int(i) for images, _ in one for i in images[~is_generated(images)][:, 0, 4, 4]} for one in (first, second)
+    ]
+    assert [len(one) for one in shown] == [N - N // 6] * 2
+    assert shown[0] != shown[1]
+    drawn = [torch.cat([images[is_generated(images)][:, :, 0, 0] for images, _ in one]) for one in (first, second)]
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_covers_all_shows_every_real_image_and_takes_more_steps():
+    source = loader(Synthetic(Marks(), 1 / 6, covers_all=True))
+    assert source.num_samples == 63
+    batches = epoch(source)
+    assert sum(int(is_generated(images).sum()) for images, _ in batches) == 63 // 6 == 63 - N
+    shown = sorted(int(i) for images, _ in batches for i in images[~is_generated(images)][:, 0, 4, 4])
+    assert shown == list(range(N))
+
+
+@pytest.mark.parametrize("real", range(1, 40))
+@pytest.mark.parametrize("share", [1 / 6, 2 / 7, 0.5, 0.9])
+def test_an_epoch_that_covers_all_has_as_many_real_ones_as_there_are(real, share):
+    made = Synthetic(Marks(), share, covers_all=True)
+    samples = made.samples_of_epoch(real)
+    assert samples - made.count(0, samples) == real
+    assert int(made.positions(samples).sum()) == made.count(0, samples)
+
+
+@pytest.mark.parametrize("world", [2, 3, 7])
+@pytest.mark.parametrize("covers_all", [False, True])
+def test_any_number_of_processes_has_the_images_of_one(world, covers_all):
+    whole = epoch(loader(Synthetic(Marks(), 1 / 6, covers_all=covers_all)))
+    parts = [
+        epoch(loader(Synthetic(Marks(), 1 / 6, covers_all=covers_all), share=Share(rank, world)))
+        for rank in range(world)
+    ]
+    for step, (images, targets) in enumerate(whole):
+        assert torch.equal(torch.cat([part[step][0] for part in parts]), images)
+        assert torch.equal(torch.cat([part[step][1] for part in parts]), targets)
+
+
+def test_an_epoch_begun_in_the_middle_goes_on_with_the_same_images():
+    source = loader(Synthetic(Marks(), 1 / 6), augmentation=PadCropFlip())
+    whole, rest = epoch(source), epoch(source, first=2)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(whole[2:], rest, strict=True))
+
+
+def test_generated_images_are_augmented_like_real_ones():
+    """Cutout, whose hole is mean grey, black here."""
+    batches = epoch(loader(Synthetic(Marks(), 1 / 6), augmentation=Cutout(length=4)))
+    for images, _ in batches:
+        made = images[(images >= 200).flatten(1).any(1)]
+        assert (made == 0).flatten(1).any(1).all()
+
+
+def test_several_batches_at_a_time_are_the_same(monkeypatch):
+    source = loader(Synthetic(Marks(), 1 / 6))
+    one_by_one = epoch(source)
+    source._steps_at_once = 4
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(one_by_one, epoch(source), strict=True))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, 1e-9, -0.5])
+def test_a_share_that_is_none(fraction):
+    with pytest.raises(UserError, match=r"synthetic\.fraction=.* must be a number between 0 and 1"):
+        Synthetic(Marks(), fraction)
+
+
+def test_the_stored_images_stay_as_they_are():
+    source = loader(Synthetic(Marks(), 0.5))
+    before = source._stored.clone()
+    epoch(source)
+    assert torch.equal(source._stored, before)
