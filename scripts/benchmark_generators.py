@@ -128,8 +128,9 @@ def report(options: Options, compute: Compute) -> list[str]:
     lines = [
         f"# What generated images cost, {compute.hardware}, {torch.get_num_threads()} thread, {compute.precision}",
         "",
-        "`python scripts/benchmark_generators.py`: images per second of generators alone, fp32, in batches of 22 (a sixth",
-        "of 128) and of 500; and steps of classifiers with CIFAR-10's sizes, batch and all, medians, ways taking turns.",
+        "`python scripts/benchmark_generators.py`: images per second of generators alone, fp32, in batches of 22 (a",
+        "sixth of 128) and of 500; and steps of classifiers with CIFAR-10's sizes, the batch made in them, medians,",
+        "the ways taking turns: beside cross-entropy's milliseconds what each adds.",
         "",
         "| generator | images/s, 22 at once | images/s, 500 at once |",
         "| --- | ---: | ---: |",

@@ -1,0 +1,113 @@
+"""A page of trained generators: their last grids, settings and quality. From the repository root:
+
+python scripts/gan_gallery.py runs=[runs/<run_id>,runs/<run_id>] output=results/generators/digits.md
+
+The grids are copied beside the page. ``gan_quality.py`` has to have judged each of them.
+"""
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from isda_repro.checks import ConfigError
+from isda_repro.config import compose_generator, read_frozen_generator
+from isda_repro.errors import one_sentence_errors
+from isda_repro.options import parse_options
+from isda_repro.tables.generator_records import GeneratorResult, read_generator_result
+
+HEAD = (
+    "| generator | epochs | its steps | seconds | classified as asked | Frechet distance | of training images |",
+    "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+)
+
+
+@dataclass
+class GalleryOptions:
+    """Folders of finished generators, and the page."""
+
+    runs: list[str] = MISSING
+    output: str = MISSING
+
+
+def described(folder: Path) -> tuple[GeneratorResult, dict[str, Any], Path]:
+    """What there is of one: its result, its quality, its last grid."""
+    result, quality = read_generator_result(folder / "result.json"), folder / "quality.json"
+    if not quality.exists():
+        raise ConfigError(f"{quality} does not exist: python scripts/gan_quality.py generator={folder} classifier=...")
+    return result, json.loads(quality.read_text(encoding="utf-8")), folder / "samples" / f"epoch-{result.epochs:05}.png"
+
+
+def page(runs: list[Path], output: Path) -> str:
+    """The page; copies the grids."""
+    rows, pictures = [], []
+    for folder in runs:
+        result, quality, grid = described(folder)
+        kind = result.choices["gan"]
+        rows.append(
+            f"| {kind} | {result.epochs:,} | {result.generator_steps:,} | {result.timing['train']:,.0f} | "
+            f"{quality['accuracy']:.1f}% | {quality['frechet_distance_in_own_features']:.3f} | "
+            f"{quality['frechet_distance_of_training_images']:.3f} |"
+        )
+        copy = output.with_name(f"{output.stem}_{kind}.png")
+        shutil.copy(grid, copy)
+        pictures += ["", f"## {kind}", "", f"`{command(folder)}`", "", f"![generated images]({copy.name})"]
+    _, quality, _ = described(runs[0])
+    first = read_generator_result(runs[0] / "result.json")
+    judge = f"{quality['classifier']} is right on {quality['accuracy_of_real']:.1f}% of real images it has not seen"
+    return "\n".join(
+        [
+            f"# Generated images of {first.choices['dataset']}",
+            "",
+            "A row is a class, a column one draw of noise. Classified as asked: the share of 10,000 generated images",
+            f"that a classifier takes for the class they were asked for; {judge}.",
+            "Frechet distance: of generated images to these, in that classifier's features, beside that of its training",
+            "images. It is not FID.",
+            "",
+            *HEAD,
+            *rows,
+            "",
+            f"Seconds: of training, {first.segments[-1]['hardware']}, {first.segments[-1]['threads']} thread.",
+            *pictures,
+        ]
+    )
+
+
+def command(folder: Path) -> str:
+    """What trains it: the settings that are not the standard ones."""
+    cfg = read_frozen_generator(folder / "config.yaml")
+    kind, dataset = cfg.choice.gan, cfg.choice.dataset
+    standard = compose_generator([f"gan={kind}", f"dataset={dataset}"])
+    changed = _changed(cfg.gan, standard.gan, "gan") + _changed(cfg.dataset, standard.dataset, "dataset")
+    seed = [f"seed={cfg.seed}"] if cfg.seed else []
+    return " ".join(["python scripts/train_gan.py", f"gan={kind}", f"dataset={dataset}", *seed, *changed])
+
+
+def _changed(node: Any, standard: Any, prefix: str) -> list[str]:
+    found = []
+    for key in node:
+        if key == "source":
+            continue
+        if hasattr(node[key], "keys"):
+            found += _changed(node[key], standard[key], f"{prefix}.{key}")
+        elif node[key] != standard[key]:
+            found.append(f"{prefix}.{key}={node[key]}")
+    return found
+
+
+def main(arguments: list[str]) -> None:
+    """Write the page."""
+    options = parse_options(GalleryOptions, arguments)
+    output = Path(options.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page([Path(folder) for folder in options.runs], output) + "\n", encoding="utf-8")
+    print(output)
+
+
+if __name__ == "__main__":
+    with one_sentence_errors():
+        main(sys.argv[1:])
