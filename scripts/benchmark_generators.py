@@ -36,7 +36,7 @@ class Options:
     """``models``: of the classifiers, as model= takes them; ``turns``: of each step."""
 
     models: list[str] = field(default_factory=lambda: ["resnet20", "resnet110", "wrn28_10"])
-    turns: int = 9
+    turns: int = 5
     output: str | None = None
 
 
