@@ -154,8 +154,8 @@ def _check_synthetic(synthetic: Mapping[str, Any]) -> None:
     require(is_share, "synthetic.fraction", fraction, "a number between 0 and 1")
     covers, settings, seed = synthetic["covers_all"], synthetic["settings"], synthetic["seed"]
     require(covers in (None, True), "synthetic.covers_all", covers, "true or null")
-    is_list = isinstance(settings, list) and all(isinstance(one, str) for one in settings)
-    require(is_list, "synthetic.settings", settings, "a list of the generator's settings, [gan.epochs=50]")
+    is_mapping = settings is None or isinstance(settings, Mapping)
+    require(is_mapping, "synthetic.settings", settings, "the generator's settings with their values, {gan.epochs:50}")
     require(isinstance(seed, int) and not isinstance(seed, bool), "synthetic.seed", seed, "a whole number from 0 on")
 
 

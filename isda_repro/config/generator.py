@@ -63,7 +63,7 @@ def generator_overrides(cfg: Mapping[str, Any]) -> list[str]:
     synthetic, dataset = cfg["synthetic"], cfg["dataset"]
     limits = [f"dataset.{key}={dataset[key]}" for key in ("train_limit", "holdout") if dataset[key] is not None]
     named = [f"gan={synthetic['kind']}", f"dataset={cfg['choice']['dataset']}", f"seed={synthetic['seed']}"]
-    return [*named, *limits, *synthetic["settings"]]
+    return [*named, *limits, *(f"{key}={value}" for key, value in (synthetic["settings"] or {}).items())]
 
 
 def check_generator(cfg: Mapping[str, Any]) -> None:
