@@ -150,13 +150,18 @@ def _check_synthetic(synthetic: Mapping[str, Any]) -> None:
         require(fraction is None, "synthetic.fraction", fraction, "null without a generator; choose synthetic=")
         return
     require(kind in GENERATORS, "synthetic.kind", kind, f"one of {', '.join(GENERATORS)}")
-    is_share = isinstance(fraction, int | float) and 0 < fraction < 1  # True, NaN and infinity are not
-    require(is_share, "synthetic.fraction", fraction, "a number between 0 and 1")
+    is_share = isinstance(fraction, int | float) and 0.001 <= fraction <= 0.999  # True, NaN and infinity are not
+    require(is_share, "synthetic.fraction", fraction, "a number from 0.001 to 0.999")
     covers, settings, seed = synthetic["covers_all"], synthetic["settings"], synthetic["seed"]
-    require(covers in (None, True), "synthetic.covers_all", covers, "true or null")
-    is_mapping = settings is None or isinstance(settings, Mapping)
-    require(is_mapping, "synthetic.settings", settings, "the generator's settings with their values, {gan.epochs:50}")
-    require(isinstance(seed, int) and not isinstance(seed, bool), "synthetic.seed", seed, "a whole number from 0 on")
+    require(covers is None or covers is True, "synthetic.covers_all", covers, "true or null")
+    is_its = settings is None or (
+        isinstance(settings, Mapping) and all(str(one).startswith("gan.") for one in settings)
+    )
+    require(is_its, "synthetic.settings", settings, "the generator's settings with their values, {gan.epochs:50}")
+    is_seed = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
+    require(is_seed, "synthetic.seed", seed, "a whole number from 0 on")
+    source = synthetic["source"]
+    require(isinstance(source, Mapping), "synthetic.source", source, "left alone; choose synthetic=")
 
 
 def _check_milestones(recipe: Mapping[str, Any]) -> None:

@@ -37,17 +37,28 @@ class GalleryOptions:
 def described(folder: Path) -> tuple[GeneratorResult, dict[str, Any], Path]:
     """What there is of one: its result, its quality, its last grid."""
     result, quality = read_generator_result(folder / "result.json"), folder / "quality.json"
-    if not quality.exists():
-        raise ConfigError(f"{quality} does not exist: python scripts/gan_quality.py generator={folder} classifier=...")
-    return result, json.loads(quality.read_text(encoding="utf-8")), folder / "samples" / f"epoch-{result.epochs:05}.png"
+    try:
+        found = json.loads(quality.read_text(encoding="utf-8"))
+        if not {"images", "classifier", "accuracy", "accuracy_of_real"} <= set(found):
+            raise ValueError
+    except (OSError, ValueError, TypeError) as error:
+        written_by = f"python scripts/gan_quality.py generator={folder} classifier=... writes it"
+        raise ConfigError(f"{quality} is not there, or not whole: {written_by}") from error
+    return result, found, folder / "samples" / f"epoch-{result.epochs:05}.png"
 
 
 def page(runs: list[Path], output: Path) -> str:
     """The page; copies the grids."""
-    rows, pictures = [], []
+    rows: list[str] = []
+    pictures: list[str] = []
+    judges = {(described(folder)[1]["classifier"], described(folder)[1]["images"]) for folder in runs}
+    if len(judges) != 1:
+        raise ConfigError("runs= were judged by different classifiers, or on different numbers of images")
     for folder in runs:
         result, quality, grid = described(folder)
         kind = result.choices["gan"]
+        if any(row.startswith(f"| {kind} |") for row in rows):
+            raise ConfigError(f"runs= has two generators of gan={kind}: a page shows one of each")
         rows.append(
             f"| {kind} | {result.epochs:,} | {result.generator_steps:,} | {result.timing['train']:,.0f} | "
             f"{quality['accuracy']:.1f}% | {quality['frechet_distance_in_own_features']:.3f} | "
@@ -63,7 +74,8 @@ def page(runs: list[Path], output: Path) -> str:
         [
             f"# Generated images of {first.choices['dataset']}",
             "",
-            "A row is a class, a column one draw of noise. Classified as asked: the share of 10,000 generated images",
+            "A row is a class, a column one draw of noise. Classified as asked: the share of "
+            f"{quality['images']:,} generated images",
             f"that a classifier takes for the class they were asked for; {judge}.",
             "Frechet distance: of generated images to these, in that classifier's features, beside that of its",
             "training images. It is not FID.",
@@ -93,8 +105,8 @@ def _changed(node: Any, standard: Any, prefix: str) -> list[str]:
         if key == "source":
             continue
         if hasattr(node[key], "keys"):
-            found += _changed(node[key], standard[key], f"{prefix}.{key}")
-        elif node[key] != standard[key]:
+            found += _changed(node[key], standard.get(key) or {}, f"{prefix}.{key}")
+        elif node[key] != standard.get(key):
             found.append(f"{prefix}.{key}={node[key]}")
     return found
 
@@ -102,6 +114,8 @@ def _changed(node: Any, standard: Any, prefix: str) -> list[str]:
 def main(arguments: list[str]) -> None:
     """Write the page."""
     options = parse_options(GalleryOptions, arguments)
+    if not options.runs:
+        raise ConfigError("runs= has no folder")
     output = Path(options.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page([Path(folder) for folder in options.runs], output) + "\n", encoding="utf-8")

@@ -84,6 +84,8 @@ def measured(options: QualityOptions) -> dict[str, Any]:
 def main(arguments: list[str]) -> None:
     """Print and write."""
     options = parse_options(QualityOptions, arguments)
+    if options.device not in ("auto", "cpu", "gpu"):
+        raise ConfigError(f"device={options.device} must be one of auto, cpu, gpu")
     if options.images < 2:
         raise ConfigError(f"images={options.images} must be a whole number from 2 on")
     found = measured(options)

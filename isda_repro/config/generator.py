@@ -11,7 +11,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from isda_repro.checks import (
-    GENERATORS,
     ConfigError,
     check_life,
     check_limits,
@@ -27,6 +26,10 @@ from isda_repro.config.naming import dataset_name, request
 ROOT = "train_gan"
 OF_CLASSIFIERS = ("recipe", "faithful")  # groups that data sets speak to, and that train no generator
 OF_NETWORKS = ("mean", "std")  # of a data set, likewise
+NOT_READ = (
+    *(f"dataset.{name}" for name in (*OF_NETWORKS, "test_limit")),
+    *("compute.micro_batch", "compute.sync_bn", "compute.compile"),
+)
 
 
 def compose_generator(overrides: Sequence[str] = ()) -> DictConfig:
@@ -42,7 +45,7 @@ def freeze_generator(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """
     for override in overrides:
         key = override.lstrip("+").partition("=")[0]
-        if key.partition(".")[0] in OF_CLASSIFIERS or key in [f"dataset.{name}" for name in OF_NETWORKS]:
+        if key.partition(".")[0] in OF_CLASSIFIERS or key in NOT_READ:
             raise ConfigError(f"{override!r} sets what trains no generator; a generator's own settings begin with gan.")
     if "train_crop" in cfg.dataset:
         raise ConfigError("gan= is for small images in memory: dataset=cifar10, cifar100 or digits")
@@ -76,7 +79,7 @@ def check_generator(cfg: Mapping[str, Any]) -> None:
     check_seed(cfg)
     for key in ("epochs", "batch_size"):
         require(is_count(gan[key]), f"gan.{key}", gan[key], "a whole number from 1 on")
-    require(gan["kind"] in GENERATORS, "gan.kind", gan["kind"], f"one of {', '.join(GENERATORS)}")
+    require(gan["kind"] == cfg["choice"]["gan"], "gan.kind", gan["kind"], "left alone; choose gan=")
     require(isinstance(gan["flip"], bool), "gan.flip", gan["flip"], "true or false")
     for node in ("game", "optimizer"):
         require(isinstance(gan[node], Mapping), f"gan.{node}", gan[node], f"left alone; set gan.{node}.<setting>")
@@ -105,4 +108,6 @@ def read_frozen_generator(path: Path) -> DictConfig:
     Raises:
         ConfigError: it is none, was edited since, or was frozen by code with other numerics.
     """
+    if path.exists() and not is_frozen_generator(path):
+        raise ConfigError(f"{path} is not a frozen run of generators: it has no gan")
     return read_frozen_as(path, check_generator, generator_id)

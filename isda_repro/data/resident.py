@@ -66,7 +66,7 @@ class ResidentLoader(Loader):
         generated = plan.generated[step]
         self._noise.manual_seed(stream_seed(self._seed, "synthetic", epoch, step))
         made = self._synthetic.source.sample(generated.labels, self._noise, generated.part)
-        images[begin + generated.rows.to(self._device)] = made.to(self._device)
+        images[begin + generated.rows.to(self._device, non_blocking=True)] = made.to(self._device)
 
     def _gathered(self, order: Tensor | None, window: slice) -> tuple[Tensor, Tensor]:
         """The window's images as they are stored, uint8 [n, C, H, W], and labels."""

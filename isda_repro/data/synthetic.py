@@ -37,7 +37,7 @@ class Synthetic:
             each generated image stands in the place of a real one, another one in each epoch, and has its class.
 
     Raises:
-        UserError: a fraction that is not between 0 and 1.
+        UserError: a fraction that is not between 0 and 1, or too close to one of them.
     """
 
     source: ImageSource
@@ -46,7 +46,7 @@ class Synthetic:
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
-            raise UserError(f"synthetic.fraction={self.fraction} must be a number between 0 and 1")
+            raise UserError(f"synthetic.fraction={self.fraction} must be a number from 0.001 to 0.999")
 
     @property
     def share(self) -> Fraction:

@@ -119,7 +119,7 @@ def doublings_of(image_size: int, width: int) -> int:
     if image_size != SMALLEST << doublings or doublings < 1:
         raise UserError(f"images of {image_size} pixels: generators are for 8, 16, 32, 64 and so on")
     if width % (1 << (doublings - 1)) or width < 1 << (doublings - 1):
-        raise UserError(f"gan.width={width} must be a multiple of {1 << (doublings - 1)} for {image_size} pixels")
+        raise UserError(f"gan.game.width={width} must be a multiple of {1 << (doublings - 1)} for {image_size} pixels")
     return doublings
 
 

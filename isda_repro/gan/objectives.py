@@ -6,6 +6,7 @@ same classes, then the generator one. Losses are means over the images given, an
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -50,12 +51,19 @@ class Game(ABC):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("noise_dim", "width"):
+        self._check_counts("noise_dim", "width")
+        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
+            raise UserError(f"gan.game.dropout={self.dropout} must be a number in [0, 1)")
+
+    def _check_counts(self, *names: str, least: int = 1) -> None:
+        for name in names:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"{name}={value} must be a whole number from 1 on")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout={self.dropout} must be a number in [0, 1)")
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise UserError(f"gan.game.{name}={value} must be a whole number from {least} on")
+
+    def _check_weight(self, name: str) -> None:
+        if not _is_number(value := getattr(self, name)) or value < 0:
+            raise UserError(f"gan.game.{name}={value} must be a number from 0 on")
 
     def generator(self, shape: Shape) -> Generator:
         """With weights drawn anew."""
@@ -116,11 +124,10 @@ class Wgan(Game):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.clip > 0:
-            raise UserError(f"clip={self.clip} must be a number above 0")
-        for name in ("critic_steps", "settling_steps", "settling_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be a whole number from 1 on")
+        if not _is_number(self.clip) or self.clip <= 0:
+            raise UserError(f"gan.game.clip={self.clip} must be a number above 0")
+        self._check_counts("critic_steps", "settling_steps", "settling_every")
+        self._check_counts("settling_for", least=0)
 
     def discriminator(self, shape: Shape) -> Discriminator:
         """The critic."""
@@ -151,7 +158,7 @@ class _Binary(Game):
     """Goodfellow et al. 2014, with the loss for the generator that does not saturate."""
 
     def discriminator_losses(self, real: Judgement, fake: Judgement, targets: Tensor, codes: Tensor) -> Losses:
-        """Binary cross-entropy; the scores are the mean probabilities of being real."""
+        """Half the sum of both cross-entropies; the scores are the mean probabilities of being real."""
         real_loss = F.binary_cross_entropy_with_logits(real.source, torch.ones_like(real.source))
         fake_loss = F.binary_cross_entropy_with_logits(fake.source, torch.zeros_like(fake.source))
         scores = {"real_score": real.source.sigmoid().mean(), "fake_score": fake.source.sigmoid().mean()}
@@ -183,6 +190,10 @@ class Acgan(_Binary):
 
     class_weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_weight("class_weight")
+
     def discriminator(self, shape: Shape) -> Discriminator:
         """It says how real, and which class."""
         return Discriminator(
@@ -210,12 +221,17 @@ class InfoGan(Cgan):
     fixed variance around its guess, so that the bound on the mutual information is the squared error.
 
     Args:
-        code_weight: of that error; the paper's lambda for continuous codes.
+        code_weight: of the mean of that error over the codes, which for two of them and a variance of 1 is their
+            negative log-likelihood up to a constant; the paper's lambda for continuous codes.
     """
 
     codes: ClassVar[int] = 2
 
     code_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_weight("code_weight")
 
     def discriminator(self, shape: Shape) -> Discriminator:
         """It is told the class, says how real, and guesses the codes."""
@@ -229,14 +245,18 @@ class InfoGan(Cgan):
         )
 
     def discriminator_losses(self, real: Judgement, fake: Judgement, targets: Tensor, codes: Tensor) -> Losses:
-        """That of CGAN, and the codes of the generated images."""
+        """That of CGAN, and the codes of the generated images; half of both, as all of the discriminator's."""
         losses, guess = super().discriminator_losses(real, fake, targets, codes), _code_loss(fake, codes)
-        return {**losses, "loss": losses["loss"] + self.code_weight * guess, "code_loss": guess}
+        return {**losses, "loss": losses["loss"] + self.code_weight * guess / 2, "code_loss": guess}
 
     def generator_losses(self, fake: Judgement, targets: Tensor, codes: Tensor) -> Losses:
         """Likewise."""
         losses = super().generator_losses(fake, targets, codes)
         return {"loss": losses["loss"] + self.code_weight * _code_loss(fake, codes)}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _cross_entropy(judged: Judgement, targets: Tensor) -> Tensor:

@@ -188,7 +188,11 @@ def _pair(cfg: DictConfig, game: Game, shape: Shape, compute: Compute, index: in
     place: dict[str, Any] = {"device": compute.device, "memory_format": compute.memory_format}
     generator, discriminator = game.generator(shape).to(**place), game.discriminator(shape).to(**place)
     optimizer: Callable[[Any], torch.optim.Optimizer] = build(cfg.gan.optimizer)
-    return Pair(generator, discriminator, optimizer(generator.parameters()), optimizer(discriminator.parameters()))
+    try:
+        of_generator, of_discriminator = (optimizer(one.parameters()) for one in (generator, discriminator))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"gan.optimizer cannot be made as it is set: {error}") from error
+    return Pair(generator, discriminator, of_generator, of_discriminator)
 
 
 def _loaders(
@@ -202,18 +206,18 @@ def _loaders(
     augmentation = PadCropFlip(padding=0, flip=cfg.gan.flip)
     return [
         ResidentLoader(
-            part,
+            part,  # each class has an order of its own
             batch_size=cfg.gan.batch_size,
             mean=middle,
             std=middle,
             augmentation=augmentation,
             shuffle=True,
-            seed=cfg.seed,
+            seed=stream_seed(cfg.seed, "class", index) if game.one_for_each_class else cfg.seed,
             device=compute.device,
             memory_format=compute.memory_format,
             share=Share(processes.rank, processes.world_size),
         )
-        for part in parts
+        for index, part in enumerate(parts)
     ]
 
 

@@ -66,10 +66,10 @@ class ImageGenerator:
         """An image of each label from numbers that were drawn: uint8 [N, channels, H, W]."""
         size, channels = self.shape.image_size, self.shape.channels
         images = torch.empty(len(labels), channels, size, size, dtype=torch.uint8, device=self.device)
-        there = labels.to(self.device)
+        there = labels.to(self.device, non_blocking=True)
         for index, network in enumerate(self.generators):
             chosen = (labels == index).nonzero()[:, 0] if len(self.generators) > 1 else torch.arange(len(labels))
-            for rows in chosen.to(self.device).split(IMAGES_AT_ONCE):
+            for rows in chosen.to(self.device, non_blocking=True).split(IMAGES_AT_ONCE):
                 inputs = self.game.inputs(noise[rows], there[rows], codes[rows], self.num_classes)
                 images[rows] = pixels(network(inputs))
         return images
@@ -80,17 +80,23 @@ def pixels(images: Tensor) -> Tensor:
     return ((images.float() + 1) * (GREYS / 2)).round().clamp(0, GREYS).to(torch.uint8)
 
 
-def trained_generator(folder: Path, device: torch.device) -> ImageGenerator:
+def trained_generator(folder: Path, device: torch.device, wanted: Mapping[str, Any]) -> ImageGenerator:
     """The generators of a finished run: what ``synthetic=`` trains on.
 
     Args:
         folder: of the run.
         device: where they are to be.
+        wanted: of which ``kind``, and on what trained: ``dataset``, ``train_limit``, ``holdout``.
 
     Raises:
-        UserError: there is no such run, it has not finished, or its files are damaged.
+        UserError: there is no such run, it has not finished, its files are damaged, or it is another than is wanted.
     """
     cfg = read_frozen_generator(folder / "config.yaml")
+    limits = {key: cfg.dataset[key] for key in ("train_limit", "holdout")}
+    found = {"kind": cfg.choice.gan, "dataset": cfg.choice.dataset, **limits}
+    for key, value in wanted.items():
+        if found[key] != value:
+            raise UserError(f"{folder} has a generator with {key} {found[key]}, and {value} is wanted: train one")
     game: Game = build(cfg.gan.game)
     return load_generator(game, folder / "checkpoint.pt", device)
 

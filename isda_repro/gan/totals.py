@@ -22,8 +22,10 @@ class Totals:
     def add(self, who: str, losses: Mapping[str, Tensor], samples: int) -> None:
         """Take in those of a step, each a mean over ``samples`` images."""
         for name, value in losses.items():
-            sums = self._sums.setdefault(f"{who}/{name}", torch.zeros(2, dtype=torch.float64, device=self._device))
-            sums += torch.stack([value.double() * samples, value.new_tensor(samples, dtype=torch.float64)])
+            if (key := f"{who}/{name}") not in self._sums:
+                self._sums[key] = torch.zeros(2, dtype=torch.float64, device=self._device)
+            self._sums[key][0] += value.double() * samples
+            self._sums[key][1] += samples
 
     def is_bad(self, processes: Processes = ALONE) -> bool:
         """Whether a loss of any process was not finite. Waits for the device, and for all of them."""

@@ -182,9 +182,10 @@ class GanTrainer:
                 with self._stopwatch.host("train"):
                     with self._stopwatch.host("data_wait"):
                         images, targets = next(batches)
-                    self._step(self.pairs[index], images, targets, self._part(loader, step))
+                    part = self._part(loader, step)
+                    self._step(self.pairs[index], images, targets, part)
                     if advance is not None:
-                        advance(len(targets), epoch, self._totals.means)
+                        advance(part[1], epoch, self._totals.means)
                 with self._stopwatch.host("saving"):
                     saver.step_taken(self.step)
         with self._stopwatch.host("train"):  # on a GPU the last steps end here

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
+from isda_repro.errors import UserError
 from isda_repro.tables.gathered import Gathered, Record, gather
 from isda_repro.tables.sources import RESULT, kept_results
 
@@ -19,8 +20,14 @@ def is_over(folder: Path) -> bool:
     return has_result(folder) and not any(folder.glob("checkpoint-*.pt"))
 
 
-def kept(results_dir: str | None) -> Gathered:
-    """The runs that are kept in ``results_dir``, of every table; none if it is null."""
+def kept(results_dir: str | None, standard: str = "results") -> Gathered:
+    """The runs that are kept in ``results_dir``, of every table; none if it is null.
+
+    Raises:
+        UserError: it is not the standard folder, and not there: a slip, which would have all of them made again.
+    """
+    if results_dir not in (None, standard) and not Path(str(results_dir)).is_dir():
+        raise UserError(f"results_dir={results_dir} is no folder; results_dir=null counts no kept result")
     return gather(() if results_dir is None else kept_results(Path(results_dir)))
 
 

@@ -17,6 +17,15 @@ def generator_needed(settings: Mapping[str, Any]) -> str | None:
     return None if generator_kind(settings) is None else str(settings["synthetic"]["generator"])
 
 
+def _surroundings(settings: Mapping[str, Any]) -> list[str]:
+    """Where the classifier is trained, on what, and who is told: none of it is part of a generator's name."""
+    tracking, data_dir = settings["tracking"], str(settings["data_dir"]).replace("'", "\\'")
+    told = [f"tracking={TRACKING[tracking['mode']]}"]
+    if tracking["mode"] != "none":
+        told += [f"tracking.{key}={tracking[key] or 'null'}" for key in ("project", "entity")]
+    return [*told, f"compute.device={settings['compute']['device']}", f"data_dir='{data_dir}'"]
+
+
 def generators_of(plan: Plan, compose: Compose, folders: Sequence[str]) -> dict[str, Run]:
     """By name, those that the runs of a table need and that follow from their settings; others the user has made.
 
@@ -30,9 +39,7 @@ def generators_of(plan: Plan, compose: Compose, folders: Sequence[str]) -> dict[
         name = generator_needed(runs[0].settings)  # which its seeds have in common
         if name is None or name in found:
             continue
-        settings = runs[0].settings
-        tracking = f"tracking={TRACKING[settings['tracking']['mode']]}"
-        composed: Any = compose([*generator_overrides(settings), tracking, *folders])
+        composed: Any = compose([*generator_overrides(runs[0].settings), *_surroundings(runs[0].settings), *folders])
         if composed["run_id"] == name:
             found[name] = Run(composed["seed"], name, composed)
     return found

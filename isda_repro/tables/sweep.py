@@ -109,8 +109,8 @@ class Missing:
         return run.run_id in self.kept or is_over(self.folder(run))
 
     def unmet(self, run: Run) -> list[str]:
-        """The runs that it needs and that are not done; none if it is over itself."""
-        if self.is_over(run):
+        """The runs that it needs and that are not done; none if it has its own result."""
+        if self.is_done(run):
             return []
         runs_dir = Path(self.options.runs_dir)
         return [name for name in self.needs[run.run_id] if name not in self.kept and not has_result(runs_dir / name)]
@@ -156,6 +156,11 @@ def missing(options: SweepOptions, compose: Compose) -> Missing:
         kept_in = f"the results of {len(instead)} runs are kept in {options.results_dir}"
         say(f"table={table.name}: {kept_in}; results_dir=null makes these again")
     wanted = {other for name in to_make(instead, folders) for other in needs[name]}
+    if absent := sorted(name for name in wanted - runs.keys() if not has_result(Path(options.runs_dir) / name)):
+        raise UserError(
+            f"synthetic.generator={absent[0]} is not in {options.runs_dir}, and this sweep does not train it: "
+            "train it, or leave the option out"
+        )
     listed = [run for name, run in runs.items() if name not in generators or name in wanted]
     return Missing(table, options, listed, needs, instead)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +12,16 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from isda_repro.checks import ConfigError, generator_kind
-from isda_repro.config import build, build_loss, build_model, cell_name, request, target_class
+from isda_repro.config import (
+    build,
+    build_loss,
+    build_model,
+    cell_name,
+    compose_generator,
+    generator_overrides,
+    request,
+    target_class,
+)
 from isda_repro.console import warn
 from isda_repro.data import (
     AnySplit,
@@ -92,16 +102,29 @@ def build_synthetic(cfg: DictConfig, source: Source, compute: Compute) -> Synthe
     """The generated images that are among the training images; None where there are none.
 
     Raises:
-        ConfigError: the generator makes images of another kind.
+        UserError: the generator is not there, or makes images of another kind.
     """
     if generator_kind(cfg) is None:
         return None
-    wanted, folder = cfg.synthetic, Path(cfg.runs_dir) / cfg.synthetic.generator
-    generator = build(wanted.source, folder=folder, device=compute.device)
+    settings, dataset = cfg.synthetic, cfg.dataset
+    folder = Path(cfg.runs_dir) / settings.generator
+    if not (folder / "result.json").exists():
+        raise ConfigError(f"synthetic={settings.kind} needs a trained generator in {folder}{_how_it_is_trained(cfg)}")
+    wanted = {"kind": settings.kind, "dataset": cfg.choice.dataset}
+    wanted |= {key: dataset[key] for key in ("train_limit", "holdout")}
+    generator = build(settings.source, folder=folder, device=compute.device, wanted=wanted)
     made = (generator.num_classes, (generator.shape.image_size,) * 2, generator.shape.channels)
     if made != (source.num_classes, source.train.image_size, source.train.channels):
         raise ConfigError(f"{folder} makes images of another kind than those of {source.name}: train one on these")
-    return Synthetic(generator, wanted.fraction, covers_all=bool(wanted.covers_all))
+    return Synthetic(generator, settings.fraction, covers_all=bool(settings.covers_all))
+
+
+def _how_it_is_trained(cfg: DictConfig) -> str:
+    """The command, if the generator follows from the settings; one that the user has named need not."""
+    overrides = generator_overrides(cfg)
+    if compose_generator(overrides).run_id != cfg.synthetic.generator:
+        return ", which synthetic.generator= names"
+    return f": python scripts/train_gan.py {shlex.join([*overrides, f'runs_dir={cfg.runs_dir}'])} trains it"
 
 
 def normalisation(cfg: DictConfig, source: Source) -> Constants:

@@ -1,6 +1,6 @@
 """Where a run starts from: the one rule, in order.
 
-1. A run with a result is finished, and not started at all (``run.py`` asks first).
+1. A run with a result is finished, and not started at all (``lifecycle.py`` asks first).
 2. The newest checkpoint that is whole, belongs to this run, and whose lines of ``metrics.jsonl`` are all there.
 3. The beginning.
 

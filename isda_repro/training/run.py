@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from isda_repro.checks import ConfigError, generator_kind
-from isda_repro.config import build, generator_overrides, weights_digest
+from isda_repro.config import build, weights_digest
 from isda_repro.console import say
 from isda_repro.data import Source
 from isda_repro.tables.records import EpochRecord, Result, SegmentRecord, as_json, read_result, write_result
@@ -35,13 +33,6 @@ def run(cfg: DictConfig) -> Result:
         UserError: a setting, the data or the device is wrong, another process writes this run, or the loss diverged.
         StoppedError: a signal asked to stop; the state is saved.
     """
-    if (kind := generator_kind(cfg)) is not None:
-        folder = Path(cfg.runs_dir) / cfg.synthetic.generator
-        if not (folder / "result.json").exists():
-            raise ConfigError(
-                f"synthetic={kind} needs a trained generator in {folder}: python scripts/train_gan.py "
-                f"{shlex.join([*generator_overrides(cfg), f'runs_dir={cfg.runs_dir}'])} trains it"
-            )
     return live(cfg, Classification)
 
 

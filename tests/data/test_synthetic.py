@@ -155,7 +155,7 @@ def test_several_batches_at_a_time_are_the_same(monkeypatch):
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, 1e-9, -0.5])
 def test_a_share_that_is_none(fraction):
-    with pytest.raises(UserError, match=r"synthetic\.fraction=.* must be a number between 0 and 1"):
+    with pytest.raises(UserError, match=r"synthetic\.fraction=.* must be a number from 0.001 to 0.999"):
         Synthetic(Marks(), fraction)
 
 

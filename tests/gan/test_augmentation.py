@@ -84,6 +84,29 @@ def test_one_that_has_not_finished_is_not_there_either(tmp_path, monkeypatch):
         run(compose([*RUN, f"runs_dir={tmp_path}"]))
 
 
+def test_a_finished_run_needs_its_generator_no_more(trained, capsys):
+    cfg = compose([*RUN, f"runs_dir={trained}"])
+    run(cfg)
+    (trained / cfg.synthetic.generator).unlink()
+    run(cfg)
+    assert "is already done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["synthetic=cgan"], "has a generator with kind acgan, and cgan is wanted"),
+        (["dataset.holdout=100"], "has a generator with holdout None, and 100 is wanted"),
+    ],
+)
+def test_one_that_the_user_names_must_be_of_that_kind_and_of_the_same_images(trained, more, sentence):
+    name = compose(RUN).synthetic.generator
+    with pytest.raises(UserError, match=sentence):
+        run(compose([*RUN, *more, f"synthetic.generator={name}", f"runs_dir={trained}"]))
+    with pytest.raises(UserError, match=r"needs a trained generator in .*nosuch, which synthetic\.generator= names"):
+        run(compose([*RUN, *more, "synthetic.generator=nosuch", f"runs_dir={trained}"]))
+
+
 def test_one_of_other_images_is_refused(folder, tmp_path):
     name = compose(RUN).synthetic.generator
     (tmp_path / name).mkdir()
@@ -99,10 +122,13 @@ def test_one_of_other_images_is_refused(folder, tmp_path):
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("synthetic.fraction=1.5", "synthetic.fraction=1.5 must be a number between 0 and 1"),
+        ("synthetic.fraction=1.5", "synthetic.fraction=1.5 must be a number from 0.001 to 0.999"),
         ("synthetic.covers_all=false", "synthetic.covers_all=False must be true or null"),
         ("synthetic.settings={gan.epoch:3}", "unknown setting 'gan.epoch'"),
         ("synthetic.settings=3", "synthetic.settings=3 must be the generator's settings with their values"),
+        ("synthetic.settings={dataset.holdout:1}", "synthetic.settings=.* must be the generator's settings"),
+        ("synthetic.covers_all=1", "synthetic.covers_all=1 must be true or null"),
+        ("synthetic.seed=-1", "synthetic.seed=-1 must be a whole number from 0 on"),
         ("dataset=folder", "gan= is for small images in memory"),
     ],
 )

@@ -47,5 +47,5 @@ def test_sizes_that_no_doubling_leads_to(size):
 
 
 def test_widths_that_cannot_be_halved():
-    with pytest.raises(UserError, match=r"gan\.width=6 must be a multiple of 4 for 32 pixels"):
+    with pytest.raises(UserError, match=r"gan\.game\.width=6 must be a multiple of 4 for 32 pixels"):
         Discriminator(32, width=6)

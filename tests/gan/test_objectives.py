@@ -71,7 +71,7 @@ def test_infogan_guesses_the_codes_of_generated_images():
     game = InfoGan(code_weight=0.3)
     losses = game.discriminator_losses(REAL, FAKE, TARGETS, CODES)
     source = (binary(REAL.source, True) + binary(FAKE.source, False)) / 2
-    assert float(losses["loss"]) == pytest.approx(source + 0.3 * guessed(FAKE))
+    assert float(losses["loss"]) == pytest.approx(source + 0.3 * guessed(FAKE) / 2)
     assert float(losses["code_loss"]) == pytest.approx(guessed(FAKE))
     loss = game.generator_losses(FAKE, TARGETS, CODES)["loss"]
     assert float(loss) == pytest.approx(binary(FAKE.source, True) + 0.3 * guessed(FAKE))
@@ -115,10 +115,14 @@ def test_noise_is_standard_normal_and_codes_are_uniform():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: Wgan(clip=0), "clip=0 must be a number above 0"),
-        (lambda: Wgan(critic_steps=0), "critic_steps=0 must be a whole number from 1 on"),
-        (lambda: Cgan(noise_dim=0), "noise_dim=0 must be a whole number from 1 on"),
-        (lambda: Acgan(dropout=1.0), r"dropout=1.0 must be a number in \[0, 1\)"),
+        (lambda: Wgan(clip=0), "gan.game.clip=0 must be a number above 0"),
+        (lambda: Wgan(critic_steps=0), "gan.game.critic_steps=0 must be a whole number from 1 on"),
+        (lambda: Cgan(noise_dim=0), "gan.game.noise_dim=0 must be a whole number from 1 on"),
+        (lambda: Wgan(critic_steps=2.5), "gan.game.critic_steps=2.5 must be a whole number from 1 on"),
+        (lambda: Wgan(settling_for=None), "gan.game.settling_for=None must be a whole number from 0 on"),
+        (lambda: Acgan(class_weight="abc"), "gan.game.class_weight=abc must be a number from 0 on"),
+        (lambda: InfoGan(code_weight=math.nan), "gan.game.code_weight=nan must be a number from 0 on"),
+        (lambda: Acgan(dropout=1.0), r"gan\.game\.dropout=1.0 must be a number in \[0, 1\)"),
     ],
 )
 def test_settings_that_cannot_be(make, sentence):

@@ -1,16 +1,19 @@
 """Runs that train on generated images: a sweep makes their generators first, and status says how far these are."""
 
 import sys
+from pathlib import Path
 
 import pytest
 from sweeps import started
 
 from isda_repro import config
+from isda_repro.errors import UserError
 from isda_repro.tables.generators import generators_of
 from isda_repro.tables.local import sweep_here
 from isda_repro.tables.plan import expand
 from isda_repro.tables.specification import load_table
 from isda_repro.tables.status import status
+from isda_repro.tables.sweep import missing
 
 TRAINS_BOTH = """
 import sys
@@ -112,7 +115,30 @@ def test_nothing_that_trains_on_generated_images_is_left_to_do_no_generator_is_m
     assert [name.split("-")[0] for name in started(own)] == ["resnet20", "resnet20"]
 
 
-def test_one_that_the_user_names_is_the_users(own):
-    own.set = ["synthetic.generator=mine"]
+def test_one_that_the_user_names_is_the_users_and_must_be_there(own, both):
+    own.table = "demo"
+    own.set = ["synthetic=acgan", "synthetic.generator=mine"]
+    assert generators_of(expand(load_table("demo"), config.compose_any, own.set), config.compose_any, []) == {}
+    with pytest.raises(UserError, match=r"synthetic\.generator=mine is not in .*, and this sweep does not train it"):
+        sweep_here(own, config.compose_any, both())
+    assert started(own) == []
+
+
+def test_runs_that_have_only_their_last_acts_left_wait_for_no_generator(own, both, finish):
+    plan = plan_of(own)
+    for runs in plan.values():
+        for run in runs:
+            path = finish(run, 2.0, path=Path(own.runs_dir) / run.run_id / "result.json")
+            (path.parent / "checkpoint-000000005.pt").touch()
+    assert sweep_here(own, config.compose_any, both()) == 0
+    assert len(started(own)) == 6
+    what = missing(own, config.compose_any)
+    assert all(what.unmet(run) == [] for run in what.runs), "nor does a job"
+
+
+def test_a_generator_is_trained_where_its_classifiers_are(own):
+    own.set = ["compute.device=cpu", "data_dir=there", "tracking.project=mine"]
     plan = expand(load_table(own.table), config.compose_any, own.set)
-    assert generators_of(plan, config.compose_any, []) == {}
+    (run,) = generators_of(plan, config.compose_any, []).values()
+    found = run.settings
+    assert (found["compute"]["device"], found["data_dir"], found["tracking"]["project"]) == ("cpu", "there", "mine")

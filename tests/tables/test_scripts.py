@@ -85,6 +85,8 @@ def test_status_from_the_command_line(tmp_path, script):
         ),
         ("tables", ["table=demo", "source=wandb"], "error: source=wandb needs entity="),
         ("tables", ["table=demo", "runs_dir=rums"], "error: runs_dir=rums is no folder"),
+        ("sweep", ["table=demo", "results_dir=rums"], "error: results_dir=rums is no folder"),
+        ("sweep", ["status", "table=demo", "results_dir=rums"], "error: results_dir=rums is no folder"),
         ("tables", ["table=demo", "source=offline", "runs_dir=docs"], "error: runs_dir=docs holds no W&B offline run"),
         ("tables", ["table=demo", "figure=a.gif"], "error: figure=a.gif must be a file that ends in .png or .svg"),
         ("tables", ["export", "table=demo", "runs_dir=rums"], "error: runs_dir=rums is no folder"),
