@@ -26,6 +26,8 @@ def panel_settings(result: Result) -> dict[str, Any]:
 def line_settings(result: Result) -> dict[str, Any]:
     """What a line has of its own: all the rest, so that runs of one line differ in their seed alone."""
     images = result.request.get("synthetic")
+    if images is not None:  # the generator's name has its kind and its seed
+        images = {key: value for key, value in images.items() if key not in ("kind", "seed", "source")}
     return {
         "choice": result.choices["loss"],
         "loss": result.request["loss"],

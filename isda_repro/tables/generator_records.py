@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from isda_repro.tables.records import AnyRecord, OtherKindError, RecordError, parsed, reason
+from isda_repro.tables.records import GENERATOR, AnyRecord, OtherKindError, RecordError, parsed, reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class GeneratorEpoch(AnyRecord):
 class GeneratorResult(AnyRecord):
     """Generators that are trained. Lists have one entry an epoch."""
 
-    kind: ClassVar[str] = "generator"
+    kind: ClassVar[str] = GENERATOR
     schemas: ClassVar = ("generator-1",)
     run_id: str
     request: dict[str, Any]  # as in records.Result, and so on

@@ -64,7 +64,7 @@ from isda_repro.errors import UserError
         ("synthetic=gan", "there is no synthetic=gan; synthetic= can be acgan, cgan, infogan, none, wgan"),
         ("synthetic.fraction=0.5", "synthetic.fraction=0.5 must be null without a generator; choose synthetic="),
         ("synthetic.kind=gan", "synthetic.kind=gan must be one of wgan, cgan, acgan, infogan"),
-        ("synthetic.kind=acgan", "synthetic.fraction=None must be a number between 0 and 1"),
+        ("synthetic.kind=acgan", "synthetic.fraction=None must be a number from 0.001 to 0.999"),
     ],
 )
 def test_one_sentence(override, sentence):

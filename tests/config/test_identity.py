@@ -96,7 +96,9 @@ def test_runs_keep_the_names_that_finished_ones_have(settings, name):
 def test_a_generator_is_in_the_name_and_the_request():
     cfg = compose([*BASE, "synthetic=acgan"])
     assert cfg.run_id.startswith("resnet20-digits-baseline-isda-acgan-s0-")
-    assert request(cfg)["synthetic"] == {"kind": "acgan", "fraction": 0.16666667}
+    asked = request(cfg)["synthetic"]
+    assert (asked["kind"], asked["fraction"]) == ("acgan", 0.16666667)
+    assert asked["generator"] == config.compose_generator(["gan=acgan", "dataset=digits"]).run_id
     assert compose([*BASE, "synthetic=acgan", "synthetic.fraction=0.25"]).run_id != cfg.run_id
 
 

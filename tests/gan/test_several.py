@@ -18,6 +18,7 @@ from torch import nn
 
 from isda_repro.gan import networks
 from isda_repro.gan.run import train_generator
+from isda_repro.stopping import leaving_whole
 from gan_runs import settings
 
 torch.set_num_threads(1)
@@ -31,7 +32,8 @@ class OfOneImage(nn.GroupNorm):
 networks.nn.BatchNorm2d = OfOneImage
 kind, folder = sys.argv[1:]
 # 51 images in batches of five: of the last batch, one, a process has nothing
-train_generator(settings(kind, folder, "dataset.train_limit=51", "gan.batch_size=5", "seed=4", "compute=cpu"))
+with leaving_whole():
+    train_generator(settings(kind, folder, "dataset.train_limit=51", "gan.batch_size=5", "seed=4", "compute=cpu"))
 """
 
 

@@ -112,10 +112,10 @@ def test_rows_are_compared_with_the_baseline_that_each_column_has(layouts):
     assert layouts["rows"].caption.endswith(baselines)
 
 
-def test_a_cell_that_cannot_be_run_says_why_and_has_no_command(layouts):
+def test_a_cell_that_trains_on_generated_images_says_that_its_generator_costs_too(layouts):
     acgan = layouts["rows"].missing[0]
-    assert acgan.command is None
-    assert "acgan generator" in acgan.remark
+    assert "synthetic=acgan" in acgan.command
+    assert acgan.remark.endswith("; its generator's apart")
 
 
 def test_our_lines(demo, finish, lay_out):

@@ -138,7 +138,8 @@ def test_ctrl_c_while_a_program_starts_is_one_line(root, tmp_path, command, seco
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
-    over = "dry_run=true" in command and process.returncode == 0
+    # Python, when it ends, gives signals their old meaning back a little before it is gone
+    over = "dry_run=true" in command and process.returncode in (0, -signal.SIGINT) and said == ""
     assert over or (process.returncode == EXIT_INTERRUPTED and said.strip().count("\n") == 0), said
     assert over or said.strip() in (INTERRUPTED.strip(), "") or "saved after step" in said
 
