@@ -6,7 +6,6 @@ python train.py runs/<run_id>/config.yaml
 
 import os
 import sys
-from pathlib import Path
 
 from isda_repro.stopping import leave_on_interrupt, leaving_whole
 
@@ -16,8 +15,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from isda_repro.checks import ConfigError
-from isda_repro.config import explain, freeze, read_any_frozen, register_resolvers, rescaled_milestones
+from isda_repro.config import freeze, read_any_frozen, rescaled_milestones, run_command_line
 from isda_repro.console import say
 from isda_repro.errors import one_sentence_errors
 
@@ -41,20 +39,6 @@ def compose_and_run(cfg: DictConfig) -> None:
         run_frozen(frozen)
 
 
-def main(arguments: list[str]) -> None:
-    """A frozen file runs as it is; anything else is Hydra's command line."""
-    with one_sentence_errors():
-        if arguments and arguments[0].endswith((".yaml", ".yml")):
-            if len(arguments) > 1:
-                raise ConfigError(f"{arguments[0]} is frozen and takes no further settings: {' '.join(arguments[1:])}")
-            run_frozen(read_any_frozen(Path(arguments[0])))
-            return
-        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us whole: `explain` makes the sentence
-        register_resolvers()
-        with explain():
-            compose_and_run()
-
-
 if __name__ == "__main__":
     with leaving_whole():
-        main(sys.argv[1:])
+        run_command_line(sys.argv[1:], lambda path: run_frozen(read_any_frozen(path)), compose_and_run)

@@ -6,9 +6,7 @@ python scripts/train_gan.py runs/<run_id>/config.yaml                   # again,
 torchrun --nproc_per_node=2 scripts/train_gan.py gan=acgan dataset=cifar10
 """
 
-import os
 import sys
-from pathlib import Path
 
 from isda_repro.stopping import leave_on_interrupt, leaving_whole
 
@@ -18,38 +16,24 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from isda_repro.checks import ConfigError
-from isda_repro.config import CONF_DIR, explain, register_resolvers
+from isda_repro.config import CONF_DIR, freeze_generator, read_frozen_generator, run_command_line
 from isda_repro.errors import one_sentence_errors
+
+
+def run_frozen(cfg: DictConfig) -> None:
+    """Train what a frozen configuration asks for; torch is imported only now."""
+    from isda_repro.gan.run import train_generator
+
+    train_generator(cfg)
 
 
 @hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="train_gan")
 def compose_and_run(cfg: DictConfig) -> None:
     """Freeze what Hydra composed from the command line, then train."""
-    from isda_repro.config import freeze_generator
-    from isda_repro.gan.run import train_generator
-
     with one_sentence_errors():  # here already: Hydra would add a line to an exception that passes through it
-        train_generator(freeze_generator(cfg, HydraConfig.get().overrides.task))
-
-
-def main(arguments: list[str]) -> None:
-    """A frozen file runs as it is; anything else is Hydra's command line."""
-    from isda_repro.config import read_frozen_generator
-    from isda_repro.gan.run import train_generator
-
-    with one_sentence_errors():
-        if arguments and arguments[0].endswith((".yaml", ".yml")):
-            if len(arguments) > 1:
-                raise ConfigError(f"{arguments[0]} is frozen and takes no further settings: {' '.join(arguments[1:])}")
-            train_generator(read_frozen_generator(Path(arguments[0])))
-            return
-        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us whole: `explain` makes the sentence
-        register_resolvers()
-        with explain():
-            compose_and_run()
+        run_frozen(freeze_generator(cfg, HydraConfig.get().overrides.task))
 
 
 if __name__ == "__main__":
     with leaving_whole():
-        main(sys.argv[1:])
+        run_command_line(sys.argv[1:], lambda path: run_frozen(read_frozen_generator(path)), compose_and_run)

@@ -11,7 +11,7 @@ Generators have their own ``compose_generator``, ``freeze_generator`` and ``read
 
 from isda_repro.config.building import build, build_loss, build_model, target_class
 from isda_repro.config.classifier import compose, freeze, read_frozen, rescaled_milestones, weights_digest
-from isda_repro.config.composing import explain
+from isda_repro.config.command_line import run_command_line
 from isda_repro.config.either import compose_any, read_any_frozen
 from isda_repro.config.frozen import write_frozen
 from isda_repro.config.generator import (
@@ -43,7 +43,6 @@ __all__ = [
     "compose_any",
     "compose_generator",
     "dataset_name",
-    "explain",
     "freeze",
     "freeze_generator",
     "generator_overrides",
@@ -57,6 +56,7 @@ __all__ = [
     "requested_run_id",
     "rescaled",
     "rescaled_milestones",
+    "run_command_line",
     "run_id",
     "run_names",
     "target_class",

@@ -21,7 +21,9 @@ from isda_repro.gan.trainer import GanTrainer
 from isda_repro.randomness import stream_seed
 from isda_repro.tables.generator_records import GeneratorEpoch, GeneratorResult, read_generator_result
 from isda_repro.tables.records import SegmentRecord, as_json, write_result
-from isda_repro.tracking import Tracker, WandbTracker
+from isda_repro.tracking import Tracker
+from isda_repro.training import parts
+from isda_repro.training.account import total_timing
 from isda_repro.training.compute import Compute
 from isda_repro.training.lifecycle import live
 from isda_repro.training.processes import Processes
@@ -79,23 +81,8 @@ class GeneratorTraining(Work[GeneratorResult]):
     @staticmethod
     def build_trackers(cfg: DictConfig, metrics: Path) -> list[Tracker]:
         """W&B, under a kind of its own, which no table reads."""
-        if cfg.tracking.mode == "none":
-            return []
-        choice = OmegaConf.to_container(cfg.choice)
-        return [
-            WandbTracker(
-                mode=cfg.tracking.mode,
-                project=cfg.tracking.project,
-                entity=cfg.tracking.entity,
-                run_id=cfg.run_id,
-                config={**request(cfg), "choice": choice, "numerics_version": cfg.numerics_version},
-                group=cfg.tracking.get("group") or cfg.run_id.rpartition("-s")[0],
-                tags=cfg.tracking.get("tags") or (),
-                metrics_path=metrics,
-                job_type="generator",
-                summary_of=wandb_summary,
-            )
-        ]
+        group = cfg.run_id.rpartition("-s")[0]
+        return parts.wandb_trackers(cfg, metrics, group, job_type="generator", summary_of=wandb_summary)
 
     def opening(self) -> str:
         """Networks, data and device."""
@@ -150,7 +137,7 @@ class GeneratorTraining(Work[GeneratorResult]):
             parameters=sum(one.numel() for network in self._generators() for one in network.parameters()),
             train_images=len(self.source.train),
             curves={name: [getattr(record, name) for record in records] for name in names},
-            timing=_total_timing(records, learner.images_per_epoch),
+            timing=total_timing(records, learner.images_per_epoch),
             segments=[as_json(segment) for segment in segments],
             environment=origin,
         )
@@ -219,14 +206,3 @@ def _loaders(
         )
         for index, part in enumerate(parts)
     ]
-
-
-def _total_timing(records: Sequence[GeneratorEpoch], images: int) -> dict[str, float]:
-    total = {
-        name: sum(record.timing[name] for record in records) for name in ("train", "data_wait", "evaluation", "saving")
-    }
-    return {
-        **total,
-        "images_per_s": images * len(records) / total["train"],
-        "peak_memory_mib": max(record.timing["peak_memory_mib"] for record in records),
-    }

@@ -110,6 +110,8 @@ def results_offline(runs_dir: Path) -> Iterator[Finding]:
     for path in offline_files(runs_dir):
         try:
             run = read_offline(path)
+            if run.about.get("job_type", JOB_TYPE) != JOB_TYPE:  # generators are told of, too
+                continue
             if run.exit_code != 0:
                 raise RecordError("it is not finished")
             yield Found(str(path), result_from(record_of(run.summary), run.rows))

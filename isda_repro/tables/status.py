@@ -9,25 +9,25 @@ from pathlib import Path
 
 from isda_repro.console import say
 from isda_repro.tables.ending import LOG, last_error, read_ending
-from isda_repro.tables.finished import has_result, kept, kept_instead, to_make
+from isda_repro.tables.finished import has_result, kept
 from isda_repro.tables.owner import lives, pid_here
-from isda_repro.tables.plan import Compose, Plan, Run
+from isda_repro.tables.plan import Compose, Run
 from isda_repro.tables.progress import NOT_YET, progress_of
 from isda_repro.tables.queue import Queue, cancel_jobs, job_of, log_of, look
 from isda_repro.tables.specification import table_names
-from isda_repro.tables.sweep import SweepOptions, needs_of, planned, planned_generators
+from isda_repro.tables.sweep import Survey, SweepOptions
 
 ALL = "all"
 
 
 def status(options: SweepOptions, compose: Compose) -> Iterator[str]:
     """For each table a line, then one for each cell."""
-    tables = [_Looked(one, compose) for one in _each(options)]
+    tables = [Survey(one, compose) for one in _each(options)]
     folders = {name: folder for table in tables for name, folder in table.folders.items()}
     jobs = {name: job for name, folder in folders.items() if not has_result(folder) and (job := job_of(folder))}
     queue, in_results = look(jobs.values()), kept(options.results_dir).records
     for table in tables:
-        instead = kept_instead(in_results, table.folders, table.needs)
+        instead = table.kept(in_results)
 
         def state(run: Run, done: Container[str] = instead) -> str:
             return "done" if run.run_id in done else _state(run, folders[run.run_id], jobs.get(run.run_id), queue)
@@ -36,28 +36,16 @@ def status(options: SweepOptions, compose: Compose) -> Iterator[str]:
         done = sum(name in instead or has_result(folders[name]) for name in names)
         said = f", {len(instead)} of them kept in {options.results_dir}" if instead else ""
         yield f"table={table.table.name}: {done} of {len(names)} runs done{said}"
-        wanted = {other for name in to_make(instead, table.folders) for other in table.needs[name]}
-        for name in sorted(wanted & table.generators.keys()):
+        for name in sorted(table.wanted(instead) & table.generators.keys()):
             yield f"  generator {name}: {state(table.generators[name])}"
         width = max(len(cell.name) for cell in table.plan)
         for cell, runs in table.plan.items():
             yield f"  {cell.name:<{width}}  {_of_cell(runs, [state(run) for run in runs])}"
 
 
-class _Looked:
-    """A table with all runs that have to do with it."""
-
-    def __init__(self, options: SweepOptions, compose: Compose) -> None:
-        self.table, self.plan = planned(options, compose)
-        self.generators = planned_generators(options, self.plan, compose)
-        names = [*self.generators, *(run.run_id for run in _runs(self.plan))]
-        self.folders = {name: Path(options.runs_dir) / name for name in names}
-        self.needs = needs_of(self.table, self.plan, self.generators)
-
-
 def cancel(options: SweepOptions, compose: Compose) -> int:
     """Ask all runs of a table to stop that wait or run, as jobs or on this host; they save. The exit code."""
-    folders = {folder for one in _each(options) for folder in _Looked(one, compose).folders.values()}
+    folders = {folder for one in _each(options) for folder in Survey(one, compose).folders.values()}
     jobs = {job for folder in folders if not has_result(folder) and (job := job_of(folder))}
     waiting = look(jobs).waiting
     cancel_jobs(waiting)
@@ -71,10 +59,6 @@ def cancel(options: SweepOptions, compose: Compose) -> int:
 def _each(options: SweepOptions) -> list[SweepOptions]:
     names = table_names() if options.table == ALL else [options.table]
     return [SweepOptions(**{**vars(options), "table": name}) for name in names]
-
-
-def _runs(plan: Plan) -> list[Run]:
-    return [run for runs in plan.values() for run in runs]
 
 
 def _of_cell(runs: tuple[Run, ...], states: list[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from isda_repro.errors import UserError
 from isda_repro.tables.checked import read_checked
 from isda_repro.tables.finished import has_result, is_over, kept, kept_instead, to_make
 from isda_repro.tables.gathered import Record
-from isda_repro.tables.generator_records import read_generator_result
+from isda_repro.tables.generator_records import GeneratorResult, read_generator_result
 from isda_repro.tables.generators import generator_needed, generators_of
 from isda_repro.tables.plan import Compose, Plan, Run, expand
 from isda_repro.tables.records import RecordError
@@ -71,11 +71,6 @@ def planned(options: SweepOptions, compose: Compose) -> tuple[Table, Plan]:
     return table, expand(table, compose, [*options.set, *_folders(options)])
 
 
-def planned_generators(options: SweepOptions, plan: Plan, compose: Compose) -> dict[str, Run]:
-    """Those that the plan's runs need, by name."""
-    return generators_of(plan, compose, _folders(options))
-
-
 def _folders(options: SweepOptions) -> list[str]:
     folders = [f"runs_dir={_quoted(options.runs_dir)}"]
     return folders if options.data_dir is None else [*folders, f"data_dir={_quoted(options.data_dir)}"]
@@ -124,11 +119,11 @@ class Missing:
         if (record := self.kept.get(run.run_id)) is not None:
             return self._said(record.origin, record.evaluated_on, record.numbers[self.table.metric])
         path = self.folder(run) / RESULT
-        if run.is_generator:
-            return f"{read_generator_result(path).epochs} epochs"
-        result = read_checked(path)
+        result = read_generator_result(path) if run.is_generator else read_checked(path)
         if result.run_id != run.run_id:
             raise RecordError(f"{path}: it is the result of {result.run_id}")
+        if isinstance(result, GeneratorResult):
+            return f"{result.epochs} epochs"
         return self._said(str(path), result.evaluated_on, getattr(result, self.table.metric))
 
     def _said(self, origin: str, evaluated_on: str, value: float | None) -> str:
@@ -137,44 +132,64 @@ class Missing:
         return f"{evaluated_on} error {value:.2f}"
 
 
+class Survey:
+    """A table with all runs that have to do with it: its own, and the generators that these train on.
+
+    Args:
+        options: the command line.
+        compose: overrides -> frozen configuration.
+    """
+
+    def __init__(self, options: SweepOptions, compose: Compose) -> None:
+        self.table, self.plan = planned(options, compose)
+        self.generators = generators_of(self.plan, compose, _folders(options))
+        names = [*self.generators, *(run.run_id for runs in self.plan.values() for run in runs)]
+        self.folders = {name: Path(options.runs_dir) / name for name in names}
+        self.needs = self._needs()
+
+    def _needs(self) -> dict[str, frozenset[str]]:
+        """For each run the names of those that must be finished before it is begun."""
+        needs: dict[str, frozenset[str]] = dict.fromkeys(self.generators, frozenset())
+        for cell, runs in self.plan.items():
+            needed = frozenset(run.run_id for other in self.table.needed_by(cell) for run in self.plan[other])
+            if (generator := generator_needed(runs[0].settings)) is not None:
+                needed |= {generator}
+            for run in runs:
+                needs[run.run_id] = needs.get(run.run_id, frozenset()) | needed
+        return needs
+
+    def kept(self, in_results: Mapping[str, Record]) -> dict[str, Record]:
+        """Those that need not be made, of the results that are kept."""
+        return kept_instead(in_results, self.folders, self.needs)
+
+    def wanted(self, instead: Container[str]) -> set[str]:
+        """What the runs need that are to be made."""
+        return {other for name in to_make(instead, self.folders) for other in self.needs[name]}
+
+
 def missing(options: SweepOptions, compose: Compose) -> Missing:
     """All runs of a table, those of its generators first where a run that is to be made needs them.
 
     Raises:
         UserError: the table or an option is wrong.
     """
-    table, plan = planned(options, compose)
-    plan = tagged(table, plan)
+    survey = Survey(options, compose)
+    plan, generators = tagged(survey.table, survey.plan), survey.generators
     if any(run.config.force for runs in plan.values() for run in runs):
         raise UserError("force=true is for one run, by train.py: a sweep, given again, would never end")
-    generators = planned_generators(options, plan, compose)
-    runs = {**generators, **{run.run_id: run for cell_runs in plan.values() for run in cell_runs}}
-    needs = needs_of(table, plan, generators)
-    folders = {name: Path(options.runs_dir) / name for name in runs}
-    instead = kept_instead(kept(options.results_dir).records, folders, needs)
+    instead = survey.kept(kept(options.results_dir).records)
     if instead:
         kept_in = f"the results of {len(instead)} runs are kept in {options.results_dir}"
-        say(f"table={table.name}: {kept_in}; results_dir=null makes these again")
-    wanted = {other for name in to_make(instead, folders) for other in needs[name]}
-    if absent := sorted(name for name in wanted - runs.keys() if not has_result(Path(options.runs_dir) / name)):
+        say(f"table={survey.table.name}: {kept_in}; results_dir=null makes these again")
+    runs, wanted = {run.run_id: run for cell_runs in plan.values() for run in cell_runs}, survey.wanted(instead)
+    unknown = wanted - runs.keys() - generators.keys()
+    if absent := sorted(name for name in unknown if not has_result(Path(options.runs_dir) / name)):
         raise UserError(
             f"synthetic.generator={absent[0]} is not in {options.runs_dir}, and this sweep does not train it: "
             "train it, or leave the option out"
         )
-    listed = [run for name, run in runs.items() if name not in generators or name in wanted]
-    return Missing(table, options, listed, needs, instead)
-
-
-def needs_of(table: Table, plan: Plan, generators: Iterable[str]) -> dict[str, frozenset[str]]:
-    """For each run, ``generators`` among them, the names of those that must be finished before it is begun."""
-    needs: dict[str, frozenset[str]] = dict.fromkeys(generators, frozenset())
-    for cell, runs in plan.items():
-        needed = frozenset(run.run_id for other in table.needed_by(cell) for run in plan[other])
-        if (generator := generator_needed(runs[0].settings)) is not None:
-            needed |= {generator}
-        for run in runs:
-            needs[run.run_id] = needs.get(run.run_id, frozenset()) | needed
-    return needs
+    first = [run for name, run in generators.items() if name in wanted]
+    return Missing(survey.table, options, [*first, *runs.values()], survey.needs, instead)
 
 
 def freeze(run: Run, path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -13,6 +13,14 @@ from isda_repro.data import Source
 from isda_repro.tables.records import EpochRecord, Result, SegmentRecord, as_json, mean_of_last
 from isda_repro.training.trainer import Trainer
 from isda_repro.training.work import Learner
+
+
+class Timed(Protocol):
+    """The record of an epoch, of whatever kind of run."""
+
+    @property
+    def timing(self) -> dict[str, float]:
+        """As in ``EpochRecord``."""
 
 
 def segment_record(learner: Learner, origin: Mapping[str, Any]) -> SegmentRecord:
@@ -61,7 +69,7 @@ def result_record(
         train_images=len(source.train),
         test_images=len(source.test),
         curves=curves_of(records),
-        timing=_total_timing(records, trainer.train_batches.num_samples),
+        timing=total_timing(records, trainer.train_batches.num_samples),
         segments=[as_json(segment) for segment in segments],
         environment=origin,
     )
@@ -75,8 +83,9 @@ def curves_of(records: Sequence[EpochRecord]) -> dict[str, list[float]]:
     return {name: [getattr(record, name) for record in records] for name in names}
 
 
-def _total_timing(records: list[EpochRecord], images: int) -> dict[str, float]:
-    sections = ("train", "data_wait", "criterion", "evaluation", "saving")
+def total_timing(records: Sequence[Timed], images: int) -> dict[str, float]:
+    """Of a whole run of so many images an epoch: seconds by section, images/s, and the most memory."""
+    sections = [name for name in records[-1].timing if name not in ("images_per_s", "peak_memory_mib")]
     total = {name: sum(record.timing[name] for record in records) for name in sections}
     return {
         **total,

@@ -199,25 +199,35 @@ def build_optimizer(cfg: DictConfig, network: Network, criterion: Criterion) -> 
 
 def build_trackers(cfg: DictConfig, metrics: Path) -> list[Tracker]:
     """Those that are wanted beside ``metrics.jsonl``, the authority, and the bar: W&B."""
-    trackers: list[Tracker] = []
-    if cfg.tracking.mode != "none":
-        asked = request(cfg)
-        cell = OmegaConf.to_container(cfg.choice)
-        trackers.append(
-            WandbTracker(
-                mode=cfg.tracking.mode,
-                project=cfg.tracking.project,
-                entity=cfg.tracking.entity,
-                run_id=cfg.run_id,
-                config={**asked, "choice": cell, "numerics_version": cfg.numerics_version},
-                group=cfg.tracking.get("group") or cell_name(cfg),
-                tags=cfg.tracking.get("tags") or (),
-                tables=cfg.tracking.get("tables") or (),
-                table_metric=cfg.tracking.get("table_metric"),
-                metrics_path=metrics,
-            )
+    tables, metric = cfg.tracking.get("tables") or (), cfg.tracking.get("table_metric")
+    return wandb_trackers(cfg, metrics, cell_name(cfg), tables=tables, table_metric=metric)
+
+
+def wandb_trackers(cfg: DictConfig, metrics: Path, group: str, **more: Any) -> list[Tracker]:
+    """W&B, if it is wanted, for a run of any kind.
+
+    Args:
+        cfg: its frozen configuration.
+        metrics: its ``metrics.jsonl``.
+        group: the runs that it is seen with, if the user has not set another.
+        more: what else ``WandbTracker`` takes.
+    """
+    if cfg.tracking.mode == "none":
+        return []
+    choice = OmegaConf.to_container(cfg.choice)
+    return [
+        WandbTracker(
+            mode=cfg.tracking.mode,
+            project=cfg.tracking.project,
+            entity=cfg.tracking.entity,
+            run_id=cfg.run_id,
+            config={**request(cfg), "choice": choice, "numerics_version": cfg.numerics_version},
+            group=cfg.tracking.get("group") or group,
+            tags=cfg.tracking.get("tags") or (),
+            metrics_path=metrics,
+            **more,
         )
-    return trackers
+    ]
 
 
 def call_network(

@@ -14,8 +14,10 @@ from isda_repro.gan import load_generator
 from isda_repro.gan.run import train_generator
 from isda_repro.gan.steps import Steps
 from isda_repro.gan.trainer import GanTrainer
+from isda_repro.tables.from_wandb import results_offline
 from isda_repro.tables.gathered import gather
 from isda_repro.tables.generator_records import read_generator_result
+from isda_repro.tables.offline_runs import offline_files, read_offline
 from isda_repro.tables.sources import results_of_runs
 
 
@@ -109,6 +111,17 @@ def test_training_images_alone_are_seen_and_not_those_that_are_held_out(tmp_path
     trained = rows(torch.cat(seen))
     assert trained == rows(source.train.images / 127.5 - 1)
     assert len(trained & rows(source.test.images / 127.5 - 1)) <= 1, "but for images that are there twice"
+
+
+def test_wandb_has_the_curves_and_no_table_takes_a_generator_from_it(tmp_path):
+    cfg = settings("acgan", tmp_path, "tracking=offline")
+    result = train_generator(cfg)
+    (path,) = offline_files(tmp_path)
+    run = read_offline(path)
+    assert (run.about["job_type"], run.about["run_group"], run.exit_code) == ("generator", "acgan-digits", 0)
+    assert [row["generator_loss"] for row in run.rows] == pytest.approx(result.curves["generator_loss"])
+    assert run.summary["generator_steps"] == result.generator_steps
+    assert list(results_offline(tmp_path)) == []
 
 
 def test_generators_are_loaded_again_and_damaged_ones_are_named(undisturbed, tmp_path):
