@@ -60,6 +60,18 @@ def test_a_sixth_of_what_is_trained_on_is_generated_and_nothing_of_what_is_evalu
     assert len(made) == 2 * 4
 
 
+def test_an_epoch_that_covers_all_makes_a_fifth_as_many_as_there_are_real_ones(trained, monkeypatch):
+    made, original = [], ImageGenerator.sample
+
+    def look(self, labels, *rest):
+        made.append(len(labels))
+        return original(self, labels, *rest)
+
+    monkeypatch.setattr(ImageGenerator, "sample", look)
+    run(compose([*RUN, f"runs_dir={trained}", "recipe.epochs=1", "synthetic.covers_all=true"]))
+    assert sum(made) == 200 // 5
+
+
 @pytest.mark.parametrize("step", [1, 5, 7])
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(folder, trained, monkeypatch, step):
     cfg = compose([*RUN, f"runs_dir={trained}", "checkpoint.steps=1"])

@@ -11,7 +11,7 @@ from PIL import Image
 from isda_repro.config import build
 from isda_repro.errors import UserError
 from isda_repro.gan import load_generator
-from isda_repro.gan.run import train_generator
+from isda_repro.gan.run import GeneratorTraining, train_generator
 from isda_repro.gan.steps import Steps
 from isda_repro.gan.trainer import GanTrainer
 from isda_repro.tables.from_wandb import results_offline
@@ -19,6 +19,8 @@ from isda_repro.tables.gathered import gather
 from isda_repro.tables.generator_records import read_generator_result
 from isda_repro.tables.offline_runs import offline_files, read_offline
 from isda_repro.tables.sources import results_of_runs
+from isda_repro.training.compute import resolve
+from isda_repro.training.processes import ALONE
 
 
 def test_what_is_left_behind(undisturbed):
@@ -73,6 +75,13 @@ def test_the_critics_weights_are_clipped_after_each_of_their_steps(tmp_path, mon
     for critic in state["discriminators"]:
         learnt = [value for name, value in critic.items() if "running" not in name and "num_batches" not in name]
         assert max(float(value.abs().max()) for value in learnt) <= 0.01 + 1e-9
+
+
+def test_each_class_has_an_order_of_its_own(tmp_path):
+    cfg = settings("wgan", tmp_path, "compute=cpu")
+    learner = GeneratorTraining(cfg, build(cfg.dataset.source), resolve(cfg.compute), ALONE).learner
+    assert {loader.num_samples for loader in learner.loaders} == {20}
+    assert len({tuple(loader._order(1).tolist()) for loader in learner.loaders}) == 10
 
 
 def test_a_finished_one_is_not_trained_again_and_a_generator_is_no_classifier(undisturbed, capsys):

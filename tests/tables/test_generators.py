@@ -1,5 +1,6 @@
 """Runs that train on generated images: a sweep makes their generators first, and status says how far these are."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -8,9 +9,11 @@ from sweeps import started
 
 from isda_repro import config
 from isda_repro.errors import UserError
+from isda_repro.tables.generator_records import GeneratorEpoch, GeneratorResult
 from isda_repro.tables.generators import generators_of
 from isda_repro.tables.local import sweep_here
 from isda_repro.tables.plan import expand
+from isda_repro.tables.records import as_json, write_result
 from isda_repro.tables.specification import load_table
 from isda_repro.tables.status import status
 from isda_repro.tables.sweep import missing
@@ -134,6 +137,25 @@ def test_runs_that_have_only_their_last_acts_left_wait_for_no_generator(own, bot
     assert len(started(own)) == 6
     what = missing(own, config.compose_any)
     assert all(what.unmet(run) == [] for run in what.runs), "nor does a job"
+
+
+def test_status_says_how_far_a_generator_is_and_a_result_of_another_is_refused(own, both, capfd):
+    (run,) = generators_of(plan_of(own), config.compose_any, []).values()
+    folder = Path(own.runs_dir) / run.run_id
+    folder.mkdir(parents=True)
+    scores = {"discriminator_loss": 0.5, "real_score": 0.6, "fake_score": 0.4}
+    epoch = GeneratorEpoch(epoch=7, step=9, generator_steps=9, timing={"train": 2.0}, **scores)
+    (folder / "metrics.jsonl").write_text(json.dumps(as_json(epoch)) + "\n")
+    assert list(status(own, config.compose_any))[1] == (
+        f"  generator {run.run_id}: interrupted, epoch 7 of 100, 3:06 left"
+    )
+    foreign = GeneratorResult(
+        run_id="other", request={}, choices={}, epochs=7, steps=1, generator_steps=1, generators=1, parameters=1,
+        train_images=1, curves={}, timing={}, segments=[], environment={},
+    )  # fmt: skip
+    write_result(folder / "result.json", foreign)
+    assert sweep_here(own, config.compose_any, both()) == 1
+    assert "it is the result of other" in capfd.readouterr().out
 
 
 def test_a_generator_is_trained_where_its_classifiers_are(own):
