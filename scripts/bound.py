@@ -14,17 +14,15 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from evaluate import EvaluateOptions, of_a_run
 from matplotlib.figure import Figure
 from omegaconf import MISSING
 from torch import Tensor, nn
 
-from isda_repro.config import build
 from isda_repro.errors import UserError, one_sentence_errors
-from isda_repro.losses import ClassStatistics, ISDALoss
+from isda_repro.losses import ClassStatistics
 from isda_repro.losses.batch_classes import BatchClasses
 from isda_repro.losses.quadratic import add_half_sigma2
-from isda_repro.losses.sampled import root
+from isda_repro.losses.sampled import covariance_root
 from isda_repro.options import parse_options
 from isda_repro.tables.figures import write_figure
 
@@ -63,23 +61,15 @@ class Features(NamedTuple):
 def features_of(options: BoundOptions) -> Features:
     """Run the network once."""
     from isda_repro.training import parts
-    from isda_repro.training.checkpoint import load
-    from isda_repro.training.compute import resolve
+    from isda_repro.training.finished import load_finished
 
-    cfg, path = of_a_run(EvaluateOptions(run=options.run, device="cpu", data_dir=options.data_dir))
-    cfg.compute.precision = "fp32"
-    compute = resolve(cfg.compute)
-    network = parts.build_network(cfg, build(cfg.dataset.source), compute)
-    criterion = parts.build_criterion(cfg, network, compute)
-    if not (isinstance(criterion, ISDALoss) and isinstance(criterion.statistics, ClassStatistics)):
-        raise UserError(f"{options.run} has loss={cfg.choice.loss}, and this needs the covariances of loss=isda")
-    state = load(path)
-    network.load_state_dict(state["network"])
-    criterion.load_state_dict(state["criterion"])
-    images, targets = next(iter(parts.build_loaders(cfg, build(cfg.dataset.source), compute)[1].epoch(0)))
+    run = load_finished(Path(options.run), "cpu", options.data_dir)
+    if not isinstance(run.isda.statistics, ClassStatistics) or run.isda.covariance != "full":
+        raise UserError(f"{options.run} has loss={run.cfg.choice.loss}, and this needs the covariances of loss=isda")
+    images, targets = next(iter(parts.build_loaders(run.cfg, run.source, run.compute)[1].epoch(0)))
     with torch.no_grad():
-        features = network.eval()(images[:SAMPLES]).features
-    return Features(features, targets[:SAMPLES], network.head, criterion.statistics.covariance)
+        features = run.network.eval()(images[:SAMPLES]).features
+    return Features(features, targets[:SAMPLES], run.network.head, run.isda.statistics.covariance)
 
 
 @torch.no_grad()
@@ -91,7 +81,7 @@ def curves(batch: Features) -> Curves:
         F.cross_entropy(add_half_sigma2(head(features), head.weight, covariance, classes, float(strength)), targets)
         for strength in LAMBDAS
     ]
-    root_NAA = root(covariance)[targets].float()
+    root_NAA = covariance_root(covariance)[targets].float()
     labels_NM = targets[:, None].expand(-1, DRAWS[-1])
     estimates: dict[int, list[Tensor]] = {draws: [] for draws in DRAWS}
     for _ in range(ESTIMATES):

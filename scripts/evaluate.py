@@ -14,7 +14,7 @@ from pathlib import Path
 from omegaconf import MISSING, DictConfig
 
 from isda_repro.checks import ConfigError
-from isda_repro.config import build, compose, model_name, read_frozen
+from isda_repro.config import build, compose, model_name
 from isda_repro.errors import one_sentence_errors
 from isda_repro.options import parse_options
 
@@ -26,26 +26,6 @@ class EvaluateOptions:
     run: str = MISSING
     data_dir: str | None = None
     device: str = "auto"
-
-
-def of_a_run(options: EvaluateOptions) -> tuple[DictConfig, Path]:
-    """Its configuration, here and on this device, and the file of its weights."""
-    folder = Path(options.run)
-    if not (folder / "config.yaml").exists():
-        raise ConfigError(f"{folder} is not a run's folder (it has no config.yaml); give run=runs/<run_id>")
-    if not (folder / "checkpoint.pt").exists():
-        raise ConfigError(f"{folder / 'checkpoint.pt'} does not exist: has the run finished?")
-    if options.device not in ("auto", "cpu", "gpu"):
-        raise ConfigError(f"device={options.device} must be one of auto, cpu, gpu")
-    cfg = read_frozen(folder / "config.yaml")
-    cfg.compute.device = options.device
-    if options.data_dir is not None and "data_dir" in cfg.dataset.source:
-        cfg.dataset.source.data_dir = options.data_dir
-    if options.data_dir is not None and "root" in cfg.dataset.source:
-        cfg.dataset.source.root = options.data_dir
-    if cfg.model.get("pretrained"):  # the weights are in the checkpoint
-        cfg.model.pretrained = False
-    return cfg, folder / "checkpoint.pt"
 
 
 def of_a_file(settings: list[str]) -> tuple[DictConfig, Path]:
@@ -84,9 +64,10 @@ def main(arguments: list[str]) -> None:
         evaluate_weights(*of_a_file(arguments), of_run=False)
         return
     from isda_repro.tables.records import read_result
+    from isda_repro.training.finished import finished_config
 
     options = parse_options(EvaluateOptions, arguments)
-    evaluate_weights(*of_a_run(options), of_run=True)
+    evaluate_weights(*finished_config(Path(options.run), options.device, options.data_dir), of_run=True)
     if (result := Path(options.run) / "result.json").exists():
         print(f"its result reports a final error of {read_result(result).test_error_final:.2f}%")
 

@@ -198,7 +198,7 @@ class Faults:
         files = {path.name: path.read_bytes() for path in patient.folder.iterdir() if path.suffix != ".tmp"}
         process.send_signal(signal.SIGCONT)
         patient.end(process)
-        untouched = all((patient.folder / name).read_bytes() == content for name, content in files.items())
+        untouched = all(_is_as_it_was(patient.folder / name, content) for name, content in files.items())
         os.utime(owner, (0, 0))
         patient.resumed()
         fault = "the process stands still, and another host takes the run"
@@ -286,6 +286,12 @@ def _launch(runs_dir: Path, gate: Any, answers: Any) -> None:
             return
     owner_pid = json.loads((metrics.parent / "environment.json").read_text())["pid"]
     answers.put("trained" if owner_pid == os.getpid() else "done")
+
+
+def _is_as_it_was(path: Path, content: bytes) -> bool:
+    """A checkpoint whose writing had begun when the process was stopped still takes the oldest one's place."""
+    is_gone = path.name.startswith("checkpoint-") and not path.exists()
+    return is_gone or path.read_bytes() == content
 
 
 def flip(path: Path) -> None:

@@ -10,14 +10,15 @@ same classifier.
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import MISSING
 
 from isda_repro.checks import ConfigError
-from isda_repro.config import build, read_frozen
+from isda_repro.config import build
 from isda_repro.errors import one_sentence_errors
 from isda_repro.options import parse_options
 
@@ -35,37 +36,43 @@ class QualityOptions:
 
 def measured(options: QualityOptions) -> dict[str, Any]:
     """Load both, generate, judge."""
+    import torch
+
     from isda_repro.config import read_frozen_generator
-    from isda_repro.data import Normalise, Source, Split
+    from isda_repro.data import Normalise, Split
     from isda_repro.gan import load_generator
     from isda_repro.gan.quality import judge_by, quality
     from isda_repro.training import parts
-    from isda_repro.training.compute import resolve
-    from isda_repro.training.weights import load_weights
+    from isda_repro.training.finished import load_finished
 
-    made, real = (Path(folder) / "config.yaml" for folder in (options.generator, options.classifier))
-    generator_cfg, cfg = read_frozen_generator(made), read_frozen(real)
-    cfg.compute.device = options.device
-    if options.data_dir is not None and "data_dir" in cfg.dataset.source:
-        cfg.dataset.source.data_dir = options.data_dir
-    compute = resolve(cfg.compute)
-    compute.apply()
-    source: Source = build(cfg.dataset.source)
+    made = Path(options.generator) / "config.yaml"
+    generator_cfg = read_frozen_generator(made)
+    classifier = load_finished(Path(options.classifier), options.device, options.data_dir)
+    cfg, source, compute = classifier.cfg, classifier.source, classifier.compute
     if generator_cfg.choice.dataset != cfg.choice.dataset or not isinstance(source.train, Split):
         of_generator, of_classifier = generator_cfg.choice.dataset, cfg.choice.dataset
         raise ConfigError(f"the generator is of dataset={of_generator}, the classifier of dataset={of_classifier}")
-    network = parts.build_network(cfg, source, compute)
-    load_weights(network, real.with_name("checkpoint.pt"), new_head=False)
     generator = load_generator(build(generator_cfg.gan.game), made.with_name("checkpoint.pt"), compute.device)
+    if not generator.asked_for_classes:
+        raise ConfigError(f"{generator_cfg.run_id} is asked for no class: none is right or wrong")
     mean, std = parts.normalisation(cfg, source)
     width = source.train.image_size[1]
     normalise = Normalise(mean, std, image_width=width, device=compute.device, memory_format=compute.memory_format)
 
-    def split(part: Any) -> tuple[Any, Any]:
+    def split(part: Split) -> tuple[Any, Any]:
+        part = part.select(torch.isin(part.targets, torch.tensor(generator.classes)).nonzero()[:, 0])
         return part.images.to(compute.device), part.targets
 
+    def by_class(accuracies: Sequence[float]) -> dict[str, float]:
+        return {source.class_names[index]: accuracies[index] for index in generator.classes}
+
     found = quality(
-        generator, judge_by(network, normalise), split(source.train), split(source.test), count=options.images, seed=0
+        generator,
+        judge_by(classifier.network, normalise),
+        split(source.train),
+        split(cast(Split, source.test)),
+        count=options.images,
+        seed=0,
     )
     return {
         "generator": generator_cfg.run_id,
@@ -73,9 +80,9 @@ def measured(options: QualityOptions) -> dict[str, Any]:
         "images": options.images,
         "real_images": source.evaluated_on,
         "accuracy": found.generated.accuracy,
-        "accuracy_by_class": dict(zip(source.class_names, found.generated.accuracy_by_class, strict=True)),
+        "accuracy_by_class": by_class(found.generated.accuracy_by_class),
         "accuracy_of_real": found.real.accuracy,
-        "accuracy_of_real_by_class": dict(zip(source.class_names, found.real.accuracy_by_class, strict=True)),
+        "accuracy_of_real_by_class": by_class(found.real.accuracy_by_class),
         "frechet_distance_in_own_features": found.distance,
         "frechet_distance_of_training_images": found.real_distance,
     }
@@ -84,8 +91,6 @@ def measured(options: QualityOptions) -> dict[str, Any]:
 def main(arguments: list[str]) -> None:
     """Print and write."""
     options = parse_options(QualityOptions, arguments)
-    if options.device not in ("auto", "cpu", "gpu"):
-        raise ConfigError(f"device={options.device} must be one of auto, cpu, gpu")
     if options.images < 2:
         raise ConfigError(f"images={options.images} must be a whole number from 2 on")
     found = measured(options)

@@ -12,9 +12,11 @@ from isda_repro.training.run import run
 
 
 def command(root, *arguments):
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=root, capture_output=True, text=True, timeout=1500, check=True
-    ).stdout
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=root, capture_output=True, text=True, timeout=1500, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"  # which check=True would keep to itself
+    return done.stdout
 
 
 @pytest.mark.slow

@@ -81,6 +81,12 @@ def check_generator(cfg: Mapping[str, Any]) -> None:
         require(is_count(gan[key]), f"gan.{key}", gan[key], "a whole number from 1 on")
     require(gan["kind"] == cfg["choice"]["gan"], "gan.kind", gan["kind"], "left alone; choose gan=")
     require(isinstance(gan["flip"], bool), "gan.flip", gan["flip"], "true or false")
+    classes = gan.get("classes")
+    if classes is not None:
+        allowed = "the numbers of some classes, each once, as [1,7]; null: all"
+        are_numbers = isinstance(classes, list) and all(is_count(one) or one == 0 for one in classes)
+        require(are_numbers and len({*classes}) == len(classes) > 0, "gan.classes", classes, allowed)
+        require(not gan["game"].get("one_for_all"), "gan.classes", classes, "null with gan.game.one_for_all=true")
     for node in ("game", "optimizer"):
         require(isinstance(gan[node], Mapping), f"gan.{node}", gan[node], f"left alone; set gan.{node}.<setting>")
     check_limits(cfg["dataset"])

@@ -41,8 +41,6 @@ class Game(ABC):
         dropout: of the discriminator.
     """
 
-    one_for_each_class: ClassVar[bool] = False
-    """Whether each class has a generator and a discriminator of its own, which then need not be told of any."""
     codes: ClassVar[int] = 0
     """Further inputs of the generator, uniform in [-1, 1]."""
 
@@ -54,6 +52,16 @@ class Game(ABC):
         self._check_counts("noise_dim", "width")
         if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise UserError(f"gan.game.dropout={self.dropout} must be a number in [0, 1)")
+
+    @property
+    def one_for_each_class(self) -> bool:
+        """Whether each class has a generator and a discriminator of its own."""
+        return False
+
+    @property
+    def tells_class(self) -> bool:
+        """Whether a generator is told of which class its image is to be."""
+        return True
 
     def _check_counts(self, *names: str, least: int = 1) -> None:
         for name in names:
@@ -67,7 +75,7 @@ class Game(ABC):
 
     def generator(self, shape: Shape) -> Generator:
         """With weights drawn anew."""
-        told = 0 if self.one_for_each_class else shape.num_classes
+        told = shape.num_classes if self.tells_class else 0
         return Generator(self.noise_dim + told + self.codes, shape.image_size, shape.channels, self.width)
 
     @abstractmethod
@@ -76,7 +84,7 @@ class Game(ABC):
 
     def inputs(self, noise: Tensor, targets: Tensor, codes: Tensor, num_classes: int) -> Tensor:
         """What a generator is given: float [N, D]."""
-        if self.one_for_each_class:
+        if not self.tells_class:
             return noise
         return torch.cat([noise, F.one_hot(targets, num_classes).to(noise.dtype), codes], dim=1)
 
@@ -105,22 +113,33 @@ class Game(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Wgan(Game):
-    """Wasserstein GAN (Arjovsky et al. 2017, Algorithm 1): a critic with clipped weights, one for each class.
+    """Wasserstein GAN (Arjovsky et al. 2017, Algorithm 1): critics with clipped weights, one for each class.
 
     Args:
         clip: of each of the critic's weights, after each of its steps; the algorithm's c.
         critic_steps: for each of the generator's; its n_critic.
         settling_steps: the critic takes instead before each of the generator's first ``settling_for`` steps and before
             each ``settling_every``-th, as in the authors' code: a critic that is far from its optimum tells nothing.
+        one_for_all: one generator and one critic for all classes together; its images are then of no class that could
+            be asked for, and serve Appendix C alone.
     """
-
-    one_for_each_class: ClassVar[bool] = True
 
     clip: float = 0.01
     critic_steps: int = 5
     settling_steps: int = 100
     settling_for: int = 25
     settling_every: int = 500
+    one_for_all: bool = False
+
+    @property
+    def one_for_each_class(self) -> bool:
+        """Appendix B: "a generator is trained for each class"."""
+        return not self.one_for_all
+
+    @property
+    def tells_class(self) -> bool:
+        """Each knows its own class alone."""
+        return False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,6 +147,8 @@ class Wgan(Game):
             raise UserError(f"gan.game.clip={self.clip} must be a number above 0")
         self._check_counts("critic_steps", "settling_steps", "settling_every")
         self._check_counts("settling_for", least=0)
+        if not isinstance(self.one_for_all, bool):
+            raise UserError(f"gan.game.one_for_all={self.one_for_all} must be true or false")
 
     def discriminator(self, shape: Shape) -> Discriminator:
         """The critic."""

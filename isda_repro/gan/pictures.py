@@ -27,13 +27,15 @@ def shown_epochs(epochs: int) -> set[int]:
 
 
 def grid(generator: ImageGenerator, seed: int) -> Tensor:
-    """A row of images for each class: uint8 [3, height, width]. A column has one noise, and of infoGAN one code."""
-    rows = min(generator.num_classes, MOST_ROWS)
-    noise, codes = generator.game.draw(COLUMNS, torch.Generator().manual_seed(seed))
-    labels = torch.arange(rows).repeat_interleave(COLUMNS)
-    place = generator.device
-    images = generator.made_from(noise.repeat(rows, 1).to(place), codes.repeat(rows, 1).to(place), labels).cpu()
-    return arranged(images.unflatten(0, (rows, COLUMNS)))
+    """A row of images for each class: uint8 [3, height, width]. A column has one noise, and of infoGAN one code.
+
+    Of generators that are asked for no class each image has noise of its own.
+    """
+    labels = torch.tensor(generator.classes[:MOST_ROWS]).repeat_interleave(COLUMNS)
+    draws = COLUMNS if generator.asked_for_classes else len(labels)
+    drawn = generator.game.draw(draws, torch.Generator().manual_seed(seed))
+    noise, codes = (one.repeat(len(labels) // draws, 1).to(generator.device) for one in drawn)
+    return arranged(generator.made_from(noise, codes, labels).cpu().unflatten(0, (-1, COLUMNS)))
 
 
 def arranged(images: Tensor) -> Tensor:

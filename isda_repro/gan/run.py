@@ -56,10 +56,11 @@ class GeneratorTraining(Work[GeneratorResult]):
             raise ConfigError(f"gan= is for square images, and those of {source.name} have {height} x {width} pixels")
         self.shape = Shape(source.num_classes, height, train.channels)
         game: Game = build(cfg.gan.game)
+        self.classes = _classes(cfg, source)
         self.learner: GanTrainer = GanTrainer(
             game=game,
-            pairs=_pairs(cfg, game, self.shape, compute),
-            loaders=_loaders(cfg, train, game, source.num_classes, compute, processes),
+            pairs=_pairs(cfg, game, self.shape, compute, self.classes),
+            loaders=_loaders(cfg, train, game, self.classes, compute, processes),
             num_classes=source.num_classes,
             epochs=cfg.gan.epochs,
             compute=compute,
@@ -90,13 +91,15 @@ class GeneratorTraining(Work[GeneratorResult]):
         pair, many = learner.pairs[0], len(learner.pairs)
         sizes = [sum(one.numel() for one in net.parameters()) for net in (pair.generator, pair.discriminator)]
         of_each = f"{many} pairs, one for each class, of " if many > 1 else ""
+        wanted = "" if len(self.classes) == self.source.num_classes else f" of classes {list(self.classes)}"
         resumed = f"goes on after step {learner.step} of {learner.epochs * learner.steps_per_epoch}\n"
         several = f"{self.processes.world_size} processes, each on " if self.processes.are_several else ""
         return (
             f"{self.cfg.run_id}\n{resumed if learner.step else ''}{self.cfg.gan.kind}: {of_each}a generator of "
             f"{sizes[0]:,} parameters and a discriminator of {sizes[1]:,} | {self.source.name}: "
-            f"{len(self.source.train):,} training images of {self.shape.image_size} pixels, {self.shape.num_classes} "
-            f"classes | {several}{compute.device.type} ({compute.hardware}), {compute.precision}"
+            f"{learner.images_per_epoch:,} training images{wanted} of {self.shape.image_size} pixels, "
+            f"{self.shape.num_classes} classes | "
+            f"{several}{compute.device.type} ({compute.hardware}), {compute.precision}"
         )
 
     def bar(self) -> GanProgress:
@@ -111,7 +114,7 @@ class GeneratorTraining(Work[GeneratorResult]):
 
         def epoch_ended(epoch: int) -> None:
             if epoch in shown:
-                generator = ImageGenerator(self.learner.game, self._generators(), self.shape)
+                generator = ImageGenerator(self.learner.game, self._generators(), self.shape, self.classes)
                 write_picture(folder / f"epoch-{epoch:05}.png", grid(generator, seed))
 
         return self.learner.train(trackers, None if bar is None else bar.advance, saver, epoch_ended)
@@ -135,7 +138,7 @@ class GeneratorTraining(Work[GeneratorResult]):
             generator_steps=learner.generator_steps,
             generators=len(learner.pairs),
             parameters=sum(one.numel() for network in self._generators() for one in network.parameters()),
-            train_images=len(self.source.train),
+            train_images=learner.images_per_epoch,
             curves={name: [getattr(record, name) for record in records] for name in names},
             timing=total_timing(records, learner.images_per_epoch),
             segments=[as_json(segment) for segment in segments],
@@ -154,6 +157,7 @@ class GeneratorTraining(Work[GeneratorResult]):
             "epoch": self.cfg.gan.epochs,
             "network": self.learner.weights(),
             "shape": vars(self.shape),
+            "classes": list(self.classes),
         }
 
 
@@ -163,11 +167,20 @@ def wandb_summary(result: Mapping[str, Any], _metric: str | None = None, _tables
     return {**numbers, **{f"total/{key}": value for key, value in result["timing"].items()}}
 
 
-def _pairs(cfg: DictConfig, game: Game, shape: Shape, compute: Compute) -> list[Pair]:
+def _classes(cfg: DictConfig, source: Source) -> tuple[int, ...]:
+    """Of which images are made: all, or those that gan.classes= names."""
+    wanted = cfg.gan.get("classes")
+    if wanted is None:
+        return tuple(range(source.num_classes))
+    if max(wanted) >= source.num_classes:
+        names = ", ".join(f"{index} {name}" for index, name in enumerate(source.class_names[:10]))
+        raise ConfigError(f"gan.classes={list(wanted)}: the classes of {source.name} are {names}")
+    return tuple(wanted)
+
+
+def _pairs(cfg: DictConfig, game: Game, shape: Shape, compute: Compute, classes: Sequence[int]) -> list[Pair]:
     """Each with weights from a stream of its own."""
-    return [
-        _pair(cfg, game, shape, compute, index) for index in range(shape.num_classes if game.one_for_each_class else 1)
-    ]
+    return [_pair(cfg, game, shape, compute, index) for index in (classes if game.one_for_each_class else [0])]
 
 
 def _pair(cfg: DictConfig, game: Game, shape: Shape, compute: Compute, index: int) -> Pair:
@@ -183,12 +196,12 @@ def _pair(cfg: DictConfig, game: Game, shape: Shape, compute: Compute, index: in
 
 
 def _loaders(
-    cfg: DictConfig, train: Split, game: Game, num_classes: int, compute: Compute, processes: Processes
+    cfg: DictConfig, train: Split, game: Game, classes: Sequence[int], compute: Compute, processes: Processes
 ) -> list[Loader]:
     """The training images, all of them or class by class, in [-1, 1]."""
-    parts = [train]
+    parts = {0: train}
     if game.one_for_each_class:
-        parts = [train.select((train.targets == one).nonzero()[:, 0]) for one in range(num_classes)]
+        parts = {one: train.select((train.targets == one).nonzero()[:, 0]) for one in classes}
     middle = [0.5] * train.channels
     augmentation = PadCropFlip(padding=0, flip=cfg.gan.flip)
     return [
@@ -204,5 +217,5 @@ def _loaders(
             memory_format=compute.memory_format,
             share=Share(processes.rank, processes.world_size),
         )
-        for index, part in enumerate(parts)
+        for index, part in parts.items()
     ]

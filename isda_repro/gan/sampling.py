@@ -29,17 +29,26 @@ class ImageGenerator:
         game: that the generators were trained in.
         generators: one, or one for each class.
         shape: of the images.
+        classes: that they make images of, in the order of the generators; None: all.
     """
 
-    def __init__(self, game: Game, generators: Sequence[Generator], shape: Shape) -> None:
+    def __init__(
+        self, game: Game, generators: Sequence[Generator], shape: Shape, classes: Sequence[int] | None = None
+    ) -> None:
         self.game, self.shape = game, shape
+        self.classes = tuple(range(shape.num_classes) if classes is None else classes)
         self.generators = [generator.eval() for generator in generators]
         self.device = next(self.generators[0].parameters()).device
 
     @property
     def num_classes(self) -> int:
-        """Of which it makes images."""
+        """Of the data set."""
         return self.shape.num_classes
+
+    @property
+    def asked_for_classes(self) -> bool:
+        """Whether an image is of the class asked for; it is not, where one generator learnt all and is told none."""
+        return self.game.tells_class or self.game.one_for_each_class
 
     @torch.no_grad()
     def sample(self, labels: Tensor, generator: torch.Generator, part: slice = slice(None)) -> Tensor:
@@ -56,22 +65,35 @@ class ImageGenerator:
         Raises:
             ValueError: a label that is none of the classes.
         """
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-            raise ValueError(f"labels must be in [0, {self.num_classes}), but one is not")
+        if not torch.isin(labels, torch.tensor(self.classes, device=labels.device)).all():
+            raise ValueError(f"labels must be among {list(self.classes)}, but one is not")
         noise, codes = (drawn[part].to(self.device) for drawn in self.game.draw(len(labels), generator))
         return self.made_from(noise, codes, labels[part])
 
     @torch.no_grad()
     def made_from(self, noise: Tensor, codes: Tensor, labels: Tensor) -> Tensor:
         """An image of each label from numbers that were drawn: uint8 [N, channels, H, W]."""
-        size, channels = self.shape.image_size, self.shape.channels
-        images = torch.empty(len(labels), channels, size, size, dtype=torch.uint8, device=self.device)
+        parts = zip(*(one.split(IMAGES_AT_ONCE) for one in (noise, codes, labels)), strict=True)
+        return torch.cat([pixels(self.images(*part)) for part in parts])
+
+    def images(self, noise: Tensor, codes: Tensor, labels: Tensor) -> Tensor:
+        """An image of each label from such numbers, through which gradients flow: float [N, channels, H, W], [-1, 1].
+
+        Args:
+            noise: float [N, noise_dim], on the generators' device.
+            codes: float [N, K], likewise.
+            labels: int64 [N], on any device; on the CPU a GPU is not waited for.
+        """
         there = labels.to(self.device, non_blocking=True)
-        for index, network in enumerate(self.generators):
-            chosen = (labels == index).nonzero()[:, 0] if len(self.generators) > 1 else torch.arange(len(labels))
-            for rows in chosen.to(self.device, non_blocking=True).split(IMAGES_AT_ONCE):
-                inputs = self.game.inputs(noise[rows], there[rows], codes[rows], self.num_classes)
-                images[rows] = pixels(network(inputs))
+        if not self.game.one_for_each_class:
+            made: Tensor = self.generators[0](self.game.inputs(noise, there, codes, self.num_classes))
+            return made
+        size = self.shape.image_size
+        images = noise.new_zeros(len(labels), self.shape.channels, size, size)
+        for index, network in zip(self.classes, self.generators, strict=True):
+            rows = (labels == index).nonzero()[:, 0].to(self.device, non_blocking=True)
+            if len(rows):
+                images[rows] = network(self.game.inputs(noise[rows], there[rows], codes[rows], self.num_classes))
         return images
 
 
@@ -98,7 +120,10 @@ def trained_generator(folder: Path, device: torch.device, wanted: Mapping[str, A
         if found[key] != value:
             raise UserError(f"{folder} has a generator with {key} {found[key]}, and {value} is wanted: train one")
     game: Game = build(cfg.gan.game)
-    return load_generator(game, folder / "checkpoint.pt", device)
+    generator = load_generator(game, folder / "checkpoint.pt", device)
+    if not generator.asked_for_classes or len(generator.classes) != generator.num_classes:
+        raise UserError(f"{folder} has no generator for each class: train one without gan.classes= and one_for_all=")
+    return generator
 
 
 def load_generator(game: Game, path: Path, device: torch.device) -> ImageGenerator:
@@ -122,4 +147,4 @@ def load_generator(game: Game, path: Path, device: torch.device) -> ImageGenerat
             generator.load_state_dict(own)
     except RuntimeError as error:
         raise UserError(f"{path} does not fit its configuration: {str(error).splitlines()[0]}") from error
-    return ImageGenerator(game, [generator.to(device) for generator in generators], shape)
+    return ImageGenerator(game, [generator.to(device) for generator in generators], shape, state.get("classes"))

@@ -9,7 +9,7 @@ from isda_repro.losses.isda import ISDALoss
 from isda_repro.losses.large_margin import LargeMarginSoftmax
 from isda_repro.losses.lq import LqLoss
 from isda_repro.losses.packed import PackedStatistics
-from isda_repro.losses.sampled import SampledISDALoss
+from isda_repro.losses.sampled import SampledISDALoss, covariance_root
 from isda_repro.losses.statistics import ClassStatistics
 from isda_repro.losses.variances import ClassVariances
 
@@ -27,4 +27,5 @@ __all__ = [
     "LqLoss",
     "PackedStatistics",
     "SampledISDALoss",
+    "covariance_root",
 ]

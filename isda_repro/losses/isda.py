@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -123,6 +124,25 @@ class ISDALoss(Criterion):
         else:
             return add_half_sigma2(logits, weight, statistics.covariance.to(logits.dtype), batch, strength)
         return logits + (0.5 * strength * sigma2_UC).index_select(0, batch.row_N)
+
+    @torch.no_grad()
+    def class_covariance(self, label: int) -> Tensor:
+        """Sigma of a class, [A, A], as this loss uses it: of ``covariance="identity"`` the identity, and so on.
+
+        Raises:
+            IndexError: there is no such class; packed and divided among processes, it is another one's.
+        """
+        if not 0 <= label < self.num_classes:
+            raise IndexError(f"class {label} is not in [0, {self.num_classes})")
+        match self.statistics:
+            case PackedStatistics():
+                return self.statistics.covariance_of(label)
+            case ClassVariances():
+                return self.statistics.variance[label].diag()
+            case None:
+                return torch.eye(self.feature_dim)
+            case _:
+                return self.statistics.covariance[0 if self.covariance == "shared" else label]
 
     def whole_state_dict(self) -> dict[str, Tensor] | None:
         """As in ``Criterion``: packed covariances are divided among the processes."""

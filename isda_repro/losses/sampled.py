@@ -83,7 +83,7 @@ class SampledISDALoss(Criterion):
     def _noise(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
         """Draws from N(0, Sigma_y), [N, M, A]."""
         batch = classes_present(without_negative(targets), self.num_classes)
-        root_UAA = root(batch.take(self.statistics.covariance)).to(dtype)
+        root_UAA = covariance_root(batch.take(self.statistics.covariance)).to(dtype)
         standard_NMA = self.own_draws(lambda count: self._standard(count, targets.device, dtype), len(targets))
         noise_NMA = torch.empty_like(standard_NMA)
         for row, root_AA in enumerate(root_UAA):
@@ -96,7 +96,7 @@ class SampledISDALoss(Criterion):
         return torch.randn(shape, generator=self.draws, device=device, dtype=dtype)
 
 
-def root(covariance: Tensor) -> Tensor:
+def covariance_root(covariance: Tensor) -> Tensor:
     """R [U, A, A] in float64 with ``R R^T = covariance`` [U, A, A], but for at most 1e-7 of its trace.
 
     A Cholesky factor; of a covariance that is singular even so, one of its eigenvectors, which costs about 30 times as

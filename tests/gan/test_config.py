@@ -3,6 +3,7 @@ from gan_runs import KINDS
 
 from isda_repro.checks import ConfigError
 from isda_repro.config import CONF_DIR, build, compose_generator, read_frozen_generator, write_frozen
+from isda_repro.errors import UserError
 from isda_repro.gan import Game
 
 
@@ -51,6 +52,7 @@ def test_the_name_follows_what_changes_the_result_and_nothing_else():
         ("seed=-1", "seed=-1 must be a whole number from 0 on"),
         ("compute.precision=fp16", "compute.precision=fp16 must be one of auto, fp32, bf16"),
         ("+gan.game.depth=3", "cannot be made"),
+        ("gan.classes=[1]", "'gan.classes' is a setting of other choices of gan="),
     ],
 )
 def test_a_mistake_is_one_sentence(override, sentence):
@@ -66,3 +68,24 @@ def test_a_frozen_file_is_read_again_and_refused_when_edited(tmp_path):
     path.write_text(path.read_text().replace("clip: 0.01", "clip: 0.02"))
     with pytest.raises(ConfigError, match="was edited after it was frozen"):
         read_frozen_generator(path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ("gan.classes=[]", r"gan.classes=\[\] must be the numbers of some classes, each once"),
+        ("gan.classes=[1,1]", r"gan.classes=\[1, 1\] must be the numbers of some classes, each once"),
+        ("gan.classes=[-1]", "must be the numbers of some classes"),
+        ("gan.classes=[true]", "must be the numbers of some classes"),
+        ("gan.classes=car", "must be the numbers of some classes"),
+        ("gan.game.one_for_all=yes please", "gan.game.one_for_all=yes please must be true or false"),
+    ],
+)
+def test_classes_that_cannot_be(wrong, sentence):
+    with pytest.raises(UserError, match=sentence):
+        build(compose_generator(["gan=wgan", "dataset=digits", wrong]).gan.game)
+
+
+def test_some_classes_are_not_for_one_pair_for_all():
+    with pytest.raises(ConfigError, match=r"null with gan\.game\.one_for_all=true"):
+        compose_generator(["gan=wgan", "dataset=digits", "gan.classes=[1]", "gan.game.one_for_all=true"])

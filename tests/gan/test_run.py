@@ -10,7 +10,7 @@ from PIL import Image
 
 from isda_repro.config import build
 from isda_repro.errors import UserError
-from isda_repro.gan import load_generator
+from isda_repro.gan import load_generator, trained_generator
 from isda_repro.gan.run import GeneratorTraining, train_generator
 from isda_repro.gan.steps import Steps
 from isda_repro.gan.trainer import GanTrainer
@@ -82,6 +82,37 @@ def test_each_class_has_an_order_of_its_own(tmp_path):
     learner = GeneratorTraining(cfg, build(cfg.dataset.source), resolve(cfg.compute), ALONE).learner
     assert {loader.num_samples for loader in learner.loaders} == {20}
     assert len({tuple(loader._order(1).tolist()) for loader in learner.loaders}) == 10
+
+
+def test_some_classes_alone(tmp_path, monkeypatch):
+    """In the order they are named; killed, they go on; and nobody trains a classifier on them."""
+    some = ["gan.classes=[7,1]", "checkpoint.steps=1"]
+    cfg, again = (settings("wgan", tmp_path / name, *some) for name in ("whole", "killed"))
+    result = train_generator(cfg)
+    assert (result.generators, result.train_images, result.steps) == (2, 40, 8)
+    killed_at(again, 4, monkeypatch)
+    train_generator(again)
+    folder = tmp_path / "whole" / cfg.run_id
+    assert_same(tmp_path / "killed" / again.run_id, folder)
+    generator = load_generator(build(cfg.gan.game), folder / "checkpoint.pt", torch.device("cpu"))
+    assert generator.classes == (7, 1)
+    with Image.open(folder / "samples" / "epoch-00002.png") as picture:
+        assert picture.height == 8 * (2 * (8 + 2) + 2), "two rows"
+    with pytest.raises(UserError, match=r"has no generator for each class: train one without gan.classes="):
+        trained_generator(folder, torch.device("cpu"), {"kind": "wgan"})
+
+
+def test_one_pair_for_all_classes(tmp_path):
+    cfg = settings("wgan", tmp_path, "gan.game.one_for_all=true")
+    result = train_generator(cfg)
+    assert (result.generators, result.train_images, result.steps) == (1, 200, 40)
+    with pytest.raises(UserError, match=r"has no generator for each class"):
+        trained_generator(tmp_path / cfg.run_id, torch.device("cpu"), {"kind": "wgan"})
+
+
+def test_a_class_that_the_data_does_not_have(tmp_path):
+    with pytest.raises(UserError, match=r"gan.classes=\[1, 10\]: the classes of digits are 0 0, 1 1, 2 2"):
+        train_generator(settings("wgan", tmp_path, "gan.classes=[1,10]"))
 
 
 def test_a_finished_one_is_not_trained_again_and_a_generator_is_no_classifier(undisturbed, capsys):

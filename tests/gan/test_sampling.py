@@ -42,7 +42,7 @@ def test_of_no_labels_there_are_no_images(generator):
 
 @pytest.mark.parametrize("label", [-1, 3])
 def test_a_label_outside_the_classes(generator, label):
-    with pytest.raises(ValueError, match=r"labels must be in \[0, 3\)"):
+    with pytest.raises(ValueError, match=r"labels must be among \[0, 1, 2\]"):
         generator.sample(torch.tensor([0, label]), draws())
 
 
@@ -57,6 +57,43 @@ def test_each_class_has_the_generator_of_its_own():
         rows = index == LABELS
         with torch.no_grad():
             assert torch.equal(images[rows], pixels(network(noise[rows])))
+
+
+def test_images_are_the_pixels_before_they_are_rounded_and_let_gradients_through(generator):
+    noise, codes = generator.game.draw(7, draws())
+    images = generator.images(noise.requires_grad_(), codes, LABELS)
+    assert torch.equal(pixels(images), generator.made_from(noise, codes, LABELS))
+    (gradient,) = torch.autograd.grad(images[3].square().sum(), noise)
+    assert gradient[3].any()
+    assert not gradient[[0, 1, 2, 4, 5, 6]].any(), "of its own noise alone"
+
+
+def test_generators_of_some_classes_make_those_and_no_others():
+    torch.manual_seed(0)
+    game = Wgan(width=16)
+    of_all = [game.generator(SHAPE) for _ in range(3)]
+    some = ImageGenerator(game, [of_all[2], of_all[0]], SHAPE, classes=[2, 0])
+    noise, codes = game.draw(4, draws())
+    labels = torch.tensor([0, 2, 2, 0])
+    assert torch.equal(
+        some.made_from(noise, codes, labels), ImageGenerator(game, of_all, SHAPE).made_from(noise, codes, labels)
+    )
+    with pytest.raises(ValueError, match=r"labels must be among \[2, 0\]"):
+        some.sample(torch.tensor([0, 1]), draws())
+
+
+def test_one_generator_for_all_is_asked_for_no_class():
+    torch.manual_seed(0)
+    game = Wgan(width=16, one_for_all=True)
+    generator = ImageGenerator(game, [game.generator(SHAPE)], SHAPE)
+    noise, codes = game.draw(2, draws())
+    one, other = (generator.made_from(noise, codes, torch.full((2,), label)) for label in (0, 2))
+    assert torch.equal(one, other)
+    assert not generator.asked_for_classes
+
+
+def test_no_labels_no_images(generator):
+    assert generator.sample(torch.tensor([], dtype=torch.int64), draws()).shape[0] == 0
 
 
 def test_pixels():

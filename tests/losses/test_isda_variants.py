@@ -11,7 +11,7 @@ from torch import nn
 from isda_repro.losses import ISDALoss, SampledISDALoss
 from isda_repro.losses.batch_classes import BatchClasses
 from isda_repro.losses.products import sigma2_common, sigma2_diagonal
-from isda_repro.losses.sampled import root
+from isda_repro.losses.sampled import covariance_root
 
 KINDS = ["diagonal", "shared", "identity"]
 
@@ -242,12 +242,25 @@ def test_sampled_at_lambda_0_is_cross_entropy_and_draws_from_its_generator():
     assert losses[0] == losses[1] != losses[2]
 
 
+@pytest.mark.parametrize("options", [{"packed": False}, {"packed": True}, *({"covariance": kind} for kind in KINDS)])
+def test_the_covariance_of_a_class_is_the_one_that_the_loss_uses(options):
+    criterion = ISDALoss(6, 5, **options).double()
+    head, (features, targets) = nn.Linear(5, 6).double(), batch(0)
+    criterion(features, head(features), targets, head=head, progress=1.0)
+    expected = literal(options.get("covariance", "full"), features.detach(), targets, 6)
+    for label in range(6):
+        torch.testing.assert_close(criterion.class_covariance(label).double(), expected[label], rtol=1e-10, atol=1e-12)
+    for label in (-1, 6):
+        with pytest.raises(IndexError, match=rf"class {label} is not in \[0, 6\)"):
+            criterion.class_covariance(label)
+
+
 @pytest.mark.parametrize("rank", [0, 1, 3, 8])
 def test_roots_are_roots_also_of_singular_covariances(rank):
     torch.manual_seed(0)
     factor = torch.randn(4, 8, rank)
     covariance = (factor @ factor.mT).float()
-    found = root(covariance)
+    found = covariance_root(covariance)
     trace = covariance.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].double()
     assert found.isfinite().all()
     assert ((found @ found.mT - covariance).abs() <= 3e-7 * trace).all()

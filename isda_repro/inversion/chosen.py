@@ -1,0 +1,53 @@
+"""Which real images are looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from isda_repro.data import Source, Split
+from isda_repro.errors import UserError
+
+PARTS = ("train", "test")
+
+
+def part_of(source: Source, name: str) -> Split:
+    """The training images or those that are evaluated.
+
+    Raises:
+        UserError: there is no such part, or its images are not in memory.
+    """
+    if name not in PARTS:
+        raise UserError(f"part={name} must be one of {', '.join(PARTS)}")
+    split = source.train if name == "train" else source.test
+    if not isinstance(split, Split):
+        raise UserError(f"this is for images in memory, and those of dataset={source.name} stay in their files")
+    return split
+
+
+def chosen(split: Split, wanted: Sequence[int] | None, count: int, classes: Sequence[int]) -> Tensor:
+    """Their indices, int64 [N]: those ``wanted``, or the first ones of each class in turn, ``count`` in all.
+
+    Raises:
+        UserError: there is no such image, it is of another class, or there are not as many.
+    """
+    if wanted is None:
+        if count < 1:
+            raise UserError(f"count={count} must be a whole number from 1 on")
+        of_each = [(split.targets == one).nonzero()[:, 0].tolist() for one in classes]
+        longest = max(len(indices) for indices in of_each)
+        in_turn = [indices[place] for place in range(longest) for indices in of_each if place < len(indices)]
+        if len(in_turn) < count:
+            raise UserError(f"count={count}, but there are {len(in_turn)} images of these classes")
+        return torch.tensor(sorted(in_turn[:count]))
+    if not wanted:
+        raise UserError("images=[] names no image")
+    for index in wanted:
+        if not 0 <= index < len(split):
+            raise UserError(f"images= has {index}, and there are images 0 to {len(split) - 1}")
+        if int(split.targets[index]) not in classes:
+            label = int(split.targets[index])
+            raise UserError(f"images= has {index}, of class {label}: the generator makes classes {list(classes)}")
+    return torch.tensor(list(wanted))

@@ -1,0 +1,89 @@
+"""Semantic directions without a generator: which real images lie where a feature would be moved to.
+
+Shapes: N images, P directions, K steps along each, R real images, A features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Directions(NamedTuple):
+    """Principal directions of a covariance, the widest first."""
+
+    vectors: Tensor  # [P, A]: of length 1, the largest component positive
+    variances: Tensor  # [P]: along each
+    share: Tensor  # [P]: of the variance in all directions
+
+
+class Neighbours(NamedTuple):
+    """Of one image, moved along its directions."""
+
+    directions: Directions
+    indices: Tensor  # [P, K]: which real image is nearest
+    distances: Tensor  # [P, K]: of its feature to the moved one
+    moved: Tensor  # [P, K]: how far the feature was moved
+
+
+def principal_directions(covariance: Tensor, count: int) -> Directions:
+    """Of Sigma [A, A] the ``count`` eigenvectors with the largest eigenvalues, in float64.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    if not 1 <= count <= len(covariance):
+        raise ValueError(f"count={count} must be from 1 to {len(covariance)}, the number of features")
+    values, columns = torch.linalg.eigh(covariance.double())
+    values, vectors = values.clamp(min=0).flip(0)[:count], columns.T.flip(0)[:count]
+    largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
+    return Directions(vectors * largest.sign(), values, values / covariance.double().trace())
+
+
+def moved_along(feature: Tensor, directions: Directions, steps: Sequence[float], strength: float) -> Tensor:
+    """``a + k sqrt(lambda) sqrt(variance) v``, [P, K, A] in float64: k counts deviations of ISDA's N(a, lambda Sigma).
+
+    Args:
+        feature: a, [A].
+        directions: v and their variances.
+        steps: the ks.
+        strength: lambda.
+    """
+    length_PK = (strength * directions.variances).sqrt()[:, None] * torch.tensor(list(steps), dtype=torch.float64)
+    return feature.double() + length_PK[:, :, None] * directions.vectors[:, None]
+
+
+def nearest(points: Tensor, features: Tensor, *, without: int) -> tuple[Tensor, Tensor]:
+    """The real image whose feature is nearest to each of ``points`` [..., A]: its index, and the distance.
+
+    Args:
+        points: where features were moved to.
+        features: of the real images, [R, A], R at least 2.
+        without: the index of the image that was moved, which does not count.
+    """
+    distances = torch.cdist(points.double().flatten(0, -2), features.double())
+    distances[:, without] = torch.inf
+    values, indices = distances.min(1)
+    return indices.reshape(points.shape[:-1]), values.reshape(points.shape[:-1])
+
+
+def neighbours(
+    index: int, features: Tensor, covariance: Tensor, *, directions: int, steps: Sequence[float], strength: float
+) -> Neighbours:
+    """The nearest real images to where ISDA may move the feature of one of them.
+
+    Args:
+        index: of the image.
+        features: of all real images, [R, A].
+        covariance: Sigma of its class, [A, A].
+        directions: P, how many.
+        steps: the ks of ``moved_along``.
+        strength: lambda.
+    """
+    along = principal_directions(covariance, directions)
+    points = moved_along(features[index], along, steps, strength)
+    indices, distances = nearest(points, features, without=index)
+    return Neighbours(along, indices, distances, (points - features[index].double()).norm(dim=2))

@@ -1,0 +1,52 @@
+"""What a person sees while images are sought."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+from torch import Tensor
+from tqdm import tqdm
+
+from isda_repro.console import say, unheard
+from isda_repro.tracking.progress import LINE_SECONDS, duration
+
+BAR = "{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
+
+
+class InversionProgress:
+    """A bar over all iterations of all images, with the mean objective of those that are at it; lines in a log file.
+
+    Args:
+        iterations: of all images together.
+        stream: where to write; a bar is drawn only on a terminal.
+    """
+
+    def __init__(self, iterations: int, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._terminal = self._stream.isatty()
+        self._bar = tqdm(
+            total=iterations, bar_format=BAR, dynamic_ncols=True, file=self._stream, disable=not self._terminal
+        )
+        self._all, self._done = iterations, 0
+        self._begun_at = self._said_at = time.perf_counter()
+
+    def __call__(self, iterations: int, objective: Tensor) -> None:
+        """So many more were made, of as many images as there are objectives."""
+        made, now = iterations * len(objective), time.perf_counter()
+        self._done += made
+        words = f"objective {objective.mean():.4g}"
+        if self._terminal:
+            with unheard(self._stream):
+                self._bar.set_postfix_str(words, refresh=False)
+                self._bar.update(made)
+        elif now - self._said_at >= LINE_SECONDS:
+            self._said_at = now
+            left = (now - self._begun_at) / self._done * (self._all - self._done)
+            say(f"{self._done / self._all:4.0%}: {words}, {duration(left)} left", self._stream)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        with unheard(self._stream):
+            self._bar.close()

@@ -1,0 +1,271 @@
+"""Equations 15 and 16: the numbers from which a generator makes an image of given features.
+
+Shapes: N images, M augmentations of each, D numbers that a generator is given as noise, A features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from isda_repro.errors import UserError
+from isda_repro.gan import ImageGenerator
+from isda_repro.gan.sampling import pixels
+from isda_repro.inversion.augment import augmented
+from isda_repro.inversion.descent import STEP_ONE, STEP_TWO, Advance, Descent, descend
+from isda_repro.inversion.features import FeatureMap, in_unit_range
+from isda_repro.randomness import stream_seed
+
+
+class Distances(NamedTuple):
+    """Both terms of equation 15, each [N]."""
+
+    features: Tensor  # |f(G(z^)) - a|^2
+    pixels: Tensor  # |G(z^) - x|^2, of pixels in [-1, 1]
+
+
+def normalised(numbers: Tensor) -> Tensor:
+    """z^ = (z - mean) / std of each row [N, D]; the deviation is the sample's, divided by D - 1."""
+    deviation, mean = torch.std_mean(numbers, dim=1, keepdim=True)
+    return (numbers - mean) / deviation
+
+
+def squared_distance(one: Tensor, other: Tensor) -> Tensor:
+    """``|one - other|_2^2`` of each row, [N]."""
+    return (one - other).square().flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class Reversal:
+    """A generator G and a network's features f, both fixed.
+
+    Args:
+        generator: of images; of more than noise it is given each image's label, and codes of zero.
+        features: of the network.
+    """
+
+    generator: ImageGenerator
+    features: FeatureMap
+
+    def images(self, numbers: Tensor, labels: Tensor) -> Tensor:
+        """G(z^) in [-1, 1], of z [N, D]."""
+        codes = numbers.new_zeros(len(numbers), self.generator.game.codes)
+        return self.generator.images(normalised(numbers), codes, labels)
+
+    def distances(self, numbers: Tensor, labels: Tensor, features: Tensor, images: Tensor) -> Distances:
+        """How far G(z^) is from features [N, A] and from images in [-1, 1]."""
+        made = self.images(numbers, labels)
+        return Distances(squared_distance(self.features(made), features), squared_distance(made, images))
+
+    def first_objective(
+        self, numbers: Tensor, labels: Tensor, features: Tensor, images: Tensor, eta: float | Tensor
+    ) -> Tensor:
+        """Equation 15, [N]."""
+        of_features, of_pixels = self.distances(numbers, labels, features, images)
+        return of_features + eta * of_pixels
+
+    def second_objective(self, numbers: Tensor, labels: Tensor, features: Tensor) -> Tensor:
+        """Equation 16, [N]."""
+        return squared_distance(self.features(self.images(numbers, labels)), features)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What Appendix C leaves open, and its descents.
+
+    Args:
+        eta: of the distance in pixels, in equation 15.
+        strength: lambda of equation 1.
+        augmentations: M.
+        seed: of where Step I begins, and of what features are moved by.
+        first, second: the descents of Steps I and II.
+        at_once: how many images are sought together. What is found depends on it by rounding alone.
+    """
+
+    eta: float
+    strength: float
+    augmentations: int = 5
+    seed: int = 0
+    first: Descent = STEP_ONE
+    second: Descent = STEP_TWO
+    at_once: int = 64
+
+    def __post_init__(self) -> None:
+        for name, value in (("eta", self.eta), ("lambda", self.strength)):
+            if not 0 <= value < float("inf"):
+                raise UserError(f"{name}={value} must be a number from 0 on")
+        for name in ("augmentations", "at_once"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be a whole number from 1 on")
+
+    def iterations(self, images: int) -> int:
+        """Over all images and both steps: what a progress bar counts."""
+        return images * (self.first.iterations + self.augmentations * self.second.iterations)
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """Of N images with M augmented features each; all on the CPU.
+
+    Attributes:
+        reconstructions: uint8 [N, 3, H, W], G of what Step I found.
+        augmentations: uint8 [N, M, 3, H, W], G of what Step II found.
+        start, found: before and after Step I, each [N].
+        moved: ``|a~ - a|^2``, how far a feature was moved, [N, M].
+        before, after: equation 16 before and after Step II, [N, M].
+    """
+
+    reconstructions: Tensor
+    augmentations: Tensor
+    start: Distances
+    found: Distances
+    moved: Tensor
+    before: Tensor
+    after: Tensor
+
+
+def start_of(numbers: Tensor, noise_dim: int, seed: int) -> Tensor:
+    """Where Step I begins: standard normal [N, D], from a stream of its own for each image's number, int64 [N]."""
+    draws = (torch.Generator().manual_seed(stream_seed(seed, "inversion_start", int(number))) for number in numbers)
+    return torch.stack([torch.randn(noise_dim, generator=one) for one in draws])
+
+
+def step_one(
+    reversal: Reversal,
+    images: Tensor,
+    labels: Tensor,
+    start: Tensor,
+    *,
+    eta: float | Tensor,
+    descent: Descent,
+    at_once: int,
+    advance: Advance,
+) -> Tensor:
+    """The numbers z_i [N, D] of equation 15, on the device.
+
+    Args:
+        reversal: G and f.
+        images: x_i, uint8 [N, 3, H, W].
+        labels: int64 [N].
+        start: where the descent begins, [N, D].
+        eta: of the distance in pixels; one for all, or [N].
+        descent: its settings.
+        at_once: how many are sought together.
+        advance: looks on.
+
+    Raises:
+        UserError: an objective is NaN or infinite.
+    """
+    device = reversal.features.device
+    etas = torch.as_tensor(eta, dtype=torch.float32).expand(len(images)).to(device)
+
+    def found(z: Tensor, labels: Tensor, images: Tensor, etas: Tensor) -> Tensor:
+        wanted, real = reversal.features.of_pixels(images), in_unit_range(images).to(device)
+        return descend(z, lambda z: reversal.first_objective(z, labels, wanted, real, etas), descent, advance)
+
+    return in_parts(at_once, found, start.to(device), labels, images, etas)
+
+
+def step_two(
+    reversal: Reversal,
+    features: Tensor,
+    labels: Tensor,
+    start: Tensor,
+    *,
+    descent: Descent,
+    at_once: int,
+    advance: Advance,
+) -> Tensor:
+    """The numbers z'_i [N, D] of equation 16, on the device.
+
+    Args:
+        features: those wanted, [N, A].
+        reversal, labels, start, descent, at_once, advance: as in Step I, from which ``start`` is.
+
+    Raises:
+        UserError: an objective is NaN or infinite.
+    """
+
+    def found(z: Tensor, labels: Tensor, features: Tensor) -> Tensor:
+        return descend(z, lambda z: reversal.second_objective(z, labels, features), descent, advance)
+
+    return in_parts(at_once, found, start, labels, features)
+
+
+def invert(
+    reversal: Reversal,
+    images: Tensor,
+    labels: Tensor,
+    numbers: Tensor,
+    covariance: Callable[[int], Tensor],
+    settings: Settings,
+    advance: Advance,
+) -> Inversion:
+    """Steps I and II.
+
+    Args:
+        reversal: G and f.
+        images: x_i, uint8 [N, 3, H, W].
+        labels: int64 [N].
+        numbers: int64 [N]; what is drawn for an image follows from its number, whatever the others are.
+        covariance: class -> Sigma, [A, A].
+        settings: of both.
+        advance: looks on.
+
+    Raises:
+        UserError: an objective is NaN or infinite.
+    """
+    draws = settings.augmentations
+    how: dict[str, Any] = {"at_once": settings.at_once, "advance": advance}
+    start = start_of(numbers, reversal.generator.game.noise_dim, settings.seed).to(reversal.features.device)
+    found = step_one(reversal, images, labels, start, eta=settings.eta, descent=settings.first, **how)
+    features = reversal.features.of_pixels(images)
+    moved = augmented(features, labels, covariance, settings.strength, draws=draws, seed=settings.seed, numbers=numbers)
+    many, of_all = labels.repeat_interleave(draws), moved.flatten(0, 1)
+    begin = found.repeat_interleave(draws, 0)
+    ended = step_two(reversal, of_all, many, begin, descent=settings.second, **how)
+
+    def left(z: Tensor) -> Tensor:
+        return in_parts(settings.at_once, reversal.second_objective, z, many, of_all).cpu().view(-1, draws)
+
+    with torch.no_grad():
+        return Inversion(
+            reconstructions=pixels_of(reversal, found, labels, settings.at_once),
+            augmentations=pixels_of(reversal, ended, many, settings.at_once).unflatten(0, (-1, draws)),
+            start=distances_of(reversal, start, labels, images, settings.at_once),
+            found=distances_of(reversal, found, labels, images, settings.at_once),
+            moved=(moved - features[:, None]).square().sum(2).cpu(),
+            before=left(begin),
+            after=left(ended),
+        )
+
+
+@torch.no_grad()
+def pixels_of(reversal: Reversal, z: Tensor, labels: Tensor, at_once: int) -> Tensor:
+    """G(z^) as uint8 [N, 3, H, W] on the CPU."""
+
+    def made(z: Tensor, labels: Tensor) -> Tensor:
+        return pixels(reversal.images(z, labels)).cpu()
+
+    return in_parts(at_once, made, z, labels)
+
+
+@torch.no_grad()
+def distances_of(reversal: Reversal, z: Tensor, labels: Tensor, images: Tensor, at_once: int) -> Distances:
+    """Both distances of G(z^) to images uint8, on the CPU."""
+
+    def both(z: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+        real = in_unit_range(images).to(z.device)
+        return torch.stack(reversal.distances(z, labels, reversal.features.of_pixels(images), real), dim=1)
+
+    of_features, of_pixels = in_parts(at_once, both, z, labels, images).cpu().unbind(1)
+    return Distances(of_features, of_pixels)
+
+
+def in_parts(at_once: int, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    """``function`` of so many rows at a time."""
+    return torch.cat([function(*part) for part in zip(*(one.split(at_once) for one in rows), strict=True)])

@@ -1,0 +1,104 @@
+"""A classifier that has been trained, from its run's folder, with the data it was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from isda_repro.checks import ConfigError
+from isda_repro.config import build, read_frozen
+from isda_repro.data import Source
+from isda_repro.losses import Criterion, ISDALoss
+from isda_repro.models import Network
+from isda_repro.training import parts
+from isda_repro.training.checkpoint import load
+from isda_repro.training.compute import Compute, resolve
+from isda_repro.training.same_data import check_classes
+from isda_repro.training.weights import load_weights
+
+DEVICES = ("auto", "cpu", "gpu")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run of a classifier.
+
+    Args:
+        cfg: its frozen configuration, as it is used here.
+        weights: its ``checkpoint.pt``.
+        compute: device and precision.
+        source: its data.
+        network: with its weights, on the device.
+    """
+
+    cfg: DictConfig
+    weights: Path
+    compute: Compute
+    source: Source
+    network: Network
+
+    @cached_property
+    def criterion(self) -> Criterion:
+        """The loss with what it had gathered at the end."""
+        criterion = parts.build_criterion(self.cfg, self.network, self.compute)
+        criterion.load_state_dict(load(self.weights)["criterion"])
+        return criterion
+
+    @property
+    def isda(self) -> ISDALoss:
+        """The same, which must be ISDA.
+
+        Raises:
+            ConfigError: it is another loss, which has no covariances.
+        """
+        if not isinstance(self.criterion, ISDALoss):
+            loss = self.cfg.choice.loss
+            raise ConfigError(f"{self.weights.parent} has loss={loss}, and this needs the covariances of loss=isda")
+        return self.criterion
+
+
+def finished_config(folder: Path, device: str = "auto", data_dir: str | None = None) -> tuple[DictConfig, Path]:
+    """The configuration of a finished run, for this device and for data that lies here, and the file of its weights.
+
+    Raises:
+        ConfigError: the folder is no run's, or it has not finished.
+    """
+    if device not in DEVICES:
+        raise ConfigError(f"device={device} must be one of {', '.join(DEVICES)}")
+    if not (folder / "config.yaml").exists():
+        raise ConfigError(f"{folder} is not a run's folder (it has no config.yaml): give runs/<run_id>")
+    if not (folder / "checkpoint.pt").exists():
+        raise ConfigError(f"{folder / 'checkpoint.pt'} does not exist: has the run finished?")
+    cfg = read_frozen(folder / "config.yaml")
+    cfg.compute.device = device
+    for place in ("data_dir", "root"):
+        if data_dir is not None and place in cfg.dataset.source:
+            cfg.dataset.source[place] = data_dir
+    if cfg.model.get("pretrained"):  # the weights are in the checkpoint
+        cfg.model.pretrained = False
+    return cfg, folder / "checkpoint.pt"
+
+
+def load_finished(folder: Path, device: str = "auto", data_dir: str | None = None) -> Finished:
+    """A finished classifier, calculating in fp32.
+
+    Args:
+        folder: of its run.
+        device: auto, cpu or gpu.
+        data_dir: where the data is, if not where it was.
+
+    Raises:
+        UserError: there is no such run, or it has not finished; its weights or the data are missing or damaged.
+    """
+    cfg, weights = finished_config(folder, device, data_dir)
+    cfg.compute.precision = "fp32"
+    compute = resolve(cfg.compute)
+    compute.apply()
+    source: Source = build(cfg.dataset.source)
+    check_classes(load(weights), source, weights)
+    network = parts.build_network(cfg, source, compute)
+    load_weights(network, weights, new_head=False)
+    return Finished(cfg, weights, compute, source, network)

@@ -1,0 +1,182 @@
+"""What ISDA's semantic directions are, in real images. From the repository root:
+
+python scripts/directions.py classifier=runs/<run_id>                               # of loss=isda
+python scripts/directions.py classifier=... "images=[7,12]" directions=4 "steps=[-4,-2,2,4]" lambda=0.5
+python scripts/directions.py classifier=... output=results/directions
+
+The features of an image are moved by k sqrt(lambda) standard deviations along the principal directions of its class's
+covariance, the widest first, and shown is the real image whose features are nearest: what ISDA takes the image for when
+it augments it. Writes directions.png, directions.md and directions.json into output=, if not given the classifier's
+folder. Also: count=4 (images, if not named; the first ones of each class), classes=[0,1] (of which; all, if not given),
+part=train|test (where all images are from), device=auto, data_dir=.
+"""
+
+import json
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarking import machine
+from omegaconf import MISSING
+
+from isda_repro.errors import UserError, one_sentence_errors
+from isda_repro.options import parse_options
+from isda_repro.tables.records import read_result
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from isda_repro.data import Split
+    from isda_repro.training.finished import Finished
+
+PICTURE, PAGE, NUMBERS = "directions.png", "directions.md", "directions.json"
+
+
+@dataclass
+class DirectionsOptions:
+    """What this script takes; ``lambda_``: null for the strength that the classifier was trained with at the end."""
+
+    classifier: str = MISSING
+    images: list[int] | None = None
+    count: int = 4
+    classes: list[int] | None = None
+    part: str = "train"
+    directions: int = 3
+    steps: list[float] = field(default_factory=lambda: [-3.0, -2.0, -1.0, 1.0, 2.0, 3.0])
+    lambda_: float | None = None
+    device: str = "auto"
+    data_dir: str | None = None
+    output: str | None = None
+
+
+def checked(options: DirectionsOptions, classifier: "Finished") -> tuple[float, list[int]]:
+    """Lambda, and the classes that images are taken of."""
+    isda, classes = classifier.isda, classifier.source.num_classes
+    if not 1 <= options.directions <= isda.feature_dim:
+        raise UserError(f"directions={options.directions} must be a whole number from 1 to {isda.feature_dim}")
+    if not options.steps:
+        raise UserError("steps=[] has no step")
+    strength = isda.lambda_0 if options.lambda_ is None else options.lambda_
+    if not 0 <= strength < float("inf"):
+        raise UserError(f"lambda={strength} must be a number from 0 on")
+    wanted = list(range(classes)) if options.classes is None else options.classes
+    if not wanted or not all(0 <= one < classes for one in wanted):
+        raise UserError(f"classes={wanted}: there are classes 0 to {classes - 1}")
+    return strength, wanted
+
+
+def looked_for(
+    classifier: "Finished", split: "Split", indices: list[int], options: DirectionsOptions, strength: float
+) -> list[dict[str, Any]]:
+    """A row for each image and direction: the nearest real images, step by step."""
+    from isda_repro.inversion.directions import neighbours
+    from isda_repro.inversion.loading import feature_map
+
+    names, found = classifier.source.class_names, []
+    features = feature_map(classifier).of_pixels(split.images).cpu()
+    for index in indices:
+        label = int(split.targets[index])
+        covariance = classifier.isda.class_covariance(label).cpu()
+        there = neighbours(
+            index,
+            features,
+            covariance,
+            directions=options.directions,
+            steps=sorted(options.steps),
+            strength=strength,
+        )
+        for number, nearest in enumerate(there.indices):
+            found.append(
+                {
+                    "index": index,
+                    "class": names[label],
+                    "direction": number + 1,
+                    "share_of_variance": float(there.directions.share[number]),
+                    "nearest": nearest.tolist(),
+                    "classes": [names[one] for one in split.targets[nearest].tolist()],
+                    "distance": there.distances[number].tolist(),
+                    "moved": there.moved[number].tolist(),
+                }
+            )
+    return found
+
+
+def picture(split: "Split", rows: list[dict[str, Any]], steps: list[float]) -> "Tensor":
+    """The image in the middle, beside it where it is moved to; framed, what is of another class."""
+    import torch
+
+    from isda_repro.inversion.pictures import titled
+
+    below = sum(step < 0 for step in steps)
+    shown = torch.tensor([[*row["nearest"][:below], row["index"], *row["nearest"][below:]] for row in rows])
+    images, labels = split.images[shown], split.targets[shown]
+    columns = [f"{step:+g}" for step in steps]
+    titles = [f"{row['class']} {row['index']}, direction {row['direction']}" for row in rows]
+    return titled(images, [*columns[:below], "image", *columns[below:]], titles, labels != labels[:, below, None])
+
+
+def page(found: dict[str, Any], command: str) -> str:
+    """Picture, settings and numbers in Markdown."""
+    steps, rows = found["steps"], found["rows"]
+    same = sum(name == row["class"] for row in rows for name in row["classes"]) / (len(rows) * len(steps))
+    lines = [
+        "# Semantic directions in real images",
+        "",
+        f"![an image, moved along principal directions of its class]({PICTURE})",
+        "",
+        "A row: a principal direction of the covariance of the image's class. A column: k; there, the real image whose",
+        "features are nearest to a + k sqrt(λ) times the deviation along the direction. Framed: of another class.",
+        "",
+        f"- features and covariances of `{found['classifier']}`, test error {found['test_error']:.2f}%",
+        f"- among all {found['candidates']:,} {found['part']} images; λ = {found['lambda']:g}",
+        f"- {same:.0%} of the nearest images are of the image's own class",
+        f"- `{command}`",
+        f"- {' '.join(machine())}",
+        "",
+        "Of each step: how far the feature was moved, and how far the nearest image's features then are.",
+        "",
+        "| image | direction | of the variance | " + " | ".join(f"{step:+g}" for step in steps) + " |",
+        "| --- | ---: | ---: " + "| ---: " * len(steps) + "|",
+    ]
+    for row in rows:
+        pairs = (f"{moved:.2f}, {left:.2f}" for moved, left in zip(row["moved"], row["distance"], strict=True))
+        named = f"{row['class']} {row['index']} | {row['direction']} | {row['share_of_variance']:.0%}"
+        lines.append(f"| {named} | {' | '.join(pairs)} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    """Find, write, print."""
+    options = parse_options(DirectionsOptions, arguments)
+    from isda_repro.files import written_whole
+    from isda_repro.gan.pictures import write_picture
+    from isda_repro.inversion.chosen import chosen, part_of
+    from isda_repro.training.finished import load_finished
+
+    classifier = load_finished(Path(options.classifier), options.device, options.data_dir)
+    split, (strength, classes) = part_of(classifier.source, options.part), checked(options, classifier)
+    indices = chosen(split, options.images, options.count, classes).tolist()
+    output = Path(options.classifier if options.output is None else options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    found = {
+        "classifier": classifier.cfg.run_id,
+        "test_error": read_result(Path(options.classifier) / "result.json").test_error_final,
+        "part": options.part,
+        "candidates": len(split),
+        "lambda": strength,
+        "steps": sorted(options.steps),
+        "rows": looked_for(classifier, split, indices, options, strength),
+    }
+    write_picture(output / PICTURE, picture(split, found["rows"], found["steps"]))
+    text = page(found, f"python scripts/directions.py {shlex.join(arguments)}")
+    for name, content in ((NUMBERS, json.dumps(found, indent=1, sort_keys=True)), (PAGE, text)):
+        with written_whole(output / name) as file:
+            file.write(f"{content}\n".encode())
+    print("\n".join([*text.splitlines()[-len(found["rows"]) - 2 :], str(output / PICTURE)]))
+
+
+if __name__ == "__main__":
+    with one_sentence_errors():
+        main(sys.argv[1:])

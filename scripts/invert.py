@@ -1,0 +1,105 @@
+"""Appendix C: what ISDA's augmented features look like, as Figures 3 and 5 show it. From the repository root:
+
+python scripts/invert.py generator=runs/<run_id> classifier=runs/<run_id>     # of gan=wgan, and of loss=isda
+python scripts/invert.py generator=... classifier=... "images=[7,12]" augmentations=7 eta=0.01 lambda=0.5
+python scripts/invert.py generator=... classifier=... output=results/inversion
+
+Step I finds the numbers from which the generator makes a given image, Step II those of the image whose features are
+ISDA's augmented ones. Writes inversion.png (original, reconstruction, augmentations), inversion.md (the settings, and
+how far both objectives fell, which is also printed) and inversion.json into output=, if not given the classifier's
+folder. Also: count=8 (images, if not named; the first ones of each class), part=train|test (where they are from),
+iterations=10000, seed=0, at_once=64 (sought together), device=auto, data_dir=.
+"""
+
+import json
+import shlex
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarking import machine
+from omegaconf import MISSING
+
+from isda_repro.errors import one_sentence_errors
+from isda_repro.options import parse_options
+from isda_repro.tables.records import read_result
+
+
+@dataclass
+class InvertOptions:
+    """What this script takes; ``lambda_``: null for the strength that the classifier was trained with at the end."""
+
+    generator: str = MISSING
+    classifier: str = MISSING
+    images: list[int] | None = None
+    count: int = 8
+    part: str = "train"
+    augmentations: int = 5
+    eta: float = 0.01
+    lambda_: float | None = None
+    iterations: int = 10_000
+    seed: int = 0
+    at_once: int = 64
+    device: str = "auto"
+    data_dir: str | None = None
+    output: str | None = None
+
+
+def main(arguments: list[str]) -> None:
+    """Load, invert, write, print."""
+    options = parse_options(InvertOptions, arguments)
+    from isda_repro.files import written_whole
+    from isda_repro.gan.pictures import write_picture
+    from isda_repro.inversion import STEP_ONE, STEP_TWO, Settings, invert
+    from isda_repro.inversion.chosen import chosen, part_of
+    from isda_repro.inversion.loading import load_reversal
+    from isda_repro.inversion.pictures import titled
+    from isda_repro.inversion.progress import InversionProgress
+    from isda_repro.inversion.report import NUMBERS, PAGE, PICTURE, numbers_of, page, sheet, table
+
+    folders = Path(options.generator), Path(options.classifier)
+    reversal, classifier = load_reversal(*folders, options.device, options.data_dir)
+    isda, split = classifier.isda, part_of(classifier.source, options.part)
+    settings = Settings(
+        eta=options.eta,
+        strength=isda.lambda_0 if options.lambda_ is None else options.lambda_,
+        augmentations=options.augmentations,
+        seed=options.seed,
+        first=replace(STEP_ONE, iterations=options.iterations),
+        second=replace(STEP_TWO, iterations=options.iterations),
+        at_once=options.at_once,
+    )
+    indices = chosen(split, options.images, options.count, reversal.generator.classes)
+    images, labels = split.images[indices], split.targets[indices]
+    output = folders[1] if options.output is None else Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)  # now: a folder that cannot be made is no news to bring in the end
+    bar, begin = InversionProgress(settings.iterations(len(images))), time.perf_counter()
+    inversion = invert(reversal, images, labels, indices, isda.class_covariance, settings, bar)
+    bar.close()
+    names = [classifier.source.class_names[label] for label in labels.tolist()]
+    known = [{"index": index, "class": name} for index, name in zip(indices.tolist(), names, strict=True)]
+    found = {
+        "generator": folders[0].resolve().name,
+        "classifier": classifier.cfg.run_id,
+        "test_error": read_result(folders[1] / "result.json").test_error_final,
+        "part": options.part,
+        "seconds": time.perf_counter() - begin,
+        **numbers_of(inversion, settings, known),
+    }
+    columns = ["original", "restored", "augmented", *[""] * (settings.augmentations - 1)]
+    rows = [f"{one['class']} {one['index']}" for one in known]
+    write_picture(output / PICTURE, titled(sheet(images, inversion), columns, rows))
+    texts = {
+        NUMBERS: json.dumps(found, indent=1, sort_keys=True),
+        PAGE: page(found, f"python scripts/invert.py {shlex.join(arguments)}", machine()),
+    }
+    for name, text in texts.items():
+        with written_whole(output / name) as file:
+            file.write(f"{text}\n".encode())
+    print("\n".join([*table(found), str(output / PICTURE)]))
+
+
+if __name__ == "__main__":
+    with one_sentence_errors():
+        main(sys.argv[1:])

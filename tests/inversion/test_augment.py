@@ -1,0 +1,54 @@
+import pytest
+import torch
+from toys import draws
+
+from isda_repro.inversion import augmented
+
+CLASSES, WIDTH = 3, 4
+MANY = 40_000
+
+
+def covariances():
+    factor = torch.randn(CLASSES, WIDTH, 2, generator=draws(), dtype=torch.float64)
+    return factor @ factor.mT  # of rank 2, as those of few samples are
+
+
+def several(**more):
+    features = torch.randn(3, WIDTH, generator=draws(1), dtype=torch.float64)
+    options = {"strength": 0.5, "draws": 2, "seed": 0, "numbers": torch.tensor([7, 3, 12]), **more}
+    labels = torch.tensor([2, 0, 2])
+    covariance = covariances()
+    return features, labels, augmented(features, labels, covariance.__getitem__, **options)
+
+
+@pytest.mark.parametrize("strength", [0.1, 0.5, 4.0])
+def test_draws_have_the_mean_and_the_covariance_asked_for(strength):
+    """Of each class lambda times its own Sigma; the tolerance is five standard errors."""
+    features, labels, found = several(strength=strength, draws=MANY)
+    for row, label in enumerate(labels.tolist()):
+        wanted = strength * covariances()[label]
+        deviations = wanted.diagonal().sqrt()
+        assert ((found[row].mean(0) - features[row]).abs() < 5 * deviations / MANY**0.5 + 1e-6).all()
+        error = (wanted.diagonal()[:, None] * wanted.diagonal() + wanted**2).div(MANY).sqrt()
+        assert ((torch.cov(found[row].T) - wanted).abs() < 5 * error + 1e-6 * wanted.trace()).all()
+
+
+def test_a_smaller_lambda_moves_along_the_same_direction():
+    features, _, near = several(strength=0.5)
+    _, _, far = several(strength=2.0)
+    torch.testing.assert_close(2 * (near - features[:, None]), far - features[:, None])
+
+
+def test_no_lambda_no_move():
+    features, _, found = several(strength=0.0)
+    assert torch.equal(found, features[:, None].expand_as(found))
+
+
+def test_what_is_drawn_for_an_image_follows_from_its_number_alone():
+    features, labels, found = several()
+    alone = augmented(
+        features[1:2], labels[1:2], covariances().__getitem__, 0.5, draws=2, seed=0, numbers=torch.tensor([3])
+    )
+    assert torch.equal(found[1:2], alone)
+    assert not torch.equal(found, several(seed=1)[2])
+    assert not torch.equal(found[0, 0], found[0, 1])

@@ -1,0 +1,114 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from toys import FEATURES, LABELS, NOISE, noise, pixels_at_random, reversal
+
+from isda_repro.errors import UserError
+from isda_repro.gan.sampling import pixels
+from isda_repro.inversion import STEP_ONE, STEP_TWO, Settings, invert, step_one
+from isda_repro.inversion.reversal import start_of
+
+SHORT = Settings(
+    eta=0.1,
+    strength=0.5,
+    augmentations=3,
+    first=replace(STEP_ONE, iterations=20),
+    second=replace(STEP_TWO, iterations=20),
+)
+NUMBERS = torch.tensor([9, 4, 100, 5])
+
+
+def silent(iterations, objective):
+    pass
+
+
+def covariance(label):
+    return (1 + label) * torch.eye(FEATURES).double() / 100
+
+
+def inverted(settings=SHORT, rows=slice(None), advance=silent):
+    return invert(reversal(), pixels_at_random(4)[rows], LABELS[rows], NUMBERS[rows], covariance, settings, advance)
+
+
+@pytest.fixture(autouse=True)
+def _in_float64(monkeypatch):
+    """What Step I starts from is drawn in fp32 otherwise."""
+    monkeypatch.setattr("isda_repro.inversion.reversal.start_of", lambda *them: start_of(*them).double())
+
+
+def test_shapes():
+    found = inverted()
+    assert found.reconstructions.shape == (4, 3, 8, 8)
+    assert found.augmentations.shape == (4, 3, 3, 8, 8)
+    assert found.reconstructions.dtype == found.augmentations.dtype == torch.uint8
+    assert all(one.shape == (4,) for ends in (found.start, found.found) for one in ends)
+    assert all(one.shape == (4, 3) for one in (found.moved, found.before, found.after))
+
+
+def test_an_image_that_the_generator_makes_is_found():
+    """The features and the pixels of images of known numbers, with all 10,000 iterations."""
+    case, labels = reversal(), LABELS[:2]
+    images = pixels(case.images(noise(2, seed=5), labels))
+    settings = replace(SHORT, eta=1.0, first=STEP_ONE, second=STEP_TWO, augmentations=1)
+    found = invert(case, images, labels, NUMBERS[:2], covariance, settings, silent)
+    assert (found.found.features < 1e-2 * found.start.features).all()
+    assert (found.found.pixels < 1e-2 * found.start.pixels).all()
+    assert (found.reconstructions.float() - images.float()).abs().mean() < 3, "of 255"
+    assert (found.after < 0.2 * found.before).all(), "Step II reaches features that Step I has not seen"
+
+
+def test_the_distances_are_those_of_what_was_found():
+    case, found = reversal(), inverted()
+    images = pixels_at_random(4)
+    start = start_of(NUMBERS, NOISE, 0).double()
+    z = step_one(case, images, LABELS, start, eta=SHORT.eta, descent=SHORT.first, at_once=64, advance=silent)
+    assert torch.equal(found.reconstructions, pixels(case.images(z, LABELS)))
+    wanted = case.features.of_pixels(images)
+    expected = case.first_objective(z, LABELS, wanted, images.double() / 127.5 - 1, SHORT.eta)
+    torch.testing.assert_close(found.found.features + SHORT.eta * found.found.pixels, expected, rtol=1e-6, atol=0)
+    moved = found.before.mean(1) - found.found.features
+    assert (moved.abs() > 1e-3).all(), "Step II seeks other features than Step I"
+
+
+def test_no_lambda_seeks_the_features_of_the_image_itself():
+    found = inverted(replace(SHORT, strength=0.0))
+    assert torch.equal(found.moved, torch.zeros(4, 3).double())
+    torch.testing.assert_close(found.before, found.found.features[:, None].expand(4, 3))
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_it_does_not_matter_how_many_are_sought_together(at_once):
+    whole, parts = inverted(), inverted(replace(SHORT, at_once=at_once))
+    for name in ("moved", "before", "after"):
+        torch.testing.assert_close(getattr(whole, name), getattr(parts, name), rtol=1e-6, atol=0)
+    for one, other in zip((*whole.start, *whole.found), (*parts.start, *parts.found), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
+    assert (whole.augmentations.int() - parts.augmentations.int()).abs().max() <= 1
+
+
+def test_what_is_found_for_an_image_does_not_depend_on_the_others():
+    whole, alone = inverted(), inverted(rows=slice(2, 3))
+    torch.testing.assert_close(whole.after[2:3], alone.after, rtol=1e-6, atol=0)
+    torch.testing.assert_close(whole.moved[2:3], alone.moved)
+
+
+def test_the_bar_is_told_of_all_iterations():
+    made = []
+    inverted(advance=lambda iterations, objective: made.append(iterations * len(objective)))
+    assert sum(made) == SHORT.iterations(4) == 4 * (20 + 3 * 20)
+
+
+def test_a_seed_decides_where_step_one_begins():
+    one, again, other = (start_of(NUMBERS, NOISE, seed) for seed in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert torch.equal(start_of(NUMBERS[2:], NOISE, 0), one[2:])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"eta": -1}, {"eta": float("nan")}, {"strength": -0.5}, {"augmentations": 0}, {"at_once": 0}]
+)
+def test_settings_that_cannot_be(wrong):
+    with pytest.raises(UserError, match=r"(eta|lambda)=.* must be a number from 0 on|must be a whole number from 1 on"):
+        replace(SHORT, **wrong)
