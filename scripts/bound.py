@@ -65,7 +65,7 @@ def features_of(options: BoundOptions) -> Features:
 
     run = load_finished(Path(options.run), "cpu", options.data_dir)
     if not isinstance(run.isda.statistics, ClassStatistics) or run.isda.covariance != "full":
-        raise UserError(f"{options.run} has loss={run.cfg.choice.loss}, and this needs the covariances of loss=isda")
+        raise UserError(f"{options.run} has loss.covariance={run.isda.covariance}: this is for full ones, not packed")
     images, targets = next(iter(parts.build_loaders(run.cfg, run.source, run.compute)[1].epoch(0)))
     with torch.no_grad():
         features = run.network.eval()(images[:SAMPLES]).features

@@ -53,6 +53,7 @@ def measured(options: QualityOptions) -> dict[str, Any]:
         of_generator, of_classifier = generator_cfg.choice.dataset, cfg.choice.dataset
         raise ConfigError(f"the generator is of dataset={of_generator}, the classifier of dataset={of_classifier}")
     generator = load_generator(build(generator_cfg.gan.game), made.with_name("checkpoint.pt"), compute.device)
+    parts.check_made_like(generator, source, made.parent)
     if not generator.asked_for_classes:
         raise ConfigError(f"{generator_cfg.run_id} is asked for no class: none is right or wrong")
     mean, std = parts.normalisation(cfg, source)

@@ -10,9 +10,12 @@ those of invert.py otherwise.
 
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarking import machine
 from omegaconf import MISSING
@@ -23,7 +26,6 @@ from isda_repro.options import parse_options
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from isda_repro.data import Split
     from isda_repro.inversion import Reversal
     from isda_repro.losses import ISDALoss
 
@@ -48,118 +50,144 @@ class GridOptions:
     data_dir: str | None = None
 
 
-class Grid:
-    """Of a few images. All rows are image by image, and of each the values in their order."""
+@dataclass
+class Few:
+    """The images that both are tried on, and how: rows are image by image, and of each the values in their order."""
 
-    def __init__(self, options: GridOptions, reversal: "Reversal", split: "Split", indices: "Tensor") -> None:
-        from isda_repro.inversion.progress import InversionProgress
-
-        self.options, self.reversal, self.indices = options, reversal, indices
-        self.images, self.labels = split.images[indices], split.targets[indices]
-        of_all = len(indices) * (len(options.etas) + len(options.lambdas)) * options.iterations
-        self.bar = InversionProgress(of_all)
-        self._how: dict[str, Any] = {"at_once": options.at_once, "advance": self.bar}
-
-    def etas(self) -> "tuple[list[str], Tensor, Tensor]":
-        """Lines, pictures, and the numbers found with eta=."""
-        import torch
-
-        from isda_repro.inversion import STEP_ONE, step_one
-        from isda_repro.inversion.reversal import distances_of, pixels_of, start_of
-
-        options, many = self.options, len(self.options.etas)
-        start = start_of(self.indices, self.reversal.generator.game.noise_dim, options.seed)
-        images, labels, start = (one.repeat_interleave(many, 0) for one in (self.images, self.labels, start))
-        of_each = torch.tensor(options.etas).repeat(len(self.indices))
-        descent = replace(STEP_ONE, iterations=options.iterations)
-        z = step_one(self.reversal, images, labels, start, eta=of_each, descent=descent, **self._how)
-        both = distances_of(self.reversal, z, labels, images, options.at_once)
-        features, pixels = (one.unflatten(0, (-1, many)).mean(0).tolist() for one in both)
-        lines = ["| η | features | pixels |", "| ---: | ---: | ---: |"]
-        lines += [f"| {eta:g} | {a:.3g} | {b:.3g} |" for eta, a, b in zip(options.etas, features, pixels, strict=True)]
-        made = pixels_of(self.reversal, z, labels, options.at_once)
-        return lines, made.unflatten(0, (-1, many)), z[options.etas.index(options.eta) :: many]
-
-    def lambdas(self, isda: "ISDALoss", begin: "Tensor") -> "tuple[list[str], Tensor]":
-        """Lines and pictures, from the numbers that Step I found."""
-        import torch
-
-        from isda_repro.inversion import STEP_TWO, augmented, step_two
-        from isda_repro.inversion.reversal import in_parts, pixels_of
-
-        options, many = self.options, len(self.options.lambdas)
-        features = self.reversal.features.of_pixels(self.images)
-        which: dict[str, Any] = {"draws": 1, "seed": options.seed, "numbers": self.indices}
-        moved = [augmented(features, self.labels, isda.class_covariance, one, **which) for one in options.lambdas]
-        wanted, labels = torch.cat(moved, dim=1).flatten(0, 1), self.labels.repeat_interleave(many)
-        begin, descent = begin.repeat_interleave(many, 0), replace(STEP_TWO, iterations=options.iterations)
-        z = step_two(self.reversal, wanted, labels, begin, descent=descent, **self._how)
-        with torch.no_grad():
-            ends = (
-                in_parts(options.at_once, self.reversal.second_objective, one, labels, wanted) for one in (begin, z)
-            )
-            before, after = (one.unflatten(0, (-1, many)).mean(0).tolist() for one in ends)
-        far = (torch.cat(moved, dim=1) - features[:, None]).square().sum(2).mean(0).tolist()
-        lines = ["| λ | moved by | before | after |", "| ---: | ---: | ---: | ---: |"]
-        rows = zip(options.lambdas, far, before, after, strict=True)
-        lines += [f"| {one:g} | {a:.3g} | {b:.3g} | {c:.3g} |" for one, a, b, c in rows]
-        return lines, pixels_of(self.reversal, z, labels, options.at_once).unflatten(0, (-1, many))
+    reversal: "Reversal"
+    images: "Tensor"
+    labels: "Tensor"
+    indices: "Tensor"
+    options: GridOptions
+    bar: "Callable[[int, Tensor], None]"
 
 
-def main(arguments: list[str]) -> None:
-    """Try them, write, print."""
-    options = parse_options(GridOptions, arguments)
-    if options.eta not in options.etas or not options.lambdas:
-        raise UserError(f"eta={options.eta} must be one of etas={options.etas}, and lambdas= must have some")
-    if not all(0 <= one < float("inf") for one in [*options.etas, *options.lambdas]):
-        raise UserError("etas= and lambdas= must be numbers from 0 on")
+def of_etas(few: Few) -> "tuple[list[str], Tensor, Tensor]":
+    """Lines, pictures [N, etas, ...], and the numbers found with eta=."""
     import torch
 
-    from isda_repro.files import written_whole
-    from isda_repro.gan.pictures import write_picture
-    from isda_repro.inversion.chosen import chosen, part_of
-    from isda_repro.inversion.loading import load_reversal
-    from isda_repro.inversion.pictures import titled
+    from isda_repro.inversion import STEP_ONE, step_one
+    from isda_repro.inversion.reversal import distances_of, pixels_of, start_of
 
-    folders = Path(options.generator), Path(options.classifier)
-    reversal, classifier = load_reversal(*folders, options.device, options.data_dir)
-    split, output = part_of(classifier.source, options.part), Path(options.output)
-    indices = chosen(split, options.images, options.count, reversal.generator.classes)
-    output.mkdir(parents=True, exist_ok=True)
-    grid, isda = Grid(options, reversal, split, indices), classifier.isda
-    of_etas, reconstructions, begin = grid.etas()
-    of_lambdas, augmentations = grid.lambdas(isda, begin)
-    grid.bar.close()
-    rows = [f"{classifier.source.class_names[int(split.targets[one])]} {one}" for one in indices.tolist()]
-    original, best = grid.images[:, None], reconstructions[:, options.etas.index(options.eta), None]
-    columns = ["original", *(f"η = {eta:g}" for eta in options.etas)]
-    write_picture(output / "etas.png", titled(torch.cat([original, reconstructions], 1), columns, rows))
-    columns = ["original", "restored", *(f"λ = {one:g}" for one in options.lambdas)]
-    write_picture(output / "lambdas.png", titled(torch.cat([original, best, augmentations], 1), columns, rows))
-    text = "\n".join(
+    options, many = few.options, len(few.options.etas)
+    start = start_of(few.indices, few.reversal.generator.game.noise_dim, options.seed)
+    images, labels, start = (rows.repeat_interleave(many, 0) for rows in (few.images, few.labels, start))
+    z = step_one(
+        few.reversal,
+        images,
+        labels,
+        start,
+        eta=torch.tensor(options.etas).repeat(len(few.indices)),
+        descent=replace(STEP_ONE, iterations=options.iterations),
+        at_once=options.at_once,
+        advance=few.bar,
+    )
+    distances = distances_of(few.reversal, z, labels, images, options.at_once)
+    features, pixels = (one.view(-1, many).mean(0).tolist() for one in distances)
+    lines = ["| η | features | pixels |", "| ---: | ---: | ---: |"]
+    lines += [f"| {eta:g} | {a:.3g} | {b:.3g} |" for eta, a, b in zip(options.etas, features, pixels, strict=True)]
+    made = pixels_of(few.reversal, z, labels, options.at_once)
+    return lines, made.unflatten(0, (-1, many)), z[options.etas.index(options.eta) :: many]
+
+
+def of_lambdas(few: Few, isda: "ISDALoss", found: "Tensor") -> "tuple[list[str], Tensor]":
+    """Lines and pictures [N, lambdas, ...], from the numbers that Step I found."""
+    import torch
+
+    from isda_repro.inversion import STEP_TWO, augmented, step_two
+    from isda_repro.inversion.reversal import in_parts, pixels_of
+
+    options, many = few.options, len(few.options.lambdas)
+    features = few.reversal.features.of_pixels(few.images)
+    moved = [
+        augmented(features, few.labels, isda.class_covariance, one, draws=1, seed=options.seed, numbers=few.indices)
+        for one in options.lambdas
+    ]
+    wanted, labels = torch.cat(moved, dim=1).flatten(0, 1), few.labels.repeat_interleave(many)
+    begin = found.repeat_interleave(many, 0)
+    descent = replace(STEP_TWO, iterations=options.iterations)
+    z = step_two(few.reversal, wanted, labels, begin, descent=descent, at_once=options.at_once, advance=few.bar)
+    left = partial(in_parts, options.at_once, few.reversal.second_objective)
+    with torch.no_grad():
+        before, after = (left(one, labels, wanted).view(-1, many).mean(0).tolist() for one in (begin, z))
+    far = (torch.cat(moved, dim=1) - features[:, None]).square().sum(2).mean(0).tolist()
+    lines = ["| λ | moved by | before | after |", "| ---: | ---: | ---: | ---: |"]
+    rows = zip(options.lambdas, far, before, after, strict=True)
+    lines += [f"| {one:g} | {a:.3g} | {b:.3g} | {c:.3g} |" for one, a, b, c in rows]
+    return lines, pixels_of(few.reversal, z, labels, options.at_once).unflatten(0, (-1, many))
+
+
+def page(options: GridOptions, images: int, etas: list[str], lambdas: list[str], command: str) -> str:
+    """In Markdown."""
+    return "\n".join(
         [
             "# η and λ of Appendix C",
             "",
-            f"`python scripts/inversion_grid.py {shlex.join(arguments)}`:",
-            f"{options.iterations:,} iterations of each step, means of squared distances over {len(indices)} images.",
+            f"`{command}`:",
+            f"{options.iterations:,} iterations of each step, means of squared distances over {images} images.",
             "",
             "## η of equation 15: reconstructions",
             "",
             "![reconstructions](etas.png)",
             "",
-            *of_etas,
+            *etas,
             "",
             f"## λ of equation 1: augmentations, from the reconstructions with η = {options.eta:g}",
             "",
             "![augmentations](lambdas.png)",
             "",
-            *of_lambdas,
+            "Equation 16 before and after, and how far the features were moved.",
+            "",
+            *lambdas,
             "",
             *machine(),
         ]
     )
-    with written_whole(output / "grid.md") as file:
-        file.write(f"{text}\n".encode())
+
+
+def checked(options: GridOptions) -> None:
+    """All combinations, as ``invert.py`` would."""
+    from isda_repro.inversion import STEP_ONE, Settings
+
+    if options.eta not in options.etas or not options.lambdas:
+        raise UserError(f"eta={options.eta} must be one of etas={options.etas}, and lambdas= must have some")
+    first = replace(STEP_ONE, iterations=options.iterations)
+    for eta, strength in product(options.etas, options.lambdas):
+        Settings(eta=eta, strength=strength, seed=options.seed, at_once=options.at_once, first=first)
+
+
+def main(arguments: list[str]) -> None:
+    """Try them, write, print."""
+    options = parse_options(GridOptions, arguments)
+    checked(options)
+    import torch
+
+    from isda_repro.gan.pictures import write_picture
+    from isda_repro.inversion.chosen import chosen, part_of
+    from isda_repro.inversion.loading import load_reversal
+    from isda_repro.inversion.pictures import titled
+    from isda_repro.inversion.progress import InversionProgress
+    from isda_repro.inversion.report import folder_for, write_texts
+
+    folders = Path(options.generator), Path(options.classifier)
+    reversal, classifier = load_reversal(*folders, options.device, options.data_dir)
+    split, isda = part_of(classifier.source, options.part), classifier.isda
+    indices = chosen(split, options.images, options.count, reversal.generator.classes)
+    output = folder_for(Path(options.output))
+    values = len(options.etas) + len(options.lambdas)
+    with InversionProgress(len(indices) * values * options.iterations) as bar:
+        few = Few(reversal, split.images[indices], split.targets[indices], indices, options, bar)
+        eta_lines, reconstructions, found = of_etas(few)
+        lambda_lines, augmentations = of_lambdas(few, isda, found)
+    rows = [f"{classifier.source.class_names[int(split.targets[one])]} {one}" for one in indices.tolist()]
+    original, best = few.images[:, None], reconstructions[:, options.etas.index(options.eta), None]
+    columns = ["original", *(f"η = {eta:g}" for eta in options.etas)]
+    write_picture(output / "etas.png", titled(torch.cat([original, reconstructions], 1), columns, rows))
+    columns = ["original", "restored", *(f"λ = {one:g}" for one in options.lambdas)]
+    write_picture(output / "lambdas.png", titled(torch.cat([original, best, augmentations], 1), columns, rows))
+    command = f"python scripts/inversion_grid.py {shlex.join(arguments)}"
+    text = page(options, len(indices), eta_lines, lambda_lines, command)
+    write_texts(output, {"grid.md": text})
     print(text)
 
 

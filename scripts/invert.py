@@ -23,7 +23,6 @@ from omegaconf import MISSING
 
 from isda_repro.errors import one_sentence_errors
 from isda_repro.options import parse_options
-from isda_repro.tables.records import read_result
 
 
 @dataclass
@@ -49,14 +48,23 @@ class InvertOptions:
 def main(arguments: list[str]) -> None:
     """Load, invert, write, print."""
     options = parse_options(InvertOptions, arguments)
-    from isda_repro.files import written_whole
     from isda_repro.gan.pictures import write_picture
     from isda_repro.inversion import STEP_ONE, STEP_TWO, Settings, invert
-    from isda_repro.inversion.chosen import chosen, part_of
+    from isda_repro.inversion.chosen import chosen, name_of, part_of
     from isda_repro.inversion.loading import load_reversal
     from isda_repro.inversion.pictures import titled
     from isda_repro.inversion.progress import InversionProgress
-    from isda_repro.inversion.report import NUMBERS, PAGE, PICTURE, numbers_of, page, sheet, table
+    from isda_repro.inversion.report import (
+        NUMBERS,
+        PAGE,
+        PICTURE,
+        folder_for,
+        numbers_of,
+        page,
+        sheet,
+        table,
+        write_texts,
+    )
 
     folders = Path(options.generator), Path(options.classifier)
     reversal, classifier = load_reversal(*folders, options.device, options.data_dir)
@@ -72,32 +80,26 @@ def main(arguments: list[str]) -> None:
     )
     indices = chosen(split, options.images, options.count, reversal.generator.classes)
     images, labels = split.images[indices], split.targets[indices]
-    output = folders[1] if options.output is None else Path(options.output)
-    output.mkdir(parents=True, exist_ok=True)  # now: a folder that cannot be made is no news to bring in the end
-    bar, begin = InversionProgress(settings.iterations(len(images))), time.perf_counter()
-    inversion = invert(reversal, images, labels, indices, isda.class_covariance, settings, bar)
-    bar.close()
+    output, begin = folder_for(Path(options.output or options.classifier)), time.perf_counter()
+    with InversionProgress(settings.iterations(len(images))) as bar:
+        inversion = invert(reversal, images, labels, indices, isda.class_covariance, settings, bar)
     names = [classifier.source.class_names[label] for label in labels.tolist()]
     known = [{"index": index, "class": name} for index, name in zip(indices.tolist(), names, strict=True)]
-    found = {
+    record = {
         "generator": folders[0].resolve().name,
         "classifier": classifier.cfg.run_id,
-        "test_error": read_result(folders[1] / "result.json").test_error_final,
-        "part": options.part,
+        "error": classifier.result.test_error_final,
+        "evaluated_on": classifier.source.evaluated_on,
+        "part": name_of(classifier.source, options.part),
         "seconds": time.perf_counter() - begin,
         **numbers_of(inversion, settings, known),
     }
     columns = ["original", "restored", "augmented", *[""] * (settings.augmentations - 1)]
     rows = [f"{one['class']} {one['index']}" for one in known]
     write_picture(output / PICTURE, titled(sheet(images, inversion), columns, rows))
-    texts = {
-        NUMBERS: json.dumps(found, indent=1, sort_keys=True),
-        PAGE: page(found, f"python scripts/invert.py {shlex.join(arguments)}", machine()),
-    }
-    for name, text in texts.items():
-        with written_whole(output / name) as file:
-            file.write(f"{text}\n".encode())
-    print("\n".join([*table(found), str(output / PICTURE)]))
+    text = page(record, f"python scripts/invert.py {shlex.join(arguments)}", machine())
+    write_texts(output, {NUMBERS: json.dumps(record, indent=1, sort_keys=True), PAGE: text})
+    print("\n".join([*table(record), str(output / PICTURE)]))
 
 
 if __name__ == "__main__":

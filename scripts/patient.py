@@ -60,13 +60,13 @@ class Patient:
             return False
 
     def wait_for(self, name: str) -> Path:
-        """Until the run has made a file."""
-        deadline = time.monotonic() + PATIENCE
-        while not (self.folder / name).exists():
+        """Until the run has written into a file: an empty one will take more of the disk."""
+        deadline, path = time.monotonic() + PATIENCE, self.folder / name
+        while not (path.exists() and path.stat().st_size):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{self.folder} has no {name}")
             time.sleep(0.005)
-        return self.folder / name
+        return path
 
     def wait_for_checkpoints(self, count: int = 2) -> None:
         """Until the run has saved its state."""

@@ -18,6 +18,7 @@ from isda_repro.config.generator import (
     compose_generator,
     freeze_generator,
     generator_overrides,
+    is_frozen_generator,
     read_frozen_generator,
 )
 from isda_repro.config.naming import (
@@ -46,6 +47,7 @@ __all__ = [
     "freeze",
     "freeze_generator",
     "generator_overrides",
+    "is_frozen_generator",
     "lambda_0_of",
     "model_name",
     "read_any_frozen",

@@ -129,7 +129,7 @@ class Wgan(Game):
     settling_steps: int = 100
     settling_for: int = 25
     settling_every: int = 500
-    one_for_all: bool = False
+    one_for_all: bool | None = None
 
     @property
     def one_for_each_class(self) -> bool:
@@ -147,8 +147,8 @@ class Wgan(Game):
             raise UserError(f"gan.game.clip={self.clip} must be a number above 0")
         self._check_counts("critic_steps", "settling_steps", "settling_every")
         self._check_counts("settling_for", least=0)
-        if not isinstance(self.one_for_all, bool):
-            raise UserError(f"gan.game.one_for_all={self.one_for_all} must be true or false")
+        if self.one_for_all not in (None, True, False):
+            raise UserError(f"gan.game.one_for_all={self.one_for_all} must be true, false or null")
 
     def discriminator(self, shape: Shape) -> Discriminator:
         """The critic."""

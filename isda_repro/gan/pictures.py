@@ -46,8 +46,13 @@ def arranged(images: Tensor) -> Tensor:
         for column in range(columns):
             top, left = GAP + row * (height + GAP), GAP + column * (width + GAP)
             sheet[:, top : top + height, left : left + width] = images[row, column]
-    enlarged = max(1, ENLARGED_TO // height)
+    enlarged = enlargement(height)
     return sheet.repeat_interleave(enlarged, 1).repeat_interleave(enlarged, 2)
+
+
+def enlargement(height: int) -> int:
+    """How many pixels a pixel of such images becomes, both ways."""
+    return max(1, ENLARGED_TO // height)
 
 
 def write_picture(path: Path, picture: Tensor) -> None:
@@ -62,6 +67,7 @@ def write_picture(path: Path, picture: Tensor) -> None:
 def draw_losses(path: Path, curves: Mapping[str, Sequence[float | None]], title: str) -> None:
     """Losses on the left, what the discriminator says of real and of generated images on the right."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     def make() -> Figure:
         figure = Figure(figsize=(8.4, 3.1), layout="constrained")
@@ -71,6 +77,7 @@ def draw_losses(path: Path, curves: Mapping[str, Sequence[float | None]], title:
                 values = [math.nan if value is None else value for value in curves[name]]
                 axes.plot(range(1, len(values) + 1), values, linestyle=dashes, label=name.replace("_", " "))
             axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.legend(fontsize=8)
         figure.suptitle(title, fontsize=10)
         return figure

@@ -86,14 +86,17 @@ class ImageGenerator:
         """
         there = labels.to(self.device, non_blocking=True)
         if not self.game.one_for_each_class:
-            made: Tensor = self.generators[0](self.game.inputs(noise, there, codes, self.num_classes))
-            return made
+            of_all: Tensor = self.generators[0](self.game.inputs(noise, there, codes, self.num_classes))
+            return of_all
+        present = labels.unique().tolist()
+        if len(present) == 1:
+            alone: Tensor = self.generators[self.classes.index(present[0])](noise)
+            return alone
         size = self.shape.image_size
         images = noise.new_zeros(len(labels), self.shape.channels, size, size)
-        for index, network in zip(self.classes, self.generators, strict=True):
-            rows = (labels == index).nonzero()[:, 0].to(self.device, non_blocking=True)
-            if len(rows):
-                images[rows] = network(self.game.inputs(noise[rows], there[rows], codes[rows], self.num_classes))
+        for label in present:
+            rows = (labels == label).nonzero()[:, 0].to(self.device, non_blocking=True)
+            images[rows] = self.generators[self.classes.index(label)](noise[rows])
         return images
 
 

@@ -27,6 +27,11 @@ def part_of(source: Source, name: str) -> Split:
     return split
 
 
+def name_of(source: Source, part: str) -> str:
+    """What the part is: with a holdout, those that are evaluated are of the training images."""
+    return part if part == "train" else source.evaluated_on
+
+
 def chosen(split: Split, wanted: Sequence[int] | None, count: int, classes: Sequence[int]) -> Tensor:
     """Their indices, int64 [N]: those ``wanted``, or the first ones of each class in turn, ``count`` in all.
 
@@ -49,5 +54,5 @@ def chosen(split: Split, wanted: Sequence[int] | None, count: int, classes: Sequ
             raise UserError(f"images= has {index}, and there are images 0 to {len(split) - 1}")
         if int(split.targets[index]) not in classes:
             label = int(split.targets[index])
-            raise UserError(f"images= has {index}, of class {label}: the generator makes classes {list(classes)}")
+            raise UserError(f"images= has {index}, of class {label}: this is for images of classes {list(classes)}")
     return torch.tensor(list(wanted))

@@ -69,7 +69,7 @@ def descend(start: Tensor, objective: Callable[[Tensor], Tensor], settings: Desc
         drop.step()
         if iteration % LOOK_ITERATIONS == 0 or iteration == settings.iterations:
             if not values.isfinite().all():
-                raise UserError(f"an objective is no longer finite at iteration {iteration}: lower the rate or eta=")
+                raise UserError(f"an objective is no longer finite at iteration {iteration}: lower eta= or lambda=")
             advance(iteration - looked, values.detach())
             looked = iteration
     return found.detach()

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+TINY = torch.finfo(torch.float64).tiny  # a class that has been seen once has no variance
+
 
 class Directions(NamedTuple):
     """Principal directions of a covariance, the widest first."""
@@ -38,9 +40,9 @@ def principal_directions(covariance: Tensor, count: int) -> Directions:
     if not 1 <= count <= len(covariance):
         raise ValueError(f"count={count} must be from 1 to {len(covariance)}, the number of features")
     values, columns = torch.linalg.eigh(covariance.double())
-    values, vectors = values.clamp(min=0).flip(0)[:count], columns.T.flip(0)[:count]
+    values, vectors = values.clamp(min=0).flip(0), columns.T.flip(0)[:count]
     largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
-    return Directions(vectors * largest.sign(), values, values / covariance.double().trace())
+    return Directions(vectors * largest.sign(), values[:count], (values / values.sum().clamp(min=TINY))[:count])
 
 
 def moved_along(feature: Tensor, directions: Directions, steps: Sequence[float], strength: float) -> Tensor:
@@ -52,7 +54,8 @@ def moved_along(feature: Tensor, directions: Directions, steps: Sequence[float],
         steps: the ks.
         strength: lambda.
     """
-    length_PK = (strength * directions.variances).sqrt()[:, None] * torch.tensor(list(steps), dtype=torch.float64)
+    steps_K = torch.tensor(list(steps)).to(directions.variances)
+    length_PK = (strength * directions.variances).sqrt()[:, None] * steps_K
     return feature.double() + length_PK[:, :, None] * directions.vectors[:, None]
 
 

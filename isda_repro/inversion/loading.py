@@ -8,7 +8,7 @@ from isda_repro.checks import ConfigError
 from isda_repro.config import build, read_frozen_generator
 from isda_repro.gan import load_generator
 from isda_repro.inversion.features import FeatureMap
-from isda_repro.inversion.reversal import Reversal
+from isda_repro.inversion.objectives import Reversal
 from isda_repro.training import parts
 from isda_repro.training.finished import Finished, load_finished
 
@@ -38,6 +38,7 @@ def load_reversal(
     if names[0] != names[1]:
         raise ConfigError(f"the generator is of dataset={names[0]}, the classifier of dataset={names[1]}")
     images = load_generator(build(cfg.gan.game), generator / "checkpoint.pt", finished.compute.device)
+    parts.check_made_like(images, finished.source, generator)
     for network in images.generators:
         network.requires_grad_(False)
     return Reversal(images, feature_map(finished)), finished

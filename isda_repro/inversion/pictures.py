@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from isda_repro.gan.pictures import arranged
+from isda_repro.gan.pictures import GAP, arranged, enlargement
 
 TEXT = 15  # pixels high
 MARGIN = 4
-FRAME = 3
+FRAME = 3  # pixels, in the gap around the image
 WHITE, BLACK = 255, (0, 0, 0)
 
 
@@ -28,6 +28,8 @@ def titled(images: Tensor, columns: Sequence[str], rows: Sequence[str], framed: 
 
     font = ImageFont.load_default(TEXT)
     sheet = arranged(images)
+    enlarged = enlargement(images.shape[3])
+    gap, (step_y, step_x) = GAP * enlarged, ((side + GAP) * enlarged for side in images.shape[3:])
     height, width = sheet.shape[1:]
     left = max(int(font.getlength(name)) for name in rows) + 2 * MARGIN
     top = TEXT + 2 * MARGIN
@@ -35,14 +37,14 @@ def titled(images: Tensor, columns: Sequence[str], rows: Sequence[str], framed: 
     picture.paste(Image.fromarray(sheet.permute(1, 2, 0).numpy()), (left, top))
     draw = ImageDraw.Draw(picture)
     if framed is not None:
-        step_x, step_y = width / images.shape[1], height / images.shape[0]
         for row, column in framed.nonzero().tolist():
-            corner = left + column * step_x, top + row * step_y
-            draw.rectangle((*corner, corner[0] + step_x, corner[1] + step_y), outline=BLACK, width=FRAME)
+            x, y = left + gap + column * step_x, top + gap + row * step_y
+            box = (x - FRAME, y - FRAME, x + step_x - gap + FRAME - 1, y + step_y - gap + FRAME - 1)
+            draw.rectangle(box, outline=BLACK, width=FRAME)
     for index, name in enumerate(columns):
-        draw.text((left + index * width / len(columns) + MARGIN, MARGIN), name, BLACK, font)
+        draw.text((left + gap + index * step_x, MARGIN), name, BLACK, font)
     for index, name in enumerate(rows):
-        middle = top + (index + 0.5) * height / len(rows)
+        middle = top + gap + index * step_y + (step_y - gap) / 2
         draw.text((left - MARGIN, middle), name, BLACK, font, anchor="rm")
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     return pixels.view(picture.height, picture.width, 3).permute(2, 0, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TextIO
+from typing import Self, TextIO
 
 from torch import Tensor
 from tqdm import tqdm
@@ -16,7 +16,7 @@ BAR = "{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
 
 
 class InversionProgress:
-    """A bar over all iterations of all images, with the mean objective of those that are at it; lines in a log file.
+    """For a ``with`` block: a bar over all iterations of all images, with the mean objective; lines in a log file.
 
     Args:
         iterations: of all images together.
@@ -46,7 +46,10 @@ class InversionProgress:
             left = (now - self._begun_at) / self._done * (self._all - self._done)
             say(f"{self._done / self._all:4.0%}: {words}, {duration(left)} left", self._stream)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Take the bar away."""
         with unheard(self._stream):
             self._bar.close()

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from isda_repro.files import written_whole
+from isda_repro.inversion.objectives import Distances
 from isda_repro.inversion.reversal import Inversion, Settings
 
 PICTURE, PAGE, NUMBERS = "inversion.png", "inversion.md", "inversion.json"
+PROBE = "writable"
 
 
 def numbers_of(inversion: Inversion, settings: Settings, images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Settings and distances, for JSON.
+    """Settings, distances and objectives, for JSON.
 
     Args:
         inversion: of N images.
@@ -23,9 +27,9 @@ def numbers_of(inversion: Inversion, settings: Settings, images: Sequence[Mappin
     """
     found = []
     for row, image in enumerate(images):
-        start, end = ({key: float(one[row]) for key, one in ends._asdict().items()} for ends in _ends(inversion))
         lists = {name: getattr(inversion, name)[row].tolist() for name in ("moved", "before", "after")}
-        found.append({**image, "step_one": {"start": start, "found": end}, "step_two": lists})
+        ends = {name: _first(getattr(inversion, name), row, settings.eta) for name in ("start", "found")}
+        found.append({**image, "step_one": ends, "step_two": lists})
     return {
         "eta": settings.eta,
         "lambda": settings.strength,
@@ -37,24 +41,42 @@ def numbers_of(inversion: Inversion, settings: Settings, images: Sequence[Mappin
     }
 
 
-def _ends(inversion: Inversion) -> Any:
-    return inversion.start, inversion.found
+def _first(distances: Distances, row: int, eta: float) -> dict[str, float]:
+    """Both terms of equation 15, and their sum."""
+    features, pixels = float(distances.features[row]), float(distances.pixels[row])
+    return {"features": features, "pixels": pixels, "objective": features + eta * pixels}
 
 
 def table(found: Mapping[str, Any]) -> list[str]:
     """How far both objectives fell, image by image, in Markdown."""
     lines = [
-        "| image | features, Step I | pixels, Step I | features, Step II: moved by | before | after |",
+        "| image | equation 15 | its features | its pixels | equation 16, each augmentation | moved by |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for image in found["images"]:
-        start, end = image["step_one"]["start"], image["step_one"]["found"]
-        fell = (f"{start[key]:,.3g} → {end[key]:,.3g}" for key in ("features", "pixels"))
-        means = (
-            f"{sum(image['step_two'][key]) / len(image['step_two'][key]):,.3g}" for key in ("moved", "before", "after")
-        )
-        lines.append(f"| {image['class']} {image['index']} | {' | '.join([*fell, *means])} |")
+        start, end, second = image["step_one"]["start"], image["step_one"]["found"], image["step_two"]
+        first = (f"{start[key]:,.3g} → {end[key]:,.3g}" for key in ("objective", "features", "pixels"))
+        fell = (f"{a:,.3g} → {b:,.3g}" for a, b in zip(second["before"], second["after"], strict=True))
+        moved = ", ".join(f"{one:,.3g}" for one in second["moved"])
+        lines.append(f"| {image['class']} {image['index']} | {' | '.join(first)} | {', '.join(fell)} | {moved} |")
     return lines
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Each whole, in a folder that is there."""
+    for name, text in texts.items():
+        with written_whole(folder / name) as file:
+            file.write(f"{text}\n".encode())
+
+
+def folder_for(output: Path) -> Path:
+    """Made, and tried: what takes half an hour should not end in a folder that cannot be written."""
+    output.mkdir(parents=True, exist_ok=True)
+    probe = output / PROBE
+    with written_whole(probe) as file:
+        file.write(b"")
+    probe.unlink()
+    return output
 
 
 def sheet(originals: Tensor, inversion: Inversion) -> Tensor:
@@ -76,16 +98,18 @@ def page(found: Mapping[str, Any], command: str, machine: Sequence[str]) -> str:
             "and 16).",
             "",
             f"- generator `{found['generator']}`",
-            f"- features of `{found['classifier']}`, test error {found['test_error']:.2f}%; {found['part']} images",
+            f"- features of `{found['classifier']}`, error on its {found['evaluated_on']} set {found['error']:.2f}%",
+            f"- images of its {found['part']} set",
             f"- η = {found['eta']:g}, λ = {found['lambda']:g}, seed {found['seed']}",
             f"- {first['iterations']:,} iterations of each step, rates {first['lr']:g} and {second['lr']:g}, a tenth",
             f"  after each quarter, momentum {first['momentum']:g}, weight decay {first['weight_decay']:g}",
             f"- `{command}`",
             f"- {found['seconds']:,.0f} s; {' '.join(machine)}",
             "",
-            "Squared distances, of features to those wanted, of pixels in [-1, 1] to the image's. Step I: from random",
-            "numbers to what was found. Step II, means over augmentations: how far the feature was moved, and how far",
-            "the image's features were from the moved one before and after.",
+            "Objectives before and after. Equation 15: the squared distance to the image's features, and η times",
+            "that to its pixels, in [-1, 1]; from random numbers to what Step I found. Equation 16: the squared",
+            "distance to the moved features; from what Step I found to what Step II found. Moved by: the squared",
+            "distance of the moved features to the image's.",
             "",
             *table(found),
         ]

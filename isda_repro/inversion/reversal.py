@@ -1,4 +1,4 @@
-"""Equations 15 and 16: the numbers from which a generator makes an image of given features.
+"""Steps I and II: the numbers from which a generator makes an image of given features.
 
 Shapes: N images, M augmentations of each, D numbers that a generator is given as noise, A features.
 """
@@ -7,70 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from isda_repro.errors import UserError
-from isda_repro.gan import ImageGenerator
 from isda_repro.gan.sampling import pixels
 from isda_repro.inversion.augment import augmented
 from isda_repro.inversion.descent import STEP_ONE, STEP_TWO, Advance, Descent, descend
-from isda_repro.inversion.features import FeatureMap, in_unit_range
+from isda_repro.inversion.features import in_unit_range
+from isda_repro.inversion.objectives import Distances, Reversal
 from isda_repro.randomness import stream_seed
-
-
-class Distances(NamedTuple):
-    """Both terms of equation 15, each [N]."""
-
-    features: Tensor  # |f(G(z^)) - a|^2
-    pixels: Tensor  # |G(z^) - x|^2, of pixels in [-1, 1]
-
-
-def normalised(numbers: Tensor) -> Tensor:
-    """z^ = (z - mean) / std of each row [N, D]; the deviation is the sample's, divided by D - 1."""
-    deviation, mean = torch.std_mean(numbers, dim=1, keepdim=True)
-    return (numbers - mean) / deviation
-
-
-def squared_distance(one: Tensor, other: Tensor) -> Tensor:
-    """``|one - other|_2^2`` of each row, [N]."""
-    return (one - other).square().flatten(1).sum(1)
-
-
-@dataclass(frozen=True)
-class Reversal:
-    """A generator G and a network's features f, both fixed.
-
-    Args:
-        generator: of images; of more than noise it is given each image's label, and codes of zero.
-        features: of the network.
-    """
-
-    generator: ImageGenerator
-    features: FeatureMap
-
-    def images(self, numbers: Tensor, labels: Tensor) -> Tensor:
-        """G(z^) in [-1, 1], of z [N, D]."""
-        codes = numbers.new_zeros(len(numbers), self.generator.game.codes)
-        return self.generator.images(normalised(numbers), codes, labels)
-
-    def distances(self, numbers: Tensor, labels: Tensor, features: Tensor, images: Tensor) -> Distances:
-        """How far G(z^) is from features [N, A] and from images in [-1, 1]."""
-        made = self.images(numbers, labels)
-        return Distances(squared_distance(self.features(made), features), squared_distance(made, images))
-
-    def first_objective(
-        self, numbers: Tensor, labels: Tensor, features: Tensor, images: Tensor, eta: float | Tensor
-    ) -> Tensor:
-        """Equation 15, [N]."""
-        of_features, of_pixels = self.distances(numbers, labels, features, images)
-        return of_features + eta * of_pixels
-
-    def second_objective(self, numbers: Tensor, labels: Tensor, features: Tensor) -> Tensor:
-        """Equation 16, [N]."""
-        return squared_distance(self.features(self.images(numbers, labels)), features)
 
 
 @dataclass(frozen=True)
@@ -98,9 +46,9 @@ class Settings:
         for name, value in (("eta", self.eta), ("lambda", self.strength)):
             if not 0 <= value < float("inf"):
                 raise UserError(f"{name}={value} must be a number from 0 on")
-        for name in ("augmentations", "at_once"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be a whole number from 1 on")
+        for name, least in (("augmentations", 1), ("at_once", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)} must be a whole number from {least} on")
 
     def iterations(self, images: int) -> int:
         """Over all images and both steps: what a progress bar counts."""
@@ -161,7 +109,7 @@ def step_one(
         UserError: an objective is NaN or infinite.
     """
     device = reversal.features.device
-    etas = torch.as_tensor(eta, dtype=torch.float32).expand(len(images)).to(device)
+    etas = torch.as_tensor(eta).expand(len(images)).to(start.dtype).to(device)
 
     def found(z: Tensor, labels: Tensor, images: Tensor, etas: Tensor) -> Tensor:
         wanted, real = reversal.features.of_pixels(images), in_unit_range(images).to(device)

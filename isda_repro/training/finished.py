@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 from omegaconf import DictConfig
 
 from isda_repro.checks import ConfigError
-from isda_repro.config import build, read_frozen
+from isda_repro.config import build, is_frozen_generator, read_frozen, target_class
 from isda_repro.data import Source
 from isda_repro.losses import Criterion, ISDALoss
 from isda_repro.models import Network
+from isda_repro.tables.records import Result, read_result
 from isda_repro.training import parts
 from isda_repro.training.checkpoint import load
 from isda_repro.training.compute import Compute, resolve
@@ -32,6 +34,7 @@ class Finished:
         compute: device and precision.
         source: its data.
         network: with its weights, on the device.
+        result: what it came to.
     """
 
     cfg: DictConfig
@@ -39,12 +42,20 @@ class Finished:
     compute: Compute
     source: Source
     network: Network
+    result: Result
 
     @cached_property
     def criterion(self) -> Criterion:
         """The loss with what it had gathered at the end."""
         criterion = parts.build_criterion(self.cfg, self.network, self.compute)
-        criterion.load_state_dict(load(self.weights)["criterion"])
+        try:
+            state = load(self.weights)["criterion"]
+            criterion.load_state_dict(state)
+        except (KeyError, TypeError, RuntimeError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise ConfigError(f"{self.weights} does not have what this loss had gathered: {reason}") from error
+        if not all(one.isfinite().all() for one in state.values()):
+            raise ConfigError(f"{self.weights} has statistics of features that are not finite numbers")
         return criterion
 
     @property
@@ -54,10 +65,10 @@ class Finished:
         Raises:
             ConfigError: it is another loss, which has no covariances.
         """
-        if not isinstance(self.criterion, ISDALoss):
+        if target_class(self.cfg.loss) is not ISDALoss:
             loss = self.cfg.choice.loss
             raise ConfigError(f"{self.weights.parent} has loss={loss}, and this needs the covariances of loss=isda")
-        return self.criterion
+        return cast(ISDALoss, self.criterion)
 
 
 def finished_config(folder: Path, device: str = "auto", data_dir: str | None = None) -> tuple[DictConfig, Path]:
@@ -70,6 +81,8 @@ def finished_config(folder: Path, device: str = "auto", data_dir: str | None = N
         raise ConfigError(f"device={device} must be one of {', '.join(DEVICES)}")
     if not (folder / "config.yaml").exists():
         raise ConfigError(f"{folder} is not a run's folder (it has no config.yaml): give runs/<run_id>")
+    if is_frozen_generator(folder / "config.yaml"):
+        raise ConfigError(f"{folder} is a run of generators, and this is for one of a classifier")
     if not (folder / "checkpoint.pt").exists():
         raise ConfigError(f"{folder / 'checkpoint.pt'} does not exist: has the run finished?")
     cfg = read_frozen(folder / "config.yaml")
@@ -95,10 +108,11 @@ def load_finished(folder: Path, device: str = "auto", data_dir: str | None = Non
     """
     cfg, weights = finished_config(folder, device, data_dir)
     cfg.compute.precision = "fp32"
+    result = read_result(weights.with_name("result.json"))
     compute = resolve(cfg.compute)
     compute.apply()
     source: Source = build(cfg.dataset.source)
     check_classes(load(weights), source, weights)
     network = parts.build_network(cfg, source, compute)
     load_weights(network, weights, new_head=False)
-    return Finished(cfg, weights, compute, source, network)
+    return Finished(cfg, weights, compute, source, network, result)

@@ -113,10 +113,19 @@ def build_synthetic(cfg: DictConfig, source: Source, compute: Compute) -> Synthe
     wanted = {"kind": settings.kind, "dataset": cfg.choice.dataset}
     wanted |= {key: dataset[key] for key in ("train_limit", "holdout")}
     generator = build(settings.source, folder=folder, device=compute.device, wanted=wanted)
+    check_made_like(generator, source, folder)
+    return Synthetic(generator, settings.fraction, covers_all=bool(settings.covers_all))
+
+
+def check_made_like(generator: Any, source: Source, folder: Path) -> None:
+    """Whether a generator's images are of the size and the classes of the data.
+
+    Raises:
+        ConfigError: they are not.
+    """
     made = (generator.num_classes, (generator.shape.image_size,) * 2, generator.shape.channels)
     if made != (source.num_classes, source.train.image_size, source.train.channels):
         raise ConfigError(f"{folder} makes images of another kind than those of {source.name}: train one on these")
-    return Synthetic(generator, settings.fraction, covers_all=bool(settings.covers_all))
 
 
 def _how_it_is_trained(cfg: DictConfig) -> str:

@@ -78,7 +78,7 @@ def test_a_frozen_file_is_read_again_and_refused_when_edited(tmp_path):
         ("gan.classes=[-1]", "must be the numbers of some classes"),
         ("gan.classes=[true]", "must be the numbers of some classes"),
         ("gan.classes=car", "must be the numbers of some classes"),
-        ("gan.game.one_for_all=yes please", "gan.game.one_for_all=yes please must be true or false"),
+        ("gan.game.one_for_all=yes please", "gan.game.one_for_all=yes please must be true, false or null"),
     ],
 )
 def test_classes_that_cannot_be(wrong, sentence):

@@ -28,7 +28,7 @@ def test_those_that_are_named():
         ([], 1, r"images=\[\] names no image"),
         ([8], 1, "images= has 8, and there are images 0 to 7"),
         ([-1], 1, "images= has -1, and there are images 0 to 7"),
-        ([0, 1], 1, r"images= has 1, of class 0: the generator makes classes \[1, 2\]"),
+        ([0, 1], 1, r"images= has 1, of class 0: this is for images of classes \[1, 2\]"),
     ],
 )
 def test_images_that_cannot_be_had(wanted, count, sentence):

@@ -69,7 +69,7 @@ def test_who_looks_on_is_told_of_every_iteration():
 
 
 def test_what_diverges_is_one_sentence():
-    with pytest.raises(UserError, match=r"an objective is no longer finite at iteration 100: lower the rate or eta="):
+    with pytest.raises(UserError, match=r"an objective is no longer finite at iteration 100: lower eta= or lambda="):
         descend(torch.ones(2, 3), lambda z: z.pow(4).sum(1), Descent(lr=100.0, iterations=200), silent)
 
 

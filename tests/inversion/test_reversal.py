@@ -46,6 +46,7 @@ def test_shapes():
     assert all(one.shape == (4, 3) for one in (found.moved, found.before, found.after))
 
 
+@pytest.mark.slow
 def test_an_image_that_the_generator_makes_is_found():
     """The features and the pixels of images of known numbers, with all 10,000 iterations."""
     case, labels = reversal(), LABELS[:2]

@@ -54,7 +54,7 @@ def test_invert(runs, loss, load_script, tmp_path, capsys):
     assert sorted({one["class"] for one in found["images"]}) == ["1", "7"]
     for image in found["images"]:
         assert f"| {image['class']} {image['index']} | " in said, "how far both objectives fell, image by image"
-        assert set(image["step_one"]["start"]) == {"features", "pixels"}
+        assert set(image["step_one"]["start"]) == {"features", "pixels", "objective"}
         assert len(image["step_two"]["after"]) == 2
     width, height = picture_size(output / "inversion.png")
     assert width > 4 * 64
@@ -120,7 +120,7 @@ def test_what_does_not_fit_each_other(runs, load_script, tmp_path):
     with pytest.raises(UserError, match="is not a frozen run of generators"):
         script.main([f"generator={runs['isda']}", f"classifier={runs['isda']}"])
     other = next(index for index in range(200) if label_of(runs, index) not in (1, 7))
-    with pytest.raises(UserError, match=r"images= has \d+, of class \d: the generator makes classes \[7, 1\]"):
+    with pytest.raises(UserError, match=r"images= has \d+, of class \d: this is for images of classes \[7, 1\]"):
         script.main([*both(runs), f"images=[{other}]"])
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
