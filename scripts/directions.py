@@ -23,7 +23,6 @@ from omegaconf import MISSING
 
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.options import parse_options
-from isda_repro.tables.records import read_result
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from isda_repro.data import Split
     from isda_repro.training.finished import Finished
 
+LONGEST_STEP, LARGEST_LAMBDA = 1000, 1e6  # beyond, nothing is near, and numbers overflow
 PICTURE, PAGE, NUMBERS = "directions.png", "directions.md", "directions.json"
 
 
@@ -56,14 +56,15 @@ def checked(options: DirectionsOptions, classifier: "Finished") -> tuple[float, 
     isda, classes = classifier.isda, classifier.source.num_classes
     if not 1 <= options.directions <= isda.feature_dim:
         raise UserError(f"directions={options.directions} must be a whole number from 1 to {isda.feature_dim}")
-    if not options.steps:
-        raise UserError("steps=[] has no step")
+    steps = options.steps
+    if not steps or len({*steps}) < len(steps) or not all(abs(one) <= LONGEST_STEP for one in steps):
+        raise UserError(f"steps={steps} must be some numbers from -{LONGEST_STEP} to {LONGEST_STEP}, each once")
     strength = isda.lambda_0 if options.lambda_ is None else options.lambda_
-    if not 0 <= strength < float("inf"):
-        raise UserError(f"lambda={strength} must be a number from 0 on")
+    if not 0 <= strength <= LARGEST_LAMBDA:
+        raise UserError(f"lambda={strength} must be a number from 0 to {LARGEST_LAMBDA}")
     wanted = list(range(classes)) if options.classes is None else options.classes
-    if not wanted or not all(0 <= one < classes for one in wanted):
-        raise UserError(f"classes={wanted}: there are classes 0 to {classes - 1}")
+    if not wanted or len({*wanted}) < len(wanted) or not all(0 <= one < classes for one in wanted):
+        raise UserError(f"classes={wanted} must be some of 0 to {classes - 1}, each once")
     return strength, wanted
 
 
@@ -74,33 +75,26 @@ def looked_for(
     from isda_repro.inversion.directions import neighbours
     from isda_repro.inversion.loading import feature_map
 
-    names, found = classifier.source.class_names, []
-    features = feature_map(classifier).of_pixels(split.images).cpu()
+    names, rows = classifier.source.class_names, []
+    features = feature_map(classifier).of_pixels(split.images).double().cpu()
+    how: dict[str, Any] = {"directions": options.directions, "steps": sorted(options.steps), "strength": strength}
     for index in indices:
         label = int(split.targets[index])
-        covariance = classifier.isda.class_covariance(label).cpu()
-        there = neighbours(
-            index,
-            features,
-            covariance,
-            directions=options.directions,
-            steps=sorted(options.steps),
-            strength=strength,
-        )
-        for number, nearest in enumerate(there.indices):
-            found.append(
-                {
-                    "index": index,
-                    "class": names[label],
-                    "direction": number + 1,
-                    "share_of_variance": float(there.directions.share[number]),
-                    "nearest": nearest.tolist(),
-                    "classes": [names[one] for one in split.targets[nearest].tolist()],
-                    "distance": there.distances[number].tolist(),
-                    "moved": there.moved[number].tolist(),
-                }
-            )
-    return found
+        around = neighbours(index, features, classifier.isda.class_covariance(label).cpu(), **how)
+        rows += [
+            {
+                "index": index,
+                "class": names[label],
+                "direction": number + 1,
+                "share_of_variance": float(around.directions.share[number]),
+                "nearest": nearest.tolist(),
+                "classes": [names[one] for one in split.targets[nearest].tolist()],
+                "distance": around.distances[number].tolist(),
+                "moved": around.moved[number].tolist(),
+            }
+            for number, nearest in enumerate(around.indices)
+        ]
+    return rows
 
 
 def picture(split: "Split", rows: list[dict[str, Any]], steps: list[float]) -> "Tensor":
@@ -129,8 +123,9 @@ def page(found: dict[str, Any], command: str) -> str:
         "A row: a principal direction of the covariance of the image's class. A column: k; there, the real image whose",
         "features are nearest to a + k sqrt(λ) times the deviation along the direction. Framed: of another class.",
         "",
-        f"- features and covariances of `{found['classifier']}`, test error {found['test_error']:.2f}%",
-        f"- among all {found['candidates']:,} {found['part']} images; λ = {found['lambda']:g}",
+        f"- features and covariances of `{found['classifier']}`, error on its {found['evaluated_on']} set "
+        f"{found['error']:.2f}%",
+        f"- among all {found['candidates']:,} images of its {found['part']} set; λ = {found['lambda']:g}",
         f"- {same:.0%} of the nearest images are of the image's own class",
         f"- `{command}`",
         f"- {' '.join(machine())}",
@@ -150,31 +145,29 @@ def page(found: dict[str, Any], command: str) -> str:
 def main(arguments: list[str]) -> None:
     """Find, write, print."""
     options = parse_options(DirectionsOptions, arguments)
-    from isda_repro.files import written_whole
     from isda_repro.gan.pictures import write_picture
-    from isda_repro.inversion.chosen import chosen, part_of
+    from isda_repro.inversion.chosen import chosen, name_of, part_of
+    from isda_repro.inversion.report import folder_for, write_texts
     from isda_repro.training.finished import load_finished
 
     classifier = load_finished(Path(options.classifier), options.device, options.data_dir)
     split, (strength, classes) = part_of(classifier.source, options.part), checked(options, classifier)
     indices = chosen(split, options.images, options.count, classes).tolist()
-    output = Path(options.classifier if options.output is None else options.output)
-    output.mkdir(parents=True, exist_ok=True)
-    found = {
+    output = folder_for(Path(options.output or options.classifier))
+    record = {
         "classifier": classifier.cfg.run_id,
-        "test_error": read_result(Path(options.classifier) / "result.json").test_error_final,
-        "part": options.part,
+        "error": classifier.result.test_error_final,
+        "evaluated_on": classifier.source.evaluated_on,
+        "part": name_of(classifier.source, options.part),
         "candidates": len(split),
         "lambda": strength,
         "steps": sorted(options.steps),
         "rows": looked_for(classifier, split, indices, options, strength),
     }
-    write_picture(output / PICTURE, picture(split, found["rows"], found["steps"]))
-    text = page(found, f"python scripts/directions.py {shlex.join(arguments)}")
-    for name, content in ((NUMBERS, json.dumps(found, indent=1, sort_keys=True)), (PAGE, text)):
-        with written_whole(output / name) as file:
-            file.write(f"{content}\n".encode())
-    print("\n".join([*text.splitlines()[-len(found["rows"]) - 2 :], str(output / PICTURE)]))
+    write_picture(output / PICTURE, picture(split, record["rows"], record["steps"]))
+    text = page(record, f"python scripts/directions.py {shlex.join(arguments)}")
+    write_texts(output, {NUMBERS: json.dumps(record, indent=1, sort_keys=True, allow_nan=False), PAGE: text})
+    print("\n".join([*text.splitlines()[-len(record["rows"]) - 2 :], str(output / PICTURE)]))
 
 
 if __name__ == "__main__":

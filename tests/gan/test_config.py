@@ -35,6 +35,10 @@ def test_the_name_follows_what_changes_the_result_and_nothing_else():
     assert len(others - names) == 5
 
 
+def test_a_new_setting_renames_no_generator_that_has_been_trained():
+    assert compose_generator(["gan=wgan", "dataset=cifar10"]).run_id == "wgan-cifar10-s0-28bcefe520"
+
+
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from isda_repro.gan import Cgan, ImageGenerator, Shape, Wgan
+from isda_repro.gan.pictures import grid
 from isda_repro.gan.sampling import pixels
 
 SHAPE = Shape(num_classes=3, image_size=8, channels=3)
@@ -90,6 +91,9 @@ def test_one_generator_for_all_is_asked_for_no_class():
     one, other = (generator.made_from(noise, codes, torch.full((2,), label)) for label in (0, 2))
     assert torch.equal(one, other)
     assert not generator.asked_for_classes
+    picture = grid(generator, 0)
+    side = picture.shape[1] // 3
+    assert not torch.equal(picture[:, :side], picture[:, side : 2 * side]), "each row has noise of its own"
 
 
 def test_no_labels_no_images(generator):

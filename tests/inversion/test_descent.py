@@ -73,6 +73,15 @@ def test_what_diverges_is_one_sentence():
         descend(torch.ones(2, 3), lambda z: z.pow(4).sum(1), Descent(lr=100.0, iterations=200), silent)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_one_bad_image_of_many_is_enough(bad):
+    def objective(z):
+        return torch.where(torch.arange(3) == 1, bad, 1.0) * z.square().sum(1)
+
+    with pytest.raises(UserError, match="no longer finite at iteration 8"):
+        descend(torch.ones(3, 2), objective, Descent(lr=0.1, iterations=8), silent)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"lr": 0.0}, {"lr": float("nan")}, {"lr": 1, "iterations": 3}, {"lr": 1, "iterations": True}]
 )

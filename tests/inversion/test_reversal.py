@@ -6,7 +6,7 @@ from toys import FEATURES, LABELS, NOISE, noise, pixels_at_random, reversal
 
 from isda_repro.errors import UserError
 from isda_repro.gan.sampling import pixels
-from isda_repro.inversion import STEP_ONE, STEP_TWO, Settings, invert, step_one
+from isda_repro.inversion import STEP_ONE, STEP_TWO, Descent, Settings, augmented, invert, step_one, step_two
 from isda_repro.inversion.reversal import start_of
 
 SHORT = Settings(
@@ -72,6 +72,50 @@ def test_the_distances_are_those_of_what_was_found():
     assert (moved.abs() > 1e-3).all(), "Step II seeks other features than Step I"
 
 
+def test_both_steps_have_settings_of_their_own_and_the_second_begins_where_the_first_ended():
+    settings = replace(
+        SHORT, eta=0.7, seed=3, first=Descent(lr=3.0, iterations=12), second=Descent(lr=0.2, iterations=24)
+    )
+    case, images, found = reversal(), pixels_at_random(4), inverted(settings)
+    how = {"at_once": 64, "advance": silent}
+    start = start_of(NUMBERS, NOISE, 3).double()
+    z = step_one(case, images, LABELS, start, eta=0.7, descent=settings.first, **how)
+    features = case.features.of_pixels(images)
+    moved = augmented(features, LABELS, covariance, 0.5, draws=3, seed=3, numbers=NUMBERS)
+    torch.testing.assert_close(found.moved, (moved - features[:, None]).square().sum(2))
+    for row in range(4):
+        for draw in range(3):
+            begin, wanted, label = z[row : row + 1], moved[row, draw][None], LABELS[row : row + 1]
+            end = step_two(case, wanted, label, begin, descent=settings.second, **how)
+            for one, objective in ((begin, found.before), (end, found.after)):
+                expected = case.second_objective(one, label, wanted)[0]
+                torch.testing.assert_close(objective[row, draw], expected, rtol=1e-6, atol=0)
+            shown = pixels(case.images(end, label))[0].int()
+            assert (found.augmentations[row, draw].int() - shown).abs().max() <= 1
+            assert not torch.equal(found.augmentations[row, draw], found.reconstructions[row])
+
+
+def test_a_seed_decides_where_it_begins_and_what_is_drawn():
+    one, other = inverted(), inverted(replace(SHORT, seed=1))
+    assert not torch.equal(one.start.features, other.start.features)
+    assert not torch.equal(one.moved, other.moved)
+
+
+def test_what_is_drawn_is_not_where_step_one_begins():
+    """Each stream has a name of its own."""
+    start = start_of(NUMBERS, FEATURES, 0).double()
+    moved = augmented(
+        torch.zeros(4, FEATURES).double(),
+        LABELS,
+        lambda label: torch.eye(FEATURES),
+        1.0,
+        draws=1,
+        seed=0,
+        numbers=NUMBERS,
+    )
+    assert ((moved[:, 0] - start).abs().amax(1) > 0.1).all()
+
+
 def test_no_lambda_seeks_the_features_of_the_image_itself():
     found = inverted(replace(SHORT, strength=0.0))
     assert torch.equal(found.moved, torch.zeros(4, 3).double())
@@ -108,8 +152,11 @@ def test_a_seed_decides_where_step_one_begins():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"eta": -1}, {"eta": float("nan")}, {"strength": -0.5}, {"augmentations": 0}, {"at_once": 0}]
+    "wrong",
+    [{"eta": -1}, {"eta": float("nan")}, {"strength": -0.5}, {"augmentations": 0}, {"at_once": 0}, {"seed": -1}],
 )
 def test_settings_that_cannot_be(wrong):
-    with pytest.raises(UserError, match=r"(eta|lambda)=.* must be a number from 0 on|must be a whole number from 1 on"):
+    with pytest.raises(
+        UserError, match=r"(eta|lambda)=.* must be a number from 0 on|must be a whole number from [01] on"
+    ):
         replace(SHORT, **wrong)

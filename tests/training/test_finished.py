@@ -1,0 +1,91 @@
+"""Finished classifiers from their folders."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from isda_repro.config import compose, compose_generator
+from isda_repro.errors import UserError
+from isda_repro.gan.run import train_generator
+from isda_repro.training import run as running
+from isda_repro.training.finished import load_finished
+
+SMALL = [
+    *("model=resnet20", "model.depth=8", "dataset=digits", "dataset.train_limit=100", "dataset.test_limit=50"),
+    *("recipe.epochs=2", "tracking=none", "loss=isda"),
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run, and its trainer with all that was in memory at the end."""
+    cfg, kept = compose([*SMALL, f"runs_dir={tmp_path_factory.mktemp('runs')}"]), []
+    original = running.Classification.final_state
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running.Classification, "final_state", lambda work: kept.append(work) or original(work))
+        running.run(cfg)
+    return Path(cfg.runs_dir) / cfg.run_id, kept[0].learner
+
+
+def changed(folder, to, change):
+    """A copy whose checkpoint is another."""
+    to.mkdir()
+    for name in ("config.yaml", "result.json"):
+        (to / name).write_bytes((folder / name).read_bytes())
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    change(state)
+    torch.save(state, to / "checkpoint.pt")
+    return to
+
+
+def test_it_is_what_was_in_memory(trained):
+    folder, learner = trained
+    found = load_finished(folder)
+    assert found.compute.precision == "fp32"
+    images = torch.randn(7, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours, then = found.network.eval()(images), learner.network.eval()(images)
+    assert torch.equal(ours.logits, then.logits)
+    assert torch.equal(ours.features, then.features)
+    for label in range(10):
+        covariance = found.isda.class_covariance(label)
+        assert covariance.any()
+        assert torch.equal(covariance, learner.criterion.class_covariance(label))
+    assert found.result.test_error_final == json.loads((folder / "result.json").read_text())["test_error_final"]
+    assert (len(found.source.train), len(found.source.test)) == (100, 50)
+
+
+def test_what_is_not_finished_or_is_no_classifier(trained, tmp_path):
+    folder, _ = trained
+    unfinished = changed(folder, tmp_path / "unfinished", lambda state: None)
+    (unfinished / "result.json").unlink()
+    with pytest.raises(UserError, match=r"result\.json"):
+        load_finished(unfinished)
+    few = ["dataset.train_limit=100", "gan.batch_size=10", "gan.game.width=16", "tracking=none", f"runs_dir={tmp_path}"]
+    cfg = compose_generator(["gan=cgan", "dataset=digits", "gan.epochs=1", *few])
+    train_generator(cfg)
+    with pytest.raises(UserError, match="is a run of generators, and this is for one of a classifier"):
+        load_finished(tmp_path / cfg.run_id)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda state: state.pop("criterion"), "does not have what this loss had gathered: 'criterion'"),
+        (lambda state: state["criterion"].pop("statistics.mean"), "does not have what this loss had gathered: Missing"),
+        (
+            lambda state: state["criterion"].update({"statistics.mean": torch.zeros(3, 3)}),
+            "does not have what this loss had gathered: size mismatch",
+        ),
+        (
+            lambda state: state["criterion"]["statistics.covariance"].fill_(float("nan")),
+            "has statistics of features that are not finite numbers",
+        ),
+    ],
+)
+def test_statistics_that_are_not_there(trained, tmp_path, change, sentence):
+    folder = changed(trained[0], tmp_path / "changed", change)
+    with pytest.raises(UserError, match=sentence):
+        load_finished(folder).isda
