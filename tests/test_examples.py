@@ -13,6 +13,7 @@ def test_there_are_these_examples(root):
     assert {path.stem for path in (root / "examples").glob("*.py")} == set(EXAMPLES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs_and_learns(root, tmp_path, name):
     path = root / "examples" / f"{name}.py"

@@ -88,4 +88,4 @@ def test_what_is_not_finished_or_is_no_classifier(trained, tmp_path):
 def test_statistics_that_are_not_there(trained, tmp_path, change, sentence):
     folder = changed(trained[0], tmp_path / "changed", change)
     with pytest.raises(UserError, match=sentence):
-        load_finished(folder).isda
+        _ = load_finished(folder).isda
