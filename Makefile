@@ -60,6 +60,8 @@ bench: $(STAMP)
 	$(RUN) scripts/benchmark_models.py
 	$(RUN) scripts/benchmark_train.py
 	$(RUN) scripts/benchmark_tables.py
+	$(RUN) scripts/benchmark_generators.py
+	$(RUN) scripts/benchmark_inversion.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

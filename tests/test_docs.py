@@ -8,7 +8,10 @@ import yaml
 from isda_repro.config import CONF_DIR
 
 ROOT = CONF_DIR.parent
-DOCS = ["README.md", "docs/isda.md", "docs/data.md", "docs/cluster.md", "docs/tracking.md"]
+DOCS = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("isda", "data", "cluster", "tracking", "generators", "inversion")),
+]
 REPORTED = yaml.safe_load((ROOT / "isda_repro/tables/reported.yaml").read_text())
 
 
