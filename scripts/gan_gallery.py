@@ -96,6 +96,8 @@ def command(folder: Path) -> str:
     standard = compose_generator([f"gan={kind}", f"dataset={dataset}"])
     changed = _changed(cfg.gan, standard.gan, "gan") + _changed(cfg.dataset, standard.dataset, "dataset")
     seed = [f"seed={cfg.seed}"] if cfg.seed else []
+    precision = cfg.compute.precision
+    changed += [f"compute.precision={precision}"] if precision != standard.compute.precision else []
     return " ".join(["python scripts/train_gan.py", f"gan={kind}", f"dataset={dataset}", *seed, *changed])
 
 
@@ -107,7 +109,8 @@ def _changed(node: Any, standard: Any, prefix: str) -> list[str]:
         if hasattr(node[key], "keys"):
             found += _changed(node[key], standard.get(key) or {}, f"{prefix}.{key}")
         elif node[key] != standard.get(key):
-            found.append(f"{prefix}.{key}={node[key]}")
+            value = str(node[key]).lower() if isinstance(node[key], bool) else node[key]
+            found.append(f"{prefix}.{key}={value}")
     return found
 
 

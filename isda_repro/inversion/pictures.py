@@ -9,7 +9,7 @@ from torch import Tensor
 
 from isda_repro.gan.pictures import GAP, arranged, enlargement
 
-TEXT = 15  # pixels high
+TEXT = 13  # pixels high
 MARGIN = 4
 FRAME = 3  # pixels, in the gap around the image
 WHITE, BLACK = 255, (0, 0, 0)
@@ -24,9 +24,10 @@ def titled(images: Tensor, columns: Sequence[str], rows: Sequence[str], framed: 
         rows: names.
         framed: bool [rows, columns]: which images have a black frame.
     """
+    from matplotlib.font_manager import findfont
     from PIL import Image, ImageDraw, ImageFont
 
-    font = ImageFont.load_default(TEXT)
+    font = ImageFont.truetype(findfont("DejaVu Sans"), TEXT)  # comes with matplotlib, and has Greek
     sheet = arranged(images)
     enlarged = enlargement(images.shape[3])
     gap, (step_y, step_x) = GAP * enlarged, ((side + GAP) * enlarged for side in images.shape[3:])
