@@ -94,7 +94,7 @@ def page(found: Mapping[str, Any], command: str, machine: Sequence[str]) -> str:
             f"![originals, reconstructions, augmentations]({PICTURE})",
             "",
             "Each row: a real image; what the generator makes of the numbers that Step I found for it (equation 15);",
-            f"and of those that Step II found for {found['augmentations']} features drawn from N(a, λ Σ) (equation 16).",
+            f"and of those that Step II found for {found['augmentations']} features from N(a, λ Σ) (equation 16).",
             "",
             f"- generator `{found['generator']}`",
             f"- features of `{found['classifier']}`, error on its {found['evaluated_on']} set {found['error']:.2f}%",
