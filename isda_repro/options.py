@@ -13,6 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from isda_repro.errors import UserError
 
 Options = TypeVar("Options")
+LISTS = {"list[int]": "[1,2]", "list[float]": "[0.5,1]", "list": "[a=1,b=2]"}
+"""What a list of each type looks like."""
 
 
 def parse_options(schema: type[Options], arguments: Sequence[str]) -> Options:
@@ -44,7 +46,8 @@ def parse_options(schema: type[Options], arguments: Sequence[str]) -> Options:
         try:
             options = OmegaConf.merge(options, OmegaConf.from_cli([f"{names[key]}={value}"]))
         except Exception as error:  # OmegaConf's, or PyYAML's own hierarchy
-            advice = f" ({key}= takes a list: {key}=[a=1,b=2])" if types[key].startswith("list") else ""
+            example = next((shown for kind, shown in LISTS.items() if types[key].startswith(kind)), None)
+            advice = "" if example is None else f" ({key}= takes a list: {key}={example})"
             raise UserError(f"{argument} cannot be read: {str(error).splitlines()[0]}{advice}") from error
     if missing := sorted(OmegaConf.missing_keys(options)):
         missing = [name.removesuffix("_") for name in missing]

@@ -114,6 +114,7 @@ def test_the_same_command_gives_the_same_picture(runs, load_script, tmp_path):
         ("generator=nowhere", "nowhere.config.yaml cannot be read"),
         ("classifier=nowhere", r"nowhere is not a run's folder \(it has no config.yaml\)"),
         ("etta=1", "unknown option etta="),
+        ("images=[7", r"images= takes a list: images=\[1,2\]"),
     ],
 )
 def test_a_mistake_is_one_sentence(runs, wrong, sentence, load_script, tmp_path):
