@@ -42,5 +42,5 @@ def test_the_picture_shows_what_proposition_1_says(load_script, tmp_path, capsys
 def test_a_run_without_covariances_is_one_sentence(load_script, tmp_path):
     cfg = compose([*RUN, "loss=isda_diagonal", f"runs_dir={tmp_path}"])
     run(cfg)
-    with pytest.raises(UserError, match="has loss=isda_diagonal, and this needs the covariances of loss=isda"):
+    with pytest.raises(UserError, match=r"has loss.covariance=diagonal: this is for full ones, not packed"):
         load_script("bound").main([f"run={tmp_path / cfg.run_id}"])

@@ -63,7 +63,8 @@ def trained(kind, folder, world):
     return [tensor for network in (*state["generators"], *state["discriminators"]) for tensor in network.values()]
 
 
-@pytest.mark.parametrize("kind", ["infogan", pytest.param("wgan", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["infogan", "wgan"])
 def test_two_processes_give_the_weights_of_one(kind, tmp_path):
     one, two = (trained(kind, tmp_path / str(world), world) for world in (1, 2))
     assert len(one) == len(two)

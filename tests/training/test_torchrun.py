@@ -69,6 +69,7 @@ def segments(folder):
 LONG = ("recipe.epochs=40", "checkpoint.steps=1")
 
 
+@pytest.mark.slow
 def test_all_stop_after_the_step_at_which_one_is_asked_and_another_number_of_processes_goes_on(tmp_path):
     several = Launch(tmp_path / "shrinks", *LONG).until_training()
     several.ranks[1].send_signal(signal.SIGTERM)

@@ -295,6 +295,7 @@ def test_weights_are_the_name_of_a_file(weights):
         settings("runs", f"model.weights={weights}")
 
 
+@pytest.mark.slow
 def test_evaluate_py_takes_a_file_of_weights(root, tmp_path):
     network = timm_network("resnet18", 10, image_size=8)
     torch.save({f"module.{name}": one for name, one in network.backbone.state_dict().items()}, tmp_path / "half.pth")
