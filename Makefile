@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+SHARED := -n 2 --dist worksteal --durations=10  # two tests at a time, one thread each (tests/conftest.py)
 
-.PHONY: help setup demo test test-slow test-slurm test-browser lint format bench clean
+.PHONY: help setup demo test test-slow test-slurm test-browser faults lint format bench clean
 
 help:
 	@echo "make demo       set up, then train CE and ISDA on scikit-learn's digits, three seeds each, and print the table"
@@ -12,6 +13,7 @@ help:
 	@echo "make test-slow  set up, then the tests that take longer"
 	@echo "make test-slurm set up, then the tests on a SLURM cluster of this host (root on Debian)"
 	@echo "make test-browser set up, then the tests of the report's page in Chromium (apt-get install chromium)"
+	@echo "make faults     kill, stop and damage runs in every way of results/faults*.md, an hour (root on Debian)"
 	@echo "make bench      the speed benchmarks of this machine, against their bars, an hour"
 	@echo "make format     format the code"
 
@@ -29,16 +31,23 @@ demo: $(STAMP)
 	$(RUN) scripts/tables.py table=demo
 
 test: $(STAMP) lint
-	$(RUN) -m pytest -q -m "not slow and not slurm and not browser" --durations=10
+	$(RUN) -m pytest -q $(SHARED) -m "not slow and not slurm and not browser and not alone"
+	$(RUN) -m pytest -q -m "alone and not slow"
 
 test-slow: $(STAMP)
-	$(RUN) -m pytest -q -m slow --durations=10
+	$(RUN) -m pytest -q $(SHARED) -m "slow and not alone"
+	$(RUN) -m pytest -q -m "slow and alone"
 
 test-slurm: $(STAMP)
 	$(RUN) -m pytest -q -m slurm -rs
 
 test-browser: $(STAMP)
 	$(RUN) -m pytest -q -m browser -rs --durations=5
+
+faults: $(STAMP)
+	$(RUN) scripts/faults.py output=results/faults.md
+	$(RUN) scripts/faults_of_several.py output=results/faults_of_several.md
+	$(RUN) scripts/faults_of_slurm.py output=results/faults_of_slurm.md
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

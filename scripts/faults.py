@@ -2,7 +2,7 @@
 
     python scripts/faults.py                                            # a quarter of an hour on one core
     python scripts/faults.py output=results/faults.md                   # also writes what it prints
-    python scripts/faults.py kills=5 pairs=5                            # all faults, these two less often: 6 minutes
+    python scripts/faults.py small=true                                 # one fault of each kind
 
 Each fault is done to a run on digits. Then the same command is given again, without the fault, and the run has survived
 if it ends with the weights, the statistics and the curves of a run that nothing was done to, bit for bit. Full and
@@ -51,6 +51,7 @@ class Options:
     output: str | None = None
     kills: int = 50
     pairs: int = 100
+    small: bool = False
 
 
 class Outcome(NamedTuple):
@@ -328,8 +329,18 @@ def halve(path: Path) -> None:
 
 
 def all_of(faults: Faults, options: Options) -> list[Callable[[], Outcome]]:
-    """What is done, in this order."""
+    """List the faults; with ``small=true`` one of each kind, and of kills and pairs two."""
     damaged, refused = faults.damaged, faults.refused
+    if options.small:
+        return [
+            lambda: faults.pairs(2),
+            lambda: faults.kills(2),
+            lambda: faults.full_disk(200, "checkpoints"),
+            faults.full_disk_at_the_result,
+            faults.read_only,
+            lambda: damaged("one bit of the last checkpoint flipped", flip, newest),
+            faults.stood_still,
+        ]
     too_big = ("model=wrn28_10", "model.depth=28", *CIFAR, "dataset.train_limit=4000", "recipe.batch_size=4000")
     tomorrow = time.time() + 86400
     return [

@@ -2,7 +2,7 @@
 
     python scripts/faults_of_several.py                                     # half an hour on two cores
     python scripts/faults_of_several.py output=results/faults_of_several.md # also writes what it prints
-    python scripts/faults_of_several.py kills=3                             # all faults, this one less often
+    python scripts/faults_of_several.py small=true                          # one fault of each kind
 
 As scripts/faults.py, under torchrun: each fault is done to a run on digits, the same command is given again, and the
 run has survived if it ends with the weights, statistics and curves of an undisturbed run of two processes, bit for bit.
@@ -43,6 +43,7 @@ class Options:
 
     output: str | None = None
     kills: int = 50
+    small: bool = False
 
 
 class Outcome(NamedTuple):
@@ -205,8 +206,15 @@ def _segments(folder: Path) -> int:
 
 
 def all_of(faults: Faults, options: Options) -> list[Callable[[], Outcome]]:
-    """What is done, in this order."""
+    """List the faults; with ``small=true`` one of each kind, and two kills."""
     to_rank, hang = faults.disturbed, f"compute.timeout_minutes={HANG_MINUTES}"
+    if options.small:
+        return [
+            lambda: faults.kills(2),
+            lambda: to_rank("SIGTERM to torchrun alone", lambda launcher, _: launcher.terminate()),
+            lambda: to_rank("rank 1 hangs", lambda _, ranks: os.kill(ranks[1], signal.SIGSTOP), hang),
+            faults.own_error,
+        ]
     return [
         lambda: faults.kills(options.kills),
         lambda: faults.early_kills(max(1, options.kills // 5)),

@@ -2,6 +2,7 @@
 
     python scripts/faults_of_slurm.py                                   # as root, on Debian; a quarter of an hour
     python scripts/faults_of_slurm.py output=results/faults_of_slurm.md # also writes what it prints
+    python scripts/faults_of_slurm.py small=true                        # without lost nodes and time limits
 
 Runs on digits are submitted as a user submits them, by scripts/sweep.py cluster=slurm or slurm/train.sbatch; then
 something is done to their jobs. A run has survived if it ends, by itself or when the same sweep is given again, with
@@ -36,6 +37,7 @@ class Options:
     """What is typed behind the script."""
 
     output: str | None = None
+    small: bool = False
 
 
 class Outcome(NamedTuple):
@@ -202,27 +204,35 @@ class Faults:
         return Outcome("time limit reached", seen, parts >= 2 and self._same(folder, LONG))
 
 
+def all_of(faults: Faults, options: Options) -> list[Callable[[], Outcome]]:
+    """List what is done, and begin the run that meets a time limit; ``small=true`` leaves out what waits for SLURM."""
+    small: list[Callable[[], Outcome]] = [
+        faults.two_nodes,
+        faults.four_cells,
+        faults.preempted,
+        lambda: faults.killed("all processes of the job killed", whole_job=True),
+        faults.cancelled,
+    ]
+    if options.small:
+        return small
+    limited = faults.begin_time_limit()
+    return [
+        *small,
+        faults.multirun,
+        lambda: faults.killed("training process killed", whole_job=False),
+        lambda: faults.node_lost("slurmd of the node killed", with_its_jobs=False),
+        lambda: faults.node_lost("slurmd of the node and all its processes killed", with_its_jobs=True),
+        lambda: faults.time_limit(limited),
+    ]
+
+
 def main() -> None:
     """Do all, report."""
     options = parse_options(Options, sys.argv[1:])
     os.environ["OMP_NUM_THREADS"] = "1"
     origin, outcomes = provenance(), []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name, cluster():  # what fails is said first
-        faults = Faults(Path(name))
-        limited = faults.begin_time_limit()
-        done: list[Callable[[], Outcome]] = [
-            faults.two_nodes,
-            faults.four_cells,
-            faults.multirun,
-            faults.preempted,
-            lambda: faults.killed("training process killed", whole_job=False),
-            lambda: faults.killed("all processes of the job killed", whole_job=True),
-            faults.cancelled,
-            lambda: faults.node_lost("slurmd of the node killed", with_its_jobs=False),
-            lambda: faults.node_lost("slurmd of the node and all its processes killed", with_its_jobs=True),
-            lambda: faults.time_limit(limited),
-        ]
-        for fault in done:
+        for fault in all_of(Faults(Path(name)), options):
             outcomes.append(fault())
             print(f"{outcomes[-1].fault}: {outcomes[-1].seen}", file=sys.stderr, flush=True)
     lines = [

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+os.environ["OMP_NUM_THREADS"] = "1"  # of each worker, and of the processes that tests start; before torch is imported
 os.environ["WANDB_MODE"] = "offline"  # no test may reach for the network
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

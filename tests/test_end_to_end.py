@@ -61,17 +61,17 @@ def test_a_compiled_run_learns_what_an_eager_one_does(tmp_path):
 @pytest.mark.skipif(
     os.geteuid() != 0 or sys.platform != "linux", reason="mounts small file systems: needs root on Linux"
 )
-def test_every_fault_of_the_table_is_survived(root):
-    """The whole of results/faults.md, with fewer kills and pairs."""
-    table = command(root, "scripts/faults.py", "kills=5", "pairs=5")
+def test_runs_survive_what_a_machine_does_to_them(root):
+    """A part of results/faults.md: kills, full and read-only disks, damaged files."""
+    table = command(root, "scripts/faults.py", "small=true")
     assert "| NO |" not in table
-    assert table.count("| yes |") >= 20
+    assert table.count("| yes |") == 7
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for the processes of torchrun in /proc")
-def test_every_fault_of_several_processes_is_survived(root):
-    """The whole of results/faults_of_several.md, with fewer kills."""
-    table = command(root, "scripts/faults_of_several.py", "kills=2")
+def test_runs_of_two_processes_survive_what_is_done_to_one(root):
+    """A part of results/faults_of_several.md: kills, a signal, a hanging rank, an error of one rank."""
+    table = command(root, "scripts/faults_of_several.py", "small=true")
     assert "| NO |" not in table
-    assert table.count("| yes |") == 10
+    assert table.count("| yes |") == 4
