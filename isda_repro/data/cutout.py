@@ -65,7 +65,7 @@ class Cutout(Augmentation):
             flat = images.permute(0, 2, 3, 1).view(-1, channels)
             flat.index_fill_(0, (first[:, None] + pixels).flatten(), 0)
         else:
-            images.view(num_images, channels, -1).scatter_(2, pixels[:, None].expand(-1, channels, -1), 0)
+            images.view(num_images, channels, height * width).scatter_(2, pixels[:, None].expand(-1, channels, -1), 0)
         return images
 
 

@@ -1,10 +1,11 @@
-"""Pad, crop and flip in batches, against plain slicing of one image at a time with the same draws."""
+"""Pad, crop and flip in batches against plain slicing of one image at a time with the same draws; chains of steps."""
 
+import numpy as np
 import pytest
 import torch
 
-from isda_repro.data import NoAugmentation, PadCropFlip
-from isda_repro.data.augment import take_rows
+from isda_repro.data import AutoAugment, Chain, Cutout, NoAugmentation, PadCropFlip
+from isda_repro.data.augment import IMAGES_AT_ONCE, take_rows
 from isda_repro.errors import UserError
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -18,26 +19,15 @@ def random_images(n, height, width):
     return torch.randint(0, 256, (n, 3, height, width), dtype=torch.uint8, generator=generator(1))
 
 
-def padded_by_hand(image, padding, mode):
-    channels, height, width = image.shape
-    out = torch.zeros(channels, height + 2 * padding, width + 2 * padding, dtype=torch.uint8)
-    for i in range(-padding, height + padding):
-        for j in range(-padding, width + padding):
-            y, x = i, j
-            if mode == "reflect":  # 0 1 2 3 -> 2 1 | 0 1 2 3 | 2 1
-                y = -y if y < 0 else 2 * (height - 1) - y if y >= height else y
-                x = -x if x < 0 else 2 * (width - 1) - x if x >= width else x
-            if 0 <= y < height and 0 <= x < width:
-                out[:, i + padding, j + padding] = image[:, y, x]
-    return out
-
-
 def one_by_one(images, draws, padding, mode):
+    """NumPy's padding, and a slice of each image."""
     height, width = images.shape[2:]
+    around = ((0, 0), (0, 0), (padding, padding), (padding, padding))
+    padded = np.pad(images.numpy(), around, {"zeros": "constant", "reflect": "reflect"}[mode])
     done = []
-    for n, image in enumerate(images):
+    for n, image in enumerate(torch.from_numpy(padded)):
         top, left = int(draws["crop_top"][n]), int(draws["crop_left"][n])
-        crop = padded_by_hand(image, padding, mode)[:, top : top + height, left : left + width]
+        crop = image[:, top : top + height, left : left + width]
         done.append(crop.flip(2) if "flip" in draws and draws["flip"][n] else crop)
     return torch.stack(done)
 
@@ -46,47 +36,33 @@ def one_by_one(images, draws, padding, mode):
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
 @pytest.mark.parametrize(("height", "width", "padding"), [(32, 32, 4), (8, 8, 1), (6, 9, 5), (8, 8, 0)])
 @pytest.mark.parametrize("flip", [True, False])
-def test_batched_equals_one_by_one(memory_format, mode, height, width, padding, flip):
-    images = random_images(24, height, width).contiguous(memory_format=memory_format)
+def test_batch_is_cropped_as_image_by_image(memory_format, mode, height, width, padding, flip):
+    """Also a part of it with its part of the draws, and more images than are done at once."""
+    count = 24 if height == 32 else 2 * IMAGES_AT_ONCE + 7
+    images = random_images(count, height, width).contiguous(memory_format=memory_format)
     before = images.clone()
     augmentation = PadCropFlip(padding, mode, flip)
-    draws = augmentation.draw(24, (height, width), generator())
+    draws = augmentation.draw(count, (height, width), generator())
     augmented = augmentation.apply(images, draws)
     assert augmented.dtype == torch.uint8
     assert augmented.is_contiguous(memory_format=memory_format)
     assert torch.equal(augmented, one_by_one(images, draws, padding, mode))
     assert torch.equal(images, before)
+    part = augmentation.apply(images[7:19], {name: numbers[7:19] for name, numbers in draws.items()})
+    assert torch.equal(part, augmented[7:19])
 
 
-def test_every_corner_of_the_crop_and_both_flips():
-    corners = [(top, left, flip) for top in (0, 4, 8) for left in (0, 4, 8) for flip in (False, True)]
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_extreme_crops_with_and_without_flip(mode):
+    corners = [(top, left, flip) for top in (0, 4, 8) for left in (8, 4, 0) for flip in (False, True)]
     tops, lefts, flips = zip(*corners, strict=True)
     draws = {"crop_top": torch.tensor(tops), "crop_left": torch.tensor(lefts), "flip": torch.tensor(flips)}
     image = random_images(1, 32, 32)
     images = image.expand(len(corners), -1, -1, -1)
-    for mode in ("zeros", "reflect"):
-        augmented = PadCropFlip(4, mode).apply(images, draws)
-        assert torch.equal(augmented, one_by_one(images, draws, 4, mode))
-    assert torch.equal(augmented[corners.index((4, 4, False))], image[0])
-    assert torch.equal(augmented[corners.index((4, 4, True))], image[0].flip(2))
-
-
-def test_a_slice_of_the_draws_makes_the_slice_of_the_images():
-    images, augmentation = random_images(40, 32, 32), PadCropFlip()
-    draws = augmentation.draw(40, (32, 32), generator())
-    whole = augmentation.apply(images, draws)
-    part = augmentation.apply(images[7:19], {name: numbers[7:19] for name, numbers in draws.items()})
-    assert torch.equal(part, whole[7:19])
-
-
-@pytest.mark.parametrize("memory_format", FORMATS)
-def test_many_images_at_once_are_the_same(memory_format):
-    images = random_images(700, 8, 8).contiguous(memory_format=memory_format)
-    augmentation = PadCropFlip(2)
-    draws = augmentation.draw(700, (8, 8), generator())
+    augmentation = PadCropFlip() if mode == "zeros" else PadCropFlip(padding_mode=mode)  # four pixels by default
     augmented = augmentation.apply(images, draws)
-    assert augmented.is_contiguous(memory_format=memory_format)
-    assert torch.equal(augmented, one_by_one(images, draws, 2, "zeros"))
+    assert torch.equal(augmented, one_by_one(images, draws, 4, mode))
+    assert torch.equal(augmented[corners.index((4, 4, True))], image[0].flip(2))
 
 
 def test_draws_are_uniform_and_independent():
@@ -98,10 +74,11 @@ def test_draws_are_uniform_and_independent():
     assert 100 < chi_squared < 230  # 161 degrees of freedom: 161 +- 18, four standard deviations
 
 
-def test_without_flip_the_crops_are_the_same():
-    with_flip, without = (PadCropFlip(flip=flip).draw(50, (32, 32), generator()) for flip in (True, False))
-    assert set(without) == {"crop_top", "crop_left"}
-    assert all(torch.equal(with_flip[name], without[name]) for name in without)
+def test_take_rows_reaches_the_last_pixel():
+    sources = torch.randint(0, 256, (2, 3, 2, 5, 7, 3), dtype=torch.uint8, generator=generator())
+    source, top, left = torch.tensor([0, 1, 1]), torch.tensor([0, 2, 3]), torch.tensor([4, 0, 4])
+    expected = [sources[source[n], n, :, top[n] : top[n] + 2, left[n] : left[n] + 3] for n in range(3)]
+    assert torch.equal(take_rows(sources, source, top, left, 2, 3), torch.stack(expected))
 
 
 def test_no_augmentation_changes_nothing():
@@ -110,17 +87,83 @@ def test_no_augmentation_changes_nothing():
     assert torch.equal(NoAugmentation().apply(images, {}), images)
 
 
-def test_take_rows_to_the_last_pixel():
-    sources = torch.randint(0, 256, (2, 3, 2, 5, 7, 3), dtype=torch.uint8, generator=generator())
-    source, top, left = torch.tensor([0, 1, 1]), torch.tensor([0, 2, 3]), torch.tensor([4, 0, 4])
-    expected = [sources[source[n], n, :, top[n] : top[n] + 2, left[n] : left[n] + 3] for n in range(3)]
-    assert torch.equal(take_rows(sources, source, top, left, 2, 3), torch.stack(expected))
+# -------------------------------------------------------------------------------------------------------------- chains
 
 
-def test_bad_arguments_are_one_sentence():
-    with pytest.raises(UserError, match=r"^padding=-1 must be zero or more pixels\.$"):
-        PadCropFlip(padding=-1)
-    with pytest.raises(UserError, match=r"^padding_mode='wrap' must be 'zeros' or 'reflect'\.$"):
-        PadCropFlip(padding_mode="wrap")
-    with pytest.raises(UserError, match=r"^padding=8 with 'reflect' must be smaller than the image, \(8, 8\)\.$"):
-        PadCropFlip(padding=8, padding_mode="reflect").draw(1, (8, 8), generator())
+def test_chain_applies_its_steps_in_their_order_to_any_part_of_a_batch():
+    crop, policy, cutout = PadCropFlip(), AutoAugment(), Cutout(16, "black")
+    chain, images = Chain(crop=crop, policy=policy, cutout=cutout), random_images(120, 32, 32)
+    draws = chain.draw(120, (32, 32), generator())
+    whole = chain.apply(images, draws)
+    assert torch.equal(whole, cutout.apply(policy.apply(crop.apply(images, draws), draws), draws))
+    for part in (slice(0, 1), slice(17, 19), slice(40, 120)):
+        alone = chain.apply(images[part], {name: numbers[part] for name, numbers in draws.items()})
+        assert torch.equal(alone, whole[part])
+    floats = torch.rand(120, 3, 32, 32)
+    expected = Cutout(16).apply_normalised(floats.clone(), draws)
+    assert torch.equal(Chain(crop=crop, cutout=Cutout(16)).apply_normalised(floats, draws), expected)
+
+
+def test_draws_of_a_seed_are_those_that_results_were_made_with():
+    """Whatever changes them changes the results of the same settings; later steps leave earlier draws alone."""
+    chain = Chain(crop=PadCropFlip(), policy=AutoAugment(), cutout=Cutout(16))
+    draws = chain.draw(6, (32, 24), generator(7))
+    assert {name: numbers.long().tolist() for name, numbers in draws.items()} == {
+        "crop_top": [0, 4, 7, 2, 4, 6],
+        "crop_left": [8, 5, 4, 8, 7, 1],
+        "flip": [0, 1, 0, 0, 0, 0],
+        "autoaugment_first": [17, 16, 15, 0, 0, 5],
+        "autoaugment_second": [0, 0, 14, 16, 16, 0],
+        "cutout_row": [4, 14, 9, 23, 3, 3],
+        "cutout_column": [0, 3, 8, 1, 16, 0],
+    }
+    without_flip = PadCropFlip(flip=False).draw(6, (32, 24), generator(7))
+    assert set(without_flip) == {"crop_top", "crop_left"}
+    without_cutout = Chain(crop=PadCropFlip(), policy=AutoAugment(), cutout=False).draw(6, (32, 24), generator(7))
+    for one in (without_flip, without_cutout):
+        assert all(torch.equal(numbers, draws[name]) for name, numbers in one.items())
+
+
+def test_chain_combines_what_its_steps_want_of_a_loader():
+    one = Chain(crop=PadCropFlip(), policy=AutoAugment(), cutout=None)
+    other = Chain(crop=PadCropFlip(), cutout=Cutout(16))
+    assert (one.wants_many, one.host_draws) == (True, AutoAugment.host_draws)
+    assert (other.wants_many, other.host_draws) == (False, frozenset())
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "options", "token"),
+    [
+        (PadCropFlip, {"padding": -1}, "padding=-1"),
+        (PadCropFlip, {"padding_mode": "wrap"}, "wrap"),
+        (PadCropFlip, {"flip": 1}, "flip"),
+        (AutoAugment, {"policy": "svhn"}, "svhn"),
+        (AutoAugment, {"interpolation": "bicubic"}, "bicubic"),
+        (AutoAugment, {"fill": 256}, "fill"),
+        (AutoAugment, {"fill": -1}, "fill"),
+        (AutoAugment, {"fill": 0.5}, "fill"),
+        (AutoAugment, {"one_way_rotation": 1}, "one_way_rotation"),
+        (Cutout, {"length": -1}, "-1"),
+        (Cutout, {"length": 1.5}, "1.5"),
+        (Cutout, {"length": True}, "True"),
+        (Cutout, {"length": 4, "fill": "grey"}, "grey"),
+        (Chain, {"cutout": True}, "augmentation.cutout"),
+    ],
+)
+def test_bad_settings_of_an_augmentation_are_named(augmentation, options, token):
+    with pytest.raises(UserError) as caught:
+        augmentation(**options)
+    assert token in str(caught.value)
+
+
+def test_images_that_an_augmentation_cannot_take_are_refused():
+    with pytest.raises(UserError, match="padding=8"):
+        PadCropFlip(padding=8, padding_mode="reflect").draw(1, (8, 12), generator())
+    draws = AutoAugment().draw(2, (8, 8), generator())
+    with pytest.raises(UserError, match="2 channels"):
+        AutoAugment().apply(torch.zeros(2, 2, 8, 8, dtype=torch.uint8), draws)
+    with pytest.raises(ValueError, match="cutout_row"):
+        Chain(one=Cutout(4), two=Cutout(8)).draw(2, (32, 32), generator())

@@ -1,4 +1,4 @@
-"""Bytes of image files to pixels, and the parts that are taken of them, against Pillow and torchvision."""
+"""Bytes of image files become pixels, and parts of them are taken, as by Pillow and torchvision."""
 
 import io
 import math
@@ -15,6 +15,8 @@ from isda_repro.data import Crop
 from isda_repro.data.decode import UnreadableError, decoded, scaled, shorter_side
 from isda_repro.errors import UserError
 
+ODD_FILES = odd_files()
+
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
@@ -26,9 +28,9 @@ def as_image_folder_reads(data):
         return torch.from_numpy(np.array(image.convert("RGB")))
 
 
-@pytest.mark.parametrize("name", sorted(odd_files()))
-def test_odd_images_are_what_image_folder_reads(name):
-    data = odd_files()[name]
+@pytest.mark.parametrize("name", sorted(ODD_FILES))
+def test_unusual_images_are_what_image_folder_reads(name):
+    data = ODD_FILES[name]
     pixels = decoded(data)
     assert pixels.dtype == torch.uint8
     assert pixels.shape[2] == 3
@@ -39,10 +41,10 @@ def test_odd_images_are_what_image_folder_reads(name):
         assert torch.equal(pixels, as_image_folder_reads(data))
 
 
-def test_ordinary_jpegs_are_pillows_to_the_bit():
-    for seed in range(12):
+def test_ordinary_jpegs_are_what_pillow_decodes():
+    for seed in range(4):
         for subsampling in (0, 1, 2):
-            data = content(picture(seed, 37 + seed, 53), quality=60 + 3 * seed, subsampling=subsampling)
+            data = content(picture(seed, 37 + seed, 53), quality=60 + 9 * seed, subsampling=subsampling)
             assert torch.equal(decoded(data), as_image_folder_reads(data))
 
 
@@ -57,24 +59,26 @@ def test_packed_pixels_are_read_without_a_copy():
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    "data",
     [
-        (b"", "the file is empty"),
-        (b"no image at all", "cannot identify image file"),
-        (content(picture(1))[:-200], "truncated"),
-        (content(picture(1), "PNG")[:400], "truncated|broken"),
-        (bytearray(content(picture(1), "PPM")[:400]), "truncated|not enough"),
-        (b"\xff\xd8\xff" + b"\0" * 60, "cannot identify|broken"),
+        b"",
+        b"no image at all",
+        content(picture(1))[:-200],
+        content(picture(1), "PNG")[:400],
+        bytearray(content(picture(1), "PPM")[:400]),
+        b"\xff\xd8\xff" + b"\0" * 60,
     ],
+    ids=["empty", "text", "half a JPEG", "half a PNG", "half a PPM", "a JPEG's beginning"],
 )
-def test_what_is_no_image_is_said_in_a_phrase(data, words):
-    with pytest.raises(UnreadableError, match=words) as caught:
+def test_bytes_that_are_no_image_have_a_reason_in_one_line(data):
+    with pytest.raises(UnreadableError) as caught:
         decoded(data)
+    assert str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (40, 41), (17, 300), (256, 256)])
-def test_evaluation_is_torchvisions_resize_and_center_crop(height, width):
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (300, 200), (40, 41), (17, 150), (256, 256)])
+def test_center_crop_is_torchvisions_resize_and_center_crop(height, width):
     image = torch.from_numpy(picture(1, height, width))
     for size, resize in ((224, 256), (32, None)):
         planes = image.permute(2, 0, 1)
@@ -120,16 +124,22 @@ def test_random_parts_are_distributed_as_torchvisions():
         assert distance < 1.95 * math.sqrt(2 / n)  # Kolmogorov and Smirnov, 0.1%
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1000), (1000, 1), (1, 1), (3, 5)])
-def test_where_no_part_fits_it_is_the_middle_as_torchvisions(height, width):
+@pytest.mark.parametrize(("height", "width"), [(1, 1000), (1000, 1), (10, 40), (40, 10), (1, 1)])
+def test_where_no_part_fits_the_middle_is_taken_as_by_torchvision(height, width):
     theirs = transforms.RandomResizedCrop.get_params(torch.empty(3, height, width), [1.0, 1.0], [3 / 4, 4 / 3])
     ours = Crop(8, scale=(1.0, 1.0)).box(height, width, generator())
-    if (height, width) in ((1, 1000), (1000, 1)):
-        assert ours == tuple(max(1, number) if i > 1 else number for i, number in enumerate(theirs))
+    assert ours == tuple(max(1, number) if i > 1 else number for i, number in enumerate(theirs))
     assert Crop(8)(torch.from_numpy(picture(1, height, width)), generator()).shape == (8, 8, 3)
 
 
-def test_half_of_the_images_are_mirrored_and_the_parts_stay():
+def test_random_parts_of_a_seed_are_those_that_results_were_made_with():
+    assert [Crop(224).box(375, 500, generator(i)) for i in (0, 1)] == [(21, 104, 272, 346), (187, 352, 173, 148)]
+    image = torch.from_numpy(picture(1))
+    same = [torch.equal(Crop(16, flip=True)(image, generator(i)), Crop(16)(image, generator(i))) for i in range(10)]
+    assert same == [False, False, True, True, False, True, False, True, True, False]
+
+
+def test_flip_mirrors_half_of_the_images_and_leaves_the_parts():
     image = torch.from_numpy(picture(1))
     plain, flipping = Crop(16), Crop(16, flip=True)
     mirrored = 0
@@ -141,18 +151,20 @@ def test_half_of_the_images_are_mirrored_and_the_parts_stay():
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "token"),
     [
-        {"size": 0},
-        {"size": 8.5},
-        {"size": 8, "kind": "corner"},
-        {"size": 8, "kind": "center", "resize": 4},
-        {"size": 8, "scale": (0.5, 0.1)},
-        {"size": 8, "scale": (0.5, 1.1)},
-        {"size": 8, "ratio": (0.0, 1.0)},
-        {"size": 8, "flip": 1},
+        ({"size": 0}, "0"),
+        ({"size": 8.5}, "8.5"),
+        ({"size": True}, "True"),
+        ({"size": 8, "kind": "corner"}, "corner"),
+        ({"size": 8, "kind": "center", "resize": 4}, "resize=4"),
+        ({"size": 8, "scale": (0.5, 0.1)}, "scale"),
+        ({"size": 8, "scale": (0.5, 1.1)}, "scale"),
+        ({"size": 8, "scale": (0.5,)}, "scale"),
+        ({"size": 8, "ratio": (0.0, 1.0)}, "ratio"),
+        ({"size": 8, "flip": 1}, "flip"),
     ],
 )
-def test_what_cannot_be_is_refused(options):
-    with pytest.raises(UserError):
+def test_bad_settings_of_a_crop_are_named(options, token):
+    with pytest.raises(UserError, match=token):
         Crop(**options)

@@ -1,10 +1,11 @@
-"""Batches as functions of (seed, epoch, position) alone."""
+"""Batches of images in memory are functions of (seed, epoch, position) alone."""
 
 import pytest
 import torch
 
-from isda_repro.data import AutoAugment, Chain, Cutout, DataError, PadCropFlip, ResidentLoader, Split, resident
+from isda_repro.data import AutoAugment, Chain, Cutout, DataError, PadCropFlip, ResidentLoader, Share, Split, resident
 from isda_repro.errors import UserError
+from isda_repro.randomness import stream_seed
 
 CPU = torch.device("cpu")
 N = 150  # batches of 32: four whole ones and one of 22
@@ -29,37 +30,29 @@ def same(batches, others):
     )
 
 
-def test_every_sample_once_and_the_last_batch_is_partial(split):
-    batches = list(loader(split).epoch(0))
-    assert [len(targets) for _, targets in batches] == [32, 32, 32, 32, 22]
-    assert loader(split).steps_per_epoch == len(batches)
-    assert loader(split).num_samples == N
-    targets = torch.cat([targets for _, targets in batches])
-    assert not torch.equal(targets, torch.arange(N))
-    assert torch.equal(targets.sort().values, torch.arange(N))
-    assert all(images.dtype == torch.float32 and targets.dtype == torch.int64 for images, targets in batches)
-
-
-def test_images_belong_to_their_labels(split):
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        for images, targets in loader(split, augmentation=None, memory_format=memory_format).epoch(0):
-            torch.testing.assert_close(images, split.images[targets].float())
-
-
-def test_augmented_images_are_the_augmentation_of_the_images_in_order(split):
-    # Written out with the streams' names: these are part of what a committed result means.
-    from isda_repro.randomness import stream_seed
-
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("augmentation", [None, PadCropFlip(), PadCropFlip(padding_mode="reflect")])
+def test_batches_are_the_augmented_images_in_the_order_of_the_epoch(split, memory_format, augmentation):
+    """Written out with the streams' names, which are part of what a committed result means."""
     order = torch.randperm(N, generator=torch.Generator().manual_seed(stream_seed(7, "order", 3)))
-    augmentation = PadCropFlip()
-    generator = torch.Generator().manual_seed(stream_seed(7, "augmentation", 3))
-    expected = augmentation.apply(split.images[order], augmentation.draw(N, (16, 16), generator))
-    batches = list(loader(split, seed=7).epoch(3))
+    expected = split.images[order]
+    if augmentation is not None:
+        generator = torch.Generator().manual_seed(stream_seed(7, "augmentation", 3))
+        expected = augmentation.apply(expected, augmentation.draw(N, (16, 16), generator))
+    used = loader(split, seed=7, augmentation=augmentation, memory_format=memory_format)
+    batches = list(used.epoch(3))
+    assert [len(targets) for _, targets in batches] == [32, 32, 32, 32, 22]
+    assert (used.steps_per_epoch, used.num_samples) == (5, N)
     torch.testing.assert_close(torch.cat([images for images, _ in batches]), expected.float())
     assert torch.equal(torch.cat([targets for _, targets in batches]), order)
+    for images, targets in batches:
+        assert (images.dtype, targets.dtype) == (torch.float32, torch.int64)
+        assert images.is_contiguous(memory_format=memory_format)
+    for first_step in range(6):
+        assert same(used.epoch(3, first_step), batches[first_step:])
 
 
-def test_an_epoch_of_several_passes_has_each_image_once_a_pass_in_another_order(split):
+def test_epoch_of_several_passes_has_each_image_once_a_pass_in_another_order(split):
     several = loader(split, passes=3)
     targets = torch.cat([targets for _, targets in several.epoch(1)])
     assert several.num_samples == 3 * N
@@ -73,17 +66,21 @@ def test_an_epoch_of_several_passes_has_each_image_once_a_pass_in_another_order(
     assert same(list(several.epoch(1))[4:], several.epoch(1, 4))
 
 
-def test_same_seed_same_batches_other_epoch_or_seed_other_batches(split):
-    assert same(loader(split).epoch(2), loader(split).epoch(2))
+def test_batches_depend_on_seed_and_epoch_and_on_nothing_that_happened_before(split):
     used = loader(split)
     list(used.epoch(0))
-    assert same(used.epoch(2), loader(split).epoch(2))  # nothing that happened before matters
-    assert not same(loader(split).epoch(2), loader(split).epoch(1))
-    assert not same(loader(split).epoch(2), loader(split, seed=1).epoch(2))
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    batches = list(used.epoch(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    assert same(loader(split).epoch(2), batches)
+    assert not same(loader(split).epoch(1), batches)
+    assert not same(loader(split, seed=1).epoch(2), batches)
 
 
 @pytest.mark.parametrize("fill", ["mean", "black"])
-def test_windows_of_batches_change_nothing(split, fill, monkeypatch):
+def test_augmenting_several_batches_at_once_changes_nothing(split, fill, monkeypatch):
     chain = Chain(crop=PadCropFlip(), policy=AutoAugment(), cutout=Cutout(8, fill))
     options = {"augmentation": chain, "seed": 3, "std": (0.2, 0.3, 0.4), "mean": (0.5, 0.4, 0.3)}
     for memory_format in (torch.contiguous_format, torch.channels_last):
@@ -92,43 +89,14 @@ def test_windows_of_batches_change_nothing(split, fill, monkeypatch):
         for window in (3 * 32 * 3 * 256, 2**24):  # three batches, the whole epoch
             monkeypatch.setattr(resident, "WINDOW_BYTES", window)
             windowed = loader(split, memory_format=memory_format, **options)
+            assert windowed._steps_at_once == window // (32 * 3 * 256)
             assert same(windowed.epoch(1), batches)
             for first_step in (1, 2, 4, 5):
                 assert same(windowed.epoch(1, first_step), batches[first_step:])
         assert all(images.is_contiguous(memory_format=memory_format) for images, _ in batches)
 
 
-def test_global_generator_is_neither_used_nor_moved(split):
-    torch.manual_seed(0)
-    state = torch.get_rng_state()
-    first = list(loader(split).epoch(0))
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(1)
-    assert same(loader(split).epoch(0), first)
-
-
-def test_augmentation_does_not_change_the_order(split):
-    plain = [targets for _, targets in loader(split, augmentation=None).epoch(1)]
-    augmented = [targets for _, targets in loader(split).epoch(1)]
-    assert all(torch.equal(a, b) for a, b in zip(plain, augmented, strict=True))
-
-
-@pytest.mark.parametrize("first_step", range(6))
-def test_from_the_middle_of_an_epoch(split, first_step):
-    assert same(loader(split).epoch(4, first_step), list(loader(split).epoch(4))[first_step:])
-
-
-@pytest.mark.parametrize("augmentation", [None, PadCropFlip(), PadCropFlip(padding_mode="reflect")])
-def test_channels_last_is_the_same_numbers(split, augmentation):
-    options = {"augmentation": augmentation, "mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
-    contiguous = list(loader(split, **options).epoch(0))
-    channels_last = list(loader(split, memory_format=torch.channels_last, **options).epoch(0))
-    assert same(contiguous, channels_last)
-    assert all(images.is_contiguous() for images, _ in contiguous)
-    assert all(images.is_contiguous(memory_format=torch.channels_last) for images, _ in channels_last)
-
-
-def test_evaluation_is_in_natural_order_with_a_batch_of_any_size(split):
+def test_evaluation_has_the_natural_order_at_any_batch_size(split):
     for batch_size in (1, 64, N, 10 * N):
         batches = list(loader(split, batch_size=batch_size, shuffle=False, augmentation=None).epoch(0))
         assert len(batches) == -(-N // batch_size)
@@ -136,7 +104,7 @@ def test_evaluation_is_in_natural_order_with_a_batch_of_any_size(split):
         torch.testing.assert_close(torch.cat([images for images, _ in batches]), split.images.float())
 
 
-def test_resident_images_survive_what_is_done_to_a_batch(split):
+def test_images_survive_what_is_done_to_a_batch(split):
     before = split.images.clone()
     evaluation = loader(split, shuffle=False, augmentation=None)
     for images, targets in evaluation.epoch(0):
@@ -165,13 +133,38 @@ def test_on_a_gpu_the_batches_are_the_same_and_nothing_waits(split, memory_forma
         assert torch.equal(targets.cpu(), labels)
 
 
-def test_bad_arguments_are_one_sentence(split):
-    with pytest.raises(DataError, match=r"^The batch size 151 is larger than the 150 training images .*\.$"):
-        loader(split, batch_size=N + 1)
-    with pytest.raises(DataError, match=r"^A batch must hold at least one image, but the batch size is 0\.$"):
-        loader(split, batch_size=0)
-    with pytest.raises(UserError, match=r"^The images have 3 channels, but mean and std have 1\.$"):
-        loader(split, mean=(0.5,), std=(0.5,))
-    for first_step in (-1, 6):
-        with pytest.raises(ValueError, match=rf"^first_step={first_step} is outside the epoch's 5 steps\.$"):
-            loader(split).epoch(0, first_step)
+@pytest.mark.parametrize("world_size", [2, 3, 50])
+def test_batches_of_several_processes_are_those_of_one(split, world_size):
+    augmentation = Chain(policy=AutoAugment(), cutout=Cutout(4))
+    for shuffle in (True, False):
+        options = {"augmentation": augmentation, "shuffle": shuffle}
+        whole = list(loader(split, **options).epoch(1, 2))
+        loaders = [loader(split, share=Share(rank, world_size), **options) for rank in range(world_size)]
+        parts = [list(one.epoch(1, 2)) for one in loaders]
+        for step, (pixels, targets) in enumerate(whole):
+            assert torch.equal(torch.cat([part[step][0] for part in parts]), pixels)
+            assert torch.equal(torch.cat([part[step][1] for part in parts]), targets)
+            sizes = [len(part[step][1]) for part in parts]
+            assert max(sizes) - min(sizes) <= 1
+            places = [(sum(sizes[:rank]), len(targets)) for rank in range(world_size)]
+            assert [one.part_of(step + 2) for one in loaders] == places
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "tokens"),
+    [
+        ({"batch_size": N + 1}, DataError, ["151", "150"]),
+        ({"batch_size": 0}, DataError, ["0"]),
+        ({"mean": (0.5,), "std": (0.5,)}, UserError, ["3", "1"]),
+    ],
+)
+def test_bad_settings_of_a_loader_are_named(split, options, error, tokens):
+    with pytest.raises(error) as caught:
+        loader(split, **options)
+    assert all(token in str(caught.value) for token in tokens)
+
+
+@pytest.mark.parametrize("first_step", [-1, 6])
+def test_step_outside_the_epoch_is_refused(split, first_step):
+    with pytest.raises(ValueError, match=f"first_step={first_step}"):
+        loader(split).epoch(0, first_step)
