@@ -37,15 +37,6 @@ def _in_float64(monkeypatch):
     monkeypatch.setattr("isda_repro.inversion.reversal.start_of", lambda *them: start_of(*them).double())
 
 
-def test_shapes():
-    found = inverted()
-    assert found.reconstructions.shape == (4, 3, 8, 8)
-    assert found.augmentations.shape == (4, 3, 3, 8, 8)
-    assert found.reconstructions.dtype == found.augmentations.dtype == torch.uint8
-    assert all(one.shape == (4,) for ends in (found.start, found.found) for one in ends)
-    assert all(one.shape == (4, 3) for one in (found.moved, found.before, found.after))
-
-
 @pytest.mark.slow
 def test_an_image_that_the_generator_makes_is_found():
     """The features and the pixels of images of known numbers, with all 10,000 iterations."""
@@ -95,12 +86,6 @@ def test_both_steps_have_settings_of_their_own_and_the_second_begins_where_the_f
             assert not torch.equal(found.augmentations[row, draw], found.reconstructions[row])
 
 
-def test_a_seed_decides_where_it_begins_and_what_is_drawn():
-    one, other = inverted(), inverted(replace(SHORT, seed=1))
-    assert not torch.equal(one.start.features, other.start.features)
-    assert not torch.equal(one.moved, other.moved)
-
-
 def test_what_is_drawn_is_not_where_step_one_begins():
     """Each stream has a name of its own."""
     start = start_of(NUMBERS, FEATURES, 0).double()
@@ -142,13 +127,6 @@ def test_the_bar_is_told_of_all_iterations():
     made = []
     inverted(advance=lambda iterations, objective: made.append(iterations * len(objective)))
     assert sum(made) == SHORT.iterations(4) == 4 * (20 + 3 * 20)
-
-
-def test_a_seed_decides_where_step_one_begins():
-    one, again, other = (start_of(NUMBERS, NOISE, seed) for seed in (0, 0, 1))
-    assert torch.equal(one, again)
-    assert not torch.equal(one, other)
-    assert torch.equal(start_of(NUMBERS[2:], NOISE, 0), one[2:])
 
 
 @pytest.mark.parametrize(
