@@ -121,9 +121,10 @@ def test_dropout_follows_from_the_step_and_not_from_what_was_drawn_before(comput
         pair = pair_of(game)
         torch.manual_seed(before)
         take(game, pair, compute, step)
-        found.append(pair.discriminator.source.weight.detach())
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
+        found.append((pair.discriminator.source.weight.detach(), torch.rand(1)))
+    (weights, then), (weights_again, then_again), (_, after_other_step) = found
+    assert torch.equal(weights, weights_again)
+    assert then == then_again != after_other_step, "what is drawn goes on from there"
 
 
 def test_totals_are_means_over_images_also_when_they_go_on_and_over_processes():
