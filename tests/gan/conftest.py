@@ -1,15 +1,30 @@
-"""Generators that nothing was done to."""
+"""Runs of generators that nothing was done to, one of each kind."""
+
+from pathlib import Path
 
 import pytest
-from gan_runs import KINDS, settings
+from gan_runs import settings
+from matplotlib.figure import Figure
 
 from isda_repro.gan.run import train_generator
 
 
-@pytest.fixture(scope="package", params=KINDS)
-def undisturbed(request, tmp_path_factory):
-    """Their kind, and the folder that they were trained in."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    cfg = settings(request.param, folder)
-    train_generator(cfg)
-    return request.param, folder / cfg.run_id
+@pytest.fixture(autouse=True)
+def _nothing_is_drawn(monkeypatch):
+    """The curves of a run take longer to draw than the run; test_pictures.py draws some."""
+    monkeypatch.setattr(Figure, "savefig", lambda _, path, **__: Path(path).write_bytes(b""))
+
+
+@pytest.fixture(scope="package")
+def undisturbed(tmp_path_factory):
+    """Gives the folder of a finished run of a kind; each is trained once."""
+    folder, found = tmp_path_factory.mktemp("undisturbed"), {}
+
+    def of_kind(kind):
+        if kind not in found:
+            cfg = settings(kind, folder)
+            train_generator(cfg)
+            found[kind] = folder / cfg.run_id
+        return found[kind]
+
+    return of_kind

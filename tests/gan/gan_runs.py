@@ -11,10 +11,13 @@ from isda_repro.gan.trainer import GanTrainer
 
 KINDS = ("wgan", "cgan", "acgan", "infogan")
 SHORT = [
-    *("dataset=digits", "dataset.train_limit=200", "gan.epochs=2", "gan.batch_size=10", "gan.game.width=16"),
-    "tracking=none",
+    *("dataset=digits", "dataset.train_limit=100", "gan.epochs=2", "gan.batch_size=10", "gan.game.width=16"),
+    *("tracking=none", "compute.device=cpu"),
 ]
-WGAN = ["gan.game.settling_steps=3", "gan.game.settling_for=1", "gan.game.critic_steps=2"]
+WGAN = [
+    *("gan.game.settling_steps=3", "gan.game.settling_for=1", "gan.game.critic_steps=2"),
+    *("gan.batch_size=5", "gan.classes=[7,1]"),
+]
 
 
 class Killed(BaseException):
@@ -27,17 +30,18 @@ def settings(kind, folder, *more):
 
 
 def outcome(folder):
-    """Weights and epochs of finished generators, timing apart."""
+    """Weights, epochs and last picture of finished generators, timing apart."""
     state = torch.load(folder / "checkpoint.pt", weights_only=True)["network"]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     epochs = [{**line, "timing": None} for line in lines if line["kind"] == "epoch"]
     networks = [*state["generators"], *state["discriminators"]]
-    return [tensor for network in networks for tensor in network.values()], epochs
+    picture = max((folder / "samples").iterdir()).read_bytes()
+    return [tensor for network in networks for tensor in network.values()], epochs, picture
 
 
 def assert_same(one, other):
-    (tensors, epochs), (other_tensors, other_epochs) = outcome(one), outcome(other)
-    assert epochs == other_epochs
+    (tensors, *rest), (other_tensors, *other_rest) = outcome(one), outcome(other)
+    assert rest == other_rest
     assert len(tensors) == len(other_tensors)
     assert all(map(torch.equal, tensors, other_tensors))
 

@@ -1,149 +1,148 @@
 """Classifiers that train on generated images: from the command line's settings to the result."""
 
+import shlex
+
 import pytest
 import torch
-from gan_runs import killed_at
+from gan_runs import KINDS, killed_at
 from gan_runs import settings as generator_settings
 from interrupted_runs import assert_same, stopped_after
 
 from isda_repro.checks import ConfigError
-from isda_repro.config import compose
+from isda_repro.config import build, compose, compose_generator
 from isda_repro.errors import UserError
 from isda_repro.gan import ImageGenerator
-from isda_repro.gan.run import train_generator
+from isda_repro.training.compute import resolve
+from isda_repro.training.parts import build_loaders
 from isda_repro.training.run import run
 
 SHORT = "{gan.epochs:2,gan.batch_size:10,gan.game.width:16}"
 RUN = [
-    *("model=resnet20", "model.depth=8", "dataset=digits", "dataset.train_limit=200", "dataset.test_limit=100"),
-    *("recipe.epochs=2", "loss=isda", "tracking=none", "synthetic=acgan", f"synthetic.settings={SHORT}"),
+    *("model=resnet20", "model.depth=8", "dataset=digits", "dataset.train_limit=100", "dataset.test_limit=50"),
+    *("recipe.epochs=2", "recipe.batch_size=32", "loss=isda", "tracking=none", "synthetic=acgan"),
+    f"synthetic.settings={SHORT}",
 ]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Where a generator is, and a classifier that was trained on its images."""
-    folder = tmp_path_factory.mktemp("runs")
-    train_generator(generator_settings("acgan", folder))
-    run(compose([*RUN, f"runs_dir={folder}"]))
-    return folder
+def whole(tmp_path_factory):
+    """The folder of a run that nothing was done to."""
+    return tmp_path_factory.mktemp("whole")
 
 
 @pytest.fixture
-def trained(folder, tmp_path):
-    """The generator alone, in a folder of one's own."""
-    name = compose(RUN).synthetic.generator
-    (tmp_path / name).symlink_to(folder / name)
+def trained(undisturbed, tmp_path):
+    """A folder for runs, with a generator."""
+    (tmp_path / compose(RUN).synthetic.generator).symlink_to(undisturbed("acgan"))
     return tmp_path
 
 
-def test_the_generator_is_that_of_the_same_images_and_part_of_the_runs_name(folder):
-    cfg = compose([*RUN, f"runs_dir={folder}"])
-    assert cfg.synthetic.generator == generator_settings("acgan", folder).run_id
-    assert "-isda-acgan-s0-" in cfg.run_id
-    names = {compose([*RUN, more]).run_id for more in ("seed=0", "synthetic.seed=1", "synthetic.covers_all=true")}
-    names |= {compose([*RUN, more]).run_id for more in ("synthetic.fraction=0.5", "dataset.holdout=100")}
-    assert len(names) == 5
-    assert compose([*RUN, "dataset.holdout=100"]).synthetic.generator != cfg.synthetic.generator
+@pytest.mark.parametrize("kind", KINDS)
+def test_generator_is_that_of_the_same_images_and_part_of_the_name(kind):
+    wanted = [f"synthetic={kind}", "synthetic.seed=3", "dataset.holdout=100"]
+    cfg = compose([*RUN, *wanted, "seed=1"])
+    ours = ["gan.epochs=2", "gan.batch_size=10", "gan.game.width=16", "seed=3"]
+    limits = ["dataset=digits", "dataset.train_limit=100", "dataset.holdout=100"]
+    assert cfg.synthetic.generator == compose_generator([f"gan={kind}", *limits, *ours]).run_id
+    assert f"-isda-{kind}-s1-" in cfg.run_id
 
 
-def test_a_sixth_of_what_is_trained_on_is_generated_and_nothing_of_what_is_evaluated(trained, monkeypatch):
-    made, original = [], ImageGenerator.sample
+def test_each_setting_of_the_generated_images_gives_the_run_another_name():
+    more = ["synthetic.seed=1", "synthetic.covers_all=true", "synthetic.fraction=0.5"]
+    assert len({compose([*RUN, one]).run_id for one in ("seed=0", *more)}) == 4
 
-    def look(self, labels, *rest):
-        made.append(len(labels))
+
+@pytest.mark.parametrize(("more", "made", "steps"), [([], 2 * (100 // 6), 8), (["synthetic.covers_all=true"], 40, 8)])
+def test_a_sixth_of_what_is_trained_on_is_generated_and_nothing_of_what_is_evaluated(
+    trained, monkeypatch, more, made, steps
+):
+    """Of an epoch; where it covers all real images, a fifth as many come on top."""
+    counted, original = [], ImageGenerator.sample
+
+    def sample(self, labels, *rest):
+        counted.append(len(labels))
         return original(self, labels, *rest)
 
-    monkeypatch.setattr(ImageGenerator, "sample", look)
-    run(compose([*RUN, f"runs_dir={trained}"]))
-    assert sum(made) == 2 * (200 // 6), "two epochs; the evaluations asked for none"
-    assert len(made) == 2 * 4
+    monkeypatch.setattr(ImageGenerator, "sample", sample)
+    cfg = compose([*RUN, *more, f"runs_dir={trained}"])
+    train, test = build_loaders(cfg, build(cfg.dataset.source), resolve(cfg.compute))
+    evaluated = [len(targets) for _, targets in test.epoch(0)]
+    assert (sum(evaluated), counted) == (50, [])
+    batches = [len(targets) for epoch in (1, 2) for _, targets in train.epoch(epoch)]
+    assert (len(batches), sum(batches)) == (steps, 200 + (made if more else 0))
+    assert sum(counted) == made
 
 
-def test_an_epoch_that_covers_all_makes_a_fifth_as_many_as_there_are_real_ones(trained, monkeypatch):
-    made, original = [], ImageGenerator.sample
-
-    def look(self, labels, *rest):
-        made.append(len(labels))
-        return original(self, labels, *rest)
-
-    monkeypatch.setattr(ImageGenerator, "sample", look)
-    run(compose([*RUN, f"runs_dir={trained}", "recipe.epochs=1", "synthetic.covers_all=true"]))
-    assert sum(made) == 200 // 5
-
-
-@pytest.mark.parametrize("step", [1, 5, 7])
-def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(folder, trained, monkeypatch, step):
+@pytest.mark.parametrize("step", [1, 6])
+def test_stopped_run_ends_as_if_it_had_not_been_and_needs_its_generator_no_more(
+    whole, undisturbed, trained, monkeypatch, step
+):
+    undone = compose([*RUN, f"runs_dir={whole}"])
+    if not (whole / undone.run_id).exists():
+        (whole / undone.synthetic.generator).symlink_to(undisturbed("acgan"))
+        run(undone)
     cfg = compose([*RUN, f"runs_dir={trained}", "checkpoint.steps=1"])
     stopped_after(cfg, step, monkeypatch)
-    run(cfg)
-    assert_same(trained / cfg.run_id, folder / cfg.run_id)
-
-
-def test_a_generator_that_is_not_there_is_one_sentence_with_the_command_that_trains_it(tmp_path):
-    cfg = compose([*RUN, f"runs_dir={tmp_path}"])
-    with pytest.raises(ConfigError) as caught:
-        run(cfg)
-    command = "python scripts/train_gan.py gan=acgan dataset=digits seed=0 dataset.train_limit=200 gan.epochs=2 "
-    assert str(caught.value).startswith(f"synthetic=acgan needs a trained generator in {tmp_path}/acgan-digits-s0-")
-    assert command in str(caught.value)
-    assert not (tmp_path / cfg.run_id).exists()
-
-
-def test_one_that_has_not_finished_is_not_there_either(tmp_path, monkeypatch):
-    killed_at(generator_settings("acgan", tmp_path, "checkpoint.steps=1"), 3, monkeypatch)
-    with pytest.raises(ConfigError, match="needs a trained generator"):
-        run(compose([*RUN, f"runs_dir={tmp_path}"]))
-
-
-def test_a_finished_run_needs_its_generator_no_more(trained, capsys):
-    cfg = compose([*RUN, f"runs_dir={trained}"])
-    run(cfg)
+    result = run(cfg)
+    assert_same(trained / cfg.run_id, whole / cfg.run_id)
     (trained / cfg.synthetic.generator).unlink()
-    run(cfg)
-    assert "is already done" in capsys.readouterr().out
+    assert run(cfg) == result
+
+
+def test_without_a_finished_generator_nothing_is_begun_and_the_command_that_trains_it_is_said(tmp_path, monkeypatch):
+    cfg = compose([*RUN, f"runs_dir={tmp_path}"])
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="synthetic=acgan") as caught:
+            run(cfg)
+        said = shlex.split(str(caught.value).partition("scripts/train_gan.py")[2])
+        overrides = [word for word in said if "=" in word]
+        assert compose_generator(overrides).run_id == cfg.synthetic.generator
+        assert f"runs_dir={tmp_path}" in overrides
+        assert not (tmp_path / cfg.run_id).exists()
+        if not (tmp_path / cfg.synthetic.generator).exists():
+            killed_at(generator_settings("acgan", tmp_path, "checkpoint.steps=1"), 3, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("more", "sentence"),
+    ("more", "named"),
     [
-        (["synthetic=cgan"], "has a generator with kind acgan, and cgan is wanted"),
-        (["dataset.holdout=100"], "has a generator with holdout None, and 100 is wanted"),
+        (["synthetic=cgan"], "acgan.*cgan"),
+        (["dataset.holdout=100"], "holdout.*100"),
+        (["synthetic.generator=nosuch"], r"nosuch.*synthetic\.generator="),
     ],
 )
-def test_one_that_the_user_names_must_be_of_that_kind_and_of_the_same_images(trained, more, sentence):
+def test_generator_that_the_user_names_must_be_of_that_kind_and_of_the_same_images(trained, more, named):
     name = compose(RUN).synthetic.generator
-    with pytest.raises(UserError, match=sentence):
-        run(compose([*RUN, *more, f"synthetic.generator={name}", f"runs_dir={trained}"]))
-    with pytest.raises(UserError, match=r"needs a trained generator in .*nosuch, which synthetic\.generator= names"):
-        run(compose([*RUN, *more, "synthetic.generator=nosuch", f"runs_dir={trained}"]))
+    with pytest.raises(UserError, match=named):
+        run(compose([*RUN, f"synthetic.generator={name}", *more, f"runs_dir={trained}"]))
 
 
-def test_one_of_other_images_is_refused(folder, tmp_path):
-    name = compose(RUN).synthetic.generator
-    (tmp_path / name).mkdir()
+def test_generator_whose_weights_do_not_fit_is_refused_and_its_file_named(undisturbed, tmp_path):
+    folder = tmp_path / compose(RUN).synthetic.generator
+    folder.mkdir()
     for file in ("config.yaml", "result.json"):
-        (tmp_path / name / file).write_bytes((folder / name / file).read_bytes())
-    state = torch.load(folder / name / "checkpoint.pt", weights_only=True)
+        (folder / file).write_bytes((undisturbed("acgan") / file).read_bytes())
+    state = torch.load(undisturbed("acgan") / "checkpoint.pt", weights_only=True)
     state["network"]["generators"][0]["layers.0.weight"] = torch.zeros(110, 16, 5, 5)
-    torch.save(state, tmp_path / name / "checkpoint.pt")
-    with pytest.raises(UserError, match="does not fit its configuration"):
+    torch.save(state, folder / "checkpoint.pt")
+    with pytest.raises(UserError, match=rf"{folder.name}.checkpoint\.pt"):
         run(compose([*RUN, f"runs_dir={tmp_path}"]))
 
 
 @pytest.mark.parametrize(
-    ("override", "sentence"),
+    ("override", "named"),
     [
-        ("synthetic.fraction=1.5", "synthetic.fraction=1.5 must be a number from 0.001 to 0.999"),
-        ("synthetic.covers_all=false", "synthetic.covers_all=False must be true or null"),
-        ("synthetic.settings={gan.epoch:3}", "unknown setting 'gan.epoch'"),
-        ("synthetic.settings=3", "synthetic.settings=3 must be the generator's settings with their values"),
-        ("synthetic.settings={dataset.holdout:1}", "synthetic.settings=.* must be the generator's settings"),
-        ("synthetic.covers_all=1", "synthetic.covers_all=1 must be true or null"),
-        ("synthetic.seed=-1", "synthetic.seed=-1 must be a whole number from 0 on"),
-        ("dataset=folder", "gan= is for small images in memory"),
+        ("synthetic.fraction=1.5", r"synthetic\.fraction=1.5"),
+        ("synthetic.fraction=0", r"synthetic\.fraction=0"),
+        ("synthetic.covers_all=false", r"synthetic\.covers_all=False"),
+        ("synthetic.covers_all=1", r"synthetic\.covers_all=1"),
+        ("synthetic.settings={gan.epoch:3}", r"gan\.epoch"),
+        ("synthetic.settings=3", r"synthetic\.settings=3"),
+        ("synthetic.settings={dataset.holdout:1}", r"synthetic\.settings="),
+        ("synthetic.seed=-1", r"synthetic\.seed=-1"),
+        ("dataset=folder", "gan="),
     ],
 )
-def test_a_mistake_is_one_sentence(override, sentence):
-    with pytest.raises(ConfigError, match=sentence):
+def test_setting_that_cannot_be_is_named(override, named):
+    with pytest.raises(ConfigError, match=named):
         compose(["model=resnet20", "dataset=digits", "synthetic=acgan", override])

@@ -25,6 +25,10 @@ def sigmoid(x):
     return 1 / (1 + math.exp(-x))
 
 
+def mean(tensor):
+    return sum(tensor.tolist()) / len(tensor)
+
+
 def binary(scores, real):
     """Goodfellow et al. 2014: -log D or -log(1 - D)."""
     return sum(-math.log(sigmoid(x) if real else 1 - sigmoid(x)) for x in scores.tolist()) / len(scores)
@@ -37,47 +41,43 @@ def named(judged):
 
 
 def guessed(judged):
+    """The squared error of the codes, a mean over images and codes."""
     return sum((a - b) ** 2 for a, b in zip(judged.codes.flatten().tolist(), CODES.flatten().tolist(), strict=True)) / (
         2 * N
     )
 
 
-def test_wgan_is_the_difference_of_the_critics_means():
-    losses = Wgan().discriminator_losses(REAL, FAKE, TARGETS, CODES)
-    assert float(losses["loss"]) == pytest.approx(float(FAKE.source.mean() - REAL.source.mean()))
-    assert float(losses["real_score"]) == pytest.approx(float(REAL.source.mean()))
-    assert float(Wgan().generator_losses(FAKE, TARGETS, CODES)["loss"]) == pytest.approx(-float(FAKE.source.mean()))
+SOURCE, FOOLED = (binary(REAL.source, True) + binary(FAKE.source, False)) / 2, binary(FAKE.source, True)
+PROBABILITIES = {name: mean(one.source.sigmoid()) for name, one in (("real_score", REAL), ("fake_score", FAKE))}
+CRITIC = {name: mean(one.source) for name, one in (("real_score", REAL), ("fake_score", FAKE))}
+EXPECTED = {
+    Wgan(): ({"loss": mean(FAKE.source) - mean(REAL.source), **CRITIC}, -mean(FAKE.source)),
+    Cgan(): ({"loss": SOURCE, **PROBABILITIES}, FOOLED),
+    Acgan(class_weight=0.7): (
+        {
+            "loss": SOURCE + 0.7 * (named(REAL) + named(FAKE)) / 2,
+            **PROBABILITIES,
+            "real_class_loss": named(REAL),
+            "fake_class_loss": named(FAKE),
+        },
+        FOOLED + 0.7 * named(FAKE),
+    ),
+    InfoGan(code_weight=0.3): (
+        {"loss": SOURCE + 0.3 * guessed(FAKE) / 2, **PROBABILITIES, "code_loss": guessed(FAKE)},
+        FOOLED + 0.3 * guessed(FAKE),
+    ),
+}
 
 
-def test_cgan():
-    losses = Cgan().discriminator_losses(REAL, FAKE, TARGETS, CODES)
-    assert float(losses["loss"]) == pytest.approx((binary(REAL.source, True) + binary(FAKE.source, False)) / 2)
-    assert float(losses["fake_score"]) == pytest.approx(sum(map(sigmoid, FAKE.source.tolist())) / N)
-    loss = Cgan().generator_losses(FAKE, TARGETS, CODES)["loss"]
-    assert float(loss) == pytest.approx(binary(FAKE.source, True))
+@pytest.mark.parametrize("game", EXPECTED, ids=lambda game: type(game).__name__)
+def test_losses_are_those_of_the_paper(game):
+    of_discriminator, of_generator = EXPECTED[game]
+    found = game.discriminator_losses(REAL, FAKE, TARGETS, CODES)
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(of_discriminator)
+    assert float(game.generator_losses(FAKE, TARGETS, CODES)["loss"]) == pytest.approx(of_generator)
 
 
-def test_acgan_names_the_class_of_both_kinds():
-    game = Acgan(class_weight=0.7)
-    losses = game.discriminator_losses(REAL, FAKE, TARGETS, CODES)
-    source = (binary(REAL.source, True) + binary(FAKE.source, False)) / 2
-    assert float(losses["loss"]) == pytest.approx(source + 0.7 * (named(REAL) + named(FAKE)) / 2)
-    assert float(losses["fake_class_loss"]) == pytest.approx(named(FAKE))
-    loss = game.generator_losses(FAKE, TARGETS, CODES)["loss"]
-    assert float(loss) == pytest.approx(binary(FAKE.source, True) + 0.7 * named(FAKE))
-
-
-def test_infogan_guesses_the_codes_of_generated_images():
-    game = InfoGan(code_weight=0.3)
-    losses = game.discriminator_losses(REAL, FAKE, TARGETS, CODES)
-    source = (binary(REAL.source, True) + binary(FAKE.source, False)) / 2
-    assert float(losses["loss"]) == pytest.approx(source + 0.3 * guessed(FAKE) / 2)
-    assert float(losses["code_loss"]) == pytest.approx(guessed(FAKE))
-    loss = game.generator_losses(FAKE, TARGETS, CODES)["loss"]
-    assert float(loss) == pytest.approx(binary(FAKE.source, True) + 0.3 * guessed(FAKE))
-
-
-def test_losses_stay_finite_where_a_discriminator_is_certain():
+def test_losses_are_finite_where_a_discriminator_is_certain():
     certain = Judgement(torch.full((N,), 500.0), None, None)
     for losses in (
         Cgan().discriminator_losses(certain, certain, TARGETS, CODES),
@@ -86,22 +86,26 @@ def test_losses_stay_finite_where_a_discriminator_is_certain():
         assert all(bool(value.isfinite()) for value in losses.values())
 
 
-def test_how_often_the_critic_goes_first():
-    """Algorithm 1's n_critic; the released code's 100 for the first 25 and each 500th."""
+def test_critic_takes_the_steps_of_algorithm_1_and_of_the_released_code():
+    """n_critic is 5; the released code's 100 come before the first 25 steps and before each 500th."""
     game = Wgan()
     steps = [game.discriminator_steps(taken) for taken in (0, 24, 25, 26, 499, 500, 501, 1000)]
     assert steps == [100, 100, 5, 5, 5, 100, 5, 100]
     assert [Cgan().discriminator_steps(taken) for taken in (0, 500)] == [1, 1]
 
 
-def test_what_a_generator_is_given():
+def test_each_class_has_a_pair_only_in_wgan_and_not_with_one_for_all():
+    games = [Wgan(), Wgan(one_for_all=False), Wgan(one_for_all=True), Cgan(), Acgan(), InfoGan()]
+    assert [game.one_for_each_class for game in games] == [True, True, False, False, False, False]
+
+
+def test_generator_is_given_noise_then_the_class_then_the_codes():
     noise, codes = InfoGan().draw(3, torch.Generator().manual_seed(0))
     assert (noise.shape, codes.shape) == ((3, 100), (3, 2))
-    inputs = InfoGan().inputs(noise, torch.tensor([2, 0, 1]), codes, 4)
-    assert torch.equal(inputs[:, :100], noise)
-    assert torch.equal(inputs[:, 100:104], torch.eye(4)[[2, 0, 1]])
-    assert torch.equal(inputs[:, 104:], codes)
-    assert torch.equal(Wgan().inputs(noise, torch.tensor([2, 0, 1]), codes[:, :0], 4), noise)
+    targets = torch.tensor([2, 0, 1])
+    inputs = InfoGan().inputs(noise, targets, codes, 4)
+    assert torch.equal(inputs, torch.cat([noise, torch.eye(4)[targets], codes], dim=1))
+    assert torch.equal(Wgan().inputs(noise, targets, codes[:, :0], 4), noise)
 
 
 def test_noise_is_standard_normal_and_codes_are_uniform():
@@ -113,24 +117,30 @@ def test_noise_is_standard_normal_and_codes_are_uniform():
 
 
 @pytest.mark.parametrize(
-    ("make", "sentence"),
+    ("game", "key", "value"),
     [
-        (lambda: Wgan(clip=0), "gan.game.clip=0 must be a number above 0"),
-        (lambda: Wgan(critic_steps=0), "gan.game.critic_steps=0 must be a whole number from 1 on"),
-        (lambda: Cgan(noise_dim=0), "gan.game.noise_dim=0 must be a whole number from 1 on"),
-        (lambda: Wgan(critic_steps=2.5), "gan.game.critic_steps=2.5 must be a whole number from 1 on"),
-        (lambda: Wgan(settling_for=None), "gan.game.settling_for=None must be a whole number from 0 on"),
-        (lambda: Acgan(class_weight="abc"), "gan.game.class_weight=abc must be a number from 0 on"),
-        (lambda: InfoGan(code_weight=math.nan), "gan.game.code_weight=nan must be a number from 0 on"),
-        (lambda: Acgan(dropout=1.0), r"gan\.game\.dropout=1.0 must be a number in \[0, 1\)"),
+        (Wgan, "clip", 0),
+        (Wgan, "critic_steps", 0),
+        (Wgan, "critic_steps", 2.5),
+        (Wgan, "settling_steps", 0),
+        (Wgan, "settling_for", None),
+        (Wgan, "settling_every", 0),
+        (Wgan, "one_for_all", "yes please"),
+        (Cgan, "noise_dim", 0),
+        (Cgan, "width", True),
+        (Acgan, "class_weight", "abc"),
+        (Acgan, "class_weight", -1),
+        (Acgan, "dropout", 1.0),
+        (InfoGan, "code_weight", math.nan),
     ],
 )
-def test_settings_that_cannot_be(make, sentence):
-    with pytest.raises(UserError, match=sentence):
-        make()
+def test_setting_that_cannot_be_is_named_with_its_value(game, key, value):
+    with pytest.raises(UserError, match=rf"gan\.game\.{key}={value}"):
+        game(**{key: value})
 
 
 def test_clipping_holds_for_every_weight():
     critic = Wgan(width=16).discriminator(Shape(2, 8, 3))
     Wgan(clip=0.01).after_discriminator_step(critic)
     assert max(float(weight.detach().abs().max()) for weight in critic.parameters()) == pytest.approx(0.01)
+    assert min(float(weight.detach().min()) for weight in critic.parameters()) == pytest.approx(-0.01)

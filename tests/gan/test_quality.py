@@ -1,10 +1,15 @@
+"""How good generated images are: the Frechet distance, and what a classifier takes them for."""
+
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
+from toys import MEAN, STD, network, pixels_at_random
 
-from isda_repro.gan import Cgan, ImageGenerator, Shape
-from isda_repro.gan.quality import Moments, frechet_distance, judged, moments_of, quality
+from isda_repro.data import Normalise
+from isda_repro.gan.quality import Moments, frechet_distance, judge_by, judged, moments_of, quality
 
 
 def random_moments(seed, size=6):
@@ -19,43 +24,72 @@ def test_frechet_distance_is_that_of_the_formula():
         a.covariance.numpy() + b.covariance.numpy() - 2 * root
     )
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
-    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
+    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-9)
 
 
-def test_frechet_distance_by_hand():
-    """Independent numbers: the sum of the squared differences of means and of standard deviations."""
+def test_frechet_distance_of_independent_numbers():
+    """It is the sum of the squared differences of means and of standard deviations."""
     a = Moments(torch.tensor([1.0, 2.0]).double(), torch.diag(torch.tensor([4.0, 9.0]).double()))
     b = Moments(torch.tensor([0.0, 4.0]).double(), torch.diag(torch.tensor([1.0, 25.0]).double()))
     assert frechet_distance(a, b) == pytest.approx(1 + 4 + 1 + 4)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(a, a) >= 0
 
 
-def test_of_fewer_features_than_dimensions_it_is_a_number():
-    few = moments_of(torch.randn(3, 8, generator=torch.Generator().manual_seed(0)))
-    assert 0 <= frechet_distance(few, random_moments(2, 8)) < float("inf")
+def test_moments_are_the_mean_and_the_covariance_of_a_sample():
+    features = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    found = moments_of(features)
+    np.testing.assert_allclose(found.mean, features.double().numpy().mean(0))
+    np.testing.assert_allclose(found.covariance, np.cov(features.double().numpy().T))
+    assert moments_of(features[:, :1]).covariance.shape == (1, 1)
+    assert 0 <= frechet_distance(found, random_moments(2, 8)) < float("inf"), "of fewer samples than dimensions"
 
 
-def test_accuracy_by_class():
-    logits = torch.eye(3)[torch.tensor([0, 0, 1, 1, 2])]
-    batches = iter([(torch.arange(5), torch.tensor([0, 0, 1, 0, 1]))])
-    said = judged(lambda images: (logits[images].repeat(1, 2), logits[images]), batches, 3)
+def test_accuracy_is_a_share_of_the_images_and_of_each_class():
+    logits = torch.eye(4)[torch.tensor([0, 0, 1, 1, 2])]
+    batches = iter([(torch.arange(3), torch.tensor([0, 0, 1])), (torch.arange(3, 5), torch.tensor([0, 1]))])
+    said = judged(lambda images: (logits[images].repeat(1, 2), logits[images]), batches, 4)
     assert said.accuracy == pytest.approx(60)
-    assert said.accuracy_by_class == pytest.approx((200 / 3, 50, 0))
+    assert said.accuracy_by_class == pytest.approx((200 / 3, 50, 0, 0))
+    assert torch.equal(said.moments.mean, logits.repeat(1, 2).double().mean(0))
 
 
-def test_images_that_are_real_are_at_no_distance_and_others_are():
-    """A generator that is not trained, judged by brightness."""
-    torch.manual_seed(0)
-    game, shape = Cgan(width=16), Shape(2, 8, 3)
-    generator = ImageGenerator(game, [game.generator(shape)], shape)
-    dark = torch.randint(0, 100, (60, 3, 8, 8), dtype=torch.uint8)
-    labels = torch.arange(60) % 2
+def test_classifier_judges_normalised_images_in_evaluation_mode():
+    net, images = network().float().train(), pixels_at_random(4)
+    normalise = Normalise(MEAN, STD, image_width=8, device=torch.device("cpu"))
+    features, logits = judge_by(net, normalise)(images)
+    expected = network().float().eval()(normalise(images))
+    assert torch.equal(features, expected.features)
+    assert torch.equal(logits, expected.logits)
+    assert not logits.requires_grad
+
+
+def test_quality_compares_generated_with_unknown_and_known_with_unknown_images():
+    """Images are single numbers: their label, and the noise of whoever made them."""
+
+    def sample(labels, draws):
+        sizes.append(len(labels))
+        return torch.stack([labels.double(), 3 * torch.randn(len(labels), generator=draws).double()], dim=1)
 
     def judge(images):
-        features = images.float().mean((2, 3))
-        return features, torch.stack([128 - features.mean(1), features.mean(1) - 128], dim=1)
+        return images, torch.eye(3)[(images[:, 0].long() + (images[:, 1] > 100)) % 3]
 
-    found = quality(generator, judge, (dark, labels), (dark, labels), count=40, seed=0)
-    assert found.real_distance == pytest.approx(0, abs=1e-6)
-    assert found.distance > 100
-    assert found.real.accuracy_by_class == (100.0, 0.0), "all of them are dark"
+    def real(count, spread, seed):
+        labels = torch.arange(count) % 4 // 2  # as many of each of two classes
+        noise = spread * torch.randn(count, generator=torch.Generator().manual_seed(seed)).double()
+        return torch.stack([labels.double(), noise], dim=1), labels
+
+    sizes, generator = [], SimpleNamespace(num_classes=3, sample=sample)
+    train, test = real(1600, 1, 1), real(600, 2, 2)
+    test[0][:150, 1] += 1000  # the classifier is wrong on a quarter of them
+    found = quality(generator, judge, train, test, count=1400, seed=0)
+    assert sum(sizes) == 1400
+    assert found.generated.accuracy == 100
+    assert found.generated.moments.mean[0] == pytest.approx(0.5, abs=0.05), "labels are drawn from the training images'"
+    assert found.generated.moments.covariance[1, 1] == pytest.approx(9, rel=0.15)
+    assert found.real.accuracy == 75
+    unknown = moments_of(test[0])
+    assert found.distance == frechet_distance(found.generated.moments, unknown)
+    assert found.real_distance == pytest.approx(frechet_distance(moments_of(train[0]), unknown))
+    again, other = (quality(generator, judge, train, test, count=1400, seed=seed).distance for seed in (0, 1))
+    assert again == found.distance != other

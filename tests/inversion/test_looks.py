@@ -1,65 +1,64 @@
-"""What people see: pictures, the table of an inversion, its progress."""
+"""What people see of an inversion: pictures, its numbers, its progress."""
 
 import io
+import re
+import time
 
 import pytest
 import torch
-from toys import pixels_at_random
+from toys import mosaic, pixels_at_random
 
-from isda_repro.gan.pictures import GAP, arranged
+from isda_repro.gan.pictures import arranged
 from isda_repro.inversion import Distances, Inversion, Settings
-from isda_repro.inversion.pictures import FRAME, MARGIN, TEXT, titled
+from isda_repro.inversion.pictures import titled
 from isda_repro.inversion.progress import InversionProgress
 from isda_repro.inversion.report import folder_for, numbers_of, page, sheet, table
 
-ENLARGED = 8  # of images of 8 pixels
-TOP = TEXT + 2 * MARGIN
-PITCH = (8 + GAP) * ENLARGED
 
-
-def corner(picture, sheet, row, column):
-    """Where an image begins in a titled picture."""
-    left = picture.shape[2] - sheet.shape[2]
-    return TOP + GAP * ENLARGED + row * PITCH, left + GAP * ENLARGED + column * PITCH
-
-
-def test_a_titled_picture_has_the_images_in_their_places():
-    images = pixels_at_random(6).unflatten(0, (2, 3))
+def test_titled_picture_has_the_images_in_their_places():
+    images = (pixels_at_random(6) // 2).unflatten(0, (2, 3))
     picture, plain = titled(images, ["a", "", "b"], ["first", "second"]), arranged(images)
     assert picture.dtype == torch.uint8
     assert torch.equal(picture[:, -plain.shape[1] :, -plain.shape[2] :], plain)
-    for row in range(2):
-        for column in range(3):
-            y, x = corner(picture, plain, row, column)
-            shown = picture[:, y : y + 8 * ENLARGED : ENLARGED, x : x + 8 * ENLARGED : ENLARGED]
-            assert torch.equal(shown, images[row, column])
+    assert torch.equal(mosaic(plain, 8, 3), images)
 
 
-def test_names_are_over_their_columns_and_beside_their_rows():
-    images = torch.full((2, 3, 3, 8, 8), 255, dtype=torch.uint8)
-    picture, plain = titled(images, ["a", "", "b"], ["first", ""]), arranged(images)
-    dark = picture[0] < 128
-    _, first = corner(picture, plain, 0, 0)
-    columns = dark[:TOP].any(0).nonzero()[:, 0]
-    assert columns.min() >= first
-    assert not dark[:TOP, first + PITCH : first + 2 * PITCH].any(), "the second has no name"
-    assert dark[:TOP, first + 2 * PITCH :].any()
-    y, _ = corner(picture, plain, 1, 0)
-    assert dark[TOP : y - GAP, : first - GAP * ENLARGED].any()
-    assert not dark[y:, : first - GAP * ENLARGED].any(), "the second row has no name"
+def box(mask):
+    """Top, bottom, left and right of what is true."""
+    rows, columns = (mask.any(1 - axis).nonzero()[:, 0] for axis in (0, 1))
+    return rows[0], rows[-1], columns[0], columns[-1]
 
 
-def test_frames_are_around_their_images_and_hide_nothing():
+@pytest.mark.parametrize(("row", "column"), [(0, 2), (1, 0)])
+def test_names_and_frames_belong_to_their_rows_columns_and_images(row, column):
     images = torch.full((2, 3, 3, 8, 8), 200, dtype=torch.uint8)
-    framed = torch.tensor([[False, True, False], [False, False, True]])
-    picture, plain = titled(images, ["", "", ""], ["", ""], framed), arranged(images)
-    for row in range(2):
-        for column in range(3):
-            y, x = corner(picture, plain, row, column)
-            side = 8 * ENLARGED
-            assert (picture[:, y : y + side, x : x + side] == 200).all()
-            for around in (picture[:, y - FRAME, x : x + side], picture[:, y : y + side, x + side + FRAME - 1]):
-                assert (around == (0 if framed[row, column] else 255)).all()
+    images[row, column] = 77
+    framed = torch.zeros(2, 3, dtype=torch.bool)
+    framed[row, column] = True
+
+    def changed(columns, rows, framed=None):
+        """What is otherwise than without names, in a picture of the same size."""
+        picture, wide = titled(images, columns, rows, framed), titled(images, [""] * 3, ["wide", "wide"])
+        wide[:, :, : wide.shape[2] - plain.shape[2]] = 255
+        return (picture != wide).any(0)
+
+    plain = arranged(images)
+    bare = titled(images, [""] * 3, ["wide", "wide"])
+    top, bottom, left, right = box((bare == 77).all(0))
+    names = ["wide" if index == row else "" for index in range(2)]
+    rows = box(changed([""] * 3, names))
+    assert top <= rows[0] <= rows[1] <= bottom, "beside its row"
+    assert rows[3] < bare.shape[2] - plain.shape[2]
+    columns = ["x" if index == column else "" for index in range(3)]
+    over = changed(columns, names)
+    over[:, : bare.shape[2] - plain.shape[2]] = False
+    assert left <= box(over)[2] <= box(over)[3] <= right, "over its column"
+    assert box(over)[1] < bare.shape[1] - plain.shape[1]
+    around = changed([""] * 3, names, framed)
+    around[:, : left - 20] = False
+    assert not around[top : bottom + 1, left : right + 1].any(), "it hides nothing"
+    distances = [abs(int(a) - int(b)) for a, b in zip(box(around), (top, bottom, left, right), strict=True)]
+    assert all(0 < one < 8 for one in distances), "close around its image"
 
 
 def known():
@@ -75,32 +74,45 @@ def known():
     )
 
 
-def test_a_sheet_is_original_reconstruction_augmentations():
+def test_sheet_is_original_reconstruction_augmentations():
     originals, inversion = pixels_at_random(1, seed=9), known()
-    shown = sheet(originals, inversion)
     expected = [originals[0], inversion.reconstructions[0], *inversion.augmentations[0]]
-    assert torch.equal(shown, torch.stack(expected)[None])
+    assert torch.equal(sheet(originals, inversion), torch.stack(expected)[None])
 
 
-def test_the_table_says_how_far_both_objectives_fell():
-    record = numbers_of(known(), Settings(eta=0.1, strength=0.5), [{"index": 12, "class": "cat"}])
-    assert table(record)[2] == "| cat 12 | 90 → 5 | 50 → 2 | 400 → 30 | 9 → 0.5, 10 → 0.25 | 7, 8 |"
+def test_numbers_and_table_say_how_far_both_objectives_fell():
+    """Equation 15 with eta 0.1, its two terms, equation 16 of both augmentations, how far these were moved."""
+    record = numbers_of(known(), Settings(eta=0.1, strength=0.5, seed=4), [{"index": 12, "class": "cat"}])
+    assert (record["eta"], record["lambda"], record["augmentations"], record["seed"]) == (0.1, 0.5, 5, 4)
+    (image,) = record["images"]
+    assert image["step_one"]["start"] == pytest.approx({"features": 50, "pixels": 400, "objective": 90})
+    assert image["step_one"]["found"] == pytest.approx({"features": 2, "pixels": 30, "objective": 5})
+    assert image["step_two"] == {"moved": [7, 8], "before": [9, 10], "after": [0.5, 0.25]}
+    (row,) = (line for line in table(record) if "cat" in line)
+    assert [float(number) for number in re.findall(r"[\d.]+", row)] == [
+        *(12, 90, 5, 50, 2, 400, 30),
+        *(9, 0.5, 10, 0.25, 7, 8),
+    ]
     about = {"generator": "G", "classifier": "C", "error": 12.5, "evaluated_on": "holdout", "part": "train"}
-    text = page({**record, **about, "seconds": 3.0}, "python scripts/invert.py", ["here."])
-    assert "rates 10 and 1" in text
-    assert "error on its holdout set 12.50%" in text
+    text = page({**record, **about, "seconds": 3.0}, "the command", ["the machine"])
+    settings, _, numbers = text.partition(row)
+    assert numbers.strip() == ""
+    for named in ("`G`", "`C`", "12.50%", "holdout", "train", "0.1", "0.5", "10,000", "the command", "the machine"):
+        assert named in settings
 
 
-def test_progress_in_a_log_is_a_line_a_minute(monkeypatch):
+def test_progress_in_a_log_is_said_once_a_minute(monkeypatch):
+    """A fifth of 1,000 iterations in 90 seconds leaves 360 seconds; two fifths in 151 leave 226."""
     stream, clock = io.StringIO(), iter([0.0, 30.0, 90.0, 100.0, 151.0])
-    monkeypatch.setattr("isda_repro.inversion.progress.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     with InversionProgress(1000, stream) as bar:
         for _ in range(4):
             bar(50, torch.tensor([1.0, 3.0]))
-    assert stream.getvalue() == " 20%: objective 2, 6:00 left\n 40%: objective 2, 3:46 left\n"
+    said = [re.findall(r"[\d:.]+\d|\d", line) for line in stream.getvalue().splitlines()]
+    assert said == [["20", "2", "6:00"], ["40", "2", "3:46"]], "per cent, mean objective, time left"
 
 
-def test_a_folder_is_tried_before_hours_are_spent(tmp_path):
+def test_folder_is_made_and_left_empty_or_named(tmp_path):
     assert list(folder_for(tmp_path / "new" / "one").iterdir()) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):

@@ -1,3 +1,5 @@
+"""Steps I and II: the numbers from which a generator makes an image of given features."""
+
 from dataclasses import replace
 
 import pytest
@@ -7,6 +9,7 @@ from toys import FEATURES, LABELS, NOISE, noise, pixels_at_random, reversal
 from isda_repro.errors import UserError
 from isda_repro.gan.sampling import pixels
 from isda_repro.inversion import STEP_ONE, STEP_TWO, Descent, Settings, augmented, invert, step_one, step_two
+from isda_repro.inversion import reversal as module
 from isda_repro.inversion.reversal import start_of
 
 SHORT = Settings(
@@ -34,20 +37,11 @@ def inverted(settings=SHORT, rows=slice(None), advance=silent):
 @pytest.fixture(autouse=True)
 def _in_float64(monkeypatch):
     """What Step I starts from is drawn in fp32 otherwise."""
-    monkeypatch.setattr("isda_repro.inversion.reversal.start_of", lambda *them: start_of(*them).double())
-
-
-def test_shapes():
-    found = inverted()
-    assert found.reconstructions.shape == (4, 3, 8, 8)
-    assert found.augmentations.shape == (4, 3, 3, 8, 8)
-    assert found.reconstructions.dtype == found.augmentations.dtype == torch.uint8
-    assert all(one.shape == (4,) for ends in (found.start, found.found) for one in ends)
-    assert all(one.shape == (4, 3) for one in (found.moved, found.before, found.after))
+    monkeypatch.setattr(module, "start_of", lambda *them: start_of(*them).double())
 
 
 @pytest.mark.slow
-def test_an_image_that_the_generator_makes_is_found():
+def test_image_that_the_generator_makes_is_found():
     """The features and the pixels of images of known numbers, with all 10,000 iterations."""
     case, labels = reversal(), LABELS[:2]
     images = pixels(case.images(noise(2, seed=5), labels))
@@ -59,8 +53,11 @@ def test_an_image_that_the_generator_makes_is_found():
     assert (found.after < 0.2 * found.before).all(), "Step II reaches features that Step I has not seen"
 
 
-def test_the_distances_are_those_of_what_was_found():
+def test_distances_are_those_of_what_was_found():
     case, found = reversal(), inverted()
+    assert found.reconstructions.shape == (4, 3, 8, 8)
+    assert found.augmentations.shape == (4, 3, 3, 8, 8)
+    assert all(one.shape == (4, 3) for one in (found.moved, found.before, found.after))
     images = pixels_at_random(4)
     start = start_of(NUMBERS, NOISE, 0).double()
     z = step_one(case, images, LABELS, start, eta=SHORT.eta, descent=SHORT.first, at_once=64, advance=silent)
@@ -68,11 +65,13 @@ def test_the_distances_are_those_of_what_was_found():
     wanted = case.features.of_pixels(images)
     expected = case.first_objective(z, LABELS, wanted, images.double() / 127.5 - 1, SHORT.eta)
     torch.testing.assert_close(found.found.features + SHORT.eta * found.found.pixels, expected, rtol=1e-6, atol=0)
+    at_start = case.first_objective(start, LABELS, wanted, images.double() / 127.5 - 1, SHORT.eta)
+    torch.testing.assert_close(found.start.features + SHORT.eta * found.start.pixels, at_start, rtol=1e-6, atol=0)
     moved = found.before.mean(1) - found.found.features
     assert (moved.abs() > 1e-3).all(), "Step II seeks other features than Step I"
 
 
-def test_both_steps_have_settings_of_their_own_and_the_second_begins_where_the_first_ended():
+def test_each_step_has_its_settings_and_the_second_begins_where_the_first_ended():
     settings = replace(
         SHORT, eta=0.7, seed=3, first=Descent(lr=3.0, iterations=12), second=Descent(lr=0.2, iterations=24)
     )
@@ -95,14 +94,11 @@ def test_both_steps_have_settings_of_their_own_and_the_second_begins_where_the_f
             assert not torch.equal(found.augmentations[row, draw], found.reconstructions[row])
 
 
-def test_a_seed_decides_where_it_begins_and_what_is_drawn():
-    one, other = inverted(), inverted(replace(SHORT, seed=1))
-    assert not torch.equal(one.start.features, other.start.features)
-    assert not torch.equal(one.moved, other.moved)
-
-
-def test_what_is_drawn_is_not_where_step_one_begins():
-    """Each stream has a name of its own."""
+def test_start_follows_from_seed_and_number_and_is_not_what_features_are_moved_by():
+    one, again, other = (start_of(NUMBERS, NOISE, seed) for seed in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert torch.equal(start_of(NUMBERS[2:], NOISE, 0), one[2:])
     start = start_of(NUMBERS, FEATURES, 0).double()
     moved = augmented(
         torch.zeros(4, FEATURES).double(),
@@ -116,14 +112,14 @@ def test_what_is_drawn_is_not_where_step_one_begins():
     assert ((moved[:, 0] - start).abs().amax(1) > 0.1).all()
 
 
-def test_no_lambda_seeks_the_features_of_the_image_itself():
+def test_lambda_of_zero_seeks_the_features_of_the_image_itself():
     found = inverted(replace(SHORT, strength=0.0))
     assert torch.equal(found.moved, torch.zeros(4, 3).double())
     torch.testing.assert_close(found.before, found.found.features[:, None].expand(4, 3))
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
-def test_it_does_not_matter_how_many_are_sought_together(at_once):
+def test_result_does_not_depend_on_how_many_are_sought_together(at_once):
     whole, parts = inverted(), inverted(replace(SHORT, at_once=at_once))
     for name in ("moved", "before", "after"):
         torch.testing.assert_close(getattr(whole, name), getattr(parts, name), rtol=1e-6, atol=0)
@@ -138,25 +134,23 @@ def test_what_is_found_for_an_image_does_not_depend_on_the_others():
     torch.testing.assert_close(whole.moved[2:3], alone.moved)
 
 
-def test_the_bar_is_told_of_all_iterations():
+def test_bar_is_told_of_all_iterations():
     made = []
     inverted(advance=lambda iterations, objective: made.append(iterations * len(objective)))
     assert sum(made) == SHORT.iterations(4) == 4 * (20 + 3 * 20)
 
 
-def test_a_seed_decides_where_step_one_begins():
-    one, again, other = (start_of(NUMBERS, NOISE, seed) for seed in (0, 0, 1))
-    assert torch.equal(one, again)
-    assert not torch.equal(one, other)
-    assert torch.equal(start_of(NUMBERS[2:], NOISE, 0), one[2:])
-
-
 @pytest.mark.parametrize(
-    "wrong",
-    [{"eta": -1}, {"eta": float("nan")}, {"strength": -0.5}, {"augmentations": 0}, {"at_once": 0}, {"seed": -1}],
+    ("key", "value", "named"),
+    [
+        ("eta", -1, "eta=-1"),
+        ("eta", float("nan"), "eta=nan"),
+        ("strength", -0.5, "lambda=-0.5"),
+        ("augmentations", 0, "augmentations=0"),
+        ("at_once", 0, "at_once=0"),
+        ("seed", -1, "seed=-1"),
+    ],
 )
-def test_settings_that_cannot_be(wrong):
-    with pytest.raises(
-        UserError, match=r"(eta|lambda)=.* must be a number from 0 on|must be a whole number from [01] on"
-    ):
-        replace(SHORT, **wrong)
+def test_setting_that_cannot_be_is_named(key, value, named):
+    with pytest.raises(UserError, match=named):
+        replace(SHORT, **{key: value})

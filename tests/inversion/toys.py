@@ -59,3 +59,13 @@ def pixels_at_random(count, seed=0):
 
 def noise(count, seed=0):
     return torch.randn(count, NOISE, generator=draws(seed), dtype=torch.float64)
+
+
+def mosaic(picture, size, columns):
+    """The images of a picture on white, [rows, columns, 3, size, size], whatever its gaps and its enlargement."""
+    inked = (picture != 255).any(0)
+    tight = picture[:, inked.any(1)][:, :, inked.any(0)]
+    factor = tight.shape[2] // (columns * size)
+    small = tight[:, ::factor, ::factor]
+    assert torch.equal(small.repeat_interleave(factor, 1).repeat_interleave(factor, 2), tight)
+    return small.unflatten(2, (columns, size)).unflatten(1, (-1, size)).permute(1, 3, 0, 2, 4)
