@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from scipy.stats import chisquare
 from torch import nn
 
-from isda_repro.losses import DisturbLabel
+from isda_repro.losses import IGNORED, DisturbLabel
 
 
 def disturbed(criterion, targets, seed):
@@ -56,3 +56,5 @@ def test_loss_of_alpha_0_is_cross_entropy_and_without_begin_step_draws_are_pytor
     first = criterion.disturb(targets)
     torch.manual_seed(3)
     assert torch.equal(first, criterion.disturb(targets))
+    ignored = torch.full((50,), IGNORED)
+    assert torch.equal(DisturbLabel(10, 3, alpha=1).disturb(ignored), ignored)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from reference import merge, two_pass
 
-from isda_repro.losses import ClassStatistics, ClassVariances, PackedStatistics
+from isda_repro.losses import IGNORED, ClassStatistics, ClassVariances, PackedStatistics
 from isda_repro.losses import statistics as module
 
 KINDS = {"square": ClassStatistics, "packed": PackedStatistics, "diagonal": ClassVariances}
@@ -121,3 +121,13 @@ def test_counts_are_whole_numbers_beyond_what_float32_can_count(make):
     statistics.count.fill_(2**24)
     statistics.update(torch.randn(1, 1), torch.tensor([0]))
     assert statistics.count.item() == 2**24 + 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ignored_samples_on_an_accelerator_count_for_nothing_whatever_their_features(kind, accelerator):
+    features, targets = torch.randn(9, 4).double(), torch.arange(9) % 2
+    expected, found = KINDS[kind](3, 4).double(), KINDS[kind](3, 4).double()
+    expected.update(features[:6], targets[:6])
+    features[6:], targets[6:] = float("inf"), IGNORED
+    found.update(features, targets)
+    torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=1e-12, atol=1e-13)
