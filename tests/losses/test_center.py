@@ -16,7 +16,7 @@ def example(weight=0.1):
     return criterion, head, features, torch.randint(3, (10,))  # class 3 is absent
 
 
-def test_value_and_gradients_are_the_formulas():
+def test_value_and_gradients_equal_the_formulas():
     criterion, head, features, targets = example()
     loss = criterion(features, head(features), targets, head=head, progress=0.5)
     loss.backward()
@@ -30,7 +30,7 @@ def test_value_and_gradients_are_the_formulas():
     assert (criterion.centers.grad[3] == 0).all()
 
 
-def test_a_batch_computed_by_hand():
+def test_batch_equals_a_calculation_by_hand():
     """Two samples of class 0 at 3 and 6, its centre at 0: delta = -(3 + 6) / 3; a rate of 0.5 moves it to 1.5."""
     criterion = CenterLoss(2, 1, weight=2.0)
     nn.init.constant_(criterion.centers, 0)
@@ -45,7 +45,7 @@ def test_a_batch_computed_by_hand():
     assert criterion.centers.tolist() == [[1.5], [0.0]]
 
 
-def test_at_weight_0_it_is_cross_entropy_and_the_centres_still_move():
+def test_loss_of_weight_0_is_cross_entropy_and_its_centres_still_move():
     criterion, head, features, targets = example(weight=0.0)
     loss = criterion(features, head(features), targets, head=head, progress=0.5)
     assert torch.equal(loss, F.cross_entropy(head(features), targets))
@@ -53,7 +53,7 @@ def test_at_weight_0_it_is_cross_entropy_and_the_centres_still_move():
     assert criterion.centers.grad.abs().sum() > 0
 
 
-def test_the_centres_follow_the_means():
+def test_centres_follow_the_means():
     criterion, head, _, _ = example()
     optimizer = torch.optim.SGD(criterion.parameter_groups(), lr=0.1)
     means = torch.tensor([[5.0, 0, 0], [0, 5, 0], [0, 0, 5], [5, 5, 5]]).double()
@@ -64,9 +64,3 @@ def test_the_centres_follow_the_means():
         criterion(features, head(features), targets, head=head, progress=0.5).backward()
         optimizer.step()
     torch.testing.assert_close(criterion.centers.detach(), means, rtol=0, atol=0.1)
-
-
-@pytest.mark.parametrize("options", [{"weight": -1}, {"weight": float("nan")}, {"centers_lr": -0.5}])
-def test_what_cannot_be_is_refused(options):
-    with pytest.raises(ValueError, match="must be a number from 0 on"):
-        CenterLoss(4, 3, **options)

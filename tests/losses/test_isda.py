@@ -1,329 +1,269 @@
-"""ISDALoss against its definition: value, gradients, bound, limits, state and refusals."""
+"""ISDA, with each kind of covariance, and its sampled form against their definitions: equations 1 to 4."""
 
 import copy
-import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import equation_4, merge
+from reference import equation_4, two_pass
 from torch import nn
 
-from isda_repro.losses import CrossEntropy, ISDALoss
+from isda_repro.losses import ISDALoss, PackedStatistics, SampledISDALoss, covariance_root
 from isda_repro.losses.batch_classes import BatchClasses, classes_present, rows_of_fixed_number
-from isda_repro.losses.quadratic import add_half_sigma2, sigma2
+from isda_repro.losses.packed_quadratic import add_half_sigma2_packed
+from isda_repro.losses.products import sigma2_common, sigma2_diagonal
+from isda_repro.losses.quadratic import sigma2
+from isda_repro.losses.triangles import pack
+
+KINDS = {
+    "full": {"packed": False},
+    "packed": {"packed": True},
+    **{kind: {"covariance": kind} for kind in ("diagonal", "shared", "identity")},
+}
 
 
-def example(samples=12, classes=6, width=5, dtype=torch.float64, lambda_0=1.5, seed=0):
-    torch.manual_seed(seed)
-    head = nn.Linear(width, classes).to(dtype)
-    criterion = ISDALoss(num_classes=classes, feature_dim=width, lambda_0=lambda_0).to(dtype)
-    features = torch.randn(samples, width, dtype=dtype).relu().requires_grad_()
-    targets = torch.randint(classes - 1, (samples,))  # the last class is absent
-    return head, criterion, features, targets
+def make(kind, shape=(12, 6, 5), lambda_0=1.5, **options):
+    torch.manual_seed(0)
+    _, classes, width = shape
+    loss = SampledISDALoss if kind == "sampled" else ISDALoss
+    criterion = loss(classes, width, lambda_0=lambda_0, **KINDS.get(kind, {}), **options)
+    return criterion.double(), nn.Linear(width, classes).double()
 
 
-def relative(found, expected):
-    return ((found - expected).norm() / expected.norm()).item()
+def batch(step, samples=12, classes=6, width=5):
+    """The last class is absent."""
+    torch.manual_seed(step)
+    return torch.randn(samples, width).double().relu().requires_grad_(), torch.randint(classes - 1, (samples,))
+
+
+def literal(kind, features, targets, classes):
+    """The covariances [C, A, A] that a kind means, from all samples so far at once."""
+    width = features.shape[1]
+    if kind == "identity":
+        return torch.eye(width, dtype=torch.float64).expand(classes, width, width)
+    if kind == "shared":
+        return two_pass(features, torch.zeros_like(targets), 1)[1].expand(classes, width, width)
+    covariance = two_pass(features, targets, classes)[1]
+    return torch.diag_embed(covariance.diagonal(dim1=1, dim2=2)) if kind == "diagonal" else covariance
 
 
 @pytest.mark.parametrize("shape", [(12, 6, 5), (40, 4, 3), (5, 9, 4), (1, 3, 2)])
-def test_value_and_gradients_are_those_of_a_double_loop(shape):
-    head, criterion, features, targets = example(*shape)
-    state = tuple(getattr(criterion.statistics, name).double() for name in ("mean", "covariance", "count"))
-    for step in range(3):
-        features = torch.randn_like(features).relu().requires_grad_()
+@pytest.mark.parametrize("kind", KINDS)
+def test_value_and_gradients_equal_those_of_a_double_loop(kind, shape):
+    """Over several batches, each of which counts in the statistics before they are used."""
+    criterion, head = make(kind, shape)
+    seen = []
+    for step in range(4):
+        features, targets = batch(step, *shape)
+        seen.append((features.detach(), targets))
         head.zero_grad()
-        loss = criterion(features, head(features), targets, head=head, progress=0.3 + 0.1 * step)
+        progress = 0.3 + 0.1 * step
+        loss = criterion(features, head(features), targets, head=head, progress=progress)
         loss.backward()
-        state = merge(*state, features.detach(), targets)
+        covariance = literal(kind, *(torch.cat(parts) for parts in zip(*seen, strict=True)), shape[1])
         copies = [tensor.detach().clone().requires_grad_() for tensor in (features, head.weight, head.bias)]
-        expected = equation_4(*copies, targets, state[1], 1.5 * (0.3 + 0.1 * step))
+        expected = equation_4(*copies, targets, covariance, 1.5 * progress)
         expected.backward()
-        assert relative(loss, expected) <= 1e-10
+        torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
         for found, copied in zip((features, head.weight, head.bias), copies, strict=True):
-            assert relative(found.grad, copied.grad) <= 1e-10
-    assert abs(expected - F.cross_entropy(head(features), targets)) > 1e-3 or shape == (1, 3, 2)
+            torch.testing.assert_close(found.grad, copied.grad, rtol=1e-9, atol=1e-11)
+        for label in range(shape[1]):
+            torch.testing.assert_close(criterion.class_covariance(label).double(), covariance[label])
+    for label in (-1, shape[1]):
+        with pytest.raises(IndexError, match=str(label)):
+            criterion.class_covariance(label)
+    assert not any(one.requires_grad for one in criterion.state_dict(keep_vars=True).values())
 
 
-def test_gradcheck():
-    head, _, _, targets = example()
-    covariance = torch.randn(6, 5, 5).double()
-    covariance = covariance @ covariance.mT
-    logits = torch.randn(12, 6).double().requires_grad_()
-    weight = head.weight.detach().requires_grad_()
-
-    def augmented(logits, weight):
-        return add_half_sigma2(logits, weight, covariance, classes_present(targets, 6), 0.7)
-
-    assert torch.autograd.gradcheck(augmented, (logits, weight))
+@pytest.mark.parametrize(("lambda_0", "progress"), [(0.0, 1.0), (1.5, 0.0)])
+@pytest.mark.parametrize("kind", [*KINDS, "sampled"])
+def test_at_lambda_zero_it_is_cross_entropy_and_still_learns_statistics(kind, lambda_0, progress):
+    criterion, head = make(kind, lambda_0=lambda_0)
+    features, targets = batch(0)
+    loss = criterion(features, head(features), targets, head=head, progress=progress)
+    torch.testing.assert_close(loss, F.cross_entropy(head(features), targets), rtol=1e-12, atol=0)
+    assert kind == "identity" or criterion.statistics.count.sum() == 12
 
 
-def test_sigma2_is_zero_at_the_own_class_never_negative_and_precise_for_close_weights():
+@pytest.mark.parametrize("kind", [*KINDS, "sampled"])
+def test_constant_lambda_is_the_linear_one_at_the_end_of_training(kind):
+    (constant, head), (linear, _) = make(kind, lambda_schedule="constant"), make(kind)
+    features, targets = batch(0)
+    losses = []
+    for criterion, progress in ((constant, 0.0), (linear, 1.0)):
+        criterion.begin_step(0, 10, torch.Generator().manual_seed(0))
+        losses.append(criterion(features, head(features), targets, head=head, progress=progress))
+    assert torch.equal(*losses)
+    assert not torch.isclose(losses[0], F.cross_entropy(head(features), targets))
+
+
+@pytest.mark.parametrize(
+    ("kind", "plain", "buffer"), [("full", "", "covariance"), ("diagonal", "Diagonal", "variance")]
+)
+def test_plain_form_gives_the_same_numbers(load_script, kind, plain, buffer):
+    """The form that the benchmarks compare with."""
+    criterion, head = make(kind)
+    other = getattr(load_script("plain_isda"), f"Plain{plain}ISDALoss")(6, 5, lambda_0=1.5).double()
+    for step in range(4):
+        features, targets = batch(step)
+        found, expected = (
+            one(features, head(features), targets, head=head, progress=0.5) for one in (criterion, other)
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(getattr(criterion.statistics, buffer), getattr(other, buffer), rtol=1e-11, atol=1e-13)
+
+
+# ------------------------------------------------------------------------------------------------------------ sigma2
+
+
+def packed_sigma2(weight, covariance, rows):
+    """By way of the logits that it is added to."""
+    targets = torch.arange(len(weight)) if rows.classes_U is None else rows.classes_U
+    statistics = PackedStatistics(len(weight), weight.shape[1])
+    statistics.packed.copy_(pack(covariance))
+    return add_half_sigma2_packed(
+        weight.new_zeros(len(targets), len(weight)), targets, weight, statistics, targets, 2.0
+    )
+
+
+SIGMA2 = {
+    "full": lambda weight, covariance, rows: sigma2(weight, covariance, rows)[0],
+    "packed": packed_sigma2,
+    "diagonal": lambda weight, covariance, rows: sigma2_diagonal(weight, covariance.diagonal(dim1=1, dim2=2), rows),
+    "shared": lambda weight, covariance, rows: sigma2_common(weight, covariance[0], rows),
+    "identity": lambda weight, covariance, rows: sigma2_common(weight, None, rows),
+}
+CLASSES, WIDTH = 20, 64
+EVERY, SOME = BatchClasses(None, torch.arange(CLASSES)), BatchClasses(torch.tensor([3, 7, 7]), torch.arange(3))
+
+
+@pytest.mark.parametrize("kind", SIGMA2)
+def test_sigma2_is_precise_for_close_weights_and_zero_at_the_own_class(kind):
+    """Weights that differ in their third digit: multiplied out as they are, nothing of sigma2 would be left."""
     torch.manual_seed(0)
-    classes, width = 20, 64
-    weight = torch.randn(1, width) / 8 + 1e-3 * torch.randn(classes, width) / 8
-    root = torch.randn(classes, width, width) / 8
-    root[0] = 0
-    covariance = root @ root.mT
-    found, _ = sigma2(weight, covariance, BatchClasses(None, torch.arange(classes)))
-    assert (found.diagonal() == 0).all()
-    assert (found >= 0).all()
+    weight = torch.randn(1, WIDTH) / 8 + 1e-3 * torch.randn(CLASSES, WIDTH) / 8
+    if kind in ("full", "packed"):
+        root = torch.randn(CLASSES, WIDTH, WIDTH) / 8
+        covariance = root @ root.mT
+    elif kind == "diagonal":
+        covariance = torch.diag_embed(torch.rand(CLASSES, WIDTH))
+    else:
+        root = torch.randn(WIDTH, WIDTH) / 8 if kind == "shared" else torch.eye(WIDTH)
+        covariance = (root @ root.T).expand(CLASSES, WIDTH, WIDTH)
     differences = weight.double()[None] - weight.double()[:, None]
     expected = torch.einsum("cja,cab,cjb->cj", differences, covariance.double(), differences)
-    off = ~torch.eye(classes, dtype=torch.bool)
-    off[0] = False
-    assert ((found - expected).abs() / expected)[off].max() <= 1e-4
+    for rows, of_rows in ((EVERY, torch.arange(CLASSES)), (SOME, SOME.classes_U)):
+        found = SIGMA2[kind](weight, covariance, rows)
+        own = torch.arange(CLASSES) == of_rows[:, None]
+        assert (found[own] == 0).all()
+        assert ((found - expected[of_rows]).abs() / expected[of_rows])[~own].max() <= 1e-4
 
 
-def test_sigma2_is_not_negative_where_rounding_would_make_it_so():
+@pytest.mark.parametrize("kind", ["full", "packed", "shared", "diagonal"])
+def test_sigma2_is_not_negative_where_rounding_would_make_it_so(kind):
+    """The only direction of variance is orthogonal to all differences of weights, up to rounding."""
     torch.manual_seed(0)
-    direction = torch.randn(8, 64)
-    covariance = direction[:, :, None] * direction[:, None, :]  # one direction of variance
-    weight = torch.randn(8, 64)
-    weight -= (weight @ direction[0] / direction[0].square().sum())[:, None] * direction[0]  # orthogonal to class 0's
-    found, products = sigma2(weight, covariance, BatchClasses(torch.arange(8), torch.arange(8)))
-    unclamped = ((weight - weight[:, None]) * products).sum(-1)
-    assert unclamped.min() < 0, "this case must be one in which it happens"
-    assert found.min() == 0
+    direction = torch.zeros(WIDTH).index_fill(0, torch.tensor(5), 3.0) if kind == "diagonal" else torch.randn(WIDTH)
+    covariance = (direction[:, None] * direction).expand(CLASSES, WIDTH, WIDTH)
+    weight = torch.randn(CLASSES, WIDTH)
+    weight -= (weight @ direction / direction.square().sum())[:, None] * direction
+    weight += 0.1 * direction
+    for rows in (EVERY, SOME):  # in several pieces, and in one
+        found = SIGMA2[kind](weight, covariance, rows)
+        assert found.min() == 0
+        assert found.max() < 1e-4
 
 
 @pytest.mark.parametrize("rows", [1, 3, 1000])
 def test_chunks_do_not_change_the_result(rows, monkeypatch):
-    head, criterion, features, targets = example(dtype=torch.float64)
-    criterion(features, head(features), targets, head=head, progress=0.5)
+    criterion, head = make("full")
+    features, targets = batch(0)
     results = []
     for limit in (2**30, rows * criterion.statistics.covariance[0].nbytes):
         monkeypatch.setattr("isda_repro.losses.quadratic.CPU_CHUNK_BYTES", limit)
         head.zero_grad()
-        twin = copy.deepcopy(criterion)
-        loss = twin(features, head(features), targets, head=head, progress=0.5)
+        loss = copy.deepcopy(criterion)(features, head(features), targets, head=head, progress=0.5)
         loss.backward()
         results.append((loss.detach(), head.weight.grad.clone()))
     torch.testing.assert_close(results[0], results[1], rtol=1e-13, atol=1e-15)
 
 
 @pytest.mark.parametrize(("samples", "classes"), [(12, 6), (4, 9), (9, 9), (1, 3), (40, 3)])
-def test_the_accelerators_rows_point_to_the_same_classes(samples, classes):
+def test_rows_point_to_the_classes_of_the_samples(samples, classes):
     for seed in range(20):
         targets = torch.randint(classes, (samples,), generator=torch.Generator().manual_seed(seed))
-        for batch in (rows_of_fixed_number(targets, classes), classes_present(targets, classes)):
-            of_rows = batch.take(torch.arange(classes))
-            assert torch.equal(of_rows[batch.row_N], targets)
-        fixed = rows_of_fixed_number(targets, classes)
+        fixed, present = rows_of_fixed_number(targets, classes), classes_present(targets, classes)
+        for rows in (fixed, present):
+            assert torch.equal(rows.take(torch.arange(classes))[rows.row_N], targets)
         assert len(fixed.take(torch.arange(classes))) == min(samples, classes)
+        if present.classes_U is not None:
+            assert torch.equal(present.classes_U, targets.unique()), "no class twice, and none that is absent"
 
 
-def test_the_accelerators_path_gives_the_same_loss(monkeypatch):
-    head, criterion, features, targets = example(samples=4, classes=9)
-    other = copy.deepcopy(criterion)
-    losses = []
-    for twin in (criterion, other):
-        for step in range(3):
-            head.zero_grad()
-            loss = twin(features + step, head(features + step), targets, head=head, progress=0.5)
-            loss.backward()
-        losses.append((loss.detach(), head.weight.grad.clone(), twin.statistics.covariance))
-        monkeypatch.setattr("isda_repro.losses.isda.is_asynchronous", lambda tensor: True)
-        monkeypatch.setattr("isda_repro.losses.statistics.is_asynchronous", lambda tensor: True)
-    torch.testing.assert_close(losses[0], losses[1], rtol=1e-11, atol=1e-13)
+# ---------------------------------------------------------------------------------------------------- the sampled form
 
 
-def test_it_bounds_the_expected_cross_entropy_from_above():
-    """Proposition 1, by Monte-Carlo over equation 3: the estimate may not exceed the bound by more than its noise."""
-    head, criterion, features, targets = example(samples=6, lambda_0=3.0)
+def sampled(draws):
+    """After ten batches, so that no covariance is singular."""
+    criterion, head = make("sampled", samples=draws)
+    for step in range(10):
+        criterion.statistics.update(*(one.detach() for one in batch(step)))
+    return criterion, head
+
+
+def test_sampled_loss_tends_to_the_expectation_which_isda_bounds_from_above():
+    """Proposition 1, by Monte-Carlo: the expectation of each sample by draws of a library's normal distribution."""
+    draws = 20_000
+    features, targets = batch(99)
+    criterion, head = sampled(draws)
+    closed, _ = make("full")
+    closed.load_state_dict(criterion.state_dict())
     with torch.no_grad():
-        for _ in range(20):
-            criterion.statistics.update(torch.randn(12, 5).double() * 2, torch.randint(6, (12,)))
-        bound = criterion(features, head(features), targets, head=head, progress=1.0)
-        covariance = criterion.statistics.covariance
-        estimates = []
+        found, bound = (one(features, head(features), targets, head=head, progress=1.0) for one in (criterion, closed))
+        means, errors = [], []
         for a, y in zip(features, targets.tolist(), strict=True):
-            noise = torch.distributions.MultivariateNormal(torch.zeros(5).double(), 3.0 * covariance[y])
-            augmented = a + noise.sample((20_000,))
-            estimates.append(F.cross_entropy(head(augmented), torch.full((20_000,), y), reduction="none"))
-        samples = torch.stack(estimates).mean(0)
-    error = samples.std() / len(samples) ** 0.5
-    assert samples.mean() + 4 * error < bound, "the gap is wide here, so noise cannot hide a violation"
-    assert samples.mean() > F.cross_entropy(head(features), targets), "the augmentation must matter in this test"
+            normal = torch.distributions.MultivariateNormal(a, 1.5 * criterion.statistics.covariance[y])
+            losses = F.cross_entropy(head(normal.sample((draws,))), torch.full((draws,), y), reduction="none")
+            means.append(losses.mean())
+            errors.append(losses.var() / draws)
+        expected, error = torch.stack(means).mean(), torch.stack(errors).sum().sqrt() / len(means)
+        plain = F.cross_entropy(head(features), targets)
+    assert (found - expected).abs() < 5 * error
+    assert expected + 4 * error < bound
+    assert found < bound
+    assert found > plain + 10 * error, "the augmentation matters here"
 
 
-@pytest.mark.parametrize(("lambda_0", "progress"), [(0.0, 1.0), (1.5, 0.0)])
-def test_at_lambda_zero_it_is_cross_entropy_and_still_learns_statistics(lambda_0, progress):
-    head, criterion, features, targets = example(lambda_0=lambda_0)
-    loss = criterion(features, head(features), targets, head=head, progress=progress)
-    assert torch.equal(loss, F.cross_entropy(head(features), targets))
-    assert criterion.statistics.count.sum() == len(targets)
-
-
-def test_progress_may_be_a_tensor():
-    head, criterion, features, targets = example()
-    values = [
-        copy.deepcopy(criterion)(features, head(features), targets, head=head, progress=progress)
-        for progress in (0.5, torch.tensor(0.5, dtype=torch.float64))
-    ]
-    torch.testing.assert_close(*values)
-
-
-def test_statistics_are_updated_before_they_are_used_and_are_constants():
-    head, criterion, features, targets = example()
-    loss = criterion(features, head(features), targets, head=head, progress=1.0)
-    assert not torch.isclose(loss, F.cross_entropy(head(features), targets)), "the first batch counts already"
-    assert not criterion.statistics.covariance.requires_grad
-    assert list(criterion.parameters()) == []
-    plain = F.cross_entropy(head(features), targets)
-    through_logits = torch.autograd.grad(loss, features, retain_graph=True)[0]
-    assert through_logits.abs().sum() > 0
-    assert plain is not loss
-
-
-@pytest.mark.parametrize("make", [CrossEntropy, ISDALoss])
-def test_eval_is_plain_cross_entropy_and_changes_nothing(make):
-    head, _, features, targets = example(dtype=torch.float32)
-    criterion = make(num_classes=6, feature_dim=5)
-    criterion(features, head(features), targets, head=head, progress=1.0)
-    before = copy.deepcopy(criterion.state_dict())
-    criterion.eval()
-    loss = criterion(features, head(features), targets, head=head, progress=1.0)
-    assert torch.equal(loss, F.cross_entropy(head(features), targets))
-    for name, tensor in criterion.state_dict().items():
-        assert torch.equal(tensor, before[name])
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_under_autocast_and_with_half_inputs_it_computes_in_fp32(dtype):
-    head, criterion, features, targets = example(dtype=torch.float32)
-    with torch.autocast("cpu", dtype=dtype):
-        loss = criterion(features.to(dtype), head(features), targets, head=head, progress=0.5)
-    assert loss.dtype == torch.float32
-    assert criterion.statistics.covariance.dtype == torch.float32
-    twin = ISDALoss(num_classes=6, feature_dim=5, lambda_0=1.5)
-    reference = twin(features, head(features), targets, head=head, progress=0.5)
-    torch.testing.assert_close(loss, reference, rtol=0.02, atol=0.0)
+def test_sampled_losses_value_and_gradients_equal_those_of_the_samples_that_it_drew(monkeypatch):
+    features, targets = batch(99)
+    criterion, head = sampled(3)
+    standard = torch.randn(12, 3, 5).double()
+    monkeypatch.setattr(criterion, "own_draws", lambda draw, samples: standard)
+    loss = criterion(features, head(features), targets, head=head, progress=0.6)
     loss.backward()
+    root = covariance_root(criterion.statistics.covariance)
+    twin, twin_head = features.detach().clone().requires_grad_(), copy.deepcopy(head)
+    twin_head.zero_grad()
+    total = 0
+    for i, y in enumerate(targets.tolist()):
+        for k in range(3):
+            augmented = twin[i] + (0.6 * 1.5) ** 0.5 * root[y] @ standard[i, k]
+            total = total + F.cross_entropy(twin_head(augmented[None]), torch.tensor([y])) / 3 / 12
+    total.backward()
+    torch.testing.assert_close(loss, total, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(features.grad, twin.grad, rtol=1e-10, atol=1e-12)
+    for found, expected in zip(head.parameters(), twin_head.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-10, atol=1e-12)
 
 
-def test_a_head_in_bf16_gives_a_loss_in_fp32_and_gets_its_gradient():
-    head, criterion, features, targets = example(dtype=torch.float32)
-    head.bfloat16()
-    loss = criterion(features, head(features.bfloat16()), targets, head=head, progress=1.0)
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert head.weight.grad.dtype == torch.bfloat16
-
-
-def test_large_features_do_not_overflow():
-    head, criterion, features, targets = example(dtype=torch.float32)
-    loss = criterion(features * 1e4, head(features * 1e4), targets, head=head, progress=1.0)
-    loss.backward()
-    assert loss.isfinite()
-    assert head.weight.grad.isfinite().all()
-
-
-def test_the_state_survives_state_dict_deepcopy_and_pickle():
-    head, criterion, features, targets = example()
-    criterion(features, head(features), targets, head=head, progress=0.2)
-    fresh = ISDALoss(num_classes=6, feature_dim=5, lambda_0=1.5).double()
-    fresh.load_state_dict(criterion.state_dict())
-    twins = [fresh, copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))]
-    expected = criterion(features, head(features), targets, head=head, progress=0.5)
-    for twin in twins:
-        assert torch.equal(twin(features, head(features), targets, head=head, progress=0.5), expected)
-    assert set(criterion.state_dict()) == {"statistics.mean", "statistics.covariance", "statistics.count"}
-
-
-def test_the_backward_pass_may_be_run_twice():
-    head, criterion, features, targets = example()
-    loss = criterion(features, head(features), targets, head=head, progress=0.5)
-    loss.backward(retain_graph=True)
-    once = head.weight.grad.clone()
-    loss.backward()
-    torch.testing.assert_close(head.weight.grad, 2 * once)
-
-
-def test_a_head_without_bias():
-    head, criterion, features, targets = example()
-    head.bias = None
-    assert criterion(features, head(features), targets, head=head, progress=0.5).isfinite()
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "sentence"),
-    [
-        (lambda f, z, t: (f, z, t.double()), TypeError, "takes class numbers, int64"),
-        (lambda f, z, t: (f, z, F.one_hot(t, 6)), TypeError, "soft targets"),
-        (lambda f, z, t: (f, z, t + 5), ValueError, r"targets go from \d to \d+, and must be in \[0, 6\)"),
-        (lambda f, z, t: (f, z, t - 1), ValueError, "targets go from -1"),
-        (lambda f, z, t: (f[:, :4], z, t), ValueError, r"needs \[12, 5\] and \[12, 6\]"),
-        (lambda f, z, t: (f, z[:, :4], t), ValueError, r"needs \[12, 5\] and \[12, 6\]"),
-        (lambda f, z, t: (f[:3], z, t), ValueError, r"needs \[12, 5\] and \[12, 6\]"),
-    ],
-)
-def test_what_does_not_fit_is_one_clear_sentence(change, error, sentence):
-    head, criterion, features, targets = example()
-    targets[0] = 0
-    with pytest.raises(error, match=sentence) as caught:
-        criterion(*change(features, head(features), targets), head=head, progress=0.5)
-    assert "\n" not in str(caught.value)
-    assert criterion.statistics.count.sum() == 0, "nothing was learnt from it"
-
-
-def test_a_head_of_another_size_is_refused():
-    _, criterion, features, targets = example()
-    with pytest.raises(ValueError, match=r"head.weight is \[7, 5\] and must be \[6, 5\]"):
-        criterion(features, torch.zeros(12, 6).double(), targets, head=nn.Linear(5, 7).double(), progress=0.5)
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"lambda_0": -0.5}, "lambda_0=-0.5 must be"),
-        ({"lambda_0": float("nan")}, "lambda_0=nan must be"),
-        ({"covariance": "banana"}, "there is no covariance='banana'; it can be full"),
-        ({"num_classes": 0}, "must both be at least 1"),
-    ],
-)
-def test_what_cannot_be_built_is_one_clear_sentence(options, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        ISDALoss(**{"num_classes": 3, "feature_dim": 2, **options})
-
-
-def test_the_plain_form_gives_the_same_numbers(load_script):
-    plain_module = load_script("plain_isda")
-    head, criterion, features, targets = example()
-    plain = plain_module.PlainISDALoss(6, 5, lambda_0=1.5).double()
-    for step in range(4):
-        batch = (features + step).detach()
-        found, expected = (loss(batch, head(batch), targets, head=head, progress=0.5) for loss in (criterion, plain))
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(criterion.statistics.covariance, plain.covariance, rtol=1e-11, atol=1e-13)
-
-
-def test_importing_it_imports_torch_and_nothing_else_of_weight():
-    code = "import sys, torch; before = set(sys.modules); from isda_repro.losses import ISDALoss; "
-    code += "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))"
-    shown = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
-    )
-    assert set(shown.stdout.split()) <= {"isda_repro", "torch"}
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpu_gives_the_cpus_numbers_and_the_host_never_waits():
-    head, criterion, features, targets = example(samples=64, classes=6, dtype=torch.float32)
-    other = copy.deepcopy(criterion).cuda()
-    head_gpu, features_gpu, targets_gpu = copy.deepcopy(head).cuda(), features.detach().cuda(), targets.cuda()
-    for _ in range(3):
-        expected = criterion(features, head(features), targets, head=head, progress=0.5)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            found = other(features_gpu, head_gpu(features_gpu), targets_gpu, head=head_gpu, progress=0.5)
-            found.backward()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(other.statistics.covariance.cpu(), criterion.statistics.covariance, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("rank", [0, 1, 3, 8])
+@pytest.mark.parametrize("below", [0.0, 1.5e-7])
+def test_roots_are_roots_also_of_covariances_that_are_singular_or_rounded_below_that(rank, below):
+    torch.manual_seed(0)
+    factor = torch.randn(4, 8, rank)
+    covariance = (factor @ factor.mT).double()
+    trace = covariance.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
+    covariance -= below * trace * torch.eye(8)
+    found = covariance_root(covariance.float())
+    assert found.isfinite().all()
+    assert ((found @ found.mT - covariance).abs() <= 3e-7 * trace).all()

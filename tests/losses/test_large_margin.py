@@ -23,7 +23,7 @@ def example(margin, samples=40):
 
 @pytest.mark.parametrize("margin", MARGINS)
 @pytest.mark.parametrize("progress", [0.0, 0.3, 1.0])
-def test_value_and_gradients_are_the_formula(margin, progress):
+def test_value_and_gradients_equal_the_formula(margin, progress):
     criterion, head, features, targets = example(margin)
     loss = criterion(features, head(features), targets, head=head, progress=progress)
     loss.backward()
@@ -33,22 +33,21 @@ def test_value_and_gradients_are_the_formula(margin, progress):
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(features.grad, twin.grad, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(head.weight.grad, weight.grad, rtol=1e-9, atol=1e-11)
-
-
-def test_every_interval_of_the_angle_is_met_in_that_test():
-    _, head, features, targets = example(5)
+    if margin == 1:
+        torch.testing.assert_close(loss, F.cross_entropy(head(features), targets), rtol=1e-12, atol=0)
     own = head(features).gather(1, targets[:, None])[:, 0] / head.weight[targets].norm(dim=1) / features.norm(dim=1)
-    assert set((5 * own.acos() / math.pi).floor().tolist()) == {0, 1, 2, 3, 4}
+    intervals = (margin * own.acos() / math.pi).floor()
+    assert set(intervals.tolist()) == set(range(margin)), "every interval of the angle occurs"
 
 
 @pytest.mark.parametrize("margin", MARGINS)
 def test_psi_is_continuous_falls_and_is_never_above_the_cosine(margin):
-    theta = torch.linspace(0, math.pi, 200_001, dtype=torch.float64)
+    theta = torch.linspace(0, math.pi, 20_001, dtype=torch.float64)
     values = psi(theta.cos(), margin)
     assert values[0] == pytest.approx(1)
     assert values[-1] == pytest.approx(1 - 2 * margin)
     assert (values.diff() <= 1e-12).all(), "it falls"
-    assert values.diff().abs().max() <= 2e-5 * margin, "and never jumps, at the ends of the intervals neither"
+    assert values.diff().abs().max() <= 2e-4 * margin, "and never jumps, at the ends of the intervals neither"
     assert (values <= theta.cos() + 1e-12).all()
 
 
@@ -69,33 +68,21 @@ def test_gradients_are_finite_at_every_end_of_an_interval(margin):
     assert head.weight.grad.isfinite().all()
 
 
-def test_margin_1_is_cross_entropy():
-    criterion, head, features, targets = example(1)
-    loss = criterion(features, head(features), targets, head=head, progress=1.0)
-    torch.testing.assert_close(loss, F.cross_entropy(head(features), targets), rtol=1e-12, atol=0)
-
-
-def test_it_begins_as_cross_entropy_and_beta_has_a_floor():
+def test_training_begins_with_cross_entropy_and_beta_has_a_floor():
     criterion, head, features, targets = example(4)
     start = criterion(features, head(features), targets, head=head, progress=0.0)
     plain = F.cross_entropy(head(features), targets)
     torch.testing.assert_close(start, plain, rtol=0.01, atol=0)
-    end = criterion(features, head(features), targets, head=head, progress=torch.tensor(1.0).double())
+    end = criterion(features, head(features), targets, head=head, progress=1.0)
     assert end > 2 * plain
-    criterion.lowest_beta = 5.0
-    held = criterion(features, head(features), targets, head=head, progress=1.0)
+    criterion = LargeMarginSoftmax(5, 3, margin=4, lowest_beta=5.0).double()
     expected = l_softmax(features, head.weight, targets, 4, beta=5.0)
-    torch.testing.assert_close(held, expected, rtol=1e-9, atol=0)
+    for progress in (1.0, torch.tensor(1.0).double()):
+        held = criterion(features, head(features), targets, head=head, progress=progress)
+        torch.testing.assert_close(held, expected, rtol=1e-9, atol=0)
 
 
-def test_a_head_with_bias_is_refused():
-    with pytest.raises(ValueError, match="needs a head without bias"):
-        LargeMarginSoftmax(5, 3)(
-            torch.ones(2, 3), torch.ones(2, 5), torch.tensor([0, 1]), head=nn.Linear(3, 5), progress=0
-        )
-
-
-@pytest.mark.parametrize("options", [{"margin": 0}, {"margin": 2.5}, {"margin": True}, {"lowest_beta": -1}])
-def test_what_cannot_be_is_refused(options):
-    with pytest.raises(ValueError, match="must be a"):
-        LargeMarginSoftmax(5, 3, **options)
+def test_head_with_bias_is_refused():
+    head = nn.Linear(3, 5)
+    with pytest.raises(ValueError, match="bias"):
+        LargeMarginSoftmax(5, 3)(torch.ones(2, 3), torch.ones(2, 5), torch.tensor([0, 1]), head=head, progress=0)

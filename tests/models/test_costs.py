@@ -1,9 +1,9 @@
-"""``scripts/models.py``: Table 1's theoretical costs, and the first lines of each model's file."""
+"""``scripts/models.py``: what it counts, against formulas, Table 1 and the committed counts."""
 
 import json
-import re
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from isda_repro.config import CONF_DIR, compose
@@ -14,15 +14,8 @@ MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml") if pat
 
 
 @pytest.fixture(scope="module")
-def models(load_script, root, monkeypatch_module):
-    monkeypatch_module.syspath_prepend(str(root / "scripts"))
+def models(load_script):
     return load_script("models")
-
-
-@pytest.fixture(scope="module")
-def monkeypatch_module():
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
 
 
 def marked(names):
@@ -37,42 +30,38 @@ def settings(model, dataset):
     "model",
     marked(["resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "densenet121", "densenet265"]),
 )
-def test_isdas_theoretical_cost_is_table_1s(models, model):
+def test_isdas_theoretical_cost_equals_table_1s(models, model):
     """DenseNets as in the authors' code, with 24 first channels: those the paper's figures are of."""
     cost = models.count(model, *(["faithful=official"] if model.startswith("densenet") else []))
     share = 100 * 5 * 1000 * cost.feature_dim / cost.multiply_adds
     assert f"{share:.2f}" == f"{models.paper(model)['cost_theoretical_pct']:.2f}"
 
 
-@pytest.mark.parametrize("model", marked(MODELS))
-def test_each_file_opens_with_its_command_the_papers_error_and_its_cost(models, model):
-    command, about, recipe = (CONF_DIR / "model" / f"{model}.yaml").read_text().splitlines()[:3]
-    assert command.startswith(f"# python train.py model={model} ")
+@pytest.mark.parametrize(
+    "model",
+    [
+        "resnet8",
+        "densenet_bc100_12",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("se_resnet110", "resnet50")),
+    ],
+)
+def test_cost_of_a_run_equals_the_count_of_its_network(models, model):
     counted = models.count(model)
-    assert about.startswith(f"# {counted.parameters / 1e6:.2f} M parameters. ")
     cost = cost_of(settings(model, "imagenet" if models.on_imagenet(model) else "cifar10"))
-    assert recipe == f"# The whole recipe: {cost} (results/models.md: from which measurements)."
-    assert (cost.parameters, cost.multiply_adds, cost.feature_dim, cost.petaflop) == (
-        counted.parameters, counted.multiply_adds, counted.feature_dim, pytest.approx(counted.petaflop)
-    )  # fmt: skip
-    said = models.paper(model)
-    if "cifar10" in said:
-        for dataset in ("cifar10", "cifar100"):
-            basic, isda = (value[0] if isinstance(value, list) else value for value in list(said[dataset].values())[:2])
-            assert f"{basic:.2f} -> {isda:.2f}" in about
-    elif said:
-        assert f"{said['baseline'][0]:.1f} -> {said['isda'][0]:.1f}" in about
+    found = cost.parameters, cost.multiply_adds, cost.feature_dim, cost.petaflop
+    expected = counted.parameters, counted.multiply_adds, counted.feature_dim, pytest.approx(counted.petaflop)
+    assert found == expected
 
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet8", "shake_shake26_2x32d faithful=official", *marked(["resnet50", "densenet121 faithful=official"])],
+    ["resnet8", "shake_shake26_2x32d faithful=official", *marked(["densenet121 faithful=official"])],
 )
-def test_the_committed_counts_are_the_counters(models, name):
+def test_committed_counts_equal_the_counters(models, name):
     assert networks()[name] == models.entry(*name.split())
 
 
-def test_all_models_are_counted_and_a_file_of_them_is_written_whole(models, tmp_path, monkeypatch):
+def test_all_models_are_counted_and_written_to_a_file(models, tmp_path, monkeypatch):
     assert set(MODELS) <= set(networks())
     monkeypatch.setattr(models, "VARIANTS", [("resnet20", "model.checkpointed=true")])
     monkeypatch.setattr(models, "COUNTED_TOO", [("resnet8", "model.depth=14")])
@@ -84,7 +73,7 @@ def test_all_models_are_counted_and_a_file_of_them_is_written_whole(models, tmp_
     assert (tmp_path / "costs.json").read_text().splitlines()[1] in lines
 
 
-def test_a_residual_networks_multiply_adds_by_hand(models):
+def test_multiply_adds_of_a_residual_network_equal_a_calculation_by_hand(models):
     """ResNet-20: the convolutions' sizes, written out."""
     stem, head = 27 * 16 * 32**2, 640
     first = 6 * 9 * 16 * 16 * 32**2
@@ -97,7 +86,7 @@ def test_a_residual_networks_multiply_adds_by_hand(models):
     )
 
 
-def test_the_committed_table_is_the_scripts(models, root):
+def test_committed_table_has_the_scripts_rows(models, root):
     """One cheap line of it."""
     lines = (root / "results" / "models.md").read_text().splitlines()
     assert models.row("resnet32") in lines
@@ -106,14 +95,12 @@ def test_the_committed_table_is_the_scripts(models, root):
 
 def test_memory_for_the_gradient_of_a_known_network(models):
     """One convolution and its input, which is kept; a relu in place keeps its output."""
-    import torch
-
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.ReLU(inplace=True), torch.nn.Conv2d(4, 2, 1))
     kept = models.bytes_for_gradient(network, torch.randn(1, 3, 8, 8))
     assert kept == 4 * (3 * 64 + 4 * 64)
 
 
-def test_an_unknown_model_is_one_sentence(models, monkeypatch):
+def test_unknown_model_is_named(models, monkeypatch):
     monkeypatch.setattr("sys.argv", ["models.py", "only=[resnet5]"])
-    with pytest.raises(ValueError, match=re.escape("there is no model resnet5; there are densenet121, ")):
+    with pytest.raises(ValueError, match="resnet5"):
         models.main()
