@@ -1,6 +1,7 @@
 """Dashboards as code: what would be sent, looked at as JSON; and sent to a stand-in for W&B's server."""
 
 import json
+import sys
 
 import pytest
 from wandb_runs import epoch, result
@@ -12,6 +13,7 @@ from isda_repro.tables.dashboards import ALL_RUNS, Shown
 from isda_repro.tables.from_wandb import connect
 from isda_repro.tables.plan import Run
 from isda_repro.tables.specification import load_table
+from isda_repro.tables.wording import NOT_RUN
 from isda_repro.tracking.logged import row_of, summary_of
 
 TABLES = ("table2", "table4", "demo")
@@ -102,23 +104,24 @@ def test_a_dry_run_writes_what_would_be_sent_without_an_account(load_script, tmp
     script = load_script("dashboard")
     monkeypatch.setattr(script, "connect", lambda: pytest.fail("asked for an account"))
     script.main(["table=demo", "dry_run=true", f"runs_dir={tmp_path}", f"results_dir={tmp_path}"])
-    folder = tmp_path / "dashboards"
-    said = [f"would send {folder / name}.json" for name in ("workspace", "report")]
-    assert capsys.readouterr().out.splitlines() == said
+    folder, said = tmp_path / "dashboards", capsys.readouterr().out
+    assert all(f"{folder / name}.json" in said for name in ("workspace", "report"))
     written = json.loads((folder / "workspace.json").read_text())
     section, _ = written["spec"]["section"]["panelBankConfig"]["sections"]
-    assert "not run" in section["panels"][0]["config"]["value"], "the table as it is"
+    assert section["panels"][0]["config"]["value"].count(NOT_RUN) == 2, "the table as it is"
+    assert json.loads((folder / "report.json").read_text())["spec"]["blocks"]
 
 
-def test_a_dry_run_looks_at_no_dashboard_that_is_there(load_script):
-    with pytest.raises(UserError, match="a dry run looks at none"):
-        load_script("dashboard").main(["dry_run=true", "report=https://example.org"])
+@pytest.mark.parametrize("kind", ["workspace", "report"])
+def test_a_dry_run_takes_no_dashboard_that_is_there(load_script, kind):
+    with pytest.raises(UserError, match=f"{kind}="):
+        load_script("dashboard").main(["dry_run=true", f"{kind}=https://example.org"])
 
 
-def test_without_the_package_there_is_one_sentence(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "wandb_workspaces", None)
-    with pytest.raises(UserError, match=r"dashboards need wandb-workspaces: pip install 'isda_repro\[report\]'"):
-        dashboards.require_workspaces()
+def test_a_missing_package_is_named(monkeypatch, load_script):
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
+    with pytest.raises(UserError, match="wandb-workspaces"):
+        load_script("dashboard").main(["dry_run=true"])
 
 
 def test_what_is_sent_replaces_what_is_there(tables, monkeypatch):
