@@ -74,7 +74,7 @@ def test_a_cell_shows_its_own_metric(demo, cells, finish, there, metric, value):
 def test_a_run_without_the_cells_metric_is_named_and_stays_missing(demo, cells, finish, there):
     path = finish(cells[0][0], 3.0)
     filled = aggregate(*with_cells(demo, metric="test_top5_error_final"), there())
-    assert filled.cells[CE].values == {}
+    assert (filled.cells[CE].values, filled.cells[CE].files, filled.evaluated_on) == ({}, {}, "test")
     assert filled.cells[CE].missing == (0, 1, 2)
     (problem,) = filled.problems
     assert str(path) in problem

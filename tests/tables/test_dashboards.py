@@ -48,6 +48,10 @@ def metrics_of(panel):
     return {*config.get("metrics", []), *([config["xAxis"]] if "xAxis" in config else [])}
 
 
+def grouped(panel):
+    return tuple(panel["config"][key] for key in ("groupBy", "groupAgg", "groupArea", "limit"))
+
+
 def test_the_workspace_has_a_section_for_each_table_whose_panels_show_its_runs_alone(tables, logged, tmp_path):
     made = as_json(dashboards.workspace("us", "p", tables), tmp_path)
     assert (made["entity"], made["project"]) == ("us", "p")
@@ -60,7 +64,9 @@ def test_the_workspace_has_a_section_for_each_table_whose_panels_show_its_runs_a
         assert "| a | b |" in text["config"]["value"]
         assert (curves["viewType"], metrics_of(curves)) == ("Run History Line Plot", {"epoch", f"{name}/test_error"})
         assert (bars["viewType"], metrics_of(bars)) == ("Bar Chart", {f"summary_metrics.{name}/table_value"})
-        assert curves["config"]["groupBy"] == bars["config"]["groupBy"] == "group", "a cell's seeds together"
+        assert grouped(curves) == ("group", "mean", "minmax", dashboards.MOST_RUNS), "a cell's seeds together"
+        assert grouped(bars) == ("group", "mean", "stddev", dashboards.MOST_RUNS)
+        assert curves["config"]["yLogScale"]
     assert {name for panel in of_all["panels"] for name in metrics_of(panel)} == {"epoch", *ALL_RUNS}
     panels = [panel for one in (*of_tables, of_all) for panel in one["panels"]]
     assert {name for panel in panels for name in metrics_of(panel)} <= logged
@@ -124,18 +130,23 @@ def test_a_missing_package_is_named(monkeypatch, load_script):
         load_script("dashboard").main(["dry_run=true"])
 
 
-def test_what_is_sent_replaces_what_is_there(tables, monkeypatch):
+def test_what_is_sent_replaces_what_is_there(tables, monkeypatch, load_script, tmp_path):
+    demo, first = tables[-1], tables[:1]
     with WandbServer() as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         connect()
-        first = {
-            make: dashboards.sent(make(ENTITY, "p", tables[:1])) for make in (dashboards.workspace, dashboards.report)
+        urls = {
+            kind: dashboards.sent(getattr(dashboards, kind)(ENTITY, "p", first)) for kind in ("workspace", "report")
         }
         assert len(server.views) == 2
-        for make, url in first.items():
-            assert dashboards.sent(make(ENTITY, "p", tables), url) == url
+        assert all(first[0].table.title in view["spec"] for view in server.views.values())
+        options = [f"runs_dir={tmp_path}", f"results_dir={tmp_path}", *(f"{kind}={url}" for kind, url in urls.items())]
+        load_script("dashboard").main([f"entity={ENTITY}", "project=p", "table=demo", "source=runs", *options])
         assert not server.unknown
+        with pytest.raises(UserError, match=f"{ENTITY}/p"):
+            dashboards.sent(dashboards.report(ENTITY, "p", first), "https://example.org/none")
     assert len(server.views) == 2, "in their places"
     for view in server.views.values():
-        assert all(one.table.title in view["spec"] for one in tables)
+        assert demo.table.title in view["spec"]
+        assert first[0].table.title not in view["spec"]

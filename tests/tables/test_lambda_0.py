@@ -82,12 +82,14 @@ def test_the_searches_are_the_papers_grids_on_held_out_images(name, grid):
 def test_a_finished_search_proposes_its_best_and_an_unfinished_one_says_what_it_lacks(
     finish, load_script, tmp_path, capsys, monkeypatch
 ):
-    errors = {"0.1": 31.2, "0.25": 30.1, "0.5": 30.4, "0.75": 30.9, "1": 33.0}
+    errors = {"0.1": 31.2, "0.25": 30.1, "0.5": 30.4}
     whole = load_table("lambda_cifar")
-    table = replace(whole, rows=whole.rows[:2], cells=whole.cells[:10])
+    rows, columns = whole.rows[:2], whole.columns[:3]
+    cells = tuple(cell for cell in whole.cells if cell.row in rows and cell.column in columns)
+    table = replace(whole, rows=rows, columns=columns, cells=cells)
     composed = functools.cache(lambda overrides: compose(list(overrides)))
     for cell, runs in expand(table, lambda overrides: composed(tuple(overrides))).items():
-        if (cell.row[1], cell.column[-1]) != ("CIFAR-10", "0.75"):
+        if (cell.row[1], cell.column[-1]) != ("CIFAR-10", "0.5"):
             finish(runs[0], errors[cell.column[-1]], evaluated_on="holdout")
     script = load_script("lambda_0")
     monkeypatch.setattr(script, "compose", lambda overrides: composed(tuple(overrides)))
@@ -96,7 +98,7 @@ def test_a_finished_search_proposes_its_best_and_an_unfinished_one_says_what_it_
     missing, found = capsys.readouterr().out.splitlines()
     assert missing.startswith("#"), "no entry"
     assert "ResNet-32, CIFAR-10" in missing
-    assert re.findall(r"\d\.\d+", missing) == ["0.75"]
+    assert re.findall(r"\d\.\d+", missing) == ["0.5"]
     (entry,) = yaml.safe_load(found)
     source = entry.pop("source")
     assert entry == {"loss": "isda", "dataset": "cifar100", "model": "resnet32", "value": 0.25}

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -75,12 +76,18 @@ def full():
     return laid_out
 
 
+def letters(text):
+    """Letters and digits alone: TeX breaks lines, hyphenates, and has quotes and ligatures of its own."""
+    return "".join(re.findall("[A-Za-z0-9]", unicodedata.normalize("NFKC", text)))
+
+
 @pytest.mark.slow
-def test_the_papers_tables_and_ours_compile_in_one_document_each_on_a_page_with_its_caption(full, compiled):
-    pages = [" ".join(page.split()) for page in compiled(FORMATS["tex"](full)).split("\f")]
+def test_the_papers_tables_and_ours_compile_in_one_document_each_on_a_page_with_its_caption(compiled, full):
+    pages = [letters(page) for page in compiled(FORMATS["tex"](full)).split("\f")]
     for number, one in enumerate(full, start=1):
-        (page,) = (page for page in pages if f"Table {number}: {re.sub('^Table [0-9], ', '', one.title)}" in page)
-        assert one.caption[-40:] in page
+        title = f"Table{number}{letters(re.sub('^Table [0-9], ', '', one.title))}"
+        (page,) = (page for page in pages if title in page)
+        assert letters(one.caption)[-60:] in page
 
 
 @pytest.mark.slow
