@@ -149,6 +149,9 @@ def test_the_theoretical_cost_is_table_1s_densenets_with_the_authors_first_chann
     found = table1_costs(model, tmp_path)
     assert round(found.theoretical, 2) == ours
     assert (found.official and round(found.official, 2)) == official
+    if official is None:
+        run = cost(f"model={model}", "dataset=imagenet")
+        assert found.theoretical == pytest.approx(100 * 5 * 1000 * run.feature_dim / run.multiply_adds, rel=1e-9)
     assert found.wall is None
     assert table1_costs("wrn28_10", tmp_path) is None
 

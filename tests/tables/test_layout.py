@@ -1,5 +1,7 @@
 """What stands in a laid-out table: which lines, what is bold, what is missing; golden tables have the whole of it."""
 
+import dataclasses
+import re
 import shlex
 
 import pytest
@@ -7,11 +9,13 @@ import pytest
 from isda_repro import config
 from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.comparison import best
+from isda_repro.tables.costs import Cost, Estimate
 from isda_repro.tables.layout import Head, layout
+from isda_repro.tables.missing import in_all
 from isda_repro.tables.plan import expand
 from isda_repro.tables.sides import sides
-from isda_repro.tables.specification import load_table
-from isda_repro.tables.wording import number
+from isda_repro.tables.specification import METRICS, load_table
+from isda_repro.tables.wording import metrics, number
 
 
 @pytest.fixture
@@ -103,6 +107,37 @@ def test_rows_are_compared_with_the_baseline_that_each_column_has(layouts):
     assert [entry.number for entry in isda.lines[2].entries] == pytest.approx([6.33 - 6.76, 3.58 - 3.82])
 
 
+def test_metrics_are_told_apart_by_the_labels_that_belong_to_one_alone():
+    table = load_table("table1")
+    said = metrics(dataclasses.replace(table, cells=tuple(cell for cell in table.cells if cell.row == table.rows[0])))
+    for label, metric in (("Top-1", "test_error_final"), ("Top-5", "test_top5_error_final")):
+        assert label in said
+        assert METRICS[metric] in said
+    assert table.rows[0][0] not in said
+
+
+def test_costs_are_summed_on_the_gpus_for_which_all_have_an_estimate(layouts):
+    both, one, unknown = (
+        dataclasses.replace(missing, seeds=seeds, cost=cost)
+        for missing, seeds, cost in zip(
+            layouts["rows"].missing,
+            ((0, 1), (0,), (0, 1, 2)),
+            (
+                Cost(1, 1, 1, 10.0, (Estimate(3.0, "GTX 980", False), Estimate(2.0, "V100", False))),
+                Cost(1, 1, 1, 5.0, (Estimate(4.0, "V100", True),)),
+                None,
+            ),
+            strict=False,
+        )
+    )
+    together = Cost(1, 1, 1, 25.0, (Estimate(8.0, "V100", True),))
+    assert str(together) in in_all([both, one])
+    known = in_all([both, one, unknown])
+    assert str(together) in known
+    assert re.findall(r"\d+", known.replace(str(together), ""))[:1] == ["6"], "runs"
+    assert known != in_all([both, one])
+
+
 def test_a_cell_that_trains_on_generated_images_has_its_generators_cost_apart(layouts):
     generators = [one.generator is not None for one in layouts["rows"].missing]
     assert generators == ["synthetic=acgan" in one.command for one in layouts["rows"].missing]
@@ -110,11 +145,15 @@ def test_a_cell_that_trains_on_generated_images_has_its_generators_cost_apart(la
 
 
 def test_a_reduced_table_stands_beside_nothing_of_the_papers(layouts):
-    odd, reduced = layouts["odd"], layouts["columns"].reduced[0]
-    assert "data_dir='a`b'" in odd.title
-    assert {line.kind for block in odd.blocks for line in block.lines} == {"ours"}
-    assert odd.notes == reduced.notes == reduced.missing == ()
-    assert odd.missing
+    whole, reduced = layouts["columns"], layouts["columns"].reduced[0]
+    other = layout(whole.filled, whole.plan, "SWEEP", ("recipe.lr=1",))
+    assert "recipe.lr=1" in other.title
+    for one in (other, reduced):
+        assert {line.kind for block in one.blocks for line in block.lines} == {"ours", "difference"}
+        assert one.notes == ()
+    assert [one.seeds for one in other.missing] == [one.seeds for one in whole.missing]
+    assert all("recipe.lr=1" in one.command for one in other.missing)
+    assert reduced.missing == ()
 
 
 def test_a_command_survives_the_shell(lay_out):

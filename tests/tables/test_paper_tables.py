@@ -215,6 +215,12 @@ def test_every_contradiction_of_the_paper_is_below_the_tables_where_it_belongs()
     ]
 
 
+def test_bf16_is_noted_where_a_table_of_the_papers_accepts_it(tmp_path):
+    spec = yaml.safe_load((config.CONF_DIR / "table" / "table5.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**spec, "precisions": ["fp32"]}, sort_keys=False))
+    assert BF16 not in load_table(str(tmp_path / "mine.yaml")).notes
+
+
 @pytest.mark.parametrize("name", WITH_RESULTS)
 def test_committed_results_are_still_the_runs_of_their_table(planned, root, name):
     """A group of settings that came later, of which they know nothing, has not renamed them."""

@@ -6,6 +6,7 @@ After a change that is meant: ``GOLDEN=write python -m pytest tests/tables/test_
 import csv as standard
 import io
 import os
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -127,3 +128,12 @@ def test_what_tex_would_take_for_its_own_is_escaped(layouts):
     assert "~" not in body
     assert body.replace("\\{", "").count("{") == body.replace("\\}", "").count("}")
     assert text.isascii()
+
+
+def test_tex_leaves_out_a_label_that_stands_right_above(layouts):
+    layout = layouts["columns"]
+    names = [("x", "a"), ("x", "b"), ("y", "b"), ("y", "c")]
+    blocks = tuple(replace(block, row=row) for block, row in zip(layout.blocks, names, strict=True))
+    lines = latex(replace(layout, blocks=blocks, reduced=())).splitlines()
+    labels = [tuple(line.split(" & ")[:2]) for line in lines if " & ours & " in line]
+    assert labels == [("x", "a"), ("", "b"), ("y", "b"), ("", "c")]

@@ -101,3 +101,4 @@ def test_verdicts_are_those_of_errors():
     """Table 5: 18.58 +- 0.10 without ISDA, 17.98 +- 0.15 with it, three runs each."""
     assert welch(17.98, 0.15, 3, 18.58, 0.10, 3).verdict == "better"
     assert welch(18.58, 0.10, 3, 17.98, 0.15, 3).verdict == "worse"
+    assert Difference(-1.0, 1.0, 3, -2.0, 0.0).verdict == Difference(1.0, 1.0, 3, 0.0, 2.0).verdict == "open"
