@@ -72,13 +72,20 @@ def test_the_workspace_has_a_section_for_each_table_whose_panels_show_its_runs_a
     assert {name for panel in panels for name in metrics_of(panel)} <= logged
     (runs,) = section["runSets"]
     (ours,) = runs["filters"]["filters"]
-    assert (ours["key"], ours["value"]) == ({"section": "config", "name": "isda_repro_schema"}, 1)
+    assert ours["key"] == {"section": "config", "name": "isda_repro_schema"}
+    assert (ours["op"], ours["value"]) == ("=", 1)
+
+
+def test_runs_that_two_cells_show_are_listed_once(tables):
+    plan = dict.fromkeys(tables[0].plan, (Run(0, "first", {}), Run(1, "second", {})))
+    assert Shown(tables[0].table, plan, "").run_ids == ["first", "second"]
 
 
 def test_a_table_that_has_all_runs_of_another_shows_those_that_the_other_has_started(tables, tmp_path):
     table4 = next(one for one in tables if one.table.name == "table4")
     figure6 = Shown(load_table("figure6"), table4.plan, "")
-    made = as_json(dashboards.workspace("us", "p", [*tables, figure6]), tmp_path)
+    partly = Shown(load_table("table5"), {**tables[0].plan, **dict([*table4.plan.items()][:3])}, "")
+    made = as_json(dashboards.workspace("us", "p", [*tables, partly, figure6]), tmp_path)
     names = {one["name"].split(":")[0]: one["panels"] for one in made["spec"]["section"]["panelBankConfig"]["sections"]}
     assert metrics_of(names["figure6"][1]) == {"epoch", "figure6/test_error", "table4/test_error"}
     assert metrics_of(names["figure6"][2]) == {f"summary_metrics.{name}/table_value" for name in ("figure6", "table4")}
