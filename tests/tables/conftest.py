@@ -1,6 +1,7 @@
 """What the tests of tables share."""
 
 import dataclasses
+import json
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from isda_repro.tables.gathered import gather
 from isda_repro.tables.layout import layout
 from isda_repro.tables.plan import Run, expand
 from isda_repro.tables.records import write_result
+from isda_repro.tables.sides import sides
 from isda_repro.tables.sources import results_on_disk
 from isda_repro.tables.specification import load_table
 from isda_repro.tables.sweep import SweepOptions
@@ -76,13 +78,16 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.fixture(scope="session")
 def layouts(tmp_path_factory):
-    """Tables, laid out, by name: those of golden/, and one whose commands are odd."""
+    """Tables, laid out, by name: those of golden/, one whose commands are odd, and one with further columns."""
+    folder = tmp_path_factory.mktemp("tables")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(missing, "cost_of", lambda settings: COST)
-        columns = _laid_out(GOLDEN / "columns.yaml", tmp_path_factory.mktemp("runs"), COLUMNS)
-        rows = _laid_out(GOLDEN / "rows.yaml", tmp_path_factory.mktemp("runs"), {})
+        columns = _laid_out(load_table(str(GOLDEN / "columns.yaml")), folder / "columns", COLUMNS)
+        rows = _laid_out(load_table(str(GOLDEN / "rows.yaml")), folder / "rows", {})
         odd = layout(rows.filled, rows.plan, "python scripts/sweep.py 'a`b'", ("data_dir='a`b'",))
-        return {"columns": columns, "rows": rows, "odd": odd}
+        _write_wall_time(folder / "benchmarks" / "overhead_gpu.json")
+        costs = _laid_out(_part_of_table_1(), folder / "costs", TABLE_1, results_dir=folder)
+        return {"columns": columns, "rows": rows, "odd": odd, "costs": costs}
 
 
 COST = Cost(270_000, 41_000_000, 64, 12.5, (Estimate(3.0, "GTX 980", at_least=False), Estimate(0.5, "V100", True)))
@@ -93,13 +98,31 @@ COLUMNS = {  # row, column, further overrides: the errors of the seeds that have
     ("Constant lambda_0", "CIFAR-10", "Basic", ""): {0: 6.7, 1: 6.9, 2: 6.2},
     ("Constant lambda_0", "CIFAR-10", "ISDA", ""): {1: 6.95, 2: 6.0},
     ("one_run~^\\", "CIFAR-10", "Basic", ""): {0: 3.5},
+    ("apart", "CIFAR-10", "Basic", ""): {0: 8.0, 1: 8.1},
+    ("apart", "CIFAR-10", "ISDA", ""): {1: 9.0, 2: 9.2},
     ("A | B <c> & D", "CIFAR-10", "Basic", "recipe.epochs=12"): {0: 17.25, 1: 16.25},
     ("A | B <c> & D", "CIFAR-10", "ISDA", "recipe.epochs=12"): {0: 18.0, 1: 16.5},
 }
+TABLE_1 = {("ResNet-50", "ISDA", "Top-1", ""): {0: 22.0}}
 
 
-def _laid_out(path, folder, errors):
-    table = load_table(str(path))
+def _part_of_table_1():
+    """Two of its rows, one of which the authors' DenseNets are; no notes, which are long."""
+    table = load_table("table1")
+    rows = (table.rows[0], table.rows[3])
+    return dataclasses.replace(table, rows=rows, cells=tuple(c for c in table.cells if c.row in rows), notes=())
+
+
+def _write_wall_time(path):
+    row = {"model": "resnet50", "classes": 1000, "pixels": 224, "batch_size": 64}
+    row |= {"added_percent": 7.04, "added_low": 6.0, "added_high": 8.0, "step_percent": 7.5}
+    about = {"accelerator": True, "hardware": "a fast GPU", "precision": "bf16", "date": "2026-11-25"}
+    path.parent.mkdir()
+    path.write_text(json.dumps({**about, "rows": [row]}))
+
+
+def _laid_out(table, folder, errors, results_dir=None):
+    folder.mkdir()
     plan = expand(table, config.compose)
     by_labels = {(*cell.row, *cell.column): cell for cell in table.cells}
     for (*labels, override), values in errors.items():
@@ -112,4 +135,5 @@ def _laid_out(path, folder, errors):
                 (folder / run.run_id).mkdir()
                 write_result(folder / run.run_id / "result.json", make_result(run, [values[run.seed]]))
     filled = aggregate(table, plan, gather(results_on_disk(folder, folder / "nowhere")))
-    return layout(filled, plan, f"python scripts/sweep.py table={table.name}")
+    beside = () if results_dir is None else sides(table, plan, results_dir)
+    return layout(filled, plan, f"python scripts/sweep.py table={table.name}", sides=beside)

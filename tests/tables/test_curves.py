@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
 from isda_repro.config import CONF_DIR, compose
 from isda_repro.errors import UserError
 from isda_repro.tables.aggregate import aggregate
-from isda_repro.tables.curves import panels
+from isda_repro.tables.curves import learning_rate_drops, panels
 from isda_repro.tables.plan import expand
 from isda_repro.tables.records import EpochRecord, as_json
 from isda_repro.tables.specification import load_table
@@ -44,9 +45,33 @@ def test_a_cell_of_which_nothing_is_finished_is_drawn_as_far_as_all_that_have_be
     assert (curve.low, curve.high) == ([50.0, 20.0, 20.0, 0.0], [60.0, 40.0, 30.0, 4.0])
     assert curve.drops == [4]
     assert curve.value is None
-    assert curve.label == "CE (2 seeds, unfinished: epoch 4 of 30)"
+    assert (curve.name, curve.seeds) == ("CE", 2)
+    assert "4 of 30" in curve.unfinished
+    assert curve.unfinished in curve.label
     assert curve.floor == 2.0
     assert panels(filled) == {}
+
+
+def test_the_band_is_from_the_smallest_to_the_largest_seed(demo, finish, there):
+    runs = next(iter(demo[1].values()))
+    for run, errors in zip(runs, ([30.0, 3.0], [60.0, 0.0], [60.0, 6.0]), strict=True):
+        finish(run, *errors)
+    found = panels(aggregate(*demo, there()))
+    assert {title: list(lines) for title, lines in found.items()} == {"ResNet-20 on digits": ["CE"]}
+    curve = found["ResNet-20 on digits"]["CE"]
+    assert (curve.low, curve.mean, curve.high) == ([30.0, 0.0], [50.0, 3.0], [60.0, 6.0])
+    assert curve.floor == pytest.approx(100 / 360 / 2)
+    assert (curve.seeds, curve.value) == (3, pytest.approx((16.5 + 30 + 33) / 3))
+
+
+def test_drops_of_steps_are_marked_and_a_cosine_has_none():
+    assert learning_rate_drops([0.05] * 15 + [0.005] * 8 + [0.0005] * 7) == [16, 24]
+    assert learning_rate_drops([1.0, 0.2, 0.2]) == [2]
+    assert learning_rate_drops([1.0]) == []
+    assert learning_rate_drops([0.1, 0.1, 0.01, 0.001, 0.001]) == [3, 4]  # one right after another
+    assert learning_rate_drops([0.1, 0.1, 0.05, 0.03]) == [3], "half is a drop, a bit less is none"
+    cosine = [0.5 * (1 + math.cos(math.pi * epoch / 30)) for epoch in range(31)]
+    assert learning_rate_drops(cosine) == []
 
 
 def test_finished_runs_are_not_mixed_with_others(demo, begin, finish, there, tmp_path):
@@ -55,7 +80,7 @@ def test_finished_runs_are_not_mixed_with_others(demo, begin, finish, there, tmp
     finish(runs[0], 30.0, 3.0)
     begin(runs[1], [60.0])
     curve = panels(aggregate(table, plan, there()), plan, tmp_path / "runs")["ResNet-20 on digits"]["CE"]
-    assert (curve.mean, curve.label, curve.value) == ([30.0, 3.0], "CE (1 seed)", 16.5)
+    assert (curve.mean, curve.seeds, curve.unfinished, curve.value) == ([30.0, 3.0], 1, None, 16.5)
 
 
 def test_lines_can_be_rows(demo, finish, there):
@@ -80,17 +105,21 @@ def run_ids(name, *parts):
     return {run.run_id for runs in expand(dataclasses.replace(table, cells=cells), compose).values() for run in runs}
 
 
-@pytest.mark.parametrize("loss", ["Basic", "ISDA"])
+@pytest.mark.parametrize("loss", [pytest.param("Basic", marks=pytest.mark.slow), "ISDA"])
 def test_figure_2_trains_nothing_that_tables_2_and_3_do_not(loss):
-    wide = ("Wide-ResNet-28-10", "CIFAR-100", loss)
-    assert run_ids("figure2", "Standard augmentation", loss) == run_ids("table2", *wide)
-    assert run_ids("figure2", "Cutout", loss) == run_ids("table3", *wide, "Cutout")
-    assert run_ids("figure2", "AutoAugment", loss) == run_ids("table3", *wide, "AA")
-    assert len(run_ids("figure2", loss)) == 9
+    wide, shown = ("Wide-ResNet-28-10", "CIFAR-100", loss), set()
+    for row, table, column in (
+        ("Standard augmentation", "table2", ()),
+        ("Cutout", "table3", ("Cutout",)),
+        ("AutoAugment", "table3", ("AA",)),
+    ):
+        of_row = run_ids("figure2", row, loss)
+        assert of_row == run_ids(table, *wide, *column)
+        shown |= of_row
+    assert len(shown) == 9
 
 
-def test_figure_6_is_table_4():
-    """Its very cells, so its very runs."""
+def test_figure_6_has_the_cells_of_table_4():
     figure = load_table("figure6")
     assert figure.cells == load_table("table4").cells
     assert figure.columns == tuple(
@@ -99,32 +128,20 @@ def test_figure_6_is_table_4():
     assert len({cell.row for cell in figure.cells}) == 13
 
 
-def test_what_figures_assume_stands_below_them():
-    notes = load_table("figure2").notes
-    assert any("is an assumption" in note and "caption names none" in note for note in notes)
-    notes = load_table("figure6").notes
-    assert any("Assumed: all rows of Table 4, generators and dropout included" in note for note in notes)
-    assert set(load_table("table4").notes) <= set(notes)
-
-
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("added", "named"),
     [
-        ("lines: both", "figure: lines: both must be columns or rows"),
-        ("detail: -1", "figure: detail: -1 must be a number of drops of the learning rate"),
-        ("detail: true", "figure: detail: True must be a number of drops"),
-        ("bold: 3", "figure: bold: 3 must be a pattern of labels"),
-        ("colour: red", "must be a mapping with some of: lines, detail, bold"),
+        ("figure: {lines: both}", "lines: both"),
+        ("figure: {detail: -1}", "detail: -1"),
+        ("figure: {detail: true}", "detail: True"),
+        ("figure: {bold: 3}", "bold: 3"),
+        ("figure: {colour: red}", "colour"),
+        ("figure: rows", "rows"),
+        ("like: table9", "table9"),
     ],
 )
-def test_a_mistake_in_a_figure_is_one_sentence(tmp_path, said, message):
+def test_a_mistake_in_a_figures_file_is_named(tmp_path, added, named):
     text = (CONF_DIR / "table" / "demo.yaml").read_text()
-    (tmp_path / "mine.yaml").write_text(f"{text}\nfigure: {{{said}}}\n")
-    with pytest.raises(UserError, match=message):
-        load_table(str(tmp_path / "mine.yaml"))
-
-
-def test_like_needs_a_table(tmp_path):
-    (tmp_path / "mine.yaml").write_text("like: table9\ntitle: mine\n")
-    with pytest.raises(UserError, match="like: there is no table table9; there are demo, "):
+    (tmp_path / "mine.yaml").write_text(f"{text}\n{added}\n")
+    with pytest.raises(UserError, match=named):
         load_table(str(tmp_path / "mine.yaml"))

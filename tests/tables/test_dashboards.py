@@ -1,6 +1,7 @@
 """Dashboards as code: what would be sent, looked at as JSON; and sent to a stand-in for W&B's server."""
 
 import json
+import sys
 
 import pytest
 from wandb_runs import epoch, result
@@ -12,6 +13,7 @@ from isda_repro.tables.dashboards import ALL_RUNS, Shown
 from isda_repro.tables.from_wandb import connect
 from isda_repro.tables.plan import Run
 from isda_repro.tables.specification import load_table
+from isda_repro.tables.wording import NOT_RUN
 from isda_repro.tracking.logged import row_of, summary_of
 
 TABLES = ("table2", "table4", "demo")
@@ -46,6 +48,10 @@ def metrics_of(panel):
     return {*config.get("metrics", []), *([config["xAxis"]] if "xAxis" in config else [])}
 
 
+def grouped(panel):
+    return tuple(panel["config"][key] for key in ("groupBy", "groupAgg", "groupArea", "limit"))
+
+
 def test_the_workspace_has_a_section_for_each_table_whose_panels_show_its_runs_alone(tables, logged, tmp_path):
     made = as_json(dashboards.workspace("us", "p", tables), tmp_path)
     assert (made["entity"], made["project"]) == ("us", "p")
@@ -58,19 +64,28 @@ def test_the_workspace_has_a_section_for_each_table_whose_panels_show_its_runs_a
         assert "| a | b |" in text["config"]["value"]
         assert (curves["viewType"], metrics_of(curves)) == ("Run History Line Plot", {"epoch", f"{name}/test_error"})
         assert (bars["viewType"], metrics_of(bars)) == ("Bar Chart", {f"summary_metrics.{name}/table_value"})
-        assert curves["config"]["groupBy"] == bars["config"]["groupBy"] == "group", "a cell's seeds together"
+        assert grouped(curves) == ("group", "mean", "minmax", dashboards.MOST_RUNS), "a cell's seeds together"
+        assert grouped(bars) == ("group", "mean", "stddev", dashboards.MOST_RUNS)
+        assert curves["config"]["yLogScale"]
     assert {name for panel in of_all["panels"] for name in metrics_of(panel)} == {"epoch", *ALL_RUNS}
     panels = [panel for one in (*of_tables, of_all) for panel in one["panels"]]
     assert {name for panel in panels for name in metrics_of(panel)} <= logged
     (runs,) = section["runSets"]
     (ours,) = runs["filters"]["filters"]
-    assert (ours["key"], ours["value"]) == ({"section": "config", "name": "isda_repro_schema"}, 1)
+    assert ours["key"] == {"section": "config", "name": "isda_repro_schema"}
+    assert (ours["op"], ours["value"]) == ("=", 1)
+
+
+def test_runs_that_two_cells_show_are_listed_once(tables):
+    plan = dict.fromkeys(tables[0].plan, (Run(0, "first", {}), Run(1, "second", {})))
+    assert Shown(tables[0].table, plan, "").run_ids == ["first", "second"]
 
 
 def test_a_table_that_has_all_runs_of_another_shows_those_that_the_other_has_started(tables, tmp_path):
     table4 = next(one for one in tables if one.table.name == "table4")
     figure6 = Shown(load_table("figure6"), table4.plan, "")
-    made = as_json(dashboards.workspace("us", "p", [*tables, figure6]), tmp_path)
+    partly = Shown(load_table("table5"), {**tables[0].plan, **dict([*table4.plan.items()][:3])}, "")
+    made = as_json(dashboards.workspace("us", "p", [*tables, partly, figure6]), tmp_path)
     names = {one["name"].split(":")[0]: one["panels"] for one in made["spec"]["section"]["panelBankConfig"]["sections"]}
     assert metrics_of(names["figure6"][1]) == {"epoch", "figure6/test_error", "table4/test_error"}
     assert metrics_of(names["figure6"][2]) == {f"summary_metrics.{name}/table_value" for name in ("figure6", "table4")}
@@ -102,37 +117,43 @@ def test_a_dry_run_writes_what_would_be_sent_without_an_account(load_script, tmp
     script = load_script("dashboard")
     monkeypatch.setattr(script, "connect", lambda: pytest.fail("asked for an account"))
     script.main(["table=demo", "dry_run=true", f"runs_dir={tmp_path}", f"results_dir={tmp_path}"])
-    folder = tmp_path / "dashboards"
-    said = [f"would send {folder / name}.json" for name in ("workspace", "report")]
-    assert capsys.readouterr().out.splitlines() == said
+    folder, said = tmp_path / "dashboards", capsys.readouterr().out
+    assert all(f"{folder / name}.json" in said for name in ("workspace", "report"))
     written = json.loads((folder / "workspace.json").read_text())
     section, _ = written["spec"]["section"]["panelBankConfig"]["sections"]
-    assert "not run" in section["panels"][0]["config"]["value"], "the table as it is"
+    assert section["panels"][0]["config"]["value"].count(NOT_RUN) == 2, "the table as it is"
+    assert json.loads((folder / "report.json").read_text())["spec"]["blocks"]
 
 
-def test_a_dry_run_looks_at_no_dashboard_that_is_there(load_script):
-    with pytest.raises(UserError, match="a dry run looks at none"):
-        load_script("dashboard").main(["dry_run=true", "report=https://example.org"])
+@pytest.mark.parametrize("kind", ["workspace", "report"])
+def test_a_dry_run_takes_no_dashboard_that_is_there(load_script, kind):
+    with pytest.raises(UserError, match=f"{kind}="):
+        load_script("dashboard").main(["dry_run=true", f"{kind}=https://example.org"])
 
 
-def test_without_the_package_there_is_one_sentence(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "wandb_workspaces", None)
-    with pytest.raises(UserError, match=r"dashboards need wandb-workspaces: pip install 'isda_repro\[report\]'"):
-        dashboards.require_workspaces()
+def test_a_missing_package_is_named(monkeypatch, load_script):
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
+    with pytest.raises(UserError, match="wandb-workspaces"):
+        load_script("dashboard").main(["dry_run=true"])
 
 
-def test_what_is_sent_replaces_what_is_there(tables, monkeypatch):
+def test_what_is_sent_replaces_what_is_there(tables, monkeypatch, load_script, tmp_path):
+    demo, first = tables[-1], tables[:1]
     with WandbServer() as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         connect()
-        first = {
-            make: dashboards.sent(make(ENTITY, "p", tables[:1])) for make in (dashboards.workspace, dashboards.report)
+        urls = {
+            kind: dashboards.sent(getattr(dashboards, kind)(ENTITY, "p", first)) for kind in ("workspace", "report")
         }
         assert len(server.views) == 2
-        for make, url in first.items():
-            assert dashboards.sent(make(ENTITY, "p", tables), url) == url
+        assert all(first[0].table.title in view["spec"] for view in server.views.values())
+        options = [f"runs_dir={tmp_path}", f"results_dir={tmp_path}", *(f"{kind}={url}" for kind, url in urls.items())]
+        load_script("dashboard").main([f"entity={ENTITY}", "project=p", "table=demo", "source=runs", *options])
         assert not server.unknown
+        with pytest.raises(UserError, match=f"{ENTITY}/p"):
+            dashboards.sent(dashboards.report(ENTITY, "p", first), "https://example.org/none")
     assert len(server.views) == 2, "in their places"
     for view in server.views.values():
-        assert all(one.table.title in view["spec"] for one in tables)
+        assert demo.table.title in view["spec"]
+        assert first[0].table.title not in view["spec"]

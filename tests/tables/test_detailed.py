@@ -1,15 +1,11 @@
 """Figures with a detail: many lines, each named."""
 
-import dataclasses
-import itertools
-
 import pytest
 
-from isda_repro.tables import figures
-from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.curves import Curve
 from isda_repro.tables.detailed import detailed_figure, first_of_detail, spread
 from isda_repro.tables.drawing import Drawing
+from isda_repro.tables.looks import looks_of
 
 METHODS = [
     *("Large Margin", "Disturb Label", "Focal Loss", "Center Loss", "Lq Loss", "WGAN", "CGAN", "ACGAN", "infoGAN"),
@@ -35,8 +31,19 @@ def drawn():
     }
 
 
-def texts(axes):
-    return [text.get_text() for text in axes.texts if text.get_text()]
+def draw(drawn):
+    """The axes of the first panel: all epochs, the detail, and what is written beside it."""
+    figure = detailed_figure(drawn, "test", "mean of the last 10 epochs", Drawing("rows", 1, "ISDA*"))
+    assert len(figure.axes) == 3 * len(drawn)
+    return figure.axes[:3]
+
+
+def written(axes):
+    """From bottom to top: what stands at each height, from left to right."""
+    by_height = {}
+    for text in sorted(axes.texts, key=lambda text: text.get_position()[0]):
+        by_height.setdefault(text.get_position()[1], []).append(text.get_text())
+    return [by_height[height] for height in sorted(by_height)]
 
 
 def test_places_are_as_near_to_their_targets_as_a_gap_allows():
@@ -56,55 +63,42 @@ def test_the_detail_begins_at_a_drop():
     assert first_of_detail([curve("b", 6, epochs=1)], 1) == 1
 
 
-def test_thirteen_lines_differ_without_colour(drawn):
-    figure = detailed_figure(drawn, "test", "mean of the last 10 epochs", Drawing("rows", 1, "ISDA*"))
-    course, detail, beside = figure.axes[:3]
-    lines = [line for line in detail.lines if len(line.get_xdata()) == 41]
-    assert len(lines) == 13
-    assert len({(line.get_marker(), str(line._unscaled_dash_pattern)) for line in lines}) == 13
-    assert {line.get_marker() for line in lines if line.get_linewidth() > 1.5} == {"s", "D"}
-    assert sorted(name for name in texts(beside) if not name[0].isdigit()) == sorted(METHODS)
-    assert len(course.lines) == 13 + 2
-    assert [line.get_xdata()[0] for line in course.lines[13:]] == [79.5, 119.5]
+def test_both_axes_have_every_curve(drawn):
+    course, detail, _ = draw(drawn)
+    curves = drawn["ResNet-110, CIFAR-10"].values()
+    for axes, first in ((course, 1), (detail, 120)):
+        lines = [line for line in axes.lines if len(line.get_xdata()) > 2]
+        assert [list(line.get_ydata()) for line in lines] == [one.mean[first - 1 :] for one in curves]
+        assert all(list(line.get_xdata()) == list(range(first, 161)) for line in lines)
+        drops = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 2]
+        assert drops == [79.5, 119.5]
+    low, high = detail.get_ylim()
+    assert all(low < min(one.low[130:]) and max(one.high[130:]) < high for one in curves)
 
 
-def test_names_stand_in_the_order_of_the_ends_and_do_not_overlap(drawn):
-    figure = detailed_figure(drawn, "test", "mean of the last 10 epochs", Drawing("rows", 1, "ISDA*"))
-    figure.canvas.draw()
-    beside = figure.axes[2]
-    names = [text for text in beside.texts if text.get_text() in METHODS]
-    ends = {name: one.mean[-1] for name, one in drawn["ResNet-110, CIFAR-10"].items()}
-    assert [text.get_text() for text in names] == sorted(METHODS, key=lambda name: ends[name])
-    boxes = [text.get_window_extent() for text in names]
-    assert all(lower.y1 <= upper.y0 + 1.5 for lower, upper in itertools.pairwise(boxes))
-    numbers = [text for text in beside.texts if text.get_text()[:1].isdigit()]
-    assert len(numbers) == 13
-    assert max(box.x1 for box in boxes) < min(number.get_window_extent().x0 for number in numbers)
+def test_lines_differ_without_colour_and_those_of_the_pattern_are_heavier():
+    looks = looks_of(METHODS, "ISDA*")
+    assert set(looks) == set(METHODS)
+    assert len({(look.dashes, look.marker) for look in looks.values()}) == 13
+    lightest = min(looks["ISDA"].width, looks["ISDA + Dropout"].width)
+    assert all(look.width < lightest for name, look in looks.items() if not name.startswith("ISDA"))
+    assert looks["ISDA + Dropout"].filled, "the last of them is the heaviest"
 
 
-def test_what_is_unfinished_says_so(drawn):
+def test_names_stand_in_the_order_of_the_ends_each_beside_its_number(drawn):
+    curves = drawn["ResNet-110, CIFAR-10"]
+    rising = sorted(METHODS, key=lambda name: curves[name].mean[-1])
+    assert written(draw(drawn)[2]) == [[name, f"{curves[name].value:.2f}"] for name in rising]
+
+
+def test_what_is_unfinished_or_of_fewer_seeds_says_so_and_has_no_number(drawn):
     lines = drawn["ResNet-110, CIFAR-10"]
     lines["WGAN"] = curve("WGAN", 7, epochs=57, seeds=1, unfinished="unfinished: epoch 57 of 160")
-    lines["CGAN"] = curve("CGAN", 7, seeds=2)
-    figure = detailed_figure(drawn, "test", "mean of the last 10 epochs", Drawing("rows", 1, "ISDA*"))
-    said = texts(figure.axes[2])
-    assert "WGAN, 1 seed, unfinished: epoch 57 of 160" in said
-    assert "CGAN, 2 seeds" in said
-    assert "ACGAN" in said
-    assert len([text for text in said if text[0].isdigit()]) == 12
-    assert figure.texts[0].get_text().startswith("Mean of 3 seeds, bands from the smallest to the largest. Dotted: ")
-
-
-def test_a_table_that_wants_a_detail_is_drawn_so_and_the_same_again(demo, finish, curves, there, tmp_path):
-    table, plan = demo
-    wanted = dataclasses.replace(table, figure=Drawing(detail=1, bold="ISDA"))
-    for runs in plan.values():
-        finish(runs[0], *curves(0, 2.0))
-    filled = aggregate(wanted, plan, there())
-    first, second = (
-        figures.draw_curves(filled, tmp_path / name, plan, tmp_path / "runs") for name in ("a.svg", "b.svg")
-    )
-    assert [path.name for path in first] == ["a.svg", "a.png"]
-    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-    plain = figures.draw_curves(aggregate(table, plan, there()), tmp_path / "c.svg")
-    assert plain[0].read_bytes() != first[0].read_bytes()
+    lines["CGAN"] = curve("CGAN", 7.2, seeds=2)
+    said = {name.split(",")[0]: (name, value) for name, value in written(draw(drawn)[2])}
+    assert said["WGAN"][1] == ""
+    assert "unfinished: epoch 57 of 160" in said["WGAN"][0]
+    assert "1 seed" in said["WGAN"][0]
+    assert "2 seeds" in said["CGAN"][0]
+    assert said["CGAN"][1] == "7.20"
+    assert said["ACGAN"][0] == "ACGAN"

