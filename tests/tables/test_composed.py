@@ -24,7 +24,7 @@ def test_compositions_are_remembered_and_forgotten_with_what_they_follow_from(tm
     assert Remembered(compose, tmp_path)(["model=resnet20", "dataset=digits"]) == fresh, "a damaged cache is none"
 
 
-def test_a_cache_that_cannot_be_written_is_none(tmp_path):
+def test_cache_that_cannot_be_written_is_none(tmp_path):
     (tmp_path / "cache").write_text("a file")
     remembered = Remembered(config.compose, tmp_path / "cache")
     remembered(["model=resnet20", "dataset=digits"])

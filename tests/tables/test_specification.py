@@ -33,7 +33,7 @@ def cell_of(table, row, column):
     return next(cell for cell in table.cells if cell.row == row and cell.column == column)
 
 
-def test_a_cell_is_the_product_of_all_axes_and_collects_overrides_in_order(read):
+def test_cell_is_the_product_of_all_axes_and_collects_overrides_in_order(read):
     table = read(SPEC)
     assert len(table.cells) == 8
     cell = cell_of(table, ("ResNet-110",), ("CIFAR-10", "ISDA"))
@@ -62,7 +62,7 @@ cells:
     assert cell_of(table, ("ResNet-20",), ("Digits", "ISDA")).overrides[-1] == "loss=isda"
 
 
-def test_the_papers_values_stand_in_column_order_and_null_takes_a_cell_out(read):
+def test_papers_values_stand_in_column_order_and_null_takes_a_cell_out(read):
     table = read(SPEC + "paper: {ResNet-20: [7.39, [7.09, 0.12], null, [30.27, 0.34]]}")
     assert cell_of(table, ("ResNet-20",), ("Digits", "CE")).paper == PaperValue(7.39, None, 1)
     assert cell_of(table, ("ResNet-20",), ("Digits", "ISDA")).paper == PaperValue(7.09, 0.12)
@@ -71,7 +71,7 @@ def test_the_papers_values_stand_in_column_order_and_null_takes_a_cell_out(read)
     assert len(table.cells) == 7
 
 
-def test_the_baseline_is_looked_up_in_its_own_axis(read):
+def test_baseline_is_looked_up_in_its_own_axis(read):
     table = read(SPEC)
     assert table.baseline_column(("CIFAR-10", "ISDA")) == ("CIFAR-10", "CE")
     assert table.baseline_column(("CIFAR-10", "CE")) is None
@@ -127,14 +127,14 @@ def test_the_baseline_is_looked_up_in_its_own_axis(read):
         ("rows: [", "is not YAML"),
     ],
 )
-def test_a_mistake_is_one_sentence_that_names_the_file(read, text, message):
+def test_mistake_is_one_sentence_that_names_the_file(read, text, message):
     with pytest.raises(UserError, match=message) as caught:
         read(text)
     assert str(caught.value).startswith("conf/table/some.yaml")
     assert "\n" not in str(caught.value)
 
 
-def test_a_label_that_only_has_a_metric_shows_more_of_the_same_runs(read):
+def test_label_that_only_has_a_metric_shows_more_of_the_same_runs(read):
     table = read(
         SPEC.replace(
             "CE: loss=ce, ISDA: loss=isda", "CE: loss=ce, ISDA: loss=isda, B: {set: loss=ce, metric: test_error_best}"
@@ -202,7 +202,7 @@ def test_notes_are_sentences_on_one_line(read):
     assert read(ROWS).notes == ("One.", "Two lines.")
 
 
-def test_a_cell_may_need_a_generator_and_other_cells(read):
+def test_cell_may_need_a_generator_and_other_cells(read):
     table = read(ROWS + "cells: [{row: Focal, needs: {generator: acgan}}, {column: B, needs: {row: Basic, column: A}}]")
     focal, basic = cell_of(table, ("Focal",), ("B",)), cell_of(table, ("Basic",), ("A",))
     assert (focal.generator, basic.generator) == ("acgan", None)
@@ -210,7 +210,7 @@ def test_a_cell_may_need_a_generator_and_other_cells(read):
     assert table.needed_by(cell_of(table, ("Focal",), ("A",))) == set()
 
 
-def test_an_unknown_table_lists_those_that_exist():
+def test_unknown_table_lists_those_that_exist():
     with pytest.raises(UserError, match=r"there is no table=table99; table= can be .*demo"):
         load_table("table99")
 
@@ -225,7 +225,7 @@ variants:
 )
 
 
-def test_a_variant_is_the_table_with_a_title_and_exceptions_of_its_own(read, tmp_path):
+def test_variant_is_the_table_with_a_title_and_exceptions_of_its_own(read, tmp_path):
     plain, table = read(VARIANT), load_table("some+more", tmp_path)
     assert (table.name, table.title, table.notes) == ("some+more", "Another", ("New.",))
     for cell in table.cells:
@@ -233,13 +233,13 @@ def test_a_variant_is_the_table_with_a_title_and_exceptions_of_its_own(read, tmp
         assert cell.overrides == (*same, "model.dropout=0.1") if cell.row == ("ResNet-110",) else same
 
 
-def test_a_variant_may_change_no_cell(read, tmp_path):
+def test_variant_may_change_no_cell(read, tmp_path):
     plain = read(SPEC + "variants: {other: {notes: [Other.]}}")
     other = load_table("some+other", tmp_path)
     assert (other.title, other.cells, other.notes) == (plain.title, plain.cells, ("Other.",))
 
 
-def test_an_unknown_variant_lists_those_that_exist(read, tmp_path):
+def test_unknown_variant_lists_those_that_exist(read, tmp_path):
     read(VARIANT)
     with pytest.raises(UserError, match=r"conf/table/some.yaml: there is no variant \+less; there are \+more"):
         load_table("some+less", tmp_path)
@@ -248,7 +248,7 @@ def test_an_unknown_variant_lists_those_that_exist(read, tmp_path):
         load_table("some+more", tmp_path)
 
 
-def test_a_seed_set_afterwards_is_the_seed_composed(demo):
+def test_seed_set_afterwards_is_the_seed_composed(demo):
     for cell, runs in demo[1].items():
         for run in runs:
             assert run.config == config.compose([*cell.overrides, f"seed={run.seed}"])
