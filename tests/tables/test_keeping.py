@@ -119,3 +119,12 @@ def test_file_that_goes_while_it_is_kept_stops_nobody(demo, runs, finish, tmp_pa
 def test_file_of_a_long_run_is_small(runs, finish):
     path = finish(runs[0], *[100 * math.exp(-epoch / 77) for epoch in range(300)])
     assert path.stat().st_size < 40_000
+
+
+def test_runs_of_two_cells_that_show_two_numbers_of_them_are_kept_once(demo, runs, finish, tmp_path):
+    table, plan = demo
+    cell, its_runs = next(iter(plan.items()))
+    both = {cell: its_runs, dataclasses.replace(cell, metric="test_error_best"): its_runs}
+    finish(runs[0], 3.0)
+    kept = keep([(table, both)], gather(results_of_runs(tmp_path / "runs")), tmp_path / "results")
+    assert (len(kept.taken), kept.same, kept.passed_over) == (1, [], [])

@@ -76,6 +76,16 @@ def test_run_that_heeds_nothing_is_killed_by_the_third_signal(demo, options, mon
         os.kill(int((folder / "pid").read_text()), 0)
 
 
+def test_signal_that_comes_while_a_run_is_started_reaches_it(demo, options, monkeypatch):
+    def freeze(run, path):
+        path.parent.mkdir(parents=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(local, "freeze", freeze)
+    assert sweep_here(options, compose, [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"]) == 75
+    assert read_ending(folder_of(options, all_runs(demo)[0])) is None, "it has not come to its end without a result"
+
+
 WAITS = textwrap.dedent("""
     import sys, time
     from pathlib import Path
@@ -111,7 +121,7 @@ OVERLAPS = textwrap.dedent("""
 
     here = Path(sys.argv[-1]).parent
     count = lambda name: len(list(here.parent.glob(f"*/{name}")))
-    print("threads", os.environ.get("OMP_NUM_THREADS"), flush=True)
+    print("threads", os.environ.get("OMP_NUM_THREADS"), os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
     (here / "began").touch()
     while count("began") < 3:  # or the sweep would never end
         time.sleep(0.02)
@@ -127,13 +137,19 @@ OVERLAPS = textwrap.dedent("""
 
 def test_several_runs_train_at_once_and_one_that_fails_leaves_the_others_running(demo, options, capfd, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("isda_repro.tables.places._visible", lambda: ["0", "1", "2"])
     options.jobs = 3
-    assert sweep_here(options, compose, [sys.executable, "-I", "-S", "-c", OVERLAPS]) == 1
     folders = [folder_of(options, run) for run in all_runs(demo)]
+    folders[5].mkdir(parents=True)
+    (folders[5] / "log.txt").write_text("of before\n")
+    assert sweep_here(options, compose, [sys.executable, "-I", "-S", "-c", OVERLAPS]) == 1
     assert max(int((folder / "at_once").read_text()) for folder in folders) == 3
     out = capfd.readouterr().out
     threads = places(options).variables[0]["OMP_NUM_THREADS"]
-    assert all((folder / "log.txt").read_text().startswith(f"threads {threads}\n") for folder in folders)
+    logs = [(folder / "log.txt").read_text() for folder in folders]
+    assert sorted(logs[:3])[0].startswith(f"threads {threads} 0\n")
+    assert sorted(log.split()[2] for log in logs[:3]) == ["0", "1", "2"], "one on each GPU"
+    assert logs[5].startswith(f"of before\nthreads {threads} ")
     assert "threads" not in out, "only the terminal's owner writes there"
     for folder, said in ((folders[1], "the disk is on fire"), (folders[2], "SIGKILL")):
         assert any(folder.name in line and said in line for line in out.splitlines())

@@ -118,7 +118,10 @@ def test_jobs_are_one_array_and_are_submitted_once(demo, program, tmp_path, capf
     assert config.read_frozen(runs_dir / runs[5].run_id / "config.yaml").run_id == runs[5].run_id
 
     queue = [(0, "RUNNING", "None"), (1, "PENDING", "Priority"), (2, "PENDING", "Dependency")]
-    program("squeue", "\n".join(f'echo "77_{task}|{state}|1:00|{why}"' for task, state, why in queue))
+    jobs_of_arrays_apart = '[ "$1 $3" = "--me --array" ] || exit 1\n'
+    program(
+        "squeue", jobs_of_arrays_apart + "\n".join(f'echo "77_{task}|{state}|1:00|{why}"' for task, state, why in queue)
+    )
     program("sacct", 'echo "77_3|OUT_OF_MEMORY"; echo "77_[4,6-9%2]|CANCELLED by 0"')
     dry = SweepOptions("demo", cluster="slurm", dry_run=True)
     assert sweep_on_slurm(dry, compose) == 0
@@ -140,8 +143,14 @@ def test_jobs_are_one_array_and_are_submitted_once(demo, program, tmp_path, capf
     assert "Detected 1 oom_kill event" in words()[1]
 
     program("scancel", f'echo "$@" > {tmp_path}/cancelled')
+    process = subprocess.Popen(["sleep", "600"])  # of the job 77_0, which gets its signal from SLURM
+    (runs_dir / runs[1].run_id / "owner.json").write_text(json.dumps({**here(), "pid": process.pid}))
+    capfd.readouterr()
     assert cancel(asked, compose) == 0
     assert (tmp_path / "cancelled").read_text().split() == ["77_0", "77_1", "77_2"]
+    assert re.findall(r"\d+", capfd.readouterr().out) == ["3", "0"]
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
 
 
 def test_runs_that_others_need_are_an_array_before_them(program, tmp_path):
@@ -197,7 +206,8 @@ def test_queue_without_accounting_still_knows_what_waits(program):
     program("sacct", "exit 1")
     queue = look(["4", "5", "7"])
     assert queue.waiting == {"4": Waiting("COMPLETING", "0:10", "None"), "7": Waiting("PENDING", "1:00", "a|b")}
-    assert [job.runs for job in queue.waiting.values()] == [True, False]
+    states = ("RUNNING", "COMPLETING", "PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
+    assert [Waiting(state, "", "").runs for state in states] == [True, True, False, False, False, False]
     assert queue.ended == {}
     program("squeue", "exit 1")
     assert look([]).waiting == {}, "nothing is asked where there is no job"
@@ -279,6 +289,8 @@ def test_job_whose_training_is_killed_fails_with_its_signal(job):
     assert "SIGKILL" in str(outcome[0])
     assert read_ending(folder).exit_code == -signal.SIGKILL
     assert job.checkpoint().function.config == job.config, "there is nothing to save"
+    again = TrainingJob(job.config, 2, 8).checkpoint().function
+    assert (again.config, again.nodes, again.processes) == (job.config, 2, 8)
 
 
 def test_job_waits_while_another_process_works_on_its_run(job, monkeypatch):
