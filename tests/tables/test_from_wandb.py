@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import json
 import os
 import pty
 import re
@@ -17,6 +18,7 @@ from wandb_server import ENTITY, Stored, WandbServer
 from isda_repro.errors import UserError
 from isda_repro.tables import from_wandb
 from isda_repro.tables.from_wandb import OURS, connect, results_from_wandb, results_offline
+from isda_repro.tables.offline_runs import OfflineRun, read_offline
 from isda_repro.tables.records import RecordError, result_of
 from isda_repro.tables.sources import Found
 from isda_repro.tracking.logged import config_of, row_of, summary_of
@@ -171,7 +173,7 @@ def test_filters_are_fields_that_the_api_documents(api):
 
 
 class FakeApi:
-    """W&B's, whose runs are found and whose histories are not answered."""
+    """W&B's, whose runs are found and whose histories are not answered, but for those of the run X."""
 
     default_entity = "me"
 
@@ -182,12 +184,14 @@ class FakeApi:
         return [] if "$ne" in str(filters) else [self._run(name) for name in self._names]
 
     def _run(self, name):
-        return SimpleNamespace(
-            id=name, state="finished", summary_metrics=summary_of(result(EPOCHS, name)), scan_history=self._refuse
-        )
+        def history(**_):
+            if name != "X":
+                raise self._error
+            return [row_of(record) for record in EPOCHS]
 
-    def _refuse(self, **_):
-        raise self._error
+        return SimpleNamespace(
+            id=name, state="finished", summary_metrics=summary_of(result(EPOCHS, name)), scan_history=history
+        )
 
 
 def test_source_that_has_stopped_answering_is_asked_no_more(monkeypatch):
@@ -196,6 +200,9 @@ def test_source_that_has_stopped_answering_is_asked_no_more(monkeypatch):
     assert ["me/p/a" in str(few[0]), "me/p/b" in str(few[1])] == [True, True]
     with pytest.raises(UserError, match="late"):
         list(results_from_wandb(None, "p", FakeApi("abcdefgh", TimeoutError("late")), lambda seconds: None))
+    monkeypatch.setattr(from_wandb, "HISTORIES_AT_ONCE", 1)
+    between = list(results_from_wandb(None, "p", FakeApi("aXbXcXd", TimeoutError("late")), lambda seconds: None))
+    assert [isinstance(one, Found) for one in between] == [*[False, True] * 3, False], "an answer begins the count anew"
     gone = list(results_from_wandb(None, "p", FakeApi("abcdefgh", KeyError("gone")), lambda seconds: None))
     assert len(gone) == 8, "runs that are deleted are no sign of that"
 
@@ -277,3 +284,47 @@ def test_offline_files_that_cannot_be_used_are_named(tmp_path):
     assert isinstance(finding, RecordError)
     assert str(folder / "run-run-1.wandb") in str(finding)
     assert list(results_offline(tmp_path / "empty")) == []
+
+
+def test_offline_file_of_an_unfinished_run_is_named_and_one_of_a_generator_is_passed_over(tmp_path, monkeypatch):
+    files = {}
+    for name, ending, kind in (
+        ("whole", 0, {}),
+        ("cut", None, {}),
+        ("failed", 1, {"job_type": "train"}),
+        ("generator", 0, {"job_type": "generator"}),
+    ):
+        path = tmp_path / name / "wandb" / "offline-run-1" / f"run-{name}.wandb"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        rows = [row_of(record) for record in EPOCHS]
+        files[path] = OfflineRun(about=kind, summary=summary_of(result(EPOCHS, name)), rows=rows, exit_code=ending)
+    monkeypatch.setattr(from_wandb, "read_offline", files.get)
+    cut, failed, whole = results_offline(tmp_path)
+    assert whole.result == expected("whole")
+    assert isinstance(cut, RecordError)
+    assert isinstance(failed, RecordError)
+    assert ("run-cut.wandb" in str(cut), "run-failed.wandb" in str(failed)) == (True, True)
+
+
+def test_records_of_an_offline_file_are_put_together(tmp_path, monkeypatch):
+    records = [
+        {"type": "run", "run": {"run_id": "r", "config": {"update": {"a": 1, "b": 1}}}},
+        {"type": "config", "config": {"update": {"b": 2}}},
+        {"type": "history", "history": {"item": {"epoch": 1}}},
+        {"type": "stats", "stats": {"item": {"cpu": 5}}},
+        {"type": "history", "history": {"item": {"epoch": 2}}},
+        {"type": "summary", "summary": {"update": {"x": 1}}},
+        {"type": "summary", "summary": {"update": {"y": 2}}},
+        {"type": "exit", "exit": {}},
+    ]
+
+    def inspected(command, **_):
+        return SimpleNamespace(stdout="\n".join(map(json.dumps, records)))
+
+    monkeypatch.setattr(subprocess, "run", inspected)
+    run = read_offline(tmp_path / "run-r.wandb")
+    assert (run.about["run_id"], run.config, run.summary) == ("r", {"a": 1, "b": 2}, {"x": 1, "y": 2})
+    assert (run.rows, run.system, run.exit_code) == ([{"epoch": 1}, {"epoch": 2}], [{"cpu": 5}], 0)
+    records.pop()
+    assert read_offline(tmp_path / "run-r.wandb").exit_code is None

@@ -1,15 +1,17 @@
 """Runs that train on generated images: a sweep makes their generators first."""
 
+import json
 import re
 
 import pytest
 from sweeps import compose, folder_of, generator_result, numbers_of, started, training
 
 from isda_repro.errors import UserError
+from isda_repro.tables.generator_records import read_generator_result
 from isda_repro.tables.generators import generators_of
 from isda_repro.tables.local import sweep_here
 from isda_repro.tables.plan import expand
-from isda_repro.tables.records import write_result
+from isda_repro.tables.records import OtherKindError, RecordError, as_json, read_result, write_result
 from isda_repro.tables.specification import load_table
 from isda_repro.tables.status import status
 from isda_repro.tables.sweep import SweepOptions, missing
@@ -125,3 +127,21 @@ def test_generator_is_trained_where_its_classifiers_are(options):
     plan = expand(load_table(options.table), compose, ["tracking=none"])
     (run,) = generators_of(plan, compose, []).values()
     assert run.settings["tracking"]["mode"] == "none"
+
+
+def test_result_of_a_generator_comes_back_and_one_of_another_kind_or_schema_is_refused(tmp_path, demo, finish):
+    path = tmp_path / "result.json"
+    result = generator_result("g")
+    write_result(path, result)
+    assert read_generator_result(path) == result
+    with pytest.raises(OtherKindError, match=re.escape(str(path))):
+        read_result(path)
+    path.write_text(json.dumps({**as_json(result), "schema": "generator-9"}))
+    with pytest.raises(RecordError, match="generator-9"):
+        read_generator_result(path)
+    classifier = finish(next(iter(demo[1].values()))[0], 3.0)
+    with pytest.raises(RecordError, match=re.escape(str(classifier))):
+        read_generator_result(classifier)
+    path.write_text("[1]")
+    with pytest.raises(RecordError, match=re.escape(str(path))):
+        read_generator_result(path)

@@ -1,5 +1,7 @@
 import dataclasses
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ from isda_repro import config
 from isda_repro.tables.gathered import gather
 from isda_repro.tables.plan import expand
 from isda_repro.tables.records import (
+    METRICS_SCHEMAS,
+    RESULT_SCHEMAS,
     EpochRecord,
     RecordError,
     as_json,
@@ -78,6 +82,21 @@ def test_result_comes_back_as_it_was_written(demo, finish, tmp_path):
     assert not list(path.parent.glob("*.tmp"))
 
 
+def test_result_that_cannot_be_brought_to_the_disk_leaves_the_old_file(demo, finish, monkeypatch):
+    run = next(iter(demo[1].values()))[0]
+    path = finish(run, 3.0)
+    before = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        finish(run, 2.0)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_nan_is_never_written_and_never_read(demo, finish):
     run = next(iter(demo[1].values()))[0]
     path = finish(run, 3.0)
@@ -114,6 +133,8 @@ def test_files_older_than_the_top_5_error_are_read(demo, finish, tmp_path):
     assert list(read_metrics(path)) == [SEGMENT, EPOCH]
     path = finish(next(iter(demo[1].values()))[0], 3.0)
     new = read_result(path)
+    assert as_json(EPOCH)["schema"] == max(METRICS_SCHEMAS)
+    assert as_json(new)["schema"] == max(RESULT_SCHEMAS)
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 1}))
     assert read_result(path) == new
     assert new.test_top5_error_final is None

@@ -245,6 +245,16 @@ def test_unknown_variant_lists_those_that_exist(read, tmp_path):
         load_table("some+more", tmp_path)
 
 
+def test_table_like_another_has_what_it_does_not_say_itself_but_no_variants(read, tmp_path):
+    plain = read(VARIANT + "notes: [Of some.]")
+    other = read("like: some\ntitle: Mine\nnotes: [Own.]\nseeds: [9]", "other")
+    assert (other.name, other.title, other.notes) == ("other", "Mine", ("Own.", "Of some."))
+    assert [cell.overrides for cell in other.cells] == [cell.overrides for cell in plain.cells]
+    assert cell_of(other, ("ResNet-20",), ("Digits", "CE")).seeds == (9,)
+    with pytest.raises(UserError, match=r"other\.yaml.*\+more"):
+        load_table("other+more", tmp_path)
+
+
 def test_seed_set_afterwards_is_the_seed_composed(demo):
     for cell, runs in demo[1].items():
         for run in runs:

@@ -17,7 +17,7 @@ from isda_repro.training.parts import build_trackers
 
 def test_runs_are_tagged_by_a_sweep_and_keep_their_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    what = missing(SweepOptions(table="demo", set=["tracking.tags=[mine]"]), compose)
+    what = missing(SweepOptions(table="demo", set=["tracking.tags=[mine,demo]"]), compose)
     cell = what.table.cells[0]
     first = what.runs[0].settings
     tag = f"demo/{cell.slug}"
