@@ -139,6 +139,9 @@ def test_result_of_a_generator_comes_back_and_one_of_another_kind_or_schema_is_r
     path.write_text(json.dumps({**as_json(result), "schema": "generator-9"}))
     with pytest.raises(RecordError, match="generator-9"):
         read_generator_result(path)
+    path.write_text(json.dumps({**as_json(result), "kind": "result"}))
+    with pytest.raises(RecordError, match=re.escape(str(path))):
+        read_generator_result(path)
     classifier = finish(next(iter(demo[1].values()))[0], 3.0)
     with pytest.raises(RecordError, match=re.escape(str(classifier))):
         read_generator_result(classifier)
