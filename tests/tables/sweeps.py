@@ -1,52 +1,102 @@
 """What the tests of sweeps share: programs that stand for training, and where things lie."""
 
+import functools
 import os
+import re
+import sys
 import textwrap
 import threading
 import time
 from pathlib import Path
 
+from omegaconf import OmegaConf
+from synthetic import make_result
+
+from isda_repro import config
+from isda_repro.tables.generator_records import GeneratorResult
+from isda_repro.tables.records import write_result
+
 TRAINER = textwrap.dedent("""
     import sys
     from pathlib import Path
 
-    from omegaconf import OmegaConf
-    from synthetic import make_result
-    from isda_repro import config
-    from isda_repro.tables.plan import Run
-    from isda_repro.tables.records import write_result
-
-    path = Path(sys.argv[1])
-    cfg = config.read_frozen(path)
-    assert Path(cfg.runs_dir) == path.parent.parent
-    with (path.parent.parent / "started.txt").open("a") as log:
-        log.write(cfg.run_id + "\\n")
-    if "fails" in sys.argv[0] and cfg.choice.loss == "ce" and cfg.seed > 0:
-        sys.exit(3 if cfg.seed == 1 else 0)
-    run = Run(cfg.seed, cfg.run_id, OmegaConf.to_container(cfg))
-    write_result(path.parent / "result.json", make_result(run, [2.0 + cfg.seed]))
+    ready, config = map(Path, sys.argv[1:])
+    folder = config.parent
+    assert config.is_file()
+    with (folder.parent / "started.txt").open("a") as log:
+        log.write(folder.name + "\\n")
+    ending = (ready / folder.name).read_bytes()
+    if not ending.startswith(b"{"):
+        sys.exit(int(ending))
+    (folder / "result.json").write_bytes(ending)
 """)
 
 HEEDS = textwrap.dedent("""
     import os, sys, time
     from pathlib import Path
 
+    from isda_repro import stopping
     from isda_repro.errors import StoppedError, one_sentence_errors
-    from isda_repro.stopping import exit_code, heeding
 
-    asked = []
+    stopping.ECHO_SECONDS = float(sys.argv[2])
+    folder, asked = Path(sys.argv[-1]).parent, []
 
     def take(number):
         asked.append(number)
-        with Path(sys.argv[1]).open("a") as log:
+        with (folder / "seen").open("a") as log:
             log.write(number.name + "\\n")
 
-    with one_sentence_errors(), heeding(take):
-        Path(sys.argv[1]).with_name("pid").write_text(str(os.getpid()))
-        while not asked or sys.argv[2] == "ignores":
-            time.sleep(0.05)
-        raise StoppedError("saved", exit_code(asked[0]))
+    with one_sentence_errors(), stopping.heeding(take):
+        (folder / "pid.new").write_text(str(os.getpid()))
+        (folder / "pid.new").rename(folder / "pid")
+        while not asked or sys.argv[1] == "ignores":
+            time.sleep(0.02)
+        raise StoppedError("saved", stopping.exit_code(asked[0]))
 """)
+
+WAIT_SECONDS = 60.0  # after which a test gives up; nothing is expected to take as long
+
+
+@functools.cache
+def _composed(overrides):
+    return OmegaConf.to_container(config.compose_any(list(overrides)))
+
+
+def compose(overrides):
+    """``config.compose_any``, which is asked once in a session for the same overrides."""
+    return _composed(tuple(overrides))
+
+
+def training(folder, runs, ends=None):
+    """A command that stands for training: it leaves the result of each run at once.
+
+    Args:
+        folder: where its files can lie.
+        runs: those that it can train, with the error 2.0 + seed.
+        ends: run id -> the exit code with which a run ends instead, without a result.
+    """
+    ready = folder / "ready"
+    ready.mkdir(exist_ok=True)
+    (folder / "trainer.py").write_text(TRAINER)
+    for run in runs:
+        if run.run_id in (ends or {}):
+            (ready / run.run_id).write_text(str(ends[run.run_id]))
+        else:
+            result = generator_result(run.run_id) if run.is_generator else make_result(run, [2.0 + run.seed])
+            write_result(ready / run.run_id, result)
+    return [sys.executable, "-I", "-S", str(folder / "trainer.py"), str(ready)]
+
+
+def generator_result(run_id):
+    return GeneratorResult(
+        run_id=run_id, request={}, choices={}, epochs=7, steps=1, generator_steps=1, generators=1, parameters=1,
+        train_images=1, curves={}, timing={}, segments=[], environment={},
+    )  # fmt: skip
+
+
+def heeding_training(does="obeys", echo=600.0):
+    """A command whose runs note in their folders their pid and each signal that is no echo, and leave at the first."""
+    return [sys.executable, "-c", HEEDS, does, str(echo)]
 
 
 def started(options):
@@ -62,15 +112,33 @@ def folder_of(options, run):
     return Path(options.runs_dir) / run.run_id
 
 
-def send_when_begun(pid, *numbers, run_too=False, between=0.0):
-    """Send signals to the sweep, which is this process, when its run has written its pid."""
+def numbers_of(out, name):
+    """The whole numbers in the last line that has this name, which says how many runs are done."""
+    line = next(line for line in reversed(out.splitlines()) if name in line)
+    return [int(number) for number in re.findall(r"\b\d+\b", line.replace(name, ""))]
+
+
+def until(condition):
+    """Wait for what another process or thread does."""
+    end = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < end, "what was waited for has not happened"
+        time.sleep(0.01)
+
+
+def send_when_begun(options, *numbers, runs=1, run_too=False):
+    """Send signals to the sweep, which is this process, when so many runs heed them; each when the last has arrived."""
+
+    def noted(name):
+        return [path.read_text() for path in Path(options.runs_dir).glob(f"*/{name}")]
 
     def send():
-        while not pid.exists() or not pid.read_text():
-            time.sleep(0.02)
-        for number in numbers:
-            for target in [os.getpid(), int(pid.read_text())] if run_too else [os.getpid()]:
+        until(lambda: len(noted("pid")) == runs)
+        for count, number in enumerate(numbers):
+            until(lambda count=count: len("".join(noted("seen")).split()) >= count * runs)
+            for target in [os.getpid(), *(map(int, noted("pid")) if run_too else ())]:
                 os.kill(target, number)
-            time.sleep(between)
 
-    threading.Thread(target=send, daemon=True).start()
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    return thread

@@ -1,31 +1,78 @@
+"""Composed configurations that are kept from one command to the next."""
+
+import pytest
+from omegaconf import OmegaConf
+
 from isda_repro import config
+from isda_repro.tables import composed
 from isda_repro.tables.composed import Remembered
 
+OVERRIDES = ["model=resnet20", "dataset=digits"]
 
-def test_compositions_are_remembered_and_forgotten_with_what_they_follow_from(tmp_path, monkeypatch):
-    asked = []
 
-    def compose(overrides):
-        asked.append(overrides)
-        return config.compose(overrides)
+class Counting:
+    """Composes what it was made with, and counts how often it is asked."""
 
-    first = Remembered(compose, tmp_path)
-    fresh = first(["model=resnet20", "dataset=digits"])
+    def __init__(self, **settings):
+        self.settings, self.asked = settings, 0
+
+    def __call__(self, overrides):
+        self.asked += 1
+        return OmegaConf.create({**self.settings, "overrides": overrides})
+
+
+def test_composition_is_remembered_as_it_was(tmp_path):
+    first = Remembered(config.compose, tmp_path)
+    fresh = first(OVERRIDES)
+    assert first(OVERRIDES) is fresh
     first.keep()
-    again = Remembered(compose, tmp_path)(["model=resnet20", "dataset=digits"])
-    assert again == fresh == config.compose(["model=resnet20", "dataset=digits"])
-    assert type(again) is dict, "OmegaConf's objects take ten times as long"
-    assert len(asked) == 1
-    monkeypatch.setenv("ISDA_DATA", "elsewhere")
-    assert Remembered(compose, tmp_path)(["model=resnet20", "dataset=digits"])["data_dir"] == "elsewhere"
-    assert len(asked) == 2
-    next(tmp_path.glob("composed-*.json")).write_text("{")
-    monkeypatch.undo()
-    assert Remembered(compose, tmp_path)(["model=resnet20", "dataset=digits"]) == fresh, "a damaged cache is none"
+    compose = Counting()
+    again = Remembered(compose, tmp_path)
+    assert again(OVERRIDES) == fresh == OmegaConf.to_container(config.compose(OVERRIDES))
+    assert type(again(OVERRIDES)) is dict, "OmegaConf's objects take ten times as long"
+    assert compose.asked == 0
+    assert again([*OVERRIDES, "loss=isda"])["overrides"] == [*OVERRIDES, "loss=isda"]
+    next(tmp_path.glob("*.json")).write_text("{")
+    assert Remembered(config.compose, tmp_path)(OVERRIDES) == fresh, "a damaged cache is none"
 
 
-def test_a_cache_that_cannot_be_written_is_none(tmp_path):
+@pytest.mark.parametrize("changed", ["environment", "directory", "configuration"])
+def test_composition_is_forgotten_with_what_it_follows_from(tmp_path, monkeypatch, changed):
+    (tmp_path / "conf" / "table").mkdir(parents=True)
+    (tmp_path / "conf" / "a.yaml").write_text("a: 1")
+    monkeypatch.setattr(composed, "CONF_DIR", tmp_path / "conf")
+    compose, folder = Counting(), tmp_path / "cache"
+
+    def ask():
+        remembered = Remembered(compose, folder)
+        remembered(OVERRIDES)
+        remembered.keep()
+        return compose.asked
+
+    assert (ask(), ask()) == (1, 1)
+    (tmp_path / "conf" / "table" / "t.yaml").write_text("title: the overrides come from here")
+    assert ask() == 1
+    if changed == "environment":
+        monkeypatch.setenv("ISDA_DATA", "elsewhere")
+    elif changed == "directory":
+        monkeypatch.chdir(tmp_path)
+    else:
+        (tmp_path / "conf" / "a.yaml").write_text("a: 2")
+    assert ask() == 2
+
+
+def test_composition_that_follows_from_a_file_of_weights_is_not_remembered(tmp_path):
+    compose = Counting(model={"weights": "a file"})
+    remembered = Remembered(compose, tmp_path)
+    remembered(OVERRIDES)
+    remembered(OVERRIDES)
+    remembered.keep()
+    assert compose.asked == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cache_that_cannot_be_written_is_none(tmp_path):
     (tmp_path / "cache").write_text("a file")
-    remembered = Remembered(config.compose, tmp_path / "cache")
-    remembered(["model=resnet20", "dataset=digits"])
+    remembered = Remembered(Counting(), tmp_path / "cache")
+    assert remembered(OVERRIDES)["overrides"] == OVERRIDES
     remembered.keep()

@@ -1,46 +1,22 @@
-"""Runs that train on generated images: a sweep makes their generators first, and status says how far these are."""
+"""Runs that train on generated images: a sweep makes their generators first."""
 
 import json
-import sys
-from pathlib import Path
+import re
 
 import pytest
-from sweeps import started
+from sweeps import compose, folder_of, generator_result, numbers_of, started, training
 
-from isda_repro import config
 from isda_repro.errors import UserError
-from isda_repro.tables.generator_records import GeneratorEpoch, GeneratorResult
+from isda_repro.tables.generator_records import read_generator_result
 from isda_repro.tables.generators import generators_of
 from isda_repro.tables.local import sweep_here
 from isda_repro.tables.plan import expand
-from isda_repro.tables.records import as_json, write_result
+from isda_repro.tables.records import OtherKindError, RecordError, as_json, read_result, write_result
 from isda_repro.tables.specification import load_table
 from isda_repro.tables.status import status
-from isda_repro.tables.sweep import missing
+from isda_repro.tables.sweep import SweepOptions, missing
 
-TRAINS_BOTH = """
-import sys
-from pathlib import Path
-from isda_repro import config
-from isda_repro.tables.generator_records import GeneratorResult
-from isda_repro.tables.records import write_result
-path = Path(sys.argv[1])
-cfg = config.read_any_frozen(path)
-if "gan" in cfg:
-    with (path.parent.parent / "started.txt").open("a") as log:
-        log.write(cfg.run_id + "\\n")
-    assert "fails" not in sys.argv[0]
-    write_result(path.parent / "result.json", GeneratorResult(
-        run_id=cfg.run_id, request={}, choices={}, epochs=7, steps=1, generator_steps=1, generators=1, parameters=1,
-        train_images=1, curves={}, timing={}, segments=[], environment={}))
-    sys.exit(0)
-"""
-
-
-@pytest.fixture
-def own(options, tmp_path):
-    path = tmp_path / "own.yaml"
-    path.write_text("""
+TABLE = """
 title: two of the rows train on generated images
 metric: test_error_last10
 seeds: [0, 1]
@@ -48,119 +24,127 @@ set: [model=resnet20, dataset=digits, dataset.holdout=100]
 rows: [{Basic: loss=ce, ACGAN: [loss=ce, synthetic=acgan], ISDA: [loss=isda, synthetic=acgan]}]
 columns: [{digits: []}]
 cells: [{row: ACGAN, needs: {generator: acgan}}, {row: ISDA, needs: {generator: acgan}}]
-""")
-    options.table = str(path)
-    return options
+"""
 
 
 @pytest.fixture
-def both(trainer, tmp_path):
-    """A command that trains either kind at once."""
-
-    def command(name="works"):
-        trainer(name)
-        path = tmp_path / f"{name}.py"
-        path.write_text(TRAINS_BOTH + path.read_text())
-        return [sys.executable, str(path)]
-
-    return command
+def options(tmp_path, monkeypatch):
+    """A sweep of a table with generators, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text(TABLE)
+    return SweepOptions("own.yaml")
 
 
-def plan_of(options):
-    table = load_table(options.table)
-    return expand(table, config.compose_any, [f"runs_dir='{options.runs_dir.replace(chr(39), chr(92) + chr(39))}'"])
+@pytest.fixture
+def plan(options):
+    return expand(load_table(options.table), compose)
 
 
-def test_one_generator_serves_all_runs_that_differ_in_seed_and_loss(own):
-    generators = generators_of(plan_of(own), config.compose_any, ["runs_dir=elsewhere"])
-    assert len(generators) == 1
-    ((name, run),) = generators.items()
+@pytest.fixture
+def generator(plan):
+    """The one that its runs need."""
+    (run,) = generators_of(plan, compose, []).values()
+    return run
+
+
+@pytest.fixture
+def runs(plan):
+    return [run for runs in plan.values() for run in runs]
+
+
+def test_one_generator_serves_all_runs_that_differ_in_seed_and_loss(plan, runs):
+    ((name, run),) = generators_of(plan, compose, ["runs_dir=elsewhere"]).items()
+    assert name == run.run_id == runs[2].settings["synthetic"]["generator"]
     assert name.startswith("acgan-digits-s0-")
-    assert run.is_generator
+    assert (run.is_generator, runs[2].is_generator) == (True, False)
     assert run.settings["dataset"]["holdout"] == 100, "it sees what the classifier is trained on, and nothing else"
     assert run.settings["runs_dir"] == "elsewhere"
 
 
-def test_a_sweep_makes_it_first_and_once(own, both, capfd):
-    (generator,) = generators_of(plan_of(own), config.compose_any, [])
-    lines = list(status(own, config.compose_any))
-    assert lines[:2] == ["table=own: 0 of 6 runs done", f"  generator {generator}: not started"]
-    assert sweep_here(own, config.compose_any, both()) == 0
-    assert started(own)[0] == generator
-    assert len(started(own)) == 7
-    out = capfd.readouterr().out
-    assert f"[1/7] {generator}: done, 7 epochs, after" in out
-    assert "table=own: 7 of 7 runs done, 7 started now" in out
-    assert list(status(own, config.compose_any))[:2] == [
-        "table=own: 6 of 6 runs done",
-        "  ACGAN, digits  done 2 of 2",
-    ] or (list(status(own, config.compose_any))[1].startswith("  Basic, digits"))
-    assert sweep_here(own, config.compose_any, both()) == 0
-    assert len(started(own)) == 7
+def test_sweep_makes_the_generator_first_and_once(options, generator, runs, tmp_path, capfd):
+    title, of_generator, *_ = status(options, compose)
+    assert numbers_of(title, "table=own") == [0, 6]
+    assert generator.run_id in of_generator
+    command = training(tmp_path, [generator, *runs])
+    assert sweep_here(options, compose, command) == 0
+    assert started(options) == [run.run_id for run in (generator, *runs)]
+    assert numbers_of(capfd.readouterr().out, "table=own") == [7, 7, 7]
+    title, *others = status(options, compose)
+    assert numbers_of(title, "table=own") == [6, 6]
+    assert generator.run_id not in " ".join(others)
+    assert sweep_here(options, compose, command) == 0
+    assert len(started(options)) == 7
 
 
-def test_runs_whose_generator_failed_are_not_begun_and_the_others_are(own, both, capfd):
-    assert sweep_here(own, config.compose_any, both("fails")) == 1
-    (generator,) = generators_of(plan_of(own), config.compose_any, [])
-    out = capfd.readouterr().out
-    assert out.count(f"not started, since it needs {generator}, which failed") == 4
-    assert f"failed: {generator}" in out
+def test_runs_whose_generator_failed_are_not_started_and_the_others_are(options, generator, runs, tmp_path, capfd):
+    assert sweep_here(options, compose, training(tmp_path, [generator, *runs], {generator.run_id: 1})) == 1
+    assert started(options) == [run.run_id for run in (generator, *runs[:2])]
+    said = capfd.readouterr().out.rpartition("table=own")[2]
+    assert [run.run_id in said for run in (generator, *runs)] == [True, False, False, *[True] * 4]
 
 
-def test_nothing_that_trains_on_generated_images_is_left_to_do_no_generator_is_made(own, both, finish, tmp_path):
-    own.results_dir = str(tmp_path / "results")
-    plan = plan_of(own)
+def test_no_generator_is_made_where_all_that_train_on_its_images_are_kept(options, plan, generator, finish, tmp_path):
     for cell, runs in plan.items():
-        for run in runs:
-            if cell.generator:
-                finish(run, 2.5, path=tmp_path / "results" / "own" / cell.slug / f"{run.seed}.json")
-    assert sweep_here(own, config.compose_any, both()) == 0
-    assert [name.split("-")[0] for name in started(own)] == ["resnet20", "resnet20"]
+        for run in runs if cell.generator else ():
+            finish(run, 2.5, path=tmp_path / "results" / "own" / cell.slug / f"{run.seed}.json")
+    basic = next(iter(plan.values()))
+    assert sweep_here(options, compose, training(tmp_path, [generator, *basic])) == 0
+    assert started(options) == [run.run_id for run in basic]
 
 
-def test_one_that_the_user_names_is_the_users_and_must_be_there(own, both):
-    own.table = "demo"
-    own.set = ["synthetic=acgan", "synthetic.generator=mine"]
-    assert generators_of(expand(load_table("demo"), config.compose_any, own.set), config.compose_any, []) == {}
-    with pytest.raises(UserError, match=r"synthetic\.generator=mine is not in .*, and this sweep does not train it"):
-        sweep_here(own, config.compose_any, both())
-    assert started(own) == []
+def test_generator_that_the_user_names_is_not_made_and_must_be_there(options):
+    options.table, options.set = "demo", ["synthetic=acgan", "synthetic.generator=mine"]
+    assert generators_of(expand(load_table("demo"), compose, options.set), compose, []) == {}
+    with pytest.raises(UserError, match=r"synthetic\.generator=mine"):
+        missing(options, compose)
 
 
-def test_runs_that_have_only_their_last_acts_left_wait_for_no_generator(own, both, finish):
-    plan = plan_of(own)
-    for runs in plan.values():
-        for run in runs:
-            path = finish(run, 2.0, path=Path(own.runs_dir) / run.run_id / "result.json")
-            (path.parent / "checkpoint-000000005.pt").touch()
-    assert sweep_here(own, config.compose_any, both()) == 0
-    assert len(started(own)) == 6
-    what = missing(own, config.compose_any)
-    assert all(what.unmet(run) == [] for run in what.runs), "nor does a job"
+def test_runs_that_have_only_their_last_acts_left_wait_for_no_generator(options, runs, generator, finish, tmp_path):
+    for run in runs:
+        path = finish(run, 2.0, path=folder_of(options, run) / "result.json")
+        (path.parent / "checkpoint-000000005.pt").touch()
+    what = missing(options, compose)
+    assert all(what.unmet(run) == [] for run in what.runs)
+    assert sweep_here(options, compose, training(tmp_path, [generator, *runs])) == 0
+    assert started(options) == [run.run_id for run in runs]
 
 
-def test_status_says_how_far_a_generator_is_and_a_result_of_another_is_refused(own, both, capfd):
-    (run,) = generators_of(plan_of(own), config.compose_any, []).values()
-    folder = Path(own.runs_dir) / run.run_id
-    folder.mkdir(parents=True)
-    scores = {"discriminator_loss": 0.5, "real_score": 0.6, "fake_score": 0.4}
-    epoch = GeneratorEpoch(epoch=7, step=9, generator_steps=9, timing={"train": 2.0}, **scores)
-    (folder / "metrics.jsonl").write_text(json.dumps(as_json(epoch)) + "\n")
-    assert list(status(own, config.compose_any))[1] == (
-        f"  generator {run.run_id}: interrupted, epoch 7 of 100, 3:06 left"
-    )
-    foreign = GeneratorResult(
-        run_id="other", request={}, choices={}, epochs=7, steps=1, generator_steps=1, generators=1, parameters=1,
-        train_images=1, curves={}, timing={}, segments=[], environment={},
-    )  # fmt: skip
-    write_result(folder / "result.json", foreign)
-    assert sweep_here(own, config.compose_any, both()) == 1
-    assert "it is the result of other" in capfd.readouterr().out
+def test_result_of_another_generator_is_refused(options, generator, runs, tmp_path, capfd):
+    folder_of(options, generator).mkdir(parents=True)
+    write_result(folder_of(options, generator) / "result.json", generator_result("other"))
+    assert sweep_here(options, compose, training(tmp_path, [generator, *runs])) == 1
+    failed = capfd.readouterr().out.rpartition("table=own")[2]
+    assert re.search(rf"{generator.run_id}.*other", failed)
 
 
-def test_a_generator_is_trained_where_its_classifiers_are(own):
-    own.set = ["compute.device=cpu", "data_dir=there", "tracking.project=mine"]
-    plan = expand(load_table(own.table), config.compose_any, own.set)
-    (run,) = generators_of(plan, config.compose_any, []).values()
-    found = run.settings
-    assert (found["compute"]["device"], found["data_dir"], found["tracking"]["project"]) == ("cpu", "there", "mine")
+def test_generator_is_trained_where_its_classifiers_are(options):
+    options.set = ["compute.device=cpu", "data_dir='the\\'re'", "tracking=offline", "tracking.project=mine"]
+    plan = expand(load_table(options.table), compose, options.set)
+    (run,) = generators_of(plan, compose, []).values()
+    tracking = run.settings["tracking"]
+    assert (run.settings["compute"]["device"], run.settings["data_dir"]) == ("cpu", "the're")
+    assert (tracking["mode"], tracking["project"]) == ("offline", "mine")
+    plan = expand(load_table(options.table), compose, ["tracking=none"])
+    (run,) = generators_of(plan, compose, []).values()
+    assert run.settings["tracking"]["mode"] == "none"
+
+
+def test_result_of_a_generator_comes_back_and_one_of_another_kind_or_schema_is_refused(tmp_path, demo, finish):
+    path = tmp_path / "result.json"
+    result = generator_result("g")
+    write_result(path, result)
+    assert read_generator_result(path) == result
+    with pytest.raises(OtherKindError, match=re.escape(str(path))):
+        read_result(path)
+    path.write_text(json.dumps({**as_json(result), "schema": "generator-9"}))
+    with pytest.raises(RecordError, match="generator-9"):
+        read_generator_result(path)
+    path.write_text(json.dumps({**as_json(result), "kind": "result"}))
+    with pytest.raises(RecordError, match=re.escape(str(path))):
+        read_generator_result(path)
+    classifier = finish(next(iter(demo[1].values()))[0], 3.0)
+    with pytest.raises(RecordError, match=re.escape(str(classifier))):
+        read_generator_result(classifier)
+    path.write_text("[1]")
+    with pytest.raises(RecordError, match=re.escape(str(path))):
+        read_generator_result(path)

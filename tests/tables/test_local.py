@@ -1,4 +1,4 @@
-"""Sweeps on this machine: signals, and several runs at once."""
+"""Sweeps on this machine: signals, several runs at once, and runs that another process works on."""
 
 import json
 import os
@@ -7,63 +7,112 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from sweeps import HEEDS, TRAINER, all_runs, folder_of, send_when_begun, started
+from sweeps import (
+    all_runs,
+    compose,
+    folder_of,
+    heeding_training,
+    numbers_of,
+    send_when_begun,
+    started,
+    training,
+    until,
+)
 
-from isda_repro import config
 from isda_repro.errors import UserError
-from isda_repro.tables.local import places, sweep_here
+from isda_repro.tables import local
+from isda_repro.tables.ending import read_ending
+from isda_repro.tables.local import sweep_here
 from isda_repro.tables.owner import here
-from isda_repro.tables.status import status
+from isda_repro.tables.places import places
+from isda_repro.tables.progress import NOT_YET
 from isda_repro.tables.sweep import SweepOptions, sweep_command
 
 
+@pytest.fixture
+def options(tmp_path, monkeypatch):
+    """A sweep of the demo in an empty directory, on a machine without GPUs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("isda_repro.tables.places._visible", list)
+    return SweepOptions("demo")
+
+
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGUSR2, 75)]
+    ("number", "code", "jobs", "both"),
+    [
+        (signal.SIGINT, 130, 1, True),
+        (signal.SIGINT, 130, 2, False),
+        (signal.SIGTERM, 75, 1, False),
+        (signal.SIGTERM, 75, 2, True),
+        (signal.SIGUSR1, 75, 1, True),
+        (signal.SIGHUP, 75, 1, False),
+    ],
 )
-@pytest.mark.parametrize("both", [False, True], ids=["to the sweep", "to both"])
-def test_a_signal_reaches_the_run_once_and_ends_the_sweep(options, tmp_path, capfd, number, code, both):
+def test_signal_reaches_each_run_once_and_ends_the_sweep(demo, options, tmp_path, capfd, number, code, jobs, both):
     """A terminal and a cluster send it to both; a person, or a service, to the sweep alone."""
-    seen, pid = tmp_path / "seen", tmp_path / "pid"
-    send_when_begun(pid, number, run_too=both)
-    assert sweep_here(options, config.compose, [sys.executable, "-c", HEEDS, str(seen), "obeys"]) == code
-    assert seen.read_text().split() == [signal.Signals(number).name]
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid.read_text()), 0)
-    *_, how, last = capfd.readouterr().out.splitlines()
-    assert how.startswith("[1/6] ")
-    assert f": stopped with exit code {code} after " in how
-    assert last.startswith("to go on: python scripts/sweep.py table=demo 'runs_dir=")
+    options.jobs = jobs
+    send_when_begun(options, number, runs=jobs, run_too=both)
+    assert sweep_here(options, compose, heeding_training()) == code
+    folders = [folder_of(options, run) for run in all_runs(demo)]
+    assert [folder.exists() for folder in folders] == [index < jobs for index in range(6)]
+    for folder in folders[:jobs]:
+        assert (folder / "seen").read_text().split() == [signal.Signals(number).name]
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((folder / "pid").read_text()), 0)
+        assert read_ending(folder) is None
+    assert sweep_command(options) in capfd.readouterr().out
 
 
-def test_a_run_that_stopped_by_itself_ends_the_sweep_and_is_no_failure(options, capfd):
-    assert sweep_here(options, config.compose, [sys.executable, "-c", "raise SystemExit(75)"]) == 75
-    out = capfd.readouterr().out
-    assert "failed" not in out.lower()
-    assert out.count("starts") == 1
-
-
-def test_a_run_that_heeds_nothing_is_killed_by_the_third_signal(options, tmp_path, monkeypatch):
+def test_run_that_heeds_nothing_is_killed_by_the_third_signal(demo, options, monkeypatch):
     monkeypatch.setattr("isda_repro.stopping.ECHO_SECONDS", 0.0)
-    seen, pid = tmp_path / "seen", tmp_path / "pid"
-    send_when_begun(pid, *[signal.SIGTERM] * 3, between=0.3)
-    begin = time.monotonic()
-    assert sweep_here(options, config.compose, [sys.executable, "-c", HEEDS, str(seen), "ignores"]) == 75
-    assert time.monotonic() - begin < 30
+    send_when_begun(options, *[signal.SIGTERM] * 3)
+    assert sweep_here(options, compose, heeding_training("ignores", echo=0.0)) == 75
+    folder = folder_of(options, all_runs(demo)[0])
+    assert (folder / "seen").read_text().split() == ["SIGTERM", "SIGTERM"]
     with pytest.raises(ProcessLookupError):
-        os.kill(int(pid.read_text()), 0)
+        os.kill(int((folder / "pid").read_text()), 0)
 
 
-def test_of_a_run_that_has_not_begun_to_train_the_sweep_says_so(options, capfd, monkeypatch):
-    monkeypatch.setattr("isda_repro.tables.local.REPORT_SECONDS", 0.1)
+def test_signal_that_comes_while_a_run_is_started_reaches_it(demo, options, monkeypatch):
+    def freeze(run, path):
+        path.parent.mkdir(parents=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(local, "freeze", freeze)
+    assert sweep_here(options, compose, [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"]) == 75
+    assert read_ending(folder_of(options, all_runs(demo)[0])) is None, "it has not come to its end without a result"
+
+
+WAITS = textwrap.dedent("""
+    import sys, time
+    from pathlib import Path
+
+    while not Path("reported").exists():
+        time.sleep(0.02)
+    sys.exit(75)
+""")
+
+
+def test_progress_of_runs_that_write_into_files_is_said_now_and_then(demo, options, tmp_path, monkeypatch, capfd):
+    first, second = [run.run_id for run in all_runs(demo)[:2]]
+    asked = []
+
+    def progress(folder, run):
+        asked.append(run.run_id)
+        if asked.count(second) == 2:
+            (tmp_path / "reported").touch()
+        return None if run.run_id == first else "epoch 8"
+
+    monkeypatch.setattr(local, "progress_of", progress)
+    monkeypatch.setattr(local, "REPORT_SECONDS", 0.0)
     options.jobs = 2
-    assert sweep_here(options, config.compose, [sys.executable, "-c", "import time; time.sleep(1); exit(75)"]) == 75
-    out = capfd.readouterr().out
-    assert ": not yet training" in out
-    assert ": None" not in out
+    assert sweep_here(options, compose, [sys.executable, "-I", "-S", "-c", WAITS]) == 75
+    said = capfd.readouterr().out.splitlines()
+    assert any(first in line and NOT_YET in line for line in said)
+    assert any(second in line and "epoch 8" in line for line in said)
 
 
 OVERLAPS = textwrap.dedent("""
@@ -72,7 +121,7 @@ OVERLAPS = textwrap.dedent("""
 
     here = Path(sys.argv[-1]).parent
     count = lambda name: len(list(here.parent.glob(f"*/{name}")))
-    print("says", os.environ.get("OMP_NUM_THREADS"), os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+    print("threads", os.environ.get("OMP_NUM_THREADS"), os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
     (here / "began").touch()
     while count("began") < 3:  # or the sweep would never end
         time.sleep(0.02)
@@ -86,95 +135,94 @@ OVERLAPS = textwrap.dedent("""
 """)
 
 
-def test_several_runs_at_once_and_a_crash_of_one_leaves_the_others_running(demo, options, finish, capfd, monkeypatch):
+def test_several_runs_train_at_once_and_one_that_fails_leaves_the_others_running(demo, options, capfd, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("isda_repro.tables.places._visible", lambda: ["0", "1", "2"])
     options.jobs = 3
-    runs = all_runs(demo)
-    assert sweep_here(options, config.compose, [sys.executable, "-c", OVERLAPS]) == 1
-    folders = [folder_of(options, run) for run in runs]
+    folders = [folder_of(options, run) for run in all_runs(demo)]
+    folders[5].mkdir(parents=True)
+    (folders[5] / "log.txt").write_text("of before\n")
+    assert sweep_here(options, compose, [sys.executable, "-I", "-S", "-c", OVERLAPS]) == 1
     assert max(int((folder / "at_once").read_text()) for folder in folders) == 3
     out = capfd.readouterr().out
-    assert "says 1" not in out
-    assert (folders[0] / "log.txt").read_text().startswith("says 1 None"), "the cores are divided"
-    assert f"failed: {runs[1].run_id} (exit code 2: error: the disk is on fire; all of it is in {folders[1]}" in out
-    assert f"failed: {runs[2].run_id} (exit code -9: ended by SIGKILL;" in out
-    assert "failed: ended by SIGKILL" in list(status(options, config.compose))[1]
+    threads = places(options).variables[0]["OMP_NUM_THREADS"]
+    logs = [(folder / "log.txt").read_text() for folder in folders]
+    assert sorted(logs[:3])[0].startswith(f"threads {threads} 0\n")
+    assert sorted(log.split()[2] for log in logs[:3]) == ["0", "1", "2"], "one on each GPU"
+    assert logs[5].startswith(f"of before\nthreads {threads} ")
+    assert "threads" not in out, "only the terminal's owner writes there"
+    for folder, said in ((folders[1], "the disk is on fire"), (folders[2], "SIGKILL")):
+        assert any(folder.name in line and said in line for line in out.splitlines())
+    assert [read_ending(folder).exit_code for folder in folders[1:4]] == [2, -9, 0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_all_of_them(demo, options, tmp_path, capfd, number):
-    options.jobs = 2
-    seen, pid = tmp_path / "seen", tmp_path / "pid"
-    send_when_begun(pid, number)
-    code = 130 if number is signal.SIGINT else 75
-    assert sweep_here(options, config.compose, [sys.executable, "-c", HEEDS, str(seen), "obeys"]) == code
-    out = capfd.readouterr().out
-    assert out.count(": starts") == 2
-    assert out.count(": stopped with exit code") == 2
-    assert "jobs=2" in out.splitlines()[-1]
-
-
-def test_gpus_are_packed(monkeypatch):
+def test_cores_and_gpus_are_divided_among_the_runs(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert places(SweepOptions(jobs=5), []).variables == ({"OMP_NUM_THREADS": "2"},) * 5
+    assert places(SweepOptions(jobs=13), []).variables[12] == {"OMP_NUM_THREADS": "1"}
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     on = [place["CUDA_VISIBLE_DEVICES"] for place in places(SweepOptions(runs_per_gpu=2), ["0", "3"]).variables]
-    assert on == ["0", "3", "0", "3"]
+    assert sorted(on) == ["0", "0", "3", "3"]
+    assert on[0] != on[1], "the first two runs are on different GPUs"
     assert places(SweepOptions(jobs=3), ["0", "1"]).variables[2] == {"CUDA_VISIBLE_DEVICES": "0"}
-    assert places(SweepOptions(), ["0", "1"]).is_one, "one after the other, where nothing is asked for"
+    assert places(SweepOptions(jobs=2, runs_per_gpu=2), ["5"]).variables == ({"CUDA_VISIBLE_DEVICES": "5"},) * 2
+    assert places(SweepOptions(), ["0", "1"]).variables == ({},), "one after the other, where nothing is asked for"
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(device_count=lambda: 2)))
+    for named, expected in (("", ["0", "1"]), ("4,GPU-6", ["4", "GPU-6"])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+        assert [place["CUDA_VISIBLE_DEVICES"] for place in places(SweepOptions(jobs=2)).variables] == expected
 
 
 @pytest.mark.parametrize(
-    ("asked", "sentence"),
+    ("asked", "gpus", "token"),
     [
-        ({"jobs": 0}, "jobs=0 must be a whole number from 1 on"),
-        ({"runs_per_gpu": 2, "gpus": []}, "runs_per_gpu=2, but PyTorch sees no GPU here: use jobs="),
-        ({"runs_per_gpu": 2, "jobs": 3, "gpus": ["0"]}, "jobs=3, but 1 GPUs with runs_per_gpu=2 have room for 2"),
+        ({"jobs": 0}, None, "jobs=0"),
+        ({"runs_per_gpu": 0}, None, "runs_per_gpu=0"),
+        ({"runs_per_gpu": 2}, [], "runs_per_gpu=2"),
+        ({"runs_per_gpu": 2, "jobs": 3}, ["0"], "jobs=3"),
     ],
 )
-def test_places_that_cannot_be_are_one_sentence(asked, sentence):
-    gpus = asked.pop("gpus", None)
-    with pytest.raises(UserError, match=sentence):
+def test_number_of_runs_that_have_no_place_is_refused(asked, gpus, token):
+    with pytest.raises(UserError, match=token):
         places(SweepOptions(**asked), gpus)
 
 
-def test_a_sweep_says_the_command_that_goes_on_with_it():
-    options = SweepOptions("demo", jobs=4, set=["recipe.epochs=2", "seed_=1"], dry_run=True)
-    assert sweep_command(options) == "python scripts/sweep.py table=demo 'set=[recipe.epochs=2,seed_=1]' jobs=4"
-
-
 BEATEN = textwrap.dedent("""
-    import json, sys
+    import sys
     from pathlib import Path
-
-    from isda_repro.tables.owner import here
 
     owner = Path(sys.argv[-1]).with_name("owner.json")
     if owner.parent.name == RUN and not owner.exists():
-        owner.write_text(json.dumps({**here(), "pid": OTHER}))
+        owner.write_text(OWNER)
         sys.exit(2)
-    exec(TRAINER)
 """)
 
 
-def test_runs_that_another_process_works_on_are_waited_for(demo, options, trainer, capfd):
+def test_runs_that_another_process_works_on_are_waited_for(demo, options, tmp_path, capfd):
     """As of a second sweep: one that holds it before it is begun here, and one that takes it in the same moment."""
-    trainer()  # the surroundings that its program needs
-    held, beaten, *others = [run.run_id for run in all_runs(demo)]
+    runs = all_runs(demo)
+    held, beaten, *others = [run.run_id for run in runs]
     other = subprocess.Popen(["sleep", "600"])
-    owner = Path(options.runs_dir) / held / "owner.json"
+    text = json.dumps({**here(), "pid": other.pid})
+    owner = folder_of(options, runs[0]) / "owner.json"
     owner.parent.mkdir(parents=True)
-    owner.write_text(json.dumps({**here(), "pid": other.pid}))
+    owner.write_text(text)
+    command, program = training(tmp_path, runs), tmp_path / "trainer.py"
+    program.write_text(f"RUN, OWNER = {beaten!r}, {text!r}\n{BEATEN}{program.read_text()}")
 
     def end_when_nothing_else_is_left():
-        while len(started(options)) < len(others):
-            time.sleep(0.05)
-        other.kill()
-        other.wait()
+        try:
+            until(lambda: len(started(options)) >= len(others))
+        finally:
+            other.kill()
+            other.wait()
 
-    threading.Thread(target=end_when_nothing_else_is_left, daemon=True).start()
-    program = f"RUN, OTHER, TRAINER = {beaten!r}, {other.pid}, {TRAINER!r}\n{BEATEN}"
-    assert sweep_here(options, config.compose, [sys.executable, "-c", program]) == 0
+    thread = threading.Thread(target=end_when_nothing_else_is_left, daemon=True)
+    thread.start()
+    assert sweep_here(options, compose, command) == 0
+    thread.join()
     assert started(options) == [*others, held, beaten]
     out = capfd.readouterr().out
-    for run in (held, beaten):
-        assert f"{run}: another process works on it, and is waited for\n" in out
-    assert "table=demo: 6 of 6 runs done, 7 started now" in out
+    assert numbers_of(out, "table=demo") == [6, 6, 7]
+    assert all(out.count(run) >= 3 for run in (held, beaten)), "that it is waited for is said, too"

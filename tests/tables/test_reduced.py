@@ -3,8 +3,8 @@
 import dataclasses
 
 import pytest
+from sweeps import compose
 
-from isda_repro import config
 from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.plan import expand
 from isda_repro.tables.specification import PaperValue, load_table
@@ -28,27 +28,32 @@ def reduced(demo, there):
 def changed(demo, *overrides, cells=1):
     """The runs of CE, or of CE and of ISDA, with other settings."""
     table = dataclasses.replace(demo[0], cells=demo[0].cells[:cells])
-    return list(expand(table, config.compose, overrides).values())
+    return list(expand(table, compose, overrides).values())
 
 
 SHOWN = [
-    ("recipe.epochs=12", "recipe.epochs=12 instead of 30"),
-    ("recipe.passes=2", "recipe.passes=2 instead of null"),
-    ("recipe.batch_size=32", "recipe.batch_size=32 instead of 64"),
-    ("dataset.train_limit=500", "dataset.train_limit=500 instead of null"),
-    ("dataset.test_limit=100", "dataset.test_limit=100 instead of null"),
-    ("compute.precision=bf16", "compute.precision=bf16 instead of auto"),
-    ("compute.micro_batch=16", "compute.micro_batch=16 instead of null"),
-    ("compute.deterministic=true", "compute.deterministic=true instead of false"),
+    ("recipe.epochs=12", "30"),
+    ("recipe.passes=2", "null"),
+    ("recipe.batch_size=32", "64"),
+    ("dataset.train_limit=500", "null"),
+    ("dataset.test_limit=100", "null"),
+    ("compute.precision=bf16", "auto"),
+    ("compute.micro_batch=16", "null"),
+    ("compute.deterministic=true", "false"),
 ]
 
 
-@pytest.mark.parametrize(("override", "said"), SHOWN)
-def test_a_smaller_run_fills_a_table_of_its_own_that_says_how(demo, finish, reduced, override, said):
+def named(settings):
+    """Of each: the setting with its value, and the cell's."""
+    return [(phrase.split()[0], phrase.split()[-1]) for phrase in settings]
+
+
+@pytest.mark.parametrize(("override", "instead"), SHOWN)
+def test_smaller_run_fills_a_table_of_its_own_that_says_how(demo, finish, reduced, override, instead):
     finish(changed(demo, override)[0][1], 3.0)
     (beside,) = reduced()
-    assert beside.settings == (said,)
-    assert beside.filled.table.title == f"{demo[0].title}, reduced: {said}"
+    assert named(beside.settings) == [(override, instead)]
+    assert override in beside.filled.table.title
     assert {key: cell.values for key, cell in beside.filled.cells.items()} == {CE: {1: 3.0}}
     assert beside.filled.cells[CE].missing == ()
     assert override in beside.filled.cells[CE].cell.overrides
@@ -61,12 +66,15 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize("override", OTHERS)
-def test_another_experiment_shows_up_nowhere(demo, finish, reduced, override):
-    on = "holdout" if "holdout" in override else "test"
-    finish(changed(demo, override)[0][1], 3.0, evaluated_on=on)
-    finish(changed(demo, override, "dataset.train_limit=500")[0][1], 3.0, evaluated_on=on)
-    assert reduced() == ()
+def test_other_experiments_show_up_nowhere_nor_do_smaller_ones_of_them(demo, finish, there, reduced):
+    for override in OTHERS:
+        on = "holdout" if "holdout" in override else "test"
+        finish(changed(demo, override)[0][1], 3.0, evaluated_on=on)
+    for override in OTHERS[::3]:
+        on = "holdout" if "holdout" in override else "test"
+        finish(changed(demo, override, "dataset.train_limit=500")[0][1], 3.0, evaluated_on=on)
+    assert (len(there().records), there().problems) == (len(OTHERS) + len(OTHERS[::3]), [])
+    assert [beside.settings for beside in reduced()] == []
 
 
 def test_runs_that_differ_in_the_same_way_stand_together_with_their_difference(demo, finish, reduced):
@@ -78,29 +86,43 @@ def test_runs_that_differ_in_the_same_way_stand_together_with_their_difference(d
     assert together.filled.cells[CE].values == {0: 5.0, 1: 7.0, 2: 6.0}
     assert together.filled.cells[ISDA].difference.mean == pytest.approx(-1.5)
     assert together.filled.cells[ISDA].difference.pairs == 2
-    assert alone.settings == ("dataset.train_limit=500 instead of null", "recipe.epochs=12 instead of 30")
+    assert named(alone.settings) == [("dataset.train_limit=500", "null"), ("recipe.epochs=12", "30")]
     assert list(alone.filled.cells) == [ISDA]
     assert alone.filled.table.baseline is None
 
 
 def test_milestones_follow_the_epochs_and_are_named_where_they_do_not(demo, finish, reduced):
     finish(changed(demo, "recipe.epochs=12", "recipe.schedule.milestones=[5,9]")[0][0], 3.0)
-    assert reduced()[0].settings == (
-        "recipe.epochs=12 instead of 30",
-        "recipe.schedule.milestones=[5,9] instead of [16,24]",
-    )
+    assert named(reduced()[0].settings) == [
+        ("recipe.epochs=12", "30"),
+        ("recipe.schedule.milestones=[5,9]", "[16,24]"),
+    ]
 
 
 def test_seeds_that_the_cell_does_not_list_stand_beside_it(demo, finish, reduced):
     table = dataclasses.replace(demo[0], cells=tuple(dataclasses.replace(c, seeds=(7, 8)) for c in demo[0].cells))
-    for run in next(iter(expand(table, config.compose).values())):
+    for run in next(iter(expand(table, compose).values())):
         finish(run, 3.0)
     (beside,) = reduced()
-    assert beside.settings == ("seeds that the cells do not list",)
+    assert len(beside.settings) == 1
     assert beside.filled.cells[CE].values == {7: 3.0, 8: 3.0}
 
 
-def test_a_kept_reduced_run_is_no_stranger(demo, finish, reduced, tmp_path):
+def test_precision_that_the_cell_does_not_accept_stands_beside_it(demo, finish, there):
+    table, plan = demo
+    strict = {dataclasses.replace(cell, precisions=("fp32",)): runs for cell, runs in plan.items()}
+    table = dataclasses.replace(table, cells=tuple(strict))
+    runs = next(iter(strict.values()))
+    finish(runs[0], 3.0, segments=[{"precision": "fp32"}, {"precision": "bf16"}])
+    finish(runs[1], 4.0, segments=[{"precision": "fp32"}])
+    filled = aggregate(table, strict, there())
+    assert filled.cells[CE].values == {1: 4.0}
+    (beside,) = filled.reduced
+    assert "bf16" in beside.settings[0]
+    assert beside.filled.cells[CE].values == {0: 3.0}
+
+
+def test_kept_reduced_run_is_no_stranger(demo, finish, reduced, tmp_path):
     finish(changed(demo, "recipe.epochs=12")[0][0], 3.0, path=tmp_path / "results/demo/cell/0.json")
     (beside,) = reduced()
     assert beside.filled.cells[CE].values == {0: 3.0}
@@ -132,16 +154,16 @@ cells:
 """
 
 
-def test_a_run_stands_with_the_nearest_cell_and_a_cells_own_run_with_no_other(finish, there, tmp_path):
+def test_run_stands_with_the_nearest_cell_and_a_cells_own_run_with_no_other(finish, there, tmp_path):
     (tmp_path / "sizes.yaml").write_text(SIZES)
     table = load_table("sizes", tmp_path)
-    plan = expand(table, config.compose)
+    plan = expand(table, compose)
     finish(plan[table.cells[0]][0], 1.0)
     second = dataclasses.replace(table, cells=table.cells[3:])
-    near = expand(second, config.compose, ["dataset.train_limit=500"])
+    near = expand(second, compose, ["dataset.train_limit=500"])
     finish(near[table.cells[3]][0], 2.0)  # two passes, three epochs: the second row's, but for its images
     filled = aggregate(table, plan, there())
     assert {key: cell.values for key, cell in filled.cells.items() if cell.values} == {(("300",), ("last",)): {0: 1.0}}
     (beside,) = filled.reduced
-    assert beside.settings == ("dataset.train_limit=500 instead of 600",)
+    assert named(beside.settings) == [("dataset.train_limit=500", "600")]
     assert {key: cell.values for key, cell in beside.filled.cells.items()} == {(("600",), ("best",)): {0: 2.0}}

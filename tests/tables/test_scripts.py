@@ -1,143 +1,138 @@
-"""The two commands as a user starts them: from the repository root, each a process of its own."""
+"""The commands ``tables`` and ``sweep``: what they write, and what they say of mistakes."""
 
-import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from isda_repro import config
+from isda_repro.errors import UserError
 from isda_repro.tables.render import FORMATS
-
-ROOT = config.CONF_DIR.parent
 
 
 @pytest.fixture
-def script():
-    def start(name, *arguments, cwd=ROOT):
-        command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-
-    return start
+def script(load_script, root, tmp_path_factory, monkeypatch):
+    """``script(name, *arguments)`` calls its ``main`` in the repository root, with a cache of this session's."""
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    return lambda name, *arguments: load_script(name).main(list(arguments))
 
 
-def test_tables_prints_the_table_alone_and_says_the_rest_elsewhere(demo, finish, curves, tmp_path, script):
+def test_tables_shows_writes_and_draws_what_has_finished(demo, finish, curves, tmp_path, script, capsys):
     runs = [run for runs in demo[1].values() for run in runs]
     for run in runs[:5]:
         finish(run, *curves(run.seed, 2.0))
-    (tmp_path / "runs" / runs[5].run_id).mkdir()
-    (tmp_path / "runs" / runs[5].run_id / "result.json").write_text("{}")
+    damaged = tmp_path / "runs" / runs[5].run_id / "result.json"
+    damaged.parent.mkdir()
+    damaged.write_text("{}")
     folders = (f"runs_dir={tmp_path}/runs", f"results_dir={tmp_path}/results")
-    shown = script("tables", "table=demo", *folders)
-    assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.startswith("## ResNet-20 on handwritten digits")
-    assert "(n = 2 of 3)" in shown.stdout
-    assert (tmp_path / "runs" / "demo.png").exists()
-    assert (tmp_path / "runs" / "demo.svg").exists()
-    passed_over, curves_at = shown.stderr.splitlines()
-    assert passed_over.startswith(f"passed over: {tmp_path}/runs/{runs[5].run_id}/result.json: schema None")
-    assert curves_at == f"error curves: {tmp_path}/runs/demo.png"
+    script("tables", "table=demo", *folders)
+    shown, said = capsys.readouterr()
+    assert "(n = 2 of 3)" in shown
+    assert str(damaged) in said
+    assert f"{tmp_path}/runs/demo.png" in said
+    assert {path.name for path in (tmp_path / "runs").glob("demo.*")} == {"demo.png", "demo.svg"}
 
-    written = script("tables", "table=demo", *folders, "format=all", f"output={tmp_path}/tables", "figure=null")
-    assert written.stdout == "".join(f"wrote {tmp_path}/tables/demo.{suffix}\n" for suffix in FORMATS)
-    assert (tmp_path / "tables" / "demo.md").read_text() == shown.stdout
+    script("tables", "table=demo", *folders, "format=all", f"output={tmp_path}/tables", "figure=null")
+    assert {path.name for path in (tmp_path / "tables").iterdir()} == {f"demo.{suffix}" for suffix in FORMATS}
+    assert (tmp_path / "tables" / "demo.md").read_text() == shown
+    capsys.readouterr()
+    script("tables", "table=demo", *folders, "set=[tracking=none]", "figure=null")
+    assert capsys.readouterr().out.split("Not run")[0] == shown.split("Not run")[0], "no other runs, nothing reduced"
 
-    same_runs = script("tables", "table=demo", *folders, "set=[tracking=none]", "figure=null")
-    assert same_runs.stdout.split("Not run")[0] == shown.stdout.split("Not run")[0], "no other runs, so nothing reduced"
+    script("tables", "export", "table=demo", *folders)
+    kept = tmp_path / "results" / "demo"
+    assert sorted(str(path.relative_to(kept)) for path in kept.glob("*/*")) == [
+        *(f"resnet-20-on-digits--ce/{seed}.json" for seed in range(3)),
+        *(f"resnet-20-on-digits--isda/{seed}.json" for seed in range(2)),
+    ]
+    (kept / "x.json").mkdir()
+    script("tables", "import", f"from={tmp_path}/results", "table=demo", f"results_dir={tmp_path}/b")
+    assert len(list(tmp_path.glob("b/demo/*/*.json"))) == 5
+    shutil.copytree(kept, tmp_path / "c/heap")
+    (tmp_path / "b/demo/resnet-20-on-digits--ce/0.json").write_text("other")
+    capsys.readouterr()
+    again = ("import", f"from={tmp_path}/c", "table=demo", f"results_dir={tmp_path}/b")
+    script("tables", *again)
+    assert "->" not in capsys.readouterr().out
+    script("tables", *again, "overwrite=true")
+    assert capsys.readouterr().out.count("->") == 1
 
-    kept = script("tables", "export", "table=demo", *folders)
-    assert kept.returncode == 0
-    assert kept.stdout.splitlines()[-1] == "5 new or changed, 0 kept already, 1 passed over"
-    assert (tmp_path / "results" / "demo" / "resnet-20-on-digits--isda" / "1.json").exists()
+
+COMMANDS = [
+    ("sweep", ["status", "table=demo"], 0, "table=demo"),
+    ("tables", ["export", "--help"], 0, "python scripts/tables.py"),
+    ("tables", ["table=demo", "output=page.md", "figure=null"], 2, "page.md"),
+    ("sweep", ["table=tabel2"], 2, "table=tabel2"),
+]
 
 
-def test_status_from_the_command_line(tmp_path, script):
-    shown = script("sweep", "status", "table=demo", f"runs_dir={tmp_path}")
-    assert shown.stdout.splitlines()[0] == "table=demo: 0 of 6 runs done"
-    assert shown.returncode == 0
+@pytest.mark.parametrize(("name", "arguments", "code", "token"), COMMANDS)
+def test_command_line_writes_to_one_stream_and_leaves_with_its_code(name, arguments, code, token, root, tmp_path):
+    (tmp_path / "page.md").mkdir()
+    (tmp_path / "train.py").touch()
+    environment = {**os.environ, "PYTHONPATH": str(root), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, str(root / "scripts" / f"{name}.py"), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == code
+    said, silent = (done.stdout, done.stderr) if code == 0 else (done.stderr, done.stdout)
+    assert (token in said, silent) == (True, "")
+    assert code == 0 or said.count("\n") == 1
+    assert not list(tmp_path.glob("page.md*/*")), "nothing is left behind"
+    assert len(list(tmp_path.glob("page.md*"))) == 1
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "message"),
+    ("name", "arguments", "token"),
     [
-        ("sweep", ["table=tabel2"], "error: there is no table=tabel2; table= can be "),
-        ("sweep", ["table=demo", "cluster=sge"], "error: there is no cluster=sge; cluster= can be local, slurm"),
-        (
-            "sweep",
-            ["table=demo", "cluster=slurm", "time=soon"],
-            "error: time=soon must be a time limit as sbatch takes it",
-        ),
-        ("sweep", ["table=demo", "set=[recipee.epochs=2]"], "error: unknown setting 'recipee.epochs'"),
-        (
-            "tables",
-            ["table=demo", "format=docx"],
-            "error: there is no format=docx; format= can be md, tex, csv, html, all",
-        ),
-        ("tables", ["table=demo", "format=all"], "error: format=all writes several files: name a folder for them"),
-        ("tables", ["table=demo", "format=all", "output=a.md"], "error: format=all writes several files"),
-        (
-            "tables",
-            ["table=demo", "source=cloud"],
-            "error: there is no source=cloud; source= can be runs, wandb",
-        ),
-        ("tables", ["table=demo", "source=wandb"], "error: source=wandb needs entity="),
-        ("tables", ["table=demo", "runs_dir=rums"], "error: runs_dir=rums is no folder"),
-        ("sweep", ["table=demo", "results_dir=rums"], "error: results_dir=rums is no folder"),
-        ("sweep", ["status", "table=demo", "results_dir=rums"], "error: results_dir=rums is no folder"),
-        ("tables", ["table=demo", "source=offline", "runs_dir=docs"], "error: runs_dir=docs holds no W&B offline run"),
-        ("tables", ["table=demo", "figure=a.gif"], "error: figure=a.gif must be a file that ends in .png or .svg"),
-        ("tables", ["export", "table=demo", "runs_dir=rums"], "error: runs_dir=rums is no folder"),
-        ("sweep", ["status", "table=demo", "runs_dir=rums"], "error: runs_dir=rums is no folder"),
-        ("report", ["table=demo", "runs_dir=rums"], "error: runs_dir=rums is no folder"),
-        ("tables", ["table=all", "figure=a.png"], "error: figure=a.png is one file: give it with one table"),
-        ("tables", ["export", "table=demo", "set=[recipe.epochs=2]"], "error: unknown option set=; there are table="),
+        ("sweep", ["table=demo", "cluster=sge"], "cluster=sge"),
+        ("sweep", ["table=demo", "set=[recipee.epochs=2]"], "recipee.epochs"),
+        ("sweep", ["table=demo", "results_dir=rums"], "results_dir=rums"),
+        ("sweep", ["table=demo", "cluster=slurm", "time=soon"], "time=soon"),
+        ("sweep", ["status", "table=demo", "results_dir=rums"], "results_dir=rums"),
+        ("sweep", ["status", "table=demo", "runs_dir=rums"], "runs_dir=rums"),
+        ("sweep", ["cancel", "table=demo", "runs_dir=rums"], "runs_dir=rums"),
+        ("tables", ["table=demo", "format=docx"], "format=docx"),
+        ("tables", ["table=demo", "format=all"], "format=all"),
+        ("tables", ["table=demo", "format=all", "output=a.md"], "format=all"),
+        ("tables", ["table=demo", "source=cloud"], "source=cloud"),
+        ("tables", ["table=demo", "source=wandb"], "entity="),
+        ("tables", ["table=demo", "runs_dir=rums"], "runs_dir=rums"),
+        ("tables", ["table=demo", "source=offline", "runs_dir=docs"], "runs_dir=docs"),
+        ("tables", ["table=demo", "figure=a.gif"], "figure=a.gif"),
+        ("tables", ["table=all", "figure=a.png"], "figure=a.png"),
+        ("tables", ["export", "table=demo", "runs_dir=rums"], "runs_dir=rums"),
+        ("tables", ["export", "table=demo", "runs_dir=EMPTY"], "table=demo"),
+        ("tables", ["export", "table=demo", "set=[recipe.epochs=2]"], "set="),
+        ("tables", ["import"], "from="),
+        ("tables", ["import", "from=nowhere"], "from=nowhere"),
+        ("tables", ["import", "from=EMPTY", "table=demo"], "from="),
+        ("tables", ["import", "from=EMPTY", "table=tabel"], "table=tabel"),
     ],
 )
-def test_a_mistake_is_one_sentence(name, arguments, message, script):
-    shown = script(name, *arguments)
-    assert shown.returncode == 2
-    assert shown.stderr.startswith(message)
-    assert shown.stderr.count("\n") == 1
+def test_mistake_is_named(name, arguments, token, script, tmp_path):
+    with pytest.raises(UserError) as caught:
+        script(name, *(argument.replace("EMPTY", str(tmp_path)) for argument in arguments))
+    assert token in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_help_is_what_a_script_says_of_itself(script):
-    for name, arguments in (("tables", ["--help"]), ("sweep", ["status", "-h"]), ("tables", ["export", "--help"])):
-        shown = script(name, *arguments)
-        assert (shown.returncode, shown.stderr) == (0, "")
-        assert f"python scripts/{name}.py table=demo" in shown.stdout
+def test_sweep_belongs_in_the_repository_root(tmp_path, script, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"train\.py"):
+        script("sweep", "table=demo")
 
 
-def test_an_output_that_is_a_folder_is_named_as_it_was_given(tmp_path, script):
-    (tmp_path / "page.md").mkdir()
-    shown = script("tables", "table=demo", f"output={tmp_path}/page.md", "figure=null")
-    assert (shown.returncode, shown.stderr) == (2, f"error: Is a directory: {tmp_path}/page.md\n")
-    assert list(tmp_path.rglob("*")) == [tmp_path / "page.md"], "nothing is left behind"
-
-
-def test_a_sweep_belongs_in_the_repository_root(tmp_path, script):
-    shown = script("sweep", "table=demo", cwd=tmp_path)
-    assert shown.returncode == 2
-    assert shown.stderr == "error: train.py is not here: run this from the repository root\n"
-
-
-def test_several_tables_are_one_file_or_a_file_each(layouts):
-    spec = importlib.util.spec_from_file_location("tables_script", ROOT / "scripts" / "tables.py")
-    tables = importlib.util.module_from_spec(spec)
-    sys.modules["tables_script"] = tables  # where dataclasses look for their types
-    spec.loader.exec_module(tables)
-    several = [layouts["columns"], layouts["rows"]]
-    ((path, text),) = tables.files(Path("all.csv"), ["csv"], several)
+def test_several_tables_are_one_file_or_a_file_each(layouts, load_script):
+    files, several = load_script("tables").files, [layouts["columns"], layouts["rows"]]
+    ((path, text),) = files(Path("all.csv"), ["csv"], several)
     assert path == Path("all.csv")
-    assert text.count("table,reduced,row") == 1
+    assert [line.split(",")[0] for line in text.splitlines()].count("table") == 1
     assert {line.split(",")[0] for line in text.splitlines()} == {"table", "columns", "rows"}
-    written = dict(tables.files(Path("folder"), ["md", "csv"], several))
-    assert [str(path) for path in written] == [
-        "folder/columns.md",
-        "folder/columns.csv",
-        "folder/rows.md",
-        "folder/rows.csv",
-    ]
+    written = dict(files(Path("folder"), ["md", "csv"], several))
+    assert {str(path) for path in written} == {
+        f"folder/{name}.{s}" for name in ("columns", "rows") for s in ("md", "csv")
+    }
     assert written[Path("folder/rows.md")] == FORMATS["md"]([layouts["rows"]])

@@ -1,32 +1,40 @@
 """What is said to SLURM and read from it, with scripts in its place; tests/test_cluster.py has the real one."""
 
+import fcntl
 import json
 import os
+import re
+import signal
 import stat
 import subprocess
 import sys
 import textwrap
 import threading
-import time
 
 import pytest
+from sweeps import all_runs, compose, numbers_of, until
 
 from isda_repro import config
 from isda_repro.errors import UserError
 from isda_repro.tables import slurm
-from isda_repro.tables.ending import Ending, ending_of, note_ending, read_ending
+from isda_repro.tables.ending import Ending, note_ending, read_ending
 from isda_repro.tables.owner import here
-from isda_repro.tables.queue import Waiting, job_of, log_of, look, note_job
+from isda_repro.tables.plan import expand
+from isda_repro.tables.queue import SUBMITTED, Waiting, job_of, log_of, look, note_job
 from isda_repro.tables.slurm import TrainingJob, minutes, sweep_on_slurm
+from isda_repro.tables.specification import load_table
 from isda_repro.tables.status import cancel, status
 from isda_repro.tables.sweep import SweepOptions
+
+SBATCH = 'n=$(($(cat count 2>/dev/null || echo 76) + 1)); echo $n > count; cp "$1" job$n; echo Submitted batch job $n'
 
 
 @pytest.fixture
 def program(tmp_path, monkeypatch):
-    """``program(name, script)`` puts a shell script where commands are looked for."""
+    """``program(name, script)`` puts a shell script where commands are looked for; they run in an empty directory."""
     folder = tmp_path / "bin"
     folder.mkdir()
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
 
     def put(name, script):
@@ -34,6 +42,9 @@ def program(tmp_path, monkeypatch):
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
+    put("srun", "true")
+    put("squeue", "true")
+    put("sbatch", SBATCH)
     return put
 
 
@@ -46,107 +57,166 @@ def test_time_limits_are_sbatchs(limit, expected):
 
 
 @pytest.mark.parametrize(
-    ("changed", "sentence"),
+    ("changed", "token"),
     [
-        ({"time": "soon"}, "time=soon must be a time limit as sbatch takes it"),
-        ({"time": "0"}, "time=0 is less than a minute"),
-        ({"nodes": 0}, "nodes=0 must be a whole number from 1 on"),
-        ({"gpus": -1}, "gpus=-1 must be a whole number from 0 on"),
-        ({"max_parallel": 0}, "max_parallel=0 must be"),
-        ({"slurm": ["exclusive"]}, r"slurm=\[exclusive\] must be options of sbatch as name=value"),
+        ({"time": "soon"}, "time=soon"),
+        ({"time": "0"}, "time=0"),
+        ({"nodes": 0}, "nodes=0"),
+        ({"gpus": -1}, "gpus=-1"),
+        ({"cpus": 0}, "cpus=0"),
+        ({"max_parallel": 0}, "max_parallel=0"),
+        ({"slurm": ["exclusive"]}, r"slurm=\[exclusive\]"),
     ],
 )
-def test_options_that_cannot_be_are_one_sentence(changed, sentence):
-    with pytest.raises(UserError, match=sentence):
-        sweep_on_slurm(SweepOptions("demo", cluster="slurm", **changed), config.compose)
+def test_options_that_cannot_be_are_named(changed, token):
+    with pytest.raises(UserError, match=token):
+        sweep_on_slurm(SweepOptions("demo", cluster="slurm", **changed), compose)
 
 
-def test_where_there_is_no_slurm_it_says_so(monkeypatch):
+def test_jobs_are_refused_where_there_is_no_slurm_and_a_dry_run_is_not(demo, monkeypatch, tmp_path, capfd):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(UserError, match="sbatch is not here; run this where jobs are submitted, or use cluster=local"):
-        sweep_on_slurm(SweepOptions("demo", cluster="slurm"), config.compose)
+    with pytest.raises(UserError, match="sbatch"):
+        sweep_on_slurm(SweepOptions("demo", cluster="slurm"), compose)
+    assert sweep_on_slurm(SweepOptions("demo", cluster="slurm", dry_run=True), compose) == 0
+    assert all(f"runs/{run.run_id}/config.yaml" in capfd.readouterr().out for run in all_runs(demo)[:1])
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_jobs_are_one_array_and_are_submitted_once(demo, program, tmp_path, monkeypatch, capfd, finish):
+def submitted(folder, job):
+    folder.mkdir(parents=True)
+    note_job(folder, job)
+
+
+def lines_of(path):
+    """What sbatch is told, by name."""
+    return dict(re.findall(r"#SBATCH --([\w-]+)=?(.*)", path.read_text()))
+
+
+def test_jobs_are_one_array_and_are_submitted_once(demo, program, tmp_path, capfd, finish):
     runs_dir = tmp_path / "runs"
-    asked = SweepOptions("demo", cluster="slurm", runs_dir=str(runs_dir), partition="gpu", max_parallel=2, gpus=2)
-    asked.slurm = ["account=me"]
-    program("sbatch", f'cp "$1" {tmp_path}/submitted; echo Submitted batch job 77')
-    program("srun", "true")
-    program("squeue", "true")
-    runs = [run for cell in demo[1].values() for run in cell]
+    asked = SweepOptions("demo", cluster="slurm", partition="gpu", max_parallel=2, gpus=2, cpus=3, memory="32G")
+    asked.slurm, asked.time = ["account=me"], "1-0"
+    for name in ("squeue", "sbatch"):
+        last = SBATCH if name == "sbatch" else "true"
+        program(name, f"flock -n runs/{SUBMITTED}/lock true || echo {name} >> locked\n{last}")
+    runs = all_runs(demo)
     finish(runs[0], 2.0)
-    assert sweep_on_slurm(asked, config.compose) == 0
-    submitted = (tmp_path / "submitted").read_text()
-    for line in ("--array=0-4%2", "--partition=gpu", "--gpus-per-node=2", "--account=me", "--requeue", "--time=1440"):
-        assert f"#SBATCH {line}" in submitted
-    assert "#SBATCH --signal=USR2@120" in submitted
+    submitted(runs_dir / runs[1].run_id, "5")
+    note_ending(runs_dir / runs[1].run_id, Ending(2, "of before"))
+    assert sweep_on_slurm(asked, compose) == 0
+    assert (tmp_path / "locked").read_text().split() == ["squeue", "sbatch"], "no other sweep submits meanwhile"
+    with (runs_dir / SUBMITTED / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    told = lines_of(tmp_path / "job77")
+    expected = {"array": "0-4%2", "partition": "gpu", "gpus-per-node": "2", "cpus-per-task": "6", "mem": "32G"}
+    expected |= {"account": "me", "time": "1440", "nodes": "1", "ntasks-per-node": "1", "requeue": ""}
+    assert {name: told.get(name) for name in expected} == expected
+    assert told["signal"] == "USR2@120"
     assert [job_of(runs_dir / run.run_id) for run in runs] == [None, *(f"77_{task}" for task in range(5))]
-    out = capfd.readouterr().out
-    assert "table=demo: 1 of 6 runs done, 0 in the queue, 5 to submit" in out
-    assert "submitted 5 runs as 77" in out
+    assert read_ending(runs_dir / runs[1].run_id) is None
+    assert config.read_frozen(runs_dir / runs[5].run_id / "config.yaml").run_id == runs[5].run_id
 
-    program("squeue", "\n".join(f'echo "77_{task}|{state}|1:00|{why}"' for task, state, why in QUEUE))
-    program("sacct", 'echo "77_3|OUT_OF_MEMORY"; echo "77_[4,6-9%2]|CANCELLED by 0"')
-    assert (
-        sweep_on_slurm(SweepOptions("demo", cluster="slurm", runs_dir=str(runs_dir), dry_run=True), config.compose) == 0
+    queue = [(0, "RUNNING", "None"), (1, "PENDING", "Priority"), (2, "PENDING", "Dependency")]
+    jobs_of_arrays_apart = '[ "$1 $3" = "--me --array" ] || exit 1\n'
+    program(
+        "squeue", jobs_of_arrays_apart + "\n".join(f'echo "77_{task}|{state}|1:00|{why}"' for task, state, why in queue)
     )
-    assert "3 in the queue, 2 to submit" in capfd.readouterr().out
-    *_, ce, isda = status(asked, config.compose)
-    assert "done 1 of 3; seed 1: running, not yet training (job 77_0); seed 2: queued (job 77_1, Priority)" in ce
-    assert "seed 0: queued (job 77_2, Dependency); seed 1: failed: job 77_3 is OUT_OF_MEMORY; seed 2: cancelled" in isda
-    own_log = log_of(runs_dir, "77_3")
+    program("sacct", 'echo "77_3|OUT_OF_MEMORY"; echo "77_[4,6-9%2]|CANCELLED by 0"')
+    dry = SweepOptions("demo", cluster="slurm", dry_run=True)
+    assert sweep_on_slurm(dry, compose) == 0
+    out = capfd.readouterr().out
+    assert [f"{run.run_id}/config.yaml" in out for run in runs] == [False] * 4 + [True] * 2
+    assert numbers_of(out, "table=demo") == [1, 6, 3, 2]
+
+    def words():
+        said = " ".join(list(status(asked, compose))[1:])
+        return re.findall(r"seed \d: (\w+)", said), said
+
+    found, said = words()
+    assert found == ["running", "queued", "queued", "failed", "cancelled"]
+    assert all(token in said for token in ("77_0", "77_1", "Priority", "77_2", "Dependency", "77_3", "OUT_OF_MEMORY"))
+    own_log = log_of(runs_dir, "77_3").relative_to(tmp_path)
     own_log.write_text("submitit INFO - Loading pickle\n")
-    *_, isda = status(asked, config.compose)
-    assert f"failed: job 77_3 is OUT_OF_MEMORY (log: {own_log})" in isda
+    assert str(own_log) in words()[1]
     own_log.write_text("slurmstepd: error: Detected 1 oom_kill event\n")
-    *_, isda = status(asked, config.compose)
-    assert f"failed: job 77_3 is OUT_OF_MEMORY: slurmstepd: error: Detected 1 oom_kill event (log: {own_log})" in isda
+    assert "Detected 1 oom_kill event" in words()[1]
 
     program("scancel", f'echo "$@" > {tmp_path}/cancelled')
-    assert cancel(asked, config.compose) == 0
+    process = subprocess.Popen(["sleep", "600"])  # of the job 77_0, which gets its signal from SLURM
+    (runs_dir / runs[1].run_id / "owner.json").write_text(json.dumps({**here(), "pid": process.pid}))
+    capfd.readouterr()
+    assert cancel(asked, compose) == 0
     assert (tmp_path / "cancelled").read_text().split() == ["77_0", "77_1", "77_2"]
+    assert re.findall(r"\d+", capfd.readouterr().out) == ["3", "0"]
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
 
 
-QUEUE = [(0, "RUNNING", "None"), (1, "PENDING", "Priority"), (2, "PENDING", "Dependency")]
+def test_runs_that_others_need_are_an_array_before_them(program, tmp_path):
+    (tmp_path / "own.yaml").write_text(
+        textwrap.dedent("""
+        title: one needs the other
+        metric: test_error_last10
+        seeds: [0, 1]
+        rows: [{digits: [model=resnet20, dataset=digits]}]
+        columns: [{CE: loss=ce, ISDA: loss=isda}]
+        cells: [{column: CE, needs: {column: ISDA}}]
+        """)
+    )
+    assert sweep_on_slurm(SweepOptions("own.yaml", cluster="slurm"), compose) == 0
+    jobs = {
+        cell.column[0]: [job_of(tmp_path / "runs" / run.run_id) for run in runs]
+        for cell, runs in expand(load_table("own.yaml"), compose).items()
+    }
+    assert jobs == {"ISDA": ["77_0", "77_1"], "CE": ["78_0", "78_1"]}
+    first, second = lines_of(tmp_path / "job77"), lines_of(tmp_path / "job78")
+    assert "dependency" not in first
+    assert (second["dependency"], second["kill-on-invalid-dep"]) == ("afterok:77_0:77_1", "yes")
 
 
-def test_a_cluster_that_refuses_or_does_not_answer_is_one_sentence(demo, program, tmp_path, monkeypatch):
-    asked = SweepOptions("demo", cluster="slurm", runs_dir=str(tmp_path / "runs"))
-    program("sbatch", 'echo "sbatch: error: invalid partition specified: gpu" >&2; exit 1')
-    program("srun", "true")
-    program("squeue", "true")
-    with pytest.raises(UserError, match=r"SLURM refuses the jobs: .*invalid partition specified: gpu") as caught:
-        sweep_on_slurm(asked, config.compose)
+@pytest.mark.parametrize(
+    ("said", "token"),
+    [
+        ('echo "sbatch: error: invalid partition specified: gpu" >&2; exit 1', "invalid partition specified: gpu$"),
+        ('echo "sbatch: unrecognized option --nosuch" >&2; echo "Try sbatch --help" >&2; exit 1', "--nosuch$"),
+    ],
+)
+def test_reason_of_a_cluster_that_refuses_is_passed_on(program, said, token):
+    program("sbatch", said)
+    with pytest.raises(UserError, match=token) as caught:
+        sweep_on_slurm(SweepOptions("demo", cluster="slurm"), compose)
     assert "\n" not in str(caught.value)
-    program("sbatch", 'echo "sbatch: unrecognized option --nosuch" >&2; echo "Try sbatch --help" >&2; exit 1')
-    with pytest.raises(UserError, match=r"SLURM refuses the jobs: .*unrecognized option --nosuch$"):
-        sweep_on_slurm(asked, config.compose)
-    run = next(iter(demo[1].values()))[0]
-    note_job(tmp_path / "runs" / run.run_id, "5")
+
+
+def test_cluster_that_does_not_answer_is_named(demo, program, tmp_path, monkeypatch):
+    asked = SweepOptions("demo", cluster="slurm")
+    submitted(tmp_path / "runs" / all_runs(demo)[0].run_id, "5")
     program("squeue", 'echo "slurm_load_jobs error: Unable to contact slurm controller" >&2; exit 1')
-    with pytest.raises(UserError, match="squeue failed: slurm_load_jobs error: Unable to contact"):
-        list(status(asked, config.compose))
-    program("squeue", "exec sleep 60")
+    with pytest.raises(UserError, match=r"squeue.*Unable to contact"):
+        list(status(asked, compose))
+    program("squeue", "exec sleep 600")
     monkeypatch.setattr("isda_repro.tables.queue.SECONDS", 0.2)
-    with pytest.raises(UserError, match="squeue did not answer within 0 s"):
-        list(status(asked, config.compose))
+    with pytest.raises(UserError, match="squeue"):
+        list(status(asked, compose))
 
 
-def test_a_queue_without_accounting_still_knows_what_waits(program):
-    program("squeue", 'echo "4|COMPLETING|0:10|None"; echo "9|RUNNING|1:00|None"')
+def test_queue_without_accounting_still_knows_what_waits(program):
+    program("squeue", 'echo "4|COMPLETING|0:10|None"; echo "9|RUNNING|1:00|None"; echo "7|PENDING|1:00|a|b"')
     program("sacct", "exit 1")
-    queue = look(["4", "5"])
-    assert queue.waiting == {"4": Waiting("COMPLETING", "0:10", "None")}
-    assert queue.waiting["4"].runs
+    queue = look(["4", "5", "7"])
+    assert queue.waiting == {"4": Waiting("COMPLETING", "0:10", "None"), "7": Waiting("PENDING", "1:00", "a|b")}
+    states = ("RUNNING", "COMPLETING", "PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
+    assert [Waiting(state, "", "").runs for state in states] == [True, True, False, False, False, False]
     assert queue.ended == {}
-    assert look([]).waiting == {}
+    program("squeue", "exit 1")
+    assert look([]).waiting == {}, "nothing is asked where there is no job"
 
 
 # ------------------------------------------------------------------------------------------------------ what a job does
 
 SAVES = textwrap.dedent("""
-    import json, signal, sys, time
+    import json, os, signal, sys, time
     from pathlib import Path
 
     folder = Path(sys.argv[1]).parent
@@ -175,95 +245,84 @@ def job(tmp_path, monkeypatch):
     return TrainingJob(folder / "config.yaml", 1, 1)
 
 
-def until(path):
-    deadline = time.monotonic() + 30
-    while not path.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def begun(function):
+    """A thread in which it runs, and what comes of it."""
+    outcome = []
 
+    def collect():
+        try:
+            outcome.append(function())
+        except RuntimeError as error:
+            outcome.append(error)
 
-def test_a_job_trains_to_its_result_and_a_stop_in_between_makes_it_another_job(job):
-    folder = job.config.parent
-    said = []
-
-    def train():
-        with pytest.raises(RuntimeError) as caught:
-            job()
-        said.append(str(caught.value))
-
-    thread = threading.Thread(target=train)
+    thread = threading.Thread(target=collect, daemon=True)
     thread.start()
-    until(folder / "began")
+    return thread, outcome
+
+
+def test_job_trains_to_its_result_and_a_stop_in_between_makes_it_another_job(job):
+    folder = job.config.parent
+    note_ending(folder, Ending(2, "of before"))
+    thread, outcome = begun(job)
+    until((folder / "began").exists)
+    assert read_ending(folder) is None
     delayed = job.checkpoint()
-    thread.join(timeout=30)
+    thread.join()
     assert (folder / "heeded").read_text() == "SIGUSR1"
-    assert said == ["run has stopped: stopped and saved"]
+    assert isinstance(outcome[0], RuntimeError)
+    assert "stopped and saved" in str(outcome[0])
     again = delayed.function
     assert (again.config, again.nodes, again.processes) == (job.config, 1, 1)
     (folder / "finish").touch()
     assert again() == str(folder / "result.json")
     assert read_ending(folder) is None
-    assert (folder / "log.txt").read_text().count("--- job") == 2
+    assert (folder / "log.txt").read_text().count("job") == 2, "the log of the job before is kept"
 
 
-def test_a_job_whose_training_is_killed_fails_and_says_so(job):
+def test_job_whose_training_is_killed_fails_with_its_signal(job):
     folder = job.config.parent
-
-    def train():
-        with pytest.raises(RuntimeError, match="run has failed with exit code -9: ended by SIGKILL"):
-            job()
-
-    thread = threading.Thread(target=train)
-    thread.start()
-    until(folder / "began")
+    thread, outcome = begun(job)
+    until((folder / "began").exists)
     job._process.kill()
-    thread.join(timeout=30)
-    assert read_ending(folder) == (-9, "ended by SIGKILL")
+    thread.join()
+    assert isinstance(outcome[0], RuntimeError)
+    assert "SIGKILL" in str(outcome[0])
+    assert read_ending(folder).exit_code == -signal.SIGKILL
     assert job.checkpoint().function.config == job.config, "there is nothing to save"
+    again = TrainingJob(job.config, 2, 8).checkpoint().function
+    assert (again.config, again.nodes, again.processes) == (job.config, 2, 8)
 
 
-def test_a_job_waits_while_somebody_else_works_on_its_run(job, monkeypatch):
-    folder = job.config.parent
-    monkeypatch.setattr(slurm, "LOOK_SECONDS", 0.05)
-    other = subprocess.Popen(["sleep", "60"])
-    owner = {**here(), "pid": other.pid}
-    (folder / "owner.json").write_text(json.dumps(owner))
-    outcome = []
-    thread = threading.Thread(target=lambda: outcome.append(job()))
-    thread.start()
-    time.sleep(0.3)
-    assert not (folder / "began").exists()
+def test_job_waits_while_another_process_works_on_its_run(job, monkeypatch):
+    folder, looks, alive = job.config.parent, [], slurm.lives
+
+    def lives(where):
+        looks.append(where)
+        return alive(where)
+
+    monkeypatch.setattr(slurm, "lives", lives)
+    monkeypatch.setattr(slurm, "LOOK_SECONDS", 0.02)
+    other = subprocess.Popen(["sleep", "600"])
+    (folder / "owner.json").write_text(json.dumps({**here(), "pid": other.pid}))
+    thread, outcome = begun(job)
+    until(lambda: len(looks) > 2)
     (folder / "result.json").touch()
     other.kill()
     other.wait()
-    thread.join(timeout=30)
+    thread.join()
     assert outcome == [str(folder / "result.json")]
     assert not (folder / "began").exists(), "the other has finished it"
 
 
-def test_jobs_of_several_processes_are_torchruns(tmp_path, program, monkeypatch):
-    assert TrainingJob(tmp_path / "config.yaml", 1, 1).command() == [
-        sys.executable,
-        "train.py",
-        str(tmp_path / "config.yaml"),
-    ]
-    assert "--nproc_per_node=4" in TrainingJob(tmp_path / "config.yaml", 1, 4).command()
+def test_job_of_several_processes_is_torchruns(tmp_path, program, monkeypatch):
+    path = tmp_path / "config.yaml"
+    assert TrainingJob(path, 1, 1).command() == [sys.executable, "train.py", str(path)]
+    assert {"--standalone", "--nproc_per_node=4"} <= set(TrainingJob(path, 1, 4).command())
     program("scontrol", "echo alpha; echo beta")
     monkeypatch.setenv("SLURM_JOB_ID", "40007")
-    monkeypatch.setenv("SLURM_NODEID", "1")
-    command = TrainingJob(tmp_path / "config.yaml", 2, 8).command()
-    assert {"--nnodes=2", "--nproc_per_node=8", "--rdzv_endpoint=alpha:20007", "--rdzv_conf=is_host=0"} <= set(command)
-
-
-def test_how_a_process_ended_is_told_by_what_it_noted_its_signal_or_its_log(tmp_path):
-    assert ending_of(tmp_path, -9) == (-9, "ended by SIGKILL")
-    assert ending_of(tmp_path, 1).said == "exit code 1"
-    (tmp_path / "log.txt").write_text("epoch 1\nRuntimeError: a defect\nlast words\n")
-    assert ending_of(tmp_path, 1).said == "RuntimeError: a defect"
-    note_ending(tmp_path, Ending(75, "SIGTERM: stopped"))
-    note_ending(tmp_path, Ending(2, "lost contact"), keep=True)
-    assert ending_of(tmp_path, 1) == (75, "SIGTERM: stopped")
-    (tmp_path / "ended.json").write_text("{")
-    assert read_ending(tmp_path) is None
-    note_ending(tmp_path / "missing", Ending(1, "x"))
-    assert not (tmp_path / "missing").exists()
+    for node, is_host in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("SLURM_NODEID", node)
+        command = TrainingJob(path, 2, 8).command()
+        assert command[-2:] == ["train.py", str(path)]
+        asked = {"--nnodes=2", "--nproc_per_node=8", "--rdzv_endpoint=alpha:20007", f"--rdzv_conf=is_host={is_host}"}
+        assert asked <= set(command)

@@ -33,7 +33,7 @@ def cell_of(table, row, column):
     return next(cell for cell in table.cells if cell.row == row and cell.column == column)
 
 
-def test_a_cell_is_the_product_of_all_axes_and_collects_overrides_in_order(read):
+def test_cell_is_the_product_of_all_axes_and_collects_overrides_in_order(read):
     table = read(SPEC)
     assert len(table.cells) == 8
     cell = cell_of(table, ("ResNet-110",), ("CIFAR-10", "ISDA"))
@@ -62,7 +62,7 @@ cells:
     assert cell_of(table, ("ResNet-20",), ("Digits", "ISDA")).overrides[-1] == "loss=isda"
 
 
-def test_the_papers_values_stand_in_column_order_and_null_takes_a_cell_out(read):
+def test_papers_values_stand_in_column_order_and_null_takes_a_cell_out(read):
     table = read(SPEC + "paper: {ResNet-20: [7.39, [7.09, 0.12], null, [30.27, 0.34]]}")
     assert cell_of(table, ("ResNet-20",), ("Digits", "CE")).paper == PaperValue(7.39, None, 1)
     assert cell_of(table, ("ResNet-20",), ("Digits", "ISDA")).paper == PaperValue(7.09, 0.12)
@@ -71,7 +71,7 @@ def test_the_papers_values_stand_in_column_order_and_null_takes_a_cell_out(read)
     assert len(table.cells) == 7
 
 
-def test_the_baseline_is_looked_up_in_its_own_axis(read):
+def test_baseline_is_looked_up_in_its_own_axis(read):
     table = read(SPEC)
     assert table.baseline_column(("CIFAR-10", "ISDA")) == ("CIFAR-10", "CE")
     assert table.baseline_column(("CIFAR-10", "CE")) is None
@@ -79,62 +79,63 @@ def test_the_baseline_is_looked_up_in_its_own_axis(read):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "token"),
     [
-        (SPEC + "colums: []", "unknown key colums; it can have title, metric"),
-        (SPEC.replace("title: A table", ""), "title: is missing"),
-        (SPEC.replace("test_error_last10", "accuracy"), "metric: accuracy is unknown"),
+        (SPEC + "colums: []", "colums"),
+        (SPEC.replace("title: A table", ""), "title"),
+        (SPEC.replace("metric: test_error_last10", ""), "metric"),
+        (SPEC.replace("seeds: [0, 1, 2]", ""), "seeds"),
+        (SPEC.replace("test_error_last10", "accuracy"), "accuracy"),
+        (SPEC.replace("baseline: CE", "baseline: Basic"), "Basic"),
+        (SPEC.replace("baseline: CE", "baseline: {'*': [ResNet-20, Nobody]}"), "Nobody"),
+        (SPEC + "precisions: [fp16]", "fp16"),
+        (SPEC + "precisions: []", "precisions"),
+        (SPEC + "notes: one", "notes"),
+        (SPEC + "cells: [{row: ResNet-20, precisions: fp32}]", "precisions: fp32"),
+        (SPEC + "cells: [{row: ResNet-20, needs: {gan: x}}]", "gan"),
+        (SPEC + "cells: [{row: ResNet-20, needs: {column: Focal}}]", "Focal"),
         (
-            SPEC.replace("baseline: CE", "baseline: Basic"),
-            "baseline: Basic is no column label, and no row; they are Dig",
+            SPEC + "cells: [{row: ResNet-20, needs: {row: ResNet-110}}, {row: ResNet-110, needs: {row: '*-20'}}]",
+            "needs",
         ),
-        (
-            SPEC.replace("baseline: CE", "baseline: {'*': [ResNet-20, A]}"),
-            "baseline: A is no row; they are ResNet-20; Res",
-        ),
-        (SPEC + "precisions: [fp16]", r"precisions: \['fp16'\] must be a list with one or more of fp32, bf16"),
-        (SPEC + "precisions: []", r"precisions: \[\] must be a list"),
-        (SPEC + "notes: one", "notes: must be a list of sentences"),
-        (SPEC + "cells: [{row: ResNet-20, precisions: fp32}]", "column \\*: precisions: fp32 must be a list"),
-        (SPEC + "cells: [{row: ResNet-20, needs: {gan: x}}]", "needs has the unknown key gan"),
-        (SPEC.replace("CE: loss=ce", "CE: {metric: error}"), "columns: CE: metric: error is unknown; it can be test_e"),
-        (SPEC.replace("seeds: [0, 1, 2]", "seeds: [0, 0]"), r"seeds \[0, 0\] must be a list of different"),
-        (SPEC.replace("seeds: [0, 1, 2]", "seeds: [0.5]"), "whole numbers"),
-        (SPEC.replace("seeds: [0, 1, 2]", "seeds: []"), "must be a list"),
-        (SPEC.replace("recipe.epochs=3", "recipe.epochs"), "set: .* must be key=value"),
-        (SPEC.replace("recipe.epochs=3", "seed=3"), "set sets the seed"),
-        (SPEC.replace("{set: [", "{sets: ["), "rows: ResNet-110 has the unknown key sets"),
-        (SPEC.replace("ISDA: loss=isda", "CE: loss=isda"), "duplicate key CE"),
-        (
-            SPEC.replace("ISDA: loss=isda", "ce: loss=isda"),
-            "two cells would both be stored as resnet-20--digits--ce",
-        ),
-        (SPEC + "cells: [{row: WRN*, set: a=1}]", r"row WRN\*, column \* fits no cell"),
-        (SPEC + "cells: [{row: '*', set: a=1}, {set: a=2}]", "is given twice"),
-        (SPEC + "paper: {ResNet-32: [1, 2, 3, 4]}", "unknown key ResNet-32"),
-        (SPEC + "paper: {ResNet-20: [1, 2]}", "must list 4 values"),
-        (SPEC + "paper: {ResNet-20: [1, 2, 3, [4, 5, 6]]}", r"must be a number, \[mean, std\] or null"),
-        (SPEC + "paper: {table: table9}", "paper: reported.yaml has no values of table9; it has those of table1 to"),
-        (SPEC + "paper: {table: table6}", "paper: reported.yaml has no values of table6"),
-        (SPEC + "paper: {table: table2}", "paper: table2 has no row ResNet-20; it has ResNet-32; ResNet-110; SE-"),
-        (SPEC + "paper: {table: table2, nams: {}}", "paper has the unknown key nams; it can have table, names, incon"),
-        (SPEC + "paper: {table: table2, names: {VGG: vgg}}", "paper: names has the unknown key VGG"),
-        (
-            SPEC + "paper: {table: table2, names: {ResNet-20: ResNet-32}}",
-            "paper: table2 has no Digits / CE for ResNet-32; it has cifar10 / basic; cifar10 / isda; cifar100 / basic",
-        ),
-        ("[1, 2]", "the table must be a mapping"),
-        ("rows: [", "is not YAML"),
+        (SPEC + "cells: [{row: ResNet-20, needs: {column: CE}}]", "needs"),
+        (SPEC + "cells: [{row: ResNet-20, needs: ISDA}]", "needs"),
+        (SPEC.replace("CE: loss=ce", "CE: {metric: error}"), "metric: error"),
+        (SPEC.replace("seeds: [0, 1, 2]", "seeds: [0, 0]"), "[0, 0]"),
+        (SPEC.replace("seeds: [0, 1, 2]", "seeds: [0.5]"), "[0.5]"),
+        (SPEC.replace("seeds: [0, 1, 2]", "seeds: [-1]"), "[-1]"),
+        (SPEC.replace("seeds: [0, 1, 2]", "seeds: []"), "seeds"),
+        (SPEC.replace("recipe.epochs=3", "recipe.epochs"), "recipe.epochs"),
+        (SPEC.replace("recipe.epochs=3", "seed=3"), "seed"),
+        (SPEC.replace("recipe.epochs=3", "+seed=3"), "seed"),
+        (SPEC.replace("{set: [", "{sets: ["), "sets"),
+        (SPEC.replace("ISDA: loss=isda", "CE: loss=isda"), "CE"),
+        (SPEC.replace("ISDA: loss=isda", "ce: loss=isda"), "resnet-20--digits--ce"),
+        (SPEC + "  - {A: {metric: test_error_final}, B: {metric: test_error_final}}", "resnet-20--digits--ce"),
+        (SPEC + "cells: [{row: WRN*, set: a=1}]", "WRN*"),
+        (SPEC + "cells: [{row: '*-20', set: a=1}, {row: '*-20', set: a=2}]", "*-20"),
+        (SPEC + "paper: {ResNet-32: [1, 2, 3, 4]}", "ResNet-32"),
+        (SPEC + "paper: {ResNet-20: [1, 2]}", "4"),
+        (SPEC + "paper: {ResNet-20: [1, 2, 3, [4, 5, 6]]}", "paper"),
+        (SPEC + "paper: {table: table9}", "table9"),
+        (SPEC + "paper: {table: table2}", "ResNet-20"),
+        (SPEC + "paper: {table: table2, nams: {}}", "nams"),
+        (SPEC + "paper: {table: table2, names: {VGG: vgg}}", "VGG"),
+        (SPEC + "paper: {table: table2, names: {ResNet-20: ResNet-32}}", "Digits"),
+        ("[1, 2]", "mapping"),
+        ("rows: [", "YAML"),
     ],
 )
-def test_a_mistake_is_one_sentence_that_names_the_file(read, text, message):
-    with pytest.raises(UserError, match=message) as caught:
+def test_mistake_is_named_with_its_file(read, text, token):
+    with pytest.raises(UserError) as caught:
         read(text)
-    assert str(caught.value).startswith("conf/table/some.yaml")
-    assert "\n" not in str(caught.value)
+    file, _, said = str(caught.value).partition("some.yaml")
+    assert file.endswith("/")
+    assert token in said
+    assert "\n" not in said
 
 
-def test_a_label_that_only_has_a_metric_shows_more_of_the_same_runs(read):
+def test_label_that_only_has_a_metric_shows_more_of_the_same_runs(read):
     table = read(
         SPEC.replace(
             "CE: loss=ce, ISDA: loss=isda", "CE: loss=ce, ISDA: loss=isda, B: {set: loss=ce, metric: test_error_best}"
@@ -150,11 +151,6 @@ def test_a_label_that_only_has_a_metric_shows_more_of_the_same_runs(read):
     assert last.slug == top5.slug == "resnet-20--cifar-10--ce"
     assert best.slug == "resnet-20--cifar-10--b", "it makes runs of its own"
     assert table.baseline_of(last.row, ("CIFAR-10", "ISDA", "Top-5")) == (top5.row, top5.column)
-
-
-def test_cells_that_show_the_same_number_of_the_same_runs_are_refused(read):
-    with pytest.raises(UserError, match="two cells would both be stored as resnet-20--digits--ce"):
-        read(SPEC + "  - {A: {metric: test_error_final}, B: {metric: test_error_final}}")
 
 
 def test_precisions_are_the_tables_or_an_exceptions(read):
@@ -202,7 +198,7 @@ def test_notes_are_sentences_on_one_line(read):
     assert read(ROWS).notes == ("One.", "Two lines.")
 
 
-def test_a_cell_may_need_a_generator_and_other_cells(read):
+def test_cell_may_need_a_generator_and_other_cells(read):
     table = read(ROWS + "cells: [{row: Focal, needs: {generator: acgan}}, {column: B, needs: {row: Basic, column: A}}]")
     focal, basic = cell_of(table, ("Focal",), ("B",)), cell_of(table, ("Basic",), ("A",))
     assert (focal.generator, basic.generator) == ("acgan", None)
@@ -210,8 +206,8 @@ def test_a_cell_may_need_a_generator_and_other_cells(read):
     assert table.needed_by(cell_of(table, ("Focal",), ("A",))) == set()
 
 
-def test_an_unknown_table_lists_those_that_exist():
-    with pytest.raises(UserError, match=r"there is no table=table99; table= can be .*demo"):
+def test_unknown_table_lists_those_that_exist():
+    with pytest.raises(UserError, match=r"table99.*demo"):
         load_table("table99")
 
 
@@ -225,30 +221,41 @@ variants:
 )
 
 
-def test_a_variant_is_the_table_with_a_title_and_exceptions_of_its_own(read, tmp_path):
+def test_variant_is_the_table_with_a_title_and_exceptions_of_its_own(read, tmp_path):
     plain, table = read(VARIANT), load_table("some+more", tmp_path)
     assert (table.name, table.title, table.notes) == ("some+more", "Another", ("New.",))
     for cell in table.cells:
         same = cell_of(plain, cell.row, cell.column).overrides
-        assert cell.overrides == (*same, "model.dropout=0.1") if cell.row == ("ResNet-110",) else same
+        own = ("model.dropout=0.1",) if cell.row == ("ResNet-110",) else ()
+        assert cell.overrides == (*same, *own)
 
 
-def test_a_variant_may_change_no_cell(read, tmp_path):
+def test_variant_may_change_no_cell(read, tmp_path):
     plain = read(SPEC + "variants: {other: {notes: [Other.]}}")
     other = load_table("some+other", tmp_path)
     assert (other.title, other.cells, other.notes) == (plain.title, plain.cells, ("Other.",))
 
 
-def test_an_unknown_variant_lists_those_that_exist(read, tmp_path):
+def test_unknown_variant_lists_those_that_exist(read, tmp_path):
     read(VARIANT)
-    with pytest.raises(UserError, match=r"conf/table/some.yaml: there is no variant \+less; there are \+more"):
+    with pytest.raises(UserError, match=r"some\.yaml.*\+less.*\+more"):
         load_table("some+less", tmp_path)
     read(SPEC)
-    with pytest.raises(UserError, match=r"there is no variant \+more; there are none"):
+    with pytest.raises(UserError, match=r"\+more"):
         load_table("some+more", tmp_path)
 
 
-def test_a_seed_set_afterwards_is_the_seed_composed(demo):
+def test_table_like_another_has_what_it_does_not_say_itself_but_no_variants(read, tmp_path):
+    plain = read(VARIANT + "notes: [Of some.]")
+    other = read("like: some\ntitle: Mine\nnotes: [Own.]\nseeds: [9]", "other")
+    assert (other.name, other.title, other.notes) == ("other", "Mine", ("Own.", "Of some."))
+    assert [cell.overrides for cell in other.cells] == [cell.overrides for cell in plain.cells]
+    assert cell_of(other, ("ResNet-20",), ("Digits", "CE")).seeds == (9,)
+    with pytest.raises(UserError, match=r"other\.yaml.*\+more"):
+        load_table("other+more", tmp_path)
+
+
+def test_seed_set_afterwards_is_the_seed_composed(demo):
     for cell, runs in demo[1].items():
         for run in runs:
             assert run.config == config.compose([*cell.overrides, f"seed={run.seed}"])
@@ -274,5 +281,5 @@ def test_extra_overrides_make_other_runs_and_may_not_set_the_seed(demo):
     full_ids = {run.run_id for runs in plan.values() for run in runs}
     assert len(full_ids) == 6
     assert not full_ids & {run.run_id for runs in reduced.values() for run in runs}
-    with pytest.raises(UserError, match="set= sets the seed"):
+    with pytest.raises(UserError, match="seed"):
         expand(table, config.compose, ["seed=4"])

@@ -1,121 +1,177 @@
+"""How far runs are, as their folders tell, and how those of this host are ended."""
+
 import json
 import os
+import re
 import subprocess
-import sys
 import time
 
-from sweeps import HEEDS, all_runs, folder_of
+import pytest
+from sweeps import all_runs, compose, folder_of, heeding_training, numbers_of, until
+from synthetic import SEGMENT
 
-from isda_repro import config
-from isda_repro.tables.ending import Ending, note_ending
-from isda_repro.tables.owner import here
-from isda_repro.tables.records import EpochRecord, SegmentRecord, as_json
+from isda_repro.tables.ending import Ending, ending_of, note_ending, read_ending
+from isda_repro.tables.generator_records import GeneratorEpoch
+from isda_repro.tables.owner import here, lives, pid_here
+from isda_repro.tables.plan import Run
+from isda_repro.tables.progress import progress_of
+from isda_repro.tables.records import EpochRecord, as_json
 from isda_repro.tables.status import cancel, status
+from isda_repro.tables.sweep import SweepOptions
 
-SEGMENT = SegmentRecord(
-    step=7,
-    device="cpu",
-    hardware="test",
-    precision="fp32",
-    tf32=False,
-    channels_last=False,
-    compile=False,
-    deterministic=False,
-    world_size=1,
-    threads=1,
-    git_revision=None,
-    git_clean=None,
-)
+NOBODY = 2**22 + 1  # a process number that is never given
 
 
-def as_line(record):
-    return json.dumps(as_json(record)) + "\n"
+@pytest.fixture
+def options(tmp_path, monkeypatch):
+    """Of the demo, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    return SweepOptions("demo")
 
 
-def write_epochs(folder, *errors, torn=""):
+def epoch(number, error, **timing):
+    losses = dict(lr=0.1, train_loss=1.0, train_error=1.0, test_loss=1.0)
+    return EpochRecord(epoch=number, step=number, test_error=error, timing=timing, **losses)
+
+
+def write_epochs(folder, *records, torn=""):
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [
-        as_line(
-            EpochRecord(
-                epoch=epoch,
-                step=epoch,
-                lr=0.1,
-                train_loss=1.0,
-                train_error=1.0,
-                test_loss=1.0,
-                test_error=error,
-                timing={},
-            )
-        )
-        for epoch, error in enumerate(errors, start=1)
-    ]
+    lines = (json.dumps(as_json(record)) + "\n" for record in records)
     (folder / "metrics.jsonl").write_text("".join(lines) + torn)
 
 
-def test_status_of_each_cell(demo, options, finish, tmp_path):
-    options.runs_dir = str(tmp_path / "runs")
-    assert list(status(options, config.compose)) == [
-        "table=demo: 0 of 6 runs done",
-        "  ResNet-20 on digits, CE    not started",
-        "  ResNet-20 on digits, ISDA  not started",
-    ]
+def states(options):
+    """The first word of the state of each run that is begun and not done, by cell and seed."""
+    said = {}
+    for line in list(status(options, compose))[1:]:
+        name, _, rest = line.strip().partition("  ")
+        for seed, word in re.findall(r"seed (\d+): (\w+)", rest):
+            said[name, int(seed)] = word
+    return said
+
+
+def test_status_counts_what_is_done_and_names_what_is_begun(demo, options, finish):
+    assert numbers_of(next(iter(status(options, compose))), "table=demo") == [0, 6]
+    assert states(options) == {}
     runs = all_runs(demo)
     for run in runs[:4]:
         finish(run, 2.0)
-    write_epochs(folder_of(options, runs[4]), 50.0, 4.125, torn='{"kind": "ep')
+    write_epochs(folder_of(options, runs[4]), epoch(1, 50.0))
     write_epochs(folder_of(options, runs[5]))
-    assert list(status(options, config.compose)) == [
-        "table=demo: 4 of 6 runs done",
-        "  ResNet-20 on digits, CE    done 3 of 3",
-        "  ResNet-20 on digits, ISDA  done 1 of 3; "
-        "seed 1: interrupted, epoch 2 of 30, test error 4.12; seed 2: interrupted, in its first epoch",
-    ]
-    long_ago = (folder_of(options, runs[4]) / "metrics.jsonl").read_text().splitlines()[0] + "\n"
-    (folder_of(options, runs[4]) / "metrics.jsonl").write_text(long_ago + 50 * as_line(SEGMENT))
-    assert "seed 1: interrupted, epoch 1 of 30, test error 50.00" in list(status(options, config.compose))[-1]
-    (folder_of(options, runs[5]) / "metrics.jsonl").write_text("?\n")
-    assert "metrics.jsonl, line 1: not JSON" in list(status(options, config.compose))[-1]
+    title, ce, isda = status(options, compose)
+    assert numbers_of(title, "table=demo") == [4, 6]
+    assert numbers_of(ce, "ResNet-20") == [3, 3]
+    assert numbers_of(isda, "ResNet-20")[:2] == [1, 3]
+    assert states(options) == {("ResNet-20 on digits, ISDA", seed): "interrupted" for seed in (1, 2)}
 
 
-def test_status_tells_running_failed_and_stopped_runs_apart(demo, options, tmp_path):
-    options.runs_dir = str(tmp_path / "runs")
-    runs = all_runs(demo)
-    for run in runs[:5]:
-        write_epochs(folder_of(options, run), 50.0)
-    note_ending(folder_of(options, runs[0]), Ending(2, "out of memory with 128 images"))
-    note_ending(folder_of(options, runs[1]), Ending(75, "SIGTERM: stopped and saved"))
-    owner = {**here(), "pid": os.getpid()}
-    (folder_of(options, runs[2]) / "owner.json").write_text(json.dumps(owner))
-    (folder_of(options, runs[3]) / "owner.json").write_text(json.dumps({**owner, "pid": 2**22 + 1}))
-    (folder_of(options, runs[4]) / "owner.json").write_text(json.dumps({**owner, "host": "elsewhere"}))
-    (folder_of(options, runs[0]) / "log.txt").touch()
-    epoch = "epoch 1 of 30, test error 50.00"
-    log = folder_of(options, runs[0]) / "log.txt"
-    assert list(status(options, config.compose))[1:] == [
-        f"  ResNet-20 on digits, CE    done 0 of 3; seed 0: failed: out of memory with 128 images (log: {log}); "
-        f"seed 1: stopped, {epoch}; seed 2: running, {epoch}",
-        f"  ResNet-20 on digits, ISDA  done 0 of 3; seed 0: interrupted, {epoch}; seed 1: running, {epoch}",
-    ]
-    (folder_of(options, runs[2]) / "owner.json").write_text(json.dumps({**owner, "boot": "before a restart"}))
-    assert f"seed 2: interrupted, {epoch}" in list(status(options, config.compose))[1], "its number is another's now"
-    os.utime(folder_of(options, runs[4]) / "owner.json", (1, 1))
-    assert f"seed 1: interrupted, {epoch}" in list(status(options, config.compose))[2], "its heart beats no more"
+FAILED, STOPPED = Ending(2, "out of memory with 128 images"), Ending(75, "stopped and saved")
 
 
-def test_cancel_asks_the_runs_of_this_host_to_save(demo, options, tmp_path, capfd):
-    options.runs_dir = str(tmp_path / "runs")
-    seen, pid = tmp_path / "seen", tmp_path / "pid"
-    process = subprocess.Popen([sys.executable, "-c", HEEDS, str(seen), "obeys"])
-    while not pid.exists() or not pid.read_text():
-        time.sleep(0.02)
+@pytest.mark.parametrize(
+    ("owner", "age", "ending", "state"),
+    [
+        (None, 0, FAILED, "failed"),
+        (None, 0, STOPPED, "stopped"),
+        (None, 0, Ending(130, "interrupted"), "stopped"),
+        (None, 0, None, "interrupted"),
+        ({}, 0, FAILED, "running"),
+        ({"pid": NOBODY}, 0, None, "interrupted"),
+        ({"boot": "before a restart"}, 0, None, "interrupted"),  # its number is another's now
+        ({"host": "elsewhere"}, 0, None, "running"),
+        ({"host": "elsewhere", "boot": "another"}, 40, None, "running"),
+        ({"host": "elsewhere"}, 90, None, "interrupted"),  # its heart beats no more
+    ],
+)
+def test_state_of_a_run_follows_from_its_owner_and_its_ending(demo, options, owner, age, ending, state):
+    folder = folder_of(options, all_runs(demo)[1])
+    write_epochs(folder, epoch(1, 50.0))
+    if owner is not None:
+        (folder / "owner.json").write_text(json.dumps({**here(), "pid": os.getpid(), **owner}))
+        os.utime(folder / "owner.json", (time.time() - age,) * 2)
+    if ending is not None:
+        note_ending(folder, ending)
+    (folder / "log.txt").touch()
+    assert states(options) == {("ResNet-20 on digits, CE", 1): state}
+    assert lives(folder) == (state == "running")
+    assert pid_here(folder) == (os.getpid() if owner == {} else None)
+    said = "\n".join(status(options, compose))
+    assert (FAILED.said in said and str(folder / "log.txt") in said) == (state == "failed")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "{}"])
+def test_torn_owner_file_names_nobody(tmp_path, text):
+    (tmp_path / "owner.json").write_text(text)
+    assert not lives(tmp_path)
+    assert pid_here(tmp_path) is None
+
+
+def test_how_a_process_ended_is_told_by_what_it_noted_its_signal_or_its_log(tmp_path):
+    assert ending_of(tmp_path, -9).exit_code == -9
+    assert "SIGKILL" in ending_of(tmp_path, -9).said
+    assert ending_of(tmp_path, 1).exit_code == 1
+    (tmp_path / "log.txt").write_text("epoch 1\nlast words\n")
+    assert ending_of(tmp_path, 1) == (1, "last words")
+    (tmp_path / "log.txt").write_text("ValueError: caught\nepoch 1\nRuntimeError: a defect\nlast words\n")
+    assert ending_of(tmp_path, 1) == (1, "RuntimeError: a defect")
+    note_ending(tmp_path, Ending(75, "SIGTERM: stopped"))
+    note_ending(tmp_path, Ending(2, "lost contact"), keep=True)
+    assert ending_of(tmp_path, 1) == (75, "SIGTERM: stopped")
+    note_ending(tmp_path, Ending(2, "lost contact"))
+    assert read_ending(tmp_path) == (2, "lost contact")
+    (tmp_path / "ended.json").write_text("{")
+    assert read_ending(tmp_path) is None
+    note_ending(tmp_path / "missing", Ending(1, "x"))
+    assert not (tmp_path / "missing").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ progress
+
+TIMED = dict(train=100.0, evaluation=20.0, saving=5.0, data_wait=9999.0)
+
+
+@pytest.mark.parametrize(
+    ("records", "torn", "tokens"),
+    [
+        ([epoch(1, 50.0), epoch(2, 4.125)], '{"kind": "ep', ["2", "30", "4.12"]),
+        ([epoch(1, 50.0), *[SEGMENT] * 50], "", ["1", "30", "50.00"]),  # longer than what is read at first
+        ([epoch(29, 3.0, **TIMED)], "", ["29", "30", "3.00", "2:05"]),
+        ([epoch(10, 3.0, **TIMED)], "", ["10", "30", "3.00", "41:40"]),
+        ([SEGMENT], "", []),
+        ([], "?\n", ["metrics.jsonl", "1"]),
+    ],
+)
+def test_progress_is_that_of_the_last_whole_epoch(demo, tmp_path, records, torn, tokens):
+    run = all_runs(demo)[0]
+    assert progress_of(tmp_path, run) is None
+    write_epochs(tmp_path, *records, torn=torn)
+    said = progress_of(tmp_path, run).replace(str(tmp_path), "")
+    assert re.findall(r"metrics\.jsonl|[\d.:]*\d", said)[: len(tokens)] == tokens
+    assert bool(tokens) == bool(re.search(r"\d", said))
+
+
+def test_progress_of_a_generator_is_its_own_epochs(tmp_path):
+    scores = {"discriminator_loss": 0.5, "real_score": 0.6, "fake_score": 0.4}
+    write_epochs(tmp_path, GeneratorEpoch(epoch=7, step=9, generator_steps=9, timing={"train": 2.0}, **scores))
+    said = progress_of(tmp_path, Run(0, "g", {"gan": {"epochs": 100}}))
+    assert re.findall(r"[\d:]+", said) == ["7", "100", "3:06"]
+
+
+# ---------------------------------------------------------------------------------------------------------- cancelling
+
+
+def test_cancel_asks_the_runs_of_this_host_to_save(demo, options, capfd):
     folder = folder_of(options, all_runs(demo)[1])
     folder.mkdir(parents=True)
+    process = subprocess.Popen([*heeding_training(), str(folder / "config.yaml")])
+    until((folder / "pid").exists)
     owner = {**here(), "pid": process.pid}
     (folder / "owner.json").write_text(json.dumps({**owner, "boot": "before a restart"}))
-    assert cancel(options, config.compose) == 0
-    assert "0 jobs, 0 runs on this host" in capfd.readouterr().out
+    assert cancel(options, compose) == 0
+    assert re.findall(r"\d+", capfd.readouterr().out) == ["0", "0"]
+    assert not (folder / "seen").exists()
     (folder / "owner.json").write_text(json.dumps(owner))
-    assert cancel(options, config.compose) == 0
-    assert process.wait(timeout=30) == 75
-    assert seen.read_text().split() == ["SIGTERM"]
-    assert "asked to stop: 0 jobs, 1 runs on this host" in capfd.readouterr().out
+    assert cancel(options, compose) == 0
+    assert process.wait(timeout=60) == 75
+    assert (folder / "seen").read_text().split() == ["SIGTERM"]
+    assert re.findall(r"\d+", capfd.readouterr().out) == ["0", "1"]

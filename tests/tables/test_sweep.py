@@ -1,228 +1,249 @@
+"""Sweeps: which runs are made, in what order, and which are skipped, refused or reported as failed."""
+
 import os
+import shlex
 import signal
-import sys
+import textwrap
 
 import pytest
-from sweeps import all_runs, folder_of, started
+from sweeps import all_runs, compose, folder_of, numbers_of, started, training
 
 from isda_repro import config
 from isda_repro.errors import UserError
 from isda_repro.options import parse_options
-from isda_repro.tables.local import _Sweep, sweep_here
+from isda_repro.tables.local import sweep_here
 from isda_repro.tables.plan import expand
 from isda_repro.tables.specification import load_table
 from isda_repro.tables.status import status
-from isda_repro.tables.sweep import SweepOptions, sweep_command
+from isda_repro.tables.sweep import SweepOptions, missing, sweep_command
 
 
-def test_the_whole_table_runs_once_and_is_then_skipped(demo, options, trainer, capfd):
-    assert sweep_here(options, config.compose, trainer()) == 0
-    runs = all_runs(demo)
-    assert started(options) == [run.run_id for run in runs]
-    lines = capfd.readouterr().out.splitlines()
-    assert lines[0] == f"[1/6] {runs[0].run_id}: starts"
-    assert lines[1].startswith(f"[1/6] {runs[0].run_id}: done, test error 2.00, after ")
-    assert lines[-1] == "table=demo: 6 of 6 runs done, 6 started now"
+@pytest.fixture
+def options(tmp_path, monkeypatch):
+    """A sweep of the demo into a folder whose name has oddities, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    return SweepOptions("demo", runs_dir="a 'run' folder")
+
+
+def names(runs):
+    return [run.run_id for run in runs]
+
+
+def test_table_runs_once_and_finished_runs_are_skipped(demo, options, tmp_path, capfd):
+    runs, handler = all_runs(demo), signal.getsignal(signal.SIGTERM)
+    command = training(tmp_path, runs)
+    assert sweep_here(options, compose, command) == 0
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert started(options) == names(runs)
+    assert all((folder_of(options, run) / "result.json").exists() for run in runs)
+    out = capfd.readouterr().out
+    assert numbers_of(out, "table=demo") == [6, 6, 6]
+    assert all(any(run.run_id in line and f" {2 + run.seed}.00" in line for line in out.splitlines()) for run in runs)
 
     (folder_of(options, runs[4]) / "result.json").unlink()
-    assert sweep_here(options, config.compose, trainer()) == 0
-    assert started(options) == [run.run_id for run in runs] + [runs[4].run_id], "finished runs are skipped"
-    lines = capfd.readouterr().out.splitlines()
-    assert lines[1] == f"[2/6] {runs[1].run_id}: already done, test error 3.00"
-    assert lines[-1] == "table=demo: 6 of 6 runs done, 1 started now"
+    assert sweep_here(options, compose, command) == 0
+    assert started(options) == names([*runs, runs[4]])
+    assert numbers_of(capfd.readouterr().out, "table=demo") == [6, 6, 1]
 
 
-def test_failed_runs_are_reported_and_the_others_still_run(demo, options, trainer, capfd):
-    assert sweep_here(options, config.compose, trainer("fails")) == 1
-    assert len(started(options)) == 6
-    _, bad, forgetful, *_ = [run.run_id for run in all_runs(demo)]
+def failures(out):
+    """What is said below the count: the runs that failed."""
+    return out.rpartition("table=demo")[2].splitlines()[1:]
+
+
+def test_failed_runs_are_reported_and_the_others_still_run(demo, options, tmp_path, capfd):
+    runs = all_runs(demo)
+    command = training(tmp_path, runs, {runs[1].run_id: 3, runs[2].run_id: 0})
+    assert sweep_here(options, compose, command) == 1
+    assert started(options) == names(runs)
     out = capfd.readouterr().out
-    assert f"[2/6] {bad}: FAILED with exit code 3 after" in out
-    assert f"[3/6] {forgetful}: FAILED without a result after" in out
-    *_, summary, first, second = out.splitlines()
-    assert summary == "table=demo: 4 of 6 runs done, 6 started now"
-    assert first == f"failed: {bad} (exit code 3)"
-    assert second.startswith(f"failed: {forgetful} (exit code 0, but no result: ")
+    assert numbers_of(out, "table=demo") == [4, 6, 6]
+    bad, forgetful = failures(out)
+    assert runs[1].run_id in bad
+    assert runs[2].run_id in forgetful
+    assert "3" in bad.replace(runs[1].run_id, "")
 
 
-def test_a_damaged_result_is_a_failure_and_not_run_over(demo, options, trainer, finish, capfd):
-    run, last = all_runs(demo)[0], all_runs(demo)[5]
-    for other in all_runs(demo)[:5]:
-        finish(other, 2.0, path=folder_of(options, other) / "result.json")
-    (folder_of(options, run) / "result.json").write_text("{")
-    assert sweep_here(options, config.compose, trainer()) == 1
+def test_damaged_or_foreign_result_is_a_failure_and_is_not_overwritten(demo, options, tmp_path, finish, capfd):
+    damaged, foreign, *_, last = runs = all_runs(demo)
+    for run in runs[:5]:
+        finish(run, 2.0, path=folder_of(options, run) / "result.json")
+    (folder_of(options, damaged) / "result.json").write_text("{")
+    finish(runs[4], 2.0, path=folder_of(options, foreign) / "result.json")
+    assert sweep_here(options, compose, training(tmp_path, runs)) == 1
     assert started(options) == [last.run_id]
+    assert (folder_of(options, damaged) / "result.json").read_text() == "{"
     out = capfd.readouterr().out
-    assert "table=demo: 5 of 6 runs done, 1 started now\n" in out
-    assert "delete the file and run again" in out
+    assert numbers_of(out, "table=demo") == [4, 6, 1]
+    assert [run.run_id in line for run, line in zip((damaged, foreign), failures(out), strict=True)] == [True, True]
 
 
-def test_a_run_that_died_before_its_last_acts_is_concluded(demo, options, trainer, finish, capfd):
+def test_run_with_checkpoints_beside_its_result_is_started_again(demo, options, finish, tmp_path):
+    """Its process died after the result and before its last acts."""
     runs = all_runs(demo)
     for run in runs:
         finish(run, 2.0, path=folder_of(options, run) / "result.json")
     (folder_of(options, runs[2]) / "checkpoint-000000005.pt").touch()
-    assert sweep_here(options, config.compose, trainer()) == 0
+    assert sweep_here(options, compose, training(tmp_path, runs)) == 0
     assert started(options) == [runs[2].run_id]
 
 
-def test_a_folder_that_cannot_be_used_fails_alone(demo, options, trainer, capfd):
-    first, second, *others = all_runs(demo)
+def test_folder_that_cannot_be_used_fails_alone(demo, options, tmp_path, capfd):
+    first, second, *others = runs = all_runs(demo)
     folder_of(options, first).parent.mkdir()
     folder_of(options, first).write_text("a file where the folder belongs")
     folder_of(options, second).mkdir()
     (folder_of(options, second) / "config.yaml").write_bytes(b"\xff")
-    assert sweep_here(options, config.compose, trainer()) == 1
-    assert started(options) == [run.run_id for run in [second, *others]]
-    out = capfd.readouterr().out
-    assert f"[1/6] {first.run_id}: FAILED to start\n" in out
-    assert f"failed: {first.run_id} (File exists: {folder_of(options, first)})" in out
+    assert sweep_here(options, compose, training(tmp_path, runs)) == 1
+    assert started(options) == names([second, *others])
+    (failed,) = failures(capfd.readouterr().out)
+    assert str(folder_of(options, first)) in failed
 
 
-def test_a_signal_between_two_runs_starts_no_other(demo, options, trainer, monkeypatch, capfd):
-    how_it_went = _Sweep._how_it_went
-
-    def signalled(self, *arguments):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return how_it_went(self, *arguments)
-
-    monkeypatch.setattr(_Sweep, "_how_it_went", signalled)
-    assert sweep_here(options, config.compose, trainer()) == 75
-    assert len(started(options)) == 1
-    assert ": done, test error 2.00, after" in capfd.readouterr().out
+def test_signal_that_comes_when_a_run_ends_starts_no_other(demo, options, tmp_path):
+    command = training(tmp_path, all_runs(demo))
+    program = tmp_path / "trainer.py"
+    begin = "import os, signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    program.write_text(f"{begin}{program.read_text()}\nos.kill(os.getppid(), signal.SIGTERM)\n")
+    assert sweep_here(options, compose, command) == 75
+    assert started(options) == [all_runs(demo)[0].run_id]
+    assert (folder_of(options, all_runs(demo)[0]) / "result.json").exists()
 
 
-def test_a_sweep_that_would_begin_anew_each_time_is_refused(options):
+@pytest.mark.parametrize("code", [75, 130])
+def test_run_that_stopped_by_itself_ends_the_sweep_and_is_no_failure(demo, options, tmp_path, capfd, code):
+    runs = all_runs(demo)
+    assert sweep_here(options, compose, training(tmp_path, runs, dict.fromkeys(names(runs), code))) == code
+    assert started(options) == [runs[0].run_id]
+    assert sweep_command(options) in capfd.readouterr().out
+
+
+def test_sweep_of_runs_that_begin_anew_each_time_is_refused(options):
     options.set = ["force=true"]
-    with pytest.raises(UserError, match=r"force=true is for one run, by train\.py"):
-        sweep_here(options, config.compose)
+    with pytest.raises(UserError, match="force=true"):
+        missing(options, compose)
 
 
-def test_runs_are_frozen_and_an_equal_file_is_left_alone(demo, options, trainer, finish):
+def test_runs_are_frozen_with_the_folders_and_an_equal_file_is_left_alone(demo, options, tmp_path, finish):
     run, *others = all_runs(demo)
+    options.runs_dir = str(tmp_path / "a 'run' folder")
     for other in others:
         finish(other, 2.0, path=folder_of(options, other) / "result.json")
-    sweep_here(options, config.compose, trainer())
+    command = training(tmp_path, [run])
+    sweep_here(options, config.compose, command)
     frozen = folder_of(options, run) / "config.yaml"
     assert config.read_frozen(frozen).run_id == run.run_id
+    assert config.read_frozen(frozen).runs_dir == options.runs_dir
     os.utime(frozen, (1, 1))
     (folder_of(options, run) / "result.json").unlink()
-    sweep_here(options, config.compose, trainer())
+    sweep_here(options, config.compose, command)
     assert frozen.stat().st_mtime == 1
     (folder_of(options, run) / "result.json").unlink()
     options.data_dir = "elsewhere, 'with' {oddities}"
-    sweep_here(options, config.compose, trainer())
+    sweep_here(options, config.compose, command)
     assert config.read_frozen(frozen).data_dir == options.data_dir
     assert config.read_frozen(frozen).run_id == run.run_id
 
 
-def test_reduced_runs_are_others(demo, options, capfd):
-    options.set, options.dry_run = ["recipe.epochs=2"], True
-    assert sweep_here(options, config.compose) == 0
-    out = capfd.readouterr().out
-    assert out.count("would run") == 6
-    assert not [run for run in all_runs(demo) if run.run_id in out]
-
-
-def test_dry_run_says_and_touches_nothing(demo, options, finish, tmp_path, capfd):
-    options.runs_dir, options.dry_run = str(tmp_path / "runs"), True
-    runs = all_runs(demo)
-    finish(runs[0], 2.5)
+def test_dry_run_names_what_would_run_and_changes_nothing(demo, options, finish, tmp_path, capfd):
+    done, *others = runs = all_runs(demo)
+    options.dry_run = True
+    finish(done, 2.5, path=folder_of(options, done) / "result.json")
     before = sorted(tmp_path.rglob("*"))
-    assert sweep_here(options, config.compose, ["false"]) == 0
-    lines = capfd.readouterr().out.splitlines()
-    assert lines[0] == f"[1/6] {runs[0].run_id}: already done, test error 2.50"
-    assert lines[5] == f"[6/6] {runs[5].run_id}: would run python train.py {tmp_path}/runs/{runs[5].run_id}/config.yaml"
-    assert lines[6] == "table=demo: 1 of 6 runs done"
+    assert sweep_here(options, compose, ["false"]) == 0
+    out = capfd.readouterr().out
+    assert numbers_of(out, "table=demo") == [1, 6]
+    would_run = [str(folder_of(options, run) / "config.yaml") in shlex.split(out.replace(":", " ")) for run in runs]
+    assert would_run == [False, *(True for _ in others)]
+    options.set = ["recipe.epochs=2"]
+    assert sweep_here(options, compose, ["false"]) == 0
+    out = capfd.readouterr().out
+    assert out.count("config.yaml") == 6
+    assert not [run for run in runs if run.run_id in out], "reduced runs are other runs"
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_runs_whose_results_are_kept_are_not_made_again(demo, options, trainer, finish, tmp_path, capfd):
+def test_runs_whose_results_are_kept_are_not_made_again(demo, options, finish, tmp_path, capfd):
     runs = all_runs(demo)
-    options.results_dir = str(tmp_path / "results")
-    finish(runs[0], 2.5, path=tmp_path / "results" / "demo" / "a cell" / "0.json")
-    finish(runs[3], 3.5, path=tmp_path / "results" / "another table" / "a cell" / "0.json")
-    (tmp_path / "results" / "demo" / "a cell" / "1.json").write_text("{")
-    made = [run.run_id for run in (runs[1], runs[2], *runs[4:])]
+    options.results_dir = "kept here"
+    finish(runs[0], 2.5, path=tmp_path / "kept here" / "demo" / "a cell" / "0.json")
+    finish(runs[3], 3.5, path=tmp_path / "kept here" / "another table" / "a cell" / "0.json")
+    (tmp_path / "kept here" / "demo" / "a cell" / "1.json").write_text("{")
+    made, command = names([runs[1], runs[2], *runs[4:]]), training(tmp_path, runs)
 
     options.dry_run = True
-    assert sweep_here(options, config.compose, trainer()) == 0
-    lines = capfd.readouterr().out.splitlines()
-    kept = f"the results of 2 runs are kept in {tmp_path}/results; results_dir=null makes these again"
-    assert lines[0] == f"table=demo: {kept}"
-    assert lines[1] == f"[1/6] {runs[0].run_id}: already done, test error 2.50"
-    assert lines[-1] == "table=demo: 2 of 6 runs done"
-
+    assert sweep_here(options, compose, command) == 0
+    assert numbers_of(capfd.readouterr().out, "table=demo") == [2, 6]
     options.dry_run = False
-    assert sweep_here(options, config.compose, trainer()) == 0
+    assert sweep_here(options, compose, command) == 0
     assert started(options) == made
-    assert capfd.readouterr().out.splitlines()[-1] == "table=demo: 6 of 6 runs done, 4 started now"
-
+    assert numbers_of(capfd.readouterr().out, "table=demo") == [6, 6, 4]
+    assert numbers_of(next(iter(status(options, compose))), "table=demo") == [6, 6, 2]
     options.results_dir = None
-    assert sweep_command(options).endswith(" results_dir=null")
-    assert sweep_here(options, config.compose, trainer()) == 0
+    assert sweep_here(options, compose, command) == 0
     assert started(options) == [*made, runs[0].run_id, runs[3].run_id]
 
 
-def own_table(tmp_path, needs="{column: ISDA}"):
-    path = tmp_path / "own.yaml"
-    path.write_text(f"""
-title: one needs the other
-metric: test_error_last10
-seeds: [0, 1]
-rows: [{{digits: [model=resnet20, dataset=digits]}}]
-columns: [{{CE: loss=ce, ISDA: loss=isda}}]
-cells: [{{column: CE, needs: {needs}}}]
-""")
-    return str(path)
+@pytest.fixture
+def own(options, tmp_path):
+    """A table whose CE waits for its ISDA; its runs by loss."""
+    (tmp_path / "own.yaml").write_text(
+        textwrap.dedent("""
+        title: one needs the other
+        metric: test_error_last10
+        seeds: [0, 1]
+        rows: [{digits: [model=resnet20, dataset=digits]}]
+        columns: [{CE: loss=ce, ISDA: loss=isda}]
+        cells: [{column: CE, needs: {column: ISDA}}]
+        """)
+    )
+    options.table = "own.yaml"
+    return {cell.column[0]: runs for cell, runs in expand(load_table(options.table), compose).items()}
 
 
-def test_a_cell_waits_for_those_it_needs(options, tmp_path, trainer, capfd):
-    options.table, options.jobs = own_table(tmp_path), 4
-    assert sweep_here(options, config.compose, trainer()) == 0
-    losses = [name.split("-")[3] for name in started(options)]
-    assert losses == ["isda", "isda", "ce", "ce"]
+def test_cell_waits_for_those_it_needs(options, own, tmp_path, monkeypatch):
+    monkeypatch.setattr("isda_repro.tables.places._visible", list)
+    options.jobs = 4
+    assert sweep_here(options, compose, training(tmp_path, [*own["CE"], *own["ISDA"]])) == 0
+    assert set(started(options)[:2]) == set(names(own["ISDA"]))
+    assert set(started(options)[2:]) == set(names(own["CE"]))
 
 
-def test_a_run_that_another_needs_must_be_here_unless_both_are_kept(options, tmp_path, trainer, finish, capfd):
-    options.table, options.results_dir = own_table(tmp_path), str(tmp_path / "results")
-    table = load_table(options.table)
-    plan = expand(table, config.compose)
-    by_loss = {cell.column[0]: runs for cell, runs in plan.items()}
-    for run in by_loss["ISDA"]:
-        finish(run, 2.5, path=tmp_path / "results" / "own" / "isda" / f"{run.seed}.json")
-    finish(by_loss["CE"][0], 2.5, path=tmp_path / "results" / "own" / "ce" / "0.json")
-    assert "table=own: 1 of 4 runs done, 1 of them kept in" in next(iter(status(options, config.compose)))
-    finish(by_loss["CE"][1], 2.5, path=tmp_path / "results" / "own" / "ce" / "1.json")
-    assert "table=own: 4 of 4 runs done, 4 of them kept in" in next(iter(status(options, config.compose)))
-    assert sweep_here(options, config.compose, trainer()) == 0
+def test_kept_run_that_another_needs_is_made_again_unless_both_are_kept(options, own, tmp_path, finish):
+    def kept(run):
+        return tmp_path / "results" / "own" / run.config.choice.loss / f"{run.seed}.json"
+
+    for run in [*own["ISDA"], own["CE"][0]]:
+        finish(run, 2.5, path=kept(run))
+    assert numbers_of(next(iter(status(options, compose))), "table=own") == [1, 4, 1]
+    finish(own["CE"][1], 2.5, path=kept(own["CE"][1]))
+    assert numbers_of(next(iter(status(options, compose))), "table=own") == [4, 4, 4]
+    command = training(tmp_path, [*own["CE"], *own["ISDA"]])
+    assert sweep_here(options, compose, command) == 0
     assert started(options) == []
-    (tmp_path / "results" / "own" / "ce" / "1.json").unlink()
-    assert sweep_here(options, config.compose, trainer()) == 0
-    assert [name.split("-")[3] for name in started(options)] == ["isda", "isda", "ce"]
+    kept(own["CE"][1]).unlink()
+    assert sweep_here(options, compose, command) == 0
+    assert started(options) == names([*own["ISDA"], own["CE"][1]])
 
 
-def test_and_is_not_begun_where_one_of_those_failed(options, tmp_path, capfd):
-    options.table = own_table(tmp_path)
-    assert sweep_here(options, config.compose, [sys.executable, "-c", "raise SystemExit(3)"]) == 1
-    out = capfd.readouterr().out
-    assert out.count(": starts") == 2
-    assert out.count("not started, since it needs resnet20-digits-baseline-isda-s0-") == 2
+def test_run_is_not_started_where_one_that_it_needs_failed(options, own, tmp_path, capfd):
+    runs = [*own["CE"], *own["ISDA"]]
+    command = training(tmp_path, runs, dict.fromkeys(names(own["ISDA"]), 3))
+    assert sweep_here(options, compose, command) == 1
+    assert started(options) == names(own["ISDA"])
+    said = capfd.readouterr().out.rpartition("table=own")[2]
+    assert all(run.run_id in said for run in runs)
 
 
-@pytest.mark.parametrize(
-    ("needs", "sentence"),
-    [
-        ("{column: Focal}", r"own\.yaml: cells: row \*, column CE: needs: row \*, column Focal fits no cell"),
-        ("{column: CE}", "needs: digits, CE needs, directly or by others, itself"),
-        ("{cell: CE}", "needs has the unknown key cell; it can have row, column"),
-        ("ISDA", "needs must be a mapping with some of: row, column"),
-    ],
-)
-def test_a_need_that_cannot_be_is_one_sentence(options, tmp_path, needs, sentence):
-    options.table = own_table(tmp_path, needs)
-    with pytest.raises(UserError, match=sentence):
-        sweep_here(options, config.compose)
+def test_command_that_goes_on_with_a_sweep_has_its_options():
+    options = SweepOptions(
+        "demo", jobs=4, set=["recipe.epochs=2", "model.dropout=0.3"], data_dir="a 'b'", results_dir=None, dry_run=True
+    )
+    python, script, *arguments = shlex.split(sweep_command(options))
+    assert (python, script, len(arguments)) == ("python", "scripts/sweep.py", 5)
+    options.dry_run = False
+    assert parse_options(SweepOptions, arguments) == options
+    assert "table=another" in sweep_command(options, "another").split()
 
 
 def test_options_are_typed():
@@ -231,19 +252,20 @@ def test_options_are_typed():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "token"),
     [
-        (["table=demo", "job=4"], r"unknown option job=; there are table=, cluster=, dry_run=.*set=\[job=4\]"),
-        (["table=demo", "jobs=many"], "jobs=many cannot be read"),
-        (["table=demo", "recipe.epochs=2"], r"settings of the runs go into set=\[recipe\.epochs=2\]"),
-        (["table=demo", "dryrun"], "'dryrun' is not an option"),
-        (["table=demo", "dry_run=perhaps"], "dry_run=perhaps cannot be read"),
-        (["table=demo", "set=recipe.epochs=2"], r"set= takes a list: set=\[a=1,b=2\]"),
-        (["table=[demo"], r"table=\[demo cannot be read"),
-        ([], "table= is missing"),
+        (["table=demo", "job=4"], "job="),
+        (["table=demo", "jobs=many"], "jobs=many"),
+        (["table=demo", "recipe.epochs=2"], "set=[recipe.epochs=2]"),
+        (["table=demo", "dryrun"], "dryrun"),
+        (["table=demo", "dry_run=perhaps"], "dry_run=perhaps"),
+        (["table=demo", "set=recipe.epochs=2"], "set=[a=1,b=2]"),
+        (["table=[demo"], "table=[demo"),
+        ([], "table="),
     ],
 )
-def test_a_mistyped_option_is_one_sentence(arguments, message):
-    with pytest.raises(UserError, match=message) as caught:
+def test_mistyped_option_is_named(arguments, token):
+    with pytest.raises(UserError) as caught:
         parse_options(SweepOptions, arguments)
+    assert token in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -3,9 +3,11 @@
 import dataclasses
 
 import pytest
+from omegaconf import OmegaConf
+from sweeps import compose
 
 from isda_repro.checks import ConfigError
-from isda_repro.config import compose, read_frozen, run_id, write_frozen
+from isda_repro.config import read_frozen, run_id, write_frozen
 from isda_repro.tables.plan import expand
 from isda_repro.tables.specification import load_table
 from isda_repro.tables.sweep import SweepOptions, missing
@@ -13,8 +15,9 @@ from isda_repro.tables.tagging import LONGEST_TAG, cell_tag, tagged
 from isda_repro.training.parts import build_trackers
 
 
-def test_runs_are_tagged_by_a_sweep_and_keep_their_names():
-    what = missing(SweepOptions(table="demo", set=["tracking.tags=[mine]"]), compose)
+def test_runs_are_tagged_by_a_sweep_and_keep_their_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    what = missing(SweepOptions(table="demo", set=["tracking.tags=[mine,demo]"]), compose)
     cell = what.table.cells[0]
     first = what.runs[0].settings
     tag = f"demo/{cell.slug}"
@@ -27,7 +30,8 @@ def test_runs_are_tagged_by_a_sweep_and_keep_their_names():
     }
 
 
-def test_what_the_user_has_set_stays():
+def test_what_the_user_has_set_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     what = missing(
         SweepOptions(table="demo", set=["tracking.group=mine", "tracking.table_metric=test_error_best"]), compose
     )
@@ -41,7 +45,7 @@ def test_without_tracking_nothing_is_added():
     assert tagged(table, plan) == plan
 
 
-def test_a_run_of_two_cells_has_the_tags_of_both_and_the_group_of_the_first():
+def test_run_of_two_cells_has_the_tags_of_both_and_the_group_of_the_first():
     table = load_table("demo")
     first, *_ = table.cells
     again = dataclasses.replace(first, row=("Again",), labels=("again",), metric="test_error_best")
@@ -63,8 +67,8 @@ def test_tags_are_no_longer_than_wandb_takes_and_stay_different():
     assert all(tag.startswith("demo/xxx") for tag in tags)
 
 
-def test_a_frozen_file_from_before_there_were_tags_is_read_and_stays_the_same_run(tmp_path):
-    frozen = compose(["model=resnet8", "dataset=digits"])
+def test_frozen_file_from_before_there_were_tags_is_read_and_stays_the_same_run(tmp_path):
+    frozen = OmegaConf.create(compose(["model=resnet8", "dataset=digits"]))
     for key in ("group", "tags", "tables", "table_metric"):
         del frozen.tracking[key]
     write_frozen(frozen, tmp_path / "config.yaml")
@@ -77,5 +81,5 @@ def test_a_frozen_file_from_before_there_were_tags_is_read_and_stays_the_same_ru
 
 @pytest.mark.parametrize("tags", ["''", "word", f"[{'x' * 65}]", "[1]"])
 def test_tags_that_wandb_would_refuse_are_refused_before_training(tags):
-    with pytest.raises(ConfigError, match=r"tracking.tags=.* must be a list of words of at most 64 characters"):
+    with pytest.raises(ConfigError, match=r"tracking\.tags="):
         compose([f"tracking.tags={tags}"])

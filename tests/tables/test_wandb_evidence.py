@@ -67,21 +67,21 @@ def table_from(findings, trained):
     return text, {name: record.read() for name, record in gathered.records.items()}, gathered.problems
 
 
-def test_the_table_is_the_same_from_offline_files_alone(trained):
+def test_table_is_the_same_from_offline_files_alone(trained):
     runs_dir, _ = trained
     text, results, problems = table_from(results_on_disk(runs_dir, Path("none")), trained)
-    assert text.count("(n = 2)") == 2
+    assert (len(results), problems) == (4, [])
     assert table_from(results_offline(runs_dir), trained) == (text, results, problems)
 
 
-def test_the_table_is_the_same_from_what_wandb_sync_has_sent(trained, wandb_project):
+def test_table_is_the_same_from_what_wandb_sync_has_sent(trained, wandb_project):
     _, api = wandb_project
     text, results, _ = table_from(results_on_disk(trained[0], Path("none")), trained)
     assert len(results) == 4
     assert table_from(results_from_wandb(ENTITY, "isda_repro", api=api), trained) == (text, results, [])
 
 
-def test_the_runs_are_grouped_by_cell_and_can_be_found(trained, wandb_project):
+def test_runs_are_grouped_by_cell_and_can_be_found(trained, wandb_project):
     server, api = wandb_project
     _, (_, plan) = trained
     for cell, runs in plan.items():
