@@ -25,10 +25,7 @@ def settings(composed):
         node = composed(overrides)
         for key, value in changed.items():
             OmegaConf.update(node, key, value, force_add=True)
-        return {
-            key: value
-            for key, value in OmegaConf.to_container(node).items()
-            if key not in ("run_id", "numerics_version")
-        }
+        known = OmegaConf.to_container(node)
+        return {key: value for key, value in known.items() if key not in ("run_id", "numerics_version")}
 
     return plain

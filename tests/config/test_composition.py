@@ -150,7 +150,7 @@ def test_one_difference_can_be_chosen_alone(composed, override, key, value):
     assert OmegaConf.select(composed(f"model=shake_shake26_2x32d dataset=cifar100 {override}"), key) == value
 
 
-# ----------------------------------------------------------------------------------------------------------- augmentation
+# --------------------------------------------------------------------------------------------------------- augmentation
 
 
 def test_digits_are_shifted_by_one_pixel_and_not_mirrored(composed):
@@ -196,7 +196,7 @@ def test_a_folder_is_named_after_itself_and_any_model_takes_its_size():
     assert named.run_id.startswith("resnet50-folder_Dogs-")
 
 
-# --------------------------------------------------------------------------------------------------------------- schedule
+# ------------------------------------------------------------------------------------------------------------ schedule
 
 
 def test_epochs_alone_rescale_the_milestones(composed):
