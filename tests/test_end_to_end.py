@@ -38,13 +38,12 @@ def test_the_demo_from_the_sweep_to_the_table_and_the_picture(root, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dataset", "largest"), [("cifar10", 75), ("cifar100", 97)])
+@pytest.mark.parametrize(("dataset", "largest"), [("cifar10", 75), ("cifar100", 98)])
 def test_a_short_run_on_real_cifar_learns(cifar_dir, tmp_path, dataset, largest):
-    """5,000 images, 3 epochs, ISDA; chance is 90% and 99%."""
+    """5,000 images, 3 epochs, ISDA. Measured: 66% and 96%; chance is 90% and 99%, of 1,000 images +- 1% and 0.3%."""
     sizes = ["dataset.train_limit=5000", "dataset.test_limit=1000", "recipe.epochs=3"]
     places = [f"data_dir={cifar_dir}", f"runs_dir={tmp_path}", "tracking=none", "compute.precision=fp32"]
     result = run(compose(["model=resnet8", "loss=isda", f"dataset={dataset}", *sizes, *places]))
-    print("MEASURED", dataset, result.test_error_final)
     assert result.test_error_final < largest
     assert result.test_images == 1000
 
