@@ -1,4 +1,6 @@
-"""scripts/bound.py on a short run: the closed form is above the expectation, and more draws narrow the band."""
+"""scripts/bound.py on a short run: equation 4 against a double loop, its expectation against other draws."""
+
+import re
 
 import pytest
 import torch
@@ -7,40 +9,84 @@ from isda_repro.config import compose
 from isda_repro.errors import UserError
 from isda_repro.training.run import run
 
-RUN = [
-    "model=resnet20",
-    "model.depth=8",
-    "dataset=digits",
-    "dataset.train_limit=200",
-    "recipe.epochs=1",
-    "tracking=none",
-]
+RUN = ["model=resnet8", "dataset=digits", "dataset.train_limit=100", "recipe.epochs=1", "tracking=none"]
 
 
-def test_the_picture_shows_what_proposition_1_says(load_script, tmp_path, capsys):
-    cfg = compose([*RUN, "loss=isda", f"runs_dir={tmp_path}"])
-    run(cfg)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """``trained(loss)``: the folder of a run."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def of(loss):
+        cfg = compose([*RUN, f"loss={loss}", f"runs_dir={folder}"])
+        run(cfg)
+        return folder / cfg.run_id
+
+    return of
+
+
+def equation_4(batch, strength):
+    """In float64, a sample and a class at a time."""
+    weight, losses = batch.head.weight.detach().double(), []
+    for feature, target in zip(batch.features.double(), batch.targets.tolist(), strict=True):
+        logits = weight @ feature + batch.head.bias.detach().double()
+        covariance = batch.covariance[target].double()
+        for c in range(len(weight)):
+            difference = weight[c] - weight[target]
+            logits[c] += strength / 2 * (difference @ covariance @ difference)
+        losses.append(logits.logsumexp(0) - logits[target])
+    return torch.stack(losses).mean().item()
+
+
+def expectation(batch, strength, draws=4000):
+    """Equation 3 by draws of the features themselves; and its standard error."""
+    torch.manual_seed(1)
+    means, variances = [], []
+    for feature, target in zip(batch.features.double(), batch.targets.tolist(), strict=True):
+        values, vectors = torch.linalg.eigh(batch.covariance[target].double() * strength)
+        noise = torch.randn(draws, len(feature), dtype=torch.float64) * values.clamp(min=0).sqrt()
+        logits = (feature + noise @ vectors.T) @ batch.head.weight.detach().double().T + batch.head.bias.detach()
+        losses = logits.logsumexp(1) - logits[:, target]
+        means.append(losses.mean())
+        variances.append(losses.var() / draws)
+    return torch.stack(means).mean().item(), torch.stack(variances).sum().sqrt().item() / len(means)
+
+
+def test_curves_and_printed_numbers_are_those_of_equations_2_to_4(load_script, trained, tmp_path, capsys):
+    folder = trained("isda")
     script = load_script("bound")
-    options = script.BoundOptions(run=str(tmp_path / cfg.run_id))
+    script.SAMPLES, script.ESTIMATES = 8, 20
+    batch = script.features_of(script.BoundOptions(run=str(folder)))
+    assert batch.features.shape == (8, 64)
+    batch = batch._replace(covariance=100 * batch.covariance)  # those of one epoch are small
     torch.manual_seed(0)
-    script.ESTIMATES = 20
-    closed, expected, bands = script.curves(script.features_of(options))
-    assert closed[0] == pytest.approx(expected[0].item(), rel=1e-5)
+    closed, expected, bands = script.curves(batch)
+    for index, strength in enumerate(script.LAMBDAS.tolist()):
+        assert closed[index].item() == pytest.approx(equation_4(batch, strength), rel=1e-5)
+    mean, error = expectation(batch, 1.0)
+    assert expected[-1].item() == pytest.approx(mean, abs=5 * error)
+    mean, error = expectation(batch, 0.25)
+    assert expected[2].item() == pytest.approx(mean, abs=5 * error)
     assert (closed[1:] > expected[1:]).all()
-    assert (expected.diff() > 0).all()
     widths = [(bands[draws][1] - bands[draws][0])[-1] for draws in script.DRAWS]
     assert widths[0] > 2 * widths[1] > 4 * widths[2] > 0
     for low, high in bands.values():
         assert (low - 1e-4 <= expected).all()
         assert (expected <= high + 1e-4).all()
     capsys.readouterr()
-    script.main([f"run={tmp_path / cfg.run_id}", f"figure={tmp_path / 'bound.png'}"])
+    script.main([f"run={folder}", f"figure={tmp_path / 'bound.png'}"])
     assert {path.suffix for path in tmp_path.glob("bound.*")} == {".png", ".svg"}
-    assert len(capsys.readouterr().out.splitlines()) == 1 + len(script.LAMBDAS) + 1
+    rows = [re.findall(r"\d+\.\d+", line) for line in capsys.readouterr().out.splitlines() if re.match(r"\s*\d", line)]
+    torch.manual_seed(0)
+    closed, expected, bands = script.curves(script.features_of(script.BoundOptions(run=str(folder))))
+    for index, strength in enumerate(script.LAMBDAS):
+        edges = [band[edge, index] for band in bands.values() for edge in (0, 1)]
+        assert rows[index] == [f"{value:.3f}" for value in (strength, closed[index], expected[index], *edges)]
+    assert len(rows) == len(script.LAMBDAS)
 
 
-def test_a_run_without_covariances_is_one_sentence(load_script, tmp_path):
-    cfg = compose([*RUN, "loss=isda_diagonal", f"runs_dir={tmp_path}"])
-    run(cfg)
-    with pytest.raises(UserError, match=r"has loss.covariance=diagonal: this is for full ones, not packed"):
-        load_script("bound").main([f"run={tmp_path / cfg.run_id}"])
+def test_a_run_without_full_covariances_is_refused(load_script, trained):
+    folder = trained("isda_diagonal")
+    with pytest.raises(UserError, match=r"loss\.covariance=diagonal") as error:
+        load_script("bound").main([f"run={folder}"])
+    assert str(folder) in str(error.value)

@@ -1,4 +1,4 @@
-"""The main job on real data, from the command line to the table; slow."""
+"""The whole way, from the command line to the table; and short runs on real data."""
 
 import os
 import shutil
@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from isda_repro.config import compose
+from isda_repro.tables.records import read_result
 from isda_repro.training.run import run
 
 
@@ -21,40 +22,43 @@ def command(root, *arguments):
 
 @pytest.mark.slow
 def test_the_demo_from_the_sweep_to_the_table_and_the_picture(root, tmp_path):
-    reduced = ["table=demo", f"runs_dir={tmp_path}", "set=[recipe.epochs=3,tracking=none]"]
-    assert "table=demo: 6 of 6 runs done, 6 started now" in command(root, "scripts/sweep.py", *reduced)
-    again = command(root, "scripts/sweep.py", *reduced)
-    assert again.count("already done") == 6
-    assert "6 of 6 runs done" in command(root, "scripts/sweep.py", "status", *reduced)
+    reduced = ["table=demo", f"runs_dir={tmp_path}", "set=[recipe.epochs=1,dataset.train_limit=200,tracking=none]"]
+    command(root, "scripts/sweep.py", *reduced)
+    results = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/result.json")}
+    assert len(results) == 6
+    command(root, "scripts/sweep.py", *reduced)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/result.json")} == results, "finished runs stay"
     table = command(root, "scripts/tables.py", *reduced)
+    for loss in ("ce", "isda"):
+        errors = [read_result(path).test_error_last10 for path in results if f"-{loss}-" in path.parent.name]
+        assert f"{sum(errors) / 3:.2f}" in table
     assert "(n = 3)" in table
-    assert "ISDA − CE" in table
     assert (tmp_path / "demo.png").stat().st_size > 10_000
     assert (tmp_path / "demo.svg").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
-def test_a_short_run_on_real_cifar_learns(cifar_dir, tmp_path, dataset):
-    """5,000 images, 4 epochs, ISDA. Measured: CIFAR-10 61%, CIFAR-100 93% (chance is 90% and 99%)."""
-    sizes = ["dataset.train_limit=5000", "dataset.test_limit=1000", "recipe.epochs=4"]
+@pytest.mark.parametrize(("dataset", "largest"), [("cifar10", 75), ("cifar100", 98)])
+def test_a_short_run_on_real_cifar_learns(cifar_dir, tmp_path, dataset, largest):
+    """5,000 images, 3 epochs, ISDA. Measured: 66% and 96%; chance is 90% and 99%, of 1,000 images +- 1% and 0.3%."""
+    sizes = ["dataset.train_limit=5000", "dataset.test_limit=1000", "recipe.epochs=3"]
     places = [f"data_dir={cifar_dir}", f"runs_dir={tmp_path}", "tracking=none", "compute.precision=fp32"]
-    result = run(compose(["model=resnet20", "loss=isda", f"dataset={dataset}", *sizes, *places]))
-    assert result.test_error_final < {"cifar10": 75, "cifar100": 97}[dataset]
+    result = run(compose(["model=resnet8", "loss=isda", f"dataset={dataset}", *sizes, *places]))
+    assert result.test_error_final < largest
     assert result.test_images == 1000
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("c++") and not shutil.which("g++"), reason="torch.compile wants a C++ compiler")
 def test_a_compiled_run_learns_what_an_eager_one_does(tmp_path):
-    """fp32 on digits; the order of sums differs, so that the curves drift apart slowly. Measured: 0.01."""
-    small = ["model=resnet20", "model.depth=8", "dataset=digits", "loss=isda", "recipe.epochs=3", "tracking=none"]
+    """fp32 on digits; the order of sums differs, so that the curves drift apart slowly."""
+    small = ["model=resnet8", "dataset=digits", "dataset.train_limit=640", "loss=isda", "recipe.epochs=1"]
 
     def losses(compiled):
         places = [f"runs_dir={tmp_path / str(compiled)}", f"compute.compile={compiled}", "compute.precision=fp32"]
-        return run(compose([*small, *places])).curves["train_loss"]
+        return run(compose([*small, "tracking=none", *places])).curves["train_loss"]
 
-    assert losses(True) == pytest.approx(losses(False), rel=0.05)
+    assert losses(True) == pytest.approx(losses(False), rel=0.01)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Hydra's own way to many runs, as the README has it: ``scripts/sweep.py`` is the way that is frozen."""
+"""Hydra's own way to many runs: ``-m`` and lists of values."""
 
 import subprocess
 import sys
@@ -12,13 +12,13 @@ runpy.run_path("train.py", run_name="__main__")
 """
 
 
-def test_multirun_composes_every_combination_by_hydras_basic_launcher(root, tmp_path):
-    asked = ["model=resnet32,resnet110", "loss=ce,isda", "seed=0,1,2", f"runs_dir={tmp_path}"]
+def test_multirun_starts_every_combination_in_order(root, tmp_path):
+    asked = ["model=resnet32,resnet110", "loss=isda", "seed=0,1", f"runs_dir={tmp_path}"]
     command = [sys.executable, "-c", NO_TRAINING, "-m", *asked]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     runs = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("run ")]
-    assert len({name for name, *_ in runs}) == 12
+    assert len({name for name, *_ in runs}) == 4
     assert [choices for _, *choices in runs] == [
-        [model, loss, seed] for model in ("resnet32", "resnet110") for loss in ("ce", "isda") for seed in "012"
+        [model, "isda", seed] for model in ("resnet32", "resnet110") for seed in "01"
     ]

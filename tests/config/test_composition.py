@@ -1,221 +1,229 @@
-"""What composes into what: recipes by the model, rules by the choices, precedence."""
-
-from pathlib import Path
+"""What the files of conf/ compose: the paper's recipes, what a model and a data set bring, and which of them wins."""
 
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from isda_repro.checks import ConfigError
-from isda_repro.config import CONF_DIR, build, compose
+from isda_repro.config import CONF_DIR, build, compose, rescaled, rescaled_milestones
 from isda_repro.data import AutoAugment, Crop, PadCropFlip
 from isda_repro.training.schedule import MultiStep
 
 REPORTED = yaml.safe_load((CONF_DIR.parent / "isda_repro/tables/reported.yaml").read_text())
+TABLE_6 = {row["family"]: row for row in REPORTED["table6"]["rows"]} | {"ImageNet": REPORTED["table6"]["imagenet"]}
+IMAGENET = (
+    *("resnet50", "resnet101", "resnet152", "densenet121", "densenet265", "resnext50_32x4d", "resnext101_32x8d"),
+)
 FAMILY = {
-    "ResNet": "resnet",
-    "SE-ResNet": "se_resnet",
-    "Wide-ResNet": "wide_resnet",
-    "DenseNet-BC": "densenet_bc",
-    "ResNeXt": "resnext",
-    "Shake-Shake": "shake_shake",
-}
-MODEL_FAMILY = {
     **dict.fromkeys(["resnet8", "resnet20", "resnet32", "resnet110"], "ResNet"),
     **dict.fromkeys(["wrn16_8", "wrn28_10"], "Wide-ResNet"),
     **dict.fromkeys(["densenet_bc100_12", "densenet_bc190_40"], "DenseNet-BC"),
     **dict.fromkeys(["shake_shake26_2x32d", "shake_shake26_2x112d"], "Shake-Shake"),
     "se_resnet110": "SE-ResNet",
     "resnext29_8x64d": "ResNeXt",
+    **dict.fromkeys(IMAGENET, "ImageNet"),
 }
-IMAGENET = [
-    *("resnet50", "resnet101", "resnet152", "densenet121", "densenet265", "resnext50_32x4d", "resnext101_32x8d"),
-]
-MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
-DATASETS = sorted(path.stem for path in (CONF_DIR / "dataset").glob("[!_]*.yaml"))
+MODELS = sorted({path.stem for path in (CONF_DIR / "model").glob("*.yaml")} - {"timm"})
 
 
 def assert_recipe(recipe, row):
     for key in ("epochs", "batch_size", "weight_decay", "lr"):
         assert recipe[key] == row[key], key
-    assert recipe.momentum == 0.9
+    assert (recipe.momentum, recipe.nesterov, recipe.passes) == (0.9, True, None)
     schedule = row["schedule"]
     if schedule["type"] == "cosine":
         assert recipe.schedule["_target_"].endswith(".Cosine")
+        assert recipe.schedule.ends_at_zero is False
     else:
-        assert list(recipe.schedule.milestones) == schedule["milestones"]
-        assert recipe.schedule.gamma == schedule["gamma"]
+        assert (list(recipe.schedule.milestones), recipe.schedule.gamma) == (schedule["milestones"], schedule["gamma"])
 
 
-@pytest.mark.parametrize("row", REPORTED["table6"]["rows"], ids=lambda row: row["family"])
-def test_recipes_are_table_6(row):
-    recipe = compose([f"recipe={FAMILY[row['family']]}"]).recipe
-    assert_recipe(recipe, row)
-    assert recipe.nesterov is True
-
-
-def test_imagenet_recipe_is_appendix_b():
-    assert_recipe(compose(["recipe=imagenet"]).recipe, REPORTED["table6"]["imagenet"])
-
-
-def test_there_are_these_models():
-    assert sorted([*MODEL_FAMILY, *IMAGENET, "timm"]) == MODELS
-
-
-def test_timm_needs_a_name_and_a_recipe():
-    with pytest.raises(ConfigError, match="You must specify 'recipe'"):
-        compose(["model=timm", "model.name=resnet18"])
-    with pytest.raises(ConfigError, match=r"model\.name= has no default: give it a value"):
-        compose(["model=timm", "recipe=resnet"])
-    cfg = compose(["model=timm", "model.name=resnet18", "recipe=resnet", "+model.drop_path_rate=0.1"])
-    assert (cfg.model.image_size, cfg.model.drop_path_rate, cfg.recipe.epochs) == (32, 0.1, 160)
-
-
-def test_the_authors_networks_where_they_differ():
-    """Appendix B is silent; `faithful=official` is their code."""
-    for model, paper, official in (
-        ("densenet_bc190_40", {"first_channels": None}, {"first_channels": 24}),
-        ("densenet265", {"first_channels": 64}, {"first_channels": 24}),
-        ("shake_shake26_2x32d", {"shift": 1, "stem_bias": False}, {"shift": -1, "stem_bias": True}),
-    ):
-        for faithful, expected in (("paper", paper), ("official", official)):
-            node = compose([f"model={model}", f"faithful={faithful}"]).model
-            assert {key: node[key] for key in expected} == expected
-
-
-@pytest.mark.parametrize("dataset", DATASETS)
-@pytest.mark.parametrize("model", [*MODEL_FAMILY, *IMAGENET])
-def test_each_model_brings_its_recipe_and_dropout_and_digits_its_own(model, dataset):
-    cfg = compose([f"model={model}", f"dataset={dataset}"])
-    table6 = REPORTED["table6"]["imagenet"]
-    if model not in IMAGENET:
-        table6 = next(row for row in REPORTED["table6"]["rows"] if row["family"] == MODEL_FAMILY[model])
-    if dataset == "digits":
-        assert cfg.recipe.epochs == 30
-        assert list(cfg.recipe.schedule.milestones) == [16, 24]
-    else:
-        assert_recipe(cfg.recipe, table6)
+@pytest.mark.parametrize("model", MODELS)
+def test_each_model_brings_its_recipe_of_table_6_and_its_dropout(composed, model):
+    cfg = composed(f"model={model}" + (" dataset=imagenet" if model in IMAGENET else ""))
+    assert_recipe(cfg.recipe, TABLE_6[FAMILY[model]])
     assert cfg.model.get("dropout", 0.0) == (0.3 if model.startswith("wrn") else 0.0)
 
 
-def test_defaults_are_the_papers():
-    cfg = compose([])
-    assert (cfg.choice.model, cfg.choice.dataset, cfg.choice.loss) == ("wrn28_10", "cifar10", "ce")
-    augmentation = OmegaConf.to_container(cfg.augmentation)
-    assert augmentation == {
-        "_target_": "isda_repro.data.PadCropFlip",
-        "padding": 4,
-        "padding_mode": "zeros",
-        "flip": True,
-    }
-    assert compose(["loss=isda"]).loss.lambda_0 == REPORTED["lambda_0"]["cifar_recommended"]
+@pytest.mark.parametrize("model", ["wrn28_10", "resnet50"])
+@pytest.mark.parametrize("dataset", sorted(path.stem for path in (CONF_DIR / "dataset").glob("[!_]*.yaml")))
+def test_of_all_data_sets_the_digits_alone_bring_a_recipe_of_their_own(composed, model, dataset):
+    cfg = composed(f"model={model} dataset={dataset}")
+    if dataset == "digits":
+        recipe = (cfg.recipe.epochs, cfg.recipe.batch_size, cfg.recipe.lr, list(cfg.recipe.schedule.milestones))
+        assert recipe == (30, 64, 0.05, [16, 24])
+    else:
+        assert_recipe(cfg.recipe, TABLE_6[FAMILY[model]])
+    assert cfg.model.get("dropout", 0.0) == (0.3 if model == "wrn28_10" else 0.0)
+    if model == "resnet50":
+        assert cfg.model.image_size == cfg.dataset.get("image_size", 8 if dataset == "digits" else 32)
 
 
-def test_a_choice_on_the_command_line_wins_over_dataset_and_model():
-    cfg = compose(["model=wrn28_10", "dataset=digits", "recipe=resnext", "model.dropout=0.1"])
-    assert cfg.recipe.epochs == 350
-    assert cfg.model.dropout == 0.1
+def test_defaults_are_the_papers(composed):
+    cfg = composed()
+    chosen = {"model": "wrn28_10", "dataset": "cifar10", "loss": "ce", "augmentation": "baseline", "faithful": "paper"}
+    assert OmegaConf.to_container(cfg.choice) == chosen
+    assert build(cfg.augmentation) == PadCropFlip(padding=4, padding_mode="zeros", flip=True)
+    assert (cfg.seed, cfg.force, cfg.runs_dir, cfg.tracking.mode) == (0, False, "runs", "offline")
+    assert OmegaConf.to_container(cfg.checkpoint) == {"minutes": 10, "steps": None}
+    auto = dict.fromkeys(("device", "precision", "tf32", "channels_last", "compile"), "auto")
+    rest = {"deterministic": False, "micro_batch": None, "sync_bn": None, "timeout_minutes": 10}
+    assert OmegaConf.to_container(cfg.compute) == {**auto, **rest}
+    assert composed("loss=isda").loss.lambda_0 == REPORTED["lambda_0"]["cifar_recommended"]
 
 
-def test_digits_are_shifted_by_one_pixel_and_not_mirrored():
-    augmentation = compose(["dataset=digits"]).augmentation
-    assert (augmentation.padding, augmentation.flip) == (1, False)
+def test_what_is_chosen_on_the_command_line_wins_over_data_set_and_model(composed):
+    cfg = composed("model=wrn28_10 dataset=digits recipe=resnext model.dropout=0.1 compute=cpu tracking=none")
+    assert (cfg.recipe.epochs, cfg.model.dropout) == (350, 0.1)
+    assert (cfg.compute.device, cfg.tracking.mode) == ("cpu", "none")
+
+
+def test_a_network_of_timm_takes_the_recipe_and_the_arguments_that_it_is_given(composed):
+    cfg = composed("model=timm model.name=resnet18 recipe=resnet +model.drop_path_rate=0.1")
+    assert (cfg.model.image_size, cfg.model.drop_path_rate, cfg.recipe.epochs) == (32, 0.1, 160)
+
+
+# ------------------------------------------------------------------------------------- where the authors' code differs
+
+MEANS = {"cifar10": [0.491400, 0.482158, 0.446531], "cifar100": [0.507075, 0.486549, 0.440918]}
+STDS = {"cifar10": [0.247032, 0.243485, 0.261588], "cifar100": [0.267334, 0.256438, 0.276150]}
 
 
 @pytest.mark.parametrize(
-    ("choices", "length", "fill"),
-    [
-        (["dataset=cifar10"], 16, "mean"),  # Cutout's own paper
-        (["dataset=cifar100"], 8, "mean"),
-        (["dataset=cifar10", "faithful=official"], 16, "black"),
-        (["dataset=cifar100", "faithful=official"], 16, "black"),
-        (["dataset=digits"], 4, "mean"),
+    ("overrides", "values"),
+    [  # key, the paper's value, the authors' code's
+        (
+            "dataset=cifar100 loss=isda augmentation=cutout model=shake_shake26_2x32d",
+            {
+                "faithful.progress": ("iteration", "epoch"),
+                "loss.sync": (None, False),
+                "augmentation.crop_flip.padding_mode": ("zeros", "reflect"),
+                "augmentation.cutout.length": (8, 16),
+                "augmentation.cutout.fill": ("mean", "black"),
+                "dataset.mean": (MEANS["cifar100"], MEANS["cifar10"]),
+                "dataset.std": (STDS["cifar100"], STDS["cifar10"]),
+                "recipe.schedule.ends_at_zero": (False, True),
+                "model.shift": (1, -1),
+                "model.stem_bias": (False, True),
+            },
+        ),
+        (
+            "dataset=cifar10 augmentation=autoaugment model=densenet_bc190_40 recipe=small_data",
+            {
+                "augmentation.autoaugment.policy": ("cifar10", "cifar10"),
+                "augmentation.autoaugment.fill": (0, 128),
+                "augmentation.autoaugment.one_way_rotation": (False, True),
+                "augmentation.cutout.length": (16, 16),
+                "dataset.mean": (MEANS["cifar10"], MEANS["cifar10"]),
+                "dataset.std": (STDS["cifar10"], STDS["cifar10"]),
+                "recipe.schedule.ends_at_zero": (False, True),
+                "model.first_channels": (None, 24),
+            },
+        ),
+        (
+            "dataset=imagenet augmentation=autoaugment model=densenet265",
+            {
+                "augmentation.autoaugment.policy": ("imagenet", "imagenet"),
+                "augmentation.cutout.length": (0, 0),
+                "recipe.schedule.ends_at_zero": (False, False),
+                "model.first_channels": (64, 24),
+            },
+        ),
+        ("dataset=cifar10 augmentation=cutout", {"augmentation.cutout.length": (16, 16)}),
+        ("dataset=cifar100 augmentation=autoaugment", {"augmentation.cutout.length": (16, 16)}),
     ],
 )
-def test_cutout_is_its_papers_or_the_authors(choices, length, fill):
-    augmentation = compose([*choices, "augmentation=cutout"]).augmentation
-    assert (augmentation.cutout.length, augmentation.cutout.fill) == (length, fill)
-    assert augmentation.crop_flip == compose(choices).augmentation  # after the baseline
-    assert list(augmentation) == ["crop_flip", "_target_", "cutout"]
+def test_faithful_chooses_the_papers_values_or_those_of_the_authors_code(composed, overrides, values):
+    paper, official = (composed(f"{overrides} faithful={name}") for name in ("paper", "official"))
+    for key, expected in values.items():
+        assert (OmegaConf.select(paper, key), OmegaConf.select(official, key)) == expected, key
 
 
-def test_autoaugment_ends_with_cutout_16_unless_it_is_left_out():
-    for dataset in ("cifar10", "cifar100"):
-        paper, official = (
-            compose([f"dataset={dataset}", "augmentation=autoaugment", f"faithful={faithful}"]).augmentation
-            for faithful in ("paper", "official")
-        )
-        assert list(paper) == ["crop_flip", "_target_", "autoaugment", "cutout"]
-        assert (paper.cutout.length, official.cutout.length) == (16, 16)
-        assert paper.autoaugment.policy == official.autoaugment.policy == "cifar10"
-        assert (paper.autoaugment.fill, paper.autoaugment.one_way_rotation) == (0, False)
-        assert (official.autoaugment.fill, official.autoaugment.one_way_rotation) == (128, True)
-    without = build(compose(["augmentation=autoaugment", "augmentation.cutout=false"]).augmentation)
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("faithful.crop_padding=reflect", "augmentation.padding_mode", "reflect"),
+        ("faithful.channel_statistics=cifar10", "dataset.mean", MEANS["cifar10"]),
+        ("faithful.cosine_ends_at_zero=true", "recipe.schedule.ends_at_zero", True),
+    ],
+)
+def test_one_difference_can_be_chosen_alone(composed, override, key, value):
+    assert OmegaConf.select(composed(f"model=shake_shake26_2x32d dataset=cifar100 {override}"), key) == value
+
+
+# --------------------------------------------------------------------------------------------------------- augmentation
+
+
+def test_digits_are_shifted_by_one_pixel_and_not_mirrored(composed):
+    augmentation = composed("dataset=digits augmentation=cutout").augmentation
+    assert build(augmentation.crop_flip) == PadCropFlip(padding=1, padding_mode="zeros", flip=False)
+    assert (augmentation.cutout.length, augmentation.cutout.fill) == (4, "mean")
+
+
+def test_cutout_and_autoaugment_come_after_the_baseline(composed):
+    baseline = composed().augmentation
+    for name, steps in (("cutout", ["cutout"]), ("autoaugment", ["autoaugment", "cutout"])):
+        augmentation = composed(f"augmentation={name}").augmentation
+        assert augmentation.crop_flip == baseline
+        assert [key for key in augmentation if key != "_target_"] == ["crop_flip", *steps]
+    without = build(composed("augmentation=autoaugment augmentation.cutout=false").augmentation)
     assert [type(step) for step in without.steps] == [PadCropFlip, AutoAugment]
 
 
 @pytest.mark.parametrize("dataset", ["imagenet", "imagenet_packed"])
-def test_imagenet_is_the_standard_one(dataset):
-    cfg = compose(["model=resnet50", f"dataset={dataset}", "augmentation=autoaugment", "loss=isda"])
+def test_imagenet_is_cropped_and_augmented_as_usual(composed, dataset):
+    cfg = composed(f"model=resnet50 dataset={dataset} augmentation=autoaugment loss=isda")
     assert build(cfg.dataset.train_crop) == Crop(224, "random_resized", scale=(0.08, 1.0), flip=True)
     assert build(cfg.dataset.test_crop) == Crop(224, "center")
     assert build(cfg.dataset.test_crop).resized == 256
+    assert (list(cfg.dataset.mean), list(cfg.dataset.std)) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     crop_flip, policy, cutout = build(cfg.augmentation).steps
     assert (crop_flip.padding, crop_flip.flip) == (0, False)  # the crop has done both
     assert (policy.policy, cutout.length) == ("imagenet", 0)
     assert (cfg.loss.covariance, cfg.loss.lambda_0) == ("diagonal", 7.5)
     assert cfg.dataset.source.num_classes == 1000
-    assert cfg.run_id.startswith(f"resnet50-{dataset}-autoaugment-isda-s0-")
-
-
-def test_without_augmentation_images_in_files_are_cropped_as_for_evaluation():
-    cfg = compose(["model=resnet50", "dataset=imagenet", "augmentation=none"])
-    assert build(cfg.dataset.train_crop) == build(cfg.dataset.test_crop)
+    plain = composed(f"model=resnet50 dataset={dataset} augmentation=none").dataset
+    assert build(plain.train_crop) == build(plain.test_crop)
 
 
 def test_a_folder_is_named_after_itself_and_any_model_takes_its_size():
     base = ["dataset=folder", "model=resnet50"]
     cfg = compose([*base, "data_dir=somewhere/Pets/", "dataset.image_size=64"])
     assert cfg.run_id.startswith("resnet50-folder_Pets-baseline-ce-s0-")
-    assert cfg.model.image_size == build(cfg.dataset.train_crop).size == 64
+    assert cfg.model.image_size == build(cfg.dataset.train_crop).size == build(cfg.dataset.test_crop).size == 64
     assert compose([*base, "data_dir=other/Pets", "dataset.image_size=64", "dataset.workers=3"]).run_id == cfg.run_id
     assert compose([*base, "data_dir=somewhere/Pets"]).run_id != cfg.run_id
     named = compose([*base, "data_dir=other/Pets", "dataset.name=Dogs"])
     assert named.run_id.startswith("resnet50-folder_Dogs-")
 
 
-def test_epochs_alone_rescale_the_milestones():
-    assert list(compose(["model=resnet32", "recipe.epochs=16"]).recipe.schedule.milestones) == [8, 12]
-    assert list(compose(["model=resnet32", "recipe.epochs=1"]).recipe.schedule.milestones) == []
-    explicit = ["model=resnet32", "recipe.epochs=16", "recipe.schedule.milestones=[3,5]"]
-    assert list(compose(explicit).recipe.schedule.milestones) == [3, 5]
+# ------------------------------------------------------------------------------------------------------------ schedule
 
 
-def test_official_is_one_switch_and_each_of_its_keys_is_used():
-    groups = {name: OmegaConf.load(CONF_DIR / f"faithful/{name}.yaml") for name in ("paper", "official")}
-    assert list(groups["paper"]) == list(groups["official"])
-    assert all(groups["paper"][key] != groups["official"][key] for key in groups["paper"])
-    sources = [*CONF_DIR.rglob("*.yaml"), *(CONF_DIR.parent / "isda_repro/training").glob("*.py")]
-    text = "\n".join(path.read_text() for path in sources if path.parent.name != "faithful")
-    for key in groups["paper"]:
-        assert f"faithful.{key}" in text, f"faithful.{key} is read by nothing"
+def test_epochs_alone_rescale_the_milestones(composed):
+    for overrides, milestones in (
+        ("recipe.epochs=16", [8, 12]),
+        ("recipe.epochs=1", []),
+        ("recipe.epochs=16 recipe.schedule.milestones=[3,5]", [3, 5]),
+    ):
+        assert list(composed(f"model=resnet32 {overrides}").recipe.schedule.milestones) == milestones
+    assert rescaled([80, 120], 160, 160) == [80, 120]
+    assert rescaled([1, 5, 9], 10, 5) == [2, 3, 5]  # none before epoch 2; halves are rounded up
+    assert rescaled([10], 10, 3) == [3]
 
 
-def test_official_reaches_the_values():
-    cfg = compose(["dataset=cifar100", "faithful=official", "loss=isda"])
-    assert cfg.augmentation.padding_mode == "reflect"
-    assert list(cfg.dataset.mean) == list(compose(["dataset=cifar10"]).dataset.mean)
-    assert cfg.faithful.progress == "epoch"
-    assert compose(["dataset=cifar100", "faithful.crop_padding=reflect"]).augmentation.padding_mode == "reflect"
+def test_the_user_is_told_of_milestones_that_followed_the_epochs_and_of_no_others():
+    rule = "${rescale:[80,120],160,${recipe.epochs}}"
+    config = {"recipe": {"epochs": 16, "schedule": {"milestones": rule}}}
+    notice = rescaled_milestones(OmegaConf.create(config))
+    for token in ("recipe.epochs=16", "160", "[80,120]", "[8, 12]"):
+        assert token in notice
+    for epochs, milestones in ((160, rule), (16, [3])):
+        config = {"recipe": {"epochs": epochs, "schedule": {"milestones": milestones}}}
+        assert rescaled_milestones(OmegaConf.create(config)) is None
 
 
-def test_schedule_of_the_composed_recipe_drops_in_the_stated_epoch():
-    recipe = compose(["model=wrn28_10"]).recipe
+def test_the_composed_recipe_drops_the_rate_in_the_stated_epoch(composed):
+    recipe = composed("model=wrn28_10").recipe
     schedule = MultiStep(list(recipe.schedule.milestones), recipe.schedule.gamma)
     rates = [recipe.lr * schedule.factor(epoch, recipe.epochs) for epoch in (59, 60, 119, 120, 200, 240)]
     assert rates == pytest.approx([0.1, 0.02, 0.02, 0.004, 0.00016, 0.00016])
-
-
-def test_every_model_yaml_opens_with_its_command():
-    for path in (CONF_DIR / "model").glob("*.yaml"):
-        assert path.read_text().startswith(f"# python train.py model={path.stem} "), Path(path).name

@@ -1,79 +1,106 @@
-"""A run's name: what changes it, and what does not."""
+"""A run's name: what changes it and what does not; and the frozen file that carries it."""
 
 import hashlib
 import json
 
 import pytest
-from omegaconf import OmegaConf
 
 from isda_repro import config
 from isda_repro.checks import ConfigError
-from isda_repro.config import compose, read_frozen, request, run_id, run_names, write_frozen
+from isda_repro.config import (
+    compose,
+    compose_any,
+    compose_generator,
+    read_any_frozen,
+    read_frozen,
+    request,
+    run_id,
+    run_names,
+    write_frozen,
+)
 
-BASE = ["model=resnet20", "dataset=digits", "loss=isda"]
+BASE = "model=resnet20 dataset=digits loss=isda"
 
 
-def test_the_name_says_the_choices_and_the_seed():
-    assert compose([*BASE, "seed=3"]).run_id.startswith("resnet20-digits-baseline-isda-s3-")
-
-
-def test_runs_that_differ_in_their_seed_are_named_together_as_each_is_alone():
-    plain = OmegaConf.to_container(compose(BASE))
+def test_runs_that_differ_in_their_seed_are_named_together_as_each_is_alone(settings):
+    plain = settings(BASE)
     body = {"numerics_version": config.NUMERICS_VERSION, **request({**plain, "seed": 12})}
     digest = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
     name = run_names(request(plain), plain["choice"])
     assert name(12) == f"resnet20-digits-baseline-isda-s12-{digest[:10]}"
     assert [name(seed) for seed in (0, 7, 10**9)] == [run_id({**plain, "seed": seed}) for seed in (0, 7, 10**9)]
-    assert name(12) == compose([*BASE, "seed=12"]).run_id
+    assert name(12) == compose([*BASE.split(), "seed=12"]).run_id
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("key", "value"),
     [
-        "seed=1",
-        "loss.lambda_0=0.25",
-        "recipe.epochs=31",
-        "recipe.lr=0.1",
-        "dataset.train_limit=100",
-        "loss=ce",
-        "augmentation=none",
-        "compute.precision=fp32",
-        "compute.micro_batch=16",
-        "faithful.progress=epoch",
-        "model.dropout=0.1",
-        "dataset.holdout=100",
+        ("seed", 1),
+        ("loss.lambda_0", 0.25),
+        ("recipe.lr", 0.1),
+        ("dataset.train_limit", 100),
+        ("dataset.holdout", 100),
+        ("compute.precision", "fp32"),
+        ("compute.micro_batch", 16),
+        ("faithful.progress", "epoch"),
+        ("model.dropout", 0.1),
+        ("model.weights_sha256", "0f"),
+        ("recipe.new_option", 1),
+        ("recipe.new_option", False),
     ],
 )
-def test_what_can_change_the_result_changes_the_name(change):
-    assert compose([*BASE, change]).run_id.rpartition("-")[2] != compose(BASE).run_id.rpartition("-")[2]
+def test_a_setting_that_can_change_the_result_changes_the_name(settings, key, value):
+    assert run_id(settings(BASE, **{key: value})).rpartition("-")[2] != run_id(settings(BASE)).rpartition("-")[2]
 
 
 @pytest.mark.parametrize(
-    "change", ["runs_dir=elsewhere", "data_dir=elsewhere", "tracking=none", "compute=cpu", "tracking.project=mine"]
+    ("key", "value"),
+    [
+        *((key, "elsewhere") for key in ("runs_dir", "data_dir", "dataset.source.data_dir", "dataset.source.root")),
+        ("compute.device", "cpu"),
+        ("compute.timeout_minutes", 1),
+        ("dataset.workers", 3),
+        ("checkpoint.steps", 3),
+        ("force", True),
+        ("model.weights", "elsewhere.pth"),
+        *((f"tracking.{key}", "mine") for key in ("mode", "project", "group")),
+        ("recipe.new_option", None),
+        ("new_group", {"new_option": None}),
+        ("recipe.epochs", 30.0),
+    ],
 )
-def test_what_cannot_change_the_result_does_not(change):
-    assert compose([*BASE, change]).run_id == compose(BASE).run_id
-    assert compose(["dataset=cifar10", change]).run_id == compose(["dataset=cifar10"]).run_id
+def test_a_setting_that_cannot_change_the_result_keeps_the_name(settings, key, value):
+    assert run_id(settings(BASE, **{key: value})) == run_id(settings(BASE))
 
 
-def test_equal_numbers_and_explicit_defaults_give_one_name():
-    assert compose([*BASE, "loss.lambda_0=1"]).run_id == compose([*BASE, "loss.lambda_0=1.0"]).run_id
-    assert compose([*BASE, "recipe.epochs=30"]).run_id == compose(BASE).run_id
-
-
-def test_a_timm_model_is_named():
-    cfg = compose(["model=timm", "model.name=vit_tiny_patch16_224.augreg_in21k", "recipe=resnet"])
-    assert cfg.run_id.startswith("timm_vit_tiny_patch16_224.augreg_in21k-cifar10-baseline-ce-s0-")
-
-
-def test_a_new_option_that_is_null_keeps_old_names():
-    plain = OmegaConf.to_container(compose(BASE))
-    assert run_id({**plain, "recipe": {**plain["recipe"], "new_option": None}}) == plain["run_id"]
-    assert run_id({**plain, "recipe": {**plain["recipe"], "new_option": 1}}) != plain["run_id"]
+def test_choices_change_the_name_and_values_written_out_do_not():
+    base = compose(BASE.split()).run_id
+    for change in ("augmentation=none", "recipe.epochs=31", "loss=isda_constant"):
+        assert compose([*BASE.split(), change]).run_id.rpartition("-")[2] != base.rpartition("-")[2]
+    same = ["recipe.epochs=30", "loss.lambda_0=0.5", "tracking=none", "compute=cpu", "runs_dir=a", "data_dir=b"]
+    assert compose([*BASE.split(), *same]).run_id == base
 
 
 @pytest.mark.parametrize(
-    ("settings", "name"),
+    ("overrides", "begin"),
+    [
+        ("model=resnet20 dataset=digits loss=isda seed=3", "resnet20-digits-baseline-isda-s3-"),
+        ("model=resnet50 dataset=imagenet augmentation=autoaugment", "resnet50-imagenet-autoaugment-ce-s0-"),
+        (
+            "model=timm model.name=vit_tiny_patch16_224.augreg_in21k recipe=resnet",
+            "timm_vit_tiny_patch16_224.augreg_in21k-cifar10-baseline-ce-s0-",
+        ),
+        (f"{BASE} synthetic=acgan", "resnet20-digits-baseline-isda-acgan-s0-"),
+    ],
+)
+def test_the_name_has_the_choices_and_the_seed(composed, overrides, begin):
+    name = composed(overrides).run_id
+    assert name.startswith(begin)
+    assert len(name) == len(begin) + 10
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
     [
         ("model=resnet20 dataset=digits loss=ce", "resnet20-digits-baseline-ce-s0-0d21dcd146"),
         ("model=wrn28_10 dataset=cifar100 loss=ce", "wrn28_10-cifar100-baseline-ce-s0-130a651779"),
@@ -83,74 +110,64 @@ def test_a_new_option_that_is_null_keeps_old_names():
         ),
     ],
 )
-def test_runs_keep_the_names_that_finished_ones_have(settings, name):
-    """As of numerics version 2, before there was ``synthetic=``; other numerics give others."""
-    cfg = compose(settings.split())
-    assert cfg.run_id == name
-    assert "synthetic" not in request(cfg)
-    older = OmegaConf.to_container(cfg)
+def test_runs_keep_the_names_that_finished_ones_have(composed, settings, overrides, name):
+    """As of numerics version 2, before there was ``synthetic=``; other numerics give other names."""
+    assert composed(overrides).run_id == name
+    assert "synthetic" not in request(composed(overrides))
+    older = settings(overrides)
     del older["synthetic"]
     assert run_id(older) == name
 
 
-def test_a_generator_is_in_the_name_and_the_request():
-    cfg = compose([*BASE, "synthetic=acgan"])
-    assert cfg.run_id.startswith("resnet20-digits-baseline-isda-acgan-s0-")
-    asked = request(cfg)["synthetic"]
+def test_a_generator_is_in_the_name_and_in_the_request(composed):
+    with_images = composed(f"{BASE} synthetic=acgan")
+    asked = request(with_images)["synthetic"]
     assert (asked["kind"], asked["fraction"]) == ("acgan", 0.16666667)
-    assert asked["generator"] == config.compose_generator(["gan=acgan", "dataset=digits"]).run_id
-    assert compose([*BASE, "synthetic=acgan", "synthetic.fraction=0.25"]).run_id != cfg.run_id
+    assert asked["generator"] == compose_generator(["gan=acgan", "dataset=digits"]).run_id
+    fewer = composed(f"{BASE} synthetic=acgan synthetic.seed=2 dataset.holdout=100 synthetic.settings={{gan.epochs:3}}")
+    own = ["gan=acgan", "dataset=digits", "seed=2", "dataset.holdout=100", "gan.epochs=3"]
+    assert fewer.synthetic.generator == compose_generator(own).run_id
+    assert composed(f"{BASE} synthetic=acgan synthetic.fraction=0.25").run_id != with_images.run_id
 
 
-def test_numerics_version_changes_every_name(monkeypatch):
-    before = compose(BASE).run_id
+def test_the_numerics_version_changes_every_name(settings, monkeypatch):
+    before = run_id(settings(BASE))
     monkeypatch.setattr(config.naming, "NUMERICS_VERSION", config.NUMERICS_VERSION + 1)
-    assert compose(BASE).run_id != before
+    assert run_id(settings(BASE)) != before
 
 
-def test_the_request_holds_no_path():
-    asked = request(compose(["data_dir=/somewhere/private", "runs_dir=/somewhere/else"]))
+def test_the_request_has_no_path_and_no_number_as_a_float_that_is_whole(settings):
+    asked = request(settings("", data_dir="/somewhere", runs_dir="/somewhere", **{"loss.x": [1.0, 0.5], "loss.y": 2.0}))
     assert "somewhere" not in str(asked)
+    assert "choice" not in asked
+    assert (str(asked["loss"]["x"]), str(asked["loss"]["y"])) == ("[1, 0.5]", "2")
 
 
-def test_a_frozen_file_round_trips(tmp_path):
-    cfg = compose(BASE)
-    write_frozen(cfg, tmp_path / "config.yaml")
-    assert read_frozen(tmp_path / "config.yaml") == cfg
+# --------------------------------------------------------------------------------------------------------- frozen files
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("a: [1", "is not YAML"),
-        ("a: 1", "is not a frozen run"),
-        ("run_id: x\nnumerics_version: 0", "frozen under numerics version 0"),
-    ],
-)
-def test_a_foreign_file_is_refused(tmp_path, text, reason):
-    (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=reason):
-        read_frozen(tmp_path / "config.yaml")
+def test_a_frozen_file_is_read_as_it_was_written_whichever_kind_it_is(composed, tmp_path):
+    classifier, generator = composed(BASE), compose_any(["gan=cgan", "dataset=digits"])
+    assert "gan" in generator
+    assert "gan" not in compose_any(["model=resnet20"])
+    for number, cfg in enumerate((classifier, generator)):
+        path = tmp_path / f"{number}.yaml"
+        write_frozen(cfg, path)
+        assert read_any_frozen(path) == cfg
+    with pytest.raises(ConfigError, match=r"1\.yaml"):
+        read_frozen(tmp_path / "1.yaml")
 
 
-def test_an_edited_frozen_file_is_refused(tmp_path):
-    cfg = compose(BASE)
-    cfg.recipe.epochs = 29
-    write_frozen(cfg, tmp_path / "config.yaml")
-    with pytest.raises(ConfigError, match="was edited after it was frozen"):
-        read_frozen(tmp_path / "config.yaml")
+def test_a_frozen_run_is_where_its_file_is(composed, tmp_path):
+    cfg = composed(BASE)
+    for name, runs_dir in ((cfg.run_id, str(tmp_path.resolve())), ("other", "runs")):
+        (tmp_path / name).mkdir()
+        write_frozen(cfg, tmp_path / name / "config.yaml")
+        assert read_frozen(tmp_path / name / "config.yaml").runs_dir == runs_dir
 
 
-def test_a_frozen_run_lives_where_its_file_lies(tmp_path):
-    cfg = compose([*BASE, "runs_dir=elsewhere"])
-    folder = tmp_path / cfg.run_id
-    folder.mkdir()
-    write_frozen(cfg, folder / "config.yaml")
-    assert read_frozen(folder / "config.yaml").runs_dir == str(tmp_path.resolve())
-
-
-def test_a_frozen_file_older_than_a_setting_without_influence_is_read(tmp_path):
-    cfg = compose(["model=resnet20", "dataset=digits"])
+def test_a_frozen_file_older_than_a_setting_without_influence_is_read(composed, tmp_path):
+    cfg = composed(BASE)
     older = cfg.copy()
     for key in ("checkpoint", "force"):
         older.pop(key)
@@ -158,14 +175,30 @@ def test_a_frozen_file_older_than_a_setting_without_influence_is_read(tmp_path):
     assert read_frozen(tmp_path / "config.yaml") == cfg
 
 
-def test_a_frozen_file_with_a_part_missing_is_one_sentence(tmp_path):
-    cfg = compose(BASE)
-    del cfg["recipe"]
-    write_frozen(cfg, tmp_path / "config.yaml")
-    with pytest.raises(ConfigError, match="is not a whole frozen run: 'recipe' is missing"):
-        read_frozen(tmp_path / "config.yaml")
-
-
-def test_a_missing_frozen_file_is_one_sentence(tmp_path):
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_frozen(tmp_path / "none.yaml")
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        ("a: [1", ""),
+        ("a: 1", "run_id"),
+        ("[1]", "run_id"),
+        ("run_id: x\nnumerics_version: 0", "version 0"),
+        (None, ""),
+        (lambda cfg: cfg.recipe.update(epochs=29), "resnet20-digits-baseline-isda-s0-"),
+        (lambda cfg: cfg.recipe.update(batch_size=0), "recipe.batch_size=0"),
+        (lambda cfg: cfg.pop("recipe"), "recipe"),
+        (lambda cfg: cfg.update(recipe=3), ""),
+    ],
+)
+def test_a_file_that_is_no_whole_frozen_run_is_refused_by_its_name(composed, tmp_path, damage, named):
+    path = tmp_path / "config.yaml"
+    if callable(damage):
+        cfg = composed(BASE)
+        damage(cfg)
+        write_frozen(cfg, path)
+    elif damage is not None:
+        path.write_text(damage)
+    with pytest.raises(ConfigError) as error:
+        read_frozen(path)
+    assert "\n" not in str(error.value)
+    assert named in str(error.value)
+    assert str(path) in str(error.value) or named == "recipe.batch_size=0"

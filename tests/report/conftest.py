@@ -4,12 +4,13 @@ import dataclasses
 import textwrap
 
 import pytest
+from omegaconf import OmegaConf
 from synthetic import make_result, plausible_errors
 
 from isda_repro import config
 from isda_repro.report.evidence import evidence
 from isda_repro.report.page import page
-from isda_repro.tables.plan import expand
+from isda_repro.tables.plan import Run, expand
 from isda_repro.tables.records import write_result
 from isda_repro.tables.specification import load_table
 
@@ -86,6 +87,26 @@ def leave():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_result(path, _finished(run, **changed))
         return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def shorter(composed, leave):
+    """``shorter(folder, override, ...)`` leaves the result of a run of 12 epochs on digits."""
+
+    def write(folder, *overrides):
+        cfg = composed(["dataset=digits", "recipe.epochs=12", *overrides])
+        run = Run(0, cfg.run_id, OmegaConf.to_container(cfg))
+        curves = {name: values[:12] for name, values in _finished(run).curves.items()}
+        errors = curves["test_error"]
+        last = {
+            "test_error_final": errors[-1],
+            "test_error_best": min(errors),
+            "test_error_last10": sum(errors[2:]) / 10,
+        }
+        leave(folder, run, epochs=12, curves=curves, **last)
+        return run
 
     return write
 

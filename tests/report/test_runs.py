@@ -1,9 +1,9 @@
 """Runs become lines, lines panels, each named by what tells it from the others."""
 
-import json
 import re
 
 import pytest
+from omegaconf import OmegaConf
 
 from isda_repro.report.labels import differing, line_labels
 from isda_repro.report.runs import described, slim
@@ -14,16 +14,9 @@ from isda_repro.tables.plan import Run
 def run_of(composed):
     def run(*overrides):
         cfg = composed(["model=resnet20", "dataset=digits", *overrides])
-        settings = json.loads(json.dumps(_plain(cfg)))
-        return Run(cfg.seed, cfg.run_id, settings)
+        return Run(cfg.seed, cfg.run_id, OmegaConf.to_container(cfg))
 
     return run
-
-
-def _plain(cfg):
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(cfg)
 
 
 @pytest.fixture

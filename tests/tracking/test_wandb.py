@@ -1,11 +1,12 @@
-"""What W&B is told, live and by replay, and that it can fail without anybody being harmed."""
+"""What W&B is told, live and by replay; and that a run goes on when W&B fails."""
 
 import json
+import socket
 import subprocess
 import sys
-import time
 
 import pytest
+import wandb
 from wandb_runs import SEGMENT, epoch, result, say, write_metrics
 from wandb_server import WandbServer
 
@@ -31,7 +32,7 @@ def test_no_name_of_the_summary_is_one_of_the_history():
     assert not set(summary_of(result(EPOCHS), tables=["table2"])) & set(row_of(EPOCHS[0], tables=["table2"]))
 
 
-def test_a_run_of_tables_says_its_error_and_its_number_once_more_for_each():
+def test_a_run_of_tables_has_its_error_and_its_number_once_more_for_each():
     """A panel of a workspace can be told apart by its metric alone."""
     row = row_of(EPOCHS[2], tables=["table2", "table4+dropout"])
     assert {name: value for name, value in row.items() if name.startswith("table")} == {
@@ -43,11 +44,10 @@ def test_a_run_of_tables_says_its_error_and_its_number_once_more_for_each():
 
 def test_the_number_of_the_table_has_one_name_whichever_field_it_is():
     whole = result(EPOCHS, test_top5_error_final=None)
-    assert summary_of(whole)["table_value"] == whole["test_error_last10"]
-    final = summary_of(whole, "test_error_final")
+    last10, final, absent = (summary_of(whole, name) for name in (None, "test_error_final", "test_top5_error_final"))
     assert (final["table_value"], final["table_metric"]) == (8.0, "test_error_final")
-    absent = summary_of(whole, "test_top5_error_final")
-    assert (absent["table_value"], absent["table_metric"]) == (whole["test_error_last10"], "test_error_last10")
+    for summary in (last10, absent):
+        assert (summary["table_value"], summary["table_metric"]) == (whole["test_error_last10"], "test_error_last10")
 
 
 # ------------------------------------------------------------------------------------------------------------- offline
@@ -95,7 +95,6 @@ def test_an_offline_run_is_whole_and_can_be_found(replayed):
     environment = path.parent / "files" / "environment.json"
     assert environment.read_text() == '{"git_diff": "+1", "host": "h"}'
     assert not environment.is_symlink(), "the folder of a run can be moved"
-    assert run.system, "W&B's own look at the machine"
 
 
 def test_the_result_is_made_again_from_an_offline_run(replayed):
@@ -108,7 +107,7 @@ def test_wandb_sync_takes_the_folder(replayed):
     """Its --dry-run needs no account."""
     path, _ = replayed
     command = [sys.executable, "-m", "wandb", "sync", "--dry-run", str(path.parent)]
-    shown = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    shown = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
     assert shown.returncode == 0, shown.stderr
     assert "run-1" in shown.stdout + shown.stderr
 
@@ -137,11 +136,10 @@ def test_a_live_run_goes_on_under_its_name_and_sends_what_an_outage_kept_back(tm
     metrics = write_metrics(tmp_path / "metrics.jsonl", [SEGMENT, *EPOCHS[:2]])
     (tmp_path / "environment.json").write_text("{}")
     first = say(metrics, [SEGMENT, *EPOCHS[:2]], server.environment, tags=["table2"])
-    assert (first.returncode, "warning" in first.stderr.lower()) == (0, False), first.stderr
+    assert (first.returncode, "warning" in first.stderr) == (0, False), first.stderr
     assert "environment.json" in server.runs["run-1"].files
     run = server.runs["run-1"]
     assert (run.state, run.attributes["tags"]) == ("failed", ["table2"]), "it has no result yet"
-    assert run.events, "system metrics"
     write_metrics(metrics, [SEGMENT, EPOCHS[0], {**SEGMENT, "step": 4}, *again])
     say(metrics, [{**SEGMENT, "step": 4}, again[0], again[3], whole], server.environment, tags=["table2"])
     assert [row["epoch"] for row in run.rows] == [1, 2, 2, 3, 4, 5]
@@ -150,32 +148,120 @@ def test_a_live_run_goes_on_under_its_name_and_sends_what_an_outage_kept_back(tm
 
 
 @pytest.mark.slow
-def test_a_live_run_without_a_server_is_one_line_in_seconds(tmp_path):
-    """Nobody listens there; W&B itself would try for a minute and a half."""
-    nowhere = {**WandbServer().environment, "WANDB_BASE_URL": "http://127.0.0.1:9"}
-    metrics = write_metrics(tmp_path / "metrics.jsonl", [SEGMENT, *EPOCHS])
-    begun = time.monotonic()
-    shown = say(metrics, [SEGMENT, *EPOCHS, result(EPOCHS)], nowhere)
-    assert time.monotonic() - begun < 45, "10 s on a machine with nothing else to do"
+def test_a_live_run_without_a_server_ends_with_one_warning(tmp_path):
+    """A port that is taken, and on which nobody listens; W&B itself would try for a minute and a half."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        nowhere = WandbServer.environment_of(f"http://127.0.0.1:{taken.getsockname()[1]}")
+        metrics = write_metrics(tmp_path / "metrics.jsonl", [SEGMENT, *EPOCHS])
+        shown = say(metrics, [SEGMENT, *EPOCHS, result(EPOCHS)], nowhere)
     assert shown.returncode == 0
-    said = [line for line in shown.stderr.splitlines() if line.startswith("warning")]
-    assert len(said) == 1
-    assert said[0].startswith("warning: W&B is off for this run, training goes on: ")
+    assert len([line for line in shown.stderr.splitlines() if line.startswith("warning")]) == 1
+
+
+# --------------------------------------------------------------------------------------------------- without W&B itself
+
+
+class Run:
+    """What ``wandb.init`` gives, as far as we use it; ``fails``: the method that raises."""
+
+    def __init__(self, folder, resumed=False, fails=None):
+        self.rows, self.metrics, self.saved, self.exit_codes, self.summary = [], [], [], [], {"epoch": 2}
+        self.dir, self.resumed, self.fails, self.config = str(folder), resumed, fails, {}
+        self.config = type("Config", (dict,), {"update": self._configure})()
+
+    def _configure(self, values, allow_val_change):
+        assert allow_val_change
+        dict.update(self.config, values)
+
+    def define_metric(self, *arguments, **options):
+        self.metrics.append((arguments, options))
+
+    def log(self, row):
+        if self.fails == "log":
+            raise OSError("no disk, no network, no luck\nand more")
+        self.rows.append(row)
+
+    def save(self, path, **options):
+        self.saved.append(path)
+
+    def finish(self, exit_code):
+        if self.fails == "finish":
+            raise RuntimeError
+        self.exit_codes.append(exit_code)
+
+
+@pytest.fixture
+def begun(monkeypatch, tmp_path):
+    """``begun(**options)`` puts a ``Run`` in the place of W&B's; it has ``given``, the arguments of ``wandb.init``."""
+
+    def begin(**options):
+        (tmp_path / "files").mkdir(exist_ok=True)
+        run = Run(tmp_path / "files", **options)
+        run.given = []
+
+        def init(**arguments):
+            if run.fails == "init":
+                raise RuntimeError("no disk, no network, no luck")
+            run.given.append(arguments)
+            return run
+
+        monkeypatch.setattr(wandb, "init", init)
+        return run
+
+    return begin
+
+
+def test_a_live_run_is_named_grouped_and_waited_for_briefly(tmp_path, begun):
+    run = begun()
+    write_metrics(tmp_path / "metrics.jsonl", [SEGMENT])
+    one = tracker(
+        tmp_path, mode="online", tags=["table2"], entity="us", tables=["table2"], table_metric="test_error_final"
+    )
+    for record in (SEGMENT, *EPOCHS, result(EPOCHS)):
+        one.log(record)
+    one.close()
+    (given,) = run.given
+    settings = given.pop("settings")
+    assert settings.init_timeout <= 10
+    assert settings.finish_timeout <= 30
+    config = given.pop("config")
+    assert (config["seed"], config["isda_repro_schema"]) == (0, 1)
+    assert given == {
+        "mode": "online", "project": "p", "entity": "us", "id": "run-1", "name": "run-1", "group": "g",
+        "tags": ["table2"], "job_type": "train", "dir": str(tmp_path), "resume": "allow",
+    }  # fmt: skip
+    assert run.metrics == [(("epoch",), {}), (("*",), {"step_metric": "epoch"})]
+    assert run.config["ran_on"]["hardware"] == "x"
+    assert run.rows == [row_of(record, ["table2"]) for record in EPOCHS]
+    assert run.summary == {"epoch": 2, **summary_of(result(EPOCHS), "test_error_final", ["table2"])}
+    assert run.exit_codes == [0]
+
+
+def test_a_resumed_live_run_sends_what_is_missing_and_is_unfinished_without_a_result(tmp_path, begun):
+    run = begun(resumed=True)  # W&B has two epochs
+    records = [SEGMENT, *(epoch(number, 20.0) for number in range(1, 7))]
+    write_metrics(tmp_path / "metrics.jsonl", records)
+    one = tracker(tmp_path, mode="online")
+    one.log({**SEGMENT, "step": 8})
+    one.log(records[5])
+    assert [row["epoch"] for row in run.rows] == [3, 4, 5]
+    one.log(records[6])
+    one.log(records[6])  # trained again
+    assert [row["epoch"] for row in run.rows] == [3, 4, 5, 6, 6]
+    one.close()
+    assert run.exit_codes == [1]
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
-def test_a_failing_wandb_is_one_line_and_training_goes_on(tmp_path, monkeypatch, capsys, mode):
-    import wandb
-
-    def refuse(**arguments):
-        raise RuntimeError("no disk, no network, no luck")
-
-    monkeypatch.setattr(wandb, "init", refuse)
+@pytest.mark.parametrize("fails", ["init", "log", "finish"])
+def test_a_failing_wandb_is_one_warning_and_training_goes_on(tmp_path, begun, capsys, mode, fails):
+    run = begun(fails=fails)
     write_metrics(tmp_path / "metrics.jsonl", EPOCHS)
     one = tracker(tmp_path, mode=mode)
     for record in [SEGMENT, *EPOCHS, json.loads(json.dumps(result(EPOCHS)))]:
         one.log(record)
     one.close()
-    assert capsys.readouterr().err.splitlines() == [
-        "warning: W&B is off for this run, training goes on: no disk, no network, no luck"
-    ]
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert ("RuntimeError" if fails == "finish" else "no disk, no network, no luck") in warning
+    assert run.exit_codes == []

@@ -75,6 +75,7 @@ class WandbServer:
     """``with WandbServer() as server:``; its clients are told where it is by ``server.environment``."""
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()  # requests come on threads of their own
         self.runs: dict[str, Stored] = {}
         self.asked: list[str] = []  # the names of all operations
         self.unknown: list[str] = []
@@ -110,15 +111,22 @@ class WandbServer:
     @property
     def environment(self) -> dict[str, str]:
         """What leads W&B's programs here."""
+        return self.environment_of(self.url)
+
+    @staticmethod
+    def environment_of(url: str) -> dict[str, str]:
+        """What leads W&B's programs to a server."""
         key = "0123456789abcdef01234567" + "0" * 16
-        return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": key, "WANDB_ERROR_REPORTING": "false"}
+        return {"WANDB_BASE_URL": url, "WANDB_API_KEY": key, "WANDB_ERROR_REPORTING": "false"}
 
     def __enter__(self) -> "WandbServer":
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._http.shutdown()
+        self._thread.join()
         self._http.server_close()
 
     # ------------------------------------------------------------------------------------------------------ operations
@@ -262,9 +270,11 @@ class _Handler(BaseHTTPRequestHandler):
             if ours.faults and "Runs(" in asked["query"]:
                 self._send(ours.faults.popleft(), {"errors": [{"message": "not now"}]})
                 return
-            answer = {"data": ours.answer(asked["query"], asked.get("variables") or {})}
+            with ours.lock:
+                answer = {"data": ours.answer(asked["query"], asked.get("variables") or {})}
         elif stream := re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path):
-            ours.stream(ours.runs[stream[1]], json.loads(body))
+            with ours.lock:
+                ours.stream(ours.runs[stream[1]], json.loads(body))
         self._send(200, answer)
 
     do_GET = do_POST = do_PUT = _serve

@@ -1,0 +1,39 @@
+"""What a program does with its command line: a frozen file runs as it is, anything else is composed."""
+
+import pytest
+
+from isda_repro.checks import ConfigError
+from isda_repro.config import run_command_line
+from isda_repro.errors import EXIT_USER_ERROR
+
+
+def outcome(arguments, composing=lambda: None):
+    """What ran."""
+    ran = []
+    run_command_line(arguments, ran.append, lambda: (ran.append("composed"), composing()))
+    return [str(one) for one in ran]
+
+
+def test_a_frozen_file_is_run_and_anything_else_is_composed():
+    assert outcome(["runs/a/config.yaml"]) == ["runs/a/config.yaml"]
+    assert outcome(["a.yml"]) == ["a.yml"]
+    assert outcome([]) == outcome(["model=a"]) == outcome(["model=a", "b.yaml"]) == ["composed"]
+
+
+def test_a_frozen_file_takes_no_settings(capsys):
+    with pytest.raises(SystemExit) as ended:
+        outcome(["a.yaml", "seed=3"])
+    assert ended.value.code == EXIT_USER_ERROR == 2
+    assert "seed=3" in capsys.readouterr().err
+
+
+def test_an_error_of_the_user_ends_the_program_with_2_and_a_defect_is_raised(capsys):
+    def wrong():
+        raise ConfigError("seed=-1")
+
+    with pytest.raises(SystemExit) as ended:
+        outcome([], wrong)
+    assert ended.value.code == EXIT_USER_ERROR
+    assert "seed=-1" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):
+        outcome([], lambda: 1 / 0)

@@ -1,0 +1,65 @@
+"""The command lines of scripts, as dataclasses."""
+
+from dataclasses import dataclass, field
+
+import pytest
+from omegaconf import MISSING
+
+from isda_repro.errors import UserError
+from isda_repro.options import parse_options
+
+
+@dataclass
+class Options:
+    table: str = MISSING
+    jobs: int = 1
+    folder: str = "runs"
+    from_: str = "${folder}/here"
+    dry_run: bool = False
+    epochs: list[int] = field(default_factory=list)
+    set: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Others:
+    jobs: int = 1
+
+
+def test_options_have_their_types_and_defaults():
+    assert parse_options(Options, ["table=demo"]) == Options("demo", from_="runs/here")
+    arguments = ["table=a=b", "jobs=2", "from=there", "dry_run=true", "epochs=[1,2]", "set=[a=1,b=c]"]
+    assert parse_options(Options, arguments) == Options("a=b", 2, "runs", "there", True, [1, 2], ["a=1", "b=c"])
+    assert parse_options(Options, ["table=one", "table=two"]).table == "two"
+
+
+@pytest.mark.parametrize(
+    ("schema", "argument", "named"),
+    [
+        (Options, "job=4", "job= jobs= from= set=[job=4]"),
+        (Options, "from_=a", "from_="),
+        (Options, "dryrun", "dryrun"),
+        (Options, "jobs=many", "jobs=many"),
+        (Options, "dry_run=perhaps", "dry_run=perhaps"),
+        (Options, "table=[demo", "table=[demo"),
+        (Options, "epochs=3", "epochs=[1,2]"),
+        (Options, "set=a", "set=[a=1,b=2]"),
+        (Options, None, "table="),
+        (Others, "job=4", "job= jobs="),
+    ],
+)
+def test_a_wrong_option_is_an_error_of_one_line_that_names_it(schema, argument, named):
+    with pytest.raises(UserError) as error:
+        parse_options(schema, [] if argument is None else [argument])
+    assert "\n" not in str(error.value)
+    for token in named.split():
+        assert token in str(error.value)
+    assert schema is Options or "set=" not in str(error.value)
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_prints_the_scripts_docstring_and_ends(monkeypatch, capsys, flag):
+    monkeypatch.setattr("__main__.__doc__", "\nWhat it does.\n", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        parse_options(Options, ["jobs=many", flag])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == "What it does.\n"
