@@ -117,9 +117,10 @@ def test_owner_that_may_live_is_believed_when_its_heart_beats(tmp_path, clock, a
         FolderLock(tmp_path).__enter__()
     assert watching.sleeps == 3
     assert not held_by_this_process(tmp_path)
-    with pytest.raises(LockedError):  # the file lock was given up: it is watched again
-        clock(1, lambda: os.utime(path, (0, 0)))
+    watching = clock(1, lambda: os.utime(path, (0, 0)))
+    with pytest.raises(LockedError):  # the file lock was given up: the owner is watched again
         FolderLock(tmp_path).__enter__()
+    assert watching.sleeps == 1
     assert [path.name for path in tmp_path.iterdir() if path.name != "lock"] == ["owner.json"]
 
 
@@ -260,8 +261,8 @@ def test_file_system_without_file_locks_has_the_owner_file(tmp_path, monkeypatch
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("fcntl.flock", missing)
+    clock(1, lambda: os.utime(tmp_path / "owner.json", (0, 0)))
     with FolderLock(tmp_path), pytest.raises(LockedError, match=f"pid {os.getpid()} on"):
-        clock(1, lambda: os.utime(tmp_path / "owner.json", (0, 0)))
         FolderLock(tmp_path).__enter__()
     assert list(tmp_path.iterdir()) == []
     watching = clock()
