@@ -45,8 +45,8 @@ class UnreadableImages:
 
     def _name(self, where: str, reason: str) -> None:
         line = f"{where}: {reason}"
-        if line in self._known:  # before the run was resumed
-            return
+        if any(known.startswith(f"{where}: ") for known in self._known):  # before the run was resumed, or by another
+            return  # Pillow's reason may hold an address, which is another one each time
         self._known.add(line)
         with self._file.open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(f"{line}\n")

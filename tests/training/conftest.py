@@ -1,4 +1,4 @@
-"""A run that nothing was done to."""
+"""A run that is not interrupted."""
 
 import pytest
 from interrupted_runs import settings
@@ -6,7 +6,7 @@ from interrupted_runs import settings
 from isda_repro.training.run import run
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
     """Its folder."""
     folder = tmp_path_factory.mktemp("undisturbed")

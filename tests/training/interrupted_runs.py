@@ -1,4 +1,4 @@
-"""What the tests of runs that stop have in common: a short run on digits, ways to end it, and how to compare two."""
+"""What the tests of interrupted runs share: a short run on digits, ways to end it, and how two runs are compared."""
 
 import json
 
@@ -7,17 +7,20 @@ import torch
 
 from isda_repro.config import compose
 from isda_repro.training.run import run
-from isda_repro.training.trainer import Trainer
+from isda_repro.training.saving import Saver
 
-STEPS_PER_EPOCH = 4
+STEPS_PER_EPOCH, EPOCHS = 4, 3
+STEPS = STEPS_PER_EPOCH * EPOCHS
 RUN = [
     *("model=resnet20", "model.depth=8", "dataset=digits", "dataset.train_limit=200", "dataset.test_limit=100"),
-    *("recipe.epochs=3", "loss=isda", "model.dropout=0.2", "tracking=none"),
+    *(f"recipe.epochs={EPOCHS}", "loss=isda", "model.dropout=0.2", "tracking=none"),
 ]
+FILES = {"config.yaml", "environment.json", "metrics.jsonl", "checkpoint.pt", "result.json"}
+"""Of a finished run."""
 
 
 class Killed(BaseException):
-    """What a test puts in the place of SIGKILL: nothing catches it."""
+    """Stands for SIGKILL: nothing catches it."""
 
 
 def settings(tmp_path, *more):
@@ -25,7 +28,7 @@ def settings(tmp_path, *more):
 
 
 def outcome(folder):
-    """Weights, statistics and epochs of a finished run, timing apart."""
+    """Weights, statistics and epochs of a finished run, without the timing."""
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     epochs = [{**line, "timing": None} for line in lines if line["kind"] == "epoch"]
@@ -33,29 +36,44 @@ def outcome(folder):
 
 
 def assert_same(one, other):
+    """Two finished runs are equal bit for bit."""
     (tensors, epochs), (other_tensors, other_epochs) = outcome(one), outcome(other)
     assert epochs == other_epochs
     assert tensors.keys() == other_tensors.keys()
     assert all(torch.equal(tensors[key], other_tensors[key]) for key in tensors)
 
 
-def kill_at(monkeypatch, method, calls):
-    """Make the ``calls``-th call of a method of the trainer the last thing that its process does."""
-    original, count = getattr(Trainer, method), 0
+def before_call(monkeypatch, owner, method, call, act):
+    """``act()`` runs at the beginning of the ``call``-th call of a method."""
+    original, count = getattr(owner, method), 0
 
-    def fatal(self, *arguments):
+    def watched(*arguments, **options):
         nonlocal count
         count += 1
-        if count == calls:
-            raise Killed
-        return original(self, *arguments)
+        if count == call:
+            act()
+        return original(*arguments, **options)
 
-    monkeypatch.setattr(Trainer, method, fatal)
+    monkeypatch.setattr(owner, method, watched)
+
+
+def kill():
+    raise Killed
+
+
+def killed(cfg, monkeypatch, owner, method, call):
+    """Run until the ``call``-th call of a method, which kills the process."""
+    with monkeypatch.context() as patch:
+        before_call(patch, owner, method, call, kill)
+        with pytest.raises(Killed):
+            run(cfg)
 
 
 def stopped_after(cfg, steps, monkeypatch):
-    """Leave a run of ours with checkpoints after ``steps`` and the step before."""
-    with monkeypatch.context() as patch:
-        kill_at(patch, "_step", steps + 1)
-        with pytest.raises(Killed):
-            run(cfg)
+    """A killed run with checkpoints after ``steps`` and the step before, if it saves each step."""
+    killed(cfg, monkeypatch, Saver, "step_taken", steps + 1)
+
+
+def steps_of_segments(result):
+    """The steps at which the processes of a run began."""
+    return [segment["step"] for segment in result.segments]

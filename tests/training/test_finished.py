@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from isda_repro.config import compose, compose_generator
+from isda_repro.config import compose, compose_generator, write_frozen
 from isda_repro.errors import UserError
-from isda_repro.gan.run import train_generator
 from isda_repro.training import run as running
 from isda_repro.training.finished import load_finished
 
@@ -40,7 +39,7 @@ def changed(folder, to, change):
     return to
 
 
-def test_it_is_what_was_in_memory(trained):
+def test_finished_classifier_is_what_was_in_memory(trained):
     folder, learner = trained
     found = load_finished(folder)
     assert found.compute.precision == "fp32"
@@ -57,35 +56,42 @@ def test_it_is_what_was_in_memory(trained):
     assert (len(found.source.train), len(found.source.test)) == (100, 50)
 
 
-def test_what_is_not_finished_or_is_no_classifier(trained, tmp_path):
+def test_folder_that_is_not_of_a_finished_classifier_is_refused(trained, tmp_path):
     folder, _ = trained
-    unfinished = changed(folder, tmp_path / "unfinished", lambda state: None)
-    (unfinished / "result.json").unlink()
-    with pytest.raises(UserError, match=r"result\.json"):
-        load_finished(unfinished)
-    few = ["dataset.train_limit=100", "gan.batch_size=10", "gan.game.width=16", "tracking=none", f"runs_dir={tmp_path}"]
-    cfg = compose_generator(["gan=cgan", "dataset=digits", "gan.epochs=1", *few])
-    train_generator(cfg)
-    with pytest.raises(UserError, match="is a run of generators, and this is for one of a classifier"):
+    whole = changed(folder, tmp_path / "whole", lambda state: None)
+    for name in ("result.json", "checkpoint.pt", "config.yaml"):
+        (whole / name).unlink()
+        with pytest.raises(UserError, match=name.replace(".", r"\.")):
+            load_finished(whole)
+    few = ["dataset.train_limit=100", "gan.batch_size=10", "tracking=none", f"runs_dir={tmp_path}"]
+    cfg = compose_generator(["gan=cgan", "dataset=digits", *few])
+    (tmp_path / cfg.run_id).mkdir()
+    write_frozen(cfg, tmp_path / cfg.run_id / "config.yaml")
+    with pytest.raises(UserError, match=cfg.run_id):
         load_finished(tmp_path / cfg.run_id)
+    with pytest.raises(UserError, match="tpu"):
+        load_finished(folder, device="tpu")
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "token"),
     [
-        (lambda state: state.pop("criterion"), "does not have what this loss had gathered: 'criterion'"),
-        (lambda state: state["criterion"].pop("statistics.mean"), "does not have what this loss had gathered: Missing"),
-        (
-            lambda state: state["criterion"].update({"statistics.mean": torch.zeros(3, 3)}),
-            "does not have what this loss had gathered: size mismatch",
-        ),
-        (
-            lambda state: state["criterion"]["statistics.covariance"].fill_(float("nan")),
-            "has statistics of features that are not finite numbers",
-        ),
+        (lambda state: state.pop("criterion"), "criterion"),
+        (lambda state: state["criterion"].pop("statistics.mean"), r"statistics\.mean"),
+        (lambda state: state["criterion"].update({"statistics.mean": torch.zeros(3, 3)}), r"statistics\.mean"),
+        (lambda state: state["criterion"]["statistics.covariance"].fill_(float("nan")), "changed"),
     ],
 )
-def test_statistics_that_are_not_there(trained, tmp_path, change, sentence):
+def test_statistics_that_are_not_there_or_not_finite_are_refused(trained, tmp_path, change, token):
     folder = changed(trained[0], tmp_path / "changed", change)
-    with pytest.raises(UserError, match=sentence):
-        _ = load_finished(folder).isda
+    found = load_finished(folder)
+    with pytest.raises(UserError, match=token) as caught:
+        _ = found.isda
+    assert str(folder / "checkpoint.pt") in str(caught.value)
+
+
+def test_covariances_of_another_loss_are_refused(trained, tmp_path):
+    cfg = compose([*SMALL, "loss=ce", "recipe.epochs=1", f"runs_dir={tmp_path}"])
+    running.run(cfg)
+    with pytest.raises(UserError, match="loss=ce"):
+        _ = load_finished(tmp_path / cfg.run_id).isda

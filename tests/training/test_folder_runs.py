@@ -40,7 +40,7 @@ def damage(folder, *names):
         (folder / name).write_bytes(b"\xff\xd8\xff no image")
 
 
-def test_killed_within_an_epoch_it_goes_on_bit_for_bit_with_other_workers(pets, tmp_path, monkeypatch):
+def test_killed_run_goes_on_bit_for_bit_with_other_workers(pets, tmp_path, monkeypatch):
     whole = settings(pets, tmp_path / "whole")
     run(whole)
     cfg = settings(pets, tmp_path / "killed", "checkpoint.steps=1")
@@ -49,7 +49,6 @@ def test_killed_within_an_epoch_it_goes_on_bit_for_bit_with_other_workers(pets, 
     assert fewer.run_id == cfg.run_id
     run(fewer)
     assert_same(tmp_path / "whole" / whole.run_id, tmp_path / "killed" / cfg.run_id)
-    assert cfg.run_id.startswith("resnet20-folder_pets-autoaugment-isda-s0-")
 
 
 def test_the_same_folder_elsewhere_is_the_same_run(pets, tmp_path):
@@ -66,54 +65,50 @@ def one_more(pets):
     shutil.copy(pets / "train/ant/0.jpg", pets / "train/ant/more.jpg")
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (renamed, "was trained on other classes: 3 of them, and pets has 3; class 1 was bee and is bug now"),
-        (one_more, "is of a run with 24 train images, and pets has 25 now: put the data back"),
-    ],
-)
-def test_it_does_not_go_on_with_other_data(pets, tmp_path, monkeypatch, change, words):
+@pytest.mark.parametrize(("change", "tokens"), [(renamed, ("bee", "bug")), (one_more, ("24", "25"))])
+def test_run_does_not_go_on_with_other_data(pets, tmp_path, monkeypatch, change, tokens):
     cfg = settings(pets, tmp_path, "checkpoint.steps=1")
     stopped_after(cfg, 3, monkeypatch)
     change(pets)
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError) as caught:
         run(cfg)
+    assert all(token in str(caught.value) for token in (*tokens, "pets"))
     assert not (tmp_path / cfg.run_id / "result.json").exists()
 
 
 def test_weights_are_not_evaluated_on_other_classes(pets, tmp_path, load_script, capsys):
     cfg = settings(pets, tmp_path, "recipe.epochs=1")
-    run(cfg)
+    result = run(cfg)
     evaluate, folder = load_script("evaluate"), f"run={tmp_path / cfg.run_id}"
     more = make_folder(tmp_path / "more", classes=("ant", "bee", "dog"))
-    with pytest.raises(DataError, match="other classes: 3 of them, and pets has 3; class 2 was cat and is dog now"):
+    with pytest.raises(DataError, match=r"cat.*dog"):
         evaluate.main([folder, f"data_dir={more}"])
     capsys.readouterr()
     evaluate.main([folder])
-    assert "on 12 images of pets (test)" in capsys.readouterr().out
+    assert capsys.readouterr().out.count(f" {result.test_error_final:.2f}%") == 2, "found again, and reported"
 
 
-def test_an_unreadable_image_stops_the_run_and_says_how_to_go_on(pets, tmp_path):
+def test_unreadable_image_stops_the_run_and_is_named(pets, tmp_path):
     damage(pets, "train/bee/3.jpg")
     cfg = settings(pets, tmp_path)
-    with pytest.raises(DataError, match=r"train/bee/3\.jpg cannot be read as an image .*dataset\.unreadable=skip"):
+    with pytest.raises(DataError, match=r"train/bee/3\.jpg.*dataset\.unreadable"):
         run(cfg)
     assert not (tmp_path / cfg.run_id / "result.json").exists()
 
 
-def test_skipped_images_are_named_once_and_counted_and_whole_batches_may_be_missing(pets, tmp_path, capsys):
-    # With two images a batch and two thirds of them damaged, some batches have none.
+def test_skipped_images_are_named_once_and_whole_batches_may_be_missing(pets, tmp_path, monkeypatch, capsys):
+    """With two images a batch and two thirds of them damaged, some batches have none."""
     names = [f"train/{name}/{number}.jpg" for name in CLASSES for number in range(8) if number % 3]
     damage(pets, *names, "val/cat/0.jpg")
     more = ("dataset.unreadable=skip", "recipe.batch_size=2", "dataset.workers=1", "dataset.mean=[0,0,0]")
     cfg = settings(pets, tmp_path, *more, "dataset.std=[1,1,1]")
-    run(cfg)
     folder = tmp_path / cfg.run_id
+    stopped_after(cfg, 14, monkeypatch)  # in the second epoch: those named before are not named again
+    run(cfg)
     listed = (folder / "unreadable.txt").read_text().splitlines()
     assert sorted(line.split(": ")[0] for line in listed) == sorted(
         str(pets / name) for name in [*names, "val/cat/0.jpg"]
     )
-    assert "images that could not be read and were left out: 16" in capsys.readouterr().out
+    assert "16" in capsys.readouterr().out.splitlines()[-3]
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert all(tensor.isfinite().all() for tensor in state["network"].values())

@@ -1,25 +1,20 @@
-"""Every ``loss=`` in a run of its own on digits: it trains, it resumes bit for bit, and it starts as the others do."""
+"""Every ``loss=`` in a run on digits: it trains, it resumes bit for bit, and it starts as the others do."""
 
-import json
+import math
 
 import pytest
 import torch
 from interrupted_runs import assert_same, stopped_after
 
+from isda_repro.checks import ConfigError
 from isda_repro.config import CONF_DIR, compose
 from isda_repro.training.run import run
 
 LOSSES = sorted(path.stem for path in (CONF_DIR / "loss").glob("*.yaml"))
 RUN = [
-    *("model=resnet20", "model.depth=8", "dataset=digits", "dataset.train_limit=150", "dataset.test_limit=100"),
+    *("model=resnet20", "model.depth=8", "dataset=digits", "dataset.train_limit=100", "dataset.test_limit=50"),
     *("recipe.epochs=2", "recipe.batch_size=50", "tracking=none", "compute.precision=fp32"),
 ]
-
-
-def test_there_are_these_losses():
-    table_4 = {"ce", "isda", "focal", "center", "lq", "large_margin", "disturb_label"}
-    table_5 = {"isda_identity", "isda_diagonal", "isda_shared", "isda_constant"}
-    assert set(LOSSES) == table_4 | table_5 | {"isda_sampled"}
 
 
 @pytest.fixture
@@ -31,28 +26,26 @@ def settings(tmp_path):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_each_trains_and_resumes_bit_for_bit(loss, settings, tmp_path, monkeypatch):
+def test_each_loss_trains_and_resumes_bit_for_bit(loss, settings, tmp_path, monkeypatch):
     whole, interrupted = settings(loss, "whole"), settings(loss, "interrupted", "checkpoint.steps=1")
     first = run(whole)
-    stopped_after(interrupted, 4, monkeypatch)
+    stopped_after(interrupted, 3, monkeypatch)
     run(interrupted)
     assert_same(tmp_path / "whole" / whole.run_id, tmp_path / "interrupted" / interrupted.run_id)
-    assert all(loss > 0 for loss in first.curves["train_loss"])
+    assert all(loss > 0 and math.isfinite(loss) for loss in first.curves["train_loss"])
 
 
-def test_each_is_another_loss_from_the_same_start(settings, tmp_path):
-    """The test loss is cross-entropy for all, so that curves can be compared; after one epoch each has its own."""
+def test_each_is_another_loss_from_the_same_start(settings):
+    """The test loss is cross-entropy for all, so that curves can be compared; after two steps each has its own."""
     after = {}
     for loss in LOSSES:
-        cfg = settings(loss, "runs", "recipe.epochs=1", "model.dropout=0.2")
-        run(cfg)
-        lines = (tmp_path / "runs" / cfg.run_id / "metrics.jsonl").read_text().splitlines()
-        after[loss] = next(line for line in map(json.loads, lines) if line["kind"] == "epoch")["test_loss"]
-    assert len(set(after.values())) == len(LOSSES)
+        after[loss] = run(settings(loss, "runs", "recipe.epochs=1")).curves["test_loss"][0]
+    assert len(set(after.values())) == len(LOSSES) > 10, after
 
 
 def test_large_margin_trains_a_head_without_bias_and_the_file_of_another_run_starts_it(settings, tmp_path):
-    plain, margin = settings("ce", "runs"), settings("large_margin", "runs")
+    one = "recipe.epochs=1"
+    plain, margin = settings("ce", "runs", one), settings("large_margin", "runs", one)
     run(plain)
     run(margin)
     folder = tmp_path / "runs"
@@ -60,13 +53,9 @@ def test_large_margin_trains_a_head_without_bias_and_the_file_of_another_run_sta
     assert "head.weight" in state["network"]
     assert "head.bias" not in state["network"]
     weights = folder / plain.run_id / "checkpoint.pt"
-    run(settings("large_margin", "tuned", f"model.weights={weights}"))
+    run(settings("large_margin", "tuned", one, f"model.weights={weights}"))
 
 
-def test_a_margin_of_no_whole_number_is_one_sentence(settings):
-    from isda_repro.checks import ConfigError
-
-    with pytest.raises(
-        ConfigError, match=r"LargeMarginSoftmax cannot be made with .*margin=2.5.* must be a whole number"
-    ):
+def test_margin_of_no_whole_number_is_refused(settings):
+    with pytest.raises(ConfigError, match=r"margin=2\.5"):
         run(settings("large_margin", "runs", "loss.margin=2.5"))

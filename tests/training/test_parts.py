@@ -1,16 +1,13 @@
 """The parts that a configuration asks for."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from isda_repro.checks import ConfigError
 from isda_repro.config import build, compose
+from isda_repro.training import compute as compute_module
 from isda_repro.training import parts
 from isda_repro.training.compute import resolve
-from isda_repro.training.schedule import MultiStep
-from isda_repro.training.trainer import Trainer
 
 
 def assemble(*overrides):
@@ -33,17 +30,23 @@ def test_the_optimizer_is_nesterov_sgd_with_decay_on_every_parameter():
     assert {key: group[key] for key in asked} == asked
 
 
-def test_the_centres_have_a_group_of_their_own_whose_rate_follows_the_schedule():
+def test_centres_have_a_group_of_their_own_without_momentum_and_decay():
     cfg, _, _, network, criterion = assemble("loss=center", "recipe.weight_decay=0.003")
-    optimizer = parts.build_optimizer(cfg, network, criterion)
-    _, group = optimizer.param_groups
+    _, group = parts.build_optimizer(cfg, network, criterion).param_groups
     assert [id(one) for one in group["params"]] == [id(criterion.centers)]
     asked = {"initial_lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, "nesterov": False}
     assert {key: group[key] for key in asked} == asked
-    trainer = SimpleNamespace(optimizer=optimizer, schedule=MultiStep([4], 0.1), epochs=5)
-    for epoch, rate in ((1, 0.5), (3, 0.5), (4, 0.05)):
-        Trainer._set_rates(trainer, epoch)
-        assert group["lr"] == pytest.approx(rate)
+
+
+def test_weights_at_the_start_follow_the_seed_alone():
+    """Neither the loss nor what was drawn before changes them."""
+    *_, one, _ = assemble("loss=isda")
+    torch.rand(3)
+    *_, same, criterion = assemble("loss=center")
+    *_, another, _ = assemble("seed=1")
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
+    assert not torch.equal(one.head.weight, another.head.weight)
+    assert torch.equal(criterion.centers, assemble("loss=center")[-1].centers)
 
 
 @pytest.mark.parametrize("model", [("model=resnet20",), ("model=timm", "model.name=resnet18", "recipe=resnet")])
@@ -73,27 +76,58 @@ def test_training_images_are_shuffled_and_augmented_and_those_evaluated_are_not(
     assert torch.equal(first, torch.cat([batch for batch, _ in test.epoch(5)]))
 
 
-def test_a_network_for_images_of_another_size_is_refused():
-    with pytest.raises(ConfigError, match=r"^model\.image_size=32, but the images of digits are 8 x 8 pixels: leave"):
+def test_network_for_images_of_another_size_is_refused():
+    with pytest.raises(ConfigError, match=r"model\.image_size=32.*digits.*8"):
         assemble_model("model=timm", "model.name=resnet18", "recipe=digits", "model.image_size=32")
 
 
-def test_the_head_and_the_criterion_fit_the_network_and_the_data():
+def test_head_and_criterion_fit_the_network_and_the_data():
     _, _, source, network, criterion = assemble("loss=isda")
     assert network.head.out_features == criterion.num_classes == source.num_classes == 10
     assert criterion.feature_dim == network.feature_dim
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({}, {"channels_last": True, "compile": False, "tf32": False}),
-        ({"channels_last": False}, {"channels_last": False}),
-    ],
+    "options", [{}, {"channels_last": False}, {"deterministic": True, "micro_batch": 7}, {"compile": True}]
 )
-def test_auto_is_resolved(options, expected):
-    cfg = compose(["compute=cpu"])
-    compute = resolve({**cfg.compute, **options})
-    assert compute.precision in ("fp32", "bf16")
+def test_auto_is_resolved_and_other_values_are_kept(options):
+    compute = resolve({**compose(["compute=cpu"]).compute, "precision": "fp32", **options})
+    expected = {"channels_last": True, "compile": False, "deterministic": False, "micro_batch": None} | options
+    expected |= {"tf32": False, "precision": "fp32", "sync_bn": False, "device": torch.device("cpu")}
     assert {name: getattr(compute, name) for name in expected} == expected
-    assert resolve({**cfg.compute, "precision": "fp32"}).precision == "fp32"
+    assert compute.memory_format == (torch.channels_last if expected["channels_last"] else torch.contiguous_format)
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"), [({"avx512_bf16"}, "bf16"), ({"amx_bf16"}, "bf16"), ({"avx2"}, "fp32")]
+)
+def test_precision_is_bf16_where_the_processor_multiplies_it(monkeypatch, flags, precision):
+    monkeypatch.setattr(compute_module, "processor", lambda: ("a processor", frozenset(flags)))
+    resolved = resolve(compose(["compute=cpu"]).compute)
+    assert (resolved.precision, resolved.hardware) == (precision, "a processor")
+    with resolved.autocast():
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_switches_of_pytorch_are_set(deterministic):
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = (matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, torch.are_deterministic_algorithms_enabled())
+    try:
+        resolve({**compose(["compute=cpu"]).compute, "deterministic": deterministic}).apply()
+        assert (matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark) == (False, False, not deterministic)
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, _ = before
+        torch.use_deterministic_algorithms(before[3])
+
+
+def test_normalisation_is_of_the_settings_or_of_the_training_images(monkeypatch):
+    cfg, _, source, *_ = assemble()
+    monkeypatch.setattr(parts, "stored_statistics", lambda split: ([1.0], [2.0]) if split is source.train else None)
+    found = []
+    for mean, std in (([0.5], [0.3]), ("auto", [0.3]), ([0.5], "auto"), ("auto", "auto")):
+        cfg.dataset.mean, cfg.dataset.std = mean, std
+        found.append(tuple(list(one) for one in parts.normalisation(cfg, source)))
+    assert found == [([0.5], [0.3]), ([1.0], [0.3]), ([0.5], [2.0]), ([1.0], [2.0])]

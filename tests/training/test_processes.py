@@ -1,108 +1,196 @@
 """Several processes are one: the same weights, statistics, curves and evaluation. See together.py for what they run."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from together import OTHERS, SHARED
+import torch.distributed as dist
+from together import OTHERS, SHARED, finished, outcomes, state_after, trainer_of
 
+from isda_repro.checks import ConfigError
+from isda_repro.config import compose
 from isda_repro.data import Share
-from isda_repro.losses import CrossEntropy
-from isda_repro.training.processes import ALONE
+from isda_repro.errors import UserError
+from isda_repro.losses import CrossEntropy, ISDALoss
+from isda_repro.training.compute import refuse_differences, resolve
+from isda_repro.training.joining import LostContactError, joined
+from isda_repro.training.processes import ALONE, Processes
 from isda_repro.training.step import WHOLE_BATCH, weighted
 
 SCRIPT = Path(__file__).with_name("together.py")
-KINDS = ("every_loss", "micro_batches", "batch_norm", "own_statistics", "few_samples")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def started(folder, world, kinds):
-    folder.mkdir()
-    here = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    for rank in range(world):
-        several = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-        command = [sys.executable, SCRIPT, folder, *kinds]
-        yield subprocess.Popen(command, env=here | several, stderr=subprocess.PIPE, text=True)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
-    """What one, two, three and four processes leave behind."""
+def left(tmp_path_factory):
+    """What one, two and three processes leave behind. This process has the store where they meet, as torchrun has."""
     folder = tmp_path_factory.mktemp("together")
-    kinds = {1: KINDS[:2] + KINDS[4:], 2: KINDS, 3: KINDS[:2], 4: KINDS[4:]}
-    running = {world: list(started(folder / str(world), world, kinds[world])) for world in kinds}
-    for process in (process for several in running.values() for process in several):
-        _, errors = process.communicate(timeout=120)
+    for world in "123":
+        (folder / world).mkdir()
+    torch.save(state_after(trainer_of("isda", ALONE), 5), folder / "of_one.pt")
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, folder],
+            env={**os.environ, "OMP_NUM_THREADS": "1", **here, "RANK": str(rank), "WORLD_SIZE": "3"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(3)
+    ]
+    of_one = outcomes(ALONE, folder / "1")
+    for process in running:
+        _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
-    return {world: torch.load(folder / str(world) / "outcome.pt", weights_only=False) for world in kinds}
+    of_several = {world: torch.load(folder / str(world) / "outcome.pt", weights_only=False) for world in (2, 3)}
+    return {1: of_one, **of_several}
 
 
-def assert_same(one, other):
+def assert_same(one, other, loss):
     for part in ("network", "criterion"):
         assert one[part].keys() == other[part].keys()
         for name, tensor in one[part].items():
-            torch.testing.assert_close(other[part][name], tensor, rtol=1e-10, atol=1e-12, msg=name)
+            torch.testing.assert_close(other[part][name], tensor, rtol=1e-10, atol=1e-12, msg=f"{loss}: {name}")
     torch.testing.assert_close(torch.tensor(other["curves"]), torch.tensor(one["curves"]), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("loss", [*SHARED, *OTHERS])
-def test_several_processes_train_as_one_also_where_batches_divide_unevenly(outcomes, world, loss):
-    assert_same(outcomes[1]["every_loss"][loss], outcomes[world]["every_loss"][loss])
+def test_several_processes_train_as_one_where_batches_divide_unevenly(left, world):
+    for loss in (*SHARED, *OTHERS):
+        assert_same(left[1]["every_loss"][loss], left[world]["every_loss"][loss], loss)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_micro_batches_of_which_processes_have_different_numbers_train_as_the_whole_batch(left, world):
+    for loss in ("isda", "center"):
+        assert_same(left[1]["every_loss"][loss], left[world]["micro_batches"][loss], loss)
 
 
 @pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("loss", ["isda", "center"])
-def test_so_do_micro_batches_of_which_processes_have_different_numbers(outcomes, world, loss):
-    assert_same(outcomes[1]["micro_batches"][loss], outcomes[world]["micro_batches"][loss])
-    assert_same(outcomes[1]["every_loss"][loss], outcomes[world]["micro_batches"][loss])
+def test_another_number_of_processes_goes_on_as_if_it_had_not_changed(left, tmp_path, world):
+    assert_same(left[1]["every_loss"]["isda"], left[world]["another_number"]["resumed"], "isda")
+    alone = trainer_of("isda", ALONE)
+    alone.load_state_dict(*left[world]["another_number"]["state"])
+    assert_same(left[1]["every_loss"]["isda"], finished(alone, tmp_path), "isda")
 
 
-@pytest.mark.parametrize(("world", "shares"), [(1, [7]), (2, [4, 3]), (4, [3, 2, 1, 1])])
-def test_seven_samples_are_evaluated_once_each(outcomes, world, shares):
-    outcome = outcomes[world]["few_samples"]
+@pytest.mark.parametrize(("world", "shares"), [(1, [7]), (2, [4, 3]), (3, [3, 3, 1])])
+def test_few_samples_are_evaluated_once_each(left, world, shares):
+    outcome, of_one = left[world]["few_samples"], left[1]["few_samples"]
     assert outcome["counted"] == shares, "a batch of 5, one of 2"
-    assert outcome["error"] == outcomes[1]["few_samples"]["error"]
-    assert outcome["top5"] == outcomes[1]["few_samples"]["top5"]
-    assert outcome["top5"][0] is None, "of four classes"
-    assert 0 < outcome["top5"][1] < 100, "of eight"
-    assert outcome["loss"] == pytest.approx(outcomes[1]["few_samples"]["loss"], rel=1e-12)
+    assert outcome["error"] == of_one["error"]
+    assert outcome["loss"] == pytest.approx(of_one["loss"], rel=1e-12)
+    assert outcome["top5"] == of_one["top5"] * world
+    of_four_classes, of_eight, of_one_sample = outcome["top5"][0]
+    assert of_four_classes is None
+    assert 0 < of_eight < 100
+    assert of_one_sample in (0, 100)
 
 
-def test_running_statistics_of_batch_normalisation_are_the_first_processes_in_all(outcomes):
-    one, other = outcomes[2]["batch_norm"]["buffers"]
+def test_running_statistics_of_batch_normalisation_are_the_first_processs_in_all(left):
+    one, other = left[2]["batch_norm"]["buffers"]
     assert one == other
     assert any(value not in (0, 1) for value in one[0])
 
 
 @pytest.mark.parametrize("loss", ["isda", "center"])
-def test_without_sync_each_process_keeps_its_own_through_a_resumption(outcomes, loss):
-    ranks = outcomes[2]["own_statistics"][loss]
-    assert all(rank["same"] for rank in ranks), "resumed = undisturbed"
+def test_without_sync_each_process_keeps_its_own_statistics_through_a_resumption(left, loss):
+    ranks = left[2]["own_statistics"][loss]
+    assert all(rank["same"] for rank in ranks), "resumed = uninterrupted"
     if loss == "isda":
         counts = [rank["count"] for rank in ranks]
         assert int(sum(counts).sum()) == 2 * 22, "each sample is counted by one of them, in two epochs"
         assert not torch.equal(*counts)
 
 
-def test_alone_nothing_is_exchanged():
-    assert ALONE.agreed(3, 0) == (3, 0)
-    assert ALONE.largest(5) == 5
-    assert ALONE.told_by_first(lambda: "said") == "said"
-    assert ALONE.told_to_first("heard") == ALONE.told_to_all("heard") == ["heard"]
-    assert WHOLE_BATCH.weight == 1
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_processes_learn_what_the_others_tell(left, world):
+    last = world - 1
+    agreed = [(0, 1), (0, 0), (0, 0)] if world == 1 else [(0, 0), (7 * last, 1), (0, 0)]
+    for rank, outcome in enumerate(left[world]["exchanges"]):
+        assert outcome == {
+            "agreed": agreed,  # of several processes a call later
+            "largest": 10,
+            "sum": [world, sum(range(world))],
+            "of_first": [[[0.0] * 3] * 2, [5], [0.5]],
+            "told": [0, [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]], None],
+            "to_first": None if rank else list(range(world)),
+            "is_first": rank == 0,
+        }
+
+
+def test_first_process_is_through_before_the_others_begin(left, tmp_path_factory):
+    """Ranks wrote into one file."""
+    for world in (2, 3):
+        folder = next(iter(tmp_path_factory.getbasetemp().glob(f"together*/{world}")))
+        written = [int(rank) for rank in (folder / "order.txt").read_text().split()]
+        assert written[0] == 0
+        assert sorted(written) == list(range(world))
+
+
+def test_weight_of_a_share_is_its_part_of_the_batch_times_the_processes():
+    def of(processes, samples, total, criterion, device=CPU, short=False):
+        return weighted(samples, total, criterion, processes, device, may_fall_short=short)
+
+    class Four(Processes):
+        def add_up(self, tensor):
+            return tensor + 5  # the other three have five samples
+
+    ce, isda = CrossEntropy(4, 6), ISDALoss(4, 6, lambda_0=1.0)
+    assert WHOLE_BATCH == (1.0, None)
     assert Share().of(3, 10) == slice(3, 10)
+    assert of(ALONE, 2, 8, ce) == (0.25, None)
+    assert of(Processes(1, 4), 3, 8, ce) == (1.5, None)
+    assert of(Four(1, 4), 3, 12, ce, short=True) == (1.5, None)
+    assert of(Processes(1, 4), 2, 9, isda, torch.device("meta")).room is None, "nothing is exchanged"
 
 
-def test_a_share_counts_by_its_samples():
-    share = weighted(2, 8, CrossEntropy(4, 6), ALONE, torch.device("cpu"), may_fall_short=False)
-    assert share == (0.25, None)
+@pytest.mark.parametrize(
+    ("variables", "token"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}, "MASTER_PORT"),
+    ],
+)
+def test_missing_variables_of_torchrun_are_named(monkeypatch, variables, token):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=token), joined(1):
+        pass
+
+
+def test_process_that_waits_in_vain_gives_up(monkeypatch):
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    several = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**several, "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LostContactError, match="rank 0 of 2"), joined(0.002):
+        pass
+
+
+@pytest.mark.parametrize("option", ["precision", "channels_last", "deterministic", "micro_batch"])
+def test_processes_that_would_calculate_differently_are_refused(option):
+    mine = resolve({**compose(["dataset=digits"]).compute, "precision": "fp32"})
+
+    class Another(Processes):
+        def told_to_all(self, thing):
+            return [thing, {**thing, option: "another"}]
+
+    with pytest.raises(UserError, match=rf"compute\.{option} .*rank 0 .*another.*rank 1"):
+        refuse_differences(mine, Another())
+    refuse_differences(mine, Processes())
+
+
+def test_common_batch_normalisation_needs_gpus():
+    if torch.cuda.is_available():
+        pytest.skip("there are some")
+    from isda_repro.training.replicas import with_common_batch_norm
+
+    with pytest.raises((UserError, ConfigError), match=r"compute\.sync_bn"):
+        with_common_batch_norm(trainer_of("ce", ALONE).network, ALONE, resolve(compose(["dataset=digits"]).compute))

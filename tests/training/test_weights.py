@@ -3,8 +3,6 @@
 import copy
 import os
 import pickle
-import subprocess
-import sys
 from argparse import Namespace
 
 import numpy as np
@@ -16,9 +14,12 @@ from interrupted_runs import settings
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from isda_repro.config import compose
+from isda_repro.config import build, compose
 from isda_repro.errors import UserError
 from isda_repro.models import ResNet, imagenet_densenet, timm_network
+from isda_repro.training import evaluate as evaluation
+from isda_repro.training import parts
+from isda_repro.training.compute import resolve
 from isda_repro.training.run import run
 from isda_repro.training.weights import WeightsError, load_weights
 
@@ -83,7 +84,9 @@ def test_whoever_wrote_the_file_the_network_answers_as_theirs(tmp_path, theirs, 
     WRITERS[writer](model.state_dict(), path)
     network = ours()
     count = len(model.state_dict()) - (20 if writer == "no counts of batches" else 0)
-    assert load_weights(network, path, new_head=False) == f"{path}: {count} tensors taken"
+    said = load_weights(network, path, new_head=False)
+    assert str(path) in said
+    assert str(count) in said.removeprefix(str(path))
     assert_equal(network, model)
 
 
@@ -92,19 +95,23 @@ def test_a_head_for_other_classes_is_left_as_it_is_where_that_is_wanted(tmp_path
     torch.save(theirs.state_dict(), path)
     network = ours(7)
     before = network.head.weight.clone()
-    said = load_weights(network, path, new_head=True)
-    assert said == f"{path}: 120 tensors taken; its head is for 1000 classes, and a new one for 7 classes is trained"
+    said = load_weights(network, path, new_head=True).removeprefix(str(path))
+    assert all(number in said for number in ("120", "1000", "7"))
     assert torch.equal(network.head.weight, before)
     assert torch.equal(network.backbone.conv1.weight, theirs.conv1.weight)
-    with pytest.raises(WeightsError, match=r"of another shape: head\.weight 1000x512 for 7x512, head\.bias 1000 for 7"):
+    with pytest.raises(WeightsError, match=r"head\.weight 1000x512 .*7x512, head\.bias 1000 .*7"):
         load_weights(ours(7), path, new_head=False)
 
 
 def test_a_backbone_without_a_head_is_enough_to_begin_with(tmp_path, theirs):
     path = tmp_path / "model.pth"
     torch.save({name: tensor for name, tensor in theirs.state_dict().items() if not name.startswith("fc")}, path)
-    assert "its head is missing, and a new one for 1000 classes is trained" in load_weights(ours(), path, new_head=True)
-    with pytest.raises(WeightsError, match=r"missing: head\.weight, head\.bias$"):
+    network = ours()
+    before = network.head.weight.clone()
+    load_weights(network, path, new_head=True)
+    assert torch.equal(network.head.weight, before)
+    assert torch.equal(network.backbone.conv1.weight, theirs.conv1.weight)
+    with pytest.raises(WeightsError, match=r"head\.weight, head\.bias"):
         load_weights(ours(), path, new_head=False)
 
 
@@ -124,10 +131,10 @@ def test_densenets_of_torchvision_timm_and_the_authors(tmp_path, dotted):
     load_weights(network, path, new_head=False)
     assert_equal(network, model)
     official = imagenet_densenet(121, 11, image_size=32, first_channels=24)
-    with pytest.raises(WeightsError, match=r"features\.conv0\.weight 64x3x7x7 for 24x3x7x7.* more$"):
+    with pytest.raises(WeightsError, match=r"features\.conv0\.weight 64x3x7x7 .*24x3x7x7"):
         load_weights(official, path, new_head=False)
     torch.save(official.state_dict(), path)
-    with pytest.raises(WeightsError, match=r"features\.conv0\.weight 24x3x7x7 for 64x3x7x7.*need faithful=official"):
+    with pytest.raises(WeightsError, match=r"features\.conv0\.weight 24x3x7x7 .*64x3x7x7.*faithful=official"):
         load_weights(network, path, new_head=False)
 
 
@@ -136,35 +143,36 @@ def test_another_network_is_named_key_by_key(tmp_path, theirs):
     torch.save(theirs.state_dict(), path)
     network = timm_network("resnet34", 1000, image_size=32)
     before = copy.deepcopy(network.state_dict())
-    with pytest.raises(WeightsError, match=r"does not fit this network: missing: layer1\.2\.conv1\.weight, .* more$"):
+    with pytest.raises(WeightsError, match=r"layer1\.2\.conv1\.weight"):
         load_weights(network, path, new_head=True)
-    with pytest.raises(WeightsError, match=r"missing: stem.*; not of this network: .*conv1\.weight"):
+    with pytest.raises(WeightsError, match=r"stem.*conv1\.weight"):
         load_weights(ResNet(20, num_classes=10), path, new_head=True)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items()), "nothing is touched"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch's, of quantised tensors
 @pytest.mark.parametrize(
-    ("spoil", "what"),
+    "spoil",
     [
-        (lambda weight: weight.to(torch.int64), "not plain floating-point numbers"),
-        (lambda weight: weight.to(torch.complex64), "not plain floating-point numbers"),
-        (lambda weight: weight.to_sparse(), "not plain floating-point numbers"),
-        (lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8), "not plain floating-point numbers"),
-        (lambda weight: weight.to(torch.float8_e4m3fn), "not plain floating-point numbers"),
-        (lambda weight: weight.to("meta"), "not plain floating-point numbers"),
-        (lambda weight: weight * torch.nan, "not finite"),
-        (lambda weight: torch.ones(()), "of another shape"),
+        lambda weight: weight.to(torch.int64),
+        lambda weight: weight.to(torch.complex64),
+        lambda weight: weight.to_sparse(),
+        lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
+        lambda weight: weight.to(torch.float8_e4m3fn),
+        lambda weight: weight.to("meta"),
+        lambda weight: weight * torch.nan,
+        lambda weight: torch.ones(()),
     ],
+    ids=["integers", "complex", "sparse", "quantised", "float8", "meta", "nan", "shape"],
 )
-def test_weights_that_would_not_be_the_same_numbers_are_named(tmp_path, spoil, what):
-    path = tmp_path / "model.pth"
+def test_weights_that_would_not_be_the_same_numbers_are_named(tmp_path, spoil):
+    path, network = tmp_path / "model.pth", ResNet(8, num_classes=10)
     state = ResNet(8, num_classes=10).state_dict()
+    before = copy.deepcopy(network.state_dict())
     torch.save({**state, "head.weight": spoil(state["head.weight"])}, path)
-    with pytest.raises(
-        WeightsError, match=rf"does not fit this network: {what}: head\.weight( one number for 10x64)?$"
-    ):
-        load_weights(ResNet(8, num_classes=10), path, new_head=False)
+    with pytest.raises(WeightsError, match=r"head\.weight"):
+        load_weights(network, path, new_head=False)
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items()), "nothing is touched"
 
 
 def test_counts_that_half_precision_cannot_hold_are_left_out(tmp_path):
@@ -180,9 +188,7 @@ def test_counts_that_half_precision_cannot_hold_are_left_out(tmp_path):
 def test_a_matrix_that_nobody_calls_a_classifier_is_none(tmp_path, theirs):
     path = tmp_path / "model.pth"
     torch.save({name.replace("fc.", "auxiliary."): one for name, one in theirs.state_dict().items()}, path)
-    with pytest.raises(
-        WeightsError, match=r"missing: head\.weight, head\.bias; not of this network: auxiliary\.weight"
-    ):
+    with pytest.raises(WeightsError, match=r"head\.weight, head\.bias.*auxiliary\.weight"):
         load_weights(ours(), path, new_head=False)
 
 
@@ -192,35 +198,28 @@ class Code:
 
 
 @pytest.mark.parametrize(
-    ("write", "sentence"),
+    ("write", "token"),
     [
-        (
-            lambda path: torch.save({"state_dict": {}, "more": Code()}, path),
-            r"holds code \(posix\.system\), which is never",
-        ),
-        (
-            lambda path: torch.save(ResNet(8, num_classes=10), path),
-            r"holds code \(isda_repro\.models\.resnet\.ResNet\), which is never run",
-        ),
-        (lambda path: path.write_bytes(pickle.dumps(Code())), r"model\.pth (holds code|cannot be read as weights)"),
-        (lambda path: torch.save([1], path), r"holds no weights: it must be a state_dict, alone or under network, "),
-        (lambda path: torch.save({}, path), "holds no weights"),
-        (lambda path: path.write_bytes(b""), r"cannot be read as weights: EOFError"),
-        (
-            lambda path: path.write_text("<html>not found</html>"),
-            "cannot be read as weights: it is no state_dict that torch.save wrote",
-        ),
+        (lambda path: torch.save({"state_dict": {}, "more": Code()}, path), r"posix\.system"),
+        (lambda path: torch.save(ResNet(8, num_classes=10), path), r"isda_repro\.models\..*ResNet"),
+        (lambda path: path.write_bytes(pickle.dumps(Code())), "model"),
+        (lambda path: torch.save([1], path), "state_dict"),
+        (lambda path: torch.save({}, path), "state_dict"),
+        (lambda path: path.write_bytes(b""), "model"),
+        (lambda path: path.write_text("<html>not found</html>"), "model"),
     ],
+    ids=["code", "object", "pickle", "list", "nothing", "empty", "page"],
 )
-def test_what_is_not_weights_is_one_sentence_and_no_code_runs(tmp_path, capfd, write, sentence):
+def test_what_is_not_weights_is_refused_and_no_code_runs(tmp_path, capfd, write, token):
     path = tmp_path / "model.pth"
     write(path)
-    with pytest.raises(WeightsError, match=sentence) as caught:
+    with pytest.raises(WeightsError, match=token) as caught:
         load_weights(ResNet(8, num_classes=10), path, new_head=True)
+    assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     out, err = capfd.readouterr()
     assert "must never run" not in out + err
-    assert "weights_only" not in str(caught.value) + err
+    assert "weights_only" not in str(caught.value) + err, "PyTorch's advice is to run the code"
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -237,7 +236,7 @@ def test_a_damaged_file_is_refused(tmp_path, theirs, suffix, how):
     else:
         content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match=r"model\.\w+ (is damaged: the checksum|cannot be read as weights)"):
+    with pytest.raises(WeightsError, match=f"model{suffix}"):
         load_weights(ours(), path, new_head=True)
 
 
@@ -247,14 +246,15 @@ def test_memory_and_disk_are_not_blamed_on_the_file(tmp_path, monkeypatch):
     for trouble, expected in (
         (RuntimeError("can't allocate memory"), RuntimeError),
         (OSError(5, "Input/output error"), OSError),
+        (OSError(22, "Invalid argument"), WeightsError),  # what a damaged archive makes of PyTorch's reader
     ):
 
         def failing(*_arguments, trouble=trouble, **_options):
             raise trouble
 
         with monkeypatch.context() as patch:
-            patch.setattr("torch.load", failing)
-            with pytest.raises(expected, match=r"allocate|Input/output error: .*model\.pth"):
+            patch.setattr(torch, "load", failing)
+            with pytest.raises(expected, match=r"allocate|model\.pth"):
                 load_weights(ResNet(8, num_classes=10), path, new_head=True)
 
 
@@ -269,57 +269,50 @@ def test_a_run_begins_with_the_weights_of_another_and_resumes(tmp_path, monkeypa
     cfg = settings(tmp_path, f"model.weights={weights}", "recipe.lr=1e-12", "recipe.weight_decay=0")
     assert cfg.run_id != first.run_id
     second = run(cfg)
-    assert f"{weights}: " in capsys.readouterr().out
+    assert str(weights) in capsys.readouterr().out
     assert second.curves["test_error"][0] == pytest.approx(first.test_error_final, abs=6), "statistics go on moving"
     begun, ended = (torch.load(tmp_path / one / "checkpoint.pt")["network"] for one in (first.run_id, second.run_id))
     torch.testing.assert_close(ended["head.weight"], begun["head.weight"])
     moved = weights.rename(tmp_path / "moved.pt")
     assert settings(tmp_path, f"model.weights={moved}", "recipe.lr=1e-12", "recipe.weight_decay=0").run_id == cfg.run_id
-    with pytest.raises(UserError, match=r"model\.weights=.*checkpoint\.pt is no file"):
+    with pytest.raises(UserError, match=r"model\.weights=.*checkpoint\.pt"):
         run(cfg_of(cfg, "force"))
     torch.save({}, weights)
-    with pytest.raises(UserError, match=r"checkpoint\.pt is not the file it was \(its SHA-256 is .*, not "):
+    with pytest.raises(UserError, match=rf"checkpoint\.pt.*{cfg.model.weights_sha256}"):
         run(cfg_of(cfg, "force"))
-    with pytest.raises(UserError, match=r"model\.weights=nowhere is no file"):
+    with pytest.raises(UserError, match=r"model\.weights=nowhere"):
         settings(tmp_path, "model.weights=nowhere")
 
 
 def test_weights_and_pretrained_exclude_each_other():
-    with pytest.raises(ValueError, match=r"model\.weights=a and model\.pretrained=true exclude each other"):
+    with pytest.raises(ValueError, match=r"model\.weights=a.*model\.pretrained"):
         compose(["model=resnet50", "model.weights=a", "model.pretrained=true"])
 
 
 @pytest.mark.parametrize("weights", ["''", "3", "[a]"])
 def test_weights_are_the_name_of_a_file(weights):
-    with pytest.raises(ValueError, match=r"model\.weights=.* must be a file, or null"):
+    with pytest.raises(ValueError, match=r"model\.weights"):
         settings("runs", f"model.weights={weights}")
 
 
-@pytest.mark.slow
-def test_evaluate_py_takes_a_file_of_weights(root, tmp_path):
+def test_evaluate_py_takes_a_file_of_weights(load_script, tmp_path, capsys):
     network = timm_network("resnet18", 10, image_size=8)
     torch.save({f"module.{name}": one for name, one in network.backbone.state_dict().items()}, tmp_path / "half.pth")
     whole = {name.removeprefix("backbone.").replace("head.", "fc."): one for name, one in network.state_dict().items()}
     torch.save(whole, tmp_path / "whole.pth")
+    settings = ["dataset=digits", "dataset.test_limit=20", "model=timm", "model.name=resnet18", "recipe=digits"]
 
     def evaluate(*arguments):
-        more = ["dataset=digits", "dataset.test_limit=20", "model=timm", "model.name=resnet18", "recipe=digits"]
-        command = [sys.executable, "scripts/evaluate.py", *more, *arguments]
-        return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+        load_script("evaluate").main([*settings, "compute.precision=fp32", *arguments])
 
-    good = evaluate(f"model.weights={tmp_path / 'whole.pth'}")
-    assert good.returncode == 0, good.stderr
-    taken, images, error = good.stdout.splitlines()
-    assert taken == f"{tmp_path / 'whole.pth'}: 122 tensors taken"
-    assert images == "timm_resnet18 on 20 images of digits (test)"
-    assert error.startswith("loss ")
-    for bad, sentence in (
-        (
-            evaluate(f"model.weights={tmp_path / 'half.pth'}"),
-            "does not fit this network: missing: head.weight, head.bias",
-        ),
-        (evaluate(), "give run=runs/<run_id>, or model= and dataset= with model.weights=FILE"),
-    ):
-        assert bad.returncode == 2
-        assert sentence in bad.stderr
-        assert bad.stderr.count("\n") == 1
+    evaluate(f"model.weights={tmp_path / 'whole.pth'}")
+    cfg = compose([*settings, "compute.precision=fp32"])
+    compute, source = resolve(cfg.compute), build(cfg.dataset.source)
+    found = evaluation.evaluate(network, parts.build_loaders(cfg, source, compute)[1].epoch(0), compute)
+    said = capsys.readouterr().out
+    assert f" {found.loss:.4f}" in said
+    assert f" {found.error:.2f}%" in said
+    with pytest.raises(WeightsError, match=r"head\.weight, head\.bias"):
+        evaluate(f"model.weights={tmp_path / 'half.pth'}")
+    with pytest.raises(UserError, match=r"model\.weights"):
+        evaluate()

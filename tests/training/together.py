@@ -1,8 +1,9 @@
 """Small trainings by one process or several, each loss in turn, for test_processes.py: what each leaves behind.
 
-RANK=.. WORLD_SIZE=.. python together.py FOLDER KIND
+RANK=.. MASTER_PORT=.. python together.py FOLDER    # three processes, which then are two
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from isda_repro.data import ResidentLoader, Share, Split
 from isda_repro.losses import CenterLoss, CrossEntropy, DisturbLabel, ISDALoss, LargeMarginSoftmax, SampledISDALoss
 from isda_repro.models import Network
 from isda_repro.stopping import leaving_whole
+from isda_repro.tables.records import EpochRecord
 from isda_repro.training.checkpoint import Checkpoints
 from isda_repro.training.compute import Compute
 from isda_repro.training.evaluate import evaluate
@@ -121,22 +123,56 @@ def batch_norm(processes, folder):
     return {**outcome, "buffers": processes.told_to_all([buffer.tolist() for buffer in trainer.network.buffers()])}
 
 
+class StoppedHereError(Exception):
+    """Ends a training."""
+
+
+class StoppingAfter(Saver):
+    """Ends a training after a step, and keeps its state."""
+
+    def __init__(self, trainer, step):
+        self.trainer, self.step = trainer, step
+
+    def step_taken(self, step):
+        if step == self.step:
+            self.state = self.trainer.state_dict()
+            raise StoppedHereError
+
+    def epoch_ended(self):
+        """It goes on."""
+
+    stop_if_asked = epoch_ended
+
+
+class Records(list):
+    """A tracker: the epochs that are over."""
+
+    def log(self, record):
+        self.append(EpochRecord.from_json(record))
+
+    def close(self):
+        """Nothing is open."""
+
+
+def state_after(trainer, step):
+    """Its state and its epochs then, on all processes."""
+    saver, records = StoppingAfter(trainer, step), Records()
+    try:
+        trainer.train([records], None, saver)
+    except StoppedHereError:
+        return trainer.processes.told_by_first(lambda: (saver.state, list(records)))
+    raise AssertionError
+
+
 def own_statistics(processes, folder):
-    """Stopped in the middle with ``sync=false`` and resumed, against undisturbed; what each process has."""
+    """Stopped with ``sync=false`` in the middle of an epoch and resumed, against uninterrupted; of each process."""
     outcome = {}
     for name in ("isda", "center"):
         whole = trainer_of(name, processes, sync=False)
         finished(whole, folder)
-        first = trainer_of(name, processes, sync=False, epochs=1)
-        first.epochs = 2
-        first._set_rates(1)
-        for images, targets in first.train_batches.epoch(1):
-            if first.step < 2:
-                first._step(images, targets)
-        saved = first.state_dict()
-        state = processes.told_by_first(lambda saved=saved: saved)
+        state = state_after(trainer_of(name, processes, sync=False), 2)
         second = trainer_of(name, processes, sync=False)
-        second.load_state_dict(state, [])
+        second.load_state_dict(*state)
         finished(second, folder)
         one, other = (trainer.criterion.state_dict() for trainer in (whole, second))
         outcome[name] = processes.told_to_all(
@@ -145,29 +181,78 @@ def own_statistics(processes, folder):
     return outcome
 
 
+def another_number(processes, folder):
+    """The state of one process in the middle of the second epoch, gone on from by these; and theirs, for one."""
+    resumed = trainer_of("isda", processes)
+    resumed.load_state_dict(*torch.load(folder.parent / "of_one.pt", weights_only=False))
+    of_these = state_after(trainer_of("isda", processes), 5)
+    return {"resumed": finished(resumed, folder), "state": of_these}
+
+
 def few_samples(processes, folder):
-    """Seven to evaluate in a batch of five and one of two, whatever the number of processes."""
+    """Seven to evaluate in a batch of five and one of two, and one alone, whatever the number of processes."""
     trainer = trainer_of("ce", processes)
     counted = processes.told_to_all(sum(len(targets) for _, targets in trainer.test_batches.epoch(0)))
     torch.manual_seed(3)
-    test, ranked = (
-        evaluate(network, trainer.test_batches.epoch(0), trainer.compute, processes)
-        for network in (trainer.network, Grouped(classes=8))
+    ranked = Grouped(classes=8)
+    one = ResidentLoader(
+        split(1, 1), batch_size=5, shuffle=False, mean=[0.5] * 3, std=[0.3] * 3, seed=0, device=CPU,
+        share=Share(processes.rank, processes.world_size),
+    )  # fmt: skip
+    test, ranked_test, of_one = (
+        evaluate(network, batches.epoch(0), trainer.compute, processes)
+        for network, batches in ((trainer.network, trainer.test_batches), (ranked, trainer.test_batches), (ranked, one))
     )
-    return {"counted": counted, "loss": test.loss, "error": test.error, "top5": (test.top5_error, ranked.top5_error)}
+    top5 = (test.top5_error, ranked_test.top5_error, of_one.top5_error)
+    return {"counted": counted, "loss": test.loss, "error": test.error, "top5": processes.told_to_all(top5)}
 
 
-KINDS = {kind.__name__: kind for kind in (every_loss, micro_batches, batch_norm, own_statistics, few_samples)}
+def exchanges(processes, folder):
+    """What each process gets to know of the others."""
+    rank = processes.rank
+    log = folder / "order.txt"
+    with processes.first_before_others(), log.open("a") as file:
+        file.write(f"{rank}\n")
+    tensors = [torch.full((2, 3), float(rank)), torch.tensor([rank + 5]), torch.full((1,), rank + 0.5)]
+    processes.take_from_first(tensors)
+    told = processes.told_by_first(lambda: {"thing": [rank, (torch.arange(6.0).reshape(2, 3).t(), None)]})
+    return processes.told_to_all(
+        {
+            "agreed": [processes.agreed(*wishes) for wishes in ([(7 * rank, 1), (0, 0), (0, 0)])],
+            "largest": processes.largest(10 - rank),
+            "sum": processes.add_up(torch.tensor([1.0, rank])).tolist(),
+            "of_first": [tensor.tolist() for tensor in tensors],
+            "told": [told["thing"][0], told["thing"][1][0].tolist(), told["thing"][1][1]],
+            "to_first": processes.told_to_first(rank),
+            "is_first": processes.is_first,
+        }
+    )
 
 
-def main(folder, kinds):
+ALL = (every_loss, micro_batches, another_number, few_samples, exchanges)
+OF_TWO = (batch_norm, own_statistics)
+
+
+def outcomes(processes, folder):
+    """Of each kind."""
+    kinds = (*ALL, *OF_TWO) if processes.world_size == 2 else ALL
+    return {kind.__name__: kind(processes, folder) for kind in kinds}
+
+
+def main(folder):
+    """As one of three processes; afterwards the first two of them are joined again."""
     torch.set_num_threads(1)
-    with joined(timeout_minutes=1) as processes:
-        outcome = {kind: KINDS[kind](processes, folder) for kind in kinds}
-    if processes.is_first:
-        torch.save(outcome, folder / "outcome.pt")
+    rank = int(os.environ["RANK"])
+    for world in (3, 2):
+        if rank < world:
+            os.environ |= {"WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "TORCHELASTIC_RESTART_COUNT": str(world)}
+            here = folder / str(world)
+            with joined(timeout_minutes=5) as processes:
+                outcome = outcomes(processes, here)
+            if processes.is_first:
+                torch.save(outcome, here / "outcome.pt")
 
 
 if __name__ == "__main__":
     with leaving_whole():
-        main(Path(sys.argv[1]), sys.argv[2:])
+        main(Path(sys.argv[1]))

@@ -1,0 +1,51 @@
+"""One process of several that do a list of runs, for test_torchrun.py.
+
+RANK=.. WORLD_SIZE=.. MASTER_PORT=.. python launched.py FOLDER    # with a plan.json
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+from interrupted_runs import before_call, settings
+
+from isda_repro.errors import StoppedError, UserError
+from isda_repro.stopping import leaving_whole
+from isda_repro.training.joining import LostContactError
+from isda_repro.training.run import run
+from isda_repro.training.saving import Saver
+
+
+def done(folder, overrides, number, rank, step):
+    """What a run came to here; the process of that rank gets a signal before that step is over."""
+    with pytest.MonkeyPatch.context() as patch:
+        if number and os.environ["RANK"] == str(rank):
+            before_call(patch, Saver, "step_taken", step, lambda: os.kill(os.getpid(), number))
+        try:
+            result = run(settings(folder, *overrides))
+            return {"steps": [segment["step"] for segment in result.segments], "error": result.test_error_final}
+        except (UserError, StoppedError) as error:
+            if dist.is_initialized() and not isinstance(error, LostContactError):
+                dist.destroy_process_group()
+            return {
+                "kind": type(error).__name__,
+                "said": str(error),
+                "exit_code": getattr(error, "exit_code", 2),
+            }
+
+
+def main(folder):
+    """The runs of the plan, one after the other."""
+    outcomes = []
+    for place, overrides, number, rank, step in json.loads((folder / "plan.json").read_text()):
+        outcomes.append(done(folder / place, overrides, number and signal.Signals(number), rank, step))
+        (folder / f"outcomes-{os.environ['RANK']}.json").write_text(json.dumps(outcomes))
+
+
+if __name__ == "__main__":
+    with leaving_whole():
+        main(Path(sys.argv[1]))
