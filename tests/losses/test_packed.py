@@ -101,6 +101,7 @@ TRAININGS = {  # what is trained by which processes on how many samples of each 
     "full": ("full", (5, 7), None),
     "diagonal": ("diagonal", (12, 0), None),
     "shared": ("shared", (4, 5, 3), None),
+    "accelerator": ("packed", (1, 1), None),  # fewer samples than a process has classes
 }
 
 
@@ -132,6 +133,7 @@ def one_of_three(rank, folder):
     groups = {world: dist.new_group(list(range(3 - world, 3))) for world in (1, 2, 3)}
     for name, (kind, sizes, before) in TRAININGS.items():
         group, own = groups[len(sizes)], rank - (3 - len(sizes))
+        torch.compiler.is_compiling = lambda name=name: name == "accelerator"
         if own >= 0:
             criterion, head = kind_of(kind, process_group=group)
             if before is not None:
@@ -157,4 +159,4 @@ def test_several_processes_equal_one(tmp_path):
         say = lambda message, name=name: f"{name}: {message}"  # noqa: E731
         torch.testing.assert_close(found["trace"], trace, rtol=1e-9, atol=1e-11, msg=say)
         torch.testing.assert_close(found["state"], criterion.state_dict(), rtol=1e-10, atol=1e-12, msg=say)
-        assert criterion.state_dict()["statistics.count"].sum() == 12 * 4 * (1 if before is None else 2), name
+        assert criterion.state_dict()["statistics.count"].sum() == sum(sizes) * 4 * (1 if before is None else 2), name

@@ -173,6 +173,17 @@ def test_dropout_acts_in_training_only(kind):
 
 
 @pytest.mark.parametrize("kind", WITH_DROPOUT)
+def test_dropout_acts_between_an_activation_and_a_convolution_or_after_a_dense_layers_last(kind):
+    order, network = [], SMALL[kind](dropout=0.3)
+    for module in network.modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda module, *_: order.append(type(module).__name__))
+    network(torch.randn(2, 3, 16, 16))
+    around = {(order[i - 1], order[i + 1]) for i, name in enumerate(order) if name == "Dropout"}
+    assert around == {("Conv2d", "BatchNorm2d")} if kind == "densenet" else around == {("ReLU", "Conv2d")}
+
+
+@pytest.mark.parametrize("kind", WITH_DROPOUT)
 def test_dropout_adds_no_parameter_and_no_draw_to_the_initialisation(kind):
     states = []
     for dropout in (0.0, 0.3):

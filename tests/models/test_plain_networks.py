@@ -3,12 +3,28 @@
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
+from torch import nn
+from torchvision.models.resnet import Bottleneck
 
 from isda_repro.config import CONF_DIR, build_model, compose
+from isda_repro.models import ResNeXt
 
 MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml") if path.stem != "timm")
-QUICK = {"resnet8", "se_resnet110", "wrn16_8", "resnext29_8x64d", "densenet_bc100_12", "shake_shake26_2x32d"}
+QUICK = {"resnet8", "se_resnet110", "wrn16_8", "densenet_bc100_12", "shake_shake26_2x32d"}
 LARGER = {"resnet32", "resnet110", "resnet152", "resnext101_32x8d", "densenet265"}  # more of the same blocks
+
+
+def assert_same_numbers(ours, theirs, pixels):
+    """Logits in evaluation and gradients in training, of networks with the same weights."""
+    images, targets = torch.randn(4, 3, pixels, pixels, dtype=torch.float64), torch.arange(4)
+    F.cross_entropy(ours(images).logits, targets).backward()
+    F.cross_entropy(theirs(images), targets).backward()
+    gradients = [parameter.grad for name, parameter in ours.named_parameters() if not name.startswith("head.")]
+    gradients += [ours.head.weight.grad, ours.head.bias.grad]
+    for own, other in zip(gradients, theirs.parameters(), strict=True):
+        torch.testing.assert_close(own, other.grad.reshape(own.shape), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(ours.eval()(images).logits, theirs.eval()(images), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -29,11 +45,15 @@ def test_same_weights_same_logits_and_gradients(load_script, monkeypatch, model)
     theirs = plain.plain_network(model, 10, dropout=0.0).double()
     plain.same_weights(ours, theirs)
     pixels = 32 if model in ("resnet50", "resnet101", "resnext50_32x4d", "densenet121") else 8
-    images, targets = torch.randn(4, 3, pixels, pixels, dtype=torch.float64), torch.arange(4)
-    F.cross_entropy(ours(images).logits, targets).backward()
-    F.cross_entropy(theirs(images), targets).backward()
-    gradients = [parameter.grad for name, parameter in ours.named_parameters() if not name.startswith("head.")]
-    gradients += [ours.head.weight.grad, ours.head.bias.grad]
-    for own, other in zip(gradients, theirs.parameters(), strict=True):
-        torch.testing.assert_close(own, other.grad.reshape(own.shape), rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(ours.eval()(images).logits, theirs.eval()(images), rtol=1e-9, atol=1e-9)
+    assert_same_numbers(ours, theirs, pixels)
+
+
+def test_small_resnext_equals_torchvisions_blocks(load_script):
+    torch.manual_seed(0)
+    whole = torchvision.models.ResNet(Bottleneck, [1, 1, 1, 1], groups=2, width_per_group=8)
+    stem = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True)
+    stages = whole.layer1, whole.layer2, whole.layer3
+    theirs = nn.Sequential(*stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1024, 10)).double()
+    ours = ResNeXt(11, 2, 8, 10).double()
+    load_script("plain_networks").same_weights(ours, theirs)
+    assert_same_numbers(ours, theirs, 8)
