@@ -1,5 +1,6 @@
 """Image folders: what is found in them, the index that is kept, the constants of their images, and what is refused."""
 
+import dataclasses
 import os
 
 import pytest
@@ -50,9 +51,15 @@ def test_classes_are_numbered_by_name_and_images_are_those_of_the_files(root):
     assert [part.where(i) for i in range(2)] == [source.train.where(3), source.train.where(20)]
     assert part.targets.tolist() == [0, 2]
     assert load(root.parent).train.where(0) == source.train.where(0)  # a folder of the data set's name in root
-    prints = {one.fingerprint() for one in (source.train, source.test, part, source.train.select(torch.tensor([3])))}
-    assert len(prints) == 4
-    assert load(root).train.fingerprint() in prints
+    assert load(root).train.fingerprint() == source.train.fingerprint()
+
+
+def test_other_files_or_labels_have_another_fingerprint(root, tmp_path):
+    split = load(root).train
+    elsewhere = load(make_folder(tmp_path / "copy")).train
+    other_labels = dataclasses.replace(split, targets=split.targets.flip(0))
+    parts = [split.select(torch.tensor(indices)) for indices in ([3], [4])]
+    assert len({one.fingerprint() for one in (split, elsewhere, other_labels, *parts)}) == 5
 
 
 def test_holdout_and_limits_never_overlap_and_keep_the_shares(root):

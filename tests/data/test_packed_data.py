@@ -253,7 +253,7 @@ def test_archive_that_changes_while_it_is_read_is_an_error(source, tmp_path):
     packed = load(tmp_path / "out").train
     path = tmp_path / "out/train-00002.zip"
     whole = path.read_bytes()
-    for change in (whole[:100], b"x" * len(whole)):
+    for change in (whole[:100], whole[: packed.offset[23] + 100], b"x" * len(whole)):
         with path.open("r+b") as file:  # in place: the file stays open
             file.write(change)
             file.truncate()

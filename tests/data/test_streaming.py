@@ -213,6 +213,8 @@ def process_end(pid):
     try:
         yield lambda seconds: bool(select.select([descriptor], [], [], seconds)[0])
     finally:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         os.close(descriptor)
 
 
@@ -221,7 +223,8 @@ def load_and_wait(split, pids):
     torch.set_num_threads(1)
     used = loader(split, 2)
     batches = used.epoch(0)
-    next(batches)
+    for _ in range(2):  # one of each worker
+        next(batches)
     pids.send([worker.pid for worker in used._loader._iterator._workers])
     while True:
         signal.pause()
@@ -230,6 +233,7 @@ def load_and_wait(split, pids):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_the_process_that_started_them(split, end):
+    """Even those that cannot see to it themselves: these are stopped."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     process = context.Process(target=load_and_wait, args=(split, theirs))
@@ -239,10 +243,12 @@ def test_workers_end_with_the_process_that_started_them(split, end):
     assert len(workers) == 2
     with contextlib.ExitStack() as stack:
         ends = [stack.enter_context(process_end(pid)) for pid in workers]
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
         os.kill(process.pid, end)
         process.join()
         for waited in ends:
-            assert waited(60)
+            assert waited(30)
     assert process.exitcode == -end
 
 

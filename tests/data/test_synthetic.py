@@ -99,6 +99,8 @@ def test_each_epoch_replaces_others_and_draws_anew():
     assert shown[0] != shown[1]
     drawn = [torch.cat([images[is_generated(images)][:, :, 0, 0] for images, _ in one]) for one in (first, second)]
     assert not torch.equal(drawn[0], drawn[1])
+    firsts = [tuple(images[is_generated(images)][0, :, 0, 0].tolist()) for images, _ in first[1:-1]]
+    assert len(set(firsts)) == len(firsts)  # each step draws anew
 
 
 def test_covers_all_shows_every_real_image_and_takes_more_steps():
