@@ -68,22 +68,22 @@ def test_quality_compares_generated_with_unknown_and_known_with_unknown_images()
     """Images are single numbers: their label, and the noise of whoever made them."""
 
     def sample(labels, draws):
-        sizes.append(len(labels))
-        return torch.stack([labels.double(), 3 * torch.randn(len(labels), generator=draws).double()], dim=1)
+        noise.append(torch.randn(len(labels), generator=draws).double())
+        return torch.stack([labels.double(), 3 * noise[-1]], dim=1)
 
     def judge(images):
         return images, torch.eye(3)[(images[:, 0].long() + (images[:, 1] > 100)) % 3]
 
     def real(count, spread, seed):
         labels = torch.arange(count) % 4 // 2  # as many of each of two classes
-        noise = spread * torch.randn(count, generator=torch.Generator().manual_seed(seed)).double()
-        return torch.stack([labels.double(), noise], dim=1), labels
+        made = spread * torch.randn(count, generator=torch.Generator().manual_seed(seed)).double()
+        return torch.stack([labels.double(), made], dim=1), labels
 
-    sizes, generator = [], SimpleNamespace(num_classes=3, sample=sample)
+    noise, generator = [], SimpleNamespace(num_classes=3, sample=sample)
     train, test = real(1600, 1, 1), real(600, 2, 2)
     test[0][:150, 1] += 1000  # the classifier is wrong on a quarter of them
     found = quality(generator, judge, train, test, count=1400, seed=0)
-    assert sum(sizes) == 1400
+    assert len(torch.cat(noise).unique()) == 1400, "each has noise of its own"
     assert found.generated.accuracy == 100
     assert found.generated.moments.mean[0] == pytest.approx(0.5, abs=0.05), "labels are drawn from the training images'"
     assert found.generated.moments.covariance[1, 1] == pytest.approx(9, rel=0.15)
