@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from isda_repro.errors import UserError
 from isda_repro.report.page import _plotly
+from isda_repro.report.progress import petaflop_of
 from isda_repro.tables.plan import Run
 
 
@@ -61,7 +62,9 @@ def test_a_cell_of_shorter_runs_is_apart_and_lacks_nothing(tmp_path, rendered, s
     data = data_of(rendered(tmp_path))
     cells = {key: cell for key, cell in data["cells"].items() if cell["runs"]}
     assert list(cells) == ["networks/reduced-0/resnet-8--ce"]
-    assert cells["networks/reduced-0/resnet-8--ce"]["missing"] == []
+    (cell,) = cells.values()
+    assert cell["missing"] == []
+    assert cell["name"] != data["cells"]["networks/resnet-8--ce"]["name"] == "ResNet-8, CE"
     assert data["cells"]["networks/resnet-8--ce"]["missing"] == [0, 1, 2]
     assert data["runs"][0]["id"] == run.run_id
 
@@ -76,12 +79,14 @@ def test_a_run_of_no_table_is_there_without_a_cell(tmp_path, rendered, composed,
     assert numbers_of(text)[:4] == [0, 18, 1, 1]  # done, wanted, tables, runs of no table
 
 
-def test_the_page_counts_runs_and_names_their_hardware_once(done, rendered):
+def test_the_page_counts_runs_and_what_is_left_and_names_the_hardware_once(done, rendered, runs):
     text = rendered(done)
     assert numbers_of(text)[:3] == [10, 18, 1]
     assert re.search(r"<title>\D*10\D+18\D*</title>", text)
     lead = re.search(r'<p class="lead">(.*?)</p>', text, re.S)[1]
     assert lead.count("a processor") == 1
+    left = [run for (row, column, seed), run in runs.items() if row == "ResNet-32" or (column, seed) == ("ISDA", 2)]
+    assert f" {petaflop_of(left):.2g} " in lead
 
 
 def test_the_policy_allows_our_scripts_alone(done, rendered):
