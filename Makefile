@@ -31,12 +31,10 @@ demo: $(STAMP)
 	$(RUN) scripts/tables.py table=demo
 
 test: $(STAMP) lint
-	$(RUN) -m pytest -q $(SHARED) -m "not slow and not slurm and not browser and not alone"
-	$(RUN) -m pytest -q -m "alone and not slow"
+	$(RUN) -m pytest -q $(SHARED) -m "not slow and not slurm and not browser"
 
 test-slow: $(STAMP)
-	$(RUN) -m pytest -q $(SHARED) -m "slow and not alone"
-	$(RUN) -m pytest -q -m "slow and alone"
+	$(RUN) -m pytest -q $(SHARED) -m slow
 
 test-slurm: $(STAMP)
 	$(RUN) -m pytest -q -m slurm -rs

@@ -10,6 +10,7 @@ from isda_repro.config import CONF_DIR, compose
 from isda_repro.tables.costs import cost_of, networks
 
 SLOW = {"resnet101", "resnet152", "resnext101_32x8d", "densenet121", "densenet265", "densenet_bc190_40"}
+QUICK = {"resnet8", "densenet_bc100_12"}
 MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml") if path.stem != "timm")
 
 
@@ -39,11 +40,7 @@ def test_isdas_theoretical_cost_equals_table_1s(models, model):
 
 @pytest.mark.parametrize(
     "model",
-    [
-        "resnet8",
-        "densenet_bc100_12",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("se_resnet110", "resnet50")),
-    ],
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS],
 )
 def test_cost_of_a_run_equals_the_count_of_its_network(models, model):
     counted = models.count(model)

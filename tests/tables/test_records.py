@@ -145,8 +145,7 @@ TABLES = sorted({path.parents[1].name for path in COMMITTED.glob("*/*/*.json")})
 
 
 def test_there_are_committed_results():
-    assert TABLES == ["lambda_small_data", "short_cifar", "small_data"]
-    assert sum(1 for _ in COMMITTED.glob("*/*/*.json")) >= 88
+    assert sum(1 for _ in COMMITTED.glob("*/*/*.json")) >= 94
 
 
 @pytest.mark.parametrize("name", TABLES)
