@@ -177,15 +177,15 @@ def test_hosts_that_do_not_see_each_others_file_locks_exclude_each_other(tmp_pat
     def come():
         for number in range(rounds):
             folder = tmp_path / str(number)
-            together.wait(timeout=300)
+            together.wait(timeout=60)
             try:
                 with FolderLock(folder) as lock:
                     held.append(number)
-                    together.wait(timeout=300)
+                    together.wait(timeout=60)
                     lock.ensure_held()
                     held.append(number)
             except LockedError:
-                together.wait(timeout=300)
+                together.wait(timeout=60)
 
     for number in range(rounds):
         (tmp_path / str(number)).mkdir()
