@@ -157,10 +157,13 @@ def test_half_a_line_and_lines_too_many_in_metrics_are_written_again(tmp_path, m
     assert_same(tmp_path / cfg.run_id, undisturbed)
 
 
-def test_weights_are_kept_when_metrics_are_lost(tmp_path, monkeypatch, undisturbed):
+@pytest.mark.parametrize("checkpoints", [1, 2])
+def test_weights_are_kept_when_metrics_are_lost(tmp_path, monkeypatch, undisturbed, checkpoints):
     cfg = settings(tmp_path)
     stopped_after(cfg, 9, monkeypatch)
     folder = tmp_path / cfg.run_id
+    for older in sorted(folder.glob("checkpoint-*.pt"))[:-checkpoints]:
+        older.unlink()
     metrics = folder / "metrics.jsonl"
     content = metrics.read_text()
     metrics.write_text(content.replace("{", "?", 1))
