@@ -53,6 +53,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         "could not create a primitive",
         "could not create a memory",
         "bad_alloc",
+        "ALLOC_FAILED",  # cuBLAS's and cuDNN's workspaces
     )
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(known in str(error) for known in words)

@@ -78,9 +78,9 @@ def rate(step: Step, batch: Batch) -> float:
     images, begin = 0, time.perf_counter()
     while time.perf_counter() - begin < TURN_SECONDS:
         step(batch)
-        if DEVICE.type == "cuda":
-            torch.cuda.synchronize()
         images += len(batch.images)
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
     return images / (time.perf_counter() - begin)
 
 

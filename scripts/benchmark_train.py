@@ -58,7 +58,7 @@ def trainer_epoch(overrides: list[str]) -> EpochRecord:
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere:
         sizes = [f"dataset.train_limit={STEPS * BATCH_SIZE}", "dataset.test_limit=100", "recipe.epochs=2"]
         places = [f"runs_dir={folder}", f"data_dir={DATA_DIR}", "tracking=none"]
-        cfg = compose(["model=resnet32", "dataset=cifar100", "loss=isda", *sizes, *places, *overrides])
+        cfg = compose(["model=resnet32", "dataset=cifar100", "loss=isda", "compute=cpu", *sizes, *places, *overrides])
         with redirect_stdout(nowhere), redirect_stderr(nowhere):
             run(cfg)
         *_, last = read_metrics(Path(folder) / cfg.run_id / "metrics.jsonl")
@@ -108,7 +108,7 @@ def plain_rate_of_its_own_process() -> float:
 
 def passes_rate() -> float:
     """Images per second of the network's two passes and CE on a batch that stays: a trainer that costs nothing."""
-    compute = resolve(compose(["compute.precision=bf16"]).compute)
+    compute = resolve(compose(["compute=cpu", "compute.precision=bf16"]).compute)
     network = ResNet(32, num_classes=100).to(memory_format=compute.memory_format)
     images = torch.randn(BATCH_SIZE, 3, 32, 32).contiguous(memory_format=compute.memory_format)
     targets = torch.randint(100, (BATCH_SIZE,))

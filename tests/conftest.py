@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -14,6 +15,26 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ["OMP_NUM_THREADS"] = "1"  # of each worker, and of the processes that tests start; before torch is imported
 os.environ["WANDB_MODE"] = "offline"  # no test may reach for the network
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs, unless ``-m gpu`` selects the tests that need one: the others pin what a CPU does."""
+    if not _selects_gpu(config):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip the tests that need a GPU where none can be seen."""
+    import torch
+
+    if not (_selects_gpu(config) and torch.cuda.is_available()):
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU, and is run by pytest -m gpu"))
+
+
+def _selects_gpu(config: pytest.Config) -> bool:
+    return re.search(r"(?<!not )\bgpu\b", config.option.markexpr) is not None
 
 
 def _load_script(name: str) -> ModuleType:

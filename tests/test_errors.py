@@ -67,6 +67,7 @@ def test_defect_keeps_its_traceback(error):
         (RuntimeError("could not create a primitive"), True),
         (RuntimeError("could not create a memory object"), True),
         (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), True),
         (RuntimeError("shapes cannot be multiplied"), False),
         (ValueError("out of memory"), False),
     ],

@@ -41,6 +41,39 @@ class ResidentLoader(Loader):
         self._stored = (images.permute(0, 2, 3, 1) if self._channels_last else images).contiguous()
         self._targets = split.targets.to(self._device)
         self._noise = torch.Generator(self._device)
+        drawn = self._augmentation.draw(1, self._image_size, torch.Generator())
+        self._draw_types = {name: numbers.dtype for name, numbers in drawn.items()}
+
+    @property
+    def has_static_batches(self) -> bool:
+        """True if ``batch_from`` makes every batch: the images are real, and each is augmented by itself."""
+        are_whole = all(not dtype.is_floating_point for dtype in self._draw_types.values())
+        is_one_step = not self._augmentation.wants_many and not self._augmentation.host_draws
+        return self._shuffle and self._synthetic is None and is_one_step and are_whole
+
+    def numbers_of_batches(self, epoch: int, first_step: int = 0) -> Iterator[Tensor]:
+        """What ``batch_from`` needs for each batch from ``first_step`` on: the image and the draws of each sample.
+
+        Yields:
+            int64 [1 + draws, n], on the device; nothing is copied to it but once an epoch.
+        """
+        plan = self._plan(epoch)
+        assert plan.images is not None
+        rows = [plan.images, *(plan.draws[name].long() for name in self._draw_types)]
+        numbers = torch.stack(rows).to(self._device)
+        for start, stop in pairwise(plan.starts[first_step:]):
+            yield numbers[:, start:stop]
+
+    def batch_from(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Assemble the batch of ``numbers`` int64 [1 + draws, n]: float32 [n, C, H, W] and int64 [n].
+
+        The batch is the one that ``epoch`` gives. Everything happens on the device and its shapes depend on n alone,
+        so that a CUDA graph can capture it.
+        """
+        draws = {name: row.to(dtype) for row, (name, dtype) in zip(numbers[1:], self._draw_types.items(), strict=True)}
+        images, targets = self._gathered(numbers[0], slice(None))
+        images = self._normalise(self._augmentation.apply(images, draws))
+        return self._augmentation.apply_normalised(images, draws), targets
 
     def _batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         plan = self._plan(epoch)

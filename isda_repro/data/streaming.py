@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import shutil
 import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,9 +21,11 @@ from torch.utils.data import DataLoader, Dataset
 from isda_repro.data.decode import Crop, UnreadableError, decoded
 from isda_repro.data.loader import Loader, Plan
 from isda_repro.data.source import DataError, StoredSplit
+from isda_repro.errors import UserError
 from isda_repro.randomness import stream_seed
 
 FORKS = sys.platform == "linux"
+SHARED_MEMORY = Path("/dev/shm")
 PARENT_DEATH_SIGNAL = 1  # Linux's prctl option
 PREFETCHED = 2  # batches a worker makes ahead
 
@@ -43,6 +47,7 @@ class StreamingLoader(Loader):
         options: see ``Loader``, errors too.
 
     Raises:
+        UserError: the workers need more shared memory than there is, where batches go to an accelerator.
         DataError: while iterating: a file cannot be read, and was not to be skipped.
     """
 
@@ -68,6 +73,8 @@ class StreamingLoader(Loader):
         slots = PREFETCHED * workers + 2 if workers and self._device.type == "cpu" and FORKS else 0
         self._slots = _shared_slots(slots, -(-self.batch_size // self.share.world_size), *self._image_size)
         self._requests = _Requests(slots)
+        if workers and not slots:
+            _check_shared_memory(workers, -(-self.batch_size // self.share.world_size), *self._image_size)
         self._loader: DataLoader[Any] = DataLoader(
             _Fetcher(split, crop, self._seed, self._slots),
             batch_sampler=self._requests,  # any iterable will do
@@ -156,6 +163,22 @@ def _shared_slots(slots: int, samples: int, height: int, width: int) -> Tensor:
         return torch.empty(0, samples, height, width, 3, dtype=torch.uint8)
     memory = mmap.mmap(-1, slots * samples * height * width * 3)
     return torch.frombuffer(memory, dtype=torch.uint8).view(slots, samples, height, width, 3)
+
+
+def _check_shared_memory(workers: int, samples: int, height: int, width: int, place: Path = SHARED_MEMORY) -> None:
+    """Refuse a run whose workers would be killed by SIGBUS, when the memory that PyTorch shares is used up.
+
+    Raises:
+        UserError: the batches that can be waiting at once are larger than what is free there.
+    """
+    if not place.is_dir():  # not Linux, where sharing works otherwise
+        return
+    needed, free = (PREFETCHED * workers + 1) * samples * height * width * 3, shutil.disk_usage(place).free
+    if needed > free:
+        raise UserError(
+            f"dataset.workers={workers} can have {needed / 1e6:,.0f} MB of images waiting in {place}, which has "
+            f"{free / 1e6:,.0f} MB free: set fewer dataset.workers, or give the container more (docker run --shm-size)"
+        )
 
 
 class _Requests:

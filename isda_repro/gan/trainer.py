@@ -62,6 +62,7 @@ class GanTrainer:
     def __post_init__(self) -> None:
         self.step = 0
         """Steps of discriminators."""
+        self.eager_because: str | None = "generators train in eager steps"
         self._steps = Steps(self.game, self.num_classes, self.compute, self.seed, self.processes)
         self._stopwatch = Stopwatch(self.compute.device)
         self._totals = Totals(self.compute.device)

@@ -41,6 +41,9 @@ class Criterion(nn.Module):
     has_statistics: ClassVar[bool] = False
     """Whether it keeps something of all samples it has seen, and takes a ``process_group`` to share it."""
 
+    waits_for_device: ClassVar[bool] = False
+    """Whether its value needs numbers that an accelerator has computed, so that a CUDA graph cannot capture it."""
+
     def __init__(self, num_classes: int, feature_dim: int, ignore_index: int | None = None) -> None:
         super().__init__()
         if num_classes < 1 or feature_dim < 1:

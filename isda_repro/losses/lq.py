@@ -58,8 +58,11 @@ class LqLoss(Criterion):
         surprise_N = F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORED)  # -log p_y
         if self.truncation is not None:
             # p_y <= k; a number where the gradient ends, and p^q where it goes on
-            cut = torch.as_tensor(progress, device=surprise_N.device) >= self.truncation_start
-            highest = -math.log(self.truncation)
-            surprise_N = torch.where(cut, surprise_N.clamp(max=highest), surprise_N)
+            clamped_N = surprise_N.clamp(max=-math.log(self.truncation))
+            begins = self.truncation_start
+            if isinstance(progress, Tensor):  # its value stays on the device
+                surprise_N = torch.where(progress >= begins, clamped_N, surprise_N)
+            elif progress >= begins:
+                surprise_N = clamped_N
         # 1 - p^q without forming p: exact for likely classes, and with a gradient for p = 0
         return mean_over_batch(-torch.expm1(-self.q * surprise_N) / self.q, targets)

@@ -43,6 +43,7 @@ class SampledISDALoss(Criterion):
     """
 
     has_statistics: ClassVar[bool] = True
+    waits_for_device: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from isda_repro.errors import UserError
 from isda_repro.files import written_whole
 
 # The schemas that can be read, of which the last is written: add one when fields, or their meanings, change.
-METRICS_SCHEMAS = (2, 3)  # of EpochRecord and SegmentRecord; 3: the top-5 error
+METRICS_SCHEMAS = (2, 3, 4)  # of EpochRecord and SegmentRecord; 3: the top-5 error; 4: eager_because
 RESULT_SCHEMAS = (1, 2)  # of Result; 2: the top-5 error
 GENERATOR = "generator"  # what the result of another kind of run calls itself, see generator_records.py
 LAST_EPOCHS = 10  # Table 2's caption: "the average test error over the last 10 epochs"
@@ -75,6 +75,7 @@ class SegmentRecord(AnyRecord):
     channels_last: bool
     compile: bool
     deterministic: bool
+    eager_because: str | None = None  # on a GPU: why steps were not captured as a CUDA graph; None: they were
     world_size: int
     threads: int  # of one process; on a CPU another number may round differently
     git_revision: str | None  # of the code; None outside a checkout
@@ -95,7 +96,8 @@ class EpochRecord(AnyRecord):
     test_loss: float  # plain cross-entropy
     test_error: float
     test_top5_error: float | None = None  # images whose class is not among the five likeliest; of more than 5 classes
-    timing: dict[str, float]  # seconds: train, data_wait, criterion, evaluation; images_per_s; peak_memory_mib
+    timing: dict[str, float]  # seconds: train, data_wait, evaluation, saving, and criterion (not of a CUDA graph);
+    # images_per_s; peak_memory_mib
 
 
 @dataclass(frozen=True, kw_only=True)

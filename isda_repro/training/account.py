@@ -35,6 +35,7 @@ def segment_record(learner: Learner, origin: Mapping[str, Any]) -> SegmentRecord
         channels_last=compute.channels_last,
         compile=compute.compile,
         deterministic=compute.deterministic,
+        eager_because=learner.eager_because if compute.device.type == "cuda" else None,
         world_size=learner.processes.world_size,
         threads=torch.get_num_threads(),
         git_revision=origin["git_revision"],
@@ -85,7 +86,8 @@ def curves_of(records: Sequence[EpochRecord]) -> dict[str, list[float]]:
 
 def total_timing(records: Sequence[Timed], images: int) -> dict[str, float]:
     """Of a whole run of so many images an epoch: seconds by section, images/s, and the most memory."""
-    sections = [name for name in records[-1].timing if name not in ("images_per_s", "peak_memory_mib")]
+    measured = set.intersection(*(set(record.timing) for record in records))  # in a CUDA graph: not the criterion
+    sections = [name for name in records[-1].timing if name in measured - {"images_per_s", "peak_memory_mib"}]
     total = {name: sum(record.timing[name] for record in records) for name in sections}
     return {
         **total,

@@ -9,7 +9,7 @@ import errno
 import threading
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,14 +61,43 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def snapshot(state: Any) -> Any:
-    """A copy in the CPU's memory that training no longer changes."""
+    """Return a copy in the CPU's memory that training no longer changes; a device is waited for once per dtype."""
+    elsewhere = [tensor for tensor in _tensors(state) if not tensor.is_cpu]
+    on_host = dict(zip(map(id, elsewhere), copied_to_host(elsewhere), strict=True))
+
+    def copied(node: Any) -> Any:
+        if isinstance(node, Tensor):
+            return on_host[id(node)] if id(node) in on_host else node.detach().clone()
+        if isinstance(node, Mapping):
+            return {key: copied(value) for key, value in node.items()}
+        return [copied(value) for value in node] if isinstance(node, list | tuple) else node
+
+    return copied(state)
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
     if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, Mapping):
-        return {key: snapshot(value) for key, value in state.items()}
-    if isinstance(state, list | tuple):
-        return [snapshot(value) for value in state]
-    return state
+        yield state
+    elif isinstance(state, Mapping | list | tuple):
+        for value in state.values() if isinstance(state, Mapping) else state:
+            yield from _tensors(value)
+
+
+def copied_to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of ``tensors`` on the CPU, with their strides: one transfer for all of a dtype."""
+    dense = [tensor.detach() if _is_dense(tensor) else tensor.detach().contiguous() for tensor in tensors]
+    copies: dict[int, Tensor] = {}
+    for dtype in {tensor.dtype for tensor in dense}:
+        here = [index for index, tensor in enumerate(dense) if tensor.dtype == dtype]
+        flat = [dense[index].as_strided((dense[index].numel(),), (1,)) for index in here]  # as it lies in memory
+        parts = torch.cat(flat).cpu().split([part.numel() for part in flat])
+        for index, part in zip(here, parts, strict=True):  # each in memory of its own: one may outlive the others
+            copies[index] = part.clone().as_strided(dense[index].size(), dense[index].stride())
+    return [copies[index] for index in range(len(dense))]
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
 
 
 class Checkpoints:

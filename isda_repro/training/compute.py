@@ -33,6 +33,7 @@ class Compute:
     deterministic: bool
     micro_batch: int | None
     sync_bn: bool = False
+    cuda_graph: bool = False  # whether steps are captured where they can be; see static_step.py
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -63,13 +64,16 @@ def resolve(options: Mapping[str, Any], local_rank: int | None = None) -> Comput
     begin with; on a GPU it has not been measured.
 
     Raises:
-        UserError: a GPU was asked for and there is none, or none for this process.
+        UserError: a GPU was asked for, or needs to be there, and there is none, or none for this process.
     """
     device = _device(options["device"], local_rank)
     precision = options["precision"]
     if precision == "auto":
         precision = "bf16" if _multiplies_bf16(device) else "fp32"
     gpu = device.type == "cuda"
+    cuda_graph = options.get("cuda_graph", "auto")  # a frozen file may be older than this setting
+    if cuda_graph is True and not gpu:
+        raise UserError("compute.cuda_graph=true needs a CUDA device, and this run has none: leave it at auto")
     return Compute(
         device=device,
         hardware=torch.cuda.get_device_name(device) if gpu else processor()[0],
@@ -80,6 +84,7 @@ def resolve(options: Mapping[str, Any], local_rank: int | None = None) -> Comput
         deterministic=options["deterministic"],
         micro_batch=options["micro_batch"],
         sync_bn=bool(options.get("sync_bn")),
+        cuda_graph=gpu and cuda_graph is not False,
     )
 
 

@@ -22,7 +22,8 @@ from isda_repro.training.processes import ALONE, Processes
 
 PARENT_DEATH_SIGNAL = 1  # Linux's prctl option
 LATE = ("Timed out waiting", "wait timeout after", "operation timeout")
-LOST = ("closed by peer", "reset by peer", "Broken pipe", "pair closure", "failed to recv", "connect", "Socket", "NCCL")
+LOST = ("closed by peer", "reset by peer", "Broken pipe", "pair closure", "failed to recv", "connect", "Socket")
+MISUSED = ("Duplicate GPU", "ncclInvalidUsage", "ncclInvalidArgument")  # NCCL's words for what the command got wrong
 LOOK_SECONDS = 0.02
 
 
@@ -123,6 +124,11 @@ def _explained(here: Processes, timeout_minutes: float) -> Iterator[None]:
     except (dist.DistError, RuntimeError) as error:
         reason = str(error)
         who = f"rank {here.rank} of {here.world_size}"
+        if any(word in reason for word in MISUSED):
+            raise UserError(
+                f"{who}: NCCL refuses its GPU ({reason.splitlines()[0]}): each process needs one of its own "
+                "(torchrun --nproc_per_node=gpu), or compute=cpu"
+            ) from error
         if any(word in reason for word in LATE):
             raise LostContactError(
                 f"{who} has waited {timeout_minutes:g} minutes for another rank, which hangs (a stopped process, a "

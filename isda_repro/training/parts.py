@@ -195,14 +195,26 @@ def _workers(workers: int | str, processes: Processes) -> int:
 
 
 def build_optimizer(cfg: DictConfig, network: Network, criterion: Criterion) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, weight decay on all of the network (Appendix B), and the criterion's own groups."""
-    recipe = cfg.recipe
+    """SGD with Nesterov momentum, weight decay on all of the network (Appendix B), and the criterion's own groups.
+
+    On a GPU it is one kernel for all weights, which reads the learning rate from the device: a captured step sees the
+    rate change.
+    """
+    recipe, device = cfg.recipe, network.head.weight.device
+    on_gpu = device.type == "cuda"
     groups = [{"params": list(network.parameters())}, *criterion.parameter_groups()]
     optimizer = torch.optim.SGD(
-        groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
+        groups,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        fused=True if on_gpu else None,
     )
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
+        if on_gpu:
+            group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
     return optimizer
 
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from isda_repro.config import build, weights_digest
 from isda_repro.console import say
 from isda_repro.data import Source
+from isda_repro.errors import UserError
 from isda_repro.tables.records import EpochRecord, Result, SegmentRecord, as_json, read_result, write_result
 from isda_repro.tracking import Progress, Tracker
 from isda_repro.training import parts
@@ -106,7 +107,7 @@ def _trainer(cfg: DictConfig, source: Source, compute: Compute, processes: Proce
     criterion = parts.build_criterion(cfg, network, compute, processes)
     train_batches, test_batches = parts.build_loaders(cfg, source, compute, processes)
     compiled, called = parts.call_network(network, compute, processes)
-    return Trainer(
+    trainer = Trainer(
         network=network,
         compiled=compiled,
         called=called,
@@ -121,3 +122,6 @@ def _trainer(cfg: DictConfig, source: Source, compute: Compute, processes: Proce
         seed=cfg.seed,
         processes=processes,
     )
+    if cfg.compute.get("cuda_graph") is True and trainer.eager_because is not None:
+        raise UserError(f"compute.cuda_graph=true, but {trainer.eager_because}: leave it at auto")
+    return trainer

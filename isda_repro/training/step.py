@@ -15,6 +15,7 @@ share's are weighted so that this mean is the gradient of the whole batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -61,7 +62,7 @@ def weighted(
     """How this process's ``samples`` of a batch of ``total`` count; if samples may be missing, all are asked."""
     weight: float | Tensor = samples * processes.world_size / total
     if may_fall_short:
-        everybody = processes.add_up(torch.tensor(float(samples), device=device))
+        everybody = processes.add_up(torch.full((), float(samples), device=device))
         weight = samples * processes.world_size / everybody.clamp(min=1)
     counts_are_unknown = criterion.is_collective and device.type != "cpu"  # an accelerator is not asked
     return Weighted(weight, room=-(-total // processes.world_size) if counts_are_unknown else None)
@@ -74,10 +75,10 @@ def compute_gradients(
     targets: Tensor,
     *,
     head: nn.Linear,
-    progress: float,
+    progress: float | Tensor,
     compute: Compute,
     seed_micro_batch: Callable[[int], None],
-    stopwatch: Stopwatch,
+    stopwatch: Stopwatch | None,
     share: Weighted = WHOLE_BATCH,
     alone: nn.Module | None = None,
 ) -> StepResult:
@@ -89,11 +90,11 @@ def compute_gradients(
         images: [N, 3, H, W].
         targets: int64 [N].
         head: the network's last layer.
-        progress: the share of training that is over, in [0, 1].
+        progress: the share of training that is over, in [0, 1]; a captured step has a tensor [] on the device.
         compute: precision, and the size of micro-batches if there are any.
         seed_micro_batch: seeds the network's random draws (dropout) for the micro-batch with the index given; called
             with the same index before both passes.
-        stopwatch: adds the criterion's time under "criterion".
+        stopwatch: adds the criterion's time under "criterion"; None where it cannot be measured, as in a CUDA graph.
         share: of the whole batch, that ``images`` are.
         alone: the network as one process calls it; None: that is ``network``.
     """
@@ -153,12 +154,12 @@ def _criterion(
     targets: Tensor,
     *,
     head: nn.Linear,
-    progress: float,
-    stopwatch: Stopwatch,
+    progress: float | Tensor,
+    stopwatch: Stopwatch | None,
     share: Weighted,
 ) -> tuple[Tensor, _Gradients]:
     """The loss and its gradients, without touching the network or any ``.grad``."""
-    with stopwatch.device("criterion"):
+    with nullcontext() if stopwatch is None else stopwatch.device("criterion"):
         features.requires_grad_()
         logits.requires_grad_()
         weights = [weight for weight in (*head.parameters(), *criterion.parameters()) if weight.requires_grad]

@@ -23,6 +23,12 @@ class RunningTotals:
         self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
         self._samples = 0
 
+    def reset(self) -> None:
+        """Begin anew, in the same storage: a captured step goes on adding to it."""
+        self._sums.zero_()
+        self._first_bad_step.fill_(-1)
+        self._samples = 0
+
     def state_dict(self) -> dict[str, Any]:
         """What has been added up, if all of it was finite."""
         return {"sums": self._sums.tolist(), "samples": self._samples}
@@ -33,13 +39,16 @@ class RunningTotals:
         self._samples = state["samples"]
 
     @torch.no_grad()
-    def add(self, result: StepResult, targets: Tensor, step: int) -> None:
-        """Take in one batch."""
+    def add(self, result: StepResult, targets: Tensor, step: int | Tensor) -> None:
+        """Add one batch on the device; ``count`` adds its samples on the host, which a captured step cannot do."""
         wrong = (result.logits.argmax(1) != targets).sum()
         self._sums += torch.stack([result.loss.double() * len(targets), wrong.double()])
         bad = ~result.loss.isfinite() & (self._first_bad_step < 0)
-        self._first_bad_step = torch.where(bad, step, self._first_bad_step)
-        self._samples += len(targets)
+        self._first_bad_step.copy_(torch.where(bad, step, self._first_bad_step))
+
+    def count(self, samples: int) -> None:
+        """Count the samples of the batch that ``add`` has added."""
+        self._samples += samples
 
     def bad_step(self, processes: Processes) -> int | None:
         """A step of any process whose loss was not finite, its first one. Waits for the device, and for all of them."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from isda_repro.data import Loader
+from isda_repro.data import Loader, ResidentLoader
 from isda_repro.errors import UserError, is_out_of_memory
 from isda_repro.losses import Criterion
 from isda_repro.models import Network
@@ -23,13 +23,13 @@ from isda_repro.training.evaluate import evaluate
 from isda_repro.training.processes import ALONE, Processes
 from isda_repro.training.saving import Saver
 from isda_repro.training.schedule import Schedule
+from isda_repro.training.static_step import StaticStep, reason_for_eager
 from isda_repro.training.step import WHOLE_BATCH, Weighted, compute_gradients, weighted
 from isda_repro.training.timing import Stopwatch, peak_memory_mib
 from isda_repro.training.totals import RunningTotals, added_up
 
-GPU_CHECK_STEPS = (
-    50  # a look at the loss makes the host wait for a GPU; on a CPU it costs nothing, each step is checked
-)
+GPU_CHECK_STEPS = 50  # to look at the loss makes the host wait for a GPU; on a CPU each step is checked
+OF_THIS_DEVICE = ("lr", "fused", "foreach")  # options of an optimizer's groups that a checkpoint does not decide
 
 
 class DivergedError(UserError):
@@ -76,6 +76,12 @@ class Trainer:
         self._records: list[EpochRecord] = []
         self.step = 0
         """Optimizer steps taken."""
+        self.eager_because = reason_for_eager(self.train_batches, self.criterion, self.compute, self.processes)
+        """Why steps are not captured as a CUDA graph; None: they are."""
+        self._static: StaticStep | None = None
+        if self.eager_because is None:
+            loader = cast(ResidentLoader, self.train_batches)
+            self._static = StaticStep(loader, self._learn_unseeded, [self._draws], self.compute.device)
 
     @property
     def total_steps(self) -> int:
@@ -98,7 +104,8 @@ class Trainer:
             DivergedError: a weight is not a finite number.
         """
         self._stop_if_diverged()
-        if not all(bool(weight.isfinite().all()) for weight in self.network.parameters()):
+        largest = nn.utils.get_total_norm(self.network.parameters(), norm_type=math.inf)
+        if not largest.isfinite():
             raise self._diverged("a weight is no longer finite")
         own = {"totals": self._totals.state_dict(), "criterion": self._own_criterion_state()}
         return {
@@ -106,7 +113,7 @@ class Trainer:
             "epoch": len(self._records),
             "network": self.network.state_dict(),
             "criterion": self.criterion.whole_state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": _portable(self.optimizer.state_dict()),
             "ranks": self.processes.told_to_first(own),
             "timing": self._stopwatch.so_far(),
         }
@@ -127,7 +134,7 @@ class Trainer:
         own = ranks[processes.rank % len(ranks)]
         self.network.load_state_dict(state["network"])
         self.criterion.load_state_dict(own["criterion"] or state["criterion"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._load_optimizer(state["optimizer"])
         if len(ranks) == processes.world_size:
             self._totals.load_state_dict(own["totals"])
         elif processes.is_first:
@@ -135,6 +142,13 @@ class Trainer:
         self._stopwatch.go_on_from(state["timing"])
         self.step = state["step"]
         self._records = list(records)
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """Take momentum from the checkpoint; each group keeps its rate's storage and its form on this device."""
+        own = [{name: group[name] for name in OF_THIS_DEVICE} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state)
+        for group, kept in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(kept)
 
     def train(self, trackers: Sequence[Tracker], bar: Progress | None, saver: Saver) -> list[EpochRecord]:
         """Train from where it is to the last epoch.
@@ -158,7 +172,7 @@ class Trainer:
             for tracker in trackers:
                 tracker.log(as_json(record))
             self._records.append(record)
-            self._totals = RunningTotals(self.compute.device)
+            self._totals.reset()
             with self._stopwatch.host("saving"):
                 saver.epoch_ended()
         return self._records
@@ -169,12 +183,12 @@ class Trainer:
         end = epoch * self.train_batches.steps_per_epoch
         self.network.train()
         self.criterion.train()
-        batches = iter(self.train_batches.epoch(epoch, self.step - end + self.train_batches.steps_per_epoch))
+        batches = self._batches(epoch, self.step - end + self.train_batches.steps_per_epoch)
         while self.step < end:
             with self._stopwatch.host("train"):
                 with self._stopwatch.host("data_wait"):
-                    images, targets = next(batches)
-                self._step(images, targets)
+                    batch = next(batches)
+                self._step(batch)
                 if bar is not None:
                     _, samples = self.train_batches.part_of(self._step_in_epoch(self.step - 1))
                     bar.advance(samples, epoch, self._totals.means)
@@ -200,31 +214,61 @@ class Trainer:
             timing=self._timing(),
         )
 
-    def _step(self, images: Tensor, targets: Tensor) -> None:
-        step = self.step
-        self.optimizer.zero_grad()
+    def _batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor] | Tensor]:
+        """Images and targets of each step; for a static step the numbers that it makes them from."""
+        if self._static is None:
+            return iter(self.train_batches.epoch(epoch, first_step))
+        return cast(ResidentLoader, self.train_batches).numbers_of_batches(epoch, first_step)
+
+    def _step(self, batch: tuple[Tensor, Tensor] | Tensor) -> None:
+        step, progress = self.step, self._progress_at(self.step)
         self._draws.manual_seed(stream_seed(self.seed, "criterion", step))
         part = self.train_batches.part_of(self._step_in_epoch(step)) if self.processes.are_several else None
         self.criterion.begin_step(step, self.total_steps, self._draws, part)
-        with _explained_memory(len(images), self.compute):
-            result = compute_gradients(
-                self.called,
-                self.criterion,
-                images,
-                targets,
-                head=self.network.head,
-                progress=self._progress_at(step),
-                compute=self.compute,
-                seed_micro_batch=lambda index: self._seed_network(step, index),
-                stopwatch=self._stopwatch,
-                share=WHOLE_BATCH if part is None else self._share(len(images), part[1]),
-                alone=self.compiled,
-            )
-            self._totals.add(result, targets, step)
+        samples = batch.shape[1] if isinstance(batch, Tensor) else len(batch[1])
+        with _explained_memory(samples, self.compute):
+            if isinstance(batch, Tensor) and self._static is not None and samples == self.train_batches.batch_size:
+                self._seed_network(step, 0)
+                self._static.take(batch, progress, step)
+            else:
+                if isinstance(batch, Tensor):  # an epoch's last batch is shorter
+                    batch = cast(ResidentLoader, self.train_batches).batch_from(batch)
+                self._learn(*batch, progress, step, lambda index: self._seed_network(step, index), part)
+            self._totals.count(samples)
             if self.compute.device.type == "cpu" or step % GPU_CHECK_STEPS == 0:
                 self._stop_if_diverged()
-            self.optimizer.step()
         self.step += 1
+
+    def _learn(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        progress: float | Tensor,
+        step: int | Tensor,
+        seed_micro_batch: Callable[[int], None],
+        part: tuple[int, int] | None,
+    ) -> None:
+        """Move the weights by the gradients of one batch: all that the device does in a step."""
+        self.optimizer.zero_grad()
+        result = compute_gradients(
+            self.called,
+            self.criterion,
+            images,
+            targets,
+            head=self.network.head,
+            progress=progress,
+            compute=self.compute,
+            seed_micro_batch=seed_micro_batch,
+            stopwatch=self._stopwatch if self._static is None else None,
+            share=WHOLE_BATCH if part is None else self._share(len(images), part[1]),
+            alone=self.compiled,
+        )
+        self._totals.add(result, targets, step)
+        self.optimizer.step()
+
+    def _learn_unseeded(self, images: Tensor, targets: Tensor, progress: Tensor, step: Tensor) -> None:
+        """As ``_learn``, of a step whose generators have been seeded before."""
+        self._learn(images, targets, progress, step, lambda index: None, None)
 
     def _share(self, samples: int, total: int) -> Weighted:
         missing = self.train_batches.may_fall_short
@@ -247,8 +291,12 @@ class Trainer:
     def _set_rates(self, epoch: int) -> float:
         factor = self.schedule.factor(epoch, self.epochs)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
-        return float(self.optimizer.param_groups[0]["lr"])
+            rate = group["initial_lr"] * factor
+            if isinstance(group["lr"], Tensor):  # where a captured step reads it
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        return float(self.optimizer.param_groups[0]["initial_lr"] * factor)
 
     def _stop_if_diverged(self) -> None:
         step = self._totals.bad_step(self.processes)
@@ -257,7 +305,7 @@ class Trainer:
 
     def _diverged(self, what: str, step: int | None = None) -> DivergedError:
         step = self.step - 1 if step is None else step
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = float(self.optimizer.param_groups[0]["lr"])
         return DivergedError(
             f"{what} at step {step} (epoch {step // self.train_batches.steps_per_epoch + 1}), with learning rate "
             f"{rate:g}: training stopped and wrote no such weights; lower recipe.lr, or try compute.precision=fp32"
@@ -268,12 +316,18 @@ class Trainer:
         return {
             "train": seconds["train"],
             "data_wait": seconds["data_wait"],
-            "criterion": seconds["criterion"],
+            **({"criterion": seconds["criterion"]} if "criterion" in seconds else {}),
             "evaluation": seconds["evaluation"],
             "saving": seconds.get("saving", 0.0),  # the end of this epoch's own save counts for the next
             "images_per_s": self.train_batches.num_samples / seconds["train"],
             "peak_memory_mib": peak_memory_mib(self.compute.device),
         }
+
+
+def _portable(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of an optimizer with learning rates that are numbers, whatever the device."""
+    groups = [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
 
 
 @contextmanager

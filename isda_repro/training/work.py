@@ -25,6 +25,8 @@ class Learner(Protocol):
     compute: Compute
     processes: Processes
     step: int
+    eager_because: str | None
+    """Why its steps are not captured as a CUDA graph; None: they are."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run needs to go on as if it had not stopped, with its ``step``; all processes call it."""

@@ -115,7 +115,6 @@ def test_images_survive_what_is_done_to_a_batch(split):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
 def test_on_a_gpu_the_batches_are_the_same_and_nothing_waits(split, memory_format, mode):

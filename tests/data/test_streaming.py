@@ -9,6 +9,7 @@ import select
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,8 +26,10 @@ from isda_repro.data import (
     Split,
     StreamingLoader,
     load_folder,
+    streaming,
 )
 from isda_repro.data.decode import decoded
+from isda_repro.errors import UserError
 from isda_repro.randomness import stream_seed
 
 CPU = torch.device("cpu")
@@ -266,3 +269,11 @@ def test_workers_are_deaf_to_interrupts_and_end_with_their_loader(split):
     del used
     gc.collect()
     assert not any(map(alive, processes))
+
+
+def test_workers_that_would_use_up_the_shared_memory_are_refused_before_they_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming.shutil, "disk_usage", lambda place: SimpleNamespace(free=64e6))
+    streaming._check_shared_memory(2, 16, 224, 224, tmp_path)
+    with pytest.raises(UserError, match=r"dataset\.workers=16"):
+        streaming._check_shared_memory(16, 256, 224, 224, tmp_path)
+    streaming._check_shared_memory(16, 256, 224, 224, tmp_path / "not there")

@@ -432,11 +432,7 @@ def test_inductor_compiles_isda(name):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-
-
 @pytest.mark.gpu
-@needs_gpu
 @pytest.mark.parametrize("name", WITHOUT_DRAWS)
 def test_a_gpu_gives_the_cpus_numbers_and_the_host_never_waits(name):
     criterion, head, features, targets = make(name, size=64, dtype=torch.float32, ignore_index=2)
@@ -454,7 +450,6 @@ def test_a_gpu_gives_the_cpus_numbers_and_the_host_never_waits(name):
 
 
 @pytest.mark.gpu
-@needs_gpu
 @pytest.mark.parametrize("name", ["isda", "isda_diagonal", "isda_shared", "isda_identity"])
 def test_a_cuda_graph_replays_it(name):
     criterion, head, features, targets = make(name, size=16, dtype=torch.float32)
@@ -481,7 +476,6 @@ def test_a_cuda_graph_replays_it(name):
 
 
 @pytest.mark.gpu
-@needs_gpu
 @pytest.mark.parametrize("name", WITHOUT_DRAWS)
 def test_a_bad_label_on_a_gpu_does_not_end_the_process(name):
     criterion, head, features, targets = make(name, dtype=torch.float32)

@@ -15,6 +15,7 @@ from isda_repro.config import compose
 from isda_repro.data import Share
 from isda_repro.errors import UserError
 from isda_repro.losses import CrossEntropy, ISDALoss
+from isda_repro.training import joining
 from isda_repro.training.compute import refuse_differences, resolve
 from isda_repro.training.joining import LostContactError, joined
 from isda_repro.training.processes import ALONE, Processes
@@ -188,9 +189,16 @@ def test_processes_that_would_calculate_differently_are_refused(option):
 
 
 def test_common_batch_normalisation_needs_gpus():
-    if torch.cuda.is_available():
-        pytest.skip("there are some")
     from isda_repro.training.replicas import with_common_batch_norm
 
     with pytest.raises((UserError, ConfigError), match=r"compute\.sync_bn"):
         with_common_batch_norm(trainer_of("ce", ALONE).network, ALONE, resolve(compose(["dataset=digits"]).compute))
+
+
+def test_gpus_that_nccl_refuses_are_no_lost_contact():
+    def refused():
+        raise dist.DistBackendError("ncclInvalidUsage: Duplicate GPU detected : rank 1 and rank 0\nmore")
+
+    with pytest.raises(UserError, match="Duplicate GPU") as caught, joining._explained(Processes(1, 2), 10):
+        refused()
+    assert not isinstance(caught.value, LostContactError)

@@ -237,6 +237,20 @@ def test_snapshot_does_not_change_with_what_it_is_of():
     assert (copy["a"][1], copy["b"][1]) == (1, None)
 
 
+def test_tensors_of_an_accelerator_are_copied_together_with_their_strides():
+    weights = torch.randn(5, 3, 2, 2)
+    tensors = [weights, weights.contiguous(memory_format=torch.channels_last), weights[:, 1:], torch.tensor(3)]
+    tensors += [torch.arange(4), torch.zeros(0, 7), weights[2]]
+    copies = checkpoint.copied_to_host(tensors)
+    for copy, tensor in zip(copies, tensors, strict=True):
+        assert copy.dtype == tensor.dtype
+        assert torch.equal(copy, tensor)
+        assert copy.untyped_storage().nbytes() == tensor.nbytes
+    assert copies[1].stride() == tensors[1].stride()
+    weights.zero_()
+    assert copies[0].any()
+
+
 def test_force_moves_a_finished_run_aside_and_deletes_nothing(tmp_path, capsys):
     cfg, forced = settings(tmp_path), settings(tmp_path, "force=true")
     assert cfg.run_id == forced.run_id

@@ -152,8 +152,6 @@ def test_loss_that_is_not_finite_stops_at_once_and_writes_no_weights(tmp_path):
     ],
 )
 def test_what_is_refused_leaves_nothing_behind(tmp_path, monkeypatch, overrides, token):
-    if overrides == ["compute=gpu"] and torch.cuda.is_available():
-        pytest.skip("there is a GPU")
     for name in ("http_proxy", "https_proxy"):  # no network
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     with pytest.raises(UserError, match=token):

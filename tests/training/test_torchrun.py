@@ -119,8 +119,6 @@ def test_loss_that_is_not_finite_ends_all_processes_and_is_noted(launched):
 
 
 def test_common_batch_normalisation_is_refused_before_the_folder_is_touched(launched):
-    if torch.cuda.is_available():
-        pytest.skip("there are GPUs")
     for outcome in launched[1]:
         assert "compute.sync_bn" in outcome[6]["said"]
     assert not (launched[0] / "normalises").exists()

@@ -1,0 +1,147 @@
+"""The step that a CUDA graph captures, run without a graph: the same bits as the ordinary step."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from interrupted_runs import assert_same, outcome, stopped_after
+
+from isda_repro.config import CONF_DIR, compose
+from isda_repro.errors import UserError
+from isda_repro.training import lifecycle
+from isda_repro.training.run import run
+from isda_repro.training.static_step import StaticStep
+
+RUN = [
+    *("dataset=digits", "dataset.train_limit=60", "dataset.test_limit=20", "recipe.epochs=2", "recipe.batch_size=25"),
+    *("tracking=none", "compute.precision=fp32"),  # two full batches an epoch, and one of 10
+]
+RESNET = ("model=resnet20", "model.depth=8")
+EAGER = {"isda_sampled"}
+LOSSES = sorted({path.stem for path in (CONF_DIR / "loss").glob("*.yaml")} - EAGER)
+NETWORKS = {
+    "resnet with dropout": (*RESNET, "model.dropout=0.2"),
+    "se_resnet": ("model=se_resnet110", "model.depth=8"),
+    "densenet": ("model=densenet_bc100_12", "model.depth=10", "model.dropout=0.2"),
+    "wide_resnet": ("model=wrn16_8", "model.depth=10", "model.width=1"),
+    "shake_shake": ("model=shake_shake26_2x32d", "model.width=4"),
+    "resnext": ("model=resnext29_8x64d", "model.depth=11", "model.base_width=4", "model.cardinality=2"),
+}
+
+
+def resolved(*arguments):
+    return replace(resolve(*arguments), cuda_graph=True)
+
+
+resolve = lifecycle.resolve
+
+
+@pytest.fixture
+def static(monkeypatch):
+    """Runs within take static steps; gives the steps taken."""
+    steps, take = [], StaticStep.take
+
+    def counted(self, numbers, progress, step):
+        steps.append(step)
+        take(self, numbers, progress, step)
+
+    monkeypatch.setattr(lifecycle, "resolve", resolved)
+    monkeypatch.setattr(StaticStep, "take", counted)
+    return steps
+
+
+def settings(folder, *more):
+    return compose([*RUN, f"runs_dir={folder}", *more])
+
+
+def both(tmp_path, monkeypatch, static, *more):
+    """Folders of the run with ordinary and with static steps; the shorter last batch is ordinary."""
+    cfg, other = settings(tmp_path / "static", *more), settings(tmp_path / "ordinary", *more)
+    run(cfg)
+    assert static == [0, 1, 3, 4]
+    monkeypatch.setattr(lifecycle, "resolve", resolve)
+    run(other)
+    assert len(static) == 4
+    return tmp_path / "static" / cfg.run_id, tmp_path / "ordinary" / other.run_id
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_family_of_networks_has_the_bits_of_ordinary_steps(tmp_path, monkeypatch, static, network):
+    assert_same(*both(tmp_path, monkeypatch, static, "loss=isda", *NETWORKS[network]))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_has_the_bits_of_ordinary_steps(tmp_path, monkeypatch, static, loss):
+    more = ("loss.truncation=0.1",) if loss == "lq" else ()
+    assert_same(*both(tmp_path, monkeypatch, static, f"loss={loss}", *RESNET, *more))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("augmentation=baseline", "augmentation.padding=1", "augmentation.flip=true"),
+        ("augmentation=cutout", "augmentation.cutout.length=3"),
+        ("compute.channels_last=false", "augmentation.padding=1"),
+        ("recipe.passes=2", "faithful=official"),
+    ],
+)
+def test_every_way_to_make_a_batch_has_the_bits_of_ordinary_steps(tmp_path, monkeypatch, static, more):
+    cfg, other = (settings(tmp_path / name, *RESNET, *more) for name in ("static", "ordinary"))
+    run(cfg)
+    assert static
+    monkeypatch.setattr(lifecycle, "resolve", resolve)
+    run(other)
+    assert_same(tmp_path / "static" / cfg.run_id, tmp_path / "ordinary" / other.run_id)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_form_of_accelerators_has_the_numbers_of_ordinary_steps(tmp_path, monkeypatch, static, loss):
+    """Shapes that do not depend on values, as where a graph is compiled; in float32, over six steps."""
+    with monkeypatch.context() as compiling:
+        compiling.setattr(torch.compiler, "is_compiling", lambda: True)
+        cfg = settings(tmp_path / "static", f"loss={loss}", *RESNET)
+        run(cfg)
+    monkeypatch.setattr(lifecycle, "resolve", resolve)
+    run(settings(tmp_path / "ordinary", f"loss={loss}", *RESNET))
+    found, expected = (outcome(tmp_path / name / cfg.run_id) for name in ("static", "ordinary"))
+    for one, other in zip(found[1], expected[1], strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-6)
+        assert one["test_loss"] == pytest.approx(other["test_loss"], rel=1e-5)
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(tensor, expected[0][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("step", [1, 2, 4])
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(tmp_path, monkeypatch, static, step):
+    more = (*RESNET, "loss=isda", "model.dropout=0.2", "checkpoint.steps=1")
+    cfg, other = (settings(tmp_path / name, *more) for name in ("whole", "stopped"))
+    run(cfg)
+    stopped_after(other, step, monkeypatch)
+    run(other)
+    assert_same(tmp_path / "whole" / cfg.run_id, tmp_path / "stopped" / other.run_id)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("loss=isda_sampled",),
+        ("compute.micro_batch=5",),
+        ("augmentation=autoaugment",),
+    ],
+)
+def test_what_cannot_be_captured_takes_ordinary_steps_and_is_refused_where_it_must(tmp_path, static, more):
+    cfg = settings(tmp_path, *RESNET, *more)
+    run(cfg)
+    assert static == []
+    cfg.compute.cuda_graph, cfg.run_id = True, "wanted"
+    with pytest.raises(UserError, match=r"compute\.cuda_graph=true"):
+        run(cfg)
+    assert not (tmp_path / "wanted").exists()
+
+
+def test_a_graph_without_a_gpu_is_refused_and_the_option_renames_no_run(tmp_path):
+    cfg = settings(tmp_path, *RESNET)
+    assert settings(tmp_path, *RESNET, "compute.cuda_graph=false").run_id == cfg.run_id
+    with pytest.raises(UserError, match=r"compute\.cuda_graph"):
+        run(settings(tmp_path, *RESNET, "compute.cuda_graph=true"))
+    assert list(tmp_path.iterdir()) == []
