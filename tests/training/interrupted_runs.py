@@ -15,6 +15,16 @@ RUN = [
     *("model=resnet20", "model.depth=8", "dataset=digits", "dataset.train_limit=200", "dataset.test_limit=100"),
     *(f"recipe.epochs={EPOCHS}", "loss=isda", "model.dropout=0.2", "tracking=none"),
 ]
+RESNET = ("model=resnet20", "model.depth=8")
+NETWORKS = {
+    "resnet with dropout": (*RESNET, "model.dropout=0.2"),
+    "se_resnet": ("model=se_resnet110", "model.depth=8"),
+    "densenet": ("model=densenet_bc100_12", "model.depth=10", "model.dropout=0.2"),
+    "wide_resnet": ("model=wrn16_8", "model.depth=10", "model.width=1"),
+    "shake_shake": ("model=shake_shake26_2x32d", "model.width=4"),
+    "resnext": ("model=resnext29_8x64d", "model.depth=11", "model.base_width=4", "model.cardinality=2"),
+}
+"""Small ones of every family, for digits."""
 FILES = {"config.yaml", "environment.json", "metrics.jsonl", "checkpoint.pt", "result.json"}
 """Of a finished run."""
 

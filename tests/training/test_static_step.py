@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from interrupted_runs import assert_same, outcome, stopped_after
+from interrupted_runs import NETWORKS, RESNET, assert_same, outcome, stopped_after
 
 from isda_repro.config import CONF_DIR, compose
 from isda_repro.errors import UserError
@@ -16,17 +16,8 @@ RUN = [
     *("dataset=digits", "dataset.train_limit=60", "dataset.test_limit=20", "recipe.epochs=2", "recipe.batch_size=25"),
     *("tracking=none", "compute.precision=fp32"),  # two full batches an epoch, and one of 10
 ]
-RESNET = ("model=resnet20", "model.depth=8")
 EAGER = {"isda_sampled"}
 LOSSES = sorted({path.stem for path in (CONF_DIR / "loss").glob("*.yaml")} - EAGER)
-NETWORKS = {
-    "resnet with dropout": (*RESNET, "model.dropout=0.2"),
-    "se_resnet": ("model=se_resnet110", "model.depth=8"),
-    "densenet": ("model=densenet_bc100_12", "model.depth=10", "model.dropout=0.2"),
-    "wide_resnet": ("model=wrn16_8", "model.depth=10", "model.width=1"),
-    "shake_shake": ("model=shake_shake26_2x32d", "model.width=4"),
-    "resnext": ("model=resnext29_8x64d", "model.depth=11", "model.base_width=4", "model.cardinality=2"),
-}
 
 
 def resolved(*arguments):
