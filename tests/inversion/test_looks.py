@@ -21,6 +21,10 @@ def test_titled_picture_has_the_images_in_their_places():
     assert picture.dtype == torch.uint8
     assert torch.equal(picture[:, -plain.shape[1] :, -plain.shape[2] :], plain)
     assert torch.equal(mosaic(plain, 8, 3), images)
+    framed = titled(images, ["a", "", "b"], ["first", "second"], torch.tensor([[False] * 3, [True, False, False]]))
+    changed = (framed != picture).any(0)[-plain.shape[1] :, -plain.shape[2] :]
+    assert changed.any()
+    assert not (changed & (plain != 255).any(0)).any(), "a frame hides no image"
 
 
 def known():
