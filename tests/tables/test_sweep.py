@@ -3,17 +3,14 @@
 import os
 import shlex
 import signal
-import textwrap
 
 import pytest
-from sweeps import all_runs, compose, folder_of, numbers_of, started, training
+from sweeps import all_runs, compose, folder_of, numbers_of, one_needs_the_other, started, training
 
 from isda_repro import config
 from isda_repro.errors import UserError
 from isda_repro.options import parse_options
 from isda_repro.tables.local import sweep_here
-from isda_repro.tables.plan import expand
-from isda_repro.tables.specification import load_table
 from isda_repro.tables.status import status
 from isda_repro.tables.sweep import SweepOptions, missing, sweep_command
 
@@ -186,19 +183,8 @@ def test_runs_whose_results_are_kept_are_not_made_again(demo, options, finish, t
 
 @pytest.fixture
 def own(options, tmp_path):
-    """A table whose CE waits for its ISDA; its runs by loss."""
-    (tmp_path / "own.yaml").write_text(
-        textwrap.dedent("""
-        title: one needs the other
-        metric: test_error_last10
-        seeds: [0, 1]
-        rows: [{digits: [model=resnet20, dataset=digits]}]
-        columns: [{CE: loss=ce, ISDA: loss=isda}]
-        cells: [{column: CE, needs: {column: ISDA}}]
-        """)
-    )
     options.table = "own.yaml"
-    return {cell.column[0]: runs for cell, runs in expand(load_table(options.table), compose).items()}
+    return one_needs_the_other(tmp_path / "own.yaml")
 
 
 def test_cell_waits_for_those_it_needs(options, own, tmp_path, monkeypatch):
