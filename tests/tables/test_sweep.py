@@ -230,28 +230,3 @@ def test_command_that_goes_on_with_a_sweep_has_its_options():
     options.dry_run = False
     assert parse_options(SweepOptions, arguments) == options
     assert "table=another" in sweep_command(options, "another").split()
-
-
-def test_options_are_typed():
-    options = parse_options(SweepOptions, ["table=demo", "dry_run=true", "set=[recipe.epochs=2,model.dropout=0.3]"])
-    assert options == SweepOptions(table="demo", dry_run=True, set=["recipe.epochs=2", "model.dropout=0.3"])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "token"),
-    [
-        (["table=demo", "job=4"], "job="),
-        (["table=demo", "jobs=many"], "jobs=many"),
-        (["table=demo", "recipe.epochs=2"], "set=[recipe.epochs=2]"),
-        (["table=demo", "dryrun"], "dryrun"),
-        (["table=demo", "dry_run=perhaps"], "dry_run=perhaps"),
-        (["table=demo", "set=recipe.epochs=2"], "set=[a=1,b=2]"),
-        (["table=[demo"], "table=[demo"),
-        ([], "table="),
-    ],
-)
-def test_mistyped_option_is_named(arguments, token):
-    with pytest.raises(UserError) as caught:
-        parse_options(SweepOptions, arguments)
-    assert token in str(caught.value)
-    assert "\n" not in str(caught.value)
