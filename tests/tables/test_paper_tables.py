@@ -10,7 +10,6 @@ import yaml
 from isda_repro import config
 from isda_repro.tables.paper import BF16
 from isda_repro.tables.plan import expand
-from isda_repro.tables.records import read_result
 from isda_repro.tables.reported import inconsistencies, paper_value
 from isda_repro.tables.specification import METRICS, load_table, table_names
 
@@ -190,16 +189,3 @@ def test_every_contradiction_of_the_paper_is_below_the_tables_where_it_belongs()
     for one in inconsistencies():
         places = one.tables or {"Appendix B": ("table1",), "equation 13": ()}[one.where]
         assert tuple(name for name in PAPER if str(one) in notes[name]) == places
-
-
-@pytest.mark.parametrize("name", WITH_RESULTS)
-def test_committed_results_are_still_the_runs_of_their_table(planned, root, name):
-    """A group of settings that came later, of which they know nothing, has not renamed them."""
-    kept = {folder.name: folder for folder in (root / "results" / name).iterdir()}
-    assert len(kept) >= 4
-    _, plan = planned(name, lambda cell: cell.slug in kept)
-    assert len(plan) == len(kept)
-    check(plan)
-    for cell, runs in plan.items():
-        found = {read_result(path).run_id for path in kept[cell.slug].glob("*.json")}
-        assert found == {run.run_id for run in runs}
