@@ -1,7 +1,9 @@
 """Results from W&B: by its own client, of a stand-in for its server; and from the files that `wandb sync` sends."""
 
 import inspect
+import io
 import itertools
+import json
 import os
 import pty
 import re
@@ -17,7 +19,7 @@ from wandb_server import ENTITY, Stored, WandbServer
 from isda_repro.errors import UserError
 from isda_repro.tables import from_wandb
 from isda_repro.tables.from_wandb import OURS, connect, results_from_wandb, results_offline
-from isda_repro.tables.offline_runs import OfflineRun
+from isda_repro.tables.offline_runs import OfflineRun, read_offline
 from isda_repro.tables.records import RecordError, result_of
 from isda_repro.tables.sources import Found
 from isda_repro.tracking.logged import config_of, row_of, summary_of
@@ -210,6 +212,25 @@ def test_source_that_has_stopped_answering_is_asked_no_more(monkeypatch):
 # ----------------------------------------------------------------------------------------------------- without account
 
 
+def test_client_without_a_key_finds_nobody_to_ask_at_the_terminal(monkeypatch):
+    import wandb
+
+    asked = []
+
+    def refuse(timeout):
+        asked.append((timeout, sys.stdin.isatty(), sys.stdin.read()))
+        raise wandb.errors.UsageError("No API key configured")
+
+    terminal = io.StringIO("a key")
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdin", terminal)
+    monkeypatch.setattr(wandb, "Api", refuse)
+    with pytest.raises(UserError, match="WANDB_API_KEY"):
+        connect()
+    assert [(is_terminal, said) for _, is_terminal, said in asked] == [(False, "")]
+    assert sys.stdin is terminal
+
+
 CONNECT = """
 from isda_repro.errors import one_sentence_errors
 from isda_repro.tables.from_wandb import connect
@@ -280,3 +301,10 @@ def test_offline_file_of_an_unfinished_run_is_named_and_one_of_a_generator_is_pa
     assert whole.result == expected("whole")
     assert all(isinstance(one, RecordError) for one in bad)
     assert [f"run-{name}.wandb" in str(one) for name, one in zip(("cut", "failed"), bad, strict=True)] == [True, True]
+
+
+def test_end_of_an_offline_file_tells_whether_its_run_has_finished(tmp_path, monkeypatch):
+    for records, code in (([{"type": "exit", "exit": {}}], 0), ([], None)):
+        answer = SimpleNamespace(stdout="\n".join(map(json.dumps, records)))
+        monkeypatch.setattr(subprocess, "run", lambda *_, answer=answer, **__: answer)
+        assert read_offline(tmp_path / "run-r.wandb").exit_code == code
