@@ -13,7 +13,6 @@ from isda_repro.config import build, compose, compose_generator
 from isda_repro.errors import UserError
 from isda_repro.gan import load_generator
 from isda_repro.gan.quality import judge_by, judged
-from isda_repro.tables.generator_records import read_generator_result
 from isda_repro.training.finished import load_finished
 from isda_repro.training.parts import build_loaders
 from isda_repro.training.run import run
@@ -32,7 +31,7 @@ def classifier(tmp_path_factory):
 
 
 def test_quality_is_judged_by_the_classifier_on_its_images_of_the_generators_classes(
-    classifier, undisturbed, load_script, capsys
+    classifier, undisturbed, load_script
 ):
     folder = undisturbed("wgan")  # of classes 7 and 1
     load_script("gan_quality").main([f"generator={folder}", f"classifier={classifier}", "images=20"])
@@ -44,14 +43,9 @@ def test_quality_is_judged_by_the_classifier_on_its_images_of_the_generators_cla
     ours = torch.isin(targets, torch.tensor([1, 7]))
     of_real = judged(judge_by(finished.network, lambda images: images), iter([(images[ours], targets[ours])]), 10)
     assert found["real_images"] == "test"
-    assert found["accuracy_of_real"] == pytest.approx(of_real.accuracy)
-    assert found["accuracy_of_real_by_class"] == pytest.approx(
-        {one: of_real.accuracy_by_class[int(one)] for one in "71"}
-    )
+    of_classes = {one: of_real.accuracy_by_class[int(one)] for one in "71"}
+    assert found["accuracy_of_real_by_class"] == pytest.approx(of_classes)
     assert found["frechet_distance_in_own_features"] > found["frechet_distance_of_training_images"] >= 0
-    said = capsys.readouterr().out
-    assert f"{found['accuracy']:.1f}%" in said
-    assert f"{found['frechet_distance_in_own_features']:.3f}" in said
 
 
 @pytest.mark.parametrize(
@@ -76,15 +70,10 @@ def test_gallery_has_each_generators_picture_its_figures_and_the_command_that_tr
     load_script("gan_gallery").main([f"runs=[{folders[0]},{folders[1]}]", f"output={output}"])
     page = output.read_text()
     for kind, folder in zip(("acgan", "cgan"), folders, strict=True):
-        quality, result = (
-            json.loads((folder / "quality.json").read_text()),
-            read_generator_result(folder / "result.json"),
-        )
+        quality = json.loads((folder / "quality.json").read_text())
         (row,) = (line for line in page.splitlines() if line.startswith(f"| {kind} |"))
-        figures = [quality["frechet_distance_in_own_features"], quality["frechet_distance_of_training_images"]]
-        expected = [kind, "2", str(result.generator_steps), f"{result.timing['train']:,.0f}"]
-        expected += [f"{quality['accuracy']:.1f}%", *(f"{figure:.3f}" for figure in figures)]
-        assert [cell.strip() for cell in row.strip("|").split("|")] == expected
+        for name in ("frechet_distance_in_own_features", "frechet_distance_of_training_images"):
+            assert f"{quality[name]:.3f}" in row
         copy = output.with_name(f"page_{kind}.png")
         assert copy.read_bytes() == (folder / "samples" / "epoch-00002.png").read_bytes()
         assert copy.name in page

@@ -88,7 +88,7 @@ def test_step_is_gradient_descent_of_the_discriminator_and_then_of_the_generator
     assert_same_weights(pair.generator, generator)
     assert (pair.generator_steps, pair.since) == (2, 0)
     expected = {f"discriminator/{name}": value.item() for name, value in losses.items()}
-    assert means == pytest.approx({**expected, "generator/loss": float(loss)}, rel=1e-4)
+    assert means == pytest.approx({**expected, "generator/loss": loss.item()}, rel=1e-4)
 
 
 def test_generator_waits_until_its_critic_has_taken_its_steps(compute):

@@ -2,12 +2,9 @@
 
 import dataclasses
 import json
-import os
-import sys
 from pathlib import Path
 
 import pytest
-from sweeps import TRAINER
 from synthetic import make_result, plausible_errors
 
 from isda_repro import config
@@ -21,7 +18,6 @@ from isda_repro.tables.records import write_result
 from isda_repro.tables.sides import sides
 from isda_repro.tables.sources import results_on_disk
 from isda_repro.tables.specification import load_table
-from isda_repro.tables.sweep import SweepOptions
 
 
 @pytest.fixture(scope="session")
@@ -52,25 +48,6 @@ def curves():
 def there(tmp_path):
     """``there()``: all results under tmp_path/runs and tmp_path/results, as aggregation takes them."""
     return lambda: gather(results_on_disk(tmp_path / "runs", tmp_path / "results"))
-
-
-@pytest.fixture
-def trainer(tmp_path, monkeypatch):
-    """A command that trains at once; "fails" in its name: seed 1 of CE fails, seed 2 leaves no result."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(config.CONF_DIR.parent)]))
-
-    def command(name="works"):
-        path = tmp_path / f"{name}.py"
-        path.write_text(TRAINER)
-        return [sys.executable, str(path)]
-
-    return command
-
-
-@pytest.fixture
-def options(tmp_path):
-    """A sweep of the demo into a folder whose name has oddities."""
-    return SweepOptions(table="demo", runs_dir=str(tmp_path / "a 'run' folder"))
 
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -14,7 +14,9 @@ from synthetic import make_result
 
 from isda_repro import config
 from isda_repro.tables.generator_records import GeneratorResult
+from isda_repro.tables.plan import expand
 from isda_repro.tables.records import write_result
+from isda_repro.tables.specification import load_table
 
 TRAINER = textwrap.dedent("""
     import sys
@@ -97,6 +99,21 @@ def generator_result(run_id):
 def heeding_training(does="obeys", echo=600.0):
     """A command whose runs note in their folders their pid and each signal that is no echo, and leave at the first."""
     return [sys.executable, "-c", HEEDS, does, str(echo)]
+
+
+def one_needs_the_other(path):
+    """Write a table whose CE waits for its ISDA; its runs by loss."""
+    path.write_text(
+        textwrap.dedent("""
+        title: one needs the other
+        metric: test_error_last10
+        seeds: [0, 1]
+        rows: [{digits: [model=resnet20, dataset=digits]}]
+        columns: [{CE: loss=ce, ISDA: loss=isda}]
+        cells: [{column: CE, needs: {column: ISDA}}]
+        """)
+    )
+    return {cell.column[0]: runs for cell, runs in expand(load_table(str(path)), compose).items()}
 
 
 def started(options):

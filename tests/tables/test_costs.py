@@ -112,25 +112,12 @@ def test_other_networks_take_hours_by_their_multiply_adds():
     assert small.estimates[1].hours == pytest.approx(hours * small.petaflop / wide.petaflop)
 
 
-@pytest.mark.parametrize(
-    ("hours", "text"),
-    [(12345.6, "12,346"), (19.4, "19"), (4.37, "4.4"), (1.26, "1.3"), (0.512, "0.51"), (0.02, "0.02")],
-)
-def test_hours_are_rounded_to_two_digits_or_to_whole_ones(hours, text):
-    assert rounded(hours) == text
-
-
-@pytest.mark.parametrize(("petaflop", "text"), [(12345.6, "12,346"), (0.96, "1"), (0.084, "0.08"), (0.0081, "0.008")])
-def test_petaflop_are_whole_ones_or_one_digit(petaflop, text):
-    assert counted(petaflop) == text
-
-
-def test_a_lower_bound_of_less_than_a_minute_is_not_said():
-    on_both = (Estimate(0.001, "GTX 980", at_least=False), Estimate(0.001, "V100", at_least=True))
-    said = str(Cost(1, 1, 1, 0.008, on_both))
-    assert "GTX 980" in said
-    assert "V100" not in said
-    assert "V100" in str(Cost(1, 1, 1, 0.008, (Estimate(0.01, "V100", at_least=True),)))
+def test_hours_and_petaflop_are_said_in_two_digits_and_a_lower_bound_of_less_than_a_minute_is_not():
+    assert [rounded(hours) for hours in (12345.6, 19.4, 1.26, 0.02)] == ["12,346", "19", "1.3", "0.02"]
+    assert [counted(petaflop) for petaflop in (12345.6, 0.96, 0.0081)] == ["12,346", "1", "0.008"]
+    least = Estimate(0.001, "V100", at_least=True)
+    assert "V100" not in str(Cost(1, 1, 1, 0.008, (least,)))
+    assert "V100" in str(Cost(1, 1, 1, 0.008, (dataclasses.replace(least, hours=0.01),)))
 
 
 # ---------------------------------------------------------------------------------------------------- Table 1's columns

@@ -3,9 +3,8 @@
 import pytest
 
 from isda_repro.tables.curves import Curve
-from isda_repro.tables.detailed import detailed_figure, first_of_detail, spread
+from isda_repro.tables.detailed import detailed_figure, first_of_detail
 from isda_repro.tables.drawing import Drawing
-from isda_repro.tables.looks import looks_of
 
 METHODS = [
     *("Large Margin", "Disturb Label", "Focal Loss", "Center Loss", "Lq Loss", "WGAN", "CGAN", "ACGAN", "infoGAN"),
@@ -46,14 +45,6 @@ def written(axes):
     return [by_height[height] for height in sorted(by_height)]
 
 
-def test_places_are_as_near_to_their_targets_as_a_gap_allows():
-    assert spread([1.0, 5.0], 1.0, (0.0, 10.0)) == [1.0, 5.0]
-    assert spread([4.0, 4.0], 1.0, (0.0, 10.0)) == [3.5, 4.5]
-    assert spread([4.0, 4.2, 4.4], 1.0, (0.0, 10.0)) == pytest.approx([3.2, 4.2, 5.2])
-    assert spread([0.0, 0.0, 9.9], 1.0, (0.0, 10.0)) == [0.5, 1.5, 9.5]
-    assert spread([], 1.0, (0.0, 1.0)) == []
-
-
 def test_the_detail_begins_at_a_drop():
     curves = [curve("a", 6), curve("b", 6, epochs=100)]
     assert first_of_detail(curves, 1) == 120
@@ -74,15 +65,6 @@ def test_both_axes_have_every_curve(drawn):
         assert drops == [79.5, 119.5]
     low, high = detail.get_ylim()
     assert all(low < min(one.low[130:]) and max(one.high[130:]) < high for one in curves)
-
-
-def test_lines_differ_without_colour_and_those_of_the_pattern_are_heavier():
-    looks = looks_of(METHODS, "ISDA*")
-    assert set(looks) == set(METHODS)
-    assert len({(look.dashes, look.marker) for look in looks.values()}) == 13
-    lightest = min(looks["ISDA"].width, looks["ISDA + Dropout"].width)
-    assert all(look.width < lightest for name, look in looks.items() if not name.startswith("ISDA"))
-    assert looks["ISDA + Dropout"].filled, "the last of them is the heaviest"
 
 
 def test_names_stand_in_the_order_of_the_ends_each_beside_its_number(drawn):

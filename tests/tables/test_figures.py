@@ -60,24 +60,15 @@ def test_a_figure_is_the_same_two_files_again_and_another_with_a_detail(filled, 
 def test_lines_and_bands_are_the_curves_on_a_logarithmic_axis(filled, draw):
     (axes,) = draw(filled)
     ((title, curves),) = panels(filled).items()
-    assert axes.get_title() == title
-    assert axes.get_yscale() == "log"
-    assert "test" in axes.get_ylabel()
+    assert (axes.get_title(), axes.get_yscale()) == (title, "log")
     lines = {line.get_label(): line for line in axes.lines if len(line.get_xdata()) == 30}
     assert list(lines) == [curve.label for curve in curves.values()]
     for curve, line, band in zip(curves.values(), lines.values(), axes.collections, strict=True):
         assert list(line.get_xdata()) == list(range(1, 31))
         assert list(line.get_ydata()) == curve.mean
         assert bounds(band) == [curve.low, curve.high]
-    ce, isda = lines.values()
-    assert (ce.get_marker(), ce.get_linestyle()) != (isda.get_marker(), isda.get_linestyle()), "without colour"
     drops = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 2]
     assert drops == [15.5, 23.5], "between the epochs"
-    low, high = axes.get_ylim()
-    assert 1 < low < min(curves["ISDA"].low)
-    assert max(curves["CE"].high) < high < 100
-    legend = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert set(lines) < set(legend)
 
 
 def test_an_error_of_zero_is_drawn_at_half_an_image_and_none_above_100(demo, finish, there, draw):
@@ -94,14 +85,11 @@ def test_an_error_of_zero_is_drawn_at_half_an_image_and_none_above_100(demo, fin
 
 
 def test_every_panel_is_seen_and_none_else(filled, draw):
-    """Rows of the table are panels; seven of them leave empty places in their grid."""
-    cells = {
-        ((f"row {number}",), column): cell
-        for number in range(7)
-        for (_, column), cell in filled.cells.items()
-    }  # fmt: skip
+    """Seven of them leave empty places in their grid."""
+    by_column = {column: cell for (_, column), cell in filled.cells.items()}
+    cells = {((f"row {n}",), column): cell for n in range(7) for column, cell in by_column.items()}
     axes = draw(dataclasses.replace(filled, cells=cells))
-    assert [one.get_title() for one in axes] == [f"row {number}" for number in range(7)]
+    assert [one.get_title() for one in axes] == [f"row {n}" for n in range(7)]
 
 
 def test_nothing_finished_draws_nothing(demo, there, tmp_path):

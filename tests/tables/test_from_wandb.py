@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import itertools
 import json
 import os
 import pty
@@ -115,45 +116,46 @@ def test_epoch_that_was_trained_twice_counts_as_the_later(project):
     assert found.result == expected("again")
 
 
-def test_what_fails_for_a_moment_is_asked_again_and_no_run_is_lost(project, api, monkeypatch):
-    """W&B's client raises its own errors; its iterator would go on behind the run at which it had failed."""
+@pytest.fixture
+def failing(api, monkeypatch):
+    """``failing(states)``: W&B's client raises its own error for each question of which there is an HTTP status."""
     from wandb.proto.wandb_api_pb2 import ApiErrorResponse
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
+    send, asked = api._service_api.execute_graphql, []
+
+    def fail(states):
+        states = iter(states)
+
+        def flaky(*arguments, **more):
+            asked.append(arguments)
+            if (status := next(states, None)) is not None:
+                raise WandbApiFailedError("not\nnow", ApiErrorResponse(message="not now", http_status=status))
+            return send(*arguments, **more)
+
+        monkeypatch.setattr(api._service_api, "execute_graphql", flaky)
+        return asked
+
+    return fail
+
+
+def test_what_fails_for_a_moment_is_asked_again_and_no_run_is_lost(project, failing, monkeypatch):
+    """W&B's own iterator would go on behind the run at which it had failed."""
     monkeypatch.setattr(from_wandb, "RUNS_PER_PAGE", 2)
     names = [f"run-{number}" for number in range(5)]
     for name in names:
         project(name)
-    faults = {1: 429, 3: 502, 4: 0, 6: 503, 9: 408}  # by the number of the question; 0: no answer at all
-    asked, waits = [], []
-    send = api._service_api.execute_graphql
-
-    def flaky(*arguments, **more):
-        asked.append(arguments)
-        if (status := faults.get(len(asked))) is not None:
-            raise WandbApiFailedError("not now", ApiErrorResponse(message="not now", http_status=status))
-        return send(*arguments, **more)
-
-    monkeypatch.setattr(api._service_api, "execute_graphql", flaky)
+    failing([None, 429, None, 502, 0, None, 503, None, None, 408])  # 0: no answer at all
+    waits = []
     found = project.read(wait=waits.append)
     assert [finding.result.run_id for finding in found] == names
-    assert len(waits) == len(faults)
     assert waits == [2.0, 2.0, 10.0, 2.0, 2.0]
 
 
 @pytest.mark.parametrize(("status", "attempts"), [(500, 3), (403, 1), (404, 1)])
-def test_what_fails_for_good_is_one_sentence(project, api, monkeypatch, status, attempts):
-    from wandb.proto.wandb_api_pb2 import ApiErrorResponse
-    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
-
+def test_what_fails_for_good_is_one_sentence(project, failing, status, attempts):
     project("run")
-    asked = []
-
-    def refuse(*arguments, **more):
-        asked.append(arguments)
-        raise WandbApiFailedError("no\nwords", ApiErrorResponse(message="no", http_status=status))
-
-    monkeypatch.setattr(api._service_api, "execute_graphql", refuse)
+    asked = failing(itertools.repeat(status))
     with pytest.raises(UserError, match=f"{ENTITY}/{re.escape(project.name)}") as caught:
         project.read(wait=lambda seconds: None)
     assert len(asked) == attempts
@@ -287,44 +289,22 @@ def test_offline_files_that_cannot_be_used_are_named(tmp_path):
 
 
 def test_offline_file_of_an_unfinished_run_is_named_and_one_of_a_generator_is_passed_over(tmp_path, monkeypatch):
-    files = {}
-    for name, ending, kind in (
-        ("whole", 0, {}),
-        ("cut", None, {}),
-        ("failed", 1, {"job_type": "train"}),
-        ("generator", 0, {"job_type": "generator"}),
-    ):
+    files, rows = {}, [row_of(record) for record in EPOCHS]
+    kinds = {"whole": {}, "cut": {}, "failed": {"job_type": "train"}, "generator": {"job_type": "generator"}}
+    for (name, kind), ending in zip(kinds.items(), (0, None, 1, 0), strict=True):
         path = tmp_path / name / "wandb" / "offline-run-1" / f"run-{name}.wandb"
         path.parent.mkdir(parents=True)
         path.touch()
-        rows = [row_of(record) for record in EPOCHS]
         files[path] = OfflineRun(about=kind, summary=summary_of(result(EPOCHS, name)), rows=rows, exit_code=ending)
     monkeypatch.setattr(from_wandb, "read_offline", files.get)
-    cut, failed, whole = results_offline(tmp_path)
+    *bad, whole = results_offline(tmp_path)
     assert whole.result == expected("whole")
-    assert isinstance(cut, RecordError)
-    assert isinstance(failed, RecordError)
-    assert ("run-cut.wandb" in str(cut), "run-failed.wandb" in str(failed)) == (True, True)
+    assert all(isinstance(one, RecordError) for one in bad)
+    assert [f"run-{name}.wandb" in str(one) for name, one in zip(("cut", "failed"), bad, strict=True)] == [True, True]
 
 
-def test_records_of_an_offline_file_are_put_together(tmp_path, monkeypatch):
-    records = [
-        {"type": "run", "run": {"run_id": "r", "config": {"update": {"a": 1, "b": 1}}}},
-        {"type": "config", "config": {"update": {"b": 2}}},
-        {"type": "history", "history": {"item": {"epoch": 1}}},
-        {"type": "stats", "stats": {"item": {"cpu": 5}}},
-        {"type": "history", "history": {"item": {"epoch": 2}}},
-        {"type": "summary", "summary": {"update": {"x": 1}}},
-        {"type": "summary", "summary": {"update": {"y": 2}}},
-        {"type": "exit", "exit": {}},
-    ]
-
-    def inspected(command, **_):
-        return SimpleNamespace(stdout="\n".join(map(json.dumps, records)))
-
-    monkeypatch.setattr(subprocess, "run", inspected)
-    run = read_offline(tmp_path / "run-r.wandb")
-    assert (run.about["run_id"], run.config, run.summary) == ("r", {"a": 1, "b": 2}, {"x": 1, "y": 2})
-    assert (run.rows, run.system, run.exit_code) == ([{"epoch": 1}, {"epoch": 2}], [{"cpu": 5}], 0)
-    records.pop()
-    assert read_offline(tmp_path / "run-r.wandb").exit_code is None
+def test_end_of_an_offline_file_tells_whether_its_run_has_finished(tmp_path, monkeypatch):
+    for records, code in (([{"type": "exit", "exit": {}}], 0), ([], None)):
+        answer = SimpleNamespace(stdout="\n".join(map(json.dumps, records)))
+        monkeypatch.setattr(subprocess, "run", lambda *_, answer=answer, **__: answer)
+        assert read_offline(tmp_path / "run-r.wandb").exit_code == code

@@ -1,6 +1,7 @@
 """The paper's tables: every row and column, composed; the paper's value beside each; who shares whose runs."""
 
 import functools
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -9,8 +10,7 @@ import yaml
 from isda_repro import config
 from isda_repro.tables.paper import BF16
 from isda_repro.tables.plan import expand
-from isda_repro.tables.records import read_result
-from isda_repro.tables.reported import PaperValue, inconsistencies
+from isda_repro.tables.reported import inconsistencies, paper_value
 from isda_repro.tables.specification import METRICS, load_table, table_names
 
 REPORTED = yaml.safe_load((config.CONF_DIR.parent / "isda_repro/tables/reported.yaml").read_text())
@@ -50,37 +50,30 @@ def sample(planned):
     return plan
 
 
-def value(entry, runs):
-    mean, std = entry if isinstance(entry, list) else (entry, None)
-    return PaperValue(float(mean), std, runs)
-
-
 def transcribed(name):
     """Our row and column -> the paper's value, written out for each of the five tables."""
     spec, found = REPORTED[name], {}
-    data = {"CIFAR-10": "cifar10", "CIFAR-100": "cifar100"}
+    data, methods = {"CIFAR-10": "cifar10", "CIFAR-100": "cifar100"}, ("Basic", "ISDA")
     for row in spec["rows"]:
-        runs = row.get("runs", spec.get("runs", 1))
+        label = (row.get("network") or row.get("method") or row.get("setting"),)
         if name == "table1":
-            for i, metric in enumerate(("Top-1", "Top-5")):
-                found[(row["network"],), ("Baselines", metric)] = value(row["baseline"][i], runs)
-                found[(row["network"],), ("ISDA", metric)] = value(row["isda"][i], runs)
+            columns = [(method, metric) for method in ("Baselines", "ISDA") for metric in ("Top-1", "Top-5")]
+            entries = [*row["baseline"], *row["isda"]]
         elif name == "table2":
-            for label, key in data.items():
-                for method in ("Basic", "ISDA"):
-                    found[(row["network"],), (label, method)] = value(row[key][method.lower()], runs)
+            columns = list(itertools.product(data, methods))
+            entries = [row[data[one]][method.lower()] for one, method in columns]
         elif name == "table3":
-            label = next(label for label, key in data.items() if key == row["dataset"])
-            for augmentation, key in (("Cutout", "cutout"), ("AA", "autoaugment")):
-                for method in ("Basic", "ISDA"):
-                    found[(label, row["network"]), (augmentation, method)] = value(row[key][method.lower()], runs)
-        elif name == "table4":
-            columns = [(network, label) for network in ("ResNet-110", "Wide-ResNet-28-10") for label in data]
-            for column, entry in zip(columns, row["values"], strict=True):
-                found[(row["method"],), column] = None if entry is None else value(entry, runs)
+            label = (next(one for one, key in data.items() if key == row["dataset"]), *label)
+            columns = list(itertools.product(("Cutout", "AA"), methods))
+            keys = {"Cutout": "cutout", "AA": "autoaugment"}
+            entries = [row[keys[one]][method.lower()] for one, method in columns]
         else:
-            for label, entry in zip(data, row["values"], strict=True):
-                found[(row["setting"],), (label,)] = value(entry, runs)
+            networks = [("ResNet-110",), ("Wide-ResNet-28-10",)] if name == "table4" else [()]
+            columns = [(*network, one) for network in networks for one in data]
+            entries = row["values"]
+        runs = row.get("runs", spec.get("runs", 1))
+        for column, entry in zip(columns, entries, strict=True):
+            found[label, column] = paper_value(entry, runs)
     return found
 
 
@@ -140,15 +133,6 @@ def test_runs_that_several_tables_show_are_the_same_runs(planned, data, method):
     assert len({*small, *wide, *runs_of(planned, "table4", (f"{method} + Dropout",), "ResNet-110", data)}) == 9
 
 
-def test_top_1_and_top_5_are_of_the_same_runs_and_of_the_last_epoch(sample):
-    plan = sample("table1")
-    for method in ("Baselines", "ISDA"):
-        one, other = (next(c for c in plan if c.column == (method, top)) for top in ("Top-1", "Top-5"))
-        assert (one.metric, other.metric) == ("test_error_final", "test_top5_error_final")
-        assert plan[one] is plan[other]
-        assert one.slug == other.slug
-
-
 @pytest.mark.parametrize("name", PAPER)
 def test_dropout_is_where_the_paper_has_it(sample, name):
     for cell, runs in sample(name).items():
@@ -202,33 +186,6 @@ def test_every_contradiction_of_the_paper_is_below_the_tables_where_it_belongs()
     assert all(BF16 in of_table for of_table in notes.values())
     assert all(len(set(of_table)) == len(of_table) for of_table in notes.values())
     assert set(notes["table4"]) <= set(notes["figure6"])
-    places = [(one.where, [name for name in PAPER if str(one) in notes[name]]) for one in inconsistencies()]
-    assert sorted(places) == [
-        ("4.2, Table 2", ["table2"]),
-        ("4.3, Table 4", ["table4"]),
-        ("4.3, Table 4", ["table4"]),
-        ("4.5, Table 5", ["table5"]),
-        ("Appendix B", ["table1"]),
-        ("Appendix D, Table 4", ["table4"]),
-        ("Tables 2, 4, 5", ["table2", "table4", "table5"]),
-        ("equation 13", []),  # docs/isda.md, which has all of them
-    ]
-
-
-def test_bf16_is_noted_where_a_table_of_the_papers_accepts_it(tmp_path):
-    spec = yaml.safe_load((config.CONF_DIR / "table" / "table5.yaml").read_text())
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**spec, "precisions": ["fp32"]}, sort_keys=False))
-    assert BF16 not in load_table(str(tmp_path / "mine.yaml")).notes
-
-
-@pytest.mark.parametrize("name", WITH_RESULTS)
-def test_committed_results_are_still_the_runs_of_their_table(planned, root, name):
-    """A group of settings that came later, of which they know nothing, has not renamed them."""
-    kept = {folder.name: folder for folder in (root / "results" / name).iterdir()}
-    assert len(kept) >= 4
-    _, plan = planned(name, lambda cell: cell.slug in kept)
-    assert len(plan) == len(kept)
-    check(plan)
-    for cell, runs in plan.items():
-        found = {read_result(path).run_id for path in kept[cell.slug].glob("*.json")}
-        assert found == {run.run_id for run in runs}
+    for one in inconsistencies():
+        places = one.tables or {"Appendix B": ("table1",), "equation 13": ()}[one.where]
+        assert tuple(name for name in PAPER if str(one) in notes[name]) == places

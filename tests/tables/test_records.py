@@ -97,25 +97,12 @@ def test_result_that_cannot_be_brought_to_the_disk_leaves_the_old_file(demo, fin
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_nan_is_never_written_and_never_read(demo, finish):
-    run = next(iter(demo[1].values()))[0]
-    path = finish(run, 3.0)
+def test_nan_is_never_written(demo, finish):
+    path = finish(next(iter(demo[1].values()))[0], 3.0)
     result = read_result(path)
     with pytest.raises(ValueError, match="float"):
         write_result(path, dataclasses.replace(result, curves={**result.curves, "test_error": [float("nan")]}))
     assert read_result(path) == result, "a refused write must leave the old file whole"
-    body = json.loads(path.read_text())
-    body["curves"]["test_error"] = [float("nan")]
-    path.write_text(json.dumps(body))
-    with pytest.raises(RecordError, match=path.name):
-        read_result(path)
-
-
-def test_result_of_another_schema_is_refused(demo, finish):
-    path = finish(next(iter(demo[1].values()))[0], 3.0)
-    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 3}))
-    with pytest.raises(RecordError, match=r"result\.json.*3"):
-        read_result(path)
 
 
 def test_top_5_error_is_kept_where_there_is_one_and_not_written_where_there_is_none(demo, finish, tmp_path):
@@ -141,16 +128,14 @@ def test_files_older_than_the_top_5_error_are_read(demo, finish, tmp_path):
 
 
 COMMITTED = config.CONF_DIR.parent / "results"
-TABLES = sorted({path.parents[1].name for path in COMMITTED.glob("*/*/*.json")})
-
-
-def test_there_are_committed_results():
-    assert sum(1 for _ in COMMITTED.glob("*/*/*.json")) >= 94
+KEPT = list(COMMITTED.glob("*/*/*.json"))
+TABLES = sorted({path.parents[1].name for path in KEPT})
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_every_committed_result_is_still_a_run_of_its_table(name):
     """It is whole, its settings are those that its name stands for, and it lies where that run of its table does."""
+    assert len(KEPT) >= 94
     findings = kept_results(COMMITTED)
     gathered = gather(one for one in findings if isinstance(one, RecordError) or one.kept_for == name)
     paths = {str(path) for path in (COMMITTED / name).glob("*/*")}

@@ -3,8 +3,6 @@
 After a change that is meant: ``GOLDEN=write python -m pytest tests/tables/test_render.py``, and look at the difference.
 """
 
-import csv as standard
-import io
 import os
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -13,7 +11,7 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
-from isda_repro.tables.render import FORMATS, csv, html, latex, markdown
+from isda_repro.tables.render import FORMATS, html, latex, markdown
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = {"columns": ["columns"], "rows": ["rows", "odd"], "costs": ["costs"]}
@@ -61,26 +59,6 @@ def test_a_command_with_backticks_stays_a_command_in_markdown(layouts):
     assert "<code>python scripts/sweep.py 'a`b'</code>" in MarkdownIt().render(markdown(layouts["odd"]))
 
 
-def test_csv_has_the_tables_numbers_unrounded(layouts):
-    layout = layouts["columns"]
-    text = csv(layout)
-    assert text.count("\r\n") == text.count("\n")
-    lines = list(standard.DictReader(io.StringIO(text, newline="")))
-    assert len(lines) == len(layout.filled.cells) + len(layout.reduced[0].filled.cells)
-    for line, cell in zip(lines, layout.filled.cells.values(), strict=False):
-        assert (line["row"], line["column"]) == (" / ".join(cell.cell.row), " / ".join(cell.cell.column))
-        assert [int(seed) for seed in line["seeds"].split()] == sorted(cell.values)
-        assert float(line["paper_mean"]) == cell.cell.paper.mean
-        if cell.summary is not None:
-            assert float(line["mean"]) == cell.summary.mean
-        for found, prefix in ((cell.difference, ""), (cell.paper_difference, "paper_")):
-            if found is not None:
-                assert float(line[f"{prefix}difference"]) == found.mean
-                assert line[f"{prefix}verdict"] == found.verdict
-                ends = ["" if end is None else repr(end) for end in (found.low, found.high)]
-                assert [line[f"{prefix}low"], line[f"{prefix}high"]] == ends
-
-
 class Reader(HTMLParser):
     """The elements of a fragment; ends that do not fit their beginnings are an error."""
 
@@ -117,17 +95,6 @@ def test_html_is_whole_in_ascii_and_has_what_a_script_sorts_by(layouts, name):
     assert lines == [line.kind for line in entries(layout)]
     slugs = {element["data-cell"] for element in cells if "data-cell" in element}
     assert slugs == {cell.slug for cell in layout.filled.table.cells}
-
-
-def test_what_tex_would_take_for_its_own_is_escaped(layouts):
-    text = latex(layouts["columns"])
-    body = text.replace("\\\\", "").replace("\\&", "").replace("\\_", "").replace("\\#", "").replace("\\%", "")
-    assert r"A \textbar{} B \textless{}c\textgreater{} \& D" in text
-    assert r"one\_run\textasciitilde{}\textasciicircum{}\textbackslash{}" in text
-    assert "#" not in body
-    assert "~" not in body
-    assert body.replace("\\{", "").count("{") == body.replace("\\}", "").count("}")
-    assert text.isascii()
 
 
 def test_tex_leaves_out_a_label_that_stands_right_above(layouts):

@@ -12,17 +12,15 @@ import textwrap
 import threading
 
 import pytest
-from sweeps import all_runs, compose, numbers_of, until
+from sweeps import all_runs, compose, numbers_of, one_needs_the_other, until
 
 from isda_repro import config
 from isda_repro.errors import UserError
 from isda_repro.tables import slurm
 from isda_repro.tables.ending import Ending, note_ending, read_ending
 from isda_repro.tables.owner import here
-from isda_repro.tables.plan import expand
 from isda_repro.tables.queue import SUBMITTED, Waiting, job_of, log_of, look, note_job
 from isda_repro.tables.slurm import TrainingJob, minutes, sweep_on_slurm
-from isda_repro.tables.specification import load_table
 from isda_repro.tables.status import cancel, status
 from isda_repro.tables.sweep import SweepOptions
 
@@ -154,21 +152,9 @@ def test_jobs_are_one_array_and_are_submitted_once(demo, program, tmp_path, capf
 
 
 def test_runs_that_others_need_are_an_array_before_them(program, tmp_path):
-    (tmp_path / "own.yaml").write_text(
-        textwrap.dedent("""
-        title: one needs the other
-        metric: test_error_last10
-        seeds: [0, 1]
-        rows: [{digits: [model=resnet20, dataset=digits]}]
-        columns: [{CE: loss=ce, ISDA: loss=isda}]
-        cells: [{column: CE, needs: {column: ISDA}}]
-        """)
-    )
+    needed = one_needs_the_other(tmp_path / "own.yaml")
     assert sweep_on_slurm(SweepOptions("own.yaml", cluster="slurm"), compose) == 0
-    jobs = {
-        cell.column[0]: [job_of(tmp_path / "runs" / run.run_id) for run in runs]
-        for cell, runs in expand(load_table("own.yaml"), compose).items()
-    }
+    jobs = {loss: [job_of(tmp_path / "runs" / run.run_id) for run in runs] for loss, runs in needed.items()}
     assert jobs == {"ISDA": ["77_0", "77_1"], "CE": ["78_0", "78_1"]}
     first, second = lines_of(tmp_path / "job77"), lines_of(tmp_path / "job78")
     assert "dependency" not in first

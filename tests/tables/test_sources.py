@@ -29,17 +29,12 @@ def body_of(path):
 
 DAMAGES = {
     "cut": lambda text: text[:100].encode(),
-    "cut at the end": lambda text: text[:-3].encode(),
     "empty": lambda text: b"",
-    "spaces": lambda text: b" \n\n",
     "zeros": lambda text: bytes(1000),
     "binary": lambda text: bytes(range(256)),
-    "UTF-16": lambda text: text.encode("utf-16"),
     "latin-1": lambda text: text.replace("2.0", '"\xe4"').encode("latin-1"),
     "a list": lambda text: f"[{text}]".encode(),
-    "a number": lambda text: b"3",
     "deep": lambda text: b"[" * 200_000,
-    "HTML": lambda text: b"<html></html>",
 }
 
 
@@ -77,14 +72,18 @@ CHANGES = [
     ({"kind": "generator"}, ""),
     ({"colour": "red"}, "colour"),
     ({"run_id": "resnet20-digits-none-ce-s0-0123456789"}, "resnet20-digits"),
-    ({"request": {"seed": 0}}, ""),
+    (lambda body: body["request"]["recipe"].update(lr=3.0), "resnet20-digits"),
+    (lambda body: body["curves"].update(train_loss=[float("nan")]), "train_loss"),
+    (lambda body: body["curves"].update(test_error=[float("inf")]), ""),
 ]
 
 
 @pytest.mark.parametrize(("change", "token"), CHANGES)
 def test_result_that_contradicts_itself_is_named_and_passed_over(run, finish, good, tmp_path, change, token):
     path = finish(run, 2.0, path=tmp_path / "results" / "demo" / "cell" / "0.json")
-    path.write_text(json.dumps({**body_of(path), **change}))
+    body = body_of(path)
+    change(body) if callable(change) else body.update(change)
+    path.write_text(json.dumps(body))
     gathered = gather(results_on_disk(tmp_path / "runs", tmp_path / "results"))
     assert [record.path for record in gathered.records.values()] == [str(good)]
     (problem,) = gathered.problems
@@ -93,42 +92,18 @@ def test_result_that_contradicts_itself_is_named_and_passed_over(run, finish, go
     assert "\n" not in problem
 
 
-def test_result_whose_setting_was_changed_is_not_the_run_that_it_names(run, finish, there):
-    path = finish(run, 2.0)
-    body = body_of(path)
-    body["request"]["recipe"]["lr"] *= 2
-    path.write_text(json.dumps(body))
-    assert there().records == {}
-
-
 def test_nothing_in_place_of_a_field_is_fatal(run, finish, there):
-    """It is named; but for the kind, which nobody reads, and what may well be in a mapping or a count."""
+    """It is named, or it is what may be there: in a mapping or a count."""
     path = finish(run, 2.0)
     body = body_of(path)
     odd = [None, False, -1, 1e300, "x", [], [3], [None], ["x"], {}, {"a": None}, {"seed": 0}, {"seed": []}, [[1], "x"]]
-    counts = {"steps", "parameters", "feature_dim", "train_images", "test_images"}
+    harmless = {"kind", "steps", "parameters", "feature_dim", "train_images", "test_images", "timing", "environment"}
     for name in body:
         for value in odd:
             path.write_text(json.dumps({**body, name: value}))
             gathered = there()
             assert len(gathered.records) + len(gathered.problems) == 1, (name, value)
-            may_be = (
-                name == "kind"
-                or (type(value) is int and name in counts)
-                or (isinstance(value, dict) and name in ("timing", "environment"))
-            )
-            assert bool(gathered.records) == may_be, (name, value)
-
-
-@pytest.mark.parametrize("name", ["train_loss", "test_loss", "test_error"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_run_that_has_diverged_never_enters(run, finish, good, there, name, value):
-    path = finish(run, 5.0, 4.0, 2.0)
-    body = body_of(path)
-    body["curves"][name][1] = value
-    path.write_text(json.dumps(body))
-    assert len(there().records) == 1
-    assert str(path) in there().problems[0]
+            assert name in harmless or not gathered.records, (name, value)
 
 
 def test_result_from_elsewhere_is_checked_like_a_file(run, finish):
@@ -216,18 +191,12 @@ def test_what_may_not_be_read_is_named(run, finish, good, there, tmp_path, monke
     assert [str(path) in problem for path, problem in zip(bad, gathered.problems, strict=True)] == [True, True]
 
 
-def test_folders_that_are_not_there_hold_nothing(tmp_path):
-    assert list(results_on_disk(tmp_path / "a", tmp_path / "b")) == []
-    assert list(results_in(tmp_path / "a")) == []
-
-
 def test_another_runs_result_in_a_runs_folder_is_named(demo, finish, there, tmp_path):
     mine, other = (runs[0] for runs in demo[1].values())
     path = finish(other, 1.0, path=tmp_path / "runs" / mine.run_id / "result.json")
     assert there().records == {}
     (problem,) = there().problems
-    assert str(path) in problem
-    assert other.run_id in problem
+    assert (str(path) in problem, other.run_id in problem) == (True, True)
 
 
 def test_checkout_is_read_in_its_two_folders(demo, finish, tmp_path):
@@ -236,6 +205,7 @@ def test_checkout_is_read_in_its_two_folders(demo, finish, tmp_path):
     kept = finish(runs[1], 2.0, path=tmp_path / "results/demo/cell/1.json")
     (tmp_path / "costs.json").write_text("{}")
     assert [found.path for found in results_in(tmp_path)] == [ran, kept]
+    assert list(results_in(tmp_path / "nowhere")) == []
     assert [found.path for found in results_of_runs(tmp_path / "runs")] == [ran]
     assert [(found.path, found.kept_for) for found in kept_results(tmp_path / "results")] == [(kept, "demo")]
     for part, path in (("runs", ran), ("results", kept)):

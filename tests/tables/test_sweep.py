@@ -3,17 +3,14 @@
 import os
 import shlex
 import signal
-import textwrap
 
 import pytest
-from sweeps import all_runs, compose, folder_of, numbers_of, started, training
+from sweeps import all_runs, compose, folder_of, numbers_of, one_needs_the_other, started, training
 
 from isda_repro import config
 from isda_repro.errors import UserError
 from isda_repro.options import parse_options
 from isda_repro.tables.local import sweep_here
-from isda_repro.tables.plan import expand
-from isda_repro.tables.specification import load_table
 from isda_repro.tables.status import status
 from isda_repro.tables.sweep import SweepOptions, missing, sweep_command
 
@@ -186,19 +183,8 @@ def test_runs_whose_results_are_kept_are_not_made_again(demo, options, finish, t
 
 @pytest.fixture
 def own(options, tmp_path):
-    """A table whose CE waits for its ISDA; its runs by loss."""
-    (tmp_path / "own.yaml").write_text(
-        textwrap.dedent("""
-        title: one needs the other
-        metric: test_error_last10
-        seeds: [0, 1]
-        rows: [{digits: [model=resnet20, dataset=digits]}]
-        columns: [{CE: loss=ce, ISDA: loss=isda}]
-        cells: [{column: CE, needs: {column: ISDA}}]
-        """)
-    )
     options.table = "own.yaml"
-    return {cell.column[0]: runs for cell, runs in expand(load_table(options.table), compose).items()}
+    return one_needs_the_other(tmp_path / "own.yaml")
 
 
 def test_cell_waits_for_those_it_needs(options, own, tmp_path, monkeypatch):
@@ -244,28 +230,3 @@ def test_command_that_goes_on_with_a_sweep_has_its_options():
     options.dry_run = False
     assert parse_options(SweepOptions, arguments) == options
     assert "table=another" in sweep_command(options, "another").split()
-
-
-def test_options_are_typed():
-    options = parse_options(SweepOptions, ["table=demo", "dry_run=true", "set=[recipe.epochs=2,model.dropout=0.3]"])
-    assert options == SweepOptions(table="demo", dry_run=True, set=["recipe.epochs=2", "model.dropout=0.3"])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "token"),
-    [
-        (["table=demo", "job=4"], "job="),
-        (["table=demo", "jobs=many"], "jobs=many"),
-        (["table=demo", "recipe.epochs=2"], "set=[recipe.epochs=2]"),
-        (["table=demo", "dryrun"], "dryrun"),
-        (["table=demo", "dry_run=perhaps"], "dry_run=perhaps"),
-        (["table=demo", "set=recipe.epochs=2"], "set=[a=1,b=2]"),
-        (["table=[demo"], "table=[demo"),
-        ([], "table="),
-    ],
-)
-def test_mistyped_option_is_named(arguments, token):
-    with pytest.raises(UserError) as caught:
-        parse_options(SweepOptions, arguments)
-    assert token in str(caught.value)
-    assert "\n" not in str(caught.value)

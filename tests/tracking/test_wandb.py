@@ -1,9 +1,9 @@
 """What W&B is told, live and by replay; and that a run goes on when W&B fails."""
 
-import json
 import socket
 import subprocess
 import sys
+from unittest.mock import Mock, call
 
 import pytest
 import wandb
@@ -14,7 +14,7 @@ from isda_repro.tables.offline_runs import offline_files, read_offline
 from isda_repro.tables.rebuilt import record_of, result_from
 from isda_repro.tables.records import result_of
 from isda_repro.tracking import WandbTracker
-from isda_repro.tracking.logged import row_of, summary_of
+from isda_repro.tracking.logged import ran_on, row_of, summary_of
 
 EPOCHS = [epoch(1, 20.0, rate=0.1), epoch(2, 100 / 7, rate=5e-05), epoch(3, 8.0, rate=5e-06)]
 
@@ -162,106 +162,72 @@ def test_a_live_run_without_a_server_ends_with_one_warning(tmp_path):
 # --------------------------------------------------------------------------------------------------- without W&B itself
 
 
-class Run:
-    """What ``wandb.init`` gives, as far as we use it; ``fails``: the method that raises."""
-
-    def __init__(self, folder, resumed=False, fails=None):
-        self.rows, self.metrics, self.saved, self.exit_codes, self.summary = [], [], [], [], {"epoch": 2}
-        self.dir, self.resumed, self.fails, self.config = str(folder), resumed, fails, {}
-        self.config = type("Config", (dict,), {"update": self._configure})()
-
-    def _configure(self, values, allow_val_change):
-        assert allow_val_change
-        dict.update(self.config, values)
-
-    def define_metric(self, *arguments, **options):
-        self.metrics.append((arguments, options))
-
-    def log(self, row):
-        if self.fails == "log":
-            raise OSError("no disk, no network, no luck\nand more")
-        self.rows.append(row)
-
-    def save(self, path, **options):
-        self.saved.append(path)
-
-    def finish(self, exit_code):
-        if self.fails == "finish":
-            raise RuntimeError
-        self.exit_codes.append(exit_code)
-
-
 @pytest.fixture
 def begun(monkeypatch, tmp_path):
-    """``begun(**options)`` puts a ``Run`` in the place of W&B's; it has ``given``, the arguments of ``wandb.init``."""
+    """``begun(...)`` puts a stand-in for a run in the place of W&B's; ``fails``: the method that raises."""
 
-    def begin(**options):
-        (tmp_path / "files").mkdir(exist_ok=True)
-        run = Run(tmp_path / "files", **options)
-        run.given = []
-
-        def init(**arguments):
-            if run.fails == "init":
-                raise RuntimeError("no disk, no network, no luck")
-            run.given.append(arguments)
-            return run
-
+    def begin(resumed=False, fails=None):
+        run = Mock(dir=str(tmp_path / "files"), resumed=resumed, summary={"epoch": 2})
+        init = Mock(return_value=run)
+        if fails is not None:
+            failing = init if fails == "init" else getattr(run, fails)
+            failing.side_effect = RuntimeError() if fails == "finish" else OSError("no disk, no network\nand more")
         monkeypatch.setattr(wandb, "init", init)
-        return run
+        return run, init
 
     return begin
 
 
+def epochs_of(run):
+    return [call.args[0]["epoch"] for call in run.log.mock_calls]
+
+
 def test_a_live_run_is_named_grouped_and_waited_for_briefly(tmp_path, begun):
-    run = begun()
+    run, init = begun()
     write_metrics(tmp_path / "metrics.jsonl", [SEGMENT])
-    one = tracker(
-        tmp_path, mode="online", tags=["table2"], entity="us", tables=["table2"], table_metric="test_error_final"
-    )
+    more = {"tags": ["table2"], "entity": "us", "tables": ["table2"], "table_metric": "test_error_final"}
+    one = tracker(tmp_path, mode="online", **more)
     for record in (SEGMENT, *EPOCHS, result(EPOCHS)):
         one.log(record)
     one.close()
-    (given,) = run.given
-    settings = given.pop("settings")
-    assert settings.init_timeout <= 10
-    assert settings.finish_timeout <= 30
-    config = given.pop("config")
-    assert (config["seed"], config["isda_repro_schema"]) == (0, 1)
-    assert given == {
-        "mode": "online", "project": "p", "entity": "us", "id": "run-1", "name": "run-1", "group": "g",
-        "tags": ["table2"], "job_type": "train", "dir": str(tmp_path), "resume": "allow",
-    }  # fmt: skip
-    assert run.metrics == [(("epoch",), {}), (("*",), {"step_metric": "epoch"})]
-    assert run.config["ran_on"]["hardware"] == "x"
-    assert run.rows == [row_of(record, ["table2"]) for record in EPOCHS]
+    given = init.call_args.kwargs
+    assert given["settings"].init_timeout <= 10
+    assert given["settings"].finish_timeout <= 30
+    expected = {"mode": "online", "project": "p", "entity": "us", "id": "run-1", "name": "run-1", "group": "g"}
+    expected |= {"tags": ["table2"], "job_type": "train", "dir": str(tmp_path), "resume": "allow"}
+    assert expected.items() <= given.items()
+    assert (given["config"]["seed"], given["config"]["isda_repro_schema"]) == (0, 1)
+    run.config.update.assert_called_once_with(ran_on(SEGMENT), allow_val_change=True)
+    assert run.define_metric.mock_calls == [call("epoch"), call("*", step_metric="epoch")]
+    assert run.log.mock_calls == [call(row_of(record, ["table2"])) for record in EPOCHS]
     assert run.summary == {"epoch": 2, **summary_of(result(EPOCHS), "test_error_final", ["table2"])}
-    assert run.exit_codes == [0]
+    run.finish.assert_called_once_with(exit_code=0)
 
 
 def test_a_resumed_live_run_sends_what_is_missing_and_is_unfinished_without_a_result(tmp_path, begun):
-    run = begun(resumed=True)  # W&B has two epochs
+    run, _ = begun(resumed=True)  # W&B has two epochs
     records = [SEGMENT, *(epoch(number, 20.0) for number in range(1, 7))]
     write_metrics(tmp_path / "metrics.jsonl", records)
     one = tracker(tmp_path, mode="online")
     one.log({**SEGMENT, "step": 8})
     one.log(records[5])
-    assert [row["epoch"] for row in run.rows] == [3, 4, 5]
+    assert epochs_of(run) == [3, 4, 5]
     one.log(records[6])
     one.log(records[6])  # trained again
-    assert [row["epoch"] for row in run.rows] == [3, 4, 5, 6, 6]
+    assert epochs_of(run) == [3, 4, 5, 6, 6]
     one.close()
-    assert run.exit_codes == [1]
+    run.finish.assert_called_once_with(exit_code=1)
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
 @pytest.mark.parametrize("fails", ["init", "log", "finish"])
 def test_a_failing_wandb_is_one_warning_and_training_goes_on(tmp_path, begun, capsys, mode, fails):
-    run = begun(fails=fails)
+    run, _ = begun(fails=fails)
     write_metrics(tmp_path / "metrics.jsonl", EPOCHS)
     one = tracker(tmp_path, mode=mode)
-    for record in [SEGMENT, *EPOCHS, json.loads(json.dumps(result(EPOCHS)))]:
+    for record in [SEGMENT, *EPOCHS, result(EPOCHS)]:
         one.log(record)
     one.close()
     (warning,) = capsys.readouterr().err.splitlines()
-    assert ("RuntimeError" if fails == "finish" else "no disk, no network, no luck") in warning
-    assert run.exit_codes == []
+    assert ("RuntimeError" if fails == "finish" else "no disk, no network") in warning
+    assert run.finish.called == (fails == "finish")
