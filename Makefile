@@ -3,9 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+MINUTES ?= 9
+DATA_DIR ?= data
+MORE ?=
 SHARED := -n 2 --dist worksteal --durations=10  # two tests at a time, one thread each (tests/conftest.py)
 
-.PHONY: help setup demo test test-slow test-slurm test-browser faults lint format bench clean
+.PHONY: help setup demo test test-slow test-slurm test-browser faults gpu gpu-rehearsal lint format bench clean
 
 help:
 	@echo "make demo       set up, then train CE and ISDA on scikit-learn's digits, three seeds each, and print the table"
@@ -14,6 +17,8 @@ help:
 	@echo "make test-slurm set up, then the tests on a SLURM cluster of this host (root on Debian)"
 	@echo "make test-browser set up, then the tests of the report's page in Chromium (apt-get install chromium)"
 	@echo "make faults     kill, stop and damage runs in every way of results/faults*.md, an hour (root on Debian)"
+	@echo "make gpu MINUTES=9   prove and measure everything on one GPU, then fill cells of Table 2 (RUN=python3: your own environment)"
+	@echo "make gpu-rehearsal   the same code, smaller, on the CPU, two minutes"
 	@echo "make bench      the speed benchmarks of this machine, against their bars, an hour"
 	@echo "make format     format the code"
 
@@ -46,6 +51,13 @@ faults: $(STAMP)
 	$(RUN) scripts/faults.py output=results/faults.md
 	$(RUN) scripts/faults_of_several.py output=results/faults_of_several.md
 	$(RUN) scripts/faults_of_slurm.py output=results/faults_of_slurm.md
+
+# No set-up: on a borrowed GPU the environment is often somebody else's.
+gpu:
+	$(RUN) benchmarks/gpu.py minutes=$(MINUTES) data_dir=$(DATA_DIR) $(MORE)
+
+gpu-rehearsal: $(STAMP)
+	$(RUN) benchmarks/gpu.py rehearse=true output=runs/gpu-rehearsal
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -49,7 +49,7 @@ class Classification(Work[Result]):
 
     def __init__(self, cfg: DictConfig, source: Source, compute: Compute, processes: Processes) -> None:
         super().__init__(cfg, source, compute, processes)
-        self.learner: Trainer = _trainer(cfg, source, compute, processes)
+        self.learner: Trainer = build_trainer(cfg, source, compute, processes)
 
     def enter(self, folder: Path) -> None:
         """Images that cannot be read are listed in the folder."""
@@ -95,7 +95,12 @@ class Classification(Work[Result]):
         }
 
 
-def _trainer(cfg: DictConfig, source: Source, compute: Compute, processes: Processes) -> Trainer:
+def build_trainer(cfg: DictConfig, source: Source, compute: Compute, processes: Processes) -> Trainer:
+    """Build what a frozen configuration trains, with its weights, on its device.
+
+    Raises:
+        UserError: its parts do not fit the data, each other, or the device.
+    """
     network = parts.build_network(cfg, source, compute)
     if cfg.model.get("weights") is not None:  # a file that was frozen before there was such a setting has none
         weights_digest(cfg.model)

@@ -143,6 +143,10 @@ class Trainer:
         self.step = state["step"]
         self._records = list(records)
 
+    def running_means(self) -> tuple[float, float]:
+        """Mean loss, and error in percent, of this process's samples of the epoch so far. Waits for the device."""
+        return self._totals.means()
+
     def _load_optimizer(self, state: dict[str, Any]) -> None:
         """Take momentum from the checkpoint; each group keeps its rate's storage and its form on this device."""
         own = [{name: group[name] for name in OF_THIS_DEVICE} for group in self.optimizer.param_groups]
@@ -183,15 +187,15 @@ class Trainer:
         end = epoch * self.train_batches.steps_per_epoch
         self.network.train()
         self.criterion.train()
-        batches = self._batches(epoch, self.step - end + self.train_batches.steps_per_epoch)
+        batches = self.batches(epoch, self.step - end + self.train_batches.steps_per_epoch)
         while self.step < end:
             with self._stopwatch.host("train"):
                 with self._stopwatch.host("data_wait"):
                     batch = next(batches)
-                self._step(batch)
+                self.take_step(batch)
                 if bar is not None:
                     _, samples = self.train_batches.part_of(self._step_in_epoch(self.step - 1))
-                    bar.advance(samples, epoch, self._totals.means)
+                    bar.advance(samples, epoch, self.running_means)
             with self._stopwatch.host("saving"):
                 saver.step_taken(self.step)
         with self._stopwatch.host("train"):  # on a GPU the last steps end here
@@ -214,13 +218,14 @@ class Trainer:
             timing=self._timing(),
         )
 
-    def _batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor] | Tensor]:
-        """Images and targets of each step; for a static step the numbers that it makes them from."""
+    def batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor] | Tensor]:
+        """Yield what ``take_step`` takes: images and targets, or the numbers that a static step makes them from."""
         if self._static is None:
             return iter(self.train_batches.epoch(epoch, first_step))
         return cast(ResidentLoader, self.train_batches).numbers_of_batches(epoch, first_step)
 
-    def _step(self, batch: tuple[Tensor, Tensor] | Tensor) -> None:
+    def take_step(self, batch: tuple[Tensor, Tensor] | Tensor) -> None:
+        """Take one optimizer step, in training mode, on what ``batches`` has given."""
         step, progress = self.step, self._progress_at(self.step)
         self._draws.manual_seed(stream_seed(self.seed, "criterion", step))
         part = self.train_batches.part_of(self._step_in_epoch(step)) if self.processes.are_several else None

@@ -14,7 +14,7 @@ from isda_repro.gan.run import train_generator
 from isda_repro.training.checkpoint import Checkpoints
 from isda_repro.training.compute import resolve
 from isda_repro.training.processes import ALONE, Processes
-from isda_repro.training.run import _trainer, run
+from isda_repro.training.run import build_trainer, run
 from isda_repro.training.saving import Saver
 from isda_repro.training.static_step import WARM_UP_STEPS
 
@@ -122,16 +122,16 @@ def test_cutout_on_a_gpu_trains_as_on_a_cpu(settings, tmp_path):
 @pytest.mark.parametrize("loss", ["ce", "isda", "isda_diagonal"])
 def test_the_host_never_waits_in_a_step(settings, device, no_waiting, loss, form):
     cfg = settings("run", *RESNET, f"loss={loss}", "recipe.epochs=40", *([EAGER] * (form == "eager")))
-    trainer = _trainer(cfg, build(cfg.dataset.source), resolve(cfg.compute), ALONE)
+    trainer = build_trainer(cfg, build(cfg.dataset.source), resolve(cfg.compute), ALONE)
     trainer.network.train()
     trainer._set_rates(1)
     for epoch in (1, 2, 3):
-        batches = trainer._batches(epoch, 0)
+        batches = trainer.batches(epoch, 0)
         for _ in range(trainer.train_batches.steps_per_epoch):
             batch = next(batches)  # the first one brings the epoch's numbers to the device
             quiet = trainer.step > WARM_UP_STEPS + 1 and trainer.step % 50
             with no_waiting() if quiet else contextlib.nullcontext():
-                trainer._step(batch)
+                trainer.take_step(batch)
     assert trainer.step == 9
 
 
@@ -144,7 +144,7 @@ def test_a_group_of_one_rank_trains_as_a_process_alone(settings, device, tmp_pat
     try:
         processes = Processes(group=dist.group.WORLD)
         cfg = settings("one of one", *more)
-        trainer = _trainer(cfg, build(cfg.dataset.source), resolve(cfg.compute), processes)
+        trainer = build_trainer(cfg, build(cfg.dataset.source), resolve(cfg.compute), processes)
         assert trainer.eager_because is not None
         records = trainer.train([], None, Saver(Checkpoints(tmp_path), trainer.state_dict, processes=processes))
         assert processes.told_to_all("word") == ["word"]

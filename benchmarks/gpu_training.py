@@ -1,0 +1,218 @@
+"""Sections `runs` and `rates` of ``benchmarks/gpu.py``: whole runs and their steps, as `train.py` takes them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from measuring import Findings, random_source, wait
+
+from isda_repro.config import CONF_DIR, compose
+from isda_repro.training.compute import resolve
+from isda_repro.training.processes import ALONE
+from isda_repro.training.run import build_trainer, run
+from isda_repro.training.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parents[1]
+WARM_UP = 8  # steps: those before the capture, the capture, and some replays
+TURNS, TURN_SECONDS = 5, 0.25
+EXACT = ("compute.precision=fp32", "compute.tf32=false", "compute.deterministic=true")
+EAGER, COMPILED = "compute.cuda_graph=false", "compute.compile=true"
+DIGITS = ("dataset=digits", "model=resnet20", "model.depth=8", "recipe.batch_size=100", "tracking=none")
+FEW = ("dataset.train_limit=100", "dataset.test_limit=20", "recipe.batch_size=50")
+
+
+def runs(findings: Findings) -> None:
+    """Every loss on digits, the same bits twice and after a stop, waits of the host, and captured against eager."""
+    asked = (*DIGITS, *(("compute=cpu", *FEW) if findings.rehearse else ("compute=gpu",)))
+    with tempfile.TemporaryDirectory() as folder:
+        epochs = 1 if findings.rehearse else 4
+        for loss in sorted(path.stem for path in (CONF_DIR / "loss").glob("*.yaml")):
+            result = run(compose([*asked, f"loss={loss}", f"recipe.epochs={epochs}", f"runs_dir={folder}/{loss}"]))
+            findings.add("digits", loss, result.test_error_final)
+        _waits(findings)
+        for model in ("resnet8",) if findings.rehearse else ("resnet32", "wrn28_10"):
+            for loss in ("ce", "isda"):
+                difference = captured_against_eager(model, loss, findings)
+                findings.add("graph_equals_eager", f"{model}/{loss}", difference)
+                if difference > 1e-5:
+                    findings.wrong(f"captured and eager steps of {model} with {loss} differ by {difference:.1e}")
+        _the_same_bits(findings, asked, Path(folder))
+
+
+def _the_same_bits(findings: Findings, asked: tuple[str, ...], folder: Path) -> None:
+    """Three deterministic runs by the command line; the last one is stopped by SIGTERM and goes on."""
+    epochs = 10 if findings.rehearse else 60
+    more = [*EXACT, "loss=isda", "model.dropout=0.1", f"recipe.epochs={epochs}", "checkpoint.steps=1"]
+    curves = []
+    for name in ("first", "again", "stopped"):
+        command = [sys.executable, "train.py", *asked, *more, f"runs_dir={folder / name}"]
+        if name == "stopped":
+            process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            while process.poll() is None and not list((folder / name).glob("*/checkpoint-*.pt")):
+                time.sleep(0.02)
+            process.send_signal(signal.SIGTERM)
+            process.communicate()
+            findings.add("digits", "status after SIGTERM", process.returncode)
+            if process.returncode != 75:
+                findings.wrong(f"a stopped run left with {process.returncode}, not with 75")
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        (result,) = (folder / name).glob("*/result.json")
+        curves.append(json.loads(result.read_text())["curves"])
+    for name, curve in zip(("again", "after a stop"), curves[1:], strict=True):
+        if curve != curves[0]:
+            findings.wrong(f"a deterministic run {name} has other curves")
+
+
+def captured_against_eager(model: str, loss: str, findings: Findings) -> float:
+    """The largest relative difference of the running loss over 20 deterministic steps."""
+    curves = []
+    for form in ((), (EAGER,)):
+        trainer = trainer_of(model, loss, findings, *EXACT, *form, batch_size=16 if findings.rehearse else 128)
+        steps, curve = taking(trainer), []
+        for _ in range(4 if findings.rehearse else 20):
+            next(steps)
+            curve.append(trainer.running_means()[0])
+        curves.append(torch.tensor(curve, dtype=torch.float64))
+    return float(((curves[0] - curves[1]) / curves[1]).abs().max())
+
+
+def _waits(findings: Findings) -> None:
+    """Where the host waits for the device, and how often a step; of the loop without its look at the loss."""
+    model = "resnet8" if findings.rehearse else "resnet32"
+    for loss in ("ce", "isda"):
+        for name, form in (("graph", ()), ("eager", (EAGER,))):
+            trainer = trainer_of(model, loss, findings, *form, batch_size=16 if findings.rehearse else 128)
+            steps = taking(trainer)
+            for _ in range(WARM_UP):
+                next(steps)
+            sites, counted = Counter[str](), 2 if findings.rehearse else 60
+            if findings.device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("warn")
+            for _ in range(counted):
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always")
+                    next(steps)
+                waits = [one for one in caught if "synchronizing" in str(one.message)]
+                sites.update(f"{Path(one.filename).name}:{one.lineno}" for one in waits)
+            if findings.device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+            findings.add("sync_sites", f"{model}/{loss}/{name}", dict(sites))
+            looks = sum(number for site, number in sites.items() if site.startswith("totals.py"))  # every 50 steps
+            findings.add("syncs_per_step", f"{model}/{loss}/{name}", (sum(sites.values()) - looks) / counted)
+
+
+def trainer_of(
+    model: str, loss: str, findings: Findings, *more: str, classes: int = 100, batch_size: int = 128
+) -> Trainer:
+    """What `train.py` would train, on random images."""
+    dataset, pixels = {10: ("cifar10", 32), 100: ("cifar100", 32), 1000: ("imagenet", 224)}[classes]
+    where = "compute=cpu" if findings.rehearse else "compute=gpu"
+    asked = [f"model={model}", f"dataset={dataset}", f"loss={loss}", f"recipe.batch_size={batch_size}", where, *more]
+    cfg = compose(asked)
+    compute = resolve(cfg.compute)
+    compute.apply()
+    images = (4 if findings.rehearse else 16) * batch_size
+    return build_trainer(cfg, random_source(classes, pixels, images), compute, ALONE)
+
+
+def taking(trainer: Trainer) -> Iterator[None]:
+    """A step of training each time that it is asked for one; all batches are full."""
+    trainer.network.train()
+    trainer.criterion.train()
+    epoch = 0
+    while True:
+        epoch += 1
+        for batch in trainer.batches(epoch, 0):
+            trainer.take_step(batch)
+            yield
+
+
+def milliseconds(steps: Iterator[None], device: torch.device, at_least: float = TURN_SECONDS) -> float:
+    """Of a step, in one turn."""
+    count, begin = 0, time.perf_counter()
+    while not count or time.perf_counter() - begin < at_least:
+        for _ in range(5 if device.type == "cuda" else 1):
+            next(steps)
+            count += 1
+        if device.type == "cuda" and count % 20 == 0:
+            wait(device)  # or the host runs far ahead, and the clock sees it only
+    wait(device)
+    return 1000 * (time.perf_counter() - begin) / count
+
+
+def rates(findings: Findings) -> None:
+    """Images/s, host time, kernels and memory of a step: CE and ISDA in turns, eager and captured, some compiled."""
+    cases = [("resnet32", 100), ("resnet32", 10), ("wrn28_10", 100), ("wrn28_10", 10), ("resnet110", 100)]
+    cases += [("resnet50", 1000)]
+    if findings.rehearse:
+        cases = [("resnet8", 100)]
+    for model, classes in cases:
+        measured(findings, model, classes, "graph")
+    for model, classes in cases:
+        if classes != 10:
+            measured(findings, model, classes, "eager", EAGER)
+    for model in ("resnet8",) if findings.rehearse else ("resnet32", "wrn28_10"):
+        measured(findings, model, 100, "compiled", COMPILED)
+
+
+def measured(findings: Findings, model: str, classes: int, form: str, *more: str) -> None:
+    """CE and ISDA in turns; the ratio is the median of those within a turn."""
+    device, batch_size = findings.device, 8 if findings.rehearse else 128
+    turns: dict[str, list[float]] = {}
+    contenders = {}
+    for loss in ("ce", "isda"):
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+        trainer = trainer_of(model, loss, findings, *more, classes=classes, batch_size=batch_size)
+        contenders[loss] = steps = taking(trainer)
+        for _ in range(WARM_UP):
+            next(steps)
+        wait(device)
+        step = {"kernels": kernels(steps, device), "host_milliseconds": host_milliseconds(steps, device)}
+        if device.type == "cuda":
+            step["peak_mib"] = (torch.cuda.max_memory_allocated() - before) / 2**20
+        findings.add("steps", f"{model}-{classes}/{loss}/{form}", step)
+        turns[loss] = []
+    for _ in range(1 if findings.rehearse else TURNS):
+        for loss, steps in contenders.items():
+            turns[loss].append(milliseconds(steps, device, 0.0 if findings.rehearse else TURN_SECONDS))
+    for loss, values in turns.items():
+        name = f"{model}-{classes}/{loss}/{form}"
+        findings.body["steps"][name]["milliseconds"] = statistics.median(values)
+        findings.add("rates", name, 1000 * batch_size / statistics.median(values))
+    shares = [isda / ce - 1 for ce, isda in zip(turns["ce"], turns["isda"], strict=True)]
+    findings.add("isda_over_ce", f"{model}/{classes}/{form}", statistics.median(shares))
+
+
+def host_milliseconds(steps: Iterator[None], device: torch.device) -> float:
+    """For which the host is busy with a step."""
+    wait(device)
+    begin = time.perf_counter()
+    for _ in range(1 if device.type == "cpu" else 10):
+        next(steps)
+    return 1000 * (time.perf_counter() - begin) / (1 if device.type == "cpu" else 10)
+
+
+def kernels(steps: Iterator[None], device: torch.device) -> int:
+    """That the device runs in a step; on a CPU the operators."""
+    kind = torch.profiler.ProfilerActivity.CUDA if device.type == "cuda" else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[kind]) as profile:
+        next(steps)
+        wait(device)
+    events = profile.events() or []
+    if device.type == "cuda":
+        return sum(event.device_type.name == "CUDA" for event in events)
+    return sum(event.cpu_parent is None for event in events)
