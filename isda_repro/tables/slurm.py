@@ -155,6 +155,8 @@ def _to_submit(what: Missing) -> tuple[list[Run], dict[str, str | None]]:
 
 def _parameters(options: SweepOptions) -> dict[str, Any]:
     """As submitit's executor takes them."""
+    if local := [name for name in ("jobs", "runs_per_gpu", "minutes") if getattr(options, name) is not None]:
+        raise UserError(f"{local[0]}= is for cluster=local; SLURM takes time= of a job and max_parallel= jobs at once")
     for name, least in (("nodes", 1), ("gpus", 0), ("cpus", 1), ("max_parallel", 1)):
         value = getattr(options, name)
         if value is not None and value < least:

@@ -39,7 +39,8 @@ class SweepOptions:
     data_dir: str | None = None
     set: list[str] = field(default_factory=list)
     jobs: int | None = None  # local: runs at once; null: one, or on GPUs runs_per_gpu on each
-    runs_per_gpu: int = 1
+    runs_per_gpu: int | None = None
+    minutes: float | None = None  # local: until the runs save, and the sweep stops; null: until all is done
     partition: str | None = None  # slurm, and all that follows
     time: str = "24:00:00"  # of one job; a run goes on in the next
     nodes: int = 1

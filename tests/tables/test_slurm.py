@@ -66,6 +66,9 @@ def test_time_limits_are_sbatchs(limit, expected):
         ({"cpus": 0}, "cpus=0"),
         ({"max_parallel": 0}, "max_parallel=0"),
         ({"slurm": ["exclusive"]}, r"slurm=\[exclusive\]"),
+        ({"minutes": 8}, "minutes="),
+        ({"jobs": 2}, "jobs="),
+        ({"runs_per_gpu": 2}, "runs_per_gpu="),
     ],
 )
 def test_options_that_cannot_be_are_named(changed, token):
