@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 SHARED := -n 2 --dist worksteal --durations=10  # two tests at a time, one thread each (tests/conftest.py)
 
-.PHONY: help setup demo test test-slow test-slurm test-browser faults lint format bench clean
+.PHONY: help setup demo test test-slow test-slurm test-browser faults lint format bench revision clean
 
 help:
 	@echo "make demo       set up, then train CE and ISDA on scikit-learn's digits, three seeds each, and print the table"
@@ -16,6 +16,7 @@ help:
 	@echo "make faults     kill, stop and damage runs in every way of results/faults*.md, an hour (root on Debian)"
 	@echo "make bench      the speed benchmarks of this machine, against their bars, an hour"
 	@echo "make format     format the code"
+	@echo "make revision   record the git revision for a copy without .git; before copying, sets nothing up"
 
 setup: $(STAMP)
 
@@ -69,6 +70,9 @@ bench: $(STAMP)
 	$(RUN) scripts/benchmark_tables.py
 	$(RUN) scripts/benchmark_generators.py
 	$(RUN) scripts/benchmark_inversion.py
+
+revision:
+	$(PYTHON) -m isda_repro.revision
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
