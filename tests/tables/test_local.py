@@ -102,7 +102,7 @@ def test_runs_save_before_time_is_up_and_those_that_do_not_are_killed(demo, opti
         assert read_ending(folder) is None, "it has not failed"
     out = capfd.readouterr().out
     assert sweep_command(options) in out
-    assert numbers_of(out.rpartition("to go on")[0], "table=demo") == [0, 6, jobs]
+    assert numbers_of(out.partition(sweep_command(options))[0], "table=demo") == [0, 6, jobs]
 
 
 @pytest.mark.parametrize(
