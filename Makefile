@@ -8,7 +8,7 @@ DATA_DIR ?= data
 MORE ?=
 SHARED := -n 2 --dist worksteal --durations=10  # two tests at a time, one thread each (tests/conftest.py)
 
-.PHONY: help setup demo test test-slow test-slurm test-browser faults gpu gpu-rehearsal lint format bench clean
+.PHONY: help setup demo test test-slow test-slurm test-browser faults gpu gpu-rehearsal lint format bench revision clean
 
 help:
 	@echo "make demo       set up, then train CE and ISDA on scikit-learn's digits, three seeds each, and print the table"
@@ -21,6 +21,7 @@ help:
 	@echo "make gpu-rehearsal   the same code, smaller, on the CPU, two minutes"
 	@echo "make bench      the speed benchmarks of this machine, against their bars, an hour"
 	@echo "make format     format the code"
+	@echo "make revision   record the git revision for a copy without .git; before copying, sets nothing up"
 
 setup: $(STAMP)
 
@@ -81,6 +82,9 @@ bench: $(STAMP)
 	$(RUN) scripts/benchmark_tables.py
 	$(RUN) scripts/benchmark_generators.py
 	$(RUN) scripts/benchmark_inversion.py
+
+revision:
+	$(PYTHON) -m isda_repro.revision
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -14,7 +14,25 @@ from isda_repro.errors import UserError
 
 Options = TypeVar("Options")
 LISTS = {"list[int]": "[1,2]", "list[float]": "[0.5,1]", "list": "[a=1,b=2]"}
-"""What a list of each type looks like."""
+"""What a list of each type looks like, where a field's metadata has no ``example``."""
+
+
+def typed(value: object) -> str:
+    """Return a value as the command line takes it, so that ``parse_options`` reads the same again."""
+    if isinstance(value, list):
+        return f"[{','.join(_item(one) for one in value)}]"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "null" if value is None else str(value)
+
+
+def _item(value: object) -> str:
+    """Return an item of a list: text that YAML would not read as it stands is quoted."""
+    try:
+        is_plain = not isinstance(value, str) or OmegaConf.from_cli([f"x=[{value}]"]).x == [value]
+    except Exception:  # OmegaConf's, or PyYAML's own hierarchy
+        is_plain = False
+    return str(value) if is_plain else "'" + str(value).replace("'", "''") + "'"
 
 
 def parse_options(schema: type[Options], arguments: Sequence[str]) -> Options:
@@ -29,6 +47,7 @@ def parse_options(schema: type[Options], arguments: Sequence[str]) -> Options:
     """
     names = {field.name.removesuffix("_"): field.name for field in fields(cast(Any, schema))}
     types = {field.name.removesuffix("_"): str(field.type) for field in fields(cast(Any, schema))}
+    examples = {field.name: field.metadata.get("example") for field in fields(cast(Any, schema))}
     known = list(types)
     if {"--help", "-h"} & set(arguments):
         print(cast(str, sys.modules["__main__"].__doc__).strip())
@@ -46,7 +65,8 @@ def parse_options(schema: type[Options], arguments: Sequence[str]) -> Options:
         try:
             options = OmegaConf.merge(options, OmegaConf.from_cli([f"{names[key]}={value}"]))
         except Exception as error:  # OmegaConf's, or PyYAML's own hierarchy
-            example = next((shown for kind, shown in LISTS.items() if types[key].startswith(kind)), None)
+            of_type = next((shown for kind, shown in LISTS.items() if types[key].startswith(kind)), None)
+            example = examples[names[key]] or of_type
             advice = "" if example is None else f" ({key}= takes a list: {key}={example})"
             raise UserError(f"{argument} cannot be read: {str(error).splitlines()[0]}{advice}") from error
     if missing := sorted(OmegaConf.missing_keys(options)):

@@ -2,9 +2,11 @@
 
 python scripts/sweep.py table=demo                     # one after the other; also runs_dir=runs data_dir=data
 python scripts/sweep.py table=demo jobs=4              # four at once; on GPUs: runs_per_gpu=4
+python scripts/sweep.py table=table2 minutes=8         # saves before 8 minutes are over; status 75: give it again
 python scripts/sweep.py table=table4 cluster=slurm partition=gpu gpus=1 cpus=8 time=12:00:00 max_parallel=16
 python scripts/sweep.py table=demo dry_run=true        # say what would run
 python scripts/sweep.py table=demo set=[recipe.epochs=2,dataset.train_limit=500]    # a reduced sweep: other runs
+python scripts/sweep.py table=table2 "only=['ResNeXt-29, 8x64d',ISDA]" seeds=[0]    # a part of a table, by its labels
 python scripts/sweep.py status table=demo              # each cell: done, running, queued, failed; table=all
 python scripts/sweep.py cancel table=demo              # ends what waits or runs; what runs saves first
 """

@@ -31,13 +31,25 @@ def kept(results_dir: str | None, standard: str = "results") -> Gathered:
     return gather(() if results_dir is None else kept_results(Path(results_dir)))
 
 
-def to_make(instead: Container[str], folders: Mapping[str, Path]) -> set[str]:
-    """The runs that have no result, and none that is kept ``instead``."""
-    return {name for name, folder in folders.items() if name not in instead and not has_result(folder)}
+def to_make(
+    chosen: Iterable[str], instead: Container[str], folders: Mapping[str, Path], needs: Mapping[str, Iterable[str]]
+) -> set[str]:
+    """Return the chosen runs that have no result, and none that is kept ``instead``, and those that these need."""
+    found: set[str] = set()
+    left = set(chosen)
+    while left:
+        left = {name for name in left - found if name in folders and name not in instead}
+        left = {name for name in left if not has_result(folders[name])}
+        found |= left
+        left = {other for name in left for other in needs[name]}
+    return found
 
 
 def kept_instead(
-    kept_runs: Mapping[str, Record], folders: Mapping[str, Path], needs: Mapping[str, Iterable[str]]
+    kept_runs: Mapping[str, Record],
+    chosen: Iterable[str],
+    folders: Mapping[str, Path],
+    needs: Mapping[str, Iterable[str]],
 ) -> dict[str, Record]:
     """The runs that need not be made, since their results are kept.
 
@@ -46,12 +58,14 @@ def kept_instead(
 
     Args:
         kept_runs: what is kept, by run.
+        chosen: the runs that are wanted for themselves.
         folders: of all runs, by name.
         needs: which others each of them needs.
     """
     instead = {name: record for name, record in kept_runs.items() if name in folders and not has_result(folders[name])}
     while True:
-        needed = {other for name in to_make(instead, folders) for other in needs[name]}
+        made = to_make(chosen, instead, folders, needs)
+        needed = {other for name in made for other in needs[name]}
         if not needed & instead.keys():
             return instead
         instead = {name: record for name, record in instead.items() if name not in needed}

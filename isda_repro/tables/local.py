@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from isda_repro.console import say
-from isda_repro.errors import EXIT_USER_ERROR
+from isda_repro.errors import EXIT_STOPPED, EXIT_USER_ERROR, UserError
 from isda_repro.stopping import exit_code, heeding
 from isda_repro.tables.ending import LOG, STOPPED, Ending, ending_of, note_ending, read_ending
 from isda_repro.tables.owner import lives
@@ -26,12 +27,15 @@ from isda_repro.tables.sweep import TRAIN, Missing, SweepOptions, freeze, missin
 
 LOOK_SECONDS = 0.05
 REPORT_SECONDS = 60.0  # between two words about runs that are in progress, when nobody sees their own
+SAVE_SECONDS = 30.0  # of minutes=, the last ones: runs save and leave in them
+START_SECONDS = 60.0  # before those, in which no run is started
 
 
 def sweep_here(options: SweepOptions, compose: Compose, command: Sequence[str] = TRAIN) -> int:
     """Run what is missing; a run that fails is reported and the others still run.
 
-    Signals that ask to stop are passed on to the runs in progress, and end the sweep with them.
+    Signals that ask to stop are passed on to the runs in progress, and end the sweep with them; so does the end of
+    ``minutes=``, see ``Clock``.
 
     Args:
         options: the command line.
@@ -39,9 +43,30 @@ def sweep_here(options: SweepOptions, compose: Compose, command: Sequence[str] =
         command: what starts one run; the path of its frozen configuration is appended.
 
     Returns:
-        The exit code: 0, 1 if a run failed, 75 or (after Ctrl-C) 130 if the sweep or a run was asked to stop.
+        The exit code: 0, 1 if a run failed; 75 or (after Ctrl-C) 130 if the sweep or a run was asked to stop, or time
+        is up, and something is left to do.
     """
-    return _Sweep(missing(options, compose), places(options), command).run()
+    clock = Clock(options.minutes)
+    return _Sweep(missing(options, compose), places(options), command, clock).run()
+
+
+class Clock:
+    """The time that a sweep has: ``minutes=`` from when it begins, or no end.
+
+    - ``SAVE_SECONDS`` before the end, runs are asked to save, by the signal that a stop sends. What has not left at the
+      end is killed, and will go on from its last checkpoint.
+    - In the ``START_SECONDS`` before that no run is started: imports, data and compilation can take as long, and the
+      few steps that would be left are not worth it.
+    - Each of the two takes a quarter of the time at most, so that runs can start in the first half of however little.
+    """
+
+    def __init__(self, minutes: float | None) -> None:
+        if minutes is not None and not 0 < minutes < math.inf:
+            raise UserError(f"minutes={minutes:g} must be a number greater than 0")
+        seconds = math.inf if minutes is None else 60 * minutes
+        self.end = time.monotonic() + seconds
+        self.save = self.end - min(SAVE_SECONDS, seconds / 4)
+        self.last_start = self.save - min(START_SECONDS, seconds / 4)
 
 
 @dataclass
@@ -58,8 +83,8 @@ class _Process:
 class _Sweep:
     """One pass over the runs of a table."""
 
-    def __init__(self, what: Missing, where: Places, command: Sequence[str]) -> None:
-        self._what, self._where, self._command = what, where, command
+    def __init__(self, what: Missing, where: Places, command: Sequence[str], clock: Clock) -> None:
+        self._what, self._where, self._command, self._clock = what, where, command, clock
         self._waiting: list[tuple[str, Run]] = []
         self._running: list[_Process] = []
         self._asked: signal.Signals | None = None
@@ -76,26 +101,39 @@ class _Sweep:
         with heeding(self._take):
             while self._running or (self._waiting and not self._ends):
                 self._collect()
+                self._watch_clock()
                 while len(self._running) < len(self._where.variables) and self._start_next():
                     pass
                 self._report()
                 if self._running or self._waiting:
                     time.sleep(LOOK_SECONDS)
-        if self._ends:
-            say(f"to go on: {sweep_command(self._what.options)}")
-            return exit_code(self._asked) if self._asked is not None else self._stopped or 0
-        return self._end()
+        code = self._end()
+        if not self._ends or all(run.run_id in self._failed or self._what.is_over(run) for run in runs):
+            return code
+        say(f"to go on: {sweep_command(self._what.options)}")
+        return exit_code(self._asked) if self._asked is not None else self._stopped or EXIT_STOPPED
 
     @property
     def _ends(self) -> bool:
         """Whether nothing more is to be started."""
-        return self._asked is not None or self._stopped is not None
+        late = time.monotonic() >= self._clock.last_start and not self._what.options.dry_run
+        return late or self._asked is not None or self._stopped is not None
 
     def _take(self, asked: signal.Signals) -> None:
         """Pass a signal on: the runs save at the first, leave at once at the second, and are ended at the third."""
         self._asked, self._times = self._asked or asked, self._times + 1
         for one in self._running:
             one.process.send_signal(asked if self._times < 3 else signal.SIGKILL)
+
+    def _watch_clock(self) -> None:
+        """Ask the runs to save when it is time to, and kill those that are left when time is up."""
+        now = time.monotonic()
+        if self._running and now >= self._clock.save and self._asked is None:
+            say(f"minutes={self._what.options.minutes:g} are nearly over: runs save and stop")
+            self._take(signal.SIGTERM)
+        if now >= self._clock.end:
+            for one in self._running:
+                one.process.kill()
 
     # ------------------------------------------------------------------------------------------------------- starting
 

@@ -34,14 +34,14 @@ def places(options: SweepOptions, gpus: Sequence[str] | None = None) -> Places:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"{name}={value} must be a whole number from 1 on")
-    if (options.jobs or 1) == 1 and options.runs_per_gpu == 1:
+    if (options.jobs or 1) == 1 and options.runs_per_gpu is None:
         return Places(({},))
     gpus = _visible() if gpus is None else gpus
-    if options.runs_per_gpu > 1 and not gpus:
+    if options.runs_per_gpu is not None and not gpus:
         raise UserError(f"runs_per_gpu={options.runs_per_gpu}, but PyTorch sees no GPU here: use jobs=")
-    room = len(gpus) * options.runs_per_gpu
+    room = len(gpus) * (options.runs_per_gpu or 1)
     jobs = options.jobs or room
-    if options.runs_per_gpu > 1 and jobs > room:
+    if options.runs_per_gpu is not None and jobs > room:
         raise UserError(
             f"jobs={jobs}, but {len(gpus)} GPUs with runs_per_gpu={options.runs_per_gpu} have room for {room}: "
             "raise runs_per_gpu=, or leave jobs= out"
@@ -57,5 +57,6 @@ def _visible() -> list[str]:
     """The GPUs, by the names that CUDA_VISIBLE_DEVICES knows them by."""
     import torch  # takes seconds, and is for sweeps on GPUs alone
 
-    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return named or [str(index) for index in range(torch.cuda.device_count())]
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named[:count] or [str(index) for index in range(count)]  # CUDA ignores those behind one that is not there

@@ -27,7 +27,7 @@ from isda_repro.tables.finished import has_result
 from isda_repro.tables.owner import lives
 from isda_repro.tables.plan import Compose, Run
 from isda_repro.tables.queue import SUBMITTED, job_of, look, note_job, submitting
-from isda_repro.tables.sweep import Missing, SweepOptions, freeze, missing
+from isda_repro.tables.sweep import Missing, SweepOptions, freeze, missing, sweep_command
 
 ROOT = CONF_DIR.parent
 SIGNAL_DELAY_SECONDS = 120  # before the limit; SLURM's own clock is up to a minute late, and saving takes a while
@@ -155,6 +155,8 @@ def _to_submit(what: Missing) -> tuple[list[Run], dict[str, str | None]]:
 
 def _parameters(options: SweepOptions) -> dict[str, Any]:
     """As submitit's executor takes them."""
+    if local := [name for name in ("jobs", "runs_per_gpu", "minutes") if getattr(options, name) is not None]:
+        raise UserError(f"{local[0]}= is for cluster=local; SLURM takes time= of a job and max_parallel= jobs at once")
     for name, least in (("nodes", 1), ("gpus", 0), ("cpus", 1), ("max_parallel", 1)):
         value = getattr(options, name)
         if value is not None and value < least:
@@ -218,8 +220,8 @@ def _submit(what: Missing, runs: Sequence[Run], jobs: dict[str, str | None], par
     if not runs:
         say("nothing to submit")
         return
-    name = f"table={options.table}" + (f" runs_dir={options.runs_dir}" if options.runs_dir != "runs" else "")
-    say(f"to look: python scripts/sweep.py status {name}; to end them: python scripts/sweep.py cancel {name}")
+    look_, end = (sweep_command(options, action=action) for action in ("status", "cancel"))
+    say(f"to look: {look_}; to end them: {end}")
 
 
 def _submit_array(

@@ -8,6 +8,7 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 
 from isda_repro.console import say
+from isda_repro.errors import UserError
 from isda_repro.tables.ending import LOG, last_error, read_ending
 from isda_repro.tables.finished import has_result, kept
 from isda_repro.tables.owner import lives, pid_here
@@ -32,12 +33,13 @@ def status(options: SweepOptions, compose: Compose) -> Iterator[str]:
         def state(run: Run, done: Container[str] = instead) -> str:
             return "done" if run.run_id in done else _state(run, folders[run.run_id], jobs.get(run.run_id), queue)
 
-        names = table.folders.keys() - table.generators.keys()
+        names = table.names
         done = sum(name in instead or has_result(folders[name]) for name in names)
         said = f", {len(instead)} of them kept in {options.results_dir}" if instead else ""
         yield f"table={table.table.name}: {done} of {len(names)} runs done{said}"
-        for name in sorted(table.wanted(instead) & table.generators.keys()):
-            yield f"  generator {name}: {state(table.generators[name])}"
+        for name in sorted(table.wanted(instead) & table.needed.keys()):
+            run = table.needed[name]
+            yield f"  {'generator' if run.is_generator else 'needed'} {name}: {state(run)}"
         width = max(len(cell.name) for cell in table.plan)
         for cell, runs in table.plan.items():
             yield f"  {cell.name:<{width}}  {_of_cell(runs, [state(run) for run in runs])}"
@@ -57,6 +59,8 @@ def cancel(options: SweepOptions, compose: Compose) -> int:
 
 
 def _each(options: SweepOptions) -> list[SweepOptions]:
+    if options.table == ALL and (options.only or options.seeds):
+        raise UserError(f"table={ALL} is whole: only= and seeds= choose a part of one table")
     names = table_names() if options.table == ALL else [options.table]
     return [SweepOptions(**{**vars(options), "table": name}) for name in names]
 

@@ -13,15 +13,16 @@ from omegaconf import MISSING, OmegaConf
 from isda_repro.config import write_frozen
 from isda_repro.console import say
 from isda_repro.errors import UserError
+from isda_repro.options import typed
 from isda_repro.tables.checked import read_checked
 from isda_repro.tables.finished import has_result, is_over, kept, kept_instead, to_make
 from isda_repro.tables.gathered import Record
 from isda_repro.tables.generator_records import GeneratorResult, read_generator_result
 from isda_repro.tables.generators import generator_needed, generators_of
-from isda_repro.tables.plan import Compose, Plan, Run, expand
+from isda_repro.tables.plan import Compose, Plan, Run, choose, expand
 from isda_repro.tables.records import RecordError
 from isda_repro.tables.sources import RESULT
-from isda_repro.tables.specification import Table, load_table
+from isda_repro.tables.specification import Cell, Table, load_table
 from isda_repro.tables.tagging import tagged
 
 TRAIN = (sys.executable, "train.py")
@@ -38,8 +39,13 @@ class SweepOptions:
     results_dir: str | None = "results"  # where results are kept, whose runs count as done; null: none do
     data_dir: str | None = None
     set: list[str] = field(default_factory=list)
+    only: list[str] = field(
+        default_factory=list, metadata={"example": "[ResNet-32,CIFAR-100]"}
+    )  # labels; none: all cells
+    seeds: list[int] = field(default_factory=list)  # of those that the table lists; none: all
     jobs: int | None = None  # local: runs at once; null: one, or on GPUs runs_per_gpu on each
-    runs_per_gpu: int = 1
+    runs_per_gpu: int | None = None
+    minutes: float | None = None  # local: until the runs save, and the sweep stops; null: until all is done
     partition: str | None = None  # slurm, and all that follows
     time: str = "24:00:00"  # of one job; a run goes on in the next
     nodes: int = 1
@@ -50,19 +56,18 @@ class SweepOptions:
     slurm: list[str] = field(default_factory=list)  # more of sbatch's options, as slurm=[account=x,constraint=h100]
 
 
-def sweep_command(options: SweepOptions, tables: str | None = None) -> str:
-    """The command that goes on with a sweep."""
-    standard, words = SweepOptions(), [f"table={tables or options.table}"]
+NAME_RUNS = ("runs_dir", "results_dir", "set", "only", "seeds")
+"""The options besides ``table=`` that say which runs are meant, and where they are."""
+
+
+def sweep_command(options: SweepOptions, tables: str | None = None, action: str | None = None) -> str:
+    """Return the command that goes on with a sweep, or that has an ``action``, as status, with its runs."""
+    standard, words = SweepOptions(), [*([action] if action else []), f"table={tables or options.table}"]
     for name, value in vars(options).items():
-        if name in ("table", "dry_run") or value == getattr(standard, name):
-            continue
-        words.append(f"{name}={_written(value)}")
+        is_meant = name in NAME_RUNS if action else name not in ("table", "dry_run")
+        if is_meant and value != getattr(standard, name):
+            words.append(f"{name}={typed(value)}")
     return shlex.join(["python", "scripts/sweep.py", *words])
-
-
-def _written(value: object) -> str:
-    """As the command line takes it."""
-    return f"[{','.join(value)}]" if isinstance(value, list) else "null" if value is None else str(value)
 
 
 def planned(options: SweepOptions, compose: Compose) -> tuple[Table, Plan]:
@@ -133,7 +138,9 @@ class Missing:
 
 
 class Survey:
-    """A table with all runs that have to do with it: its own, and the generators that these train on.
+    """A table's runs, all or those that ``only=`` and ``seeds=`` choose, and the runs that these need.
+
+    Those are the generators that they train on, and the runs of cells that ``needs:`` names, with all their seeds.
 
     Args:
         options: the command line.
@@ -141,17 +148,31 @@ class Survey:
     """
 
     def __init__(self, options: SweepOptions, compose: Compose) -> None:
-        self.table, self.plan = planned(options, compose)
-        self.generators = generators_of(self.plan, compose, _folders(options))
-        names = [*self.generators, *(run.run_id for runs in self.plan.values() for run in runs)]
-        self.folders = {name: Path(options.runs_dir) / name for name in names}
-        self.needs = self._needs()
+        self.table, self.whole = planned(options, compose)
+        self.plan = choose(self.table, self.whole, options.only, options.seeds)
+        cells = self._needed_cells()
+        concerned = {cell: runs for cell, runs in self.whole.items() if cell in cells or cell in self.plan}
+        self.needed = generators_of(concerned, compose, _folders(options))
+        self.needs = self._needs(concerned)
+        self.names = {run.run_id for runs in self.plan.values() for run in runs}
+        for run in (run for cell in cells for run in self.whole[cell] if run.run_id not in self.names):
+            self.needed[run.run_id] = run
+        self.folders = {name: Path(options.runs_dir) / name for name in (*self.needed, *self.names)}
 
-    def _needs(self) -> dict[str, frozenset[str]]:
+    def _needed_cells(self) -> set[Cell]:
+        """Return the cells that the chosen ones need, directly or by others."""
+        found: set[Cell] = set()
+        left = set(self.plan)
+        while left:
+            left = {other for cell in left for other in self.table.needed_by(cell)} - found
+            found |= left
+        return found
+
+    def _needs(self, concerned: Plan) -> dict[str, frozenset[str]]:
         """For each run the names of those that must be finished before it is begun."""
-        needs: dict[str, frozenset[str]] = dict.fromkeys(self.generators, frozenset())
-        for cell, runs in self.plan.items():
-            needed = frozenset(run.run_id for other in self.table.needed_by(cell) for run in self.plan[other])
+        needs: dict[str, frozenset[str]] = dict.fromkeys(self.needed, frozenset())
+        for cell, runs in concerned.items():
+            needed = frozenset(run.run_id for other in self.table.needed_by(cell) for run in self.whole[other])
             if (generator := generator_needed(runs[0].settings)) is not None:
                 needed |= {generator}
             for run in runs:
@@ -160,11 +181,12 @@ class Survey:
 
     def kept(self, in_results: Mapping[str, Record]) -> dict[str, Record]:
         """Those that need not be made, of the results that are kept."""
-        return kept_instead(in_results, self.folders, self.needs)
+        return kept_instead(in_results, self.names, self.folders, self.needs)
 
     def wanted(self, instead: Container[str]) -> set[str]:
         """What the runs need that are to be made."""
-        return {other for name in to_make(instead, self.folders) for other in self.needs[name]}
+        made = to_make(self.names, instead, self.folders, self.needs)
+        return {other for name in made for other in self.needs[name]}
 
 
 def missing(options: SweepOptions, compose: Compose) -> Missing:
@@ -174,22 +196,24 @@ def missing(options: SweepOptions, compose: Compose) -> Missing:
         UserError: the table or an option is wrong.
     """
     survey = Survey(options, compose)
-    plan, generators = tagged(survey.table, survey.plan), survey.generators
+    plan = tagged(survey.table, survey.whole)
     if any(run.config.force for runs in plan.values() for run in runs):
         raise UserError("force=true is for one run, by train.py: a sweep, given again, would never end")
     instead = survey.kept(kept(options.results_dir).records)
     if instead:
         kept_in = f"the results of {len(instead)} runs are kept in {options.results_dir}"
         say(f"table={survey.table.name}: {kept_in}; results_dir=null makes these again")
-    runs, wanted = {run.run_id: run for cell_runs in plan.values() for run in cell_runs}, survey.wanted(instead)
-    unknown = wanted - runs.keys() - generators.keys()
+    wanted = survey.wanted(instead)
+    unknown = wanted - survey.folders.keys()
     if absent := sorted(name for name in unknown if not has_result(Path(options.runs_dir) / name)):
         raise UserError(
             f"synthetic.generator={absent[0]} is not in {options.runs_dir}, and this sweep does not train it: "
             "train it, or leave the option out"
         )
-    first = [run for name, run in generators.items() if name in wanted]
-    return Missing(survey.table, options, [*first, *runs.values()], survey.needs, instead)
+    runs = {run.run_id: run for cell_runs in plan.values() for run in cell_runs}
+    first = [runs.get(name, run) for name, run in survey.needed.items() if name in wanted]
+    chosen = [run for name, run in runs.items() if name in survey.names]
+    return Missing(survey.table, options, [*first, *chosen], survey.needs, instead)
 
 
 def freeze(run: Run, path: Path) -> None:

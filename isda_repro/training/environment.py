@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import socket
-import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,10 +14,10 @@ from typing import Any
 import torch
 
 from isda_repro.files import written_whole
+from isda_repro.revision import revision
 from isda_repro.training.compute import Compute, processor
 
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "scikit-learn", "wandb", "isda_repro")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def provenance() -> dict[str, Any]:
@@ -26,11 +25,10 @@ def provenance() -> dict[str, Any]:
 
     To be taken when a run starts: the checkout may have moved on when it ends.
     """
-    ours = _git("rev-parse", "--show-toplevel") == str(ROOT)  # not some repository that the package was copied into
-    status = _git("status", "--porcelain", "--", "isda_repro", "conf", "train.py") if ours else None
+    code = revision()
     return {
-        "git_revision": _git("rev-parse", "HEAD") if ours else None,
-        "git_clean": None if status is None else status == "",
+        "git_revision": code.git_revision,
+        "git_clean": code.git_clean,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {name: _version(name) for name in PACKAGES},
@@ -44,7 +42,7 @@ def write_environment(path: Path, origin: dict[str, Any], compute: Compute) -> N
     """
     body = {
         **origin,
-        "git_diff": _git("diff", "HEAD"),
+        "git_diff": revision().git_diff,
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "command": sys.argv,
@@ -68,15 +66,6 @@ def _earlier(path: Path) -> list[dict[str, Any]]:
         return [*last.pop("before", []), last]
     except (FileNotFoundError, ValueError, TypeError, AttributeError):
         return []
-
-
-def _git(*arguments: str) -> str | None:
-    """Git's answer about the checkout that this code runs from; None where there is none."""
-    try:
-        answer = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
 
 
 def _version(package: str) -> str | None:

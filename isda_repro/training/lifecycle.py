@@ -8,10 +8,11 @@ from typing import Any, TypeVar, cast
 from omegaconf import DictConfig
 
 from isda_repro.config import build, write_frozen
-from isda_repro.console import say
+from isda_repro.console import say, warn
 from isda_repro.data import Source
 from isda_repro.errors import UserError, is_out_of_memory
 from isda_repro.files import move_aside
+from isda_repro.revision import why_unknown
 from isda_repro.tables.ending import forget_ending
 from isda_repro.tables.records import RecordError, SegmentRecord, as_json, read_lines
 from isda_repro.tracking import JsonLines, Tracker
@@ -74,6 +75,8 @@ def _lead(work: Work[Outcome]) -> Outcome:
     """The first process: the run's folder, and training."""
     directory = RunDirectory(Path(work.cfg.runs_dir), work.cfg.run_id)
     origin = provenance()
+    if origin["git_revision"] is None:
+        warn(why_unknown())
     if directory.finished and work.cfg.force:
         _move_aside(directory)
     directory.path.mkdir(parents=True, exist_ok=True)

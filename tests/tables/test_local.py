@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -25,7 +26,7 @@ from sweeps import (
 from isda_repro.errors import UserError
 from isda_repro.tables import local
 from isda_repro.tables.ending import read_ending
-from isda_repro.tables.local import sweep_here
+from isda_repro.tables.local import Clock, sweep_here
 from isda_repro.tables.owner import here
 from isda_repro.tables.places import places
 from isda_repro.tables.progress import NOT_YET
@@ -84,6 +85,64 @@ def test_signal_that_comes_while_a_run_is_started_reaches_it(demo, options, monk
     monkeypatch.setattr(local, "freeze", freeze)
     assert sweep_here(options, compose, [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"]) == 75
     assert read_ending(folder_of(options, all_runs(demo)[0])) is None, "it has not come to its end without a result"
+
+
+@pytest.mark.parametrize(("does", "jobs"), [("obeys", 1), ("ignores", 2)])
+def test_runs_save_before_time_is_up_and_those_that_do_not_are_killed(demo, options, capfd, does, jobs):
+    options.jobs, options.minutes = jobs, 0.1
+    begun = time.monotonic()
+    assert sweep_here(options, compose, heeding_training(does)) == 75
+    assert (time.monotonic() - begun >= 6) == (does == "ignores")
+    folders = [folder_of(options, run) for run in all_runs(demo)]
+    assert [folder.exists() for folder in folders] == [index < jobs for index in range(6)]
+    for folder in folders[:jobs]:
+        assert (folder / "seen").read_text().split() == ["SIGTERM"]
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((folder / "pid").read_text()), 0)
+        assert read_ending(folder) is None, "it has not failed"
+    out = capfd.readouterr().out
+    assert sweep_command(options) in out
+    assert numbers_of(out.partition(sweep_command(options))[0], "table=demo") == [0, 6, jobs]
+
+
+@pytest.mark.parametrize(
+    ("minutes", "last_start", "save"), [(8, 390, 450), (3, 105, 150), (1, 30, 45), (0.1, 3, 4.5), (None, None, None)]
+)
+def test_time_for_saving_and_starting_is_kept_back(monkeypatch, minutes, last_start, save):
+    monkeypatch.setattr(local.time, "monotonic", lambda: 1000.0)
+    clock, never = Clock(minutes), float("inf")
+    assert clock.save == (never if save is None else pytest.approx(1000 + save))
+    assert clock.last_start == (never if save is None else pytest.approx(1000 + last_start))
+    assert clock.end == (never if save is None else pytest.approx(1000 + 60 * minutes))
+
+
+@pytest.fixture
+def late(options, monkeypatch):
+    """A sweep whose clock allows no start any more."""
+    options.minutes = 8
+    monkeypatch.setattr(Clock, "__init__", lambda clock, _: vars(clock).update(last_start=0.0, save=1e12, end=1e12))
+    return options
+
+
+def test_no_run_is_started_when_too_little_time_is_left(demo, late, tmp_path, finish, capfd):
+    runs = all_runs(demo)
+    assert sweep_here(late, compose, training(tmp_path, runs)) == 75
+    assert started(late) == []
+    assert sweep_command(late) in capfd.readouterr().out
+    late.dry_run = True
+    assert sweep_here(late, compose, ["false"]) == 0
+    assert all(run.run_id in capfd.readouterr().out for run in runs[:1])
+    late.dry_run = False
+    for run in runs:
+        finish(run, 2.0)
+    assert sweep_here(late, compose, ["false"]) == 0, "nothing is left to do"
+
+
+def test_sweep_that_has_time_for_everything_ends_as_any(demo, options, tmp_path):
+    options.minutes = 60
+    runs = all_runs(demo)
+    assert sweep_here(options, compose, training(tmp_path, runs, {runs[1].run_id: 3})) == 1
+    assert sweep_here(options, compose, training(tmp_path, runs)) == 0
 
 
 WAITS = textwrap.dedent("""
@@ -156,6 +215,26 @@ def test_several_runs_train_at_once_and_one_that_fails_leaves_the_others_running
     assert [read_ending(folder).exit_code for folder in folders[1:4]] == [2, -9, 0]
 
 
+TOGETHER = textwrap.dedent("""
+    import os, sys, time
+    from pathlib import Path
+
+    here = Path(sys.argv[-1]).parent
+    (here / "card").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+    while len(list(here.parent.glob("*/card"))) < 4:  # those of both cards
+        time.sleep(0.02)
+    sys.exit(75)
+""")
+
+
+def test_each_gpu_has_several_runs_at_once(demo, options, monkeypatch):
+    monkeypatch.setattr("isda_repro.tables.places._visible", lambda: ["0", "GPU-7"])
+    options.runs_per_gpu = 2
+    assert sweep_here(options, compose, [sys.executable, "-I", "-S", "-c", TOGETHER]) == 75
+    cards = [folder_of(options, run) / "card" for run in all_runs(demo)]
+    assert [card.read_text() for card in cards if card.exists()] == ["0", "GPU-7"] * 2
+
+
 def test_cores_and_gpus_are_divided_among_the_runs(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -167,9 +246,10 @@ def test_cores_and_gpus_are_divided_among_the_runs(monkeypatch):
     assert on[0] != on[1], "the first two runs are on different GPUs"
     assert places(SweepOptions(jobs=3), ["0", "1"]).variables[2] == {"CUDA_VISIBLE_DEVICES": "0"}
     assert places(SweepOptions(jobs=2, runs_per_gpu=2), ["5"]).variables == ({"CUDA_VISIBLE_DEVICES": "5"},) * 2
+    assert len(places(SweepOptions(runs_per_gpu=1), ["0", "1"]).variables) == 2
     assert places(SweepOptions(), ["0", "1"]).variables == ({},), "one after the other, where nothing is asked for"
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(device_count=lambda: 2)))
-    for named, expected in (("", ["0", "1"]), ("4,GPU-6", ["4", "GPU-6"])):
+    for named, expected in (("", ["0", "1"]), ("4, GPU-6", ["4", "GPU-6"]), ("3,4,-1,5", ["3", "4"])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
         assert [place["CUDA_VISIBLE_DEVICES"] for place in places(SweepOptions(jobs=2)).variables] == expected
 
@@ -180,6 +260,8 @@ def test_cores_and_gpus_are_divided_among_the_runs(monkeypatch):
         ({"jobs": 0}, None, "jobs=0"),
         ({"runs_per_gpu": 0}, None, "runs_per_gpu=0"),
         ({"runs_per_gpu": 2}, [], "runs_per_gpu=2"),
+        ({"runs_per_gpu": 1}, [], "runs_per_gpu=1"),
+        ({"runs_per_gpu": 1, "jobs": 3}, ["0", "1"], "jobs=3"),
         ({"runs_per_gpu": 2, "jobs": 3}, ["0"], "jobs=3"),
     ],
 )

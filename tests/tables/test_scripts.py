@@ -66,6 +66,10 @@ COMMANDS = [
     ("tables", ["export", "--help"], 0, "python scripts/tables.py"),
     ("tables", ["table=demo", "output=page.md", "figure=null"], 2, "page.md"),
     ("sweep", ["table=tabel2"], 2, "table=tabel2"),
+    *(
+        ("sweep", ["table=demo", f"minutes={value}"], 2, f"minutes={value}")
+        for value in ("0", "-1", "nan", "inf", "soon")
+    ),
 ]
 
 

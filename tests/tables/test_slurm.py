@@ -64,6 +64,9 @@ def test_time_limits_are_sbatchs(limit, expected):
         ({"cpus": 0}, "cpus=0"),
         ({"max_parallel": 0}, "max_parallel=0"),
         ({"slurm": ["exclusive"]}, r"slurm=\[exclusive\]"),
+        ({"minutes": 8}, "minutes="),
+        ({"jobs": 2}, "jobs="),
+        ({"runs_per_gpu": 2}, "runs_per_gpu="),
     ],
 )
 def test_options_that_cannot_be_are_named(changed, token):
@@ -159,6 +162,22 @@ def test_runs_that_others_need_are_an_array_before_them(program, tmp_path):
     first, second = lines_of(tmp_path / "job77"), lines_of(tmp_path / "job78")
     assert "dependency" not in first
     assert (second["dependency"], second["kill-on-invalid-dep"]) == ("afterok:77_0:77_1", "yes")
+
+
+def test_part_of_a_table_is_submitted_looked_at_and_cancelled(demo, program, tmp_path, capfd):
+    asked, (ce, isda) = SweepOptions("demo", cluster="slurm", only=["ISDA"], seeds=[1]), demo[1].values()
+    assert sweep_on_slurm(asked, compose) == 0
+    out = capfd.readouterr().out
+    assert "status table=demo 'only=[ISDA]' 'seeds=[1]'" in out
+    jobs = {run.run_id: job_of(tmp_path / "runs" / run.run_id) for run in (*ce, *isda)}
+    assert {name: job for name, job in jobs.items() if job} == {isda[1].run_id: "77"}
+    submitted(tmp_path / "runs" / ce[0].run_id, "5")
+    program("squeue", 'echo "77|PENDING|1:00|Priority"; echo "5|RUNNING|1:00|None"')
+    title, *cells = status(asked, compose)
+    assert (numbers_of(title, "table=demo"), len(cells)) == ([0, 1], 1)
+    program("scancel", f'echo "$@" > {tmp_path}/cancelled')
+    assert cancel(asked, compose) == 0
+    assert (tmp_path / "cancelled").read_text().split() == ["77"]
 
 
 @pytest.mark.parametrize(

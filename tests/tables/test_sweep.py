@@ -11,7 +11,9 @@ from isda_repro import config
 from isda_repro.errors import UserError
 from isda_repro.options import parse_options
 from isda_repro.tables.local import sweep_here
-from isda_repro.tables.status import status
+from isda_repro.tables.plan import Run, choose
+from isda_repro.tables.specification import load_table
+from isda_repro.tables.status import cancel, status
 from isda_repro.tables.sweep import SweepOptions, missing, sweep_command
 
 
@@ -187,6 +189,113 @@ def own(options, tmp_path):
     return one_needs_the_other(tmp_path / "own.yaml")
 
 
+def chosen_of(name, *options):
+    """What ``only=`` and ``seeds=``, as they are typed, choose of a table: labels -> seeds."""
+    table = load_table(name)
+    plan = {cell: tuple(Run(seed, "", {}) for seed in cell.seeds) for cell in table.cells}
+    typed = parse_options(SweepOptions, [f"table={name}", *options])
+    part = choose(table, plan, typed.only, typed.seeds)
+    return {(*cell.row, *cell.column): [run.seed for run in runs] for cell, runs in part.items()}
+
+
+NEXT, DENSE = "ResNeXt-29, 8x64d", "DenseNet-BC-190-40"
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "expected"),
+    [
+        ("demo", [], {("ResNet-20 on digits", loss): [0, 1, 2] for loss in ("CE", "ISDA")}),
+        ("demo", ["only=[ISDA]", "seeds=[2,0]"], {("ResNet-20 on digits", "ISDA"): [0, 2]}),
+        ("demo", ["only=[ISDA,CE]", "seeds=[1]"], {("ResNet-20 on digits", loss): [1] for loss in ("CE", "ISDA")}),
+        (
+            "table2",
+            ["only=[ISDA,'ResNeXt-29, 8x64d',ResNet-32,CIFAR-100]", "seeds=[1]"],
+            {(network, "CIFAR-100", "ISDA"): [1] for network in ("ResNet-32", NEXT)},
+        ),
+        ("table2", [f"only=[{DENSE},Basic,CIFAR-10]"], {(DENSE, "CIFAR-10", "Basic"): [0]}),
+        (
+            "table2",
+            [f"only=[{DENSE},ResNet-32,Basic,CIFAR-10]", "seeds=[2]"],
+            {("ResNet-32", "CIFAR-10", "Basic"): [2]},
+        ),
+        ("lambda_small_data", ["only=[CIFAR-10,'1,000 images',0.1]"], {("CIFAR-10", "1,000 images", "0.1"): [0]}),
+        ("odd.yaml", ["only=['a=1, [b]','''c'': {d}']"], {("a=1, [b]", "'c': {d}"): [0]}),
+        ("odd.yaml", ["only=[both]"], {("both", "CE"): [0], ("both", "'c': {d}"): [0], ("a=1, [b]", "both"): [0]}),
+        ("odd.yaml", ["only=[both,CE]"], {("both", "CE"): [0]}),
+    ],
+)
+def test_part_of_a_table_is_chosen_by_labels_and_seeds(tmp_path, monkeypatch, table, options, expected):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd.yaml").write_text(
+        textwrap.dedent("""
+        title: labels that are odd, and one on both axes
+        metric: test_error_last10
+        seeds: [0]
+        rows: [{"a=1, [b]": loss.lambda_0=1, both: loss.lambda_0=2}]
+        columns: [{CE: loss=ce, "'c': {d}": loss=isda, both: loss=focal}]
+        paper: {"a=1, [b]": [1, 1, 1], both: [1, 1, null]}
+        """)
+    )
+    assert chosen_of(table, *options) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens"),
+    [
+        (["only=[ResNet-23]"], ["[ResNet-23]", "ResNet-32", "'ResNeXt-29, 8x64d'", "CIFAR-10", "Basic"]),
+        (["only=[ResNeXt-29, 8x64d]"], ["[ResNeXt-29]"]),
+        (["only=ISDA"], ["only=ISDA"]),
+        (["only=null"], ["only=null"]),
+        (["seeds=[0,3]"], ["[3]", "[0,1,2]"]),
+        (["seeds=[1]", f"only=[{DENSE}]"], ["[1]", "[0]"]),
+        (["seeds=0"], ["seeds=0"]),
+        (["seeds=[one]"], ["seeds=[one]"]),
+    ],
+)
+def test_unknown_part_of_a_table_is_named_with_the_known_ones(options, tokens):
+    with pytest.raises(UserError) as caught:
+        chosen_of("table2", *options)
+    assert [token for token in tokens if token not in str(caught.value)] == []
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_that_no_cell_has_together_are_refused():
+    with pytest.raises(UserError, match="Basic"):
+        chosen_of("table4", "only=[Basic,Wide-ResNet-28-10]")
+
+
+def test_chosen_runs_are_made_and_those_before_them_that_they_need(options, own, tmp_path, capfd):
+    options.only, options.seeds = ["CE"], [1]
+    command, (_, chosen) = training(tmp_path, [*own["CE"], *own["ISDA"]]), own["CE"]
+    title, *others = status(options, compose)
+    assert numbers_of(title, "table=own") == [0, 1]
+    assert [any(name in line for line in others) for name in names(own["ISDA"])] == [True, True]
+    assert sweep_here(options, compose, command) == 0
+    assert started(options) == names([*own["ISDA"], chosen])
+    assert numbers_of(capfd.readouterr().out, "table=own") == [3, 3, 3]
+    title, *others = status(options, compose)
+    assert numbers_of(title, "table=own") == [1, 1]
+    assert not any(name in line for line in others for name in names(own["ISDA"]))
+    options.only, options.seeds = ["ISDA"], []
+    assert sweep_here(options, compose, command) == 0
+    assert numbers_of(capfd.readouterr().out, "table=own") == [2, 2]
+    assert len(started(options)) == 3, "nothing that is not chosen is made"
+
+
+def test_kept_run_needs_nothing_that_is_not_chosen(options, own, tmp_path, finish):
+    finish(own["CE"][1], 2.5, path=tmp_path / "results" / "own" / "ce" / "1.json")
+    options.only, options.seeds = ["CE"], [1]
+    assert sweep_here(options, compose, training(tmp_path, [])) == 0
+    assert started(options) == []
+
+
+@pytest.mark.parametrize("act", [status, cancel])
+@pytest.mark.parametrize("part", [{"only": ["CE"]}, {"seeds": [0]}])
+def test_part_of_all_tables_is_refused(options, act, part):
+    with pytest.raises(UserError, match="table=all"):
+        list(act(SweepOptions("all", **part), compose))
+
+
 def test_cell_waits_for_those_it_needs(options, own, tmp_path, monkeypatch):
     monkeypatch.setattr("isda_repro.tables.places._visible", list)
     options.jobs = 4
@@ -223,10 +332,46 @@ def test_run_is_not_started_where_one_that_it_needs_failed(options, own, tmp_pat
 
 def test_command_that_goes_on_with_a_sweep_has_its_options():
     options = SweepOptions(
-        "demo", jobs=4, set=["recipe.epochs=2", "model.dropout=0.3"], data_dir="a 'b'", results_dir=None, dry_run=True
+        "demo",
+        jobs=4,
+        set=["recipe.epochs=2", "tracking.tags=[a,b]"],
+        only=["0.1", "a=1, [b]", "'c': {d}", "ISDA"],
+        seeds=[0, 2],
+        data_dir="a 'b'",
+        results_dir=None,
+        dry_run=True,
     )
     python, script, *arguments = shlex.split(sweep_command(options))
-    assert (python, script, len(arguments)) == ("python", "scripts/sweep.py", 5)
+    assert (python, script, len(arguments)) == ("python", "scripts/sweep.py", 7)
     options.dry_run = False
     assert parse_options(SweepOptions, arguments) == options
     assert "table=another" in sweep_command(options, "another").split()
+    action, *arguments = shlex.split(sweep_command(options, action="status"))[2:]
+    assert action == "status"
+    told = parse_options(SweepOptions, arguments)
+    assert (told.only, told.seeds, told.set, told.jobs) == (options.only, options.seeds, options.set, None)
+
+
+def test_options_are_typed():
+    options = parse_options(SweepOptions, ["table=demo", "dry_run=true", "set=[recipe.epochs=2,model.dropout=0.3]"])
+    assert options == SweepOptions(table="demo", dry_run=True, set=["recipe.epochs=2", "model.dropout=0.3"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "token"),
+    [
+        (["table=demo", "job=4"], "job="),
+        (["table=demo", "jobs=many"], "jobs=many"),
+        (["table=demo", "recipe.epochs=2"], "set=[recipe.epochs=2]"),
+        (["table=demo", "dryrun"], "dryrun"),
+        (["table=demo", "dry_run=perhaps"], "dry_run=perhaps"),
+        (["table=demo", "set=recipe.epochs=2"], "set=[a=1,b=2]"),
+        (["table=[demo"], "table=[demo"),
+        ([], "table="),
+    ],
+)
+def test_mistyped_option_is_named(arguments, token):
+    with pytest.raises(UserError) as caught:
+        parse_options(SweepOptions, arguments)
+    assert token in str(caught.value)
+    assert "\n" not in str(caught.value)

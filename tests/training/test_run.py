@@ -13,13 +13,13 @@ import torch
 from interrupted_runs import FILES, RUN, assert_same
 from together import trainer_of
 
+from isda_repro import revision
 from isda_repro.config import compose, run_command_line
 from isda_repro.errors import UserError
 from isda_repro.losses import CrossEntropy
 from isda_repro.models import ResNet
 from isda_repro.tables.ending import read_ending
 from isda_repro.tables.records import EpochRecord, SegmentRecord, read_metrics, read_result
-from isda_repro.training import environment
 from isda_repro.training.processes import ALONE
 from isda_repro.training.run import run
 from isda_repro.training.trainer import DivergedError
@@ -191,27 +191,18 @@ def test_short_training_reaches_a_low_error(tmp_path):
         assert run(compose([*both, f"loss={loss}"])).test_error_final < 4.0
 
 
-@pytest.mark.parametrize(("ours", "clean"), [(True, True), (True, False), (False, True)])
-def test_revision_is_that_of_the_code_and_of_no_other_repository(tmp_path, monkeypatch, ours, clean):
-    def git(*arguments):
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-        done = subprocess.run(["git", *identity, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+def test_run_says_that_its_revision_is_unknown(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(revision, "ROOT", tmp_path)
+    result = run(settings(tmp_path))
+    assert (result.environment["git_revision"], result.environment["git_clean"]) == (None, None)
+    assert sum("make revision" in line for line in capfd.readouterr().err.splitlines()) == 1
+    (tmp_path / "revision.json").write_text(json.dumps(RECORDED))
+    recorded = run(settings(tmp_path, "seed=1"))
+    assert recorded.environment["git_revision"] == recorded.segments[0]["git_revision"] == RECORDED["git_revision"]
+    assert "make revision" not in capfd.readouterr().err
 
-    package = tmp_path if ours else tmp_path / "copied_into"
-    (package / "conf").mkdir(parents=True)
-    (package / "conf/a.yaml").write_text("a: 1")
-    git("init", "-q")
-    git("add", "-A")
-    git("commit", "-qm", "one")
-    if not clean:
-        (package / "conf/a.yaml").write_text("a: 2")
-    (package / "results").mkdir()
-    (package / "results/new").write_text("of no interest")
-    monkeypatch.setattr(environment, "ROOT", package.resolve())
-    origin = environment.provenance()
-    assert origin["git_revision"] == (git("rev-parse", "HEAD") if ours else None)
-    assert origin["git_clean"] is (clean if ours else None)
+
+RECORDED = {"git_revision": "a" * 40, "git_clean": True, "git_diff": "", "code": "of other files"}
 
 
 KILLED = f"""

@@ -1,0 +1,103 @@
+"""The git revision of this code: of its checkout, or as ``make revision`` recorded it for copies without ``.git``.
+
+python -m isda_repro.revision    # records it in revision.json, to be copied with the code; needs Python and git alone
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from isda_repro.console import say
+from isda_repro.errors import UserError, one_sentence_errors
+from isda_repro.files import written_whole
+
+ROOT = Path(__file__).resolve().parents[1]
+FILE = "revision.json"
+CODE = ("isda_repro", "conf", "train.py")  # what decides a number
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A commit, whether ``CODE`` is as it is there, and what else ``git diff`` says; None where that is unknown."""
+
+    git_revision: str | None = None
+    git_clean: bool | None = None
+    git_diff: str | None = None
+
+
+def revision() -> Revision:
+    """Return the revision of this code. ``revision.json`` counts only where there is no ``.git``.
+
+    Code that was changed after it was recorded is not clean.
+    """
+    return _of_checkout() if (ROOT / ".git").exists() else _recorded()
+
+
+def why_unknown() -> str:
+    """Return a sentence for people: that the revision is unknown, and what to do about it."""
+    if (ROOT / ".git").exists():
+        advice = f"git cannot read {ROOT / '.git'}, which git status explains"
+    else:
+        advice = "make revision, in the git checkout before it is copied, records it"
+    return f"the revision of this code is unknown, and will not be in the result: {advice}"
+
+
+def record() -> Path:
+    """Write ``revision.json``.
+
+    Raises:
+        UserError: this is no git checkout.
+    """
+    found = _of_checkout()
+    if found.git_revision is None:
+        raise UserError(f"{ROOT} is no git checkout with a commit: record the revision there, and copy {FILE} with it")
+    with written_whole(ROOT / FILE) as file:
+        file.write((json.dumps({**asdict(found), "code": _digest()}, indent=1) + "\n").encode())
+    return ROOT / FILE
+
+
+def _of_checkout() -> Revision:
+    """Git's answer about this folder, and not about a repository that it was copied into."""
+    if _git("rev-parse", "--show-toplevel") != str(ROOT) or (commit := _git("rev-parse", "HEAD")) is None:
+        return Revision()
+    changes = _git("status", "--porcelain", "--", *CODE)
+    return Revision(commit, None if changes is None else changes == "", _git("diff", "HEAD"))
+
+
+def _recorded() -> Revision:
+    try:
+        noted = json.loads((ROOT / FILE).read_text(encoding="utf-8"))
+        is_clean = bool(noted["git_clean"]) and noted["code"] == _digest()
+        return Revision(str(noted["git_revision"]), is_clean, noted["git_diff"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return Revision()
+
+
+def _digest() -> str:
+    """Return a hash of ``CODE``: of names and contents."""
+    found = [path for name in CODE for path in (ROOT / name, *(ROOT / name).rglob("*"))]
+    digest = hashlib.sha256()
+    for path in sorted(path for path in found if path.is_file() and "__pycache__" not in path.parts):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.relative_to(ROOT).as_posix()} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+if __name__ == "__main__":
+    with one_sentence_errors():
+        if sys.argv[1:]:
+            raise UserError(f"{sys.argv[1]} is not an option: python -m isda_repro.revision takes none")
+        say(f"wrote {record()}")

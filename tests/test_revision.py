@@ -1,0 +1,94 @@
+"""Which revision a checkout, a copy of it, and a copy inside another repository say they are."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from isda_repro import revision as module
+from isda_repro.revision import revision
+
+
+def git(folder, *arguments):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def record(folder, *arguments):
+    command = [sys.executable, "-m", "isda_repro.revision", *arguments]
+    return subprocess.run(command, cwd=folder, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+
+
+@pytest.fixture
+def checkout(tmp_path, root):
+    """A checkout with the part of this project that a revision takes, and a configuration."""
+    folder = tmp_path / "checkout"
+    (folder / "conf").mkdir(parents=True)
+    (folder / "isda_repro").mkdir()
+    for name in ("__init__", "revision", "console", "errors", "files"):
+        shutil.copy(root / "isda_repro" / f"{name}.py", folder / "isda_repro")
+    shutil.copy(root / ".gitignore", folder)
+    (folder / "conf" / "a.yaml").write_text("a: 1")
+    git(folder, "init", "-q")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "one")
+    return folder
+
+
+def said_of(folder, monkeypatch):
+    monkeypatch.setattr(module, "ROOT", folder.resolve())
+    found = revision()
+    return found.git_revision, found.git_clean
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_revision_is_the_checkouts_and_goes_into_its_copies(checkout, tmp_path, monkeypatch, clean):
+    if not clean:
+        (checkout / "conf/a.yaml").write_text("a: 2")
+    (checkout / "results").mkdir()
+    (checkout / "results/new").write_text("of no interest")
+    expected = (git(checkout, "rev-parse", "HEAD"), clean)
+    assert said_of(checkout, monkeypatch) == expected
+    assert record(checkout).returncode == 0
+    assert "revision.json" not in git(checkout, "status", "--porcelain")
+    shutil.copytree(checkout, copy := tmp_path / "copy", ignore=shutil.ignore_patterns(".git"))
+    assert said_of(copy, monkeypatch) == expected
+    assert clean or "+a: 2" in revision().git_diff
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", "copy")
+    git(tmp_path, "commit", "-qm", "another project")
+    assert said_of(copy, monkeypatch) == expected, "the repository around it is not its own"
+    (copy / "isda_repro" / "__pycache__").mkdir(exist_ok=True)
+    (copy / "isda_repro" / "__pycache__" / "x.pyc").touch()
+    assert said_of(copy, monkeypatch) == expected
+    (copy / "isda_repro" / "new.py").touch()
+    assert said_of(copy, monkeypatch) == (expected[0], False), "it has changed since"
+
+
+def test_record_is_not_believed_beside_git(checkout, monkeypatch):
+    assert record(checkout).returncode == 0
+    (checkout / "conf/a.yaml").write_text("a: 2")
+    git(checkout, "commit", "-qam", "two")
+    assert said_of(checkout, monkeypatch) == (git(checkout, "rev-parse", "HEAD"), True)
+    (checkout / ".git" / "HEAD").unlink()
+    assert said_of(checkout, monkeypatch) == (None, None)
+    assert ".git" in module.why_unknown()
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", "1", "{}", json.dumps({"git_revision": "a"})])
+def test_copy_whose_record_is_missing_or_torn_is_unknown(tmp_path, monkeypatch, text):
+    if text is not None:
+        (tmp_path / "revision.json").write_text(text)
+    assert said_of(tmp_path, monkeypatch) == (None, None)
+    assert "make revision" in module.why_unknown()
+
+
+@pytest.mark.parametrize(("arguments", "token"), [([], "copy"), (["now"], "now")])
+def test_record_is_refused_outside_a_checkout(checkout, tmp_path, arguments, token):
+    shutil.copytree(checkout, copy := tmp_path / "copy", ignore=shutil.ignore_patterns(".git"))
+    done = record(copy, *arguments)
+    assert (done.returncode, token in done.stderr, done.stderr.count("\n")) == (2, True, 1)
+    assert not (copy / "revision.json").exists()
