@@ -14,16 +14,19 @@ from torch import nn
 
 from isda_repro.losses import IGNORED, ClassStatistics, ISDALoss
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it when it is imported
 interpreted = pytest.mark.skipif(not IS_INTERPRETED, reason="runs within test_kernels_in_the_interpreter")
 on_gpu = pytest.mark.skipif(IS_INTERPRETED or not torch.cuda.is_available(), reason="no GPU")
 compiler = pytest.mark.skipif(IS_INTERPRETED, reason="the interpreter does not compile")
-SHAPES = [(11, 5, 19), (5, 9, 19), (37, 18, 33), (1, 3, 2)]  # N, C, A
+SHAPES = [(11, 5, 19), (5, 9, 19), (21, 17, 17), (1, 3, 2)]  # N, C, A
 
 
 @pytest.mark.skipif(IS_INTERPRETED, reason="this is that process")
+@pytest.mark.skipif(
+    tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8), reason="its interpreter fails with numpy 2.4 and later"
+)
 def test_kernels_in_the_interpreter():
     """Runs the tests below that are marked as interpreted."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
@@ -172,7 +175,7 @@ def test_batch_without_a_sample_has_loss_0_and_changes_no_state(kernels, samples
 
 
 @interpreted
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SHAPES[:2])
 def test_two_batches_before_one_backward_pass_and_again_agree_bit_for_bit(kernels, shape):
     results = []
     for apart in (False, True, True):
@@ -258,29 +261,32 @@ def test_switch_is_off_and_refused_where_there_is_no_gpu_or_no_triton(monkeypatc
 
 
 POINTERS = {"targets": "*i64", "count": "*i64", "order": "*i32", "starts": "*i32"}
-INTEGERS = ("samples", "classes", "width", "tiles", "rows", "number")
-CONSTANTS = {"SIZE": 16, "TILE": 64, "DEPTH": 32, "SPAN": 128, "TILES": 16, "QUERIES": 32}
+INTEGERS = dict.fromkeys(
+    ("samples", "classes", "width", "tiles", "rows"), 1
+)  # Triton makes constants of those that are 1
+SIZES = {"SIZE": 16, "TILE": 64, "DEPTH": 32, "SPAN": 128, "TILES": 16, "QUERIES": 32, "ROW_IS_CLASS": True}
+CASES = [SIZES, {**SIZES, **INTEGERS, "SPAN": 16, "TILES": 1, "ROW_IS_CLASS": False, "count": None}]
 KERNELS = ["_sort_by_class", "_move_means", "_merge_covariances", "_products", "_add_half", "_factors"]
 
 
 @compiler
-@pytest.mark.parametrize("row_is_class", [True, False])
+@pytest.mark.parametrize("constants", CASES, ids=["large", "smallest"])
 @pytest.mark.parametrize("name", [*KERNELS, "_weight_gradient"])
-def test_kernels_compile_for_an_h100_without_spilling(name, row_is_class):
+def test_kernels_compile_for_an_h100(name, constants, monkeypatch, tmp_path):
     """The interpreter takes more than the compiler does; Triton brings a compiler that needs no GPU."""
-    triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     from isda_repro.losses import kernels
 
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel = getattr(kernels, name)
-    constants = {**CONSTANTS, "ROW_IS_CLASS": row_is_class}
-    constants = {(at,): constants[one] for at, one in enumerate(kernel.arg_names) if one in constants}
+    if "covariances" in name or "means" in name:  # which read it
+        constants = {key: value for key, value in constants.items() if key != "count"}
     signature = {one: "i32" if one in INTEGERS else POINTERS.get(one, "*fp32") for one in kernel.arg_names}
-    signature |= {kernel.arg_names[at]: "constexpr" for (at,) in constants}
-    source = ASTSource(kernel, signature, constants)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
+    signature |= {one: "constexpr" for one in kernel.arg_names if one in constants}
+    source = ASTSource(kernel, signature, {one: constants[one] for one in kernel.arg_names if one in constants})
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
     assert compiled.asm["cubin"]
     if name in ("_merge_covariances", "_products"):
         assert "mma" in compiled.asm["ptx"], "no tensor core is used"
