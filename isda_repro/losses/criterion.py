@@ -133,12 +133,14 @@ class Criterion(nn.Module):
         """The loss of targets whose values are not known here."""
         if not len(targets) and not self.is_collective:
             return logits.sum()
-        known = (targets >= 0) & (targets < self.num_classes)
-        ignored = torch.zeros_like(known) if self.ignore_index is None else targets == self.ignore_index
-        targets = targets.masked_fill(~known | ignored, IGNORED)
-        value = loss(features, logits, targets, head=head, progress=progress)
-        value = torch.where((targets != IGNORED).any(), value, 0)
-        return torch.where((known | ignored).all(), value, torch.nan)
+        is_known = is_counted = targets.clamp(0, self.num_classes - 1) == targets
+        if self.ignore_index is not None:
+            is_ignored = targets == self.ignore_index
+            is_known, is_counted = is_known | is_ignored, is_known & ~is_ignored
+        value = loss(features, logits, torch.where(is_counted, targets, IGNORED), head=head, progress=progress)
+        if self.ignore_index is not None:  # else a batch without a sample that counts has a bad label
+            value = torch.where(is_counted.any(), value, 0)
+        return torch.where(is_known.all(), value, torch.nan)
 
     def loss(
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor

@@ -5,6 +5,7 @@ Shapes: N samples in the batch, C classes, A features, U rows, one for each clas
 
 from __future__ import annotations
 
+import os
 from typing import ClassVar
 
 import torch
@@ -56,9 +57,13 @@ class ISDALoss(Criterion):
         process_group: the processes whose batches are one: statistics are those of all samples, the same everywhere,
             and packed covariances are divided among them. Each process calls the criterion in each step; see
             ``isda_repro.losses.exchange``. None: this process alone.
+        kernels: True: batches on CUDA in float32 go through the Triton kernels of ``isda_repro.losses.kernels``, which
+            are for square full covariances; all others, and a compiled graph, through plain torch. None or False: no
+            kernels. They are off by default, because nobody has yet measured them to be faster.
 
     Raises:
-        ValueError: lambda_0 is negative or not finite, there is no such covariance or schedule, or it cannot be packed.
+        ValueError: lambda_0 is negative or not finite, there is no such covariance or schedule, it cannot be packed, or
+            kernels=True where there are no such covariances, no CUDA device or no Triton.
     """
 
     has_statistics: ClassVar[bool] = True
@@ -73,6 +78,7 @@ class ISDALoss(Criterion):
         ignore_index: int | None = None,
         packed: bool | None = None,
         process_group: dist.ProcessGroup | None = None,
+        kernels: bool | None = None,
     ) -> None:
         super().__init__(num_classes, feature_dim, ignore_index)
         check_lambda(lambda_0, lambda_schedule)
@@ -85,6 +91,11 @@ class ISDALoss(Criterion):
             raise ValueError(f"packed=True is for covariance='full', and not for {covariance!r}")
         if packed is None:
             packed = covariance == "full" and 4 * num_classes * feature_dim**2 > SQUARE_BYTES
+        if kernels not in (None, True, False):
+            raise ValueError(f"kernels={kernels} must be true, false or null")
+        if kernels:
+            _check_kernels("packed" if packed else covariance)
+        self.kernels = bool(kernels)
         self.lambda_0, self.lambda_schedule, self.covariance = lambda_0, lambda_schedule, covariance
         self.process_group = process_group
         self.statistics: ClassStatistics | ClassVariances | PackedStatistics | None = None
@@ -100,12 +111,16 @@ class ISDALoss(Criterion):
     ) -> Tensor:
         """Update the statistics, then equation 4, mean over the batch."""
         all_features, all_targets = of_all_processes(features, targets, self.process_group)
-        if self.statistics is not None:
-            self.statistics.update(
-                all_features, all_targets.clamp(max=0) if self.covariance == "shared" else all_targets
-            )
         strength = self.lambda_0 * (progress if self.lambda_schedule == "linear" else 1)
-        augmented = self._augmented(logits, head.weight.to(logits.dtype), targets, all_targets, strength)
+        weight = head.weight.to(logits.dtype)
+        if self._takes_kernels(logits):
+            augmented = self._augmented_by_kernels(logits, weight, targets, all_features, all_targets, strength)
+        else:
+            if self.statistics is not None:
+                self.statistics.update(
+                    all_features, all_targets.clamp(max=0) if self.covariance == "shared" else all_targets
+                )
+            augmented = self._augmented(logits, weight, targets, all_targets, strength)
         return self._cross_entropy(features, augmented, targets, head=head, progress=progress)
 
     def _augmented(
@@ -124,6 +139,31 @@ class ISDALoss(Criterion):
         else:
             return add_half_sigma2(logits, weight, statistics.covariance.to(logits.dtype), batch, strength)
         return logits + (0.5 * strength * sigma2_UC).index_select(0, batch.row_N)
+
+    def _takes_kernels(self, logits: Tensor) -> bool:
+        if not self.kernels or torch.compiler.is_compiling() or not (logits.is_cuda or _is_interpreted()):
+            return False
+        state = (one for one in self.buffers() if one.is_floating_point())
+        return all(one.dtype == logits.dtype == torch.float32 and one.is_contiguous() for one in state)
+
+    def _augmented_by_kernels(
+        self,
+        logits: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        all_features: Tensor,
+        all_targets: Tensor,
+        strength: Strength,
+    ) -> Tensor:
+        """Update the statistics, then do as ``_augmented``; on the tensors' device, be it the current one or not."""
+        from isda_repro.losses import kernels
+
+        assert isinstance(self.statistics, ClassStatistics)
+        with torch.cuda.device_of(logits):
+            batch = kernels.update(self.statistics, all_features, all_targets)
+            if all_targets is not targets:
+                batch = kernels.sort_by_class(targets, self.num_classes)
+            return kernels.add_half_sigma2(logits, weight, self.statistics.covariance, batch, strength)
 
     @torch.no_grad()
     def class_covariance(self, label: int) -> Tensor:
@@ -161,6 +201,27 @@ class ISDALoss(Criterion):
             f"num_classes={self.num_classes}, feature_dim={self.feature_dim}, lambda_0={self.lambda_0}, "
             f"covariance={self.covariance!r}, lambda_schedule={self.lambda_schedule!r}"
         )
+
+
+def _is_interpreted() -> bool:
+    """Return True if Triton runs its kernels on the CPU, slowly, as our tests let it."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _check_kernels(covariance: str) -> None:
+    """Refuse kernels=True where there are no kernels.
+
+    Raises:
+        ValueError: no such covariances, no CUDA device, or no Triton.
+    """
+    if covariance != "full":
+        raise ValueError(f"kernels=True is for square matrices of covariance='full', and not for {covariance} ones")
+    if not (torch.cuda.is_available() or _is_interpreted()):
+        raise ValueError("kernels=True needs a CUDA device, and PyTorch finds none; leave it out for plain torch")
+    try:
+        import isda_repro.losses.kernels  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"kernels=True needs Triton, which cannot be imported ({error}): pip install triton") from None
 
 
 def check_lambda(lambda_0: float, lambda_schedule: str) -> None:
