@@ -16,7 +16,7 @@ NUMERICS_VERSION = 2
 
 NOT_REQUESTED = (
     *("choice", "data_dir", "runs_dir", "dataset.source.data_dir", "compute.device", "tracking"),
-    *("compute.timeout_minutes", "compute.cuda_graph"),
+    *("compute.timeout_minutes", "compute.cuda_graph", "loss.kernels"),
     *("dataset.source.root", "dataset.workers"),
     *("checkpoint", "force", "model.weights"),  # model.weights_sha256 is requested instead
 )

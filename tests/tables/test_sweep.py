@@ -3,6 +3,7 @@
 import os
 import shlex
 import signal
+import textwrap
 
 import pytest
 from sweeps import all_runs, compose, folder_of, numbers_of, one_needs_the_other, started, training
