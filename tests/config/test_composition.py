@@ -65,7 +65,7 @@ def test_defaults_are_the_papers(composed):
     assert build(cfg.augmentation) == PadCropFlip(padding=4, padding_mode="zeros", flip=True)
     assert (cfg.seed, cfg.force, cfg.runs_dir, cfg.tracking.mode) == (0, False, "runs", "offline")
     assert OmegaConf.to_container(cfg.checkpoint) == {"minutes": 10, "steps": None}
-    auto = dict.fromkeys(("device", "precision", "tf32", "channels_last", "compile"), "auto")
+    auto = dict.fromkeys(("device", "precision", "tf32", "channels_last", "compile", "cuda_graph"), "auto")
     rest = {"deterministic": False, "micro_batch": None, "sync_bn": None, "timeout_minutes": 10}
     assert OmegaConf.to_container(cfg.compute) == {**auto, **rest}
     assert composed("loss=isda").loss.lambda_0 == REPORTED["lambda_0"]["cifar_recommended"]

@@ -88,6 +88,13 @@ def test_command_line_writes_to_one_stream_and_leaves_with_its_code(name, argume
     assert len(list(tmp_path.glob("page.md*"))) == 1
 
 
+def test_sweep_whose_runs_fail_leaves_with_a_status_that_says_so(root, tmp_path):
+    (tmp_path / "train.py").write_text("raise SystemExit(3)")
+    environment = {**os.environ, "PYTHONPATH": str(root), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, str(root / "scripts" / "sweep.py"), "table=demo", "seeds=[0]"]
+    assert subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True).returncode == 1
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "token"),
     [
