@@ -12,6 +12,8 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -38,8 +40,11 @@ def runs(findings: Findings) -> None:
     with tempfile.TemporaryDirectory() as folder:
         epochs = 1 if findings.rehearse else 4
         for loss in sorted(path.stem for path in (CONF_DIR / "loss").glob("*.yaml")):
-            result = run(compose([*asked, f"loss={loss}", f"recipe.epochs={epochs}", f"runs_dir={folder}/{loss}"]))
+            cfg = compose([*asked, f"loss={loss}", f"recipe.epochs={epochs}", f"runs_dir={folder}/{loss}"])
+            with waits_of_host(findings.device) as sites:
+                result = run(cfg)
             findings.add("digits", loss, result.test_error_final)
+            findings.add("sync_sites", f"a run of {loss}, {result.steps} steps", dict(sites))
         _waits(findings)
         for model in ("resnet8",) if findings.rehearse else ("resnet32", "wrn28_10"):
             for loss in ("ce", "isda"):
@@ -87,43 +92,53 @@ def captured_against_eager(model: str, loss: str, findings: Findings) -> float:
     return float(((curves[0] - curves[1]) / curves[1]).abs().max())
 
 
+@contextmanager
+def waits_of_host(device: torch.device) -> Iterator[Counter[str]]:
+    """Count, by line of code, where the host waits for the GPU within the block."""
+    sites = Counter[str]()
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield sites
+    finally:
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    waits = [one for one in caught if "synchronizing" in str(one.message)]
+    sites.update(f"{Path(one.filename).name}:{one.lineno}" for one in waits)
+
+
 def _waits(findings: Findings) -> None:
     """Where the host waits for the device, and how often a step; of the loop without its look at the loss."""
     model = "resnet8" if findings.rehearse else "resnet32"
     for loss in ("ce", "isda"):
         for name, form in (("graph", ()), ("eager", (EAGER,))):
-            trainer = trainer_of(model, loss, findings, *form, batch_size=16 if findings.rehearse else 128)
+            counted = 2 if findings.rehearse else 60
+            batch_size = 16 if findings.rehearse else 128
+            trainer = trainer_of(model, loss, findings, *form, batch_size=batch_size, steps=WARM_UP + counted)
             steps = taking(trainer)
             for _ in range(WARM_UP):
                 next(steps)
-            sites, counted = Counter[str](), 2 if findings.rehearse else 60
-            if findings.device.type == "cuda":
-                torch.cuda.set_sync_debug_mode("warn")
-            for _ in range(counted):
-                with warnings.catch_warnings(record=True) as caught:
-                    warnings.simplefilter("always")
+            with waits_of_host(findings.device) as sites:
+                for _ in range(counted):
                     next(steps)
-                waits = [one for one in caught if "synchronizing" in str(one.message)]
-                sites.update(f"{Path(one.filename).name}:{one.lineno}" for one in waits)
-            if findings.device.type == "cuda":
-                torch.cuda.set_sync_debug_mode("default")
             findings.add("sync_sites", f"{model}/{loss}/{name}", dict(sites))
             looks = sum(number for site, number in sites.items() if site.startswith("totals.py"))  # every 50 steps
             findings.add("syncs_per_step", f"{model}/{loss}/{name}", (sum(sites.values()) - looks) / counted)
 
 
 def trainer_of(
-    model: str, loss: str, findings: Findings, *more: str, classes: int = 100, batch_size: int = 128
+    model: str, loss: str, findings: Findings, *more: str, classes: int = 100, batch_size: int = 128, steps: int = 16
 ) -> Trainer:
-    """What `train.py` would train, on random images."""
+    """What `train.py` would train, on random images, ``steps`` batches an epoch; a CPU has the step but no graph."""
     dataset, pixels = {10: ("cifar10", 32), 100: ("cifar100", 32), 1000: ("imagenet", 224)}[classes]
     where = "compute=cpu" if findings.rehearse else "compute=gpu"
     asked = [f"model={model}", f"dataset={dataset}", f"loss={loss}", f"recipe.batch_size={batch_size}", where, *more]
     cfg = compose(asked)
-    compute = resolve(cfg.compute)
+    compute = replace(resolve(cfg.compute), cuda_graph=EAGER not in more)
     compute.apply()
-    images = (4 if findings.rehearse else 16) * batch_size
-    return build_trainer(cfg, random_source(classes, pixels, images), compute, ALONE)
+    return build_trainer(cfg, random_source(classes, pixels, steps * batch_size), compute, ALONE)
 
 
 def taking(trainer: Trainer) -> Iterator[None]:
@@ -162,6 +177,8 @@ def rates(findings: Findings) -> None:
     for model, classes in cases:
         if classes != 10:
             measured(findings, model, classes, "eager", EAGER)
+    for model in () if findings.rehearse else ("wrn28_10", "resnet32"):  # Triton's interpreter takes minutes
+        measured(findings, model, 100, "graph with kernels", "loss.kernels=true")
     for model in ("resnet8",) if findings.rehearse else ("resnet32", "wrn28_10"):
         measured(findings, model, 100, "compiled", COMPILED)
 
@@ -176,7 +193,8 @@ def measured(findings: Findings, model: str, classes: int, form: str, *more: str
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-        trainer = trainer_of(model, loss, findings, *more, classes=classes, batch_size=batch_size)
+        own = [override for override in more if loss != "ce" or not override.startswith("loss.")]
+        trainer = trainer_of(model, loss, findings, *own, classes=classes, batch_size=batch_size)
         contenders[loss] = steps = taking(trainer)
         for _ in range(WARM_UP):
             next(steps)
