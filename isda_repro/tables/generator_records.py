@@ -60,5 +60,7 @@ def read_generator_result(path: Path) -> GeneratorResult:
         if data.get("schema") not in GeneratorResult.schemas:
             raise RecordError(f"schema {data.get('schema')!r}, this code reads {GeneratorResult.schemas[-1]}")
         return GeneratorResult.from_json(data)
+    except OtherKindError as error:
+        raise OtherKindError(f"{path}: {error}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{path}: {reason(error)}") from error
