@@ -20,7 +20,7 @@ from benchmarking import THREADS, conclude, machine, output_argument
 
 from isda_repro.config import compose
 from isda_repro.errors import one_sentence_errors
-from isda_repro.tables.records import EpochRecord, read_metrics
+from isda_repro.runs.records import EpochRecord, read_metrics
 from isda_repro.training.run import run
 
 BAR = 0.01

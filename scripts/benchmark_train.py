@@ -33,7 +33,7 @@ from torchvision.datasets import CIFAR100
 from isda_repro.config import compose
 from isda_repro.errors import one_sentence_errors
 from isda_repro.models import ResNet
-from isda_repro.tables.records import EpochRecord, read_metrics
+from isda_repro.runs.records import EpochRecord, read_metrics
 from isda_repro.training.compute import processor, resolve
 from isda_repro.training.run import run
 

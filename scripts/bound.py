@@ -24,7 +24,7 @@ from isda_repro.losses.batch_classes import BatchClasses
 from isda_repro.losses.quadratic import add_half_sigma2
 from isda_repro.losses.sampled import covariance_root
 from isda_repro.options import parse_options
-from isda_repro.tables.figures import write_figure
+from isda_repro.plotting import write_figure
 
 DRAWS = (1, 10, 100, 1000)
 ESTIMATES = 100  # of the largest number of draws; the smaller ones are parts of it

@@ -15,10 +15,10 @@ from tables import TableOptions, findings, laid_out, plans
 
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.options import parse_options
+from isda_repro.runs.from_wandb import connect
+from isda_repro.runs.result_index import index_results
 from isda_repro.tables import dashboards
 from isda_repro.tables.dashboards import Shown
-from isda_repro.tables.from_wandb import connect
-from isda_repro.tables.gathered import gather
 from isda_repro.tables.render import markdown
 from isda_repro.tables.status import ALL
 
@@ -51,10 +51,10 @@ def shown(options: DashboardOptions, source: str, entity: str) -> list[Shown]:
         entity=entity,
         project=options.project,
     )
-    gathered = gather(findings(asked))
-    print(*gathered.problems, sep="\n", end="\n" if gathered.problems else "", file=sys.stderr)
+    index = index_results(findings(asked))
+    print(*index.problems, sep="\n", end="\n" if index.problems else "", file=sys.stderr)
     return [
-        Shown(table, plan, markdown(laid_out(table, plan, gathered, asked), level=3))
+        Shown(table, plan, markdown(laid_out(table, plan, index, asked), level=3))
         for table, plan in plans(options.table)
     ]
 

@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
     if not any(argument.startswith("run=") for argument in arguments):
         evaluate_weights(*of_a_file(arguments), of_run=False)
         return
-    from isda_repro.tables.records import read_result
+    from isda_repro.runs.records import read_result
     from isda_repro.training.finished import finished_config
 
     options = parse_options(EvaluateOptions, arguments)

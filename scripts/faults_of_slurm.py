@@ -28,8 +28,8 @@ from patient import ROOT, Patient, fingerprint
 from isda_repro.config import compose
 from isda_repro.errors import one_sentence_errors
 from isda_repro.options import parse_options
+from isda_repro.runs.environment import provenance
 from isda_repro.tables.queue import ask, job_of
-from isda_repro.training.environment import provenance
 
 
 @dataclass

@@ -11,10 +11,10 @@ from pathlib import Path
 from isda_repro.config import CONF_DIR, compose, lambda_0_of
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.options import parse_options
+from isda_repro.runs.result_index import index_results
+from isda_repro.runs.sources import results_on_disk
 from isda_repro.tables.aggregate import FilledCell, FilledTable, aggregate
-from isda_repro.tables.gathered import gather
 from isda_repro.tables.plan import expand
-from isda_repro.tables.sources import results_on_disk
 from isda_repro.tables.specification import Label, load_table
 
 IMAGENET = ("resnet50", "resnet101", "resnet152", "densenet121", "densenet265", "resnext50_32x4d", "resnext101_32x8d")
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> None:
     if not all(any(item.startswith("loss.lambda_0=") for item in cell.overrides) for cell in table.cells):
         raise UserError(f"table={table.name} is no search for lambda_0: its columns must set loss.lambda_0=")
     plan = expand(table, compose)
-    filled = aggregate(table, plan, gather(results_on_disk(Path(options.runs_dir), Path(options.results_dir))))
+    filled = aggregate(table, plan, index_results(results_on_disk(Path(options.runs_dir), Path(options.results_dir))))
     print(*filled.problems, sep="\n", end="\n" if filled.problems else "", file=sys.stderr)
     print(*proposed(filled), sep="\n")
 

@@ -14,8 +14,8 @@ from isda_repro.files import cache_folder, written_whole
 from isda_repro.options import parse_options
 from isda_repro.report.evidence import Evidence, evidence
 from isda_repro.report.page import page
+from isda_repro.runs.sources import runs_folder
 from isda_repro.tables.composed import Remembered
-from isda_repro.tables.sources import runs_folder
 from isda_repro.tables.specification import table_names
 
 ALL = "all"

@@ -22,18 +22,19 @@ from isda_repro.config import compose
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.files import cache_folder, written_whole
 from isda_repro.options import parse_options
+from isda_repro.plotting import figure_files
+from isda_repro.runs.from_wandb import results_from_wandb, results_offline
+from isda_repro.runs.offline_runs import offline_files
+from isda_repro.runs.result_index import ResultIndex, index_results
+from isda_repro.runs.sources import Finding, results_in, results_of_runs, results_on_disk, runs_folder
 from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.composed import Remembered
-from isda_repro.tables.figures import draw_curves, figure_files
-from isda_repro.tables.from_wandb import results_from_wandb, results_offline
-from isda_repro.tables.gathered import Gathered, gather
+from isda_repro.tables.figures import draw_curves
 from isda_repro.tables.keeping import Kept, keep, strangers
 from isda_repro.tables.layout import Layout, layout
-from isda_repro.tables.offline_runs import offline_files
 from isda_repro.tables.plan import Plan, expand
 from isda_repro.tables.render import FORMATS
 from isda_repro.tables.sides import sides
-from isda_repro.tables.sources import Finding, results_in, results_of_runs, results_on_disk, runs_folder
 from isda_repro.tables.specification import Table, load_table, table_names
 from isda_repro.tables.status import ALL
 from isda_repro.tables.sweep import SweepOptions, sweep_command
@@ -62,8 +63,8 @@ def show(options: TableOptions) -> None:
         raise UserError(f"figure={options.figure} is one file: give it with one table")
     if options.figure not in (None, "auto"):
         figure_files(Path(options.figure))  # before there is anything to lose
-    gathered = gather(findings(options))
-    layouts = [laid_out(table, plan, gathered, options, extra) for table, plan, extra in changed_plans(options)]
+    index = index_results(findings(options))
+    layouts = [laid_out(table, plan, index, options, extra) for table, plan, extra in changed_plans(options)]
     if problems := list(dict.fromkeys(problem for one in layouts for problem in one.filled.problems)):
         print(*problems, sep="\n", file=sys.stderr)
     if options.output is None:
@@ -118,9 +119,9 @@ def run_ids(plan: Plan) -> list[str]:
     return [run.run_id for runs in plan.values() for run in runs]
 
 
-def laid_out(table: Table, plan: Plan, gathered: Gathered, options: TableOptions, extra: Sequence[str] = ()) -> Layout:
+def laid_out(table: Table, plan: Plan, index: ResultIndex, options: TableOptions, extra: Sequence[str] = ()) -> Layout:
     """A table, filled."""
-    filled = aggregate(table, plan, gathered, reduced=bool(extra))
+    filled = aggregate(table, plan, index, reduced=bool(extra))
     name = table.name if options.table == ALL else options.table  # or the file that it is from
     sweep = sweep_command(SweepOptions(name, runs_dir=options.runs_dir, set=options.set))
     return layout(filled, plan, sweep, extra, sides(table, plan, Path(options.results_dir)))
@@ -171,8 +172,8 @@ class ImportOptions:
 def export_runs(options: ExportOptions) -> None:
     """Copy finished runs into ``results_dir``."""
     runs_dir = runs_folder(options.runs_dir)
-    gathered = gather(results_of_runs(runs_dir))
-    kept = keep(plans(options.table), gathered, Path(options.results_dir), options.overwrite)
+    index = index_results(results_of_runs(runs_dir))
+    kept = keep(plans(options.table), index, Path(options.results_dir), options.overwrite)
     if not kept.known and not kept.passed_over:
         command = f"python scripts/sweep.py table={options.table}"
         raise UserError(f"{runs_dir} holds no finished run of table={options.table}: {command}")
@@ -184,12 +185,12 @@ def import_results(options: ImportOptions) -> None:
     folder = Path(options.from_)
     if not folder.is_dir():
         raise UserError(f"from={folder} is no folder: give a checkout, its runs/ or results/, or a heap of files")
-    gathered = gather(results_in(folder))
-    kept = keep(plans(options.table), gathered, Path(options.results_dir), options.overwrite)
-    if not gathered.records and not gathered.problems:
+    index = index_results(results_in(folder))
+    kept = keep(plans(options.table), index, Path(options.results_dir), options.overwrite)
+    if not index.records and not index.problems:
         raise UserError(f"from={folder} holds no result: nothing in it ends in .json, or is a run that has finished")
     of = "any table" if options.table == ALL else f"table={options.table}"
-    report(kept, [*kept.passed_over, *strangers(kept, gathered, of)])
+    report(kept, [*kept.passed_over, *strangers(kept, index, of)])
 
 
 def plans(name: str, extra: Sequence[str] = ()) -> Iterator[tuple[Table, Plan]]:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from isda_repro.config import compose
-from isda_repro.tables.records import read_result
+from isda_repro.runs.records import read_result
 from isda_repro.training.run import run
 
 

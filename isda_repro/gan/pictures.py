@@ -11,7 +11,7 @@ from torch import Tensor
 
 from isda_repro.files import written_whole
 from isda_repro.gan.sampling import ImageGenerator
-from isda_repro.tables.figures import write_figure
+from isda_repro.plotting import write_figure
 
 COLUMNS = 10  # images of each class
 MOST_ROWS = 10  # classes that are shown

@@ -19,8 +19,8 @@ from isda_repro.gan.progress import GanProgress
 from isda_repro.gan.sampling import ImageGenerator
 from isda_repro.gan.trainer import GanTrainer
 from isda_repro.randomness import stream_seed
-from isda_repro.tables.generator_records import GeneratorEpoch, GeneratorResult, read_generator_result
-from isda_repro.tables.records import SegmentRecord, as_json, write_result
+from isda_repro.runs.generator_records import GeneratorEpoch, GeneratorResult, read_generator_result
+from isda_repro.runs.records import SegmentRecord, as_json, write_result
 from isda_repro.tracking import Tracker
 from isda_repro.training import parts
 from isda_repro.training.account import total_timing

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from isda_repro.runs.records import Result
 from isda_repro.tables.figures import learning_rate_drops
-from isda_repro.tables.records import Result
 
 CURVES = ("test_error", "train_error", "test_loss", "train_loss")
 NUMBERS = 2_000_000  # in all curves of a page: some 10 MB, of which compression leaves a third

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isda_repro.report.runs import slim
+from isda_repro.runs.records import Result
+from isda_repro.runs.result_index import index_results
+from isda_repro.runs.sources import Finding, Found, results_on_disk
 from isda_repro.tables.aggregate import FilledTable, aggregate
-from isda_repro.tables.gathered import gather
 from isda_repro.tables.plan import Compose, Plan, Run, expand
-from isda_repro.tables.records import Result
-from isda_repro.tables.sources import Finding, Found, results_on_disk
 from isda_repro.tables.specification import load_table
 
 
@@ -57,14 +57,14 @@ def evidence(names: Sequence[str], compose: Compose, runs_dir: Path, results_dir
         results_dir: where they are kept; where a run is in both, that in ``runs_dir`` counts.
     """
     read: dict[str, tuple[str, Result]] = {}
-    gathered = gather(_kept(results_on_disk(runs_dir, results_dir), read))
-    results = {name: read[record.origin] for name, record in gathered.records.items()}
+    index = index_results(_kept(results_on_disk(runs_dir, results_dir), read))
+    results = {name: read[record.origin] for name, record in index.records.items()}
     shown = []
     for name in names:
         table = load_table(name)
         plan = expand(table, compose)
-        shown.append(Shown(plan, aggregate(table, plan, gathered)))
-    problems = dict.fromkeys((*gathered.problems, *(said for one in shown for said in one.filled.problems)))
+        shown.append(Shown(plan, aggregate(table, plan, index)))
+    problems = dict.fromkeys((*index.problems, *(said for one in shown for said in one.filled.problems)))
     return Evidence(tuple(shown), results, tuple(problems))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from isda_repro.config import dataset_name, model_name
-from isda_repro.tables.records import Result
+from isda_repro.runs.records import Result
 
 FIRST = ("ce", "isda")  # the lines that a panel begins with; others follow in the order of their tables
 

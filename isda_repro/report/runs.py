@@ -18,8 +18,8 @@ from isda_repro.report.labels import (
     panel_settings,
 )
 from isda_repro.report.pool import Pool
+from isda_repro.runs.records import Result
 from isda_repro.tables.figures import learning_rate_drops
-from isda_repro.tables.records import Result
 
 
 def slim(result: Result) -> Result:

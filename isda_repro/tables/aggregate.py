@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from isda_repro.tables.gathered import Gathered, Record
+from isda_repro.runs.records import Result
+from isda_repro.runs.result_index import Record, ResultIndex
 from isda_repro.tables.plan import Plan
-from isda_repro.tables.records import Result
 from isda_repro.tables.reduced import reduced_runs
 from isda_repro.tables.specification import Cell, Label, Table
 from isda_repro.tables.statistics import Difference, Summary, difference, summarise, welch
@@ -50,7 +50,7 @@ class FilledCell:
         """By seed, the whole results, read again: for curves, and all that is known of each run.
 
         Raises:
-            RecordError: a file has changed or gone since it was gathered.
+            RecordError: a file has changed or gone since it was index.
         """
         return {seed: record.read() for seed, record in self.records.items()}
 
@@ -74,17 +74,17 @@ class Reduced:
     filled: FilledTable
 
 
-def aggregate(table: Table, plan: Plan, gathered: Gathered, reduced: bool = False) -> FilledTable:
+def aggregate(table: Table, plan: Plan, index: ResultIndex, reduced: bool = False) -> FilledTable:
     """Fill the table.
 
     Args:
         table: the specification that ``plan`` was expanded from.
         plan: its cells and their runs.
-        gathered: the results that there are, of whatever tables.
+        index: the results that there are, of whatever tables.
         reduced: the plan has settings other than the table's own, so that what is kept for the table is no surprise,
             and nothing is shown beside it.
     """
-    entered = {cell: {run.seed: gathered.records[run.run_id] for run in runs if run.run_id in gathered.records}
+    entered = {cell: {run.seed: index.records[run.run_id] for run in runs if run.run_id in index.records}
                for cell, runs in plan.items()}  # fmt: skip
     accepted = {
         cell: {seed: record for seed, record in records.items() if set(record.precisions) <= set(cell.precisions)}
@@ -92,12 +92,12 @@ def aggregate(table: Table, plan: Plan, gathered: Gathered, reduced: bool = Fals
     }
     filled = _filled(table, accepted)
     if reduced:
-        return replace(filled, problems=(*gathered.problems, *filled.problems))
-    groups = reduced_runs(plan, gathered)
+        return replace(filled, problems=(*index.problems, *filled.problems))
+    groups = reduced_runs(plan, index)
     shown = {record.run_id for runs in (accepted, *(group.runs for group in groups)) for record in _records(runs)}
     strangers = [
         f"passed over: {origin}: {run_id} is no run of this table as it is specified now"
-        for run_id, origin in gathered.kept.get(table.name, ())
+        for run_id, origin in index.kept.get(table.name, ())
         if run_id not in shown
     ]
     beside = []
@@ -105,7 +105,7 @@ def aggregate(table: Table, plan: Plan, gathered: Gathered, reduced: bool = Fals
         part = group.table(table)
         runs = dict(zip(part.cells, group.runs.values(), strict=True))
         beside.append(Reduced(group.settings, _filled(part, runs)))
-    return replace(filled, problems=(*gathered.problems, *strangers, *filled.problems), reduced=tuple(beside))
+    return replace(filled, problems=(*index.problems, *strangers, *filled.problems), reduced=tuple(beside))
 
 
 def _records(runs: Runs) -> list[Record]:

@@ -9,14 +9,6 @@ from dataclasses import dataclass, field
 from isda_repro.tables.drawing import Drawing
 from isda_repro.tables.reported import PaperValue
 
-METRICS = {
-    "test_error_last10": "mean of the last 10 epochs",
-    "test_error_final": "last epoch",
-    "test_error_best": "best epoch, chosen on the images it is reported on",
-    "test_top5_error_final": "last epoch, images whose class is not among the five likeliest",
-}
-"""The fields of a Result that a table can show, and how its caption calls them."""
-
 PRECISIONS = ("fp32", "bf16")
 """What a run's segments can have been trained in."""
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from isda_repro.errors import UserError
-from isda_repro.tables.cells import METRICS, PRECISIONS, Label, joined
+from isda_repro.runs.records import METRICS
+from isda_repro.tables.cells import PRECISIONS, Label, joined
 
 
 @dataclass(frozen=True)

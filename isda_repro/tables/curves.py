@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from isda_repro.runs.records import EpochRecord, RecordError, read_metrics
 from isda_repro.tables.aggregate import FilledCell, FilledTable
 from isda_repro.tables.plan import Plan, Run
-from isda_repro.tables.records import EpochRecord, RecordError, read_metrics
 from isda_repro.tables.specification import Label
 
 

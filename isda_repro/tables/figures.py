@@ -7,21 +7,20 @@ learning rate.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from isda_repro.errors import UserError
+from isda_repro.plotting import write_figure
+from isda_repro.runs.records import METRICS
 from isda_repro.tables.aggregate import FilledTable
 from isda_repro.tables.curves import Curve, learning_rate_drops, panels
 from isda_repro.tables.detailed import detailed_figure, mark_drops
 from isda_repro.tables.plan import Plan
-from isda_repro.tables.specification import METRICS
 
 if TYPE_CHECKING:  # matplotlib takes half a second to import
     from matplotlib.figure import Figure
 
-__all__ = ["draw_curves", "learning_rate_drops", "write_figure"]
+__all__ = ["draw_curves", "learning_rate_drops"]
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; each with a dash pattern and a marker of its own.
 LOOKS: tuple[tuple[str, Any, str], ...] = (
@@ -34,26 +33,8 @@ LOOKS: tuple[tuple[str, Any, str], ...] = (
 )
 TICKS = (0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100)  # per cent, on the logarithmic axis
 MORE_TICKS = (1.5, 2.5, 4, 6, 7, 8, 15, 25, 40, 60, 70, 80)  # where the axis spans less than a factor of 6
-SUFFIXES = (".png", ".svg")
 PANEL = (4.6, 3.1)  # inches
 PANELS_ABREAST = 3
-
-STYLE: dict[str, Any] = {
-    "font.family": "STIXGeneral",  # a Times, and matplotlib brings it along
-    "mathtext.fontset": "stix",
-    "font.size": 10,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.4,
-    "xtick.direction": "out",
-    "ytick.direction": "out",
-    "legend.edgecolor": "none",
-    "legend.framealpha": 0.9,
-    "svg.fonttype": "path",  # looks the same where the font is missing
-    "svg.hashsalt": "isda_repro",  # ids that do not change from one drawing to the next
-}
 
 
 def draw_curves(filled: FilledTable, path: Path, plan: Plan | None = None, runs_dir: Path | None = None) -> list[Path]:
@@ -78,32 +59,6 @@ def draw_curves(filled: FilledTable, path: Path, plan: Plan | None = None, runs_
         )
     abreast = len({column[:-1] for column in filled.table.columns})
     return write_figure(path, lambda: _figure(drawn, filled.evaluated_on, abreast))
-
-
-def figure_files(path: Path) -> list[Path]:
-    """A figure's file, and the twin in the other format that is written beside it.
-
-    Raises:
-        UserError: another ending, or a folder.
-    """
-    if path.suffix not in SUFFIXES or path.is_dir():
-        raise UserError(f"figure={path} must be a file that ends in .png or .svg; the other is written beside it")
-    return [path, *(path.with_suffix(other) for other in SUFFIXES if other != path.suffix)]
-
-
-def write_figure(path: Path, make: Callable[[], Figure]) -> list[Path]:
-    """Write what ``make`` draws to ``path`` and its twin, as PNG and SVG, in our style; the same bytes each time."""
-    import matplotlib as mpl
-
-    with mpl.rc_context():
-        mpl.rcdefaults()  # whatever the user's matplotlibrc says
-        mpl.rcParams.update(cast(Any, STYLE))
-        paths = figure_files(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for file in paths:
-            undated: dict[str, Any] = {"Date": None} if file.suffix == ".svg" else {"Software": None}
-            make().savefig(file, dpi=200, metadata=undated)  # drawn anew: saving moves its parts by a hair
-    return paths
 
 
 # ------------------------------------------------------------------------------------------------------------- drawing

@@ -6,8 +6,8 @@ from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 from isda_repro.errors import UserError
-from isda_repro.tables.gathered import Gathered, Record, gather
-from isda_repro.tables.sources import RESULT, kept_results
+from isda_repro.runs.result_index import Record, ResultIndex, index_results
+from isda_repro.runs.sources import RESULT, kept_results
 
 
 def has_result(folder: Path) -> bool:
@@ -20,7 +20,7 @@ def is_over(folder: Path) -> bool:
     return has_result(folder) and not any(folder.glob("checkpoint-*.pt"))
 
 
-def kept(results_dir: str | None, standard: str = "results") -> Gathered:
+def kept(results_dir: str | None, standard: str = "results") -> ResultIndex:
     """The runs that are kept in ``results_dir``, of every table; none if it is null.
 
     Raises:
@@ -28,7 +28,7 @@ def kept(results_dir: str | None, standard: str = "results") -> Gathered:
     """
     if results_dir not in (None, standard) and not Path(str(results_dir)).is_dir():
         raise UserError(f"results_dir={results_dir} is no folder; results_dir=null counts no kept result")
-    return gather(() if results_dir is None else kept_results(Path(results_dir)))
+    return index_results(() if results_dir is None else kept_results(Path(results_dir)))
 
 
 def to_make(

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from isda_repro.tables.gathered import Gathered, Record
+from isda_repro.runs.records import RecordError, Result, read_result, write_result
+from isda_repro.runs.result_index import Record, ResultIndex
 from isda_repro.tables.plan import Plan
-from isda_repro.tables.records import RecordError, Result, read_result, write_result
 from isda_repro.tables.specification import Cell, Table
 
 
@@ -26,22 +26,22 @@ class Kept:
     known: set[str] = field(default_factory=set)  # the runs that belong to a cell
 
 
-def keep(plans: Iterable[tuple[Table, Plan]], gathered: Gathered, results_dir: Path, overwrite: bool = False) -> Kept:
+def keep(plans: Iterable[tuple[Table, Plan]], index: ResultIndex, results_dir: Path, overwrite: bool = False) -> Kept:
     """Write those that are runs of the tables to ``results_dir/<table>/<cell>/<seed>.json``.
 
     Args:
         plans: the tables and their runs.
-        gathered: what is offered.
+        index: what is offered.
         results_dir: where results are kept.
         overwrite: replace files that are there and differ; otherwise they stay, and are named.
     """
-    kept = Kept(passed_over=list(gathered.problems))
+    kept = Kept(passed_over=list(index.problems))
     done: set[Path] = set()
     for table, plan in plans:
         for cell, runs in plan.items():
             for run in runs:
                 target = results_dir / table.name / cell.slug / f"{run.seed}.json"
-                record = gathered.records.get(run.run_id)
+                record = index.records.get(run.run_id)
                 if record is not None and target not in done:
                     done.add(target)
                     kept.known.add(run.run_id)
@@ -82,10 +82,10 @@ def _difference(path: Path, result: Result) -> str | None:
     return "" if there == result else "is there already, with another result of the same run"
 
 
-def strangers(kept: Kept, gathered: Gathered, of: str) -> list[str]:
+def strangers(kept: Kept, index: ResultIndex, of: str) -> list[str]:
     """One sentence for each result that was offered and is no run of the tables, which ``of`` names."""
     return [
         f"passed over: {record.origin}: {record.run_id} is no run of {of}"
-        for record in gathered.records.values()
+        for record in index.records.values()
         if record.run_id not in kept.known
     ]

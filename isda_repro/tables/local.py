@@ -16,13 +16,13 @@ from typing import IO
 
 from isda_repro.console import say
 from isda_repro.errors import EXIT_STOPPED, EXIT_USER_ERROR, UserError
+from isda_repro.runs.exit_status import LOG, STOPPED, ExitStatus, exit_status_of, read_exit_status, write_exit_status
+from isda_repro.runs.owner import lives
+from isda_repro.runs.records import RecordError
 from isda_repro.stopping import exit_code, heeding
-from isda_repro.tables.ending import LOG, STOPPED, Ending, ending_of, note_ending, read_ending
-from isda_repro.tables.owner import lives
 from isda_repro.tables.places import Places, places
 from isda_repro.tables.plan import Compose, Run
 from isda_repro.tables.progress import NOT_YET, progress_of
-from isda_repro.tables.records import RecordError
 from isda_repro.tables.sweep import TRAIN, Missing, SweepOptions, freeze, missing, sweep_command
 
 LOOK_SECONDS = 0.05
@@ -232,21 +232,21 @@ class _Sweep:
         if code in STOPPED or (code != 0 and self._asked is not None):
             return f"stopped with exit code {code}"
         if code != 0:
-            if read_ending(folder) is None:  # killed, or before it had come to its own errors
-                note_ending(folder, ending_of(folder, code))
+            if read_exit_status(folder) is None:  # killed, or before it had come to its own errors
+                write_exit_status(folder, exit_status_of(folder, code))
             self._failed[folder.name] = self._why(folder, code)
             return f"FAILED with exit code {code}"
         try:
             return f"done, {self._what.says(run)},"
         except RecordError as error:
-            note_ending(folder, Ending(code, "exit code 0, but no result"))
+            write_exit_status(folder, ExitStatus(code, "exit code 0, but no result"))
             self._failed[folder.name] = f"exit code 0, but no result: {error}"
             return "FAILED without a result"
 
     def _why(self, folder: Path, code: int) -> str:
         if self._where.is_one:  # it has said so itself
             return f"exit code {code}"
-        return f"exit code {code}: {ending_of(folder, code).said}; all of it is in {folder / LOG}"
+        return f"exit code {code}: {exit_status_of(folder, code).said}; all of it is in {folder / LOG}"
 
     def _report(self) -> None:
         """Now and then a word about the runs that nobody sees."""

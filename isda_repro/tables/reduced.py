@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import orjson
 
 from isda_repro.config import request, rescaled
-from isda_repro.tables.checked import asked
-from isda_repro.tables.gathered import Gathered, Record
+from isda_repro.runs.result_index import Record, ResultIndex
+from isda_repro.runs.validation import asked
 from isda_repro.tables.plan import Plan
 from isda_repro.tables.specification import Cell, Table
 
@@ -83,7 +83,7 @@ class Group:
         )
 
 
-def reduced_runs(plan: Plan, gathered: Gathered) -> list[Group]:
+def reduced_runs(plan: Plan, index: ResultIndex) -> list[Group]:
     """The runs that differ so from a cell of the plan, each with the nearest, grouped by how they differ."""
     cells: dict[bytes, dict[bytes, list[Cell]]] = {}
     for cell, runs in plan.items():
@@ -91,7 +91,7 @@ def reduced_runs(plan: Plan, gathered: Gathered) -> list[Group]:
         own = asked(request(settings), settings["choice"])
         cells.setdefault(_divided(own)[0], {}).setdefault(own, []).append(cell)
     groups: dict[Way, Group] = {}
-    for body, records in gathered.by_request.items():
+    for body, records in index.by_request.items():
         fixed, free = _divided(body)
         for cell, theirs in _nearest(free, cells.get(fixed, {})):
             differing = tuple((key, _text(free.get(key))) for key in _differing(free, theirs))

@@ -22,9 +22,9 @@ from typing import Any
 from isda_repro.config import CONF_DIR
 from isda_repro.console import say
 from isda_repro.errors import UserError
-from isda_repro.tables.ending import LOG, ending_of, forget_ending, note_ending, read_ending
+from isda_repro.runs.exit_status import LOG, clear_exit_status, exit_status_of, read_exit_status, write_exit_status
+from isda_repro.runs.owner import lives
 from isda_repro.tables.finished import has_result
-from isda_repro.tables.owner import lives
 from isda_repro.tables.plan import Compose, Run
 from isda_repro.tables.queue import SUBMITTED, job_of, look, note_job, submitting
 from isda_repro.tables.sweep import Missing, SweepOptions, freeze, missing, sweep_command
@@ -62,7 +62,7 @@ class TrainingJob:
             if has_result(folder):
                 return str(folder / "result.json")
             if os.environ.get("SLURM_PROCID", "0") == "0":
-                forget_ending(folder)
+                clear_exit_status(folder)
             environment = {**os.environ, "TORCHELASTIC_SIGNALS_TO_HANDLE": FORWARDED}
             self._process = subprocess.Popen(self.command(), cwd=ROOT, stdout=log, stderr=log, env=environment)
         while self._process.poll() is None:
@@ -70,12 +70,12 @@ class TrainingJob:
         code = self._process.returncode
         if has_result(folder):
             return str(folder / "result.json")
-        ending = read_ending(folder)
+        ending = read_exit_status(folder)
         if ending is not None and ending.is_stop:  # somebody asked the processes themselves: who, will end the job
             raise RuntimeError(f"{folder.name} has stopped: {ending.said}")
         if ending is None:
-            note_ending(folder, ending_of(folder, code))
-        raise RuntimeError(f"{folder.name} has failed with exit code {code}: {ending_of(folder, code).said}")
+            write_exit_status(folder, exit_status_of(folder, code))
+        raise RuntimeError(f"{folder.name} has failed with exit code {code}: {exit_status_of(folder, code).said}")
 
     def checkpoint(self) -> Any:
         """Have the run save and stop; what the job does when it runs again."""
@@ -233,7 +233,7 @@ def _submit_array(
     options = what.options
     for run in wave:
         freeze(run, what.folder(run) / "config.yaml")
-        forget_ending(what.folder(run))
+        clear_exit_status(what.folder(run))
     executor = SlurmExecutor(folder=Path(options.runs_dir).resolve() / SUBMITTED, max_num_timeout=NEVER)
     executor.update_parameters(job_name=f"isda-{what.table.name}", **parameters)
     if needed:

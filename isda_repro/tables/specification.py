@@ -43,7 +43,7 @@ from omegaconf import OmegaConf
 
 from isda_repro.config import CONF_DIR
 from isda_repro.errors import UserError
-from isda_repro.tables.cells import METRICS, PRECISIONS, Cell, Cells, Label, Table, fits, joined
+from isda_repro.tables.cells import PRECISIONS, Cell, Cells, Label, Table, fits, joined
 from isda_repro.tables.choices import (
     Choice,
     axes,
@@ -61,7 +61,7 @@ from isda_repro.tables.drawing import drawing
 from isda_repro.tables.paper import apply_paper
 from isda_repro.tables.reported import PaperValue
 
-__all__ = ["METRICS", "PRECISIONS", "Cell", "Label", "PaperValue", "Table", "load_table", "refuse_seeds", "table_names"]
+__all__ = ["PRECISIONS", "Cell", "Label", "PaperValue", "Table", "load_table", "refuse_seeds", "table_names"]
 
 TABLE_DIR = CONF_DIR / "table"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from isda_repro.console import say
 from isda_repro.errors import UserError
-from isda_repro.tables.ending import LOG, last_error, read_ending
+from isda_repro.runs.exit_status import LOG, last_error, read_exit_status
+from isda_repro.runs.owner import lives, pid_here
 from isda_repro.tables.finished import has_result, kept
-from isda_repro.tables.owner import lives, pid_here
 from isda_repro.tables.plan import Compose, Run
 from isda_repro.tables.progress import NOT_YET, progress_of
 from isda_repro.tables.queue import Queue, cancel_jobs, job_of, log_of, look
@@ -77,7 +77,7 @@ def _state(run: Run, folder: Path, job: str | None, queue: Queue) -> str:
     """One of: done, running, queued, failed, stopped, interrupted, not started; and what there is to know of it."""
     if has_result(folder):
         return "done"
-    progress, ending = progress_of(folder, run), read_ending(folder)
+    progress, ending = progress_of(folder, run), read_exit_status(folder)
     waits = None if job is None else queue.waiting.get(job)
     if waits is not None:
         if waits.runs:

@@ -14,14 +14,14 @@ from isda_repro.config import write_frozen
 from isda_repro.console import say
 from isda_repro.errors import UserError
 from isda_repro.options import typed
-from isda_repro.tables.checked import read_checked
+from isda_repro.runs.generator_records import GeneratorResult, read_generator_result
+from isda_repro.runs.records import RecordError
+from isda_repro.runs.result_index import Record
+from isda_repro.runs.sources import RESULT
+from isda_repro.runs.validation import read_valid_result
 from isda_repro.tables.finished import has_result, is_over, kept, kept_instead, to_make
-from isda_repro.tables.gathered import Record
-from isda_repro.tables.generator_records import GeneratorResult, read_generator_result
 from isda_repro.tables.generators import generator_needed, generators_of
 from isda_repro.tables.plan import Compose, Plan, Run, choose, expand
-from isda_repro.tables.records import RecordError
-from isda_repro.tables.sources import RESULT
 from isda_repro.tables.specification import Cell, Table, load_table
 from isda_repro.tables.tagging import tagged
 
@@ -124,7 +124,7 @@ class Missing:
         if (record := self.kept.get(run.run_id)) is not None:
             return self._said(record.origin, record.evaluated_on, record.numbers[self.table.metric])
         path = self.folder(run) / RESULT
-        result = read_generator_result(path) if run.is_generator else read_checked(path)
+        result = read_generator_result(path) if run.is_generator else read_valid_result(path)
         if result.run_id != run.run_id:
             raise RecordError(f"{path}: it is the result of {result.run_id}")
         if isinstance(result, GeneratorResult):

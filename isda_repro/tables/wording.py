@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from isda_repro.runs.records import METRICS
 from isda_repro.tables.aggregate import FilledCell
-from isda_repro.tables.specification import METRICS, Cell, PaperValue, Table
+from isda_repro.tables.specification import Cell, PaperValue, Table
 from isda_repro.tables.statistics import Difference
 
 MINUS = "\N{MINUS SIGN}"

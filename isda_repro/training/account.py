@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from isda_repro.config import model_name, request
 from isda_repro.data import Source
-from isda_repro.tables.records import EpochRecord, Result, SegmentRecord, as_json, mean_of_last
+from isda_repro.runs.records import EpochRecord, Result, SegmentRecord, as_json, mean_of_last
 from isda_repro.training.trainer import Trainer
 from isda_repro.training.work import Learner
 

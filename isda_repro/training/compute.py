@@ -40,6 +40,18 @@ class Compute:
         """Of images and convolution weights."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
+    def machine(self) -> dict[str, Any]:
+        """Return what ``environment.json`` says of the machine."""
+        return {
+            "cpu": processor()[0],
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": str(self.device),
+            "hardware": self.hardware,
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
+        }
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which the network runs."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")

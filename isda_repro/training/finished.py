@@ -14,7 +14,7 @@ from isda_repro.config import build, is_frozen_generator, read_frozen, target_cl
 from isda_repro.data import Source
 from isda_repro.losses import Criterion, ISDALoss
 from isda_repro.models import Network
-from isda_repro.tables.records import Result, read_result
+from isda_repro.runs.records import Result, read_result
 from isda_repro.training import parts
 from isda_repro.training.checkpoint import load
 from isda_repro.training.compute import Compute, resolve

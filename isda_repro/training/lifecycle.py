@@ -13,19 +13,19 @@ from isda_repro.data import Source
 from isda_repro.errors import UserError, is_out_of_memory
 from isda_repro.files import move_aside
 from isda_repro.revision import why_unknown
-from isda_repro.tables.ending import forget_ending
-from isda_repro.tables.records import RecordError, SegmentRecord, as_json, read_lines
+from isda_repro.runs.environment import provenance, write_environment
+from isda_repro.runs.exit_status import clear_exit_status
+from isda_repro.runs.lock import FolderLock
+from isda_repro.runs.records import RecordError, SegmentRecord, as_json, read_lines
+from isda_repro.runs.run_directory import RunDirectory
 from isda_repro.tracking import JsonLines, Tracker
 from isda_repro.training import checkpoint, same_data
 from isda_repro.training.account import segment_record
 from isda_repro.training.checkpoint import Checkpoints
 from isda_repro.training.compute import refuse_differences, resolve
-from isda_repro.training.environment import provenance, write_environment
 from isda_repro.training.failing import noting
 from isda_repro.training.joining import joined
-from isda_repro.training.lock import FolderLock
 from isda_repro.training.resume import find_start
-from isda_repro.training.run_directory import RunDirectory
 from isda_repro.training.saving import Saver
 from isda_repro.training.work import Work
 
@@ -81,7 +81,7 @@ def _lead(work: Work[Outcome]) -> Outcome:
         _move_aside(directory)
     directory.path.mkdir(parents=True, exist_ok=True)
     with FolderLock(directory.path) as lock:
-        forget_ending(directory.path)
+        clear_exit_status(directory.path)
         if not directory.finished:
             return _train(work, directory, origin, lock)
         _conclude(work.cfg, type(work), directory)  # another launch was faster, since we looked
@@ -145,7 +145,7 @@ def _train(work: Work[Outcome], directory: RunDirectory, origin: dict[str, Any],
     with saver.listening():
         metrics_bytes = _go_on(work, directory, checkpoints)
         write_frozen(_said_once(cfg), directory.config)
-        write_environment(directory.environment, origin, learner.compute)
+        write_environment(directory.environment, origin, learner.compute.machine())
         say(work.opening())
         bar = work.bar()
         metrics = JsonLines(directory.metrics, keep=metrics_bytes, before_write=lock.ensure_held)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from isda_repro.console import warn
 from isda_repro.errors import UserError
 from isda_repro.files import move_aside
-from isda_repro.tables.records import AnyRecord, RecordError, read_lines
+from isda_repro.runs.records import AnyRecord, RecordError, read_lines
 from isda_repro.training.checkpoint import CheckpointError, Checkpoints, load
 
 ALWAYS_NEEDED = frozenset({"step", "epoch", "metrics_bytes"})

@@ -12,7 +12,7 @@ from isda_repro.config import build, weights_digest
 from isda_repro.console import say
 from isda_repro.data import Source
 from isda_repro.errors import UserError
-from isda_repro.tables.records import EpochRecord, Result, SegmentRecord, as_json, read_result, write_result
+from isda_repro.runs.records import EpochRecord, Result, SegmentRecord, as_json, read_result, write_result
 from isda_repro.tracking import Progress, Tracker
 from isda_repro.training import parts
 from isda_repro.training.account import opening, result_record, summary

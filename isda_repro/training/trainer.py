@@ -16,7 +16,7 @@ from isda_repro.errors import UserError, is_out_of_memory
 from isda_repro.losses import Criterion
 from isda_repro.models import Network
 from isda_repro.randomness import stream_seed
-from isda_repro.tables.records import EpochRecord, as_json
+from isda_repro.runs.records import EpochRecord, as_json
 from isda_repro.tracking import Progress, Tracker
 from isda_repro.training.compute import Compute
 from isda_repro.training.evaluate import evaluate

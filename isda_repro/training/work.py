@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from omegaconf import DictConfig
 
 from isda_repro.data import Source
-from isda_repro.tables.records import AnyRecord, SegmentRecord
+from isda_repro.runs.records import AnyRecord, SegmentRecord
 from isda_repro.tracking import Tracker
 from isda_repro.training.compute import Compute
 from isda_repro.training.processes import Processes

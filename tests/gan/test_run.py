@@ -12,11 +12,11 @@ from isda_repro.data import Source, Split
 from isda_repro.errors import UserError
 from isda_repro.gan import load_generator, trained_generator
 from isda_repro.gan.run import GeneratorTraining, train_generator
-from isda_repro.tables.from_wandb import results_offline
-from isda_repro.tables.gathered import gather
-from isda_repro.tables.generator_records import read_generator_result
-from isda_repro.tables.offline_runs import offline_files, read_offline
-from isda_repro.tables.sources import results_of_runs
+from isda_repro.runs.from_wandb import results_offline
+from isda_repro.runs.generator_records import read_generator_result
+from isda_repro.runs.offline_runs import offline_files, read_offline
+from isda_repro.runs.result_index import index_results
+from isda_repro.runs.sources import results_of_runs
 from isda_repro.training.compute import resolve
 from isda_repro.training.processes import ALONE
 
@@ -43,7 +43,7 @@ def test_finished_run_has_its_result_its_pictures_and_generators_that_can_be_loa
         assert round(picture.width / picture.height) == (5 if wgan else 1), "rows of ten images"
     assert {path.name for path in folder.iterdir()} >= {"losses.png", "losses.svg", "environment.json", "config.yaml"}
     assert not list(folder.glob("checkpoint-*"))
-    gathered = gather(results_of_runs(folder.parent))
+    gathered = index_results(results_of_runs(folder.parent))
     assert (gathered.records, gathered.problems) == ({}, []), "tables take no notice of generators"
 
     game = build(settings(kind, folder.parent).gan.game)

@@ -8,15 +8,15 @@ import pytest
 from synthetic import make_result, plausible_errors
 
 from isda_repro import config
+from isda_repro.runs.records import write_result
+from isda_repro.runs.result_index import index_results
+from isda_repro.runs.sources import results_on_disk
 from isda_repro.tables import missing
 from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.costs import Cost, Estimate
-from isda_repro.tables.gathered import gather
 from isda_repro.tables.layout import layout
 from isda_repro.tables.plan import Run, expand
-from isda_repro.tables.records import write_result
 from isda_repro.tables.sides import sides
-from isda_repro.tables.sources import results_on_disk
 from isda_repro.tables.specification import load_table
 
 
@@ -47,7 +47,7 @@ def curves():
 @pytest.fixture
 def there(tmp_path):
     """``there()``: all results under tmp_path/runs and tmp_path/results, as aggregation takes them."""
-    return lambda: gather(results_on_disk(tmp_path / "runs", tmp_path / "results"))
+    return lambda: index_results(results_on_disk(tmp_path / "runs", tmp_path / "results"))
 
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -111,6 +111,6 @@ def _laid_out(table, folder, errors, results_dir=None):
             if run.seed in values:
                 (folder / run.run_id).mkdir()
                 write_result(folder / run.run_id / "result.json", make_result(run, [values[run.seed]]))
-    filled = aggregate(table, plan, gather(results_on_disk(folder, folder / "nowhere")))
+    filled = aggregate(table, plan, index_results(results_on_disk(folder, folder / "nowhere")))
     beside = () if results_dir is None else sides(table, plan, results_dir)
     return layout(filled, plan, f"python scripts/sweep.py table={table.name}", sides=beside)

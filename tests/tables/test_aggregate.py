@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 
 from isda_repro import config
+from isda_repro.runs.records import read_result
+from isda_repro.runs.result_index import index_results
+from isda_repro.runs.sources import Found
 from isda_repro.tables.aggregate import aggregate
-from isda_repro.tables.gathered import gather
 from isda_repro.tables.plan import expand
-from isda_repro.tables.records import read_result
-from isda_repro.tables.sources import Found
 from isda_repro.tables.specification import PaperValue
 from isda_repro.tables.statistics import Summary, difference, welch
 
@@ -60,7 +60,7 @@ def test_an_empty_table_has_empty_cells(fill):
 
 def test_a_source_without_files_is_as_good(demo, cells, finish):
     result = read_result(finish(cells[0][0], 5.0, 3.0))
-    cell = aggregate(*demo, gather([Found("somewhere", result)])).cells[CE]
+    cell = aggregate(*demo, index_results([Found("somewhere", result)])).cells[CE]
     assert (cell.values, cell.origins, cell.files) == ({0: 4.0}, {0: "somewhere"}, {})
     assert cell.results() == {0: result}
 

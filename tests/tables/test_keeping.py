@@ -5,11 +5,11 @@ import math
 
 import pytest
 
+from isda_repro.runs.records import read_result
+from isda_repro.runs.result_index import index_results
+from isda_repro.runs.sources import results_in, results_of_runs, results_on_disk
 from isda_repro.tables.aggregate import aggregate
-from isda_repro.tables.gathered import gather
 from isda_repro.tables.keeping import keep, strangers
-from isda_repro.tables.records import read_result
-from isda_repro.tables.sources import results_in, results_of_runs, results_on_disk
 
 CE, ISDA = (("ResNet-20 on digits",), ("CE",)), (("ResNet-20 on digits",), ("ISDA",))
 FIRST = "demo/resnet-20-on-digits--ce/0.json"
@@ -25,7 +25,7 @@ def exported(demo, tmp_path):
     """``exported()`` keeps what lies under tmp_path/runs."""
 
     def export(**options):
-        return keep([demo], gather(results_of_runs(tmp_path / "runs")), tmp_path / "results", **options)
+        return keep([demo], index_results(results_of_runs(tmp_path / "runs")), tmp_path / "results", **options)
 
     return export
 
@@ -45,7 +45,7 @@ def test_export_keeps_what_aggregation_then_finds_without_the_runs(demo, runs, f
     assert (results / FIRST).read_bytes() == source.read_bytes(), "every number as it was"
     again = exported()
     assert (again.taken, len(again.same)) == ([], 2), "nothing changed, nothing is written"
-    filled = aggregate(*demo, gather(results_on_disk(tmp_path / "nowhere", results)))
+    filled = aggregate(*demo, index_results(results_on_disk(tmp_path / "nowhere", results)))
     assert (filled.cells[CE].values, filled.cells[ISDA].values) == ({0: 3.0}, {2: 2.0})
 
 
@@ -81,7 +81,7 @@ def test_precision_that_the_cell_does_not_accept_is_not_kept(demo, runs, finish,
     table, plan = demo
     strict = {dataclasses.replace(cell, precisions=("fp32",)): runs for cell, runs in plan.items()}
     path = finish(runs[0], 3.0, segments=[{"precision": "bf16"}])
-    kept = keep([(table, strict)], gather(results_of_runs(tmp_path / "runs")), tmp_path / "results")
+    kept = keep([(table, strict)], index_results(results_of_runs(tmp_path / "runs")), tmp_path / "results")
     assert kept.taken == []
     (problem,) = kept.passed_over
     assert all(token in problem for token in (str(path), "bf16", "ResNet-20 on digits, CE"))
@@ -97,7 +97,7 @@ def test_results_from_elsewhere_are_taken_and_strangers_named(demo, runs, finish
     (elsewhere / "broken.json").write_text("")
     table, plan = demo
     ce = {cell: runs for cell, runs in plan.items() if cell.column == ("CE",)}
-    gathered = gather(results_in(elsewhere))
+    gathered = index_results(results_in(elsewhere))
     kept = keep([(table, ce)], gathered, tmp_path / "results")
     assert [origin for origin, _ in kept.taken] == [str(path) for path in taken]
     (broken,), (strange,) = kept.passed_over, strangers(kept, gathered, "table=demo")
@@ -108,7 +108,7 @@ def test_results_from_elsewhere_are_taken_and_strangers_named(demo, runs, finish
 def test_file_that_goes_while_it_is_kept_stops_nobody(demo, runs, finish, tmp_path):
     gone = finish(runs[0], 3.0)
     finish(runs[1], 3.0)
-    gathered = gather(results_of_runs(tmp_path / "runs"))
+    gathered = index_results(results_of_runs(tmp_path / "runs"))
     gone.unlink()
     kept = keep([demo], gathered, tmp_path / "results")
     assert len(kept.taken) == 1
@@ -126,5 +126,5 @@ def test_runs_of_two_cells_that_show_two_numbers_of_them_are_kept_once(demo, run
     cell, its_runs = next(iter(plan.items()))
     both = {cell: its_runs, dataclasses.replace(cell, metric="test_error_best"): its_runs}
     finish(runs[0], 3.0)
-    kept = keep([(table, both)], gather(results_of_runs(tmp_path / "runs")), tmp_path / "results")
+    kept = keep([(table, both)], index_results(results_of_runs(tmp_path / "runs")), tmp_path / "results")
     assert (len(kept.taken), kept.same, kept.passed_over) == (1, [], [])

@@ -12,10 +12,10 @@ from omegaconf import OmegaConf
 from isda_repro.checks import ConfigError
 from isda_repro.config import CONF_DIR, compose, lambda_0_of
 from isda_repro.errors import UserError
+from isda_repro.runs.result_index import index_results
+from isda_repro.runs.sources import results_on_disk
 from isda_repro.tables.aggregate import aggregate
-from isda_repro.tables.gathered import gather
 from isda_repro.tables.plan import expand
-from isda_repro.tables.sources import results_on_disk
 from isda_repro.tables.specification import load_table
 
 REPORTED = yaml.safe_load((CONF_DIR.parent / "isda_repro/tables/reported.yaml").read_text())
@@ -114,7 +114,9 @@ def test_small_data_has_what_its_search_proposes_for_its_number_of_images(load_s
     whole = load_table("lambda_small_data")
     (row,) = (row for row in whole.rows if row[0] == data and row[-1].startswith(images))
     table = replace(whole, rows=(row,), cells=tuple(cell for cell in whole.cells if cell.row == row))
-    filled = aggregate(table, expand(table, compose), gather(results_on_disk(root / "nowhere", root / "results")))
+    filled = aggregate(
+        table, expand(table, compose), index_results(results_on_disk(root / "nowhere", root / "results"))
+    )
     errors = {column[-1]: filled.cells[row, column].summary.mean for column in table.columns}
     value = min(errors, key=errors.get)
     (cell,) = (one for one in load_table("small_data").cells if (one.row, one.column) == (row, ("ISDA",)))

@@ -13,13 +13,13 @@ import pytest
 from synthetic import make_result
 
 from isda_repro import config
+from isda_repro.runs.result_index import index_results
+from isda_repro.runs.sources import Found
 from isda_repro.tables.aggregate import aggregate
-from isda_repro.tables.gathered import gather
 from isda_repro.tables.layout import layout
 from isda_repro.tables.plan import expand
 from isda_repro.tables.render import FORMATS
 from isda_repro.tables.sides import sides
-from isda_repro.tables.sources import Found
 from isda_repro.tables.specification import load_table
 
 PACKAGES = ("texlive-latex-base", "texlive-latex-recommended", "poppler-utils")  # 150 MB, under a minute
@@ -71,7 +71,7 @@ def full():
         plan = expand(table, lambda overrides: composed(tuple(overrides)))
         runs = {run.run_id: run for runs in plan.values() for run in runs}
         found = [Found("", make_result(run, [5 + 0.1 * (i % 7)])) for i, run in enumerate(runs.values()) if i % 8]
-        filled = aggregate(table, plan, gather(found))
+        filled = aggregate(table, plan, index_results(found))
         laid_out.append(layout(filled, plan, "SWEEP", sides=sides(table, plan, Path("results"))))
     return laid_out
 

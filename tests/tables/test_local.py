@@ -24,10 +24,10 @@ from sweeps import (
 )
 
 from isda_repro.errors import UserError
+from isda_repro.runs.exit_status import read_exit_status
+from isda_repro.runs.owner import here
 from isda_repro.tables import local
-from isda_repro.tables.ending import read_ending
 from isda_repro.tables.local import Clock, sweep_here
-from isda_repro.tables.owner import here
 from isda_repro.tables.places import places
 from isda_repro.tables.progress import NOT_YET
 from isda_repro.tables.sweep import SweepOptions, sweep_command
@@ -63,7 +63,7 @@ def test_signal_reaches_each_run_once_and_ends_the_sweep(demo, options, tmp_path
         assert (folder / "seen").read_text().split() == [signal.Signals(number).name]
         with pytest.raises(ProcessLookupError):
             os.kill(int((folder / "pid").read_text()), 0)
-        assert read_ending(folder) is None
+        assert read_exit_status(folder) is None
     assert sweep_command(options) in capfd.readouterr().out
 
 
@@ -84,7 +84,9 @@ def test_signal_that_comes_while_a_run_is_started_reaches_it(demo, options, monk
 
     monkeypatch.setattr(local, "freeze", freeze)
     assert sweep_here(options, compose, [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"]) == 75
-    assert read_ending(folder_of(options, all_runs(demo)[0])) is None, "it has not come to its end without a result"
+    assert read_exit_status(folder_of(options, all_runs(demo)[0])) is None, (
+        "it has not come to its end without a result"
+    )
 
 
 @pytest.mark.parametrize(("does", "jobs"), [("obeys", 1), ("ignores", 2)])
@@ -99,7 +101,7 @@ def test_runs_save_before_time_is_up_and_those_that_do_not_are_killed(demo, opti
         assert (folder / "seen").read_text().split() == ["SIGTERM"]
         with pytest.raises(ProcessLookupError):
             os.kill(int((folder / "pid").read_text()), 0)
-        assert read_ending(folder) is None, "it has not failed"
+        assert read_exit_status(folder) is None, "it has not failed"
     out = capfd.readouterr().out
     assert sweep_command(options) in out
     assert numbers_of(out.partition(sweep_command(options))[0], "table=demo") == [0, 6, jobs]
@@ -212,7 +214,7 @@ def test_several_runs_train_at_once_and_one_that_fails_leaves_the_others_running
     assert "threads" not in out, "only the terminal's owner writes there"
     for folder, said in ((folders[1], "the disk is on fire"), (folders[2], "SIGKILL")):
         assert any(folder.name in line and said in line for line in out.splitlines())
-    assert [read_ending(folder).exit_code for folder in folders[1:4]] == [2, -9, 0]
+    assert [read_exit_status(folder).exit_code for folder in folders[1:4]] == [2, -9, 0]
 
 
 TOGETHER = textwrap.dedent("""

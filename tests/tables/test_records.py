@@ -8,9 +8,7 @@ import pytest
 from synthetic import SEGMENT
 
 from isda_repro import config
-from isda_repro.tables.gathered import gather
-from isda_repro.tables.plan import expand
-from isda_repro.tables.records import (
+from isda_repro.runs.records import (
     METRICS_SCHEMAS,
     RESULT_SCHEMAS,
     EpochRecord,
@@ -21,7 +19,9 @@ from isda_repro.tables.records import (
     read_result,
     write_result,
 )
-from isda_repro.tables.sources import kept_results
+from isda_repro.runs.result_index import index_results
+from isda_repro.runs.sources import kept_results
+from isda_repro.tables.plan import expand
 from isda_repro.tables.specification import load_table
 
 EPOCH = EpochRecord(
@@ -137,7 +137,7 @@ def test_every_committed_result_is_still_a_run_of_its_table(name):
     """It is whole, its settings are those that its name stands for, and it lies where that run of its table does."""
     assert len(KEPT) >= 94
     findings = kept_results(COMMITTED)
-    gathered = gather(one for one in findings if isinstance(one, RecordError) or one.kept_for == name)
+    gathered = index_results(one for one in findings if isinstance(one, RecordError) or one.kept_for == name)
     paths = {str(path) for path in (COMMITTED / name).glob("*/*")}
     there = {(Path(origin).parent.name, Path(origin).stem): run_id for run_id, origin in gathered.kept[name]}
     assert gathered.problems == []

@@ -16,9 +16,9 @@ from sweeps import all_runs, compose, numbers_of, one_needs_the_other, until
 
 from isda_repro import config
 from isda_repro.errors import UserError
+from isda_repro.runs.exit_status import ExitStatus, read_exit_status, write_exit_status
+from isda_repro.runs.owner import here
 from isda_repro.tables import slurm
-from isda_repro.tables.ending import Ending, note_ending, read_ending
-from isda_repro.tables.owner import here
 from isda_repro.tables.queue import SUBMITTED, Waiting, job_of, log_of, look, note_job
 from isda_repro.tables.slurm import TrainingJob, minutes, sweep_on_slurm
 from isda_repro.tables.status import cancel, status
@@ -104,7 +104,7 @@ def test_jobs_are_one_array_and_are_submitted_once(demo, program, tmp_path, capf
     runs = all_runs(demo)
     finish(runs[0], 2.0)
     submitted(runs_dir / runs[1].run_id, "5")
-    note_ending(runs_dir / runs[1].run_id, Ending(2, "of before"))
+    write_exit_status(runs_dir / runs[1].run_id, ExitStatus(2, "of before"))
     assert sweep_on_slurm(asked, compose) == 0
     assert (tmp_path / "locked").read_text().split() == ["squeue", "sbatch"], "no other sweep submits meanwhile"
     with (runs_dir / SUBMITTED / "lock").open() as lock:
@@ -115,7 +115,7 @@ def test_jobs_are_one_array_and_are_submitted_once(demo, program, tmp_path, capf
     assert {name: told.get(name) for name in expected} == expected
     assert told["signal"] == "USR2@120"
     assert [job_of(runs_dir / run.run_id) for run in runs] == [None, *(f"77_{task}" for task in range(5))]
-    assert read_ending(runs_dir / runs[1].run_id) is None
+    assert read_exit_status(runs_dir / runs[1].run_id) is None
     assert config.read_frozen(runs_dir / runs[5].run_id / "config.yaml").run_id == runs[5].run_id
 
     queue = [(0, "RUNNING", "None"), (1, "PENDING", "Priority"), (2, "PENDING", "Dependency")]
@@ -267,10 +267,10 @@ def begun(function):
 
 def test_job_trains_to_its_result_and_a_stop_in_between_makes_it_another_job(job):
     folder = job.config.parent
-    note_ending(folder, Ending(2, "of before"))
+    write_exit_status(folder, ExitStatus(2, "of before"))
     thread, outcome = begun(job)
     until((folder / "began").exists)
-    assert read_ending(folder) is None
+    assert read_exit_status(folder) is None
     delayed = job.checkpoint()
     thread.join()
     assert (folder / "heeded").read_text() == "SIGUSR1"
@@ -280,7 +280,7 @@ def test_job_trains_to_its_result_and_a_stop_in_between_makes_it_another_job(job
     assert (again.config, again.nodes, again.processes) == (job.config, 1, 1)
     (folder / "finish").touch()
     assert again() == str(folder / "result.json")
-    assert read_ending(folder) is None
+    assert read_exit_status(folder) is None
     assert (folder / "log.txt").read_text().count("job") == 2, "the log of the job before is kept"
 
 
@@ -292,7 +292,7 @@ def test_job_whose_training_is_killed_fails_with_its_signal(job):
     thread.join()
     assert isinstance(outcome[0], RuntimeError)
     assert "SIGKILL" in str(outcome[0])
-    assert read_ending(folder).exit_code == -signal.SIGKILL
+    assert read_exit_status(folder).exit_code == -signal.SIGKILL
     assert job.checkpoint().function.config == job.config, "there is nothing to save"
     again = TrainingJob(job.config, 2, 8).checkpoint().function
     assert (again.config, again.nodes, again.processes) == (job.config, 2, 8)

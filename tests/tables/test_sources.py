@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from isda_repro.tables.gathered import gather
-from isda_repro.tables.records import RecordError, read_result
-from isda_repro.tables.sources import Found, kept_results, results_in, results_of_runs, results_on_disk
+from isda_repro.runs.records import RecordError, read_result
+from isda_repro.runs.result_index import index_results
+from isda_repro.runs.sources import Found, kept_results, results_in, results_of_runs, results_on_disk
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_result_that_contradicts_itself_is_named_and_passed_over(run, finish, go
     body = body_of(path)
     change(body) if callable(change) else body.update(change)
     path.write_text(json.dumps(body))
-    gathered = gather(results_on_disk(tmp_path / "runs", tmp_path / "results"))
+    gathered = index_results(results_on_disk(tmp_path / "runs", tmp_path / "results"))
     assert [record.path for record in gathered.records.values()] == [str(good)]
     (problem,) = gathered.problems
     assert str(path) in problem
@@ -109,7 +109,7 @@ def test_nothing_in_place_of_a_field_is_fatal(run, finish, there):
 def test_result_from_elsewhere_is_checked_like_a_file(run, finish):
     result = read_result(finish(run, 2.0))
     spoilt = dataclasses.replace(result, curves={**result.curves, "train_loss": [float("nan")]})
-    gathered = gather([RecordError("one that crashed"), Found("there", spoilt), Found("here", result)])
+    gathered = index_results([RecordError("one that crashed"), Found("there", spoilt), Found("here", result)])
     crashed, not_finite = gathered.problems
     assert "one that crashed" in crashed
     assert "there" in not_finite

@@ -10,12 +10,12 @@ import pytest
 from sweeps import all_runs, compose, folder_of, heeding_training, numbers_of, until
 from synthetic import SEGMENT
 
-from isda_repro.tables.ending import Ending, ending_of, note_ending, read_ending
-from isda_repro.tables.generator_records import GeneratorEpoch
-from isda_repro.tables.owner import here, lives, pid_here
+from isda_repro.runs.exit_status import ExitStatus, exit_status_of, read_exit_status, write_exit_status
+from isda_repro.runs.generator_records import GeneratorEpoch
+from isda_repro.runs.owner import here, lives, pid_here
+from isda_repro.runs.records import EpochRecord, as_json
 from isda_repro.tables.plan import Run
 from isda_repro.tables.progress import progress_of
-from isda_repro.tables.records import EpochRecord, as_json
 from isda_repro.tables.status import cancel, status
 from isda_repro.tables.sweep import SweepOptions
 
@@ -65,7 +65,7 @@ def test_status_counts_what_is_done_and_names_what_is_begun(demo, options, finis
     assert states(options) == {("ResNet-20 on digits, ISDA", seed): "interrupted" for seed in (1, 2)}
 
 
-FAILED, STOPPED = Ending(2, "out of memory with 128 images"), Ending(75, "stopped and saved")
+FAILED, STOPPED = ExitStatus(2, "out of memory with 128 images"), ExitStatus(75, "stopped and saved")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ FAILED, STOPPED = Ending(2, "out of memory with 128 images"), Ending(75, "stoppe
     [
         (None, 0, FAILED, "failed"),
         (None, 0, STOPPED, "stopped"),
-        (None, 0, Ending(130, "interrupted"), "stopped"),
+        (None, 0, ExitStatus(130, "interrupted"), "stopped"),
         (None, 0, None, "interrupted"),
         ({}, 0, FAILED, "running"),
         ({"pid": NOBODY}, 0, None, "interrupted"),
@@ -90,7 +90,7 @@ def test_state_of_a_run_follows_from_its_owner_and_its_ending(demo, options, own
         (folder / "owner.json").write_text(json.dumps({**here(), "pid": os.getpid(), **owner}))
         os.utime(folder / "owner.json", (time.time() - age,) * 2)
     if ending is not None:
-        note_ending(folder, ending)
+        write_exit_status(folder, ending)
     (folder / "log.txt").touch()
     assert states(options) == {("ResNet-20 on digits, CE", 1): state}
     assert lives(folder) == (state == "running")
@@ -107,21 +107,21 @@ def test_torn_owner_file_names_nobody(tmp_path, text):
 
 
 def test_how_a_process_ended_is_told_by_what_it_noted_its_signal_or_its_log(tmp_path):
-    assert ending_of(tmp_path, -9).exit_code == -9
-    assert "SIGKILL" in ending_of(tmp_path, -9).said
-    assert ending_of(tmp_path, 1).exit_code == 1
+    assert exit_status_of(tmp_path, -9).exit_code == -9
+    assert "SIGKILL" in exit_status_of(tmp_path, -9).said
+    assert exit_status_of(tmp_path, 1).exit_code == 1
     (tmp_path / "log.txt").write_text("epoch 1\nlast words\n")
-    assert ending_of(tmp_path, 1) == (1, "last words")
+    assert exit_status_of(tmp_path, 1) == (1, "last words")
     (tmp_path / "log.txt").write_text("ValueError: caught\nepoch 1\nRuntimeError: a defect\nlast words\n")
-    assert ending_of(tmp_path, 1) == (1, "RuntimeError: a defect")
-    note_ending(tmp_path, Ending(75, "SIGTERM: stopped"))
-    note_ending(tmp_path, Ending(2, "lost contact"), keep=True)
-    assert ending_of(tmp_path, 1) == (75, "SIGTERM: stopped")
-    note_ending(tmp_path, Ending(2, "lost contact"))
-    assert read_ending(tmp_path) == (2, "lost contact")
+    assert exit_status_of(tmp_path, 1) == (1, "RuntimeError: a defect")
+    write_exit_status(tmp_path, ExitStatus(75, "SIGTERM: stopped"))
+    write_exit_status(tmp_path, ExitStatus(2, "lost contact"), keep=True)
+    assert exit_status_of(tmp_path, 1) == (75, "SIGTERM: stopped")
+    write_exit_status(tmp_path, ExitStatus(2, "lost contact"))
+    assert read_exit_status(tmp_path) == (2, "lost contact")
     (tmp_path / "ended.json").write_text("{")
-    assert read_ending(tmp_path) is None
-    note_ending(tmp_path / "missing", Ending(1, "x"))
+    assert read_exit_status(tmp_path) is None
+    write_exit_status(tmp_path / "missing", ExitStatus(1, "x"))
     assert not (tmp_path / "missing").exists()
 
 

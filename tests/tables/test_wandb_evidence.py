@@ -9,13 +9,13 @@ import pytest
 from wandb_server import ENTITY, WandbServer
 
 from isda_repro.config import compose, request
+from isda_repro.runs.from_wandb import connect, results_from_wandb, results_offline
+from isda_repro.runs.offline_runs import offline_files
+from isda_repro.runs.result_index import index_results
+from isda_repro.runs.sources import results_on_disk
 from isda_repro.tables.aggregate import aggregate
-from isda_repro.tables.from_wandb import connect, results_from_wandb, results_offline
-from isda_repro.tables.gathered import gather
 from isda_repro.tables.layout import layout
-from isda_repro.tables.offline_runs import offline_files
 from isda_repro.tables.render import markdown
-from isda_repro.tables.sources import results_on_disk
 from isda_repro.tables.sweep import SweepOptions, missing, planned
 from isda_repro.training.run import run
 
@@ -62,7 +62,7 @@ def wandb_project(trained):
 def table_from(findings, trained):
     """Its Markdown, and all that was found."""
     _, (table, plan) = trained
-    gathered = gather(findings)
+    gathered = index_results(findings)
     text = markdown(layout(aggregate(table, plan, gathered), plan, "sweep"))
     return text, {name: record.read() for name, record in gathered.records.items()}, gathered.problems
 

@@ -10,9 +10,9 @@ import wandb
 from wandb_runs import SEGMENT, epoch, result, say, write_metrics
 from wandb_server import WandbServer
 
-from isda_repro.tables.offline_runs import offline_files, read_offline
-from isda_repro.tables.rebuilt import record_of, result_from
-from isda_repro.tables.records import result_of
+from isda_repro.runs.offline_runs import offline_files, read_offline
+from isda_repro.runs.records import result_of
+from isda_repro.runs.result_from_wandb import record_of, result_from
 from isda_repro.tracking import WandbTracker
 from isda_repro.tracking.logged import ran_on, row_of, summary_of
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from isda_repro.tables.records import EpochRecord, Result, SegmentRecord, as_json, mean_of_last
+from isda_repro.runs.records import EpochRecord, Result, SegmentRecord, as_json, mean_of_last
 
 TIMING = {"train": 2.0, "data_wait": 0.1, "criterion": 0.1, "evaluation": 1.0, "images_per_s": 50.0}
 SEGMENT = as_json(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from isda_repro.tables.records import EpochRecord
+from isda_repro.runs.records import EpochRecord
 from isda_repro.training.account import curves_of, total_timing
 from isda_repro.training.timing import Stopwatch
 

@@ -24,11 +24,11 @@ from interrupted_runs import (
 
 from isda_repro.checks import ConfigError
 from isda_repro.config import read_frozen
-from isda_repro.tables.ending import read_ending
-from isda_repro.tables.records import EpochRecord, read_metrics
+from isda_repro.runs.exit_status import read_exit_status
+from isda_repro.runs.lock import FolderLock
+from isda_repro.runs.records import EpochRecord, read_metrics
 from isda_repro.training import checkpoint
 from isda_repro.training.checkpoint import CheckpointError
-from isda_repro.training.lock import FolderLock
 from isda_repro.training.run import Classification, run
 from isda_repro.training.saving import Saver
 from isda_repro.training.trainer import Trainer
@@ -425,13 +425,13 @@ def test_how_a_run_ended_is_noted_until_a_process_works_on_it(tmp_path, monkeypa
             patch.setattr(Trainer, "train", failing)
             with pytest.raises(type(defect)):
                 run(cfg)
-        assert read_ending(folder).exit_code == noted[0]
-        assert noted[1] in read_ending(folder).said
+        assert read_exit_status(folder).exit_code == noted[0]
+        assert noted[1] in read_exit_status(folder).said
     with FolderLock(folder), pytest.raises(ValueError, match="pid"):
         run(cfg)
-    assert read_ending(folder).exit_code == 2, "who is refused notes nothing"
+    assert read_exit_status(folder).exit_code == 2, "who is refused notes nothing"
     fine = settings(tmp_path)
     stopped_after(fine, 1, monkeypatch)
     (tmp_path / fine.run_id / "ended.json").write_bytes((folder / "ended.json").read_bytes())
     run(fine)
-    assert read_ending(tmp_path / fine.run_id) is None
+    assert read_exit_status(tmp_path / fine.run_id) is None

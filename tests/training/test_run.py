@@ -18,8 +18,8 @@ from isda_repro.config import compose, run_command_line
 from isda_repro.errors import UserError
 from isda_repro.losses import CrossEntropy
 from isda_repro.models import ResNet
-from isda_repro.tables.ending import read_ending
-from isda_repro.tables.records import EpochRecord, SegmentRecord, read_metrics, read_result
+from isda_repro.runs.exit_status import read_exit_status
+from isda_repro.runs.records import EpochRecord, SegmentRecord, read_metrics, read_result
 from isda_repro.training.processes import ALONE
 from isda_repro.training.run import run
 from isda_repro.training.trainer import DivergedError
@@ -128,7 +128,7 @@ def test_out_of_memory_says_what_to_set_and_another_error_is_a_defect(tmp_path, 
         run(cfg)
     assert ("compute.micro_batch=32" if message else "defect") in str(error.value)
     assert isinstance(error.value, UserError) == bool(message)
-    assert read_ending(tmp_path / cfg.run_id).exit_code == (2 if message else 1)
+    assert read_exit_status(tmp_path / cfg.run_id).exit_code == (2 if message else 1)
 
 
 def test_loss_that_is_not_finite_stops_at_once_and_writes_no_weights(tmp_path):
@@ -138,7 +138,7 @@ def test_loss_that_is_not_finite_stops_at_once_and_writes_no_weights(tmp_path):
     folder = tmp_path / cfg.run_id
     assert not (folder / "checkpoint.pt").exists()
     assert not (folder / "result.json").exists()
-    assert read_ending(folder).exit_code == 2
+    assert read_exit_status(folder).exit_code == 2
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import torch
 from interrupted_runs import RUN, STEPS_PER_EPOCH, assert_same, before_call, settings, steps_of_segments
 
 from isda_repro.errors import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR, StoppedError
-from isda_repro.tables.ending import read_ending
-from isda_repro.tables.records import SegmentRecord, read_metrics
+from isda_repro.runs.exit_status import read_exit_status
+from isda_repro.runs.records import SegmentRecord, read_metrics
 from isda_repro.training.checkpoint import Checkpoints
 from isda_repro.training.processes import Processes
 from isda_repro.training.run import run
@@ -35,7 +35,7 @@ def test_signal_saves_and_stops(tmp_path, monkeypatch, undisturbed, number, meth
             run(cfg)
     assert stopped.value.exit_code == (EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_STOPPED)
     folder = tmp_path / cfg.run_id
-    assert read_ending(folder).exit_code == stopped.value.exit_code
+    assert read_exit_status(folder).exit_code == stopped.value.exit_code
     assert signal.getsignal(number) == before
     if method == "stop_if_asked":
         lines = list(read_metrics(folder / "metrics.jsonl"))

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from interrupted_runs import RUN, STEPS, STEPS_PER_EPOCH, assert_same, settings, steps_of_segments, stopped_after
 
-from isda_repro.tables.ending import read_ending
+from isda_repro.runs.exit_status import read_exit_status
 from isda_repro.training.run import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,7 +84,7 @@ def test_two_processes_stop_at_one_step_and_go_on_bit_for_bit(launched):
     assert not second[1]["said"]
     assert first[2] == second[2] == {"steps": [0, 7], "error": first[0]["error"]}
     assert_same(folder_of(launched, "whole"), folder_of(launched, "stopped"))
-    assert read_ending(folder_of(launched, "stopped")) is None
+    assert read_exit_status(folder_of(launched, "stopped")) is None
 
 
 def test_finished_run_is_not_run_twice_by_two_processes(launched):
@@ -97,7 +97,7 @@ def test_another_number_of_processes_goes_on(launched):
     assert first[4] == second[4]
     assert first[4]["steps"] == [0, 6]
     cfg = settings(launched[0] / "shrinks")
-    ending = read_ending(folder_of(launched, "shrinks"))
+    ending = read_exit_status(folder_of(launched, "shrinks"))
     assert ending.is_stop
     assert steps_of_segments(run(cfg)) == [0, 7]
     for place in ("grows", "shrinks"):
@@ -115,7 +115,7 @@ def test_loss_that_is_not_finite_ends_all_processes_and_is_noted(launched):
     assert first[5]["kind"] == second[5]["kind"] == "DivergedError"
     folder = folder_of(launched, "diverges", "recipe.lr=1e30")
     assert not list(folder.glob("checkpoint*"))
-    assert read_ending(folder).exit_code == 2
+    assert read_exit_status(folder).exit_code == 2
 
 
 def test_common_batch_normalisation_is_refused_before_the_folder_is_touched(launched):
@@ -129,7 +129,7 @@ def test_killed_process_takes_the_others_down_and_its_run_goes_on(launched):
     assert second[8]["kind"] == "LostContactError"
     assert "rank 1 of 2" in second[8]["said"]
     folder = folder_of(launched, "killed")
-    assert read_ending(folder) == (2, second[8]["said"])
+    assert read_exit_status(folder) == (2, second[8]["said"])
     assert (folder / "owner.json").exists()
     result = run(settings(launched[0] / "killed"))
     assert result.segments[1]["step"] in (4, 5), "the last that was whole on the disk"

@@ -13,8 +13,8 @@ from torch import nn
 from isda_repro.data import ResidentLoader, Share, Split
 from isda_repro.losses import CenterLoss, CrossEntropy, DisturbLabel, ISDALoss, LargeMarginSoftmax, SampledISDALoss
 from isda_repro.models import Network
+from isda_repro.runs.records import EpochRecord
 from isda_repro.stopping import leaving_whole
-from isda_repro.tables.records import EpochRecord
 from isda_repro.training.checkpoint import Checkpoints
 from isda_repro.training.compute import Compute
 from isda_repro.training.evaluate import evaluate

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from isda_repro.errors import UserError
-from isda_repro.tables.offline_runs import offline_files, read_offline
-from isda_repro.tables.rebuilt import record_of, result_from
-from isda_repro.tables.records import RecordError
-from isda_repro.tables.sources import Finding, Found
+from isda_repro.runs.offline_runs import offline_files, read_offline
+from isda_repro.runs.records import RecordError
+from isda_repro.runs.result_from_wandb import record_of, result_from
+from isda_repro.runs.sources import Finding, Found
 from isda_repro.tracking.logged import CURVES, EPOCH, JOB_TYPE, SCHEMA, SCHEMA_KEY
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ import time
 
 import pytest
 
-from isda_repro.tables import owner as owner_module
-from isda_repro.training import lock as lock_module
-from isda_repro.training.lock import LOOK_SECONDS, STALE_SECONDS, FolderLock, LockedError
+from isda_repro.runs import lock as lock_module
+from isda_repro.runs import owner as owner_module
+from isda_repro.runs.lock import LOOK_SECONDS, STALE_SECONDS, FolderLock, LockedError
 
 NO_PROCESS = 2**22 + 1  # larger than any process number of Linux
 
@@ -67,7 +67,7 @@ def held_by_this_process(folder):
 HOLD = """
 import sys
 from pathlib import Path
-from isda_repro.training.lock import FolderLock
+from isda_repro.runs.lock import FolderLock
 
 print("ready", flush=True)
 sys.stdin.readline()

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from isda_repro.tables.records import RecordError, Result, mean_of_last, result_of
+from isda_repro.runs.records import RecordError, Result, mean_of_last, result_of
 from isda_repro.tracking.logged import CURVES, EPOCH, RECORD
 
 

@@ -17,11 +17,11 @@ from wandb_runs import epoch, result
 from wandb_server import ENTITY, Stored, WandbServer
 
 from isda_repro.errors import UserError
-from isda_repro.tables import from_wandb
-from isda_repro.tables.from_wandb import OURS, connect, results_from_wandb, results_offline
-from isda_repro.tables.offline_runs import OfflineRun, read_offline
-from isda_repro.tables.records import RecordError, result_of
-from isda_repro.tables.sources import Found
+from isda_repro.runs import from_wandb
+from isda_repro.runs.from_wandb import OURS, connect, results_from_wandb, results_offline
+from isda_repro.runs.offline_runs import OfflineRun, read_offline
+from isda_repro.runs.records import RecordError, result_of
+from isda_repro.runs.sources import Found
 from isda_repro.tracking.logged import config_of, row_of, summary_of
 
 EPOCHS = [epoch(1, 20.0), epoch(2, 100 / 7), epoch(3, 8.0)]
@@ -233,7 +233,7 @@ def test_client_without_a_key_finds_nobody_to_ask_at_the_terminal(monkeypatch):
 
 CONNECT = """
 from isda_repro.errors import one_sentence_errors
-from isda_repro.tables.from_wandb import connect
+from isda_repro.runs.from_wandb import connect
 with one_sentence_errors():
     connect()
 """

@@ -7,15 +7,13 @@ import os
 import platform
 import socket
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from isda_repro.files import written_whole
 from isda_repro.revision import revision
-from isda_repro.training.compute import Compute, processor
 
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "scikit-learn", "wandb", "isda_repro")
 
@@ -35,7 +33,7 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def write_environment(path: Path, origin: dict[str, Any], compute: Compute) -> None:
+def write_environment(path: Path, origin: dict[str, Any], machine: Mapping[str, Any]) -> None:
     """``environment.json``: the provenance, and what helps to find out why two runs differ.
 
     That of a resumed run keeps the ones ``before``.
@@ -46,13 +44,7 @@ def write_environment(path: Path, origin: dict[str, Any], compute: Compute) -> N
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "command": sys.argv,
-        "cpu": processor()[0],
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": str(compute.device),
-        "hardware": compute.hardware,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
+        **machine,
         "before": _earlier(path),
     }
     with written_whole(path) as file:

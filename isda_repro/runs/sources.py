@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isda_repro.errors import UserError
-from isda_repro.tables.records import OtherKindError, RecordError, Result, read_result
+from isda_repro.runs.records import OtherKindError, RecordError, Result, read_result
 
 RESULT = "result.json"
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from isda_repro.tables.checked import Checker
-from isda_repro.tables.records import RecordError, Result, read_result
-from isda_repro.tables.sources import Finding, Found
-from isda_repro.tables.specification import METRICS
+from isda_repro.runs.records import METRICS, RecordError, Result, read_result
+from isda_repro.runs.sources import Finding, Found
+from isda_repro.runs.validation import ResultChecker
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,7 @@ class Record:
 
 
 @dataclass
-class Gathered:
+class ResultIndex:
     """All runs of some sources, once each."""
 
     records: dict[str, Record] = field(default_factory=dict)  # by run id
@@ -62,25 +61,25 @@ class Gathered:
         return together
 
 
-def gather(findings: Iterable[Finding]) -> Gathered:
+def index_results(findings: Iterable[Finding]) -> ResultIndex:
     """Check each and keep its numbers. Of two results of one run, the first counts; if they differ, that is said."""
-    gathered, check = Gathered(), Checker()
+    index, check = ResultIndex(), ResultChecker()
     for finding in findings:
         try:
             record = _record(finding, check)
         except RecordError as error:
-            gathered.problems.append(f"passed over: {error}")
+            index.problems.append(f"passed over: {error}")
             continue
         if isinstance(finding, Found) and finding.kept_for is not None:
-            gathered.kept.setdefault(finding.kept_for, []).append((record.run_id, record.origin))
-        first = gathered.records.setdefault(record.run_id, record)
+            index.kept.setdefault(finding.kept_for, []).append((record.run_id, record.origin))
+        first = index.records.setdefault(record.run_id, record)
         if first.numbers != record.numbers:
             said = f"{record.origin}: has other numbers than {first.origin}, which counts, for the same run"
-            gathered.problems.append(f"passed over: {said}")
-    return gathered
+            index.problems.append(f"passed over: {said}")
+    return index
 
 
-def _record(finding: Finding, check: Checker) -> Record:
+def _record(finding: Finding, check: ResultChecker) -> Record:
     if isinstance(finding, RecordError):
         raise finding
     result = finding.result

@@ -15,7 +15,7 @@ LOG = "log.txt"
 STOPPED = (EXIT_STOPPED, EXIT_INTERRUPTED)  # a run's exit codes that mean: saved, the same command goes on
 
 
-class Ending(NamedTuple):
+class ExitStatus(NamedTuple):
     """A process's exit code, negative for a signal, and what it said last."""
 
     exit_code: int
@@ -27,7 +27,7 @@ class Ending(NamedTuple):
         return self.exit_code in STOPPED
 
 
-def note_ending(folder: Path, ending: Ending, keep: bool = False) -> None:
+def write_exit_status(folder: Path, ending: ExitStatus, keep: bool = False) -> None:
     """Write it, if the run has a folder; ``keep``: what stands there already says more."""
     if not folder.is_dir():
         return
@@ -36,29 +36,29 @@ def note_ending(folder: Path, ending: Ending, keep: bool = False) -> None:
         file.write(json.dumps({"exit_code": ending.exit_code, "said": ending.said}) + "\n")
 
 
-def read_ending(folder: Path) -> Ending | None:
+def read_exit_status(folder: Path) -> ExitStatus | None:
     """What was noted; None where nothing was, or it cannot be read."""
     try:
         noted = json.loads((folder / NAME).read_text(encoding="utf-8"))
-        return Ending(int(noted["exit_code"]), str(noted["said"]))
+        return ExitStatus(int(noted["exit_code"]), str(noted["said"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def forget_ending(folder: Path) -> None:
+def clear_exit_status(folder: Path) -> None:
     """Somebody works on the run again."""
     (folder / NAME).unlink(missing_ok=True)
 
 
-def ending_of(folder: Path, exit_code: int) -> Ending:
+def exit_status_of(folder: Path, exit_code: int) -> ExitStatus:
     """How a process of the run has left that has ended with ``exit_code``: as it noted, or as far as the code tells."""
-    noted = read_ending(folder)
+    noted = read_exit_status(folder)
     if noted is not None:
         return noted
     if exit_code < 0:
-        return Ending(exit_code, f"ended by {signal.Signals(-exit_code).name}")
+        return ExitStatus(exit_code, f"ended by {signal.Signals(-exit_code).name}")
     said = last_error(folder / LOG) or next(reversed(_lines(folder / LOG)), f"exit code {exit_code}")
-    return Ending(exit_code, said)
+    return ExitStatus(exit_code, said)
 
 
 def last_error(log: Path) -> str | None:

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from isda_repro.console import say
 from isda_repro.errors import UserError
 from isda_repro.files import named
-from isda_repro.tables.owner import NAME, here
+from isda_repro.runs.owner import NAME, here
 
 HEARTBEAT_SECONDS = 20.0
 STALE_SECONDS = 120.0  # several heartbeats, and what a shared file system may take to show one

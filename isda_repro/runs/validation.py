@@ -11,22 +11,21 @@ from typing import Any
 import orjson
 
 from isda_repro.config import run_names
-from isda_repro.tables.records import RecordError, Result, mean_of_last, read_result
-from isda_repro.tables.specification import METRICS
+from isda_repro.runs.records import METRICS, RecordError, Result, mean_of_last, read_result
 
 
-def read_checked(path: Path) -> Result:
+def read_valid_result(path: Path) -> Result:
     """One result of a file.
 
     Raises:
         RecordError: damaged, not finite, or its settings are not those that its run id stands for.
     """
     result = read_result(path)
-    Checker()(result, str(path))
+    ResultChecker()(result, str(path))
     return result
 
 
-class Checker:
+class ResultChecker:
     """Checks results; what all seeds of a cell have in common is kept, and named, once."""
 
     def __init__(self) -> None:

@@ -29,6 +29,14 @@ RESULT_SCHEMAS = (1, 2)  # of Result; 2: the top-5 error
 GENERATOR = "generator"  # what the result of another kind of run calls itself, see generator_records.py
 LAST_EPOCHS = 10  # Table 2's caption: "the average test error over the last 10 epochs"
 
+METRICS = {
+    "test_error_last10": "mean of the last 10 epochs",
+    "test_error_final": "last epoch",
+    "test_error_best": "best epoch, chosen on the images it is reported on",
+    "test_top5_error_final": "last epoch, images whose class is not among the five likeliest",
+}
+"""The fields of a Result that a table can show, and how its caption calls them."""
+
 
 class RecordError(UserError):
     """A record file is damaged or foreign; the message names it and says why."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isda_repro.tables.records import RecordError
+from isda_repro.runs.records import RecordError
 
 READ_SECONDS = 60
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from isda_repro.tables.records import GENERATOR, AnyRecord, OtherKindError, RecordError, parsed, reason
+from isda_repro.runs.records import GENERATOR, AnyRecord, OtherKindError, RecordError, parsed, reason
 
 
 @dataclass(frozen=True, kw_only=True)

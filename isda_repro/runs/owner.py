@@ -1,4 +1,4 @@
-"""Who works on a run, as far as the lock in its folder tells from here; see ``isda_repro.training.lock``."""
+"""Who works on a run, as far as the lock in its folder tells from here; see ``isda_repro.runs.lock``."""
 
 from __future__ import annotations
 
