@@ -83,7 +83,7 @@ class _AddHalfSigma2(torch.autograd.Function):
         ctx.statistics, ctx.batch, ctx.strength, ctx.group, ctx.keeps = statistics, batch, strength, group, keeps
         ctx.is_there_U = is_there_U
         sigma2_NC = _of_samples(sigma2_UC, targets_N, statistics, batch, group)
-        return sigma2_NC.mul_(0.5 * strength).add_(logits_NC)
+        return sigma2_NC.mul_(0.5 * strength) + logits_NC  # not in place: see quadratic.py
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -48,7 +48,8 @@ class _Sigma2Diagonal(torch.autograd.Function):
         scaled_UA = own_UA * variance_UA
         ctx.save_for_backward(given_CA, weight_CA, variance_UA, scaled_UA, *batch)
         sigma2_UC = torch.mm(variance_UA, weight_CA.square().T).addmm_(scaled_UA, weight_CA.T, alpha=-2)
-        return sigma2_UC.add_(torch.linalg.vecdot(scaled_UA, own_UA)[:, None])
+        # Not in place: see quadratic.py.
+        return sigma2_UC + torch.linalg.vecdot(scaled_UA, own_UA)[:, None]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

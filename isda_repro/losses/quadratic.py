@@ -85,7 +85,8 @@ class _AddHalfSigma2(torch.autograd.Function):
         sigma2_UC, products_UCA = sigma2(weight_CA, covariance_CAA, batch)
         ctx.save_for_backward(weight_CA, products_UCA, *batch)
         ctx.strength = strength
-        return sigma2_UC.mul_(0.5 * strength).index_select(0, batch.row_N).add_(logits_NC)
+        # Not in place: in torch.compile of PyTorch 2.11 a result that was changed in place has no gradient.
+        return sigma2_UC.mul_(0.5 * strength).index_select(0, batch.row_N) + logits_NC
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
