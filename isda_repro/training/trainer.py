@@ -153,6 +153,10 @@ class Trainer:
         self.optimizer.load_state_dict(state)
         for group, kept in zip(self.optimizer.param_groups, own, strict=True):
             group.update(kept)
+        for weight, of_weight in self.optimizer.state.items():  # in the weight's layout, which fused kernels insist on
+            for name, value in of_weight.items():
+                if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                    of_weight[name] = torch.empty_like(weight, requires_grad=False).copy_(value)
 
     def train(self, trackers: Sequence[Tracker], bar: Progress | None, saver: Saver) -> list[EpochRecord]:
         """Train from where it is to the last epoch.
