@@ -123,7 +123,9 @@ def test_cutout_on_a_gpu_trains_as_on_a_cpu(settings, tmp_path):
 @pytest.mark.parametrize("loss", ["ce", "isda", "isda_diagonal"])
 def test_the_host_never_waits_in_a_step(settings, device, no_waiting, loss, form):
     cfg = settings("run", *RESNET, f"loss={loss}", "recipe.epochs=40", *([EAGER] * (form == "eager")))
-    trainer = build_trainer(cfg, build(cfg.dataset.source), resolve(cfg.compute), ALONE)
+    compute = resolve(cfg.compute)
+    compute.apply()
+    trainer = build_trainer(cfg, build(cfg.dataset.source), compute, ALONE)
     trainer.network.train()
     trainer._set_rates(1)
     for epoch in (1, 2, 3):
