@@ -46,7 +46,7 @@ def machine(findings: Findings) -> None:
         findings.add("figures", "cuDNN", torch.backends.cudnn.version())
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     findings.add("figures", "bf16 product, TFLOP/s", 2 * size**3 / seconds_of(lambda: a @ b, device) / 1e12)
-    source = torch.zeros(2**20 if findings.rehearse else 2**31, dtype=torch.uint8, device=device)
+    source = torch.empty(2**20 if findings.rehearse else 2**31, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)
     findings.add("figures", "copy, GB/s", 2 * source.nbytes / seconds_of(lambda: target.copy_(source), device) / 1e9)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import statistics
@@ -28,6 +29,7 @@ from isda_repro.training.trainer import Trainer
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 8  # steps: those before the capture, the capture, and some replays
 TURNS, TURN_SECONDS = 5, 0.25
+PASSES = 25  # an epoch has 400 steps, as of CIFAR: at its beginning the host waits for the GPU
 EXACT = ("compute.precision=fp32", "compute.tf32=false", "compute.deterministic=true")
 EAGER, COMPILED = "compute.cuda_graph=false", "compute.compile=true"
 DIGITS = ("dataset=digits", "model=resnet20", "model.depth=8", "recipe.batch_size=100", "tracking=none")
@@ -57,21 +59,28 @@ def runs(findings: Findings) -> None:
 
 def _the_same_bits(findings: Findings, asked: tuple[str, ...], folder: Path) -> None:
     """Three deterministic runs by the command line; the last one is stopped by SIGTERM and goes on."""
-    epochs = 10 if findings.rehearse else 60
+    epochs = 10 if findings.rehearse else 20
     more = [*EXACT, "loss=isda", "model.dropout=0.1", f"recipe.epochs={epochs}", "checkpoint.steps=1"]
     curves = []
-    for name in ("first", "again", "stopped"):
+
+    def started(name: str) -> subprocess.Popen[str]:
         command = [sys.executable, "train.py", *asked, *more, f"runs_dir={folder / name}"]
-        if name == "stopped":
-            process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-            while process.poll() is None and not list((folder / name).glob("*/checkpoint-*.pt")):
-                time.sleep(0.02)
-            process.send_signal(signal.SIGTERM)
-            process.communicate()
-            findings.add("digits", "status after SIGTERM", process.returncode)
-            if process.returncode != 75:
-                findings.wrong(f"a stopped run left with {process.returncode}, not with 75")
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    processes = {name: started(name) for name in ("first", "again", "stopped")}  # starting takes most of their time
+    stopped = processes["stopped"]
+    while stopped.poll() is None and not list((folder / "stopped").glob("*/checkpoint-*.pt")):
+        time.sleep(0.02)
+    stopped.send_signal(signal.SIGTERM)
+    stopped.communicate()
+    findings.add("digits", "status after SIGTERM", stopped.returncode)
+    if stopped.returncode != 75:
+        findings.wrong(f"a stopped run left with {stopped.returncode}, not with 75")
+    processes["stopped"] = started("stopped")
+    for name, process in processes.items():
+        said, _ = process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"the {name} run left with {process.returncode}: {said[-2000:]}")
         (result,) = (folder / name).glob("*/result.json")
         curves.append(json.loads(result.read_text())["curves"])
     for name, curve in zip(("again", "after a stop"), curves[1:], strict=True):
@@ -83,12 +92,14 @@ def captured_against_eager(model: str, loss: str, findings: Findings) -> float:
     """The largest relative difference of the running loss over 20 deterministic steps."""
     curves = []
     for form in ((), (EAGER,)):
+        gc.collect()
         trainer = trainer_of(model, loss, findings, *EXACT, *form, batch_size=16 if findings.rehearse else 128)
         steps, curve = taking(trainer), []
         for _ in range(4 if findings.rehearse else 20):
             next(steps)
             curve.append(trainer.running_means()[0])
         curves.append(torch.tensor(curve, dtype=torch.float64))
+        del trainer, steps
     return float(((curves[0] - curves[1]) / curves[1]).abs().max())
 
 
@@ -189,19 +200,23 @@ def measured(findings: Findings, model: str, classes: int, form: str, *more: str
     turns: dict[str, list[float]] = {}
     contenders = {}
     for loss in ("ce", "isda"):
+        gc.collect()  # a trainer and its graph refer to each other, and hold gigabytes
         if device.type == "cuda":
             torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
+            before = torch.cuda.memory_reserved()
         own = [override for override in more if loss != "ce" or not override.startswith("loss.")]
+        own.append(f"recipe.passes={1 if findings.rehearse else PASSES}")
         trainer = trainer_of(model, loss, findings, *own, classes=classes, batch_size=batch_size)
         contenders[loss] = steps = taking(trainer)
         for _ in range(WARM_UP):
             next(steps)
         wait(device)
+        if device.type == "cuda":  # without what cuDNN has tried its algorithms in; a graph's memory stays reserved
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
         step = {"kernels": kernels(steps, device), "host_milliseconds": host_milliseconds(steps, device)}
         if device.type == "cuda":
-            step["peak_mib"] = (torch.cuda.max_memory_allocated() - before) / 2**20
+            step["peak_mib"] = (torch.cuda.max_memory_reserved() - before) / 2**20
         findings.add("steps", f"{model}-{classes}/{loss}/{form}", step)
         turns[loss] = []
     for _ in range(1 if findings.rehearse else TURNS):
@@ -217,11 +232,13 @@ def measured(findings: Findings, model: str, classes: int, form: str, *more: str
 
 def host_milliseconds(steps: Iterator[None], device: torch.device) -> float:
     """For which the host is busy with a step."""
-    wait(device)
-    begin = time.perf_counter()
+    seconds = []
     for _ in range(1 if device.type == "cpu" else 10):
+        wait(device)  # or the GPU's queue fills up, and the host waits for it
+        begin = time.perf_counter()
         next(steps)
-    return 1000 * (time.perf_counter() - begin) / (1 if device.type == "cpu" else 10)
+        seconds.append(time.perf_counter() - begin)
+    return 1000 * statistics.median(seconds)
 
 
 def kernels(steps: Iterator[None], device: torch.device) -> int:

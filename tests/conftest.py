@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ["OMP_NUM_THREADS"] = "1"  # of each worker, and of the processes that tests start; before torch is imported
 os.environ["WANDB_MODE"] = "offline"  # no test may reach for the network
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # looked at once a process, before a run can set it
 
 
 def pytest_configure(config: pytest.Config) -> None:

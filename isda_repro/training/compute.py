@@ -58,8 +58,10 @@ class Compute:
 
     def apply(self) -> None:
         """Set PyTorch's global switches; before anything has run on a GPU."""
-        if self.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
+        if self.device.type == "cuda":
+            # Without it cuBLAS refuses to be deterministic; PyTorch looks once, at the first product of the process,
+            # which may be that of an earlier run. On a Hopper GPU it is the size that workspaces have anyway.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cuda.matmul.allow_tf32 = False  # the head and ISDA's covariances are the fp32 products there are
         torch.backends.cudnn.allow_tf32 = self.tf32
         torch.use_deterministic_algorithms(self.deterministic)

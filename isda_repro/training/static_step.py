@@ -63,6 +63,7 @@ class StaticStep:
         self._progress = torch.zeros((), dtype=torch.float64, device=device)
         self._step = torch.zeros((), dtype=torch.int64, device=device)
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._stream: torch.cuda.Stream | None = None  # of the warm-up and of the capture: each keeps memory of its own
         self._taken = 0
 
     def take(self, numbers: Tensor, progress: float, step: int) -> None:
@@ -93,11 +94,13 @@ class StaticStep:
 
     def _warm_up(self) -> None:
         """Run on another stream, as a capture does."""
-        stream, current = torch.cuda.Stream(self._device), torch.cuda.current_stream(self._device)
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
             self._run()
-        current.wait_stream(stream)
+        current.wait_stream(self._stream)
 
     def _captured(self) -> torch.cuda.CUDAGraph:
         """Record what a step does; nothing is computed. Threads that save checkpoints or pin memory may go on."""
@@ -105,12 +108,15 @@ class StaticStep:
         for generator in self._generators:
             graph.register_generator_state(generator)
         try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._run()
         except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            reason = str(error).splitlines()[0]
+            cause: BaseException = error  # the end of a capture that has failed raises too, and does not say why
+            while cause.__context__ is not None:
+                cause = cause.__context__
+            if is_out_of_memory(cause):
+                raise cause from None
+            reason = (str(cause) or type(cause).__name__).splitlines()[0]
             raise UserError(
                 f"the training step cannot be captured as a CUDA graph ({reason}): set compute.cuda_graph=false; the "
                 "same command goes on from the last checkpoint"

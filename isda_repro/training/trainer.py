@@ -104,8 +104,7 @@ class Trainer:
             DivergedError: a weight is not a finite number.
         """
         self._stop_if_diverged()
-        largest = nn.utils.get_total_norm(self.network.parameters(), norm_type=math.inf)
-        if not largest.isfinite():
+        if not nn.utils.get_total_norm(self.network.parameters()).isfinite():  # one look for all weights
             raise self._diverged("a weight is no longer finite")
         own = {"totals": self._totals.state_dict(), "criterion": self._own_criterion_state()}
         return {
@@ -153,6 +152,10 @@ class Trainer:
         self.optimizer.load_state_dict(state)
         for group, kept in zip(self.optimizer.param_groups, own, strict=True):
             group.update(kept)
+        for weight, of_weight in self.optimizer.state.items():  # in the weight's layout, which fused kernels insist on
+            for name, value in of_weight.items():
+                if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                    of_weight[name] = torch.empty_like(weight, requires_grad=False).copy_(value)
 
     def train(self, trackers: Sequence[Tracker], bar: Progress | None, saver: Saver) -> list[EpochRecord]:
         """Train from where it is to the last epoch.

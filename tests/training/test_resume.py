@@ -23,13 +23,15 @@ from interrupted_runs import (
 )
 
 from isda_repro.checks import ConfigError
-from isda_repro.config import read_frozen
+from isda_repro.config import build, read_frozen
 from isda_repro.runs.exit_status import read_exit_status
 from isda_repro.runs.lock import FolderLock
 from isda_repro.runs.records import EpochRecord, read_metrics
 from isda_repro.training import checkpoint
 from isda_repro.training.checkpoint import CheckpointError
-from isda_repro.training.run import Classification, run
+from isda_repro.training.compute import resolve
+from isda_repro.training.processes import ALONE
+from isda_repro.training.run import Classification, build_trainer, run
 from isda_repro.training.saving import Saver
 from isda_repro.training.trainer import Trainer
 
@@ -47,6 +49,24 @@ def test_run_killed_at_any_step_equals_uninterrupted_run(tmp_path, monkeypatch, 
     epochs = [record.epoch for record in read_metrics(folder / "metrics.jsonl") if isinstance(record, EpochRecord)]
     assert epochs == [1, 2, 3]
     assert {path.name for path in folder.iterdir()} == FILES
+
+
+def test_momentum_takes_the_layout_that_the_weights_have_now(tmp_path):
+    """A GPU's fused optimizer refuses another one."""
+    trainers = []
+    for channels_last in ("false", "true"):
+        cfg = settings(tmp_path, f"compute.channels_last={channels_last}")
+        trainer = build_trainer(cfg, build(cfg.dataset.source), resolve(cfg.compute), ALONE)
+        trainer.network.train()
+        trainer.take_step(next(trainer.batches(1, 0)))
+        trainers.append(trainer)
+    before, now = trainers
+    now.load_state_dict(checkpoint.snapshot(before.state_dict()), [])
+    pairs = zip(before.network.parameters(), now.network.parameters(), strict=True)
+    momentum = [(before.optimizer.state[a], now.optimizer.state[b], b) for a, b in pairs]
+    for old, new, weight in momentum:
+        assert new["momentum_buffer"].stride() == weight.stride()
+        assert torch.equal(new["momentum_buffer"], old["momentum_buffer"])
 
 
 def test_run_killed_again_and_again_gets_to_its_end(tmp_path, monkeypatch, undisturbed):

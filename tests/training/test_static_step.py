@@ -1,5 +1,6 @@
 """The step that a CUDA graph captures, run without a graph: the same bits as the ordinary step."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -136,3 +137,26 @@ def test_a_graph_without_a_gpu_is_refused_and_the_option_renames_no_run(tmp_path
     with pytest.raises(UserError, match=r"compute\.cuda_graph"):
         run(settings(tmp_path, *RESNET, "compute.cuda_graph=true"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("cause", "raised"),
+    [(RuntimeError("a host copy is not permitted"), UserError), (RuntimeError("CUDA out of memory"), RuntimeError)],
+)
+def test_a_capture_that_fails_says_why_and_not_how_it_ended(monkeypatch, cause, raised):
+    @contextmanager
+    def graph(*arguments, **options):
+        try:
+            yield
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def run():
+        raise cause
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    step = StaticStep(None, None, [], torch.device("cpu"))
+    monkeypatch.setattr(step, "_run", run)
+    with pytest.raises(raised, match=str(cause)):
+        step._captured()
