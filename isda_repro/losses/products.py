@@ -48,8 +48,8 @@ class _Sigma2Diagonal(torch.autograd.Function):
         scaled_UA = own_UA * variance_UA
         ctx.save_for_backward(given_CA, weight_CA, variance_UA, scaled_UA, *batch)
         sigma2_UC = torch.mm(variance_UA, weight_CA.square().T).addmm_(scaled_UA, weight_CA.T, alpha=-2)
-        # Not in place: see quadratic.py.
-        return sigma2_UC + torch.linalg.vecdot(scaled_UA, own_UA)[:, None]
+        own_U1: Tensor = torch.linalg.vecdot(scaled_UA, own_UA)[:, None]
+        return sigma2_UC + own_U1  # not in place: see quadratic.py
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
