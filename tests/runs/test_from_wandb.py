@@ -9,6 +9,7 @@ import pty
 import re
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -251,12 +252,15 @@ def test_wandbs_own_client_asks_no_question_at_a_terminal(tmp_path):
         stderr=theirs,
     )
     os.close(theirs)
+    patience = threading.Timer(60, process.kill)  # of a client that asks, and waits for an answer
+    patience.start()
     said = b""
     with suppress(OSError):  # EIO when the other end is closed
         while part := os.read(ours, 10_000):
             said += part
     os.close(ours)
     assert process.wait(timeout=60) == 2
+    patience.cancel()
     assert b"WANDB_API_KEY" in said
     assert said.count(b"\n") == 1
 
