@@ -16,14 +16,14 @@ import os, runpy
 from isda_repro.errors import UserError
 from isda_repro.training.trainer import Trainer
 
-step = Trainer._step
+step = Trainer.take_step
 
-def faulty(self, *batch):
+def faulty(self, batch):
     if os.environ["RANK"] == "1" and self.step == 10:
         raise UserError("rank 1's own")
-    step(self, *batch)
+    step(self, batch)
 
-Trainer._step = faulty
+Trainer.take_step = faulty
 runpy.run_path("train.py", run_name="__main__")
 """
 
