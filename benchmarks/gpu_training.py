@@ -197,6 +197,7 @@ def rates(findings: Findings) -> None:
 def measured(findings: Findings, model: str, classes: int, form: str, *more: str) -> None:
     """CE and ISDA in turns; the ratio is the median of those within a turn."""
     device, batch_size = findings.device, 8 if findings.rehearse else 128
+    network = f"{model}-10" if classes == 10 else model  # else with the classes of CIFAR-100 or ImageNet
     turns: dict[str, list[float]] = {}
     contenders = {}
     for loss in ("ce", "isda"):
@@ -217,17 +218,18 @@ def measured(findings: Findings, model: str, classes: int, form: str, *more: str
         step = {"kernels": kernels(steps, device), "host_milliseconds": host_milliseconds(steps, device)}
         if device.type == "cuda":
             step["peak_mib"] = (torch.cuda.max_memory_reserved() - before) / 2**20
-        findings.add("steps", f"{model}-{classes}/{loss}/{form}", step)
+        findings.add("steps", f"{network}/{loss}/{form}", step)
         turns[loss] = []
     for _ in range(1 if findings.rehearse else TURNS):
         for loss, steps in contenders.items():
             turns[loss].append(milliseconds(steps, device, 0.0 if findings.rehearse else TURN_SECONDS))
     for loss, values in turns.items():
-        name = f"{model}-{classes}/{loss}/{form}"
+        name = f"{network}/{loss}/{form}"
         findings.body["steps"][name]["milliseconds"] = statistics.median(values)
         findings.add("rates", name, 1000 * batch_size / statistics.median(values))
     shares = [isda / ce - 1 for ce, isda in zip(turns["ce"], turns["isda"], strict=True)]
-    findings.add("isda_over_ce", f"{model}/{classes}/{form}", statistics.median(shares))
+    name = f"{model}/{classes}" if form == "graph" else f"{model}/{classes}/{form}"
+    findings.add("isda_over_ce", name, statistics.median(shares))
 
 
 def host_milliseconds(steps: Iterator[None], device: torch.device) -> float:

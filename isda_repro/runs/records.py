@@ -104,7 +104,7 @@ class EpochRecord(AnyRecord):
     test_loss: float  # plain cross-entropy
     test_error: float
     test_top5_error: float | None = None  # images whose class is not among the five likeliest; of more than 5 classes
-    timing: dict[str, float]  # seconds: train, data_wait, evaluation, saving, and criterion (not of a CUDA graph);
+    timing: dict[str, float]  # seconds: train, data_wait, evaluation, saving, and criterion (not on a GPU);
     # images_per_s; peak_memory_mib
 
 

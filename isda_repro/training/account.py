@@ -86,7 +86,7 @@ def curves_of(records: Sequence[EpochRecord]) -> dict[str, list[float]]:
 
 def total_timing(records: Sequence[Timed], images: int) -> dict[str, float]:
     """Of a whole run of so many images an epoch: seconds by section, images/s, and the most memory."""
-    measured = set.intersection(*(set(record.timing) for record in records))  # in a CUDA graph: not the criterion
+    measured = set.intersection(*(set(record.timing) for record in records))  # on a GPU: not the criterion
     sections = [name for name in records[-1].timing if name in measured - {"images_per_s", "peak_memory_mib"}]
     total = {name: sum(record.timing[name] for record in records) for name in sections}
     return {

@@ -267,7 +267,7 @@ class Trainer:
             progress=progress,
             compute=self.compute,
             seed_micro_batch=seed_micro_batch,
-            stopwatch=self._stopwatch if self._static is None else None,
+            stopwatch=self._stopwatch if self.compute.device.type == "cpu" and self._static is None else None,
             share=WHOLE_BATCH if part is None else self._share(len(images), part[1]),
             alone=self.compiled,
         )
