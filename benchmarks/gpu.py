@@ -55,7 +55,7 @@ CELLS = ["ResNet-32", "ResNet-110", "CIFAR-10", "CIFAR-100"]
 
 @dataclass
 class Options:
-    """What is typed behind the script."""
+    """Options of the command line."""
 
     minutes: float = 9
     only: list[str] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Options:
 
 
 def limits(options: Options) -> dict[str, float]:
-    """Seconds of each section that is asked for, but `cells`, which takes what is left."""
+    """Return the seconds of each section that is asked for, but `cells`, which takes what is left."""
     chosen = options.only or SECTIONS
     if unknown := set(chosen) - set(SECTIONS):
         raise UserError(f"only={sorted(unknown)} is no section; there are {', '.join(SECTIONS)}")
@@ -93,7 +93,7 @@ def environment(folder: Path, options: Options) -> dict[str, str]:
 
 
 def ended(command: list[str], seconds: float, variables: dict[str, str], log: Path) -> tuple[int, float]:
-    """Run a command, in a process group that ends with it; its status (124: out of time) and its seconds."""
+    """Run a command in a process group that ends with it; return its status (124: out of time) and seconds."""
     begin = time.monotonic()
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -114,7 +114,7 @@ def ended(command: list[str], seconds: float, variables: dict[str, str], log: Pa
 
 
 def section(name: str, seconds: float, options: Options, folder: Path) -> dict[str, Any]:
-    """Run one; what it has measured, which is kept also when its time is up."""
+    """Run a section and return what it has measured, which is kept also when its time is up."""
     found, log = folder / f"{name}.json", folder / f"{name}.log"
     if name == "tests":
         several = ["-n", "4"] if options.rehearse is False and _has_xdist() else []

@@ -73,7 +73,7 @@ def loader(findings: Findings) -> None:
 
 
 def images_per_second(batches: Any, device: torch.device) -> float:
-    """Of the second epoch."""
+    """Return the images per second of a loader's second epoch."""
     for _ in batches.epoch(1):
         pass
     wait(device)

@@ -121,7 +121,7 @@ def waits_of_host(device: torch.device) -> Iterator[Counter[str]]:
 
 
 def _waits(findings: Findings) -> None:
-    """Where the host waits for the device, and how often a step; of the loop without its look at the loss."""
+    """Count the waits of the host in steps that follow each other, but for the look at the loss every 50 steps."""
     model = "resnet8" if findings.rehearse else "resnet32"
     for loss in ("ce", "isda"):
         for name, form in (("graph", ()), ("eager", (EAGER,))):
@@ -136,13 +136,16 @@ def _waits(findings: Findings) -> None:
                     next(steps)
             findings.add("sync_sites", f"{model}/{loss}/{name}", dict(sites))
             looks = sum(number for site, number in sites.items() if site.startswith("totals.py"))  # every 50 steps
-            findings.add("syncs_per_step", f"{model}/{loss}/{name}", (sum(sites.values()) - looks) / counted)
+            waits = (sum(sites.values()) - looks) / counted
+            findings.add("syncs_per_step", f"{model}/{loss}/{name}", waits)
+            if waits:
+                findings.wrong(f"the host waits {waits:g} times in each {name} step of {model} with {loss}")
 
 
 def trainer_of(
     model: str, loss: str, findings: Findings, *more: str, classes: int = 100, batch_size: int = 128, steps: int = 16
 ) -> Trainer:
-    """What `train.py` would train, on random images, ``steps`` batches an epoch; a CPU has the step but no graph."""
+    """Build what `train.py` would train, on random images of ``steps`` batches an epoch; a CPU has no graph."""
     dataset, pixels = {10: ("cifar10", 32), 100: ("cifar100", 32), 1000: ("imagenet", 224)}[classes]
     where = "compute=cpu" if findings.rehearse else "compute=gpu"
     asked = [f"model={model}", f"dataset={dataset}", f"loss={loss}", f"recipe.batch_size={batch_size}", where, *more]
@@ -153,7 +156,7 @@ def trainer_of(
 
 
 def taking(trainer: Trainer) -> Iterator[None]:
-    """A step of training each time that it is asked for one; all batches are full."""
+    """Take a step of training for each item; all batches are full."""
     trainer.network.train()
     trainer.criterion.train()
     epoch = 0
@@ -165,7 +168,7 @@ def taking(trainer: Trainer) -> Iterator[None]:
 
 
 def milliseconds(steps: Iterator[None], device: torch.device, at_least: float = TURN_SECONDS) -> float:
-    """Of a step, in one turn."""
+    """Return the milliseconds of a step in one turn."""
     count, begin = 0, time.perf_counter()
     while not count or time.perf_counter() - begin < at_least:
         for _ in range(5 if device.type == "cuda" else 1):
@@ -233,7 +236,7 @@ def measured(findings: Findings, model: str, classes: int, form: str, *more: str
 
 
 def host_milliseconds(steps: Iterator[None], device: torch.device) -> float:
-    """For which the host is busy with a step."""
+    """Return the milliseconds for which the host is busy with a step."""
     seconds = []
     for _ in range(1 if device.type == "cpu" else 10):
         wait(device)  # or the GPU's queue fills up, and the host waits for it
@@ -244,7 +247,7 @@ def host_milliseconds(steps: Iterator[None], device: torch.device) -> float:
 
 
 def kernels(steps: Iterator[None], device: torch.device) -> int:
-    """That the device runs in a step; on a CPU the operators."""
+    """Count the kernels that the device runs in a step; on a CPU the operators."""
     kind = torch.profiler.ProfilerActivity.CUDA if device.type == "cuda" else torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(activities=[kind]) as profile:
         next(steps)

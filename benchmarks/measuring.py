@@ -1,4 +1,4 @@
-"""What the sections of ``benchmarks/gpu.py`` share: where their figures go, and how a device is timed."""
+"""Figures of the sections of ``benchmarks/gpu.py``, the clock of a device, and random images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from isda_repro.files import written_whole
 
 @dataclass
 class Findings:
-    """What a section has found, in a file that is always whole."""
+    """Findings of a section, in a file that is always whole."""
 
     path: Path
     rehearse: bool
@@ -51,7 +51,7 @@ def wait(device: torch.device) -> None:
 
 
 def seconds_of(call: Callable[[], object], device: torch.device, at_least: float = 0.3) -> float:
-    """Median seconds of a call, from a graph where there is a GPU."""
+    """Return the median seconds of a call, from a graph where there is a GPU."""
     if device.type == "cuda":
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

@@ -26,7 +26,7 @@ _SEED = "\0seed\0"  # where the seed comes; no setting can be this
 
 
 def request(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """What was asked for: the settings that can change the result.
+    """Return the settings that can change the result.
 
     Nulls are left out, and what holds nothing else: a new option, or a new group of them, starts as nulls.
     """

@@ -47,7 +47,7 @@ class Cutout(Augmentation):
         return self._blank(_dense_copy(images), draws) if self.fill == "black" else images
 
     def apply_normalised(self, images: Tensor, draws: Draws) -> Tensor:
-        """With zeros, the mean, in the square, unless it is black already."""
+        """Write zeros, which are the mean, into the square, unless it is black already."""
         return self._blank(images, draws) if self.fill == "mean" else images
 
     def _blank(self, images: Tensor, draws: Draws) -> Tensor:
@@ -70,6 +70,6 @@ class Cutout(Augmentation):
 
 
 def _dense_copy(images: Tensor) -> Tensor:
-    """Of a view too, in the layout that it has."""
+    """Copy images, which may be a view, in the layout that they have."""
     channels_last = images.is_contiguous(memory_format=torch.channels_last)
     return images.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

@@ -35,7 +35,7 @@ LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the same bytes whenever they are written
 
 @dataclass(frozen=True)
 class Packing:
-    """How images are written.
+    """Settings of how images are written.
 
     Args:
         size: their shorter side in pixels; those that are smaller stay as they are. Evaluation at 224 wants 256.
@@ -63,7 +63,7 @@ class Packing:
 
     @property
     def extension(self) -> str:
-        """Of the entries."""
+        """The extension of the entries' names."""
         return ".ppm" if self.format == "raw" else ".jpg"
 
     def encoded(self, pixels: Tensor) -> bytes:
@@ -220,7 +220,7 @@ def _encoded_here(index: int) -> Encoded:
 
 
 def speed_up(before: FileSplit, after: Any, image_size: int, images: int = 200) -> float:
-    """How many times faster random parts of images are read from archives than from the files, on one core."""
+    """Return how many times faster random parts of images are read from archives than from files, on one core."""
     crop, generator = Crop(image_size), torch.Generator()
     seconds = []
     count = min(images, len(before), len(after))

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from isda_repro.console import say
 from isda_repro.errors import UserError
 from isda_repro.files import named
-from isda_repro.runs.owner import NAME, here
+from isda_repro.runs.owner import NAME, here, process_exists
 
 HEARTBEAT_SECONDS = 20.0
 STALE_SECONDS = 120.0  # several heartbeats, and what a shared file system may take to show one
@@ -195,16 +195,8 @@ class FolderLock:
 
 
 def _runs(pid: Any) -> bool:
-    """Whether there is a process with this number; if it is another that has it now, the lock is watched in vain."""
-    if not isinstance(pid, int) or pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    """Return whether another process has this number; if it is not the owner, the lock is watched in vain."""
+    return isinstance(pid, int) and pid != os.getpid() and process_exists(pid)
 
 
 def _who(owner: _Owner | None) -> str:

@@ -41,7 +41,7 @@ def pid_here(folder: Path) -> int | None:
     if not here().items() <= about.items():  # of before a restart: another process may have its number now
         return None
     pid = about.get("pid")
-    return pid if isinstance(pid, int) and _is_there(pid) else None
+    return pid if isinstance(pid, int) and process_exists(pid) else None
 
 
 def _owner(folder: Path) -> dict[str, Any]:
@@ -53,7 +53,8 @@ def _owner(folder: Path) -> dict[str, Any]:
     return about if isinstance(about, dict) else {}
 
 
-def _is_there(pid: int) -> bool:
+def process_exists(pid: int) -> bool:
+    """Return whether this host has a process with this number, anybody's."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -7,11 +7,15 @@ import pytest
 import torch
 from interrupted_runs import NETWORKS, RESNET, assert_same, outcome, stopped_after
 
-from isda_repro.config import CONF_DIR, compose
+from isda_repro.config import CONF_DIR, build, compose
 from isda_repro.errors import UserError
 from isda_repro.training import lifecycle
-from isda_repro.training.run import run
+from isda_repro.training.checkpoint import Checkpoints
+from isda_repro.training.processes import ALONE
+from isda_repro.training.run import build_trainer, run
+from isda_repro.training.saving import Saver
 from isda_repro.training.static_step import StaticStep
+from isda_repro.training.trainer import DivergedError
 
 RUN = [
     *("dataset=digits", "dataset.train_limit=60", "dataset.test_limit=20", "recipe.epochs=2", "recipe.batch_size=25"),
@@ -160,3 +164,35 @@ def test_a_capture_that_fails_says_why_and_not_how_it_ended(monkeypatch, cause, 
     monkeypatch.setattr(step, "_run", run)
     with pytest.raises(raised, match=str(cause)):
         step._captured()
+
+
+def test_a_loss_that_is_no_longer_finite_ends_a_static_run_at_the_step_of_an_ordinary_one(
+    tmp_path, monkeypatch, static
+):
+    more, said = (*RESNET, "recipe.lr=1e30"), []
+    for name in ("static", "ordinary"):
+        with pytest.raises(DivergedError) as caught:
+            run(settings(tmp_path / name, *more))
+        said.append(str(caught.value))
+        monkeypatch.setattr(lifecycle, "resolve", resolve)
+    assert static
+    assert said[0] == said[1]
+
+
+def test_a_rate_in_a_tensor_follows_the_schedule_in_its_place_and_is_a_number_in_checkpoints(tmp_path):
+    """As a GPU's optimizer has it, which a captured step reads: also after a checkpoint has been loaded."""
+    trainers = []
+    for _ in range(2):
+        cfg = settings(tmp_path, *RESNET, "recipe.epochs=8")
+        trainer = build_trainer(cfg, build(cfg.dataset.source), resolve(cfg.compute), ALONE)
+        (group,) = trainer.optimizer.param_groups
+        group["lr"] = torch.tensor(group["lr"])
+        trainers.append((trainer, group["lr"]))
+    (trained, rate), (resumed, place) = trainers
+    trained.train([], None, Saver(Checkpoints(tmp_path), trained.state_dict))
+    assert trained.optimizer.param_groups[0]["lr"] is rate
+    assert float(rate) == pytest.approx(cfg.recipe.lr / 100), "it has dropped twice"
+    state = trained.state_dict()
+    assert isinstance(state["optimizer"]["param_groups"][0]["lr"], float)
+    resumed.load_state_dict(state, [])
+    assert resumed.optimizer.param_groups[0]["lr"] is place
