@@ -52,7 +52,7 @@ class ResidentLoader(Loader):
         return self._shuffle and self._synthetic is None and is_one_step and are_whole
 
     def numbers_of_batches(self, epoch: int, first_step: int = 0) -> Iterator[Tensor]:
-        """Yield what ``batch_from`` makes each batch of, from ``first_step`` on: the image and the draws of each sample.
+        """Yield what ``batch_from`` makes each batch of, from ``first_step`` on: each sample's image and draws.
 
         Yields:
             int64 [1 + draws, n], on the device; nothing is copied to it but once an epoch.
