@@ -34,7 +34,7 @@ from isda_repro.training.compute import Compute, processor, resolve
 from isda_repro.training.step import compute_gradients
 from isda_repro.training.timing import Stopwatch, peak_memory_mib
 
-REPORTED: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR.parent / "isda_repro" / "tables" / "reported.yaml"))
+REPORTED: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR.parent / "isda_repro" / "experiments" / "reported.yaml"))
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 

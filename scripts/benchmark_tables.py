@@ -22,10 +22,10 @@ from benchmarking import conclude, machine
 
 from isda_repro.config import compose, request
 from isda_repro.errors import UserError, one_sentence_errors
+from isda_repro.experiments.plan import Run, expand
+from isda_repro.experiments.specification import load_table
 from isda_repro.options import parse_options
 from isda_repro.runs.records import Result, SegmentRecord, as_json, mean_of_last
-from isda_repro.tables.plan import Run, expand
-from isda_repro.tables.specification import load_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, EPOCHS, SHORT = 10_000, 200, 50

@@ -17,10 +17,10 @@ from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.options import parse_options
 from isda_repro.runs.from_wandb import connect
 from isda_repro.runs.result_index import index_results
+from isda_repro.sweeps.status import ALL
 from isda_repro.tables import dashboards
 from isda_repro.tables.dashboards import Shown
 from isda_repro.tables.render import markdown
-from isda_repro.tables.status import ALL
 
 KINDS: dict[str, Callable[..., Any]] = {"workspace": dashboards.workspace, "report": dashboards.report}
 

@@ -29,7 +29,7 @@ from isda_repro.config import compose
 from isda_repro.errors import one_sentence_errors
 from isda_repro.options import parse_options
 from isda_repro.runs.environment import provenance
-from isda_repro.tables.queue import ask, job_of
+from isda_repro.sweeps.slurm_queue import ask, job_of
 
 
 @dataclass

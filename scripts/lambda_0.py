@@ -10,12 +10,13 @@ from pathlib import Path
 
 from isda_repro.config import CONF_DIR, compose, lambda_0_of
 from isda_repro.errors import UserError, one_sentence_errors
+from isda_repro.experiments.plan import expand
+from isda_repro.experiments.specification import load_table
+from isda_repro.experiments.table import Label
 from isda_repro.options import parse_options
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import results_on_disk
 from isda_repro.tables.aggregate import FilledCell, FilledTable, aggregate
-from isda_repro.tables.plan import expand
-from isda_repro.tables.specification import Label, load_table
 
 IMAGENET = ("resnet50", "resnet101", "resnet152", "densenet121", "densenet265", "resnext50_32x4d", "resnext101_32x8d")
 

@@ -29,7 +29,7 @@ from isda_repro.models import Network
 from isda_repro.options import parse_options
 from isda_repro.tables import costs
 
-REPORTED: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR.parent / "isda_repro" / "tables" / "reported.yaml"))
+REPORTED: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR.parent / "isda_repro" / "experiments" / "reported.yaml"))
 PAPERS_NAMES = {
     "resnet32": "ResNet-32",
     "resnet110": "ResNet-110",

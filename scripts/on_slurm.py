@@ -16,7 +16,7 @@ from patient import ROOT, RUN
 from isda_repro.config import compose
 from isda_repro.errors import UserError
 from isda_repro.runs.records import SegmentRecord, read_metrics
-from isda_repro.tables.queue import ask
+from isda_repro.sweeps.slurm_queue import ask
 
 LONG = "recipe.epochs=400"  # minutes, for a time limit to come
 SETTINGS = [*(setting for setting in RUN if not setting.startswith("loss=")), "checkpoint.steps=3", "compute=cpu"]

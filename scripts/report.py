@@ -10,13 +10,13 @@ from pathlib import Path
 
 from isda_repro.config import compose
 from isda_repro.errors import UserError, one_sentence_errors
+from isda_repro.experiments.compose_cache import Remembered
+from isda_repro.experiments.specification import table_names
 from isda_repro.files import cache_folder, written_whole
 from isda_repro.options import parse_options
 from isda_repro.report.evidence import Evidence, evidence
 from isda_repro.report.page import page
 from isda_repro.runs.sources import runs_folder
-from isda_repro.tables.composed import Remembered
-from isda_repro.tables.specification import table_names
 
 ALL = "all"
 

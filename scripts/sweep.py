@@ -21,15 +21,15 @@ leave_on_interrupt()  # what is imported below takes a moment
 
 from isda_repro.config import compose_any
 from isda_repro.errors import UserError, one_sentence_errors
+from isda_repro.experiments.compose_cache import Remembered
+from isda_repro.experiments.plan import Compose
 from isda_repro.files import cache_folder
 from isda_repro.options import parse_options
 from isda_repro.runs.sources import runs_folder
-from isda_repro.tables.composed import Remembered
-from isda_repro.tables.local import sweep_here
-from isda_repro.tables.plan import Compose
-from isda_repro.tables.slurm import sweep_on_slurm
-from isda_repro.tables.status import cancel, status
-from isda_repro.tables.sweep import SweepOptions
+from isda_repro.sweeps.local import sweep_here
+from isda_repro.sweeps.slurm import sweep_on_slurm
+from isda_repro.sweeps.status import cancel, status
+from isda_repro.sweeps.sweep import SweepOptions
 
 CLUSTERS: dict[str, Callable[[SweepOptions, Compose], int]] = {"local": sweep_here, "slurm": sweep_on_slurm}
 

@@ -20,6 +20,10 @@ from omegaconf import MISSING
 
 from isda_repro.config import compose
 from isda_repro.errors import UserError, one_sentence_errors
+from isda_repro.experiments.compose_cache import Remembered
+from isda_repro.experiments.plan import Plan, expand
+from isda_repro.experiments.specification import load_table, table_names
+from isda_repro.experiments.table import Table
 from isda_repro.files import cache_folder, written_whole
 from isda_repro.options import parse_options
 from isda_repro.plotting import figure_files
@@ -27,17 +31,14 @@ from isda_repro.runs.from_wandb import results_from_wandb, results_offline
 from isda_repro.runs.offline_runs import offline_files
 from isda_repro.runs.result_index import ResultIndex, index_results
 from isda_repro.runs.sources import Finding, results_in, results_of_runs, results_on_disk, runs_folder
+from isda_repro.sweeps.status import ALL
+from isda_repro.sweeps.sweep import SweepOptions, sweep_command
 from isda_repro.tables.aggregate import aggregate
-from isda_repro.tables.composed import Remembered
 from isda_repro.tables.figures import draw_curves
 from isda_repro.tables.keeping import Kept, keep, strangers
 from isda_repro.tables.layout import Layout, layout
-from isda_repro.tables.plan import Plan, expand
 from isda_repro.tables.render import FORMATS
 from isda_repro.tables.sides import sides
-from isda_repro.tables.specification import Table, load_table, table_names
-from isda_repro.tables.status import ALL
-from isda_repro.tables.sweep import SweepOptions, sweep_command
 
 
 @dataclass

@@ -1,5 +1,6 @@
-"""What several rooms' tests share."""
+"""What the tests of several packages share."""
 
+import dataclasses
 import importlib.util
 import os
 import re
@@ -80,3 +81,39 @@ def cifar_dir() -> Path:
     if not (folder / "cifar-10-batches-py").is_dir() or not (folder / "cifar-100-python").is_dir():
         pytest.skip(f"no CIFAR under {folder} (set ISDA_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo():
+    """The table ``demo`` and its plan."""
+    from isda_repro import config
+    from isda_repro.experiments.plan import expand
+    from isda_repro.experiments.specification import load_table
+
+    table = load_table("demo")
+    return table, expand(table, config.compose)
+
+
+@pytest.fixture
+def finish(tmp_path):
+    """``finish(run, error)`` leaves the result of a finished run under tmp_path/runs, as the trainer would."""
+    from synthetic import make_result
+
+    from isda_repro.runs.records import write_result
+
+    def write(run, *errors: float, path: Path | None = None, **changed: object) -> Path:
+        path = path or tmp_path / "runs" / run.run_id / "result.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_result(path, dataclasses.replace(make_result(run, errors), **changed))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def there(tmp_path):
+    """``there()``: all results under tmp_path/runs and tmp_path/results, as aggregation takes them."""
+    from isda_repro.runs.result_index import index_results
+    from isda_repro.runs.sources import results_on_disk
+
+    return lambda: index_results(results_on_disk(tmp_path / "runs", tmp_path / "results"))

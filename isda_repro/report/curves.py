@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from isda_repro.runs.records import Result
-from isda_repro.tables.figures import learning_rate_drops
+from isda_repro.tables.curves import learning_rate_drops
 
 CURVES = ("test_error", "train_error", "test_loss", "train_loss")
 NUMBERS = 2_000_000  # in all curves of a page: some 10 MB, of which compression leaves a third

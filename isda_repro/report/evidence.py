@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from isda_repro.experiments.plan import Compose, Plan, Run, expand
+from isda_repro.experiments.specification import load_table
 from isda_repro.report.runs import slim
 from isda_repro.runs.records import Result
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import Finding, Found, results_on_disk
 from isda_repro.tables.aggregate import FilledTable, aggregate
-from isda_repro.tables.plan import Compose, Plan, Run, expand
-from isda_repro.tables.specification import load_table
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from isda_repro.report.cells import cells_of
 from isda_repro.report.evidence import Evidence, Shown
 from isda_repro.report.progress import STATES, TableProgress, petaflop_of, progress_of
 from isda_repro.report.runs import described
+from isda_repro.sweeps.sweep import SweepOptions, sweep_command
 from isda_repro.tables.costs import SOURCE
 from isda_repro.tables.layout import layout
 from isda_repro.tables.render.html import html
 from isda_repro.tables.sides import sides
-from isda_repro.tables.sweep import SweepOptions, sweep_command
 
 SCRIPTS = ("unpack.js", "tables.js", "panels.js", "plots.js", "runs.js", "details.js", "start.js")
 """Of the page's behaviour, in this order; ``theme.js`` comes before them, so that nothing flashes."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from isda_repro.experiments.plan import Run
 from isda_repro.report.evidence import Shown
+from isda_repro.sweeps.sweep import has_result
 from isda_repro.tables.costs import SOURCE, cost_of
-from isda_repro.tables.finished import has_result
 from isda_repro.tables.missing import in_all, missing_runs
-from isda_repro.tables.plan import Run
 
 State = Literal["done", "partial", "reduced", "not run"]
 BY = f" by the measurements of {SOURCE}"  # the page says so once

@@ -19,7 +19,7 @@ from isda_repro.report.labels import (
 )
 from isda_repro.report.pool import Pool
 from isda_repro.runs.records import Result
-from isda_repro.tables.figures import learning_rate_drops
+from isda_repro.tables.curves import learning_rate_drops
 
 
 def slim(result: Result) -> Result:

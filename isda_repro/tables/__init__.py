@@ -1,1 +1,4 @@
-"""A table's specification -> runs; finished runs -> tables. Imports no torch: status and tables must be instant."""
+"""Showing tables: finished runs become cells, statistics, Markdown, LaTeX, HTML, CSV, figures and W&B dashboards.
+
+Imports no torch: a table must be printed in an instant.
+"""

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from isda_repro.experiments.plan import Plan
+from isda_repro.experiments.table import Cell, Label, Table
 from isda_repro.runs.records import Result
 from isda_repro.runs.result_index import Record, ResultIndex
-from isda_repro.tables.plan import Plan
 from isda_repro.tables.reduced import reduced_runs
-from isda_repro.tables.specification import Cell, Label, Table
 from isda_repro.tables.statistics import Difference, Summary, difference, summarise, welch
 
 Runs = Mapping[Cell, Mapping[int, Record]]

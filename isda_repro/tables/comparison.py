@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from isda_repro.tables.specification import Label, Table
+from isda_repro.experiments.table import Label, Table
 from isda_repro.tables.wording import DECIMALS, MINUS
 
 Key = tuple[Label, Label]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from isda_repro.experiments.plan import Plan, Run
+from isda_repro.experiments.table import Label
 from isda_repro.runs.records import EpochRecord, RecordError, read_metrics
 from isda_repro.tables.aggregate import FilledCell, FilledTable
-from isda_repro.tables.plan import Plan, Run
-from isda_repro.tables.specification import Label
 
 
 @dataclass(frozen=True)

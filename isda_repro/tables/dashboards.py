@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isda_repro.errors import UserError
+from isda_repro.experiments.plan import Plan
+from isda_repro.experiments.table import Table
 from isda_repro.files import written_whole
-from isda_repro.tables.plan import Plan
-from isda_repro.tables.specification import Table
 from isda_repro.tracking.logged import EPOCH, SCHEMA, SCHEMA_KEY, TABLE_VALUE, TEST_ERROR, in_table
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from isda_repro.experiments.table import Drawing
 from isda_repro.tables.curves import Curve, seeds
-from isda_repro.tables.drawing import Drawing
 from isda_repro.tables.looks import BOLD, Look, looks_of
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from isda_repro.experiments.plan import Plan
+from isda_repro.experiments.table import Cell, Table
 from isda_repro.runs.records import RecordError, Result, read_result, write_result
 from isda_repro.runs.result_index import Record, ResultIndex
-from isda_repro.tables.plan import Plan
-from isda_repro.tables.specification import Cell, Table
 
 
 @dataclass

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from isda_repro.experiments.plan import Plan
+from isda_repro.experiments.table import Label, Table
 from isda_repro.tables import wording
 from isda_repro.tables.aggregate import FilledCell, FilledTable
 from isda_repro.tables.captions import caption
 from isda_repro.tables.comparison import Key, best, comparison
 from isda_repro.tables.missing import Missing, missing_runs
-from isda_repro.tables.plan import Plan
 from isda_repro.tables.sides import Side
-from isda_repro.tables.specification import Label, Table
 
 Kind = Literal["ours", "paper", "minus-paper", "difference", "paper-difference"]
 

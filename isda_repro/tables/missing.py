@@ -6,11 +6,10 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from isda_repro.experiments.plan import Plan, generator_needed
+from isda_repro.experiments.table import Cell
 from isda_repro.tables.aggregate import FilledCell, FilledTable
 from isda_repro.tables.costs import SOURCE, Cost, Estimate, cost_of
-from isda_repro.tables.generators import generator_needed
-from isda_repro.tables.plan import Plan
-from isda_repro.tables.specification import Cell
 
 
 @dataclass(frozen=True)

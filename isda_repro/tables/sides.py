@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from isda_repro.experiments.paper_values import reported
+from isda_repro.experiments.plan import Plan
+from isda_repro.experiments.table import Label, Table
 from isda_repro.tables import wording
 from isda_repro.tables.costs import AddedCost, cost_of, table1_costs
-from isda_repro.tables.plan import Plan
-from isda_repro.tables.reported import reported
-from isda_repro.tables.specification import Label, Table
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from isda_repro.experiments.paper_values import PaperValue
+from isda_repro.experiments.table import Cell, Table
 from isda_repro.runs.records import METRICS
 from isda_repro.tables.aggregate import FilledCell
-from isda_repro.tables.specification import Cell, PaperValue, Table
 from isda_repro.tables.statistics import Difference
 
 MINUS = "\N{MINUS SIGN}"

@@ -8,7 +8,7 @@ from isda_repro.config import CONF_DIR, build, compose, rescaled, rescaled_miles
 from isda_repro.data import AutoAugment, Crop, PadCropFlip
 from isda_repro.training.schedule import MultiStep
 
-REPORTED = yaml.safe_load((CONF_DIR.parent / "isda_repro/tables/reported.yaml").read_text())
+REPORTED = yaml.safe_load((CONF_DIR.parent / "isda_repro/experiments/reported.yaml").read_text())
 TABLE_6 = {row["family"]: row for row in REPORTED["table6"]["rows"]} | {"ImageNet": REPORTED["table6"]["imagenet"]}
 IMAGENET = (
     *("resnet50", "resnet101", "resnet152", "densenet121", "densenet265", "resnext50_32x4d", "resnext101_32x8d"),

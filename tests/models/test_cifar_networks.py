@@ -10,7 +10,7 @@ from isda_repro.models import DenseNet, ResNet, ResNeXt, ShakeShake, WideResNet
 
 PAPER = {
     row["network"]: row["params_m"]
-    for row in yaml.safe_load((CONF_DIR.parent / "isda_repro/tables/reported.yaml").read_text())["table2"]["rows"]
+    for row in yaml.safe_load((CONF_DIR.parent / "isda_repro/experiments/reported.yaml").read_text())["table2"]["rows"]
 }
 
 

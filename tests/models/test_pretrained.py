@@ -15,7 +15,7 @@ from isda_repro.models import AdaptedNetwork, imagenet_densenet, timm_network
 
 PAPER = {
     row["network"]: row["params_m"]
-    for row in yaml.safe_load((CONF_DIR.parent / "isda_repro/tables/reported.yaml").read_text())["table1"]["rows"]
+    for row in yaml.safe_load((CONF_DIR.parent / "isda_repro/experiments/reported.yaml").read_text())["table1"]["rows"]
 }
 FAMILIES = {
     "resnet18": {},

@@ -8,11 +8,11 @@ from omegaconf import OmegaConf
 from synthetic import make_result, plausible_errors
 
 from isda_repro import config
+from isda_repro.experiments.plan import Run, expand
+from isda_repro.experiments.specification import load_table
 from isda_repro.report.evidence import evidence
 from isda_repro.report.page import page
 from isda_repro.runs.records import write_result
-from isda_repro.tables.plan import Run, expand
-from isda_repro.tables.specification import load_table
 
 BEST = {"resnet8": 9.0, "resnet20": 3.0, "resnet32": 5.0}  # of CE; ISDA's is half a point lower
 

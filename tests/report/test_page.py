@@ -11,9 +11,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from isda_repro.errors import UserError
+from isda_repro.experiments.plan import Run
 from isda_repro.report.page import _plotly
 from isda_repro.report.progress import petaflop_of
-from isda_repro.tables.plan import Run
 
 
 def numbers_of(text):

@@ -5,9 +5,9 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
+from isda_repro.experiments.plan import Run
 from isda_repro.report.labels import differing, line_labels
 from isda_repro.report.runs import described, slim
-from isda_repro.tables.plan import Run
 
 
 @pytest.fixture

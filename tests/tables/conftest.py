@@ -8,6 +8,8 @@ import pytest
 from synthetic import make_result, plausible_errors
 
 from isda_repro import config
+from isda_repro.experiments.plan import expand
+from isda_repro.experiments.specification import load_table
 from isda_repro.runs.records import write_result
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import results_on_disk
@@ -15,39 +17,12 @@ from isda_repro.tables import missing
 from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.costs import Cost, Estimate
 from isda_repro.tables.layout import layout
-from isda_repro.tables.plan import Run, expand
 from isda_repro.tables.sides import sides
-from isda_repro.tables.specification import load_table
-
-
-@pytest.fixture(scope="session")
-def demo():
-    table = load_table("demo")
-    return table, expand(table, config.compose)
-
-
-@pytest.fixture
-def finish(tmp_path):
-    """``finish(run, error)`` leaves the result of a finished run under tmp_path/runs, as the trainer would."""
-
-    def write(run: Run, *errors: float, path: Path | None = None, **changed: object) -> Path:
-        path = path or tmp_path / "runs" / run.run_id / "result.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_result(path, dataclasses.replace(make_result(run, errors), **changed))
-        return path
-
-    return write
 
 
 @pytest.fixture
 def curves():
     return plausible_errors
-
-
-@pytest.fixture
-def there(tmp_path):
-    """``there()``: all results under tmp_path/runs and tmp_path/results, as aggregation takes them."""
-    return lambda: index_results(results_on_disk(tmp_path / "runs", tmp_path / "results"))
 
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 
 from isda_repro import config
+from isda_repro.experiments.plan import Run
 from isda_repro.runs.records import Result, SegmentRecord, as_json, mean_of_last
-from isda_repro.tables.plan import Run
 
 SEGMENT = SegmentRecord(
     step=0, device="cpu", hardware="a processor", precision="fp32", tf32=False, channels_last=True,

@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 
 from isda_repro import config
+from isda_repro.experiments.paper_values import PaperValue
+from isda_repro.experiments.plan import expand
 from isda_repro.runs.records import read_result
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import Found
 from isda_repro.tables.aggregate import aggregate
-from isda_repro.tables.plan import expand
-from isda_repro.tables.specification import PaperValue
 from isda_repro.tables.statistics import Summary, difference, welch
 
 CE, ISDA = (("ResNet-20 on digits",), ("CE",)), (("ResNet-20 on digits",), ("ISDA",))

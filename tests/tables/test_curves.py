@@ -8,11 +8,11 @@ import pytest
 
 from isda_repro.config import CONF_DIR, compose
 from isda_repro.errors import UserError
+from isda_repro.experiments.plan import expand
+from isda_repro.experiments.specification import load_table
 from isda_repro.runs.records import EpochRecord, as_json
 from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.curves import learning_rate_drops, panels
-from isda_repro.tables.plan import expand
-from isda_repro.tables.specification import load_table
 
 
 @pytest.fixture

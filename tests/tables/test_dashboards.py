@@ -8,11 +8,11 @@ from wandb_runs import epoch, result
 from wandb_server import ENTITY, WandbServer
 
 from isda_repro.errors import UserError
+from isda_repro.experiments.plan import Run
+from isda_repro.experiments.specification import load_table
 from isda_repro.runs.from_wandb import connect
 from isda_repro.tables import dashboards
 from isda_repro.tables.dashboards import Shown
-from isda_repro.tables.plan import Run
-from isda_repro.tables.specification import load_table
 from isda_repro.tables.wording import NOT_RUN
 from isda_repro.tracking.logged import row_of, summary_of
 

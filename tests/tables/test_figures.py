@@ -7,9 +7,9 @@ from subprocess import run as start
 import pytest
 from matplotlib.figure import Figure
 
+from isda_repro.experiments.table import Drawing
 from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.curves import panels
-from isda_repro.tables.drawing import Drawing
 from isda_repro.tables.figures import draw_curves
 
 
@@ -99,7 +99,7 @@ def test_nothing_finished_draws_nothing(demo, there, tmp_path):
 
 def test_tables_are_planned_and_rendered_without_torch_hydra_or_matplotlib():
     code = (
-        "import sys, isda_repro.tables.figures, isda_repro.tables.sweep, isda_repro.tables.render;"
+        "import sys, isda_repro.tables.figures, isda_repro.sweeps.sweep, isda_repro.tables.render;"
         "from isda_repro.tables import costs; costs.networks();"
         "assert not {'torch', 'hydra', 'matplotlib'} & set(sys.modules)"
     )

@@ -13,14 +13,14 @@ import pytest
 from synthetic import make_result
 
 from isda_repro import config
+from isda_repro.experiments.plan import expand
+from isda_repro.experiments.specification import load_table
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import Found
 from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.layout import layout
-from isda_repro.tables.plan import expand
 from isda_repro.tables.render import FORMATS
 from isda_repro.tables.sides import sides
-from isda_repro.tables.specification import load_table
 
 PACKAGES = ("texlive-latex-base", "texlive-latex-recommended", "poppler-utils")  # 150 MB, under a minute
 

@@ -7,15 +7,15 @@ import shlex
 import pytest
 
 from isda_repro import config
+from isda_repro.experiments.plan import expand
+from isda_repro.experiments.specification import load_table
 from isda_repro.runs.records import METRICS
 from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.comparison import best
 from isda_repro.tables.costs import Cost, Estimate
 from isda_repro.tables.layout import layout
 from isda_repro.tables.missing import in_all
-from isda_repro.tables.plan import expand
 from isda_repro.tables.sides import sides
-from isda_repro.tables.specification import load_table
 from isda_repro.tables.wording import metrics, number
 
 

@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 from sweeps import compose
 
+from isda_repro.experiments.paper_values import PaperValue
+from isda_repro.experiments.plan import expand
+from isda_repro.experiments.specification import load_table
 from isda_repro.tables.aggregate import aggregate
-from isda_repro.tables.plan import expand
-from isda_repro.tables.specification import PaperValue, load_table
 
 CE, ISDA = (("ResNet-20 on digits",), ("CE",)), (("ResNet-20 on digits",), ("ISDA",))
 

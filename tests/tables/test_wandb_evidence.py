@@ -13,10 +13,10 @@ from isda_repro.runs.from_wandb import connect, results_from_wandb, results_offl
 from isda_repro.runs.offline_runs import offline_files
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import results_on_disk
+from isda_repro.sweeps.sweep import SweepOptions, missing, planned
 from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.layout import layout
 from isda_repro.tables.render import markdown
-from isda_repro.tables.sweep import SweepOptions, missing, planned
 from isda_repro.training.run import run
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ import yaml
 from isda_repro.config import CONF_DIR
 from isda_repro.training import Cosine, MultiStep
 
-TABLE6 = yaml.safe_load((CONF_DIR.parent / "isda_repro/tables/reported.yaml").read_text())["table6"]
+TABLE6 = yaml.safe_load((CONF_DIR.parent / "isda_repro/experiments/reported.yaml").read_text())["table6"]
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,9 @@ from sweeps import compose
 
 from isda_repro.checks import ConfigError
 from isda_repro.config import read_frozen, run_id, write_frozen
-from isda_repro.tables.plan import expand
-from isda_repro.tables.specification import load_table
-from isda_repro.tables.sweep import SweepOptions, missing
-from isda_repro.tables.tagging import LONGEST_TAG, cell_tag, tagged
+from isda_repro.experiments.plan import LONGEST_TAG, cell_tag, expand, tagged
+from isda_repro.experiments.specification import load_table
+from isda_repro.sweeps.sweep import SweepOptions, missing
 from isda_repro.training.parts import build_trackers
 
 

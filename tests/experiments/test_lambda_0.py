@@ -12,13 +12,13 @@ from omegaconf import OmegaConf
 from isda_repro.checks import ConfigError
 from isda_repro.config import CONF_DIR, compose, lambda_0_of
 from isda_repro.errors import UserError
+from isda_repro.experiments.plan import expand
+from isda_repro.experiments.specification import load_table
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import results_on_disk
 from isda_repro.tables.aggregate import aggregate
-from isda_repro.tables.plan import expand
-from isda_repro.tables.specification import load_table
 
-REPORTED = yaml.safe_load((CONF_DIR.parent / "isda_repro/tables/reported.yaml").read_text())
+REPORTED = yaml.safe_load((CONF_DIR.parent / "isda_repro/experiments/reported.yaml").read_text())
 ENTRIES = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "lambda_0.yaml"))
 LATER_SEARCHES = [("CIFAR-10", "5,000"), ("CIFAR-100", "1,000"), ("CIFAR-100", "5,000")]
 IMAGENET = {

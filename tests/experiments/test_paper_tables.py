@@ -8,13 +8,13 @@ import pytest
 import yaml
 
 from isda_repro import config
+from isda_repro.experiments.paper_values import inconsistencies, paper_value
+from isda_repro.experiments.plan import expand
+from isda_repro.experiments.spec_parser import BF16
+from isda_repro.experiments.specification import load_table, table_names
 from isda_repro.runs.records import METRICS
-from isda_repro.tables.paper import BF16
-from isda_repro.tables.plan import expand
-from isda_repro.tables.reported import inconsistencies, paper_value
-from isda_repro.tables.specification import load_table, table_names
 
-REPORTED = yaml.safe_load((config.CONF_DIR.parent / "isda_repro/tables/reported.yaml").read_text())
+REPORTED = yaml.safe_load((config.CONF_DIR.parent / "isda_repro/experiments/reported.yaml").read_text())
 PAPER = ("table1", "table2", "table3", "table4", "table5")
 SEARCHES = [name for name in table_names() if name.startswith(("lambda_", "open_"))]  # columns that differ in a number
 WITH_RESULTS = ["short_cifar", "small_data"]

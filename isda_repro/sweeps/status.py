@@ -9,14 +9,13 @@ from pathlib import Path
 
 from isda_repro.console import say
 from isda_repro.errors import UserError
+from isda_repro.experiments.plan import Compose, Run
+from isda_repro.experiments.specification import table_names
 from isda_repro.runs.exit_status import LOG, last_error, read_exit_status
 from isda_repro.runs.owner import lives, pid_here
-from isda_repro.tables.finished import has_result, kept
-from isda_repro.tables.plan import Compose, Run
-from isda_repro.tables.progress import NOT_YET, progress_of
-from isda_repro.tables.queue import Queue, cancel_jobs, job_of, log_of, look
-from isda_repro.tables.specification import table_names
-from isda_repro.tables.sweep import Survey, SweepOptions
+from isda_repro.sweeps.run_progress import NOT_YET, progress_of
+from isda_repro.sweeps.slurm_queue import Queue, cancel_jobs, job_of, log_of, look
+from isda_repro.sweeps.sweep import Survey, SweepOptions, has_result, kept
 
 ALL = "all"
 

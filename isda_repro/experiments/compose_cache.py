@@ -18,8 +18,8 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from isda_repro.config import CONF_DIR
+from isda_repro.experiments.plan import Compose
 from isda_repro.files import written_whole
-from isda_repro.tables.plan import Compose
 
 CODE = ("config/*.py", "checks.py")
 

@@ -10,12 +10,12 @@ from sweeps import all_runs, compose, folder_of, numbers_of, one_needs_the_other
 
 from isda_repro import config
 from isda_repro.errors import UserError
+from isda_repro.experiments.plan import Run, choose
+from isda_repro.experiments.specification import load_table
 from isda_repro.options import parse_options
-from isda_repro.tables.local import sweep_here
-from isda_repro.tables.plan import Run, choose
-from isda_repro.tables.specification import load_table
-from isda_repro.tables.status import cancel, status
-from isda_repro.tables.sweep import SweepOptions, missing, sweep_command
+from isda_repro.sweeps.local import sweep_here
+from isda_repro.sweeps.status import cancel, status
+from isda_repro.sweeps.sweep import SweepOptions, missing, sweep_command
 
 
 @pytest.fixture
@@ -298,7 +298,7 @@ def test_part_of_all_tables_is_refused(options, act, part):
 
 
 def test_cell_waits_for_those_it_needs(options, own, tmp_path, monkeypatch):
-    monkeypatch.setattr("isda_repro.tables.places._visible", list)
+    monkeypatch.setattr("isda_repro.sweeps.local._visible", list)
     options.jobs = 4
     assert sweep_here(options, compose, training(tmp_path, [*own["CE"], *own["ISDA"]])) == 0
     assert set(started(options)[:2]) == set(names(own["ISDA"]))

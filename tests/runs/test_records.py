@@ -8,6 +8,8 @@ import pytest
 from synthetic import SEGMENT
 
 from isda_repro import config
+from isda_repro.experiments.plan import expand
+from isda_repro.experiments.specification import load_table
 from isda_repro.runs.records import (
     METRICS_SCHEMAS,
     RESULT_SCHEMAS,
@@ -21,8 +23,6 @@ from isda_repro.runs.records import (
 )
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import kept_results
-from isda_repro.tables.plan import expand
-from isda_repro.tables.specification import load_table
 
 EPOCH = EpochRecord(
     epoch=1, step=23, lr=0.05, train_loss=1.5, train_error=50.0, test_loss=0.7, test_error=21.25, timing={"train": 0.4}

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from isda_repro.errors import UserError
-from isda_repro.tables.reported import Inconsistency, PaperValue, paper_value, paper_values, reported
+from isda_repro.experiments.paper_values import Inconsistency, PaperValue, paper_value, paper_values, reported
 
 
 def test_the_copy_has_the_numbers_that_were_transcribed(root):

@@ -4,8 +4,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from isda_repro import config
-from isda_repro.tables import composed
-from isda_repro.tables.composed import Remembered
+from isda_repro.experiments import compose_cache
+from isda_repro.experiments.compose_cache import Remembered
 
 OVERRIDES = ["model=resnet20", "dataset=digits"]
 
@@ -40,7 +40,7 @@ def test_composition_is_remembered_as_it_was(tmp_path):
 def test_composition_is_forgotten_with_what_it_follows_from(tmp_path, monkeypatch, changed):
     (tmp_path / "conf" / "table").mkdir(parents=True)
     (tmp_path / "conf" / "a.yaml").write_text("a: 1")
-    monkeypatch.setattr(composed, "CONF_DIR", tmp_path / "conf")
+    monkeypatch.setattr(compose_cache, "CONF_DIR", tmp_path / "conf")
     compose, folder = Counting(), tmp_path / "cache"
 
     def ask():

@@ -22,12 +22,11 @@ from typing import Any
 from isda_repro.config import CONF_DIR
 from isda_repro.console import say
 from isda_repro.errors import UserError
+from isda_repro.experiments.plan import Compose, Run
 from isda_repro.runs.exit_status import LOG, clear_exit_status, exit_status_of, read_exit_status, write_exit_status
 from isda_repro.runs.owner import lives
-from isda_repro.tables.finished import has_result
-from isda_repro.tables.plan import Compose, Run
-from isda_repro.tables.queue import SUBMITTED, job_of, look, note_job, submitting
-from isda_repro.tables.sweep import Missing, SweepOptions, freeze, missing, sweep_command
+from isda_repro.sweeps.slurm_queue import SUBMITTED, job_of, look, note_job, submitting
+from isda_repro.sweeps.sweep import Missing, SweepOptions, freeze, has_result, missing, sweep_command
 
 ROOT = CONF_DIR.parent
 SIGNAL_DELAY_SECONDS = 120  # before the limit; SLURM's own clock is up to a minute late, and saving takes a while

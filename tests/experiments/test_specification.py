@@ -2,8 +2,9 @@ import pytest
 
 from isda_repro import config
 from isda_repro.errors import UserError
-from isda_repro.tables.plan import expand
-from isda_repro.tables.specification import PaperValue, load_table
+from isda_repro.experiments.paper_values import PaperValue
+from isda_repro.experiments.plan import expand
+from isda_repro.experiments.specification import load_table
 
 SPEC = """
 title: A table

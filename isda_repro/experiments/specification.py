@@ -43,9 +43,10 @@ from omegaconf import OmegaConf
 
 from isda_repro.config import CONF_DIR
 from isda_repro.errors import UserError
-from isda_repro.tables.cells import PRECISIONS, Cell, Cells, Label, Table, fits, joined
-from isda_repro.tables.choices import (
+from isda_repro.experiments.paper_values import PaperValue
+from isda_repro.experiments.spec_parser import (
     Choice,
+    apply_paper,
     axes,
     choice,
     known,
@@ -57,9 +58,7 @@ from isda_repro.tables.choices import (
     seeds,
     sentences,
 )
-from isda_repro.tables.drawing import drawing
-from isda_repro.tables.paper import apply_paper
-from isda_repro.tables.reported import PaperValue
+from isda_repro.experiments.table import PRECISIONS, Cell, Cells, Label, Table, drawing, fits, joined
 
 __all__ = ["PRECISIONS", "Cell", "Label", "PaperValue", "Table", "load_table", "refuse_seeds", "table_names"]
 

@@ -18,11 +18,11 @@ from isda_repro import config
 from isda_repro.errors import UserError
 from isda_repro.runs.exit_status import ExitStatus, read_exit_status, write_exit_status
 from isda_repro.runs.owner import here
-from isda_repro.tables import slurm
-from isda_repro.tables.queue import SUBMITTED, Waiting, job_of, log_of, look, note_job
-from isda_repro.tables.slurm import TrainingJob, minutes, sweep_on_slurm
-from isda_repro.tables.status import cancel, status
-from isda_repro.tables.sweep import SweepOptions
+from isda_repro.sweeps import slurm
+from isda_repro.sweeps.slurm import TrainingJob, minutes, sweep_on_slurm
+from isda_repro.sweeps.slurm_queue import SUBMITTED, Waiting, job_of, log_of, look, note_job
+from isda_repro.sweeps.status import cancel, status
+from isda_repro.sweeps.sweep import SweepOptions
 
 SBATCH = 'n=$(($(cat count 2>/dev/null || echo 76) + 1)); echo $n > count; cp "$1" job$n; echo Submitted batch job $n'
 
@@ -201,7 +201,7 @@ def test_cluster_that_does_not_answer_is_named(demo, program, tmp_path, monkeypa
     with pytest.raises(UserError, match=r"squeue.*Unable to contact"):
         list(status(asked, compose))
     program("squeue", "exec sleep 600")
-    monkeypatch.setattr("isda_repro.tables.queue.SECONDS", 0.2)
+    monkeypatch.setattr("isda_repro.sweeps.slurm_queue.SECONDS", 0.2)
     with pytest.raises(UserError, match="squeue"):
         list(status(asked, compose))
 

@@ -26,18 +26,17 @@ from sweeps import (
 from isda_repro.errors import UserError
 from isda_repro.runs.exit_status import read_exit_status
 from isda_repro.runs.owner import here
-from isda_repro.tables import local
-from isda_repro.tables.local import Clock, sweep_here
-from isda_repro.tables.places import places
-from isda_repro.tables.progress import NOT_YET
-from isda_repro.tables.sweep import SweepOptions, sweep_command
+from isda_repro.sweeps import local
+from isda_repro.sweeps.local import Clock, places, sweep_here
+from isda_repro.sweeps.run_progress import NOT_YET
+from isda_repro.sweeps.sweep import SweepOptions, sweep_command
 
 
 @pytest.fixture
 def options(tmp_path, monkeypatch):
     """A sweep of the demo in an empty directory, on a machine without GPUs."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("isda_repro.tables.places._visible", list)
+    monkeypatch.setattr("isda_repro.sweeps.local._visible", list)
     return SweepOptions("demo")
 
 
@@ -198,7 +197,7 @@ OVERLAPS = textwrap.dedent("""
 
 def test_several_runs_train_at_once_and_one_that_fails_leaves_the_others_running(demo, options, capfd, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("isda_repro.tables.places._visible", lambda: ["0", "1", "2"])
+    monkeypatch.setattr("isda_repro.sweeps.local._visible", lambda: ["0", "1", "2"])
     options.jobs = 3
     folders = [folder_of(options, run) for run in all_runs(demo)]
     folders[5].mkdir(parents=True)
@@ -230,7 +229,7 @@ TOGETHER = textwrap.dedent("""
 
 
 def test_each_gpu_has_several_runs_at_once(demo, options, monkeypatch):
-    monkeypatch.setattr("isda_repro.tables.places._visible", lambda: ["0", "GPU-7"])
+    monkeypatch.setattr("isda_repro.sweeps.local._visible", lambda: ["0", "GPU-7"])
     options.runs_per_gpu = 2
     assert sweep_here(options, compose, [sys.executable, "-I", "-S", "-c", TOGETHER]) == 75
     cards = [folder_of(options, run) / "card" for run in all_runs(demo)]

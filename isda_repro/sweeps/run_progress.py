@@ -6,9 +6,9 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+from isda_repro.experiments.plan import Run
 from isda_repro.runs.generator_records import GeneratorEpoch
 from isda_repro.runs.records import EpochRecord, RecordError, read_lines
-from isda_repro.tables.plan import Run
 from isda_repro.tracking.progress import duration
 
 TIMED = ("train", "evaluation", "saving")

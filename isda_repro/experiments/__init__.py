@@ -1,0 +1,1 @@
+"""Which runs a table consists of: a specification becomes named runs, with the paper's values beside them."""
