@@ -35,7 +35,7 @@ from gpu_summary import summary
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.files import written_whole
 from isda_repro.options import parse_options
-from isda_repro.runs.environment import provenance
+from isda_repro.runs.run_directory import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = {"machine": 15, "tests": 90, "runs": 110, "rates": 115, "forms": 40, "loader": 20}  # at most, of nine minutes

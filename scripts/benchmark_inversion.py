@@ -23,7 +23,7 @@ from isda_repro.config import build, build_model, compose, compose_generator
 from isda_repro.errors import one_sentence_errors
 from isda_repro.gan import Game, ImageGenerator, Shape
 from isda_repro.inversion import STEP_ONE, Descent, FeatureMap, Reversal, descend
-from isda_repro.inversion.features import in_unit_range
+from isda_repro.inversion.objectives import in_unit_range
 from isda_repro.training.compute import Compute, resolve
 
 SHAPE = Shape(num_classes=10, image_size=32, channels=3)

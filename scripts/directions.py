@@ -101,7 +101,7 @@ def picture(split: "Split", rows: list[dict[str, Any]], steps: list[float]) -> "
     """The image in the middle, beside it where it is moved to; framed, what is of another class."""
     import torch
 
-    from isda_repro.inversion.pictures import titled
+    from isda_repro.inversion.report import titled
 
     below = sum(step < 0 for step in steps)
     shown = torch.tensor([[*row["nearest"][:below], row["index"], *row["nearest"][below:]] for row in rows])
@@ -146,7 +146,7 @@ def main(arguments: list[str]) -> None:
     """Find, write, print."""
     options = parse_options(DirectionsOptions, arguments)
     from isda_repro.gan.pictures import write_picture
-    from isda_repro.inversion.chosen import chosen, name_of, part_of
+    from isda_repro.inversion.loading import chosen, name_of, part_of
     from isda_repro.inversion.report import folder_for, write_texts
     from isda_repro.training.finished import load_finished
 

@@ -38,12 +38,12 @@ def of_a_file(settings: list[str]) -> tuple[DictConfig, Path]:
 
 def evaluate_weights(cfg: DictConfig, weights: Path, *, of_run: bool) -> None:
     """Load, evaluate, say."""
+    from isda_repro.models.weights import load_weights
     from isda_repro.training import parts
     from isda_repro.training.checkpoint import load
     from isda_repro.training.compute import resolve
     from isda_repro.training.evaluate import evaluate
     from isda_repro.training.same_data import check_classes
-    from isda_repro.training.weights import load_weights
 
     compute = resolve(cfg.compute)
     compute.apply()

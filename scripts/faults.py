@@ -35,8 +35,8 @@ from patient import ROOT, RUN, Patient, fill, fingerprint, small_disk
 from isda_repro.config import compose
 from isda_repro.errors import EXIT_STOPPED, UserError, one_sentence_errors
 from isda_repro.options import parse_options
-from isda_repro.runs.environment import provenance
 from isda_repro.runs.lock import HEARTBEAT_SECONDS, LockedError
+from isda_repro.runs.run_directory import provenance
 from isda_repro.training.run import run
 
 ONE_GIB = 2**30

@@ -29,8 +29,8 @@ from patient_of_two import FAULTY, Two
 
 from isda_repro.errors import one_sentence_errors
 from isda_repro.options import parse_options
-from isda_repro.runs.environment import provenance
 from isda_repro.runs.records import SegmentRecord, read_metrics
+from isda_repro.runs.run_directory import provenance
 
 HANG_MINUTES = 0.1
 RESTARTS = 3

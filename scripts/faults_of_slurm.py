@@ -28,7 +28,7 @@ from patient import ROOT, Patient, fingerprint
 from isda_repro.config import compose
 from isda_repro.errors import one_sentence_errors
 from isda_repro.options import parse_options
-from isda_repro.runs.environment import provenance
+from isda_repro.runs.run_directory import provenance
 from isda_repro.sweeps.slurm_queue import ask, job_of
 
 

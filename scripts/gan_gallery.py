@@ -18,7 +18,7 @@ from isda_repro.checks import ConfigError
 from isda_repro.config import compose_generator, read_frozen_generator
 from isda_repro.errors import one_sentence_errors
 from isda_repro.options import parse_options
-from isda_repro.runs.generator_records import GeneratorResult, read_generator_result
+from isda_repro.runs.records import GeneratorResult, read_generator_result
 
 HEAD = (
     "| generator | epochs | its steps | seconds | classified as asked | Frechet distance | of training images |",

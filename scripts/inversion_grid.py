@@ -163,11 +163,9 @@ def main(arguments: list[str]) -> None:
     import torch
 
     from isda_repro.gan.pictures import write_picture
-    from isda_repro.inversion.chosen import chosen, part_of
-    from isda_repro.inversion.loading import load_reversal
-    from isda_repro.inversion.pictures import titled
-    from isda_repro.inversion.progress import InversionProgress
-    from isda_repro.inversion.report import folder_for, write_texts
+    from isda_repro.inversion.loading import chosen, load_reversal, part_of
+    from isda_repro.inversion.report import folder_for, titled, write_texts
+    from isda_repro.inversion.search_progress import InversionProgress
 
     folders = Path(options.generator), Path(options.classifier)
     reversal, classifier = load_reversal(*folders, options.device, options.data_dir)

@@ -50,10 +50,7 @@ def main(arguments: list[str]) -> None:
     options = parse_options(InvertOptions, arguments)
     from isda_repro.gan.pictures import write_picture
     from isda_repro.inversion import STEP_ONE, STEP_TWO, Settings, invert
-    from isda_repro.inversion.chosen import chosen, name_of, part_of
-    from isda_repro.inversion.loading import load_reversal
-    from isda_repro.inversion.pictures import titled
-    from isda_repro.inversion.progress import InversionProgress
+    from isda_repro.inversion.loading import chosen, load_reversal, name_of, part_of
     from isda_repro.inversion.report import (
         NUMBERS,
         PAGE,
@@ -63,8 +60,10 @@ def main(arguments: list[str]) -> None:
         page,
         sheet,
         table,
+        titled,
         write_texts,
     )
+    from isda_repro.inversion.search_progress import InversionProgress
 
     folders = Path(options.generator), Path(options.classifier)
     reversal, classifier = load_reversal(*folders, options.device, options.data_dir)

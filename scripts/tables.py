@@ -34,11 +34,11 @@ from isda_repro.runs.sources import Finding, results_in, results_of_runs, result
 from isda_repro.sweeps.status import ALL
 from isda_repro.sweeps.sweep import SweepOptions, sweep_command
 from isda_repro.tables.aggregate import aggregate
+from isda_repro.tables.cost_columns import sides
+from isda_repro.tables.export_results import Kept, keep, strangers
 from isda_repro.tables.figures import draw_curves
-from isda_repro.tables.keeping import Kept, keep, strangers
 from isda_repro.tables.layout import Layout, layout
 from isda_repro.tables.render import FORMATS
-from isda_repro.tables.sides import sides
 
 
 @dataclass

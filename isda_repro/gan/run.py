@@ -13,15 +13,21 @@ from isda_repro.checks import ConfigError
 from isda_repro.config import build, request
 from isda_repro.data import Loader, PadCropFlip, ResidentLoader, Share, Source, Split
 from isda_repro.gan.objectives import Game, Shape
-from isda_repro.gan.pair import Pair
 from isda_repro.gan.pictures import draw_losses, grid, shown_epochs, write_picture
-from isda_repro.gan.progress import GanProgress
 from isda_repro.gan.sampling import ImageGenerator
+from isda_repro.gan.steps import Pair
 from isda_repro.gan.trainer import GanTrainer
 from isda_repro.randomness import stream_seed
-from isda_repro.runs.generator_records import GeneratorEpoch, GeneratorResult, read_generator_result
-from isda_repro.runs.records import SegmentRecord, as_json, write_result
-from isda_repro.tracking import Tracker
+from isda_repro.runs.records import (
+    GeneratorEpoch,
+    GeneratorResult,
+    SegmentRecord,
+    as_json,
+    read_generator_result,
+    write_result,
+)
+from isda_repro.tracking import Progress, Tracker
+from isda_repro.tracking.tracker import Record
 from isda_repro.training import parts
 from isda_repro.training.account import total_timing
 from isda_repro.training.compute import Compute
@@ -29,6 +35,27 @@ from isda_repro.training.lifecycle import live
 from isda_repro.training.processes import Processes
 from isda_repro.training.saving import Saver
 from isda_repro.training.work import Work
+
+
+class GanProgress(Progress):
+    """The same bar and lines as a classifier's, with both losses and what the discriminator says."""
+
+    def running_words(self, running: Any) -> str:
+        """An epoch's losses so far."""
+        discriminator, generator = (running.get(f"{who}/loss") for who in ("discriminator", "generator"))
+        said = f"discriminator {discriminator:.3f}"
+        return said if generator is None else f"{said}, generator {generator:.3f}"
+
+    def epoch_words(self, record: Record) -> str:
+        """What an epoch came to."""
+        named = f"  class loss of generated {record['fake_class_loss']:.3f}" if "fake_class_loss" in record else ""
+        codes = f"  of the codes {record['code_loss']:.3f}" if "code_loss" in record else ""
+        generator = f", generator {record['generator_loss']:.4f}" if "generator_loss" in record else ""
+        return (
+            f"loss of discriminator {record['discriminator_loss']:.4f}{generator}  "
+            f"real {record['real_score']:.3f}, generated {record['fake_score']:.3f}{named}{codes}"
+        )
+
 
 CURVES = ("discriminator_loss", "generator_loss", "real_score", "fake_score")
 MORE_CURVES = ("real_class_loss", "fake_class_loss", "code_loss")

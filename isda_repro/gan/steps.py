@@ -1,24 +1,99 @@
-"""One step of the game: the discriminator's and, when it is due, the generator's.
+"""One step of the game, the networks and optimizers that play it, and the running means of an epoch.
 
-With several processes each has its share of the batch, and draws for all of it; their gradients are added up, weighted
-by the shares. Batch normalisation sees the share alone, as it does with classifiers.
+With several processes each has its share of the batch, and draws for all of it; gradients are added up, weighted by
+the shares. Batch normalisation sees the share alone, as it does with classifiers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from isda_repro.gan.networks import Judgement
+from isda_repro.gan.networks import Discriminator, Generator, Judgement
 from isda_repro.gan.objectives import Game, Losses
-from isda_repro.gan.pair import Pair
-from isda_repro.gan.totals import Totals
 from isda_repro.randomness import stream_seed
 from isda_repro.training.compute import Compute
-from isda_repro.training.processes import Processes
+from isda_repro.training.processes import ALONE, Processes
+
+
+@dataclass
+class Pair:
+    """A generator and its discriminator, and how far they are.
+
+    Args:
+        generator, discriminator: on their device.
+        generator_optimizer, discriminator_optimizer: of each.
+        generator_steps: taken so far.
+        since: steps of the discriminator since the generator's last.
+    """
+
+    generator: Generator
+    discriminator: Discriminator
+    generator_optimizer: torch.optim.Optimizer
+    discriminator_optimizer: torch.optim.Optimizer
+    generator_steps: int = 0
+    since: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it but the weights."""
+        return {
+            "generator": self.generator_optimizer.state_dict(),
+            "discriminator": self.discriminator_optimizer.state_dict(),
+            "generator_steps": self.generator_steps,
+            "since": self.since,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from that."""
+        self.generator_optimizer.load_state_dict(state["generator"])
+        self.discriminator_optimizer.load_state_dict(state["discriminator"])
+        self.generator_steps, self.since = state["generator_steps"], state["since"]
+
+
+class Totals:
+    """Sums of losses and scores by name, over this process's images, kept on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._sums: dict[str, Tensor] = {}  # each [2]: weighted by images, and these
+
+    @torch.no_grad()
+    def add(self, who: str, losses: Mapping[str, Tensor], samples: int) -> None:
+        """Take in those of a step, each a mean over ``samples`` images."""
+        for name, value in losses.items():
+            if (key := f"{who}/{name}") not in self._sums:
+                self._sums[key] = torch.zeros(2, dtype=torch.float64, device=self._device)
+            self._sums[key][0] += value.double() * samples
+            self._sums[key][1] += samples
+
+    def is_bad(self, processes: Processes = ALONE) -> bool:
+        """Whether a loss of any process was not finite. Waits for the device, and for all of them."""
+        finite = all(bool(sums.isfinite().all()) for sums in self._sums.values())
+        return bool(processes.largest(int(not finite)))
+
+    def means(self, processes: Processes = ALONE) -> dict[str, float]:
+        """By name, over these processes. Waits for the device, and for all of them."""
+        return {name: total / images for name, (total, images) in self.of_all(processes).items()}
+
+    def of_all(self, processes: Processes) -> dict[str, Any]:
+        """The sums by name, over these processes."""
+        added: dict[str, list[float]] = {}
+        for own in processes.told_to_all({name: sums.tolist() for name, sums in self._sums.items()}):
+            for name, (total, images) in own.items():
+                before = added.get(name, [0.0, 0.0])
+                added[name] = [before[0] + total, before[1] + images]
+        return dict(sorted(added.items()))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``of_all`` gave."""
+        self._sums = {
+            name: torch.tensor(sums, dtype=torch.float64, device=self._device) for name, sums in state.items()
+        }
+
 
 Part = tuple[int, int]
 """Where a process's images begin in the batch of all, and how many that has."""

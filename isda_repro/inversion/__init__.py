@@ -1,11 +1,18 @@
 """Appendix C: features, and ISDA's augmented ones, back to images; and what its semantic directions look like."""
 
-from isda_repro.inversion.augment import augmented
-from isda_repro.inversion.descent import STEP_ONE, STEP_TWO, Descent, descend
-from isda_repro.inversion.directions import Directions, nearest, principal_directions
-from isda_repro.inversion.features import FeatureMap
-from isda_repro.inversion.objectives import Distances, Reversal
-from isda_repro.inversion.reversal import Inversion, Settings, invert, step_one, step_two
+from isda_repro.inversion.directions import Directions, augmented, nearest, principal_directions
+from isda_repro.inversion.objectives import Distances, FeatureMap, Reversal
+from isda_repro.inversion.reversal import (
+    STEP_ONE,
+    STEP_TWO,
+    Descent,
+    Inversion,
+    Settings,
+    descend,
+    invert,
+    step_one,
+    step_two,
+)
 
 __all__ = [
     "STEP_ONE",

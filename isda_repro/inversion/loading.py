@@ -1,16 +1,68 @@
-"""Trained networks, from their runs' folders."""
+"""The inputs of an inversion: trained networks from their runs' folders, and the real images that are chosen."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from isda_repro.checks import ConfigError
 from isda_repro.config import build, read_frozen_generator
+from isda_repro.data import Source, Split
+from isda_repro.errors import UserError
 from isda_repro.gan import load_generator
-from isda_repro.inversion.features import FeatureMap
-from isda_repro.inversion.objectives import Reversal
+from isda_repro.inversion.objectives import FeatureMap, Reversal
 from isda_repro.training import parts
 from isda_repro.training.finished import Finished, load_finished
+
+PARTS = ("train", "test")
+
+
+def part_of(source: Source, name: str) -> Split:
+    """The training images or those that are evaluated.
+
+    Raises:
+        UserError: there is no such part, or its images are not in memory.
+    """
+    if name not in PARTS:
+        raise UserError(f"part={name} must be one of {', '.join(PARTS)}")
+    split = source.train if name == "train" else source.test
+    if not isinstance(split, Split):
+        raise UserError(f"this is for images in memory, and those of dataset={source.name} stay in their files")
+    return split
+
+
+def name_of(source: Source, part: str) -> str:
+    """What the part is: with a holdout, those that are evaluated are of the training images."""
+    return part if part == "train" else source.evaluated_on
+
+
+def chosen(split: Split, wanted: Sequence[int] | None, count: int, classes: Sequence[int]) -> Tensor:
+    """Their indices, int64 [N]: those ``wanted``, or the first ones of each class in turn, ``count`` in all.
+
+    Raises:
+        UserError: there is no such image, it is of another class, or there are not as many.
+    """
+    if wanted is None:
+        if count < 1:
+            raise UserError(f"count={count} must be a whole number from 1 on")
+        of_each = [(split.targets == one).nonzero()[:, 0].tolist() for one in classes]
+        longest = max(len(indices) for indices in of_each)
+        in_turn = [indices[place] for place in range(longest) for indices in of_each if place < len(indices)]
+        if len(in_turn) < count:
+            raise UserError(f"count={count}, but there are {len(in_turn)} images of these classes")
+        return torch.tensor(sorted(in_turn[:count]))
+    if not wanted:
+        raise UserError("images=[] names no image")
+    for index in wanted:
+        if not 0 <= index < len(split):
+            raise UserError(f"images= has {index}, and there are images 0 to {len(split) - 1}")
+        if int(split.targets[index]) not in classes:
+            label = int(split.targets[index])
+            raise UserError(f"images= has {index}, of class {label}: this is for images of classes {list(classes)}")
+    return torch.tensor(list(wanted))
 
 
 def feature_map(classifier: Finished) -> FeatureMap:

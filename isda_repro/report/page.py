@@ -10,7 +10,8 @@ import base64
 import gzip
 import hashlib
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -18,15 +19,47 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from isda_repro.errors import UserError
-from isda_repro.report.cells import cells_of
 from isda_repro.report.evidence import Evidence, Shown
-from isda_repro.report.progress import STATES, TableProgress, petaflop_of, progress_of
 from isda_repro.report.runs import described
+from isda_repro.report.table_progress import STATES, TableProgress, petaflop_of, progress_of
 from isda_repro.sweeps.sweep import SweepOptions, sweep_command
+from isda_repro.tables.aggregate import FilledCell, FilledTable
+from isda_repro.tables.cost_columns import sides
 from isda_repro.tables.costs import SOURCE
 from isda_repro.tables.layout import layout
 from isda_repro.tables.render.html import html
-from isda_repro.tables.sides import sides
+
+
+def cells_of(shown: Shown, numbers: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """The cells of a table, for JSON, by ``<table>/<slug>`` and, in its reduced parts, ``<table>/reduced-<n>/<slug>``.
+
+    Args:
+        shown: the table.
+        numbers: run id -> number of the run on the page.
+    """
+    cells: dict[str, dict[str, Any]] = {}
+    for place, part in _parts(shown.filled):
+        for cell in part.cells.values():
+            cells.setdefault(f"{place}/{cell.cell.slug}", _cell(shown.filled, cell, numbers, part is shown.filled))
+    return cells
+
+
+def _parts(filled: FilledTable) -> Iterator[tuple[str, FilledTable]]:
+    yield filled.table.name, filled
+    for number, part in enumerate(filled.reduced):
+        yield f"{filled.table.name}/reduced-{number}", part.filled
+
+
+def _cell(filled: FilledTable, cell: FilledCell, numbers: Mapping[str, int], is_whole: bool) -> dict[str, Any]:
+    name = ", ".join(cell.cell.labels) or cell.cell.name
+    return {
+        "table": filled.table.name,
+        "name": name if is_whole else f"{name} (reduced)",
+        "runs": [numbers[cell.records[seed].run_id] for seed in sorted(cell.records)],
+        "missing": list(cell.missing) if is_whole else [],
+        "command": shlex.join(["python", "train.py", *cell.cell.overrides]),  # and seed=
+    }
+
 
 SCRIPTS = ("unpack.js", "tables.js", "panels.js", "plots.js", "runs.js", "details.js", "start.js")
 """Of the page's behaviour, in this order; ``theme.js`` comes before them, so that nothing flashes."""

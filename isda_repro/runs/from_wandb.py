@@ -1,19 +1,20 @@
-"""The results of finished runs from W&B alone, by its public API.
+"""Results of finished runs from W&B alone, by its public API.
 
-Asked for are the runs that ``isda_repro.tracking`` has marked as ours: the finished ones whole, of the others only what
-has become of them. Whatever fails for a moment (a connection, too many requests, a server's error) is tried again;
-a run that cannot be used is passed over by name, and the others still count.
+The runs are those that ``isda_repro.tracking`` has marked as ours. A result is rebuilt from the record in the summary
+and the curves in the history. What fails for a moment (a connection, too many requests, a server's error) is tried
+again; a run that cannot be used is passed over by name, and the others still count.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import json
 import operator
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,13 +22,55 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from isda_repro.errors import UserError
 from isda_repro.runs.offline_runs import offline_files, read_offline
-from isda_repro.runs.records import RecordError
-from isda_repro.runs.result_from_wandb import record_of, result_from
+from isda_repro.runs.records import RecordError, Result, mean_of_last, result_of
 from isda_repro.runs.sources import Finding, Found
-from isda_repro.tracking.logged import CURVES, EPOCH, JOB_TYPE, SCHEMA, SCHEMA_KEY
+from isda_repro.tracking.wandb_record import CURVES, EPOCH, JOB_TYPE, RECORD, SCHEMA, SCHEMA_KEY
 
 if TYPE_CHECKING:
     from wandb import Api
+
+
+def record_of(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The result without its curves, and their names.
+
+    Raises:
+        RecordError: the summary has none: the run did not come to its end, or is another program's.
+    """
+    text = summary.get(RECORD)
+    if not isinstance(text, str):
+        raise RecordError(f"its summary has no {RECORD}: it is not whole, or not a run of this project")
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise RecordError(f"the {RECORD} of its summary is not JSON") from error
+    if not isinstance(record, dict) or not isinstance(record.get(CURVES), list):
+        raise RecordError(f"the {RECORD} of its summary names no {CURVES}")
+    return record
+
+
+def result_from(record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> Result:
+    """The result, as it was when the run had ended.
+
+    Args:
+        record: what ``record_of`` gives.
+        rows: the history, in the order in which it was logged; those without an epoch are not ours.
+
+    Raises:
+        RecordError: an epoch, or a number of one, is missing, or the rows are not those that the result was made of.
+    """
+    names = record[CURVES]
+    by_epoch = {row[EPOCH]: row for row in rows if EPOCH in row}
+    try:
+        expected = range(1, record["epochs"] + 1)
+        curves = {name: [float(by_epoch[epoch][name]) for epoch in expected] for name in names}
+    except (KeyError, TypeError, ValueError) as error:
+        have = f"{sum(set(names) <= set(row) for row in by_epoch.values())} of {record.get('epochs')} epochs"
+        raise RecordError(f"its history has {have} with all of {', '.join(map(str, names))}") from error
+    result = result_of({**record, CURVES: curves})
+    if mean_of_last(result.curves["test_error"]) != result.test_error_last10:
+        raise RecordError("its history is not the one that its result was made of")
+    return result
+
 
 CONTACT_SECONDS = 8  # for the first answer: whoever has no network learns it soon
 ANSWER_SECONDS = 60  # for each later one

@@ -18,7 +18,7 @@ from isda_repro.console import say
 from isda_repro.errors import EXIT_STOPPED, EXIT_USER_ERROR, UserError
 from isda_repro.experiments.plan import Compose, Run
 from isda_repro.runs.exit_status import LOG, STOPPED, ExitStatus, exit_status_of, read_exit_status, write_exit_status
-from isda_repro.runs.owner import lives
+from isda_repro.runs.lock import lives
 from isda_repro.runs.records import RecordError
 from isda_repro.stopping import exit_code, heeding
 from isda_repro.sweeps.run_progress import NOT_YET, progress_of

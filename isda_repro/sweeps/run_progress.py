@@ -7,9 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from isda_repro.experiments.plan import Run
-from isda_repro.runs.generator_records import GeneratorEpoch
-from isda_repro.runs.records import EpochRecord, RecordError, read_lines
-from isda_repro.tracking.progress import duration
+from isda_repro.runs.records import EpochRecord, GeneratorEpoch, RecordError, read_lines
+from isda_repro.tracking.progress_bar import duration
 
 TIMED = ("train", "evaluation", "saving")
 TAIL_BYTES = 4096  # a dozen lines; status wants the last one of hundreds of runs

@@ -24,7 +24,7 @@ from isda_repro.console import say
 from isda_repro.errors import UserError
 from isda_repro.experiments.plan import Compose, Run
 from isda_repro.runs.exit_status import LOG, clear_exit_status, exit_status_of, read_exit_status, write_exit_status
-from isda_repro.runs.owner import lives
+from isda_repro.runs.lock import lives
 from isda_repro.sweeps.slurm_queue import SUBMITTED, job_of, look, note_job, submitting
 from isda_repro.sweeps.sweep import Missing, SweepOptions, freeze, has_result, missing, sweep_command
 

@@ -12,7 +12,7 @@ from isda_repro.errors import UserError
 from isda_repro.experiments.plan import Compose, Run
 from isda_repro.experiments.specification import table_names
 from isda_repro.runs.exit_status import LOG, last_error, read_exit_status
-from isda_repro.runs.owner import lives, pid_here
+from isda_repro.runs.lock import lives, pid_here
 from isda_repro.sweeps.run_progress import NOT_YET, progress_of
 from isda_repro.sweeps.slurm_queue import Queue, cancel_jobs, job_of, log_of, look
 from isda_repro.sweeps.sweep import Survey, SweepOptions, has_result, kept

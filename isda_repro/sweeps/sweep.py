@@ -17,11 +17,9 @@ from isda_repro.experiments.plan import Compose, Plan, Run, choose, expand, gene
 from isda_repro.experiments.specification import load_table
 from isda_repro.experiments.table import Cell, Table
 from isda_repro.options import typed
-from isda_repro.runs.generator_records import GeneratorResult, read_generator_result
-from isda_repro.runs.records import RecordError
-from isda_repro.runs.result_index import Record, ResultIndex, index_results
+from isda_repro.runs.records import GeneratorResult, RecordError, read_generator_result
+from isda_repro.runs.result_index import Record, ResultIndex, index_results, read_valid_result
 from isda_repro.runs.sources import RESULT, kept_results
-from isda_repro.runs.validation import read_valid_result
 
 
 def has_result(folder: Path) -> bool:

@@ -14,8 +14,8 @@ from isda_repro.experiments.plan import Plan
 from isda_repro.experiments.table import Cell, Label, Table
 from isda_repro.runs.records import Result
 from isda_repro.runs.result_index import Record, ResultIndex
-from isda_repro.tables.reduced import reduced_runs
-from isda_repro.tables.statistics import Difference, Summary, difference, summarise, welch
+from isda_repro.tables.intervals import Difference, Summary, difference, summarise, welch
+from isda_repro.tables.off_spec_runs import reduced_runs
 
 Runs = Mapping[Cell, Mapping[int, Record]]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from isda_repro.experiments.table import Label, Table
-from isda_repro.tables.wording import DECIMALS, MINUS
+from isda_repro.tables.formatting import DECIMALS, MINUS
 
 Key = tuple[Label, Label]
 

@@ -17,7 +17,7 @@ from isda_repro.errors import UserError
 from isda_repro.experiments.plan import Plan
 from isda_repro.experiments.table import Table
 from isda_repro.files import written_whole
-from isda_repro.tracking.logged import EPOCH, SCHEMA, SCHEMA_KEY, TABLE_VALUE, TEST_ERROR, in_table
+from isda_repro.tracking.wandb_record import EPOCH, SCHEMA, SCHEMA_KEY, TABLE_VALUE, TEST_ERROR, in_table
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import LinePlot, Report

@@ -15,7 +15,7 @@ from isda_repro.plotting import write_figure
 from isda_repro.runs.records import METRICS
 from isda_repro.tables.aggregate import FilledTable
 from isda_repro.tables.curves import Curve, learning_rate_drops, panels
-from isda_repro.tables.detailed import detailed_figure, mark_drops
+from isda_repro.tables.many_curves import detailed_figure, mark_drops
 
 if TYPE_CHECKING:  # matplotlib takes half a second to import
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""A filled table -> what each renderer writes in its own way: header, blocks of lines, caption, notes, what is missing.
+"""A filled table as the renderers take it: header, blocks of lines, caption, notes, and what is missing.
 
 A row of the table is a block of lines: ours, the paper's, the difference of both, and where cells are compared the
 method minus its baseline, ours and from the paper's own numbers. So a wide table grows downwards and still fits a page.
@@ -13,12 +13,43 @@ from typing import Literal
 
 from isda_repro.experiments.plan import Plan
 from isda_repro.experiments.table import Label, Table
-from isda_repro.tables import wording
+from isda_repro.tables import formatting
 from isda_repro.tables.aggregate import FilledCell, FilledTable
-from isda_repro.tables.captions import caption
-from isda_repro.tables.comparison import Key, best, comparison
+from isda_repro.tables.comparison import Key, baselines, best, comparison, competes
+from isda_repro.tables.cost_columns import Side
+from isda_repro.tables.formatting import MINUS, metrics, printed_decimals
 from isda_repro.tables.missing import Missing, missing_runs
-from isda_repro.tables.sides import Side
+
+
+def caption(filled: FilledTable, sides: Sequence[Side], settings: Sequence[str]) -> str:
+    """A few sentences.
+
+    Args:
+        filled: the table.
+        sides: its columns that no run fills.
+        settings: in what its runs are not those of the specification; then the paper is left out.
+    """
+    table, where = filled.table, filled.evaluated_on.capitalize()
+    said = [
+        f"{where} error in %, {metrics(table)}; mean ± sample standard deviation (divisor n {MINUS} 1) over n seeds.",
+        f"Bold: {competes(table)}.",
+    ]
+    if settings:
+        said.insert(0, "These runs are not the table's: they stand beside nothing that the paper prints.")
+    has_paper = not settings and any(cell.paper is not None for cell in table.cells)
+    if has_paper and any(cell.paper is not None and cell.paper.std is not None for cell in table.cells):
+        said.append("The paper does not say whether its ± is of a sample; it is taken for that.")
+    if any(cell.difference or (has_paper and cell.paper_difference) for cell in filled.cells.values()):
+        papers = "; the paper's is Welch's, from its printed mean, deviation and n" if has_paper else ""
+        said.append(
+            "Differences have their 95% confidence interval: Student's t over the pairs of runs that share a seed, "
+            f"Welch's where there are not two{papers}. Better, worse: the interval lies on one side of 0, n supports "
+            "the claim. Open: it has 0 in it, n does not support the claim. No interval: of a single run, or of runs "
+            "that do not vary. A negative difference is a lower error."
+        )
+        said.append(baselines(table))
+    return " ".join([*filter(None, said), *(side.caption for side in sides)])
+
 
 Kind = Literal["ours", "paper", "minus-paper", "difference", "paper-difference"]
 
@@ -165,7 +196,7 @@ class _Rows:
     def __init__(self, filled: FilledTable, columns: Sequence[Label | Side], with_paper: bool) -> None:
         self.filled, self.table, self.columns = filled, filled.table, columns
         papers = [cell.paper for cell in self.table.cells if cell.paper is not None] if with_paper else []
-        self.decimals, self.has_paper = wording.printed_decimals(papers), bool(papers)
+        self.decimals, self.has_paper = printed_decimals(papers), bool(papers)
         ours = {key: cell.summary.mean for key, cell in filled.cells.items() if cell.summary is not None}
         printed = {(cell.row, cell.column): cell.paper.mean for cell in self.table.cells if cell.paper is not None}
         self.bold, self.bold_papers = best(self.table, ours), best(self.table, printed)
@@ -175,7 +206,7 @@ class _Rows:
         lines = [self._line("ours", "ours" if self.has_paper else "error", row, self._ours)]
         if self.has_paper:
             lines.append(self._line("paper", "paper", row, self._paper))
-            lines.append(self._line("minus-paper", f"ours {wording.MINUS} paper", row, self._minus_paper))
+            lines.append(self._line("minus-paper", f"ours {MINUS} paper", row, self._minus_paper))
         compared = comparison(self.table, row)
         lines.append(self._line("difference", compared, row, self._difference))
         if self.has_paper:
@@ -193,18 +224,20 @@ class _Rows:
 
     def _ours(self, key: Key, cell: FilledCell | None) -> Entry:
         mean = cell.summary.mean if cell is not None and cell.summary is not None else None
-        return Entry(wording.value(cell), mean, key in self.bold)
+        return Entry(formatting.value(cell), mean, key in self.bold)
 
     def _paper(self, key: Key, cell: FilledCell | None) -> Entry:
         if cell is None or cell.cell.paper is None:
             return Entry()
-        return Entry(wording.paper_value(cell.cell.paper, self.decimals), cell.cell.paper.mean, key in self.bold_papers)
+        return Entry(
+            formatting.paper_value(cell.cell.paper, self.decimals), cell.cell.paper.mean, key in self.bold_papers
+        )
 
     def _minus_paper(self, key: Key, cell: FilledCell | None) -> Entry:
         if cell is None or cell.cell.paper is None or cell.summary is None:
             return Entry()
         minus = cell.summary.mean - cell.cell.paper.mean
-        return Entry(wording.number(minus, sign=True), minus)
+        return Entry(formatting.number(minus, sign=True), minus)
 
     def _difference(self, key: Key, cell: FilledCell | None) -> Entry:
         if cell is None or cell.difference is None or cell.summary is None:
@@ -212,12 +245,12 @@ class _Rows:
         other = self.table.baseline_of(*key)
         baseline = self.filled.cells[other].summary if other is not None else None
         runs = max(cell.summary.n, baseline.n) if baseline is not None else None
-        return Entry(wording.difference(cell.difference, runs), cell.difference.mean)
+        return Entry(formatting.difference(cell.difference, runs), cell.difference.mean)
 
     def _paper_difference(self, key: Key, cell: FilledCell | None) -> Entry:
         if cell is None or cell.paper_difference is None:
             return Entry()
-        return Entry(wording.difference(cell.paper_difference), cell.paper_difference.mean)
+        return Entry(formatting.difference(cell.paper_difference), cell.paper_difference.mean)
 
 
 def _beside(side: Side, row: Label, kind: Kind) -> Entry:

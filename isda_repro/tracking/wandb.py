@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 from isda_repro.console import warn
-from isda_repro.tracking.logged import EPOCH, JOB_TYPE, config_of, ran_on, row_of, summary_of
 from isda_repro.tracking.tracker import Record
+from isda_repro.tracking.wandb_record import EPOCH, JOB_TYPE, config_of, ran_on, row_of, summary_of
 
 INIT_TIMEOUT_SECONDS = 7.0  # with W&B's own start, a run waits for less than 10 s
 FINISH_TIMEOUT_SECONDS = 30.0  # what is not sent by then stays on the disk, for `wandb sync`
@@ -33,7 +33,7 @@ def _never_fatal(method: Callable[Concatenate[WandbTracker, Arguments], None]) -
 
 
 class WandbTracker:
-    """One W&B run, named by its ``run_id``; what it is told is defined in ``isda_repro.tracking.logged``.
+    """One W&B run, named by its ``run_id``; what it is told is defined in ``isda_repro.tracking.wandb_record``.
 
     Online it is logged live. Offline it is written when the run has finished, by replaying ``metrics.jsonl``: an
     offline run cannot be resumed, and so an interrupted run still appears once and whole.

@@ -14,12 +14,12 @@ from isda_repro.config import build, is_frozen_generator, read_frozen, target_cl
 from isda_repro.data import Source
 from isda_repro.losses import Criterion, ISDALoss
 from isda_repro.models import Network
+from isda_repro.models.weights import load_weights
 from isda_repro.runs.records import Result, read_result
 from isda_repro.training import parts
 from isda_repro.training.checkpoint import load
 from isda_repro.training.compute import Compute, resolve
 from isda_repro.training.same_data import check_classes
-from isda_repro.training.weights import load_weights
 
 DEVICES = ("auto", "cpu", "gpu")
 

@@ -13,11 +13,10 @@ from isda_repro.data import Source
 from isda_repro.errors import UserError, is_out_of_memory
 from isda_repro.files import move_aside
 from isda_repro.revision import why_unknown
-from isda_repro.runs.environment import provenance, write_environment
 from isda_repro.runs.exit_status import clear_exit_status
 from isda_repro.runs.lock import FolderLock
 from isda_repro.runs.records import RecordError, SegmentRecord, as_json, read_lines
-from isda_repro.runs.run_directory import RunDirectory
+from isda_repro.runs.run_directory import RunDirectory, provenance, write_environment
 from isda_repro.tracking import JsonLines, Tracker
 from isda_repro.training import checkpoint, same_data
 from isda_repro.training.account import segment_record

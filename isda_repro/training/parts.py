@@ -50,7 +50,7 @@ STREAMED_TEST_BATCH_SIZE = 100  # larger images
 def build_network(cfg: DictConfig, source: Source, compute: Compute) -> Network:
     """The network on its device, its weights drawn from a stream of their own: the same ones for every loss.
 
-    ``model.weights`` is not read here, see ``isda_repro.training.weights``.
+    ``model.weights`` is not read here, see ``isda_repro.models.weights``.
 
     Raises:
         ConfigError: it is made for images of another size.

@@ -12,6 +12,7 @@ from isda_repro.config import build, weights_digest
 from isda_repro.console import say
 from isda_repro.data import Source
 from isda_repro.errors import UserError
+from isda_repro.models.weights import load_weights
 from isda_repro.runs.records import EpochRecord, Result, SegmentRecord, as_json, read_result, write_result
 from isda_repro.tracking import Progress, Tracker
 from isda_repro.training import parts
@@ -23,7 +24,6 @@ from isda_repro.training.replicas import with_common_batch_norm
 from isda_repro.training.saving import Saver
 from isda_repro.training.trainer import Trainer
 from isda_repro.training.unreadable import UnreadableImages
-from isda_repro.training.weights import load_weights
 from isda_repro.training.work import Work
 
 

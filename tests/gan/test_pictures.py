@@ -7,7 +7,7 @@ from toys import mosaic
 
 from isda_repro.gan import Cgan, ImageGenerator, Shape, Wgan
 from isda_repro.gan.pictures import arranged, draw_losses, grid, shown_epochs
-from isda_repro.gan.progress import GanProgress
+from isda_repro.gan.run import GanProgress
 
 SHAPE, SAVEFIG = Shape(num_classes=3, image_size=8, channels=3), Figure.savefig
 

@@ -9,9 +9,7 @@ import torch
 
 from isda_repro.config import compose_generator
 from isda_repro.gan import Acgan, Cgan, Game, InfoGan, Shape, Wgan
-from isda_repro.gan.pair import Pair
-from isda_repro.gan.steps import Steps
-from isda_repro.gan.totals import Totals
+from isda_repro.gan.steps import Pair, Steps, Totals
 from isda_repro.training.compute import resolve
 from isda_repro.training.processes import ALONE
 

@@ -7,7 +7,7 @@ import torch
 
 from isda_repro.data import Source, Split
 from isda_repro.errors import UserError
-from isda_repro.inversion.chosen import chosen, name_of, part_of
+from isda_repro.inversion.loading import chosen, name_of, part_of
 
 SPLIT = Split(torch.zeros(8, 3, 4, 4, dtype=torch.uint8), torch.tensor([1, 0, 0, 2, 1, 1, 2, 0]))
 

@@ -10,9 +10,8 @@ from toys import mosaic, pixels_at_random
 
 from isda_repro.gan.pictures import arranged
 from isda_repro.inversion import Distances, Inversion, Settings
-from isda_repro.inversion.pictures import titled
-from isda_repro.inversion.progress import InversionProgress
-from isda_repro.inversion.report import folder_for, numbers_of, page, sheet, table
+from isda_repro.inversion.report import folder_for, numbers_of, page, sheet, table, titled
+from isda_repro.inversion.search_progress import InversionProgress
 
 
 def test_titled_picture_has_the_images_in_their_places():

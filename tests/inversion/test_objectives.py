@@ -6,8 +6,7 @@ from toys import FEATURES, LABELS, MEAN, NOISE, SHAPE, STD, generator, network, 
 
 from isda_repro.data import Normalise
 from isda_repro.gan import Acgan, InfoGan
-from isda_repro.inversion.features import FeatureMap, in_unit_range
-from isda_repro.inversion.objectives import Reversal, normalised
+from isda_repro.inversion.objectives import FeatureMap, Reversal, in_unit_range, normalised
 
 ETA = 0.3
 

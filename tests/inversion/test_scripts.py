@@ -20,7 +20,7 @@ from isda_repro.gan.sampling import pixels
 from isda_repro.inversion import STEP_ONE, STEP_TWO, FeatureMap, Reversal, augmented, step_one, step_two
 from isda_repro.inversion.directions import neighbours
 from isda_repro.inversion.loading import load_reversal
-from isda_repro.inversion.pictures import titled
+from isda_repro.inversion.report import titled
 from isda_repro.inversion.reversal import start_of
 from isda_repro.training.parts import build_loaders
 from isda_repro.training.run import run

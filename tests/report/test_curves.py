@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from isda_repro.report.curves import CURVES, FEWEST, NUMBERS, curves_of, epochs_each, epochs_kept
+from isda_repro.report.runs import CURVES, FEWEST, NUMBERS, curves_of, epochs_each, epochs_kept
 
 STEPS = [0.1] * 80 + [0.01] * 40 + [0.001] * 40
 COSINE = [0.1 * (1 - epoch / 300) for epoch in range(300)]

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from isda_repro.errors import UserError
 from isda_repro.experiments.plan import Run
 from isda_repro.report.page import _plotly
-from isda_repro.report.progress import petaflop_of
+from isda_repro.report.table_progress import petaflop_of
 
 
 def numbers_of(text):

@@ -23,7 +23,7 @@ from isda_repro.runs.from_wandb import OURS, connect, results_from_wandb, result
 from isda_repro.runs.offline_runs import OfflineRun, read_offline
 from isda_repro.runs.records import RecordError, result_of
 from isda_repro.runs.sources import Found
-from isda_repro.tracking.logged import config_of, row_of, summary_of
+from isda_repro.tracking.wandb_record import config_of, row_of, summary_of
 
 EPOCHS = [epoch(1, 20.0), epoch(2, 100 / 7), epoch(3, 8.0)]
 

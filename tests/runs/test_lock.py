@@ -12,7 +12,7 @@ import time
 import pytest
 
 from isda_repro.runs import lock as lock_module
-from isda_repro.runs import owner as owner_module
+from isda_repro.runs import lock as owner_module
 from isda_repro.runs.lock import LOOK_SECONDS, STALE_SECONDS, FolderLock, LockedError
 
 NO_PROCESS = 2**22 + 1  # larger than any process number of Linux

@@ -15,8 +15,7 @@ from synthetic import make_result
 from isda_repro import config
 from isda_repro.experiments.plan import expand
 from isda_repro.experiments.specification import load_table
-from isda_repro.runs.generator_records import GeneratorResult
-from isda_repro.runs.records import write_result
+from isda_repro.runs.records import GeneratorResult, write_result
 
 TRAINER = textwrap.dedent("""
     import sys

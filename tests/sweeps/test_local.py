@@ -25,7 +25,7 @@ from sweeps import (
 
 from isda_repro.errors import UserError
 from isda_repro.runs.exit_status import read_exit_status
-from isda_repro.runs.owner import here
+from isda_repro.runs.lock import here
 from isda_repro.sweeps import local
 from isda_repro.sweeps.local import Clock, places, sweep_here
 from isda_repro.sweeps.run_progress import NOT_YET

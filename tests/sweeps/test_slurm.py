@@ -17,7 +17,7 @@ from sweeps import all_runs, compose, numbers_of, one_needs_the_other, until
 from isda_repro import config
 from isda_repro.errors import UserError
 from isda_repro.runs.exit_status import ExitStatus, read_exit_status, write_exit_status
-from isda_repro.runs.owner import here
+from isda_repro.runs.lock import here
 from isda_repro.sweeps import slurm
 from isda_repro.sweeps.slurm import TrainingJob, minutes, sweep_on_slurm
 from isda_repro.sweeps.slurm_queue import SUBMITTED, Waiting, job_of, log_of, look, note_job

@@ -15,9 +15,9 @@ from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import results_on_disk
 from isda_repro.tables import missing
 from isda_repro.tables.aggregate import aggregate
+from isda_repro.tables.cost_columns import sides
 from isda_repro.tables.costs import Cost, Estimate
 from isda_repro.tables.layout import layout
-from isda_repro.tables.sides import sides
 
 
 @pytest.fixture

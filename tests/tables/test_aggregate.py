@@ -11,7 +11,7 @@ from isda_repro.runs.records import read_result
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import Found
 from isda_repro.tables.aggregate import aggregate
-from isda_repro.tables.statistics import Summary, difference, welch
+from isda_repro.tables.intervals import Summary, difference, welch
 
 CE, ISDA = (("ResNet-20 on digits",), ("CE",)), (("ResNet-20 on digits",), ("ISDA",))
 

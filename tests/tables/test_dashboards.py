@@ -13,8 +13,8 @@ from isda_repro.experiments.specification import load_table
 from isda_repro.runs.from_wandb import connect
 from isda_repro.tables import dashboards
 from isda_repro.tables.dashboards import Shown
-from isda_repro.tables.wording import NOT_RUN
-from isda_repro.tracking.logged import row_of, summary_of
+from isda_repro.tables.formatting import NOT_RUN
+from isda_repro.tracking.wandb_record import row_of, summary_of
 
 TABLES = ("table2", "table4", "demo")
 

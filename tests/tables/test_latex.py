@@ -18,9 +18,9 @@ from isda_repro.experiments.specification import load_table
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import Found
 from isda_repro.tables.aggregate import aggregate
+from isda_repro.tables.cost_columns import sides
 from isda_repro.tables.layout import layout
 from isda_repro.tables.render import FORMATS
-from isda_repro.tables.sides import sides
 
 PACKAGES = ("texlive-latex-base", "texlive-latex-recommended", "poppler-utils")  # 150 MB, under a minute
 

@@ -12,11 +12,11 @@ from isda_repro.experiments.specification import load_table
 from isda_repro.runs.records import METRICS
 from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.comparison import best
+from isda_repro.tables.cost_columns import sides
 from isda_repro.tables.costs import Cost, Estimate
+from isda_repro.tables.formatting import metrics, number
 from isda_repro.tables.layout import layout
 from isda_repro.tables.missing import in_all
-from isda_repro.tables.sides import sides
-from isda_repro.tables.wording import metrics, number
 
 
 @pytest.fixture

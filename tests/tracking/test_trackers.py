@@ -10,7 +10,7 @@ import pytest
 from wandb_runs import SEGMENT, epoch, result
 
 from isda_repro.tracking import JsonLines, Progress
-from isda_repro.tracking.progress import duration
+from isda_repro.tracking.progress_bar import duration
 
 # ---------------------------------------------------------------------------------------------------------- JSON lines
 

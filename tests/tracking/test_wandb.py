@@ -10,11 +10,11 @@ import wandb
 from wandb_runs import SEGMENT, epoch, result, say, write_metrics
 from wandb_server import WandbServer
 
+from isda_repro.runs.from_wandb import record_of, result_from
 from isda_repro.runs.offline_runs import offline_files, read_offline
 from isda_repro.runs.records import result_of
-from isda_repro.runs.result_from_wandb import record_of, result_from
 from isda_repro.tracking import WandbTracker
-from isda_repro.tracking.logged import ran_on, row_of, summary_of
+from isda_repro.tracking.wandb_record import ran_on, row_of, summary_of
 
 EPOCHS = [epoch(1, 20.0, rate=0.1), epoch(2, 100 / 7, rate=5e-05), epoch(3, 8.0, rate=5e-06)]
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
+from isda_repro.tables.cost_columns import Side
 from isda_repro.tables.layout import Block, Head, Layout, Line
 from isda_repro.tables.missing import in_all
-from isda_repro.tables.sides import Side
 
 PAGE = """\
 <!doctype html>

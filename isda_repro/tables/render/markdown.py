@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from isda_repro.tables.cost_columns import Side
 from isda_repro.tables.layout import Block, Entry, Layout
 from isda_repro.tables.missing import Missing, in_all
-from isda_repro.tables.sides import Side
 
 
 def markdown(layout: Layout, level: int = 2) -> str:

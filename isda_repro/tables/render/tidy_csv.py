@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from isda_repro.tables.aggregate import FilledCell
+from isda_repro.tables.cost_columns import Side
+from isda_repro.tables.intervals import Difference
 from isda_repro.tables.layout import Layout
 from isda_repro.tables.missing import Missing, command
-from isda_repro.tables.sides import Side
-from isda_repro.tables.statistics import Difference
 
 FIELDS = (
     *("table", "reduced", "row", "column", "metric", "evaluated_on"),

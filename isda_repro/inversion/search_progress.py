@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from isda_repro.console import say, unheard
-from isda_repro.tracking.progress import LINE_SECONDS, duration
+from isda_repro.tracking.progress_bar import LINE_SECONDS, duration
 
 BAR = "{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
 

@@ -10,7 +10,7 @@ from typing import Any
 from isda_repro.experiments.paper_values import reported
 from isda_repro.experiments.plan import Plan
 from isda_repro.experiments.table import Label, Table
-from isda_repro.tables import wording
+from isda_repro.tables import formatting
 from isda_repro.tables.costs import AddedCost, cost_of, table1_costs
 
 
@@ -30,11 +30,11 @@ class Side:
 
     def our_text(self, row: Label) -> str:
         """With its unit."""
-        return f"{wording.number(self.ours[row], self.decimals)}{self.unit}"
+        return f"{formatting.number(self.ours[row], self.decimals)}{self.unit}"
 
     def papers_text(self, row: Label) -> str:
         """As it is printed."""
-        return f"{wording.number(self.papers[row], self.printed)}{self.unit}"
+        return f"{formatting.number(self.papers[row], self.printed)}{self.unit}"
 
 
 def sides(table: Table, plan: Plan, results_dir: Path) -> tuple[Side, ...]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from isda_repro.report.progress import petaflop_of, progress_of
+from isda_repro.report.table_progress import petaflop_of, progress_of
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from isda_repro.runs.records import read_result
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import results_in, results_of_runs, results_on_disk
 from isda_repro.tables.aggregate import aggregate
-from isda_repro.tables.keeping import keep, strangers
+from isda_repro.tables.export_results import keep, strangers
 
 CE, ISDA = (("ResNet-20 on digits",), ("CE",)), (("ResNet-20 on digits",), ("ISDA",))
 FIRST = "demo/resnet-20-on-digits--ce/0.json"

@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 from isda_repro.config import build, compose
 from isda_repro.errors import UserError
 from isda_repro.models import ResNet, imagenet_densenet, timm_network
+from isda_repro.models.weights import WeightsError, load_weights
 from isda_repro.training import evaluate as evaluation
 from isda_repro.training import parts
 from isda_repro.training.compute import resolve
 from isda_repro.training.run import run
-from isda_repro.training.weights import WeightsError, load_weights
 
 
 @pytest.fixture(scope="module")

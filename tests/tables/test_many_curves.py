@@ -4,7 +4,7 @@ import pytest
 
 from isda_repro.experiments.table import Drawing
 from isda_repro.tables.curves import Curve
-from isda_repro.tables.detailed import detailed_figure, first_of_detail
+from isda_repro.tables.many_curves import detailed_figure, first_of_detail
 
 METHODS = [
     *("Large Margin", "Disturb Label", "Focal Loss", "Center Loss", "Lq Loss", "WGAN", "CGAN", "ACGAN", "infoGAN"),

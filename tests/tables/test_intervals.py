@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 import pytest
 from scipy import stats
 
-from isda_repro.tables.statistics import Difference, Summary, difference, summarise, welch
+from isda_repro.tables.intervals import Difference, Summary, difference, summarise, welch
 
 T2 = 4.302652730  # Student's t at 97.5% and two degrees of freedom, of any printed table
 DRAWS = range(10)

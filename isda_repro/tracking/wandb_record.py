@@ -1,4 +1,4 @@
-"""What a run tells W&B, and under which names; ``isda_repro.runs.result_from_wandb`` makes its result from it again.
+"""What a run tells W&B, and under which names; ``isda_repro.runs.from_wandb`` makes its result from it again.
 
 - the config: the request, the names chosen in each group, and under ``ran_on`` the last stretch's device, hardware,
   precision and revision;

@@ -8,7 +8,7 @@ from isda_repro.experiments.paper_values import PaperValue
 from isda_repro.experiments.table import Cell, Table
 from isda_repro.runs.records import METRICS
 from isda_repro.tables.aggregate import FilledCell
-from isda_repro.tables.statistics import Difference
+from isda_repro.tables.intervals import Difference
 
 MINUS = "\N{MINUS SIGN}"
 NO_CELL = "\N{EN DASH}"

@@ -18,8 +18,7 @@ import orjson
 from isda_repro.config import request, rescaled
 from isda_repro.experiments.plan import Plan
 from isda_repro.experiments.table import Cell, Table
-from isda_repro.runs.result_index import Record, ResultIndex
-from isda_repro.runs.validation import asked
+from isda_repro.runs.result_index import Record, ResultIndex, asked
 
 EPOCHS, MILESTONES = "recipe.epochs", "recipe.schedule.milestones"
 MAY_DIFFER = (EPOCHS, MILESTONES, "recipe.passes", "recipe.batch_size", "dataset.train_limit", "dataset.test_limit")
