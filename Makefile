@@ -49,9 +49,9 @@ test-browser: $(STAMP)
 	$(RUN) -m pytest -q -m browser -rs --durations=5
 
 faults: $(STAMP)
-	$(RUN) scripts/faults.py output=results/faults.md
-	$(RUN) scripts/faults_of_several.py output=results/faults_of_several.md
-	$(RUN) scripts/faults_of_slurm.py output=results/faults_of_slurm.md
+	$(RUN) tests/faults/faults.py output=results/faults.md
+	$(RUN) tests/faults/faults_of_several.py output=results/faults_of_several.md
+	$(RUN) tests/faults/faults_of_slurm.py output=results/faults_of_slurm.md
 
 # No set-up: on a borrowed GPU the environment is often somebody else's.
 gpu:
@@ -71,17 +71,17 @@ format: $(STAMP)
 	$(VENV)/bin/ruff format .
 
 bench: $(STAMP)
-	$(RUN) scripts/benchmark_loss.py
-	$(RUN) scripts/benchmark_overhead.py
-	$(RUN) scripts/benchmark_input.py
-	$(RUN) scripts/benchmark_data_wait.py
-	$(RUN) scripts/benchmark_communication.py
-	$(RUN) scripts/benchmark_packing.py
-	$(RUN) scripts/benchmark_models.py
-	$(RUN) scripts/benchmark_train.py
-	$(RUN) scripts/benchmark_tables.py
-	$(RUN) scripts/benchmark_generators.py
-	$(RUN) scripts/benchmark_inversion.py
+	$(RUN) benchmarks/loss.py
+	$(RUN) benchmarks/overhead.py
+	$(RUN) benchmarks/input_pipeline.py
+	$(RUN) benchmarks/data_wait.py
+	$(RUN) benchmarks/communication.py
+	$(RUN) benchmarks/packing.py
+	$(RUN) benchmarks/network_speed.py
+	$(RUN) benchmarks/training_rate.py
+	$(RUN) benchmarks/table_speed.py
+	$(RUN) benchmarks/generators.py
+	$(RUN) benchmarks/inversions.py
 
 revision:
 	$(PYTHON) -m isda_repro.revision

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarking import machine
 from omegaconf import MISSING
 
 from isda_repro.errors import UserError, one_sentence_errors
+from isda_repro.measurements import machine
 from isda_repro.options import parse_options
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarking import machine
 from omegaconf import MISSING
 
 from isda_repro.errors import UserError, one_sentence_errors
+from isda_repro.measurements import machine
 from isda_repro.options import parse_options
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarking import machine
 from omegaconf import MISSING
 
 from isda_repro.errors import one_sentence_errors
+from isda_repro.measurements import machine
 from isda_repro.options import parse_options
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from benchmarking import conclude
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from isda_repro.config import CONF_DIR, build_model, compose
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.files import written_whole
+from isda_repro.measurements import conclude
 from isda_repro.models import Network
 from isda_repro.options import parse_options
 from isda_repro.tables import costs

@@ -42,21 +42,23 @@ def _selects_gpu(config: pytest.Config) -> bool:
 
 
 def _load_script(name: str) -> ModuleType:
-    """``scripts/<name>.py`` as a module, which may import its neighbours as it does when it is run."""
-    if str(ROOT / "scripts") not in sys.path:
-        sys.path.append(str(ROOT / "scripts"))
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    """Import ``scripts/<name>.py``, or ``<name>.py`` of another folder, which may import its neighbours."""
+    path = ROOT / (name if "/" in name else f"scripts/{name}")
+    for folder in ("scripts", "benchmarks"):
+        if str(ROOT / folder) not in sys.path:
+            sys.path.append(str(ROOT / folder))
+    spec = importlib.util.spec_from_file_location(path.name, path.with_suffix(".py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[path.name] = module
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.fixture(scope="session")
 def load_script() -> Callable[[str], ModuleType]:
-    """Gives ``scripts/<name>.py`` as a module."""
+    """``load_script("tables")`` imports scripts/tables.py, ``load_script("benchmarks/loss")`` that file."""
     return _load_script
 
 

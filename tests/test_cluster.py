@@ -1,4 +1,4 @@
-"""A real SLURM cluster on this host, and the shorter half of what scripts/faults_of_slurm.py does on it."""
+"""A real SLURM cluster on this host, and the shorter half of what tests/faults/faults_of_slurm.py does on it."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_runs_survive_what_a_cluster_does_to_them():
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         pytest.skip("slurm/cluster_up.sh needs root, on Debian")
-    command = [sys.executable, "scripts/faults_of_slurm.py", "small=true"]
+    command = [sys.executable, "tests/faults/faults_of_slurm.py", "small=true"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=3600)
     if "packages cannot be installed here" in done.stderr:
         pytest.skip(done.stderr[done.stderr.index("packages cannot") :].splitlines()[0])

@@ -67,7 +67,7 @@ def test_a_compiled_run_learns_what_an_eager_one_does(tmp_path):
 )
 def test_runs_survive_what_a_machine_does_to_them(root):
     """A part of results/faults.md: kills, full and read-only disks, damaged files."""
-    table = command(root, "scripts/faults.py", "small=true")
+    table = command(root, "tests/faults/faults.py", "small=true")
     assert "| NO |" not in table
     assert table.count("| yes |") == 7
 
@@ -76,6 +76,6 @@ def test_runs_survive_what_a_machine_does_to_them(root):
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for the processes of torchrun in /proc")
 def test_runs_of_two_processes_survive_what_is_done_to_one(root):
     """A part of results/faults_of_several.md: kills, a signal, a hanging rank, an error of one rank."""
-    table = command(root, "scripts/faults_of_several.py", "small=true")
+    table = command(root, "tests/faults/faults_of_several.py", "small=true")
     assert "| NO |" not in table
     assert table.count("| yes |") == 4

@@ -74,7 +74,7 @@ def _added(costs: Mapping[Label, AddedCost], papers: Mapping[Label, Mapping[str,
     hardware = dict.fromkeys(
         f"{wall.hardware}, {wall.precision}, batches of {wall.batch_size}, {wall.date}" for wall in walls.values()
     )
-    measured = f"measured by scripts/benchmark_overhead.py on {'; '.join(hardware)}" if walls else "not measured yet"
+    measured = f"measured by benchmarks/overhead.py on {'; '.join(hardware)}" if walls else "not measured yet"
     yield Side(
         "Cost (wall)", "cost_wall_pct", "%", 1, 1, False, {row: wall.percent for row, wall in walls.items()},
         _column(papers, "cost_wall_pct"),

@@ -181,7 +181,7 @@ def _network(model: Mapping[str, Any]) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class WallTime:
-    """A measurement of ours: ``python scripts/benchmark_overhead.py``, whole training steps, CE and ISDA in turns."""
+    """A measurement of ours: ``python benchmarks/overhead.py``, whole training steps, CE and ISDA in turns."""
 
     percent: float  # the time that a step spends in ISDA's criterion beyond CE's, over the step with CE: median
     low: float  # quartiles over the turns
@@ -233,7 +233,7 @@ def _wall_time(model: str, results_dir: Path) -> WallTime | None:
             kind = on_accelerator if measured["accelerator"] else on_cpu
             kind += [_read(row, measured) for row in measured["rows"] if _is_table_1s(row, model)]
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no measurement of benchmark_overhead.py's: {error!r}") from error
+            raise UserError(f"{path} is no measurement of overhead.py's: {error!r}") from error
     return next(iter((*on_accelerator, *on_cpu)), None)
 
 

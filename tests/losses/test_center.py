@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import center_pull, center_rule
+from float64_reference import center_pull, center_rule
 from torch import nn
 
 from isda_repro.losses import CenterLoss

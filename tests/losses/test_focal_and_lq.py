@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import focal, lq
+from float64_reference import focal, lq
 from torch import nn
 
 from isda_repro.losses import FocalLoss, LqLoss

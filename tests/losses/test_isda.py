@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import equation_4, two_pass
+from float64_reference import equation_4, two_pass
 from torch import nn
 
 from isda_repro.losses import ISDALoss, PackedStatistics, SampledISDALoss, covariance_root
@@ -103,7 +103,9 @@ def test_constant_lambda_is_the_linear_one_at_the_end_of_training(kind):
 def test_plain_form_gives_the_same_numbers(load_script, kind, plain, buffer):
     """The form that the benchmarks compare with."""
     criterion, head = make(kind)
-    other = getattr(load_script("plain_isda"), f"Plain{plain}ISDALoss")(6, 5, lambda_0=1.5).double()
+    other = getattr(load_script("benchmarks/reference/plain_isda"), f"Plain{plain}ISDALoss")(
+        6, 5, lambda_0=1.5
+    ).double()
     for step in range(4):
         features, targets = batch(step)
         found, expected = (

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import equation_4, merge
+from float64_reference import equation_4, merge
 from torch import nn
 
 from isda_repro.losses import IGNORED, ClassStatistics, ISDALoss

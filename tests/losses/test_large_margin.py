@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import l_softmax
+from float64_reference import l_softmax
 from torch import nn
 
 from isda_repro.losses import LargeMarginSoftmax

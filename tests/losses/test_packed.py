@@ -81,7 +81,7 @@ def test_covariances_are_packed_where_squares_would_not_fit():
 
 
 def test_formula_of_the_packed_forms_costs(load_script):
-    cost = load_script("packed_cost")
+    cost = load_script("benchmarks/packed_cost")
     square, packed = cost.gigabytes(1000, 2048)
     assert (round(square, 1), round(packed, 1)) == (16.8, 8.4), "the figures of the paper's setting"
     assert cost.classes_in_batch(64, 1000) == pytest.approx(1000 * (1 - 0.999**64))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from reference import merge, two_pass
+from float64_reference import merge, two_pass
 
 from isda_repro.losses import IGNORED, ClassStatistics, ClassVariances, PackedStatistics
 from isda_repro.losses import statistics as module

@@ -37,7 +37,7 @@ def assert_same_numbers(ours, theirs, pixels):
 )
 def test_same_weights_same_logits_and_gradients(load_script, monkeypatch, model):
     """In float64, in training without dropout and with Shake-Shake's draws at 1/2, and in evaluation afterwards."""
-    plain = load_script("plain_networks")
+    plain = load_script("benchmarks/reference/plain_networks")
     monkeypatch.setattr("torch.rand", lambda *size, device: torch.full(size, 0.5, dtype=torch.float64))
     torch.manual_seed(0)
     no_dropout = [] if "shake" in model else ["model.dropout=0"]
@@ -55,5 +55,5 @@ def test_small_resnext_equals_torchvisions_blocks(load_script):
     stages = whole.layer1, whole.layer2, whole.layer3
     theirs = nn.Sequential(*stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1024, 10)).double()
     ours = ResNeXt(11, 2, 8, 10).double()
-    load_script("plain_networks").same_weights(ours, theirs)
+    load_script("benchmarks/reference/plain_networks").same_weights(ours, theirs)
     assert_same_numbers(ours, theirs, 8)

@@ -146,7 +146,7 @@ def test_the_theoretical_cost_is_table_1s_densenets_with_the_authors_first_chann
 @pytest.fixture
 def write(load_script, tmp_path):
     """``write(name, accelerator, percent)``: what the benchmark would write of ResNet-50."""
-    report = load_script("overhead_report")
+    report = load_script("benchmarks/overhead_report")
     names = [field.name for field in dataclasses.fields(report.Row)]
 
     def measurement(name, accelerator, percent, classes=1000):

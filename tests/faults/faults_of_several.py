@@ -1,12 +1,12 @@
 """What happens to a run of two processes when one of them, or what started them, fails. Prints a table.
 
-    python scripts/faults_of_several.py                                     # half an hour on two cores
-    python scripts/faults_of_several.py output=results/faults_of_several.md # also writes what it prints
-    python scripts/faults_of_several.py small=true                          # one fault of each kind
+    python tests/faults/faults_of_several.py                                     # half an hour on two cores
+    python tests/faults/faults_of_several.py output=results/faults_of_several.md # also writes what it prints
+    python tests/faults/faults_of_several.py small=true                          # one fault of each kind
 
-As scripts/faults.py, under torchrun: each fault is done to a run on digits, the same command is given again, and the
-run has survived if it ends with the weights, statistics and curves of an undisturbed run of two processes, bit for bit.
-Exits 1 if a run did not survive.
+As tests/faults/faults.py, under torchrun: each fault is done to a run on digits, the same command is given again, and
+the run has survived if it ends with the weights, statistics and curves of an undisturbed run of two processes, bit for
+bit. Exits 1 if a run did not survive.
 """
 
 import json
@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarking import conclude, machine
-from patient import PATIENCE, Patient, fingerprint
-from patient_of_two import FAULTY, Two
+from fault_target import PATIENCE, FaultTarget, fingerprint
+from torchrun_target import FAULTY, TorchrunTarget
 
 from isda_repro.errors import one_sentence_errors
+from isda_repro.measurements import conclude, machine
 from isda_repro.options import parse_options
 from isda_repro.runs.records import SegmentRecord, read_metrics
 from isda_repro.runs.run_directory import provenance
@@ -76,36 +76,36 @@ class Faults:
         self.start_up = time.monotonic() - begin - self.timing
 
     def _undisturbed(self, *more: str) -> Path:
-        patient = Two(self.folder / "undisturbed", *more)
-        patient.end(patient.start())
-        self._references[patient.folder.name] = fingerprint(patient.folder)
-        assert self._references[patient.folder.name] is not None, patient.seen
-        return patient.folder
+        target = TorchrunTarget(self.folder / "undisturbed", *more)
+        target.end(target.start())
+        self._references[target.folder.name] = fingerprint(target.folder)
+        assert self._references[target.folder.name] is not None, target.seen
+        return target.folder
 
-    def same(self, patient: Patient) -> bool:
+    def same(self, target: FaultTarget) -> bool:
         """Whether the run has ended as the undisturbed one."""
-        if patient.folder.name not in self._references:
-            self._undisturbed(*patient.more)
-        return bool(fingerprint(patient.folder) == self._references[patient.folder.name])
+        if target.folder.name not in self._references:
+            self._undisturbed(*target.more)
+        return bool(fingerprint(target.folder) == self._references[target.folder.name])
 
     def kills(self, kills: int) -> Outcome:
         """Of a random rank, at random times while a run trains; a run that has ended is followed by another."""
-        draw, patients, tally = random.Random(0), [self._new(LONG, restarts=RESTARTS)], Tally()
-        while self._killed_until_it_ends(patients[-1], kills, draw, tally).killed < kills:
-            patients.append(self._new(LONG, restarts=RESTARTS))
-        same = sum(self.same(one) for one in patients)
+        draw, targets, tally = random.Random(0), [self._new(LONG, restarts=RESTARTS)], Tally()
+        while self._killed_until_it_ends(targets[-1], kills, draw, tally).killed < kills:
+            targets.append(self._new(LONG, restarts=RESTARTS))
+        same = sum(self.same(one) for one in targets)
         seen = f"{tally.killed} kills, {tally.resumed} resumptions from a checkpoint, {tally.restarted} of them by "
         seen += (
-            f"--max-restarts={RESTARTS}, the others by the same command; {same} of {len(patients)} runs bit-identical"
+            f"--max-restarts={RESTARTS}, the others by the same command; {same} of {len(targets)} runs bit-identical"
         )
         fault = f"SIGKILL of one of two ranks while they train, {kills} random times"
-        good = kills == tally.killed == tally.resumed and same == len(patients)
+        good = kills == tally.killed == tally.resumed and same == len(targets)
         return Outcome(fault, seen, tally.slowest, good)
 
-    def _killed_until_it_ends(self, patient: Two, kills: int, draw: random.Random, tally: Tally) -> Tally:
+    def _killed_until_it_ends(self, target: TorchrunTarget, kills: int, draw: random.Random, tally: Tally) -> Tally:
         """One run, as often as it takes; torchrun restarts its processes, and when it gives up it is started again."""
-        launcher, heard = patient.start(), 0
-        ranks = patient.until_training(launcher)
+        launcher, heard = target.start(), 0
+        ranks = target.until_training(launcher)
         while True:
             try:
                 launcher.wait(timeout=draw.uniform(0, self.timing) if tally.killed < kills else PATIENCE)
@@ -113,82 +113,82 @@ class Faults:
             except subprocess.TimeoutExpired:
                 begin = time.monotonic()
                 _kill(ranks[draw.randrange(2)])
-                patient.until_gone(ranks)
-            if (patient.folder / "result.json").exists():  # it came too late
+                target.until_gone(ranks)
+            if (target.folder / "result.json").exists():  # it came too late
                 break
             tally.killed, tally.slowest = tally.killed + 1, max(tally.slowest, time.monotonic() - begin)
-            if patient.until_going_on(launcher, heard):
+            if target.until_going_on(launcher, heard):
                 tally.restarted += 1
             else:
-                patient.end(launcher)
-                launcher, heard = patient.start(), 0
-                patient.until_going_on(launcher, heard)
-            tally.resumed += patient.times_gone_on > heard
-            heard, ranks = heard + 1, patient.ranks(launcher)
-        patient.end(launcher)
+                target.end(launcher)
+                launcher, heard = target.start(), 0
+                target.until_going_on(launcher, heard)
+            tally.resumed += target.times_gone_on > heard
+            heard, ranks = heard + 1, target.ranks(launcher)
+        target.end(launcher)
         return tally
 
     def early_kills(self, kills: int) -> Outcome:
         """Likewise between the start of the processes and the first checkpoint: there is nothing to go on from."""
-        draw, patient = random.Random(1), self._new()
+        draw, target = random.Random(1), self._new()
         killed, slowest = 0, 0.0
         while killed < kills:
-            launcher = patient.start()
-            ranks = patient.until_there(launcher)
+            launcher = target.start()
+            ranks = target.until_there(launcher)
             time.sleep(draw.uniform(0, self.start_up))
-            if patient.checkpoints():  # too late
-                patient.stop(launcher)
-                patient = self._new()
+            if target.checkpoints():  # too late
+                target.stop(launcher)
+                target = self._new()
                 continue
             _kill(ranks[draw.randrange(2)])
-            slowest = max(slowest, patient.ended(launcher, ranks))
+            slowest = max(slowest, target.ended(launcher, ranks))
             killed += 1
-        _, start = patient.resumed()
+        _, start = target.resumed()
         seen = f"{killed} kills; the same command then {start}"
-        return Outcome(f"before their first checkpoint, {kills} random times", seen, slowest, self.same(patient))
+        return Outcome(f"before their first checkpoint, {kills} random times", seen, slowest, self.same(target))
 
     def own_error(self) -> Outcome:
         """Rank 1 alone meets an error. Its own comes first; the other's names it."""
-        patient = self._new()
-        launch = patient.command.index("train.py")
-        patient.command[launch] = str(self.folder / "faulty.py")
+        target = self._new()
+        launch = target.command.index("train.py")
+        target.command[launch] = str(self.folder / "faulty.py")
         (self.folder / "faulty.py").write_text(FAULTY)
-        launcher = patient.start()
-        ranks = patient.until_training(launcher)
-        seconds = patient.ended(launcher, ranks)
-        errors = [line for line in patient.said if line.startswith("error: ")]
-        patient.command[launch] = "train.py"
-        patient.resumed()
+        launcher = target.start()
+        ranks = target.until_training(launcher)
+        seconds = target.ended(launcher, ranks)
+        errors = [line for line in target.said if line.startswith("error: ")]
+        target.command[launch] = "train.py"
+        target.resumed()
         good = errors[0] == "error: rank 1's own" and "rank 0 of 2 has lost contact" in errors[1]
-        return Outcome("an error of rank 1 alone", "; then ".join(errors), seconds, good and self.same(patient))
+        return Outcome("an error of rank 1 alone", "; then ".join(errors), seconds, good and self.same(target))
 
-    def _new(self, *more: str, restarts: int = 0) -> Two:
-        return Two(Path(tempfile.mkdtemp(dir=self.folder)), *more, torchrun=[f"--max-restarts={restarts}"])
+    def _new(self, *more: str, restarts: int = 0) -> TorchrunTarget:
+        return TorchrunTarget(Path(tempfile.mkdtemp(dir=self.folder)), *more, torchrun=[f"--max-restarts={restarts}"])
 
     def disturbed(self, fault: str, do: Callable[[subprocess.Popen[str], list[int]], Any], *more: str) -> Outcome:
         """Something is done to a launch that trains; the next one ends it."""
-        patient = self._new(*more)
-        launcher = patient.start()
-        ranks = patient.until_training(launcher)
+        target = self._new(*more)
+        launcher = target.start()
+        ranks = target.until_training(launcher)
         do(launcher, ranks)
-        seconds, seen = patient.ended(launcher, ranks), patient.seen
-        patient.resumed()
-        return Outcome(fault, seen, seconds, self.same(patient) and _segments(patient.folder) > 1)
+        seconds, seen = target.ended(launcher, ranks), target.seen
+        target.resumed()
+        return Outcome(fault, seen, seconds, self.same(target) and _segments(target.folder) > 1)
 
     def elastic(self) -> Outcome:
         """torchrun restarts the processes by itself."""
-        patient = self._new(restarts=RESTARTS)
-        launcher = patient.start()
+        target = self._new(restarts=RESTARTS)
+        launcher = target.start()
         for victim in (0, 1):
-            ranks = patient.until_training(launcher)
+            ranks = target.until_training(launcher)
             os.kill(ranks[victim], signal.SIGKILL)
-            while set(patient.ranks(launcher)) & {ranks[victim]}:
+            while set(target.ranks(launcher)) & {ranks[victim]}:
                 time.sleep(0.05)
-        patient.end(launcher)
-        segments, fault = _segments(patient.folder), f"--max-restarts={RESTARTS}, rank 0 killed, then rank 1"
+        target.end(launcher)
+        segments, fault = _segments(target.folder), f"--max-restarts={RESTARTS}, rank 0 killed, then rank 1"
         seen = f"one command, {segments} segments (exit code {launcher.returncode})"
         good = launcher.returncode == 0 and segments == 3
-        return Outcome(fault, seen, None, good and self.same(patient))
+        return Outcome(fault, seen, None, good and self.same(target))
 
 
 def _kill(pid: int) -> None:
@@ -241,8 +241,8 @@ def main() -> None:
     lines = [
         "# Faults of runs of several processes: what the user saw, and whether the run survived",
         "",
-        "`python scripts/faults_of_several.py`: torchrun, two processes, a small ResNet on digits, 20 epochs (of the",
-        "first fault 60), a checkpoint every 3 steps. Survived: the same command, given again, ended with the",
+        "`python tests/faults/faults_of_several.py`: torchrun, two processes, a small ResNet on digits, 20 epochs (of",
+        "the first fault 60), a checkpoint every 3 steps. Survived: the same command, given again, ended with the",
         "weights, statistics and curves of an undisturbed run of two processes, bit for bit. Seconds: from the fault",
         "until all had gone, of many the longest.",
         f"A hung rank was waited for with compute.timeout_minutes={HANG_MINUTES}.",

@@ -1,6 +1,6 @@
 """What several processes of a run send each other: by formula for every network, and measured with two of them.
 
-    python scripts/benchmark_communication.py [output=results/benchmarks/communication.md]
+    python benchmarks/communication.py [output=results/benchmarks/communication.md]
 
 Gradients are reduced in a ring, 2 P (W - 1) / W numbers of 4 bytes from each of W processes; ISDA gathers the features
 of the batch, N A (W - 1) / W of them (and N labels of 8 bytes). So its share is N A / (2 P) of the gradients', however
@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from benchmarking import conclude, machine, output_argument
 from models import CIFAR, IMAGENET, PAPERS_NAMES, on_imagenet
 from torch.nn.parallel import DistributedDataParallel
 
 from isda_repro.config import build_loss, build_model, compose
 from isda_repro.errors import one_sentence_errors
 from isda_repro.losses import Criterion
+from isda_repro.measurements import conclude, machine, output_argument
 from isda_repro.models import Network
 from isda_repro.training.compute import resolve
 from isda_repro.training.joining import joined
@@ -155,7 +155,7 @@ def main() -> None:
     lines = [
         "# What several processes send each other",
         "",
-        "`python scripts/benchmark_communication.py`. For each step and process, in kB; W processes send (W - 1) / W",
+        "`python benchmarks/communication.py`. For each step and process, in kB; W processes send (W - 1) / W",
         "of what is in the first two columns, the gradients twice. ISDA: the features, N x A; its labels are 8 N bytes",
         "more. Its statistics are not sent: each process makes the same ones of the features (packed=true divides",
         "them, and reduces 2 C x C numbers). N is the recipe's batch. Buffers: running statistics of batch",

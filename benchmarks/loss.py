@@ -1,7 +1,7 @@
 """Time and memory of every loss: forward, backward and update of its state, in float32 on a CPU.
 
-    python scripts/benchmark_loss.py                                         # 5 minutes, on an otherwise idle machine
-    python scripts/benchmark_loss.py output=results/benchmarks/loss_cpu.md   # also writes what it prints
+    python benchmarks/loss.py                                         # 5 minutes, on an otherwise idle machine
+    python benchmarks/loss.py output=results/benchmarks/loss_cpu.md   # also writes what it prints
 
 For N samples, C classes, A features, the head and its backward pass included in each, in one process, taking turns:
 
@@ -9,7 +9,7 @@ For N samples, C classes, A features, the head and its backward pass included in
 - W Sigma: the product of the head's weight with the covariance of each class in the batch, and nothing else: the least
   that equation 4 can cost with full covariances;
 - ISDA and its variants: `ISDALoss`; sampled: equation 2 with M draws, `SampledISDALoss`;
-- plain: the forms in which the authors compute it, full and diagonal (scripts/plain_isda.py);
+- plain: the forms in which the authors compute it, full and diagonal (benchmarks/reference/plain_isda.py);
 - Table 4's other losses.
 
 Each ratio or difference is the median over the turns of that within a turn: a machine's clock changes from one second
@@ -30,9 +30,8 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which measures 
 
 import torch
 import torch.nn.functional as F
-from benchmarking import THREADS, conclude, machine, output_argument
 from packed_cost import packed_report
-from plain_isda import PlainDiagonalISDALoss, PlainISDALoss
+from reference.plain_isda import PlainDiagonalISDALoss, PlainISDALoss
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -48,6 +47,7 @@ from isda_repro.losses import (
     LqLoss,
     SampledISDALoss,
 )
+from isda_repro.measurements import THREADS, conclude, machine, output_argument
 
 SECONDS_A_TURN = 0.05  # a contender that is quick is repeated this long in each of its turns
 MAKERS: dict[str, Callable[[int, int], nn.Module]] = {
@@ -234,7 +234,7 @@ def main() -> None:
     lines = [
         "# The losses: milliseconds and peak memory of one step, float32, CPU",
         "",
-        "`python scripts/benchmark_loss.py`: head, forward, backward and update; medians over the turns (of the ratios",
+        "`python benchmarks/loss.py`: head, forward, backward and update; medians over the turns (of the ratios",
         "too), the contenders of a shape interleaved in one process. CE is F.cross_entropy alone, W Sigma the product",
         "with the covariances of the classes in the batch alone, plain the forms in which the authors compute ISDA.",
         "Memory in MiB, the most above what was there before the step (the losses' buffers).",

@@ -1,8 +1,8 @@
 """What happens to runs on a SLURM cluster: a real one, on this host, brought up and taken down. Prints a table.
 
-    python scripts/faults_of_slurm.py                                   # as root, on Debian; a quarter of an hour
-    python scripts/faults_of_slurm.py output=results/faults_of_slurm.md # also writes what it prints
-    python scripts/faults_of_slurm.py small=true                        # without lost nodes and time limits
+    python tests/faults/faults_of_slurm.py                                   # as root, on Debian; a quarter of an hour
+    python tests/faults/faults_of_slurm.py output=results/faults_of_slurm.md # also writes what it prints
+    python tests/faults/faults_of_slurm.py small=true                        # without lost nodes and time limits
 
 Runs on digits are submitted as a user submits them, by scripts/sweep.py cluster=slurm or slurm/train.sbatch; then
 something is done to their jobs. A run has survived if it ends, by itself or when the same sweep is given again, with
@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarking import conclude, machine
-from on_slurm import LONG, ONE, SETTINGS, TABLE, Sweep, checkpoints, cluster, processes_of, segments, shown, until
-from patient import ROOT, Patient, fingerprint
+from fault_target import ROOT, FaultTarget, fingerprint
+from slurm_cluster import LONG, ONE, SETTINGS, TABLE, Sweep, checkpoints, cluster, processes_of, segments, shown, until
 
 from isda_repro.config import compose
 from isda_repro.errors import one_sentence_errors
+from isda_repro.measurements import conclude, machine
 from isda_repro.options import parse_options
 from isda_repro.runs.run_directory import provenance
 from isda_repro.sweeps.slurm_queue import ask, job_of
@@ -57,7 +57,7 @@ class Faults:
 
     def _same(self, folder: Path, *more: str, launcher: tuple[str, ...] = (sys.executable,)) -> bool:
         """Whether a run ended as one here that nothing is done to."""
-        undisturbed = Patient(self._references / str(len(launcher)), *more, "compute=cpu", launcher=launcher)
+        undisturbed = FaultTarget(self._references / str(len(launcher)), *more, "compute=cpu", launcher=launcher)
         if fingerprint(undisturbed.folder) is None:
             undisturbed.end(undisturbed.start())
         reference = fingerprint(undisturbed.folder)
@@ -238,8 +238,9 @@ def main() -> None:
     lines = [
         "# Faults on a SLURM cluster: what the user saw, and whether the run survived",
         "",
-        "`python scripts/faults_of_slurm.py`: SLURM on one host (slurm/cluster_up.sh), four nodes, a small ResNet on",
-        "digits. Survived: the run ended with the weights, statistics and curves of an undisturbed one, bit for bit.",
+        "`python tests/faults/faults_of_slurm.py`: SLURM on one host (slurm/cluster_up.sh), four nodes, a small ResNet",
+        "on digits. Survived: the run ended with the weights, statistics and curves of an undisturbed one, bit",
+        "for bit.",
         "",
         "| fault | seen | survived |",
         "| --- | --- | --- |",

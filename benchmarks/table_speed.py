@@ -1,6 +1,6 @@
 """How long it takes to read ten thousand finished runs and make a table of them, and how much memory.
 
-    python scripts/benchmark_tables.py [output=results/benchmarks/tables.md] [clock=processor]
+    python benchmarks/table_speed.py [output=results/benchmarks/tables.md] [clock=processor]
 
 The runs are made up: 100 cells of five networks, two data sets and ten losses; files as the trainer writes them, of
 200 epochs and five curves each, in a temporary folder (160 MB). The command is `scripts/tables.py` as a user starts it,
@@ -18,12 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarking import conclude, machine
-
 from isda_repro.config import compose, request
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.experiments.plan import Run, expand
 from isda_repro.experiments.specification import load_table
+from isda_repro.measurements import conclude, machine
 from isda_repro.options import parse_options
 from isda_repro.runs.records import Result, SegmentRecord, as_json, mean_of_last
 
@@ -107,7 +106,7 @@ def report(taken: list[Taken], size: int, clock: str) -> tuple[list[str], list[s
     lines = [
         "# Ten thousand finished runs",
         "",
-        f"`python scripts/benchmark_tables.py`: {RUNS:,} result files ({size / 1e6:.0f} MB, {EPOCHS} epochs of five",
+        f"`python benchmarks/table_speed.py`: {RUNS:,} result files ({size / 1e6:.0f} MB, {EPOCHS} epochs of five",
         f"curves), a tenth of them in `results/`, {100 * REDUCED_SEEDS} of them with fewer epochs, are read, checked",
         "against their run ids and made a table of 100 cells, and a reduced one, by `scripts/tables.py`: all of it,",
         f"with its imports. The files are in the system's cache. To be missed: {SECONDS:.0f} s, {MEGABYTES:.0f} MB.",

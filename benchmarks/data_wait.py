@@ -1,7 +1,7 @@
 """The share of training time that is spent waiting for data, for each CIFAR network. From the repository root:
 
-    python scripts/benchmark_data_wait.py                                              # 8 minutes; uses $ISDA_DATA
-    python scripts/benchmark_data_wait.py output=results/benchmarks/data_wait_cpu.md   # also writes what it prints
+    python benchmarks/data_wait.py                                              # 8 minutes; uses $ISDA_DATA
+    python benchmarks/data_wait.py output=results/benchmarks/data_wait_cpu.md   # also writes what it prints
 
 Real runs of the trainer on a part of CIFAR-10, two epochs, and what the second one's `metrics.jsonl` says: seconds in
 the loader over seconds of training. The quickest networks have each augmentation, the others the dearest. Exits 1 where
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from benchmarking import THREADS, conclude, machine, output_argument
 
 from isda_repro.config import compose
 from isda_repro.errors import one_sentence_errors
+from isda_repro.measurements import THREADS, conclude, machine, output_argument
 from isda_repro.runs.records import EpochRecord, read_metrics
 from isda_repro.training.run import run
 
@@ -72,7 +72,7 @@ def main() -> None:
     lines = [
         "# Waiting for data: share of the training time, CPU",
         "",
-        "`python scripts/benchmark_data_wait.py`: the second epoch of real runs on a part of CIFAR-10, `loss=isda`. On",
+        "`python benchmarks/data_wait.py`: the second epoch of real runs on a part of CIFAR-10, `loss=isda`. On",
         "a CPU the loader has no one to hide behind: all that it computes counts.",
         "",
         "| `model=` | `augmentation=` | images/s | waiting for data | bar |",

@@ -1,7 +1,7 @@
 """Appendix C's images per minute: many at once against one by one. Prints a table; from the repository root:
 
-python scripts/benchmark_inversion.py                                              # some minutes on two cores
-python scripts/benchmark_inversion.py output=results/benchmarks/inversion_cpu.md   # also writes what it prints
+python benchmarks/inversions.py                                              # some minutes on two cores
+python benchmarks/inversions.py output=results/benchmarks/inversion_cpu.md   # also writes what it prints
 
 Iterations of Step I (equation 15) with the paper's networks, ResNet-32 and a WGAN's generators, 32 x 32 pixels, images
 of one class and of ten; weights are drawn, not trained: the time is the same. An image a minute is 10,000 such
@@ -16,7 +16,6 @@ from itertools import product
 from statistics import median
 
 import torch
-from benchmarking import conclude, machine, output_argument
 from torch import Tensor
 
 from isda_repro.config import build, build_model, compose, compose_generator
@@ -24,6 +23,7 @@ from isda_repro.errors import one_sentence_errors
 from isda_repro.gan import Game, ImageGenerator, Shape
 from isda_repro.inversion import STEP_ONE, Descent, FeatureMap, Reversal, descend
 from isda_repro.inversion.objectives import in_unit_range
+from isda_repro.measurements import conclude, machine, output_argument
 from isda_repro.training.compute import Compute, resolve
 
 SHAPE = Shape(num_classes=10, image_size=32, channels=3)
@@ -76,7 +76,7 @@ def report(
     lines = [
         f"# Images per minute of Appendix C, {compute.hardware}, {torch.get_num_threads()} threads, fp32",
         "",
-        "`python scripts/benchmark_inversion.py`: a step of the appendix, 10,000 iterations, ResNet-32 and a WGAN's",
+        "`python benchmarks/inversions.py`: a step of the appendix, 10,000 iterations, ResNet-32 and a WGAN's",
         "generators, one for each class; an image with five augmentations takes six.",
         "",
         "| images at once | of so many classes | ms an iteration | images a minute | of one by one |",

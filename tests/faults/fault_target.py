@@ -19,7 +19,7 @@ import torch
 
 from isda_repro.config import compose
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RUN = [
     *("model=resnet20", "model.depth=8", "dataset=digits", "recipe.epochs=20", "loss=isda", "model.dropout=0.1"),
     *("dataset.train_limit=640", "dataset.test_limit=100", "tracking=none"),
@@ -28,7 +28,7 @@ RUN = [
 PATIENCE = 900.0  # seconds, with which a run ends on a machine that is busy with other things
 
 
-class Patient:
+class FaultTarget:
     """A run to which something is done, in a folder of its own; ``launcher`` is what starts ``train.py``."""
 
     def __init__(self, runs_dir: Path, *more: str, launcher: Sequence[str] = (sys.executable,)) -> None:
@@ -88,7 +88,7 @@ class Patient:
         seen = (last[-1] if last else "nothing").replace(str(self.runs_dir), "runs")
         self.seen = f"{seen} (exit code {process.returncode})"
 
-    def interrupted(self) -> Patient:
+    def interrupted(self) -> FaultTarget:
         """Run until it has two checkpoints, then kill it."""
         process = self.start()
         self.wait_for_checkpoints()

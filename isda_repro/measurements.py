@@ -1,4 +1,4 @@
-"""What the benchmarks share: their one argument, the hardware line, bars, and where their report goes."""
+"""What scripts that measure share: their argument, the lines about the machine, bars, and where a report goes."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""What ``benchmark_overhead.py`` found, as lines of a table and as JSON."""
+"""What ``overhead.py`` found, as lines of a table and as JSON."""
 
 import json
 import time
@@ -60,7 +60,7 @@ def above(typed: str, where: str, precision: str) -> list[str]:
     return [
         f"# ISDA's part of a training step, {where}, {precision}",
         "",
-        f"`python scripts/benchmark_overhead.py {typed}`: whole steps, medians; CE and ISDA take turns.",
+        f"`python benchmarks/overhead.py {typed}`: whole steps, medians; CE and ISDA take turns.",
         "Inside ISDA: its forward and backward pass and its statistics, as a share of the step with it; inside CE:",
         "CE's share of the step with CE. Beyond CE: the time inside ISDA less that inside CE, over the step with CE:",
         "all that ISDA adds; in brackets the quartiles over the turns. Step over CE's: whole steps likewise, with all",

@@ -1,7 +1,7 @@
 """Images per second of whole training: ResNet-32 on CIFAR-100 with ISDA, ours against the plain form of the same steps.
 
-    python scripts/benchmark_train.py                                          # 6 minutes; CIFAR-100 under $ISDA_DATA
-    python scripts/benchmark_train.py output=results/benchmarks/train_cpu.md   # also writes what it prints
+    python benchmarks/training_rate.py                                          # 6 minutes; CIFAR-100 under $ISDA_DATA
+    python benchmarks/training_rate.py output=results/benchmarks/train_cpu.md   # also writes what it prints
 
 The plain form is what a straightforward script does, the authors' among them: PIL transforms in a DataLoader with one
 worker, contiguous fp32, the loss as the authors compute it, loss and error fetched with `.item()` in each step. Ours is
@@ -24,14 +24,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from benchmarking import THREADS, conclude, machine, output_argument
-from plain_isda import PlainISDALoss
+from reference.plain_isda import PlainISDALoss
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import CIFAR100
 
 from isda_repro.config import compose
 from isda_repro.errors import one_sentence_errors
+from isda_repro.measurements import THREADS, conclude, machine, output_argument
 from isda_repro.models import ResNet
 from isda_repro.runs.records import EpochRecord, read_metrics
 from isda_repro.training.compute import processor, resolve
@@ -177,7 +177,7 @@ def main() -> None:
     lines = [
         "# Training: images per second, ResNet-32 on CIFAR-100 with ISDA, batch 128, CPU",
         "",
-        f"`python scripts/benchmark_train.py`: {STEPS} steps a turn, medians over {TURNS} turns (of the ratios too),",
+        f"`python benchmarks/training_rate.py`: {STEPS} steps a turn, medians over {TURNS} turns (of the ratios too),",
         "the forms in turn, the plain form in a process of its own.",
         f"Bars: bf16 at least {BAR_BF16} times the plain form where the CPU has it natively, fp32 at least",
         f"{BAR_FP32} times; ISDA, backward pass and statistics included, {BAR_ISDA_SHARE:.0%} of it at most.",

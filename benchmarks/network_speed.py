@@ -1,8 +1,8 @@
 """Images per second, forward and backward, of each network: ours against torchvision's, timm's or a plain form of it.
 
-    python scripts/benchmark_models.py                                     # half an hour on 2 cores
-    python scripts/benchmark_models.py output=results/benchmarks/models_cpu.md      # also writes what it prints
-    python scripts/benchmark_models.py only=[resnet32,wrn16_8] compiled=[resnet32]
+    python benchmarks/network_speed.py                                     # half an hour on 2 cores
+    python benchmarks/network_speed.py output=results/benchmarks/models_cpu.md      # also writes what it prints
+    python benchmarks/network_speed.py only=[resnet32,wrn16_8] compiled=[resnet32]
 
 Both forms have the same weights and images, and take turns; each ratio is the median over the turns of the ratio within
 a turn. A copy of ours takes its turn too: what it differs from ours by is noise. Then, of ours, what channels_last,
@@ -21,14 +21,14 @@ from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from benchmarking import THREADS, conclude, machine
 from models import CIFAR, IMAGENET, bytes_for_gradient, on_imagenet
-from plain_networks import plain_network, same_weights
+from reference.plain_networks import plain_network, same_weights
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from isda_repro.config import CONF_DIR, build_model, compose
 from isda_repro.errors import UserError, one_sentence_errors
+from isda_repro.measurements import THREADS, conclude, machine
 from isda_repro.models import Network, NetworkOutput
 from isda_repro.options import parse_options
 
@@ -175,8 +175,8 @@ def report(models: Sequence[str], compiled: Sequence[str]) -> tuple[list[str], l
     lines = [
         f"# Networks: images per second, forward and backward, {'CPU' if DEVICE.type == 'cpu' else 'GPU'}",
         "",
-        "`python scripts/benchmark_models.py`: each network against torchvision's, timm's or a plain form of it",
-        "(scripts/plain_networks.py), both eager, contiguous, fp32, with the same weights: the median of the ratios in",
+        "`python benchmarks/network_speed.py`: each network against torchvision's, timm's or a plain form of it",
+        "(benchmarks/reference), both eager, contiguous, fp32, with the same weights: the median of the ratios in",
         f"{PAIR_TURNS} turns of {TURN_SECONDS:g} s or one step; equal is {BAR} or more. A copy of ours over ours, in",
         "the same turns, shows the noise. Then ours in other forms over ours contiguous in fp32, in",
         f"{FORM_TURNS} turns: fp32 in channels_last; bf16 in channels_last; that compiled. An empty cell was not",

@@ -1,4 +1,4 @@
-"""Full covariances at ImageNet's size, for benchmark_loss.py: a formula, and what of it can be measured here."""
+"""Full covariances at ImageNet's size, for loss.py: a formula, and what of it can be measured here."""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""A run on digits by two processes under torchrun, for ``faults_of_several.py``; see ``patient.py``."""
+"""A run on digits by two processes under torchrun, for ``faults_of_several.py``; see ``fault_target.py``."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from patient import PATIENCE, Patient
+from fault_target import PATIENCE, FaultTarget
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 Thing = TypeVar("Thing")
@@ -28,7 +28,7 @@ runpy.run_path("train.py", run_name="__main__")
 """
 
 
-class Two(Patient):
+class TorchrunTarget(FaultTarget):
     """A run of two processes."""
 
     def __init__(self, runs_dir: Path, *more: str, torchrun: Sequence[str] = ()) -> None:

@@ -1,8 +1,8 @@
 """What ISDA adds to a training step: time inside it, step time beside cross-entropy's, images per second, memory.
 
-    python scripts/benchmark_overhead.py                                              # CIFAR-100's; on a CPU 3 minutes
-    python scripts/benchmark_overhead.py output=results/benchmarks/overhead_cpu.md    # also writes what it prints
-    python scripts/benchmark_overhead.py networks=table1 output=results/benchmarks/overhead_table1_cpu.md
+    python benchmarks/overhead.py                                              # CIFAR-100's; on a CPU 3 minutes
+    python benchmarks/overhead.py output=results/benchmarks/overhead_cpu.md    # also writes what it prints
+    python benchmarks/overhead.py networks=table1 output=results/benchmarks/overhead_table1_cpu.md
 
 Whole steps on random images of the data set's size, network and optimiser included, in the precision that
 `compute=auto` chooses; CE and ISDA take turns. `networks=table1`: the paper's seven on ImageNet, with diagonal
@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarking import THREADS, conclude, machine
 from omegaconf import OmegaConf
 from overhead_report import Row, above, write_json
 
 from isda_repro.config import CONF_DIR, build_loss, build_model, compose
 from isda_repro.errors import UserError, one_sentence_errors
+from isda_repro.measurements import THREADS, conclude, machine
 from isda_repro.models import Network
 from isda_repro.options import parse_options
 from isda_repro.training.compute import Compute, processor, resolve

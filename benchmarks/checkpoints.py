@@ -1,7 +1,7 @@
 """What saving costs training: WRN-28-10 with ISDA on CIFAR-100, the state that a run of Table 2 saves.
 
-    python scripts/benchmark_checkpoint.py                                       # half a minute; prints medians
-    python scripts/benchmark_checkpoint.py output=results/benchmarks/checkpoint.md
+    python benchmarks/checkpoints.py                                       # half a minute; prints medians
+    python benchmarks/checkpoints.py output=results/benchmarks/checkpoint.md
 
 Training waits while the state is copied; the copy is then written, with fsync, in the background. Bar: the copy
 takes less than 1% of the default interval.
@@ -14,11 +14,11 @@ import time
 from pathlib import Path
 
 import torch
-from benchmarking import THREADS, conclude, machine, output_argument
 
 from isda_repro.config import compose
 from isda_repro.errors import one_sentence_errors
 from isda_repro.losses import ISDALoss
+from isda_repro.measurements import THREADS, conclude, machine, output_argument
 from isda_repro.models import WideResNet
 from isda_repro.training.checkpoint import Checkpoints, load
 
@@ -67,7 +67,7 @@ def main() -> None:
     lines = [
         "# Checkpoints: WRN-28-10 with ISDA on CIFAR-100",
         "",
-        f"`python scripts/benchmark_checkpoint.py`, medians of {REPEATS}.",
+        f"`python benchmarks/checkpoints.py`, medians of {REPEATS}.",
         "",
         f"- {size:,} bytes: weights, momentum, and ISDA's statistics",
         f"- {statistics.median(copies):.3f} s to copy the state, for which training waits: {share:.3%} of the default",

@@ -1,7 +1,7 @@
 """What generated images cost. Prints a table; from the repository root:
 
-python scripts/benchmark_generators.py                                              # some minutes on one core
-python scripts/benchmark_generators.py output=results/benchmarks/generators_cpu.md  # also writes what it prints
+python benchmarks/generators.py                                              # some minutes on one core
+python benchmarks/generators.py output=results/benchmarks/generators_cpu.md  # also writes what it prints
 
 Images per second of each of Table 4's generators; and steps of a classifier on CIFAR-10's sizes, of real images alone,
 with ISDA, and with a sixth generated, which take turns. Weights are drawn, not trained: the time is the same.
@@ -16,12 +16,12 @@ from statistics import median
 from typing import Any
 
 import torch
-from benchmarking import conclude, machine
 
 from isda_repro.config import build, build_loss, build_model, compose, compose_generator
 from isda_repro.data import PadCropFlip, ResidentLoader, Split, Synthetic
 from isda_repro.errors import one_sentence_errors
 from isda_repro.gan import Game, ImageGenerator, Shape
+from isda_repro.measurements import conclude, machine
 from isda_repro.options import parse_options
 from isda_repro.training.compute import Compute, resolve
 
@@ -128,7 +128,7 @@ def report(options: Options, compute: Compute) -> list[str]:
     lines = [
         f"# What generated images cost, {compute.hardware}, {torch.get_num_threads()} thread, {compute.precision}",
         "",
-        "`python scripts/benchmark_generators.py`: images per second of generators alone, fp32, in batches of 22 (a",
+        "`python benchmarks/generators.py`: images per second of generators alone, fp32, in batches of 22 (a",
         "sixth of 128) and of 500; and steps of classifiers with CIFAR-10's sizes, the batch made in them, medians,",
         "the ways taking turns: beside cross-entropy's milliseconds what each adds.",
         "",

@@ -1,8 +1,8 @@
 """What happens to a run when the machine fails it. Prints a table; real processes, real signals, real full disks.
 
-    python scripts/faults.py                                            # a quarter of an hour on one core
-    python scripts/faults.py output=results/faults.md                   # also writes what it prints
-    python scripts/faults.py small=true                                 # one fault of each kind
+    python tests/faults/faults.py                                            # a quarter of an hour on one core
+    python tests/faults/faults.py output=results/faults.md                   # also writes what it prints
+    python tests/faults/faults.py small=true                                 # one fault of each kind
 
 Each fault is done to a run on digits. Then the same command is given again, without the fault, and the run has survived
 if it ends with the weights, the statistics and the curves of a run that nothing was done to, bit for bit. Full and
@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from benchmarking import conclude, machine
-from patient import ROOT, RUN, Patient, fill, fingerprint, small_disk
+from fault_target import ROOT, RUN, FaultTarget, fill, fingerprint, small_disk
 
 from isda_repro.config import compose
 from isda_repro.errors import EXIT_STOPPED, UserError, one_sentence_errors
+from isda_repro.measurements import conclude, machine
 from isda_repro.options import parse_options
 from isda_repro.runs.lock import HEARTBEAT_SECONDS, LockedError
 from isda_repro.runs.run_directory import provenance
@@ -71,17 +71,17 @@ class Faults:
 
     def undisturbed(self, *more: str) -> Path:
         """The folder of a run of these settings that nothing is done to."""
-        patient = Patient(self.folder / "undisturbed", *more)
-        if fingerprint(patient.folder) is None:
-            patient.end(patient.start())
-        assert fingerprint(patient.folder) is not None, patient.seen
-        return patient.folder
+        target = FaultTarget(self.folder / "undisturbed", *more)
+        if fingerprint(target.folder) is None:
+            target.end(target.start())
+        assert fingerprint(target.folder) is not None, target.seen
+        return target.folder
 
-    def same(self, patient: Patient) -> bool:
+    def same(self, target: FaultTarget) -> bool:
         """Whether the run has ended as the undisturbed one."""
-        if patient.more not in self._references:
-            self._references[patient.more] = fingerprint(self.undisturbed(*patient.more))
-        return bool(fingerprint(patient.folder) == self._references[patient.more])
+        if target.more not in self._references:
+            self._references[target.more] = fingerprint(self.undisturbed(*target.more))
+        return bool(fingerprint(target.folder) == self._references[target.more])
 
     def kills(self, kills: int) -> Outcome:
         """At random times of the clock from when a run takes its folder on; runs that end are begun anew."""
@@ -90,34 +90,34 @@ class Faults:
         draw = random.Random(0)
         killed = finished = same = 0
         while killed < kills:
-            patient = Patient(self.folder / f"kills-{finished}")
-            process = patient.start()
-            while process.poll() is None and not patient.held_by(process.pid):
+            target = FaultTarget(self.folder / f"kills-{finished}")
+            process = target.start()
+            while process.poll() is None and not target.held_by(process.pid):
                 time.sleep(0.005)
             try:
                 process.wait(timeout=draw.uniform(0, seconds))
             except subprocess.TimeoutExpired:
-                patient.stop(process)
+                target.stop(process)
                 killed += 1
                 continue
-            patient.end(process)
-            finished, same = finished + 1, same + self.same(patient)
-        patient.resumed()
-        finished, same = finished + 1, same + self.same(patient)
+            target.end(process)
+            finished, same = finished + 1, same + self.same(target)
+        target.resumed()
+        finished, same = finished + 1, same + self.same(target)
         seen = f"{killed} kills within {finished} runs; {same} of {finished} runs bit-identical"
         return Outcome(f"SIGKILL at {kills} random times", seen, same == finished)
 
     def full_disk(self, leave_kib: int, what: str) -> Outcome:
         """The disk fills up; room is made; the run goes on."""
         with small_disk(24) as disk:
-            patient = Patient(disk / "runs")
-            process = patient.start()
-            patient.wait_for_checkpoints()
+            target = FaultTarget(disk / "runs")
+            process = target.start()
+            target.wait_for_checkpoints()
             filler = fill(disk, leave_kib)
-            patient.end(process)
+            target.end(process)
             filler.unlink()
-            _, start = patient.resumed()
-            return Outcome(f"disk full while writing {what}", f"{patient.seen}; then {start}", self.same(patient))
+            _, start = target.resumed()
+            return Outcome(f"disk full while writing {what}", f"{target.seen}; then {start}", self.same(target))
 
     def full_disk_at_the_result(self) -> Outcome:
         """There is room for all of a run but the last page of its result."""
@@ -125,50 +125,50 @@ class Faults:
         whole = self.undisturbed(*more)
         pages = [math.ceil((whole / name).stat().st_size / 4096) for name in ("checkpoint.pt", "result.json")]
         with small_disk(24) as disk:
-            patient = Patient(disk / "runs", *more)
-            process = patient.start()
-            patient.wait_for("metrics.jsonl")
+            target = FaultTarget(disk / "runs", *more)
+            process = target.start()
+            target.wait_for("metrics.jsonl")
             filler = fill(disk, 4 * (sum(pages) - 1))
-            patient.end(process)
+            target.end(process)
             filler.unlink()
-            hit = "result.json" in patient.seen and (patient.folder / "checkpoint.pt").exists()
-            patient.resumed()
-            return Outcome("disk full while writing the result", patient.seen, hit and self.same(patient))
+            hit = "result.json" in target.seen and (target.folder / "checkpoint.pt").exists()
+            target.resumed()
+            return Outcome("disk full while writing the result", target.seen, hit and self.same(target))
 
     def read_only(self) -> Outcome:
         """The disk becomes read-only between two commands."""
         with small_disk(24) as disk:
-            patient = Patient(disk / "runs").interrupted()
+            target = FaultTarget(disk / "runs").interrupted()
             subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-            patient.end(patient.start())
+            target.end(target.start())
             subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
-            patient.resumed()
-            return Outcome("run directory read-only", patient.seen, self.same(patient))
+            target.resumed()
+            return Outcome("run directory read-only", target.seen, self.same(target))
 
     def damaged(self, name: str, damage: Callable[[Path], None], files: Callable[[Path], list[Path]]) -> Outcome:
         """Something is done to the files of an interrupted run."""
-        patient = Patient(Path(tempfile.mkdtemp(dir=self.folder))).interrupted()
-        for file in files(patient.folder):
+        target = FaultTarget(Path(tempfile.mkdtemp(dir=self.folder))).interrupted()
+        for file in files(target.folder):
             damage(file)
-        warnings, start = patient.resumed()
-        return Outcome(name, f"{warnings}; {start}", self.same(patient))
+        warnings, start = target.resumed()
+        return Outcome(name, f"{warnings}; {start}", self.same(target))
 
     def foreign_lock(self, host: str, seconds: int) -> Outcome:
         """A lock that its dead owner has left behind, or so it seems from here."""
-        patient = Patient(Path(tempfile.mkdtemp(dir=self.folder))).interrupted()
-        owner = patient.folder / "owner.json"
+        target = FaultTarget(Path(tempfile.mkdtemp(dir=self.folder))).interrupted()
+        owner = target.folder / "owner.json"
         mine = json.loads(owner.read_text())
         owner.write_text(json.dumps({**mine, "host": mine["host"] if host == "this host" else host}))
         os.utime(owner, (time.time() - seconds,) * 2)
         begin = time.monotonic()
-        patient.end(patient.start())
-        seen = f"{patient.seen}, {time.monotonic() - begin:.0f} s in all"
-        return Outcome(f"lock left behind by {host}, {seconds} s ago", seen, self.same(patient))
+        target.end(target.start())
+        seen = f"{target.seen}, {time.monotonic() - begin:.0f} s in all"
+        return Outcome(f"lock left behind by {host}, {seconds} s ago", seen, self.same(target))
 
     def lock_of_a_living_owner(self) -> Outcome:
         """On another host, and its heart beats."""
-        patient = Patient(Path(tempfile.mkdtemp(dir=self.folder))).interrupted()
-        owner = patient.folder / "owner.json"
+        target = FaultTarget(Path(tempfile.mkdtemp(dir=self.folder))).interrupted()
+        owner = target.folder / "owner.json"
         mine = json.loads(owner.read_text())
         owner.write_text(json.dumps({**mine, "host": "another host"}))
         over = threading.Event()
@@ -179,45 +179,45 @@ class Faults:
 
         heart = threading.Thread(target=beat)
         heart.start()
-        patient.end(patient.start())
+        target.end(target.start())
         over.set()
         heart.join()
-        refused = "is being written by another process" in patient.seen
+        refused = "is being written by another process" in target.seen
         os.utime(owner, (0, 0))
-        patient.resumed()
-        return Outcome("lock of another host whose heart beats", patient.seen, refused and self.same(patient))
+        target.resumed()
+        return Outcome("lock of another host whose heart beats", target.seen, refused and self.same(target))
 
     def stood_still(self) -> Outcome:
         """The process is stopped; another host takes it for dead, goes on, and has not ended when it wakes."""
-        patient = Patient(Path(tempfile.mkdtemp(dir=self.folder)))
-        process = patient.start()
-        patient.wait_for_checkpoints()
+        target = FaultTarget(Path(tempfile.mkdtemp(dir=self.folder)))
+        process = target.start()
+        target.wait_for_checkpoints()
         process.send_signal(signal.SIGSTOP)
-        owner = patient.folder / "owner.json"
+        owner = target.folder / "owner.json"
         mine = json.loads(owner.read_text())
         owner.write_text(json.dumps({**mine, "host": "another host", "token": "another"}))
-        files = {path.name: path.read_bytes() for path in patient.folder.iterdir() if path.suffix != ".tmp"}
+        files = {path.name: path.read_bytes() for path in target.folder.iterdir() if path.suffix != ".tmp"}
         process.send_signal(signal.SIGCONT)
-        patient.end(process)
-        untouched = all(_is_as_it_was(patient.folder / name, content) for name, content in files.items())
+        target.end(process)
+        untouched = all(_is_as_it_was(target.folder / name, content) for name, content in files.items())
         os.utime(owner, (0, 0))
-        patient.resumed()
+        target.resumed()
         fault = "the process stands still, and another host takes the run"
-        return Outcome(fault, patient.seen, untouched and self.same(patient))
+        return Outcome(fault, target.seen, untouched and self.same(target))
 
     def signals(self) -> Outcome:
         """SIGTERM at random times: in a step, in an evaluation, while a checkpoint is being written."""
-        draw, patient = random.Random(1), Patient(self.folder / "sigterm", "checkpoint.steps=1")
+        draw, target = random.Random(1), FaultTarget(self.folder / "sigterm", "checkpoint.steps=1")
         codes: list[int] = []
-        while not (patient.folder / "result.json").exists():
-            process = patient.start()
-            while not (patient.folder / "owner.json").exists() and process.poll() is None:
+        while not (target.folder / "result.json").exists():
+            process = target.start()
+            while not (target.folder / "owner.json").exists() and process.poll() is None:
                 time.sleep(0.005)
             time.sleep(draw.uniform(0.1, 1.2))
-            patient.stop(process, signal.SIGTERM)
+            target.stop(process, signal.SIGTERM)
             codes.append(process.returncode)
         *stopped, _ = codes  # the last had its result before the signal, or in spite of it
-        good = set(stopped) == {EXIT_STOPPED} and self.same(patient)
+        good = set(stopped) == {EXIT_STOPPED} and self.same(target)
         seen = f"{len(stopped)} times stopped with exit code {EXIT_STOPPED}, then done"
         return Outcome("SIGTERM at random times, in steps, evaluations and checkpoints", seen, good)
 
@@ -230,26 +230,26 @@ class Faults:
         shutil.copytree(source, data / source.name)
         small = (*CIFAR, "recipe.epochs=3")
         whole = self.undisturbed(*small)
-        patient = Patient(self.folder / "deleted", *small, f"data_dir={data}")
-        process = patient.start()
-        patient.wait_for_checkpoints(1)
+        target = FaultTarget(self.folder / "deleted", *small, f"data_dir={data}")
+        process = target.start()
+        target.wait_for_checkpoints(1)
         shutil.rmtree(data)
-        patient.end(process)
-        same = fingerprint(patient.folder) == fingerprint(whole)
-        return Outcome("data deleted during training", patient.seen, same and not data.exists())
+        target.end(process)
+        same = fingerprint(target.folder) == fingerprint(whole)
+        return Outcome("data deleted during training", target.seen, same and not data.exists())
 
     def refused(self, name: str, words: str, *more: str, address_space: int | None = None) -> Outcome:
         """A run that cannot end well says why, in these words, and leaves no result."""
-        patient = Patient(Path(tempfile.mkdtemp(dir=self.folder)), *more)
+        target = FaultTarget(Path(tempfile.mkdtemp(dir=self.folder)), *more)
         limit = functools.partial(resource.setrlimit, resource.RLIMIT_AS, (address_space or -1,) * 2)
         done = subprocess.run(
-            patient.command, cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=limit, timeout=300
+            target.command, cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=limit, timeout=300
         )
         errors = (line for line in done.stderr.splitlines() if line.startswith("error"))
-        seen = next(errors, "no sentence").replace(str(patient.runs_dir), "runs")
+        seen = next(errors, "no sentence").replace(str(target.runs_dir), "runs")
         if "cifar10 in" in seen:
             return Outcome(name, NO_CIFAR, None)
-        weights = list(patient.folder.glob("checkpoint*")) + list(patient.folder.glob("result.json"))
+        weights = list(target.folder.glob("checkpoint*")) + list(target.folder.glob("result.json"))
         holds = done.returncode == 2 and words in seen and not weights
         return Outcome(name, f"{seen} (exit code {done.returncode})", holds)
 
@@ -387,9 +387,9 @@ def main() -> None:
     lines = [
         "# Faults: what the user saw, and whether the run survived",
         "",
-        "`python scripts/faults.py`: a small ResNet on digits, 20 epochs, a checkpoint every 3 steps. Survived: the",
-        "same command, given again without the fault, ended with the weights, statistics and curves of an undisturbed",
-        "run, bit for bit; for runs that cannot end well, that they left neither weights nor a result.",
+        "`python tests/faults/faults.py`: a small ResNet on digits, 20 epochs, a checkpoint every 3 steps. Survived:",
+        "the same command, given again without the fault, ended with the weights, statistics and curves of an",
+        "undisturbed run, bit for bit; for runs that cannot end well, that they left neither weights nor a result.",
         "",
         "| fault | seen | survived |",
         "| --- | --- | --- |",

@@ -1,6 +1,6 @@
 """Several small runs at once against one after another: images/s of a whole sweep, start-up included.
 
-    python scripts/benchmark_packing.py [output=results/benchmarks/packing_cpu.md]
+    python benchmarks/packing.py [output=results/benchmarks/packing_cpu.md]
 
 Four runs of ResNet-20 with ISDA on scikit-learn's digits: by ``jobs=1``, and by ``jobs=2``, or where there is a GPU by
 ``runs_per_gpu=2`` and ``runs_per_gpu=4``. Nothing is to be missed: what is gained depends on the machine.
@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 import torch
-from benchmarking import conclude, machine, output_argument
 
 from isda_repro.errors import one_sentence_errors
+from isda_repro.measurements import conclude, machine, output_argument
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS, EPOCHS, EPOCHS_ON_GPU = 4, 30, 400
@@ -54,7 +54,7 @@ def main() -> None:
     lines = [
         "# Several small runs at once",
         "",
-        f"`python scripts/benchmark_packing.py`: {SEEDS} runs of ResNet-20 with ISDA on digits, {epochs} epochs each,",
+        f"`python benchmarks/packing.py`: {SEEDS} runs of ResNet-20 with ISDA on digits, {epochs} epochs each,",
         "as one sweep. Images/s of the whole sweep, start-up and evaluation included; and of one run while it trains.",
         "",
         "| sweep | images/s of all | over jobs=1 | images/s of a run |",

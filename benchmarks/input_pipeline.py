@@ -1,7 +1,7 @@
 """Images per second of our loaders against torchvision's PIL pipelines, each augmentation. From the repository root:
 
-    python scripts/benchmark_input.py                                          # 2 minutes; uses $ISDA_DATA if it is set
-    python scripts/benchmark_input.py output=results/benchmarks/input_cpu.md   # also writes what it prints
+    python benchmarks/input_pipeline.py                                        # 2 minutes; uses $ISDA_DATA if it is set
+    python benchmarks/input_pipeline.py output=results/benchmarks/input_cpu.md # also writes what it prints
 
 Normalised batches of 128 of the same images: the reference is torchvision's transforms on PIL images in a DataLoader
 with 2 workers, which run and are warm when the clock starts; Cutout, which torchvision lacks, is there as its authors
@@ -22,8 +22,7 @@ from typing import Self, cast
 
 import torch
 import torchvision
-from benchmarking import THREADS, conclude, machine, output_argument
-from plain_input import MEAN, STD, PILImages, RepeatedFolder, cifar_transform, endless_batches
+from reference.plain_input import MEAN, STD, PILImages, RepeatedFolder, cifar_transform, endless_batches
 
 from isda_repro.config import build, compose
 from isda_repro.data import (
@@ -39,6 +38,7 @@ from isda_repro.data import (
     pack,
 )
 from isda_repro.errors import one_sentence_errors
+from isda_repro.measurements import THREADS, conclude, machine, output_argument
 from isda_repro.training.compute import resolve
 
 BATCH_SIZE, REPEATS, WORKERS = 128, 5, 2
@@ -70,7 +70,7 @@ def main() -> None:
     lines = [
         "# Input: images per second, CPU",
         "",
-        f"`python scripts/benchmark_input.py` on {what}, batch {BATCH_SIZE}; medians of {REPEATS} turns,",
+        f"`python benchmarks/input_pipeline.py` on {what}, batch {BATCH_SIZE}; medians of {REPEATS} turns,",
         f"the contenders interleaved. torchvision: its transforms on PIL images, DataLoader with {WORKERS} workers.",
         "",
         *HEADER,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from patient import ROOT, RUN
+from fault_target import ROOT, RUN
 
 from isda_repro.config import compose
 from isda_repro.errors import UserError

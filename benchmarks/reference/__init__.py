@@ -1,0 +1,1 @@
+"""Plain forms that the benchmarks and tests compare with."""
