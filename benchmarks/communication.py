@@ -25,11 +25,10 @@ from isda_repro.losses import Criterion
 from isda_repro.measurements import conclude, machine, output_argument
 from isda_repro.models import Network
 from isda_repro.training.compute import resolve
-from isda_repro.training.joining import joined
-from isda_repro.training.processes import Processes
-from isda_repro.training.replicas import replicated
+from isda_repro.training.ddp import replicated
+from isda_repro.training.distributed import Processes, joined
+from isda_repro.training.running_metrics import Stopwatch
 from isda_repro.training.step import Weighted, compute_gradients
-from isda_repro.training.timing import Stopwatch
 
 BAR = 0.04
 MEASURED = ("resnet32", "resnet110", "wrn16_8", "densenet_bc100_12", "resnet50", "densenet121")

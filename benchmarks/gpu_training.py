@@ -22,7 +22,7 @@ from measuring import Findings, random_source, wait
 
 from isda_repro.config import CONF_DIR, compose
 from isda_repro.training.compute import resolve
-from isda_repro.training.processes import ALONE
+from isda_repro.training.distributed import ALONE
 from isda_repro.training.run import build_trainer, run
 from isda_repro.training.trainer import Trainer
 

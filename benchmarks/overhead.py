@@ -31,8 +31,8 @@ from isda_repro.measurements import THREADS, conclude, machine
 from isda_repro.models import Network
 from isda_repro.options import parse_options
 from isda_repro.training.compute import Compute, processor, resolve
+from isda_repro.training.running_metrics import Stopwatch, peak_memory_mib
 from isda_repro.training.step import compute_gradients
-from isda_repro.training.timing import Stopwatch, peak_memory_mib
 
 REPORTED: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR.parent / "isda_repro" / "experiments" / "reported.yaml"))
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}

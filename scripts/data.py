@@ -96,15 +96,17 @@ def show(arguments: list[str]) -> None:
     from PIL import Image
 
     from isda_repro.data import contact_sheet
-    from isda_repro.training import parts
+    from isda_repro.training import builders
     from isda_repro.training.compute import resolve
 
     cfg.compute.device = "cpu"
     compute, source = resolve(cfg.compute), build(cfg.dataset.source)
     targets = source.train.targets
     chosen = source.train.select(torch.tensor([int((targets == one).nonzero()[0]) for one in targets.unique()[:ROWS]]))
-    mean, std = parts.normalisation(cfg, source)
-    build_loader = partial(parts.build_loader, cfg, chosen, compute, (mean, std), batch_size=len(chosen), shuffle=False)
+    mean, std = builders.normalisation(cfg, source)
+    build_loader = partial(
+        builders.build_loader, cfg, chosen, compute, (mean, std), batch_size=len(chosen), shuffle=False
+    )
     sheet = contact_sheet(
         build_loader(train=False),
         build_loader(train=True),

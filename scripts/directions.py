@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from isda_repro.data import Split
-    from isda_repro.training.finished import Finished
+    from isda_repro.training.finished_run import Finished
 
 LONGEST_STEP, LARGEST_LAMBDA = 1000, 1e6  # beyond, nothing is near, and numbers overflow
 PICTURE, PAGE, NUMBERS = "directions.png", "directions.md", "directions.json"
@@ -148,7 +148,7 @@ def main(arguments: list[str]) -> None:
     from isda_repro.gan.pictures import write_picture
     from isda_repro.inversion.loading import chosen, name_of, part_of
     from isda_repro.inversion.report import folder_for, write_texts
-    from isda_repro.training.finished import load_finished
+    from isda_repro.training.finished_run import load_finished
 
     classifier = load_finished(Path(options.classifier), options.device, options.data_dir)
     split, (strength, classes) = part_of(classifier.source, options.part), checked(options, classifier)

@@ -39,20 +39,20 @@ def of_a_file(settings: list[str]) -> tuple[DictConfig, Path]:
 def evaluate_weights(cfg: DictConfig, weights: Path, *, of_run: bool) -> None:
     """Load, evaluate, say."""
     from isda_repro.models.weights import load_weights
-    from isda_repro.training import parts
+    from isda_repro.training import builders
     from isda_repro.training.checkpoint import load
     from isda_repro.training.compute import resolve
     from isda_repro.training.evaluate import evaluate
-    from isda_repro.training.same_data import check_classes
+    from isda_repro.training.resume import check_classes
 
     compute = resolve(cfg.compute)
     compute.apply()
     source = build(cfg.dataset.source)
     if of_run:
         check_classes(load(weights), source, weights)
-    network = parts.build_network(cfg, source, compute)
+    network = builders.build_network(cfg, source, compute)
     print(load_weights(network, weights, new_head=False))
-    _, batches = parts.build_loaders(cfg, source, compute)
+    _, batches = builders.build_loaders(cfg, source, compute)
     loss, error, top5 = evaluate(network, batches.epoch(0), compute)
     print(f"{model_name(cfg)} on {len(source.test):,} images of {source.name} ({source.evaluated_on})")
     print(f"loss {loss:.4f}, error {error:.2f}%" + ("" if top5 is None else f", top-5 error {top5:.2f}%"))
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> None:
         evaluate_weights(*of_a_file(arguments), of_run=False)
         return
     from isda_repro.runs.records import read_result
-    from isda_repro.training.finished import finished_config
+    from isda_repro.training.finished_run import finished_config
 
     options = parse_options(EvaluateOptions, arguments)
     evaluate_weights(*finished_config(Path(options.run), options.device, options.data_dir), of_run=True)

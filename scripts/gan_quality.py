@@ -42,8 +42,8 @@ def measured(options: QualityOptions) -> dict[str, Any]:
     from isda_repro.data import Normalise, Split
     from isda_repro.gan import load_generator
     from isda_repro.gan.quality import judge_by, quality
-    from isda_repro.training import parts
-    from isda_repro.training.finished import load_finished
+    from isda_repro.training import builders
+    from isda_repro.training.finished_run import load_finished
 
     made = Path(options.generator) / "config.yaml"
     generator_cfg = read_frozen_generator(made)
@@ -53,10 +53,10 @@ def measured(options: QualityOptions) -> dict[str, Any]:
         of_generator, of_classifier = generator_cfg.choice.dataset, cfg.choice.dataset
         raise ConfigError(f"the generator is of dataset={of_generator}, the classifier of dataset={of_classifier}")
     generator = load_generator(build(generator_cfg.gan.game), made.with_name("checkpoint.pt"), compute.device)
-    parts.check_made_like(generator, source, made.parent)
+    builders.check_made_like(generator, source, made.parent)
     if not generator.asked_for_classes:
         raise ConfigError(f"{generator_cfg.run_id} is asked for no class: none is right or wrong")
-    mean, std = parts.normalisation(cfg, source)
+    mean, std = builders.normalisation(cfg, source)
     width = source.train.image_size[1]
     normalise = Normalise(mean, std, image_width=width, device=compute.device, memory_format=compute.memory_format)
 

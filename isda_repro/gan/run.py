@@ -1,4 +1,4 @@
-"""Generators from a frozen configuration: the parts that are trained, and what is said and kept of them."""
+"""Generators from their frozen configuration, from top to bottom."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from isda_repro.checks import ConfigError
 from isda_repro.config import build, request
+from isda_repro.console import say
 from isda_repro.data import Loader, PadCropFlip, ResidentLoader, Share, Source, Split
 from isda_repro.gan.objectives import Game, Shape
 from isda_repro.gan.pictures import draw_losses, grid, shown_epochs, write_picture
@@ -24,17 +25,13 @@ from isda_repro.runs.records import (
     SegmentRecord,
     as_json,
     read_generator_result,
-    write_result,
 )
 from isda_repro.tracking import Progress, Tracker
 from isda_repro.tracking.tracker import Record
-from isda_repro.training import parts
-from isda_repro.training.account import total_timing
+from isda_repro.training import builders
 from isda_repro.training.compute import Compute
-from isda_repro.training.lifecycle import live
-from isda_repro.training.processes import Processes
-from isda_repro.training.saving import Saver
-from isda_repro.training.work import Work
+from isda_repro.training.distributed import Processes, joined
+from isda_repro.training.session import RunKind, Session, earlier_result, prepare, record_exit, total_timing
 
 
 class GanProgress(Progress):
@@ -62,130 +59,153 @@ MORE_CURVES = ("real_class_loss", "fake_class_loss", "code_loss")
 
 
 def train_generator(cfg: DictConfig) -> GeneratorResult:
-    """Train the generators that ``cfg`` asks for (frozen, see ``isda_repro.config``): ``lifecycle.live``."""
-    return live(cfg, GeneratorTraining)
+    """Train the generators that ``cfg`` asks for, or return their result if the run has finished.
+
+    Args:
+        cfg: a frozen configuration, see ``isda_repro.config.freeze_generator``.
+
+    Raises:
+        UserError: a setting, the data or the device is wrong, another process writes this run, or a loss diverged.
+        StoppedError: a signal asked to stop; the state is saved.
+    """
+    folder = Path(cfg.runs_dir) / cfg.run_id
+    with record_exit(folder), joined(cfg.compute.get("timeout_minutes", 10)) as processes:
+        if (earlier := earlier_result(cfg, GENERATOR, processes)) is not None:
+            return earlier
+        compute, source = prepare(cfg, processes)
+        trainer, shape, classes = build_gan_trainer(cfg, source, compute, processes)
+        generators = [pair.generator for pair in trainer.pairs]
+        with Session(cfg, GENERATOR, trainer, source) as session:
+            if session.result is not None:  # another launch was faster
+                return session.result
+            session.resume()
+            bar = None
+            if processes.is_first:
+                say(opening(cfg, trainer, source, shape, classes))
+                bar = GanProgress(trainer.epochs, trainer.images_per_epoch, images_done=trainer.images_done)
+            shown = shown_epochs(trainer.epochs) if processes.is_first else set()
+
+            def epoch_ended(epoch: int) -> None:
+                if epoch in shown:
+                    pictures = grid(ImageGenerator(trainer.game, generators, shape, classes), picture_seed)
+                    write_picture(folder / "samples" / f"epoch-{epoch:05}.png", pictures)
+
+            picture_seed = stream_seed(cfg.seed, "pictures")
+            trackers = session.start_trackers(bar)
+            records = trainer.train(trackers, bar.advance if bar else None, session.saver, epoch_ended)
+            final_state = {
+                "run_id": cfg.run_id,
+                "epoch": cfg.gan.epochs,
+                "network": trainer.weights(),
+                "shape": vars(shape),
+                "classes": list(classes),
+            }
+
+            def make_result(segments: list[SegmentRecord], origin: dict[str, Any]) -> GeneratorResult:
+                result = generator_result(cfg, trainer, segments, records, origin)
+                draw_losses(folder / "losses.png", result.curves, result.run_id)
+                return result
+
+            result = session.finish(final_state, make_result)
+            session.announce(result)
+            return result
 
 
-class GeneratorTraining(Work[GeneratorResult]):
-    """Generators that are trained; see ``Work``."""
+def build_gan_trainer(
+    cfg: DictConfig, source: Source, compute: Compute, processes: Processes
+) -> tuple[GanTrainer, Shape, tuple[int, ...]]:
+    """Build what a frozen configuration trains, the shape of its images, and the classes that they have.
 
-    epoch_record = GeneratorEpoch
-    needed = frozenset({"step", "epoch", "network", "pairs", "totals", "timing"})
-    read_result = staticmethod(read_generator_result)
+    Raises:
+        UserError: its parts do not fit the data or the device.
+    """
+    train = source.train
+    if not isinstance(train, Split):
+        raise ConfigError(f"gan= is for images in memory, and those of dataset={source.name} stay in their files")
+    height, width = train.image_size
+    if height != width:
+        raise ConfigError(f"gan= is for square images, and those of {source.name} have {height} x {width} pixels")
+    shape = Shape(source.num_classes, height, train.channels)
+    game: Game = build(cfg.gan.game)
+    classes = _classes(cfg, source)
+    trainer = GanTrainer(
+        game=game,
+        pairs=_pairs(cfg, game, shape, compute, classes),
+        loaders=_loaders(cfg, train, game, classes, compute, processes),
+        num_classes=source.num_classes,
+        epochs=cfg.gan.epochs,
+        compute=compute,
+        seed=cfg.seed,
+        processes=processes,
+    )
+    return trainer, shape, classes
 
-    def __init__(self, cfg: DictConfig, source: Source, compute: Compute, processes: Processes) -> None:
-        super().__init__(cfg, source, compute, processes)
-        train = source.train
-        if not isinstance(train, Split):
-            raise ConfigError(f"gan= is for images in memory, and those of dataset={source.name} stay in their files")
-        height, width = train.image_size
-        if height != width:
-            raise ConfigError(f"gan= is for square images, and those of {source.name} have {height} x {width} pixels")
-        self.shape = Shape(source.num_classes, height, train.channels)
-        game: Game = build(cfg.gan.game)
-        self.classes = _classes(cfg, source)
-        self.learner: GanTrainer = GanTrainer(
-            game=game,
-            pairs=_pairs(cfg, game, self.shape, compute, self.classes),
-            loaders=_loaders(cfg, train, game, self.classes, compute, processes),
-            num_classes=source.num_classes,
-            epochs=cfg.gan.epochs,
-            compute=compute,
-            seed=cfg.seed,
-            processes=processes,
-        )
 
-    @staticmethod
-    def result_json(result: GeneratorResult, /) -> dict[str, Any]:
-        """For trackers, to whom it is the last record of a run like any."""
-        return {**as_json(result), "kind": "result"}
+def opening(cfg: DictConfig, trainer: GanTrainer, source: Source, shape: Shape, classes: Sequence[int]) -> str:
+    """Return the lines that a run begins with: networks, data and device."""
+    compute, world = trainer.compute, trainer.processes.world_size
+    pair, many = trainer.pairs[0], len(trainer.pairs)
+    sizes = [sum(one.numel() for one in net.parameters()) for net in (pair.generator, pair.discriminator)]
+    of_each = f"{many} pairs, one for each class, of " if many > 1 else ""
+    wanted = "" if len(classes) == source.num_classes else f" of classes {list(classes)}"
+    resumed = f"goes on after step {trainer.step} of {trainer.epochs * trainer.steps_per_epoch}\n"
+    several = f"{world} processes, each on " if world > 1 else ""
+    return (
+        f"{cfg.run_id}\n{resumed if trainer.step else ''}{cfg.gan.kind}: {of_each}a generator of "
+        f"{sizes[0]:,} parameters and a discriminator of {sizes[1]:,} | {source.name}: "
+        f"{trainer.images_per_epoch:,} training images{wanted} of {shape.image_size} pixels, "
+        f"{shape.num_classes} classes | "
+        f"{several}{compute.device.type} ({compute.hardware}), {compute.precision}"
+    )
 
-    @staticmethod
-    def summary(result: GeneratorResult, /) -> str:
-        """How many generators took how many steps."""
-        many = f"{result.generators} generators" if result.generators > 1 else "a generator"
-        return f"{many} of {result.parameters:,} parameters, {result.generator_steps:,} steps, {result.epochs} epochs"
 
-    @staticmethod
-    def build_trackers(cfg: DictConfig, metrics: Path) -> list[Tracker]:
-        """W&B, under a kind of its own, which no table reads."""
-        group = cfg.run_id.rpartition("-s")[0]
-        return parts.wandb_trackers(cfg, metrics, group, job_type="generator", summary_of=wandb_summary)
+def generator_result(
+    cfg: DictConfig,
+    trainer: GanTrainer,
+    segments: list[SegmentRecord],
+    records: list[GeneratorEpoch],
+    origin: dict[str, Any],
+) -> GeneratorResult:
+    """Return the result of a run that has ended: curves, how far it went, where and with what."""
+    names = [*CURVES, *(name for name in MORE_CURVES if getattr(records[0], name) is not None)]
+    choices: dict[str, Any] = OmegaConf.to_container(cfg.choice)  # type: ignore[assignment]
+    return GeneratorResult(
+        run_id=cfg.run_id,
+        request={"numerics_version": cfg.numerics_version, **request(cfg)},
+        choices=choices,
+        epochs=len(records),
+        steps=trainer.step,
+        generator_steps=trainer.generator_steps,
+        generators=len(trainer.pairs),
+        parameters=sum(one.numel() for pair in trainer.pairs for one in pair.generator.parameters()),
+        train_images=trainer.images_per_epoch,
+        curves={name: [getattr(record, name) for record in records] for name in names},
+        timing=total_timing(records, trainer.images_per_epoch),
+        segments=[as_json(segment) for segment in segments],
+        environment=origin,
+    )
 
-    def opening(self) -> str:
-        """Networks, data and device."""
-        learner, compute = self.learner, self.learner.compute
-        pair, many = learner.pairs[0], len(learner.pairs)
-        sizes = [sum(one.numel() for one in net.parameters()) for net in (pair.generator, pair.discriminator)]
-        of_each = f"{many} pairs, one for each class, of " if many > 1 else ""
-        wanted = "" if len(self.classes) == self.source.num_classes else f" of classes {list(self.classes)}"
-        resumed = f"goes on after step {learner.step} of {learner.epochs * learner.steps_per_epoch}\n"
-        several = f"{self.processes.world_size} processes, each on " if self.processes.are_several else ""
-        return (
-            f"{self.cfg.run_id}\n{resumed if learner.step else ''}{self.cfg.gan.kind}: {of_each}a generator of "
-            f"{sizes[0]:,} parameters and a discriminator of {sizes[1]:,} | {self.source.name}: "
-            f"{learner.images_per_epoch:,} training images{wanted} of {self.shape.image_size} pixels, "
-            f"{self.shape.num_classes} classes | "
-            f"{several}{compute.device.type} ({compute.hardware}), {compute.precision}"
-        )
 
-    def bar(self) -> GanProgress:
-        """Losses, images/s and the time left."""
-        return GanProgress(self.learner.epochs, self.learner.images_per_epoch, images_done=self.learner.images_done)
+def summary(result: GeneratorResult) -> str:
+    """Return a result in one line: how many generators took how many steps."""
+    many = f"{result.generators} generators" if result.generators > 1 else "a generator"
+    return f"{many} of {result.parameters:,} parameters, {result.generator_steps:,} steps, {result.epochs} epochs"
 
-    def train(self, trackers: Sequence[Tracker], bar: GanProgress | None, saver: Saver) -> list[GeneratorEpoch]:
-        """The loop; the first process keeps pictures."""
-        folder = Path(self.cfg.runs_dir) / self.cfg.run_id / "samples"
-        shown = shown_epochs(self.learner.epochs) if self.processes.is_first else set()
-        seed = stream_seed(self.cfg.seed, "pictures")
 
-        def epoch_ended(epoch: int) -> None:
-            if epoch in shown:
-                generator = ImageGenerator(self.learner.game, self._generators(), self.shape, self.classes)
-                write_picture(folder / f"epoch-{epoch:05}.png", grid(generator, seed))
+def build_trackers(cfg: DictConfig, metrics: Path) -> list[Tracker]:
+    """Build the W&B tracker, if it is wanted, under a kind of its own, which no table reads."""
+    group = cfg.run_id.rpartition("-s")[0]
+    return builders.wandb_trackers(cfg, metrics, group, job_type="generator", summary_of=wandb_summary)
 
-        return self.learner.train(trackers, None if bar is None else bar.advance, saver, epoch_ended)
 
-    def _generators(self) -> list[Any]:
-        return [pair.generator for pair in self.learner.pairs]
-
-    def result(
-        self, segments: list[SegmentRecord], records: list[GeneratorEpoch], origin: dict[str, Any]
-    ) -> GeneratorResult:
-        """Curves, how far it went, where and with what."""
-        learner = self.learner
-        names = [*CURVES, *(name for name in MORE_CURVES if getattr(records[0], name) is not None)]
-        choices: dict[str, Any] = OmegaConf.to_container(self.cfg.choice)  # type: ignore[assignment]
-        return GeneratorResult(
-            run_id=self.cfg.run_id,
-            request={"numerics_version": self.cfg.numerics_version, **request(self.cfg)},
-            choices=choices,
-            epochs=len(records),
-            steps=learner.step,
-            generator_steps=learner.generator_steps,
-            generators=len(learner.pairs),
-            parameters=sum(one.numel() for network in self._generators() for one in network.parameters()),
-            train_images=learner.images_per_epoch,
-            curves={name: [getattr(record, name) for record in records] for name in names},
-            timing=total_timing(records, learner.images_per_epoch),
-            segments=[as_json(segment) for segment in segments],
-            environment=origin,
-        )
-
-    def write_result(self, path: Path, result: GeneratorResult) -> None:
-        """The curves as a picture, then ``result.json``."""
-        draw_losses(path.with_name("losses.png"), result.curves, result.run_id)
-        write_result(path, result)
-
-    def final_state(self) -> Mapping[str, Any]:
-        """The weights, and what they make."""
-        return {
-            "run_id": self.cfg.run_id,
-            "epoch": self.cfg.gan.epochs,
-            "network": self.learner.weights(),
-            "shape": vars(self.shape),
-            "classes": list(self.classes),
-        }
+GENERATOR = RunKind(
+    epoch_record=GeneratorEpoch,
+    state_keys=frozenset({"step", "epoch", "network", "pairs", "totals", "timing"}),
+    read_result=read_generator_result,
+    result_json=lambda result: {**as_json(result), "kind": "result"},  # for trackers it is the last record of any run
+    summary=summary,
+    build_trackers=build_trackers,
+)
 
 
 def wandb_summary(result: Mapping[str, Any], _metric: str | None = None, _tables: Sequence[str] = ()) -> dict[str, Any]:
@@ -226,9 +246,9 @@ def _loaders(
     cfg: DictConfig, train: Split, game: Game, classes: Sequence[int], compute: Compute, processes: Processes
 ) -> list[Loader]:
     """The training images, all of them or class by class, in [-1, 1]."""
-    parts = {0: train}
+    builders = {0: train}
     if game.one_for_each_class:
-        parts = {one: train.select((train.targets == one).nonzero()[:, 0]) for one in classes}
+        builders = {one: train.select((train.targets == one).nonzero()[:, 0]) for one in classes}
     middle = [0.5] * train.channels
     augmentation = PadCropFlip(padding=0, flip=cfg.gan.flip)
     return [
@@ -244,5 +264,5 @@ def _loaders(
             memory_format=compute.memory_format,
             share=Share(processes.rank, processes.world_size),
         )
-        for index, part in parts.items()
+        for index, part in builders.items()
     ]

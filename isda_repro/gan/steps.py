@@ -17,7 +17,7 @@ from isda_repro.gan.networks import Discriminator, Generator, Judgement
 from isda_repro.gan.objectives import Game, Losses
 from isda_repro.randomness import stream_seed
 from isda_repro.training.compute import Compute
-from isda_repro.training.processes import ALONE, Processes
+from isda_repro.training.distributed import ALONE, Processes
 
 
 @dataclass

@@ -21,10 +21,10 @@ from isda_repro.gan.objectives import Game
 from isda_repro.gan.steps import Pair, Steps, Totals
 from isda_repro.runs.records import GeneratorEpoch, as_json
 from isda_repro.tracking import Tracker
+from isda_repro.training.checkpoint import Saver
 from isda_repro.training.compute import Compute
-from isda_repro.training.processes import ALONE, Processes
-from isda_repro.training.saving import Saver
-from isda_repro.training.timing import Stopwatch, peak_memory_mib
+from isda_repro.training.distributed import ALONE, Processes
+from isda_repro.training.running_metrics import Stopwatch, peak_memory_mib
 
 Advance = Callable[[int, int, Callable[[], Mapping[str, float]]], None]
 """Is told of a step: its images, its epoch, and what gives the means so far."""

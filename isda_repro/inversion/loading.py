@@ -14,8 +14,8 @@ from isda_repro.data import Source, Split
 from isda_repro.errors import UserError
 from isda_repro.gan import load_generator
 from isda_repro.inversion.objectives import FeatureMap, Reversal
-from isda_repro.training import parts
-from isda_repro.training.finished import Finished, load_finished
+from isda_repro.training import builders
+from isda_repro.training.finished_run import Finished, load_finished
 
 PARTS = ("train", "test")
 
@@ -67,7 +67,7 @@ def chosen(split: Split, wanted: Sequence[int] | None, count: int, classes: Sequ
 
 def feature_map(classifier: Finished) -> FeatureMap:
     """f of a finished classifier."""
-    mean, std = parts.normalisation(classifier.cfg, classifier.source)
+    mean, std = builders.normalisation(classifier.cfg, classifier.source)
     return FeatureMap(classifier.network, mean, std, classifier.compute.memory_format)
 
 
@@ -90,7 +90,7 @@ def load_reversal(
     if names[0] != names[1]:
         raise ConfigError(f"the generator is of dataset={names[0]}, the classifier of dataset={names[1]}")
     images = load_generator(build(cfg.gan.game), generator / "checkpoint.pt", finished.compute.device)
-    parts.check_made_like(images, finished.source, generator)
+    builders.check_made_like(images, finished.source, generator)
     for network in images.generators:
         network.requires_grad_(False)
     return Reversal(images, feature_map(finished)), finished

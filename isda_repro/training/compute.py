@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from isda_repro.errors import UserError
-from isda_repro.training.processes import Processes
+from isda_repro.training.distributed import Processes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isda_repro.training.compute import Compute
-from isda_repro.training.processes import ALONE, Processes
+from isda_repro.training.distributed import ALONE, Processes
 
 LIKELIEST = 5
 

@@ -1,6 +1,6 @@
 """Where a run starts from: the one rule, in order.
 
-1. A run with a result is finished, and not started at all (``lifecycle.py`` asks first).
+1. A run with a result is finished, and not started at all (``session.earlier_result`` asks first).
 2. The newest checkpoint that is whole, belongs to this run, and whose lines of ``metrics.jsonl`` are all there.
 3. The beginning.
 
@@ -15,10 +15,57 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from isda_repro.console import warn
+from isda_repro.data import DataError, Source
 from isda_repro.errors import UserError
 from isda_repro.files import move_aside
 from isda_repro.runs.records import AnyRecord, RecordError, read_lines
 from isda_repro.training.checkpoint import CheckpointError, Checkpoints, load
+
+DATA_KEY = "data"
+
+
+def describe_data(source: Source) -> dict[str, Any]:
+    """What is kept of the data beside weights."""
+    return {
+        "classes": list(source.class_names),
+        "train_images": len(source.train),
+        "test_images": len(source.test),
+    }
+
+
+def check_classes(state: Mapping[str, Any], source: Source, path: Path) -> None:
+    """Whether the data has the classes of the weights in ``path``; older files do not say.
+
+    Raises:
+        DataError: it has others.
+    """
+    then, now = state.get(DATA_KEY, {}).get("classes"), list(source.class_names)
+    if then is None or then == now:
+        return
+    differing = next((i for i, (a, b) in enumerate(zip(then, now, strict=False)) if a != b), min(len(then), len(now)))
+    named = [names[differing] if differing < len(names) else "none" for names in (then, now)]
+    raise DataError(
+        f"{path} was trained on other classes: {len(then)} of them, and {source.name} has {len(now)}; class "
+        f"{differing} was {named[0]} and is {named[1]} now: give the folder it was trained on, or begin a run with "
+        "another name (dataset.name=)"
+    )
+
+
+def check_same_data(state: Mapping[str, Any], source: Source, path: Path) -> None:
+    """As ``check_classes``, and whether there are as many images: else the steps of an epoch are others.
+
+    Raises:
+        DataError: something has changed.
+    """
+    check_classes(state, source, path)
+    now = describe_data(source)
+    for key, then in state.get(DATA_KEY, {}).items():
+        if then != now[key]:
+            raise DataError(
+                f"{path} is of a run with {then:,} {key.replace('_', ' ')}, and {source.name} has {now[key]:,} now: "
+                "put the data back as it was, or delete the run's folder to begin anew"
+            )
+
 
 ALWAYS_NEEDED = frozenset({"step", "epoch", "metrics_bytes"})
 

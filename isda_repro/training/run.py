@@ -1,4 +1,4 @@
-"""One classifier from its frozen configuration: the parts that are trained, and what is said and kept of them."""
+"""One classifier from its frozen configuration, from top to bottom."""
 
 from __future__ import annotations
 
@@ -6,93 +6,63 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from isda_repro.config import build, weights_digest
-from isda_repro.console import say
-from isda_repro.data import Source
+from isda_repro.config import build, model_name, request, weights_digest
+from isda_repro.console import say, warn
+from isda_repro.data import Loader, Source, StreamingLoader
 from isda_repro.errors import UserError
 from isda_repro.models.weights import load_weights
-from isda_repro.runs.records import EpochRecord, Result, SegmentRecord, as_json, read_result, write_result
-from isda_repro.tracking import Progress, Tracker
-from isda_repro.training import parts
-from isda_repro.training.account import opening, result_record, summary
+from isda_repro.runs.records import EpochRecord, Result, SegmentRecord, as_json, mean_of_last, read_result
+from isda_repro.tracking import Progress
+from isda_repro.training import builders
 from isda_repro.training.compute import Compute
-from isda_repro.training.lifecycle import live
-from isda_repro.training.processes import Processes
-from isda_repro.training.replicas import with_common_batch_norm
-from isda_repro.training.saving import Saver
+from isda_repro.training.ddp import with_common_batch_norm
+from isda_repro.training.distributed import Processes, joined
+from isda_repro.training.session import RunKind, Session, earlier_result, prepare, record_exit, total_timing
 from isda_repro.training.trainer import Trainer
-from isda_repro.training.unreadable import UnreadableImages
-from isda_repro.training.work import Work
 
 
 def run(cfg: DictConfig) -> Result:
-    """Train the classifier that ``cfg`` asks for (frozen, see ``isda_repro.config.freeze``): ``lifecycle.live``.
+    """Train the classifier that ``cfg`` asks for, or return its result if the run has finished.
+
+    Under torchrun each process calls this, and all return the result.
+
+    Args:
+        cfg: a frozen configuration, see ``isda_repro.config.freeze``.
 
     Raises:
         UserError: a setting, the data or the device is wrong, another process writes this run, or the loss diverged.
         StoppedError: a signal asked to stop; the state is saved.
     """
-    return live(cfg, Classification)
-
-
-class Classification(Work[Result]):
-    """A classifier that is trained; see ``Work``."""
-
-    epoch_record = EpochRecord
-    needed = frozenset({"step", "epoch", "network", "criterion", "optimizer", "ranks", "timing"})
-    read_result = staticmethod(read_result)
-    result_json = staticmethod(as_json)
-    summary = staticmethod(summary)
-    build_trackers = staticmethod(parts.build_trackers)
-
-    def __init__(self, cfg: DictConfig, source: Source, compute: Compute, processes: Processes) -> None:
-        super().__init__(cfg, source, compute, processes)
-        self.learner: Trainer = build_trainer(cfg, source, compute, processes)
-
-    def enter(self, folder: Path) -> None:
-        """Images that cannot be read are listed in the folder."""
-        trainer = self.learner
-        self._unreadable = UnreadableImages(folder, self.processes, trainer.train_batches, trainer.test_batches)
-
-    def collect(self) -> None:
-        """Those that the other processes have met."""
-        self._unreadable.collect()
-
-    def conclude(self) -> None:
-        """How many there were."""
-        self._unreadable.conclude()
-
-    def opening(self) -> str:
-        """Network, data and device."""
-        return opening(self.cfg, self.learner, self.source)
-
-    def bar(self) -> Progress:
-        """Loss, error, images/s and the time left."""
-        trainer = self.learner
-        return Progress(trainer.epochs, trainer.train_batches.num_samples, images_done=trainer.images_done)
-
-    def train(self, trackers: Sequence[Tracker], bar: Progress | None, saver: Saver) -> list[EpochRecord]:
-        """The loop."""
-        return self.learner.train(trackers, bar, saver)
-
-    def result(self, segments: list[SegmentRecord], records: list[EpochRecord], origin: dict[str, Any]) -> Result:
-        """What tables read."""
-        return result_record(self.cfg, self.learner, self.source, segments, records, origin)
-
-    def write_result(self, path: Path, result: Result) -> None:
-        """``result.json``."""
-        write_result(path, result)
-
-    def final_state(self) -> dict[str, Any]:
-        """What is kept of a finished run to evaluate it again."""
-        return {
-            "run_id": self.cfg.run_id,
-            "epoch": self.cfg.recipe.epochs,
-            "network": self.learner.network.state_dict(),
-            "criterion": self.learner.criterion.whole_state_dict(),
-        }
+    folder = Path(cfg.runs_dir) / cfg.run_id
+    with record_exit(folder), joined(cfg.compute.get("timeout_minutes", 10)) as processes:
+        if (earlier := earlier_result(cfg, CLASSIFIER, processes)) is not None:
+            return earlier
+        compute, source = prepare(cfg, processes)
+        trainer = build_trainer(cfg, source, compute, processes)
+        with Session(cfg, CLASSIFIER, trainer, source) as session:
+            if session.result is not None:  # another launch was faster
+                return session.result
+            unreadable = UnreadableImages(folder, processes, trainer.train_batches, trainer.test_batches)
+            session.resume(collect=unreadable.collect)
+            bar = None
+            if processes.is_first:
+                say(opening(cfg, trainer, source))
+                bar = Progress(trainer.epochs, trainer.train_batches.num_samples, images_done=trainer.images_done)
+            records = trainer.train(session.start_trackers(bar), bar, session.saver)
+            final_state = {
+                "run_id": cfg.run_id,
+                "epoch": cfg.recipe.epochs,
+                "network": trainer.network.state_dict(),
+                "criterion": trainer.criterion.whole_state_dict(),
+            }
+            result = session.finish(
+                final_state, lambda segments, origin: result_record(cfg, trainer, source, segments, records, origin)
+            )
+            unreadable.conclude()
+            session.announce(result)
+            return result
 
 
 def build_trainer(cfg: DictConfig, source: Source, compute: Compute, processes: Processes) -> Trainer:
@@ -101,7 +71,7 @@ def build_trainer(cfg: DictConfig, source: Source, compute: Compute, processes: 
     Raises:
         UserError: its parts do not fit the data, each other, or the device.
     """
-    network = parts.build_network(cfg, source, compute)
+    network = builders.build_network(cfg, source, compute)
     if cfg.model.get("weights") is not None:  # a file that was frozen before there was such a setting has none
         weights_digest(cfg.model)
         loaded = load_weights(network, Path(cfg.model.weights), new_head=True)
@@ -109,15 +79,15 @@ def build_trainer(cfg: DictConfig, source: Source, compute: Compute, processes: 
             say(loaded)
     if compute.sync_bn and processes.are_several:
         network = with_common_batch_norm(network, processes, compute)
-    criterion = parts.build_criterion(cfg, network, compute, processes)
-    train_batches, test_batches = parts.build_loaders(cfg, source, compute, processes)
-    compiled, called = parts.call_network(network, compute, processes)
+    criterion = builders.build_criterion(cfg, network, compute, processes)
+    train_batches, test_batches = builders.build_loaders(cfg, source, compute, processes)
+    compiled, called = builders.call_network(network, compute, processes)
     trainer = Trainer(
         network=network,
         compiled=compiled,
         called=called,
         criterion=criterion,
-        optimizer=parts.build_optimizer(cfg, network, criterion),
+        optimizer=builders.build_optimizer(cfg, network, criterion),
         schedule=build(cfg.recipe.schedule),
         epochs=cfg.recipe.epochs,
         progress=cfg.faithful.progress,
@@ -130,3 +100,131 @@ def build_trainer(cfg: DictConfig, source: Source, compute: Compute, processes: 
     if cfg.compute.get("cuda_graph") is True and trainer.eager_because is not None:
         raise UserError(f"compute.cuda_graph=true, but {trainer.eager_because}: leave it at auto")
     return trainer
+
+
+def opening(cfg: DictConfig, trainer: Trainer, source: Source) -> str:
+    """Return the lines that a run begins with: network, data and device."""
+    network, compute = trainer.network, trainer.compute
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    layout = ", channels_last" if compute.channels_last else ""
+    world = trainer.processes.world_size
+    several = f"{world} processes, each on " if world > 1 else ""
+    resumed = f"goes on after step {trainer.step} of {trainer.total_steps}\n" if trainer.step else ""
+    return (
+        f"{cfg.run_id}\n{resumed}"
+        f"{model_name(cfg)}: {parameters:,} parameters, {network.feature_dim} features | {source.name}: "
+        f"{len(source.train):,} training images, {len(source.test):,} in {source.evaluated_on}, "
+        f"{source.num_classes} classes | {several}{compute.device.type} ({compute.hardware}), "
+        f"{compute.precision}{layout}"
+    )
+
+
+def result_record(
+    cfg: DictConfig,
+    trainer: Trainer,
+    source: Source,
+    segments: list[SegmentRecord],
+    records: list[EpochRecord],
+    origin: dict[str, Any],
+) -> Result:
+    """Return the result of a run that has ended: what tables read."""
+    errors = [record.test_error for record in records]
+    choices: dict[str, Any] = OmegaConf.to_container(cfg.choice)  # type: ignore[assignment]
+    return Result(
+        run_id=cfg.run_id,
+        request={"numerics_version": cfg.numerics_version, **request(cfg)},
+        choices=choices,
+        evaluated_on=source.evaluated_on,
+        test_error_last10=mean_of_last(errors),
+        test_error_final=errors[-1],
+        test_error_best=min(errors),
+        test_top5_error_final=records[-1].test_top5_error,
+        epochs=len(records),
+        steps=records[-1].step,
+        parameters=sum(parameter.numel() for parameter in trainer.network.parameters()),
+        feature_dim=trainer.network.feature_dim,
+        train_images=len(source.train),
+        test_images=len(source.test),
+        curves=curves_of(records),
+        timing=total_timing(records, trainer.train_batches.num_samples),
+        segments=[as_json(segment) for segment in segments],
+        environment=origin,
+    )
+
+
+def curves_of(records: Sequence[EpochRecord]) -> dict[str, list[float]]:
+    """Return the curves, an entry an epoch; top-5 errors only if each epoch has one, which older code did not write."""
+    names = ["test_error", "test_loss", "train_error", "train_loss", "lr"]
+    if all(record.test_top5_error is not None for record in records):
+        names.append("test_top5_error")
+    return {name: [getattr(record, name) for record in records] for name in names}
+
+
+def summary(result: Result) -> str:
+    """Return a result in one line."""
+    where = f"{result.evaluated_on} error"
+    last = min(10, result.epochs)
+    top5 = "" if result.test_top5_error_final is None else f", final top-5 {result.test_top5_error_final:.2f}%"
+    return (
+        f"{where} {result.test_error_last10:.2f}% (mean of the last {last} epochs), "
+        f"final {result.test_error_final:.2f}%, best {result.test_error_best:.2f}%{top5}"
+    )
+
+
+CLASSIFIER = RunKind(
+    epoch_record=EpochRecord,
+    state_keys=frozenset({"step", "epoch", "network", "criterion", "optimizer", "ranks", "timing"}),
+    read_result=read_result,
+    result_json=as_json,
+    summary=summary,
+    build_trackers=builders.build_trackers,
+)
+
+
+class UnreadableImages:
+    """Names each image once, on standard error and in ``unreadable.txt`` in the run's folder.
+
+    Args:
+        folder: the run's.
+        processes: of the run; the first names those of all.
+        loaders: of the run.
+    """
+
+    def __init__(self, folder: Path, processes: Processes, *loaders: Loader) -> None:
+        self._file, self._processes = folder / "unreadable.txt", processes
+        self._known = set(self._file.read_text(encoding="utf-8").splitlines()) if self._file.exists() else set()
+        self._untold: list[tuple[str, str]] = []
+        self._may_come = any(loader.may_fall_short for loader in loaders)
+        for loader in loaders:
+            if isinstance(loader, StreamingLoader):
+                loader.report = self
+
+    def __call__(self, where: str, reason: str) -> None:
+        """An image was skipped for the first time since the process began."""
+        if self._processes.is_first:
+            self._name(where, reason)
+        else:
+            self._untold.append((where, reason))
+
+    def collect(self) -> None:
+        """All processes call this now and then: the first names what the others have met."""
+        if not (self._may_come and self._processes.are_several):
+            return
+        told = self._processes.told_to_first(self._untold)
+        self._untold = []
+        for where, reason in (one for of_rank in told or [] for one in of_rank):
+            self._name(where, reason)
+
+    def _name(self, where: str, reason: str) -> None:
+        line = f"{where}: {reason}"
+        if any(known.startswith(f"{where}: ") for known in self._known):  # before the run was resumed, or by another
+            return  # Pillow's reason may hold an address, which is another one each time
+        self._known.add(line)
+        with self._file.open("a", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(f"{line}\n")
+        warn(f"image {len(self._known)} that cannot be read, and is left out: {line}")
+
+    def conclude(self) -> None:
+        """Print how many there were."""
+        if self._known and self._processes.is_first:
+            say(f"images that could not be read and were left out: {len(self._known)}, listed in {self._file}")

@@ -17,7 +17,7 @@ from isda_repro.data import Loader, ResidentLoader
 from isda_repro.errors import UserError, is_out_of_memory
 from isda_repro.losses import Criterion
 from isda_repro.training.compute import Compute
-from isda_repro.training.processes import Processes
+from isda_repro.training.distributed import Processes
 
 WARM_UP_STEPS = 3
 """Steps before the capture: libraries choose their algorithms and the optimizer makes its momentum buffers."""

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from isda_repro.losses import IGNORED, Criterion
 from isda_repro.training.compute import Compute
-from isda_repro.training.processes import Processes
-from isda_repro.training.replicas import unsynchronised
-from isda_repro.training.timing import Stopwatch
+from isda_repro.training.ddp import unsynchronised
+from isda_repro.training.distributed import Processes
+from isda_repro.training.running_metrics import Stopwatch
 
 
 class StepResult(NamedTuple):

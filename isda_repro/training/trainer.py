@@ -18,15 +18,14 @@ from isda_repro.models import Network
 from isda_repro.randomness import stream_seed
 from isda_repro.runs.records import EpochRecord, as_json
 from isda_repro.tracking import Progress, Tracker
+from isda_repro.training.checkpoint import Saver
 from isda_repro.training.compute import Compute
+from isda_repro.training.distributed import ALONE, Processes
 from isda_repro.training.evaluate import evaluate
-from isda_repro.training.processes import ALONE, Processes
-from isda_repro.training.saving import Saver
+from isda_repro.training.running_metrics import RunningTotals, Stopwatch, added_up, peak_memory_mib
 from isda_repro.training.schedule import Schedule
 from isda_repro.training.static_step import StaticStep, reason_for_eager
 from isda_repro.training.step import WHOLE_BATCH, Weighted, compute_gradients, weighted
-from isda_repro.training.timing import Stopwatch, peak_memory_mib
-from isda_repro.training.totals import RunningTotals, added_up
 
 GPU_CHECK_STEPS = 50  # to look at the loss makes the host wait for a GPU; on a CPU each step is checked
 OF_THIS_DEVICE = ("lr", "fused", "foreach")  # options of an optimizer's groups that a checkpoint does not decide
@@ -271,7 +270,7 @@ class Trainer:
             share=WHOLE_BATCH if part is None else self._share(len(images), part[1]),
             alone=self.compiled,
         )
-        self._totals.add(result, targets, step)
+        self._totals.add(result.loss, result.logits, targets, step)
         self.optimizer.step()
 
     def _learn_unseeded(self, images: Tensor, targets: Tensor, progress: Tensor, step: Tensor) -> None:

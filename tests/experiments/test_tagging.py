@@ -11,7 +11,7 @@ from isda_repro.config import read_frozen, run_id, write_frozen
 from isda_repro.experiments.plan import LONGEST_TAG, cell_tag, expand, tagged
 from isda_repro.experiments.specification import load_table
 from isda_repro.sweeps.sweep import SweepOptions, missing
-from isda_repro.training.parts import build_trackers
+from isda_repro.training.builders import build_trackers
 
 
 def test_runs_are_tagged_by_a_sweep_and_keep_their_names(tmp_path, monkeypatch):

@@ -12,8 +12,8 @@ from isda_repro.checks import ConfigError
 from isda_repro.config import build, compose, compose_generator
 from isda_repro.errors import UserError
 from isda_repro.gan import ImageGenerator
+from isda_repro.training.builders import build_loaders
 from isda_repro.training.compute import resolve
-from isda_repro.training.parts import build_loaders
 from isda_repro.training.run import run
 
 SHORT = "{gan.epochs:2,gan.batch_size:10,gan.game.width:16}"

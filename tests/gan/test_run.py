@@ -11,14 +11,14 @@ from isda_repro.config import build
 from isda_repro.data import Source, Split
 from isda_repro.errors import UserError
 from isda_repro.gan import load_generator, trained_generator
-from isda_repro.gan.run import GeneratorTraining, train_generator
+from isda_repro.gan.run import build_gan_trainer, train_generator
 from isda_repro.runs.from_wandb import results_offline
 from isda_repro.runs.offline_runs import offline_files, read_offline
 from isda_repro.runs.records import read_generator_result
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import results_of_runs
 from isda_repro.training.compute import resolve
-from isda_repro.training.processes import ALONE
+from isda_repro.training.distributed import ALONE
 
 CPU = torch.device("cpu")
 CURVES = {"discriminator_loss", "generator_loss", "real_score", "fake_score"}
@@ -26,7 +26,7 @@ MORE_CURVES = {"acgan": {"real_class_loss", "fake_class_loss"}, "infogan": {"cod
 
 
 def learner_of(cfg, source=None):
-    return GeneratorTraining(cfg, source or build(cfg.dataset.source), resolve(cfg.compute), ALONE).learner
+    return build_gan_trainer(cfg, source or build(cfg.dataset.source), resolve(cfg.compute), ALONE)[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,8 +13,8 @@ from isda_repro.config import build, compose, compose_generator
 from isda_repro.errors import UserError
 from isda_repro.gan import load_generator
 from isda_repro.gan.quality import judge_by, judged
-from isda_repro.training.finished import load_finished
-from isda_repro.training.parts import build_loaders
+from isda_repro.training.builders import build_loaders
+from isda_repro.training.finished_run import load_finished
 from isda_repro.training.run import run
 
 

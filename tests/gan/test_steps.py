@@ -11,7 +11,7 @@ from isda_repro.config import compose_generator
 from isda_repro.gan import Acgan, Cgan, Game, InfoGan, Shape, Wgan
 from isda_repro.gan.steps import Pair, Steps, Totals
 from isda_repro.training.compute import resolve
-from isda_repro.training.processes import ALONE
+from isda_repro.training.distributed import ALONE
 
 SHAPE, RATES = Shape(num_classes=3, image_size=8, channels=3), (0.5, 0.25)
 TARGETS = torch.tensor([2, 0, 1, 1, 2, 0])

@@ -12,11 +12,10 @@ from interrupted_runs import NETWORKS, RESNET, assert_same, outcome, stopped_aft
 from isda_repro.config import CONF_DIR, build, compose
 from isda_repro.errors import UserError
 from isda_repro.gan.run import train_generator
-from isda_repro.training.checkpoint import Checkpoints
+from isda_repro.training.checkpoint import Checkpoints, Saver
 from isda_repro.training.compute import resolve
-from isda_repro.training.processes import ALONE, Processes
+from isda_repro.training.distributed import ALONE, Processes
 from isda_repro.training.run import build_trainer, run
-from isda_repro.training.saving import Saver
 from isda_repro.training.static_step import WARM_UP_STEPS
 
 pytestmark = pytest.mark.gpu

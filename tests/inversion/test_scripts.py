@@ -22,7 +22,7 @@ from isda_repro.inversion.directions import neighbours
 from isda_repro.inversion.loading import load_reversal
 from isda_repro.inversion.report import titled
 from isda_repro.inversion.reversal import start_of
-from isda_repro.training.parts import build_loaders
+from isda_repro.training.builders import build_loaders
 from isda_repro.training.run import run
 
 SMALL = [

@@ -19,8 +19,8 @@ from isda_repro.config import build, compose
 from isda_repro.errors import UserError
 from isda_repro.models import ResNet, imagenet_densenet, timm_network
 from isda_repro.models.weights import WeightsError, load_weights
+from isda_repro.training import builders
 from isda_repro.training import evaluate as evaluation
-from isda_repro.training import parts
 from isda_repro.training.compute import resolve
 from isda_repro.training.run import run
 
@@ -271,7 +271,7 @@ def test_evaluate_py_takes_a_file_of_weights(load_script, tmp_path, capsys):
     evaluate(f"model.weights={tmp_path / 'whole.pth'}")
     cfg = compose([*settings, "compute.precision=fp32"])
     compute, source = resolve(cfg.compute), build(cfg.dataset.source)
-    found = evaluation.evaluate(network, parts.build_loaders(cfg, source, compute)[1].epoch(0), compute)
+    found = evaluation.evaluate(network, builders.build_loaders(cfg, source, compute)[1].epoch(0), compute)
     said = capsys.readouterr().out
     assert f" {found.loss:.4f}" in said
     assert f" {found.error:.2f}%" in said

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from isda_repro.config import compose
+from isda_repro.training.checkpoint import Saver
 from isda_repro.training.run import run
-from isda_repro.training.saving import Saver
 
 STEPS_PER_EPOCH, EPOCHS = 4, 3
 STEPS = STEPS_PER_EPOCH * EPOCHS

@@ -15,9 +15,9 @@ from interrupted_runs import before_call, settings
 
 from isda_repro.errors import StoppedError, UserError
 from isda_repro.stopping import leaving_whole
-from isda_repro.training.joining import LostContactError
+from isda_repro.training.checkpoint import Saver
+from isda_repro.training.distributed import LostContactError
 from isda_repro.training.run import run
-from isda_repro.training.saving import Saver
 
 
 def done(folder, overrides, number, rank, step):

@@ -15,10 +15,9 @@ from isda_repro.config import compose
 from isda_repro.data import Share
 from isda_repro.errors import UserError
 from isda_repro.losses import CrossEntropy, ISDALoss
-from isda_repro.training import joining
+from isda_repro.training import distributed
 from isda_repro.training.compute import refuse_differences, resolve
-from isda_repro.training.joining import LostContactError, joined
-from isda_repro.training.processes import ALONE, Processes
+from isda_repro.training.distributed import ALONE, LostContactError, Processes, joined
 from isda_repro.training.step import WHOLE_BATCH, weighted
 
 SCRIPT = Path(__file__).with_name("together.py")
@@ -189,7 +188,7 @@ def test_processes_that_would_calculate_differently_are_refused(option):
 
 
 def test_common_batch_normalisation_needs_gpus():
-    from isda_repro.training.replicas import with_common_batch_norm
+    from isda_repro.training.ddp import with_common_batch_norm
 
     with pytest.raises((UserError, ConfigError), match=r"compute\.sync_bn"):
         with_common_batch_norm(trainer_of("ce", ALONE).network, ALONE, resolve(compose(["dataset=digits"]).compute))
@@ -199,6 +198,6 @@ def test_gpus_that_nccl_refuses_are_no_lost_contact():
     def refused():
         raise dist.DistBackendError("ncclInvalidUsage: Duplicate GPU detected : rank 1 and rank 0\nmore")
 
-    with pytest.raises(UserError, match="Duplicate GPU") as caught, joining._explained(Processes(1, 2), 10):
+    with pytest.raises(UserError, match="Duplicate GPU") as caught, distributed._explained(Processes(1, 2), 10):
         refused()
     assert not isinstance(caught.value, LostContactError)

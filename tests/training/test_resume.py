@@ -1,5 +1,6 @@
 """Runs that stop anywhere and go on as if they had not: same weights, statistics and curves, bit for bit."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -28,11 +29,11 @@ from isda_repro.runs.exit_status import read_exit_status
 from isda_repro.runs.lock import FolderLock
 from isda_repro.runs.records import EpochRecord, read_metrics
 from isda_repro.training import checkpoint
-from isda_repro.training.checkpoint import CheckpointError
+from isda_repro.training import run as running
+from isda_repro.training.checkpoint import CheckpointError, Saver
 from isda_repro.training.compute import resolve
-from isda_repro.training.processes import ALONE
-from isda_repro.training.run import Classification, build_trainer, run
-from isda_repro.training.saving import Saver
+from isda_repro.training.distributed import ALONE
+from isda_repro.training.run import build_trainer, run
 from isda_repro.training.trainer import Trainer
 
 
@@ -417,7 +418,7 @@ def test_what_was_left_to_do_after_the_result_is_done_by_the_next_command(tmp_pa
         logs.append(Log())
         return logs[-1:]
 
-    monkeypatch.setattr(Classification, "build_trackers", staticmethod(trackers))
+    monkeypatch.setattr(running, "CLASSIFIER", dataclasses.replace(running.CLASSIFIER, build_trackers=trackers))
     with monkeypatch.context() as patch:
         patch.setattr(Log, "log", lambda self, record: kill() if record["kind"] == "result" else None)
         with pytest.raises(Killed):

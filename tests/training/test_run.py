@@ -20,7 +20,7 @@ from isda_repro.losses import CrossEntropy
 from isda_repro.models import ResNet
 from isda_repro.runs.exit_status import read_exit_status
 from isda_repro.runs.records import EpochRecord, SegmentRecord, read_metrics, read_result
-from isda_repro.training.processes import ALONE
+from isda_repro.training.distributed import ALONE
 from isda_repro.training.run import run
 from isda_repro.training.trainer import DivergedError
 
@@ -209,7 +209,7 @@ KILLED = f"""
 import os, runpy, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from interrupted_runs import before_call
-from isda_repro.training.saving import Saver
+from isda_repro.training.checkpoint import Saver
 
 class Patch:
     setattr = staticmethod(setattr)

@@ -9,11 +9,10 @@ from interrupted_runs import NETWORKS, RESNET, assert_same, outcome, stopped_aft
 
 from isda_repro.config import CONF_DIR, build, compose
 from isda_repro.errors import UserError
-from isda_repro.training import lifecycle
-from isda_repro.training.checkpoint import Checkpoints
-from isda_repro.training.processes import ALONE
+from isda_repro.training import session
+from isda_repro.training.checkpoint import Checkpoints, Saver
+from isda_repro.training.distributed import ALONE
 from isda_repro.training.run import build_trainer, run
-from isda_repro.training.saving import Saver
 from isda_repro.training.static_step import StaticStep
 from isda_repro.training.trainer import DivergedError
 
@@ -29,7 +28,7 @@ def resolved(*arguments):
     return replace(resolve(*arguments), cuda_graph=True)
 
 
-resolve = lifecycle.resolve
+resolve = session.resolve
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ def static(monkeypatch):
         steps.append(step)
         take(self, numbers, progress, step)
 
-    monkeypatch.setattr(lifecycle, "resolve", resolved)
+    monkeypatch.setattr(session, "resolve", resolved)
     monkeypatch.setattr(StaticStep, "take", counted)
     return steps
 
@@ -55,7 +54,7 @@ def both(tmp_path, monkeypatch, static, *more):
     cfg, other = settings(tmp_path / "static", *more), settings(tmp_path / "ordinary", *more)
     run(cfg)
     assert static == [0, 1, 3, 4]
-    monkeypatch.setattr(lifecycle, "resolve", resolve)
+    monkeypatch.setattr(session, "resolve", resolve)
     run(other)
     assert len(static) == 4
     return tmp_path / "static" / cfg.run_id, tmp_path / "ordinary" / other.run_id
@@ -85,7 +84,7 @@ def test_every_way_to_make_a_batch_has_the_bits_of_ordinary_steps(tmp_path, monk
     cfg, other = (settings(tmp_path / name, *RESNET, *more) for name in ("static", "ordinary"))
     run(cfg)
     assert static
-    monkeypatch.setattr(lifecycle, "resolve", resolve)
+    monkeypatch.setattr(session, "resolve", resolve)
     run(other)
     assert_same(tmp_path / "static" / cfg.run_id, tmp_path / "ordinary" / other.run_id)
 
@@ -97,7 +96,7 @@ def test_the_form_of_accelerators_has_the_numbers_of_ordinary_steps(tmp_path, mo
         compiling.setattr(torch.compiler, "is_compiling", lambda: True)
         cfg = settings(tmp_path / "static", f"loss={loss}", *RESNET)
         run(cfg)
-    monkeypatch.setattr(lifecycle, "resolve", resolve)
+    monkeypatch.setattr(session, "resolve", resolve)
     run(settings(tmp_path / "ordinary", f"loss={loss}", *RESNET))
     found, expected = (outcome(tmp_path / name / cfg.run_id) for name in ("static", "ordinary"))
     for one, other in zip(found[1], expected[1], strict=True):
@@ -174,7 +173,7 @@ def test_a_loss_that_is_no_longer_finite_ends_a_static_run_at_the_step_of_an_ord
         with pytest.raises(DivergedError) as caught:
             run(settings(tmp_path / name, *more))
         said.append(str(caught.value))
-        monkeypatch.setattr(lifecycle, "resolve", resolve)
+        monkeypatch.setattr(session, "resolve", resolve)
     assert static
     assert said[0] == said[1]
 

@@ -10,8 +10,8 @@ from torch import nn
 from isda_repro.losses import CrossEntropy, ISDALoss
 from isda_repro.models import Network
 from isda_repro.training.compute import Compute
+from isda_repro.training.running_metrics import Stopwatch
 from isda_repro.training.step import compute_gradients
-from isda_repro.training.timing import Stopwatch
 
 CPU = torch.device("cpu")
 

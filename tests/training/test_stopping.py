@@ -13,10 +13,9 @@ from interrupted_runs import RUN, STEPS_PER_EPOCH, assert_same, before_call, set
 from isda_repro.errors import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR, StoppedError
 from isda_repro.runs.exit_status import read_exit_status
 from isda_repro.runs.records import SegmentRecord, read_metrics
-from isda_repro.training.checkpoint import Checkpoints
-from isda_repro.training.processes import Processes
+from isda_repro.training.checkpoint import Checkpoints, Saver
+from isda_repro.training.distributed import Processes
 from isda_repro.training.run import run
-from isda_repro.training.saving import Saver
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ STOPPED = f"""
 import os, runpy, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from interrupted_runs import before_call
-from isda_repro.training.saving import Saver
+from isda_repro.training.checkpoint import Saver
 
 class Patch:
     setattr = staticmethod(setattr)

@@ -15,12 +15,11 @@ from isda_repro.losses import CenterLoss, CrossEntropy, DisturbLabel, ISDALoss, 
 from isda_repro.models import Network
 from isda_repro.runs.records import EpochRecord
 from isda_repro.stopping import leaving_whole
-from isda_repro.training.checkpoint import Checkpoints
+from isda_repro.training.checkpoint import Checkpoints, Saver
 from isda_repro.training.compute import Compute
+from isda_repro.training.ddp import replicated
+from isda_repro.training.distributed import joined
 from isda_repro.training.evaluate import evaluate
-from isda_repro.training.joining import joined
-from isda_repro.training.replicas import replicated
-from isda_repro.training.saving import Saver
 from isda_repro.training.schedule import MultiStep
 from isda_repro.training.trainer import Trainer
 

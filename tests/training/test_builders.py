@@ -5,8 +5,8 @@ import torch
 
 from isda_repro.checks import ConfigError
 from isda_repro.config import build, compose
+from isda_repro.training import builders
 from isda_repro.training import compute as compute_module
-from isda_repro.training import parts
 from isda_repro.training.compute import resolve
 
 
@@ -18,13 +18,13 @@ def assemble_model(*overrides):
     cfg = compose(["dataset=digits", "compute=cpu", *overrides])
     compute = resolve(cfg.compute)
     source = build(cfg.dataset.source)
-    network = parts.build_network(cfg, source, compute)
-    return cfg, compute, source, network, parts.build_criterion(cfg, network, compute)
+    network = builders.build_network(cfg, source, compute)
+    return cfg, compute, source, network, builders.build_criterion(cfg, network, compute)
 
 
 def test_the_optimizer_is_nesterov_sgd_with_decay_on_every_parameter():
     cfg, _, _, network, criterion = assemble("loss=isda", "recipe.weight_decay=0.003", "recipe.lr=0.7")
-    (group,) = parts.build_optimizer(cfg, network, criterion).param_groups
+    (group,) = builders.build_optimizer(cfg, network, criterion).param_groups
     assert {id(p) for p in group["params"]} == {id(p) for p in network.parameters()}
     asked = {"lr": 0.7, "initial_lr": 0.7, "momentum": 0.9, "weight_decay": 0.003, "nesterov": True, "dampening": 0}
     assert {key: group[key] for key in asked} == asked
@@ -32,7 +32,7 @@ def test_the_optimizer_is_nesterov_sgd_with_decay_on_every_parameter():
 
 def test_centres_have_a_group_of_their_own_without_momentum_and_decay():
     cfg, _, _, network, criterion = assemble("loss=center", "recipe.weight_decay=0.003")
-    _, group = parts.build_optimizer(cfg, network, criterion).param_groups
+    _, group = builders.build_optimizer(cfg, network, criterion).param_groups
     assert [id(one) for one in group["params"]] == [id(criterion.centers)]
     asked = {"initial_lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, "nesterov": False}
     assert {key: group[key] for key in asked} == asked
@@ -62,10 +62,10 @@ def test_a_loss_without_head_bias_gets_such_a_head_and_else_the_same_weights(mod
 
 def test_training_images_are_shuffled_and_augmented_and_those_evaluated_are_not():
     cfg, compute, source, *_ = assemble("recipe.batch_size=1437")
-    train, test = parts.build_loaders(cfg, source, compute)
+    train, test = builders.build_loaders(cfg, source, compute)
     ((images, targets),) = train.epoch(1)
     plain_cfg = compose(["dataset=digits", "augmentation=none", "recipe.batch_size=1437"])
-    ((same_order, same_targets),) = parts.build_loaders(plain_cfg, source, compute)[0].epoch(1)
+    ((same_order, same_targets),) = builders.build_loaders(plain_cfg, source, compute)[0].epoch(1)
     assert torch.equal(targets, same_targets)
     assert not torch.equal(targets, source.train.targets)
     shifted = (images != same_order).flatten(1).any(1).float().mean()
@@ -125,9 +125,9 @@ def test_switches_of_pytorch_are_set(deterministic):
 
 def test_normalisation_is_of_the_settings_or_of_the_training_images(monkeypatch):
     cfg, _, source, *_ = assemble()
-    monkeypatch.setattr(parts, "stored_statistics", lambda split: ([1.0], [2.0]) if split is source.train else None)
+    monkeypatch.setattr(builders, "stored_statistics", lambda split: ([1.0], [2.0]) if split is source.train else None)
     found = []
     for mean, std in (([0.5], [0.3]), ("auto", [0.3]), ([0.5], "auto"), ("auto", "auto")):
         cfg.dataset.mean, cfg.dataset.std = mean, std
-        found.append(tuple(list(one) for one in parts.normalisation(cfg, source)))
+        found.append(tuple(list(one) for one in builders.normalisation(cfg, source)))
     assert found == [([0.5], [0.3]), ([1.0], [0.3]), ([0.5], [2.0]), ([1.0], [2.0])]

@@ -9,7 +9,7 @@ import torch
 from isda_repro.config import compose, compose_generator, write_frozen
 from isda_repro.errors import UserError
 from isda_repro.training import run as running
-from isda_repro.training.finished import load_finished
+from isda_repro.training.finished_run import load_finished
 
 SMALL = [
     *("model=resnet20", "model.depth=8", "dataset=digits", "dataset.train_limit=100", "dataset.test_limit=50"),
@@ -21,11 +21,11 @@ SMALL = [
 def trained(tmp_path_factory):
     """The folder of a run, and its trainer with all that was in memory at the end."""
     cfg, kept = compose([*SMALL, f"runs_dir={tmp_path_factory.mktemp('runs')}"]), []
-    original = running.Classification.final_state
+    original = running.build_trainer
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running.Classification, "final_state", lambda work: kept.append(work) or original(work))
+        patch.setattr(running, "build_trainer", lambda *parts: kept.append(original(*parts)) or kept[0])
         running.run(cfg)
-    return Path(cfg.runs_dir) / cfg.run_id, kept[0].learner
+    return Path(cfg.runs_dir) / cfg.run_id, kept[0]
 
 
 def changed(folder, to, change):

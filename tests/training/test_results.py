@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from isda_repro.runs.records import EpochRecord
-from isda_repro.training.account import curves_of, total_timing
-from isda_repro.training.timing import Stopwatch
+from isda_repro.training.run import curves_of
+from isda_repro.training.running_metrics import Stopwatch
+from isda_repro.training.session import total_timing
 
 EPOCH = EpochRecord(
     epoch=1, step=4, lr=0.1, train_loss=1.0, train_error=30.0, test_loss=0.9, test_error=20.0, test_top5_error=2.0,

@@ -16,10 +16,10 @@ from isda_repro.losses import Criterion, ISDALoss
 from isda_repro.models import Network
 from isda_repro.models.weights import load_weights
 from isda_repro.runs.records import Result, read_result
-from isda_repro.training import parts
+from isda_repro.training import builders
 from isda_repro.training.checkpoint import load
 from isda_repro.training.compute import Compute, resolve
-from isda_repro.training.same_data import check_classes
+from isda_repro.training.resume import check_classes
 
 DEVICES = ("auto", "cpu", "gpu")
 
@@ -47,7 +47,7 @@ class Finished:
     @cached_property
     def criterion(self) -> Criterion:
         """The loss with what it had gathered at the end."""
-        criterion = parts.build_criterion(self.cfg, self.network, self.compute)
+        criterion = builders.build_criterion(self.cfg, self.network, self.compute)
         try:
             state = load(self.weights)["criterion"]
             criterion.load_state_dict(state)
@@ -113,6 +113,6 @@ def load_finished(folder: Path, device: str = "auto", data_dir: str | None = Non
     compute.apply()
     source: Source = build(cfg.dataset.source)
     check_classes(load(weights), source, weights)
-    network = parts.build_network(cfg, source, compute)
+    network = builders.build_network(cfg, source, compute)
     load_weights(network, weights, new_head=False)
     return Finished(cfg, weights, compute, source, network, result)

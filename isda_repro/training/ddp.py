@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from isda_repro.errors import UserError
 from isda_repro.models import Network, NetworkOutput
 from isda_repro.training.compute import Compute
-from isda_repro.training.processes import Processes
+from isda_repro.training.distributed import Processes
 
 
 def with_common_batch_norm(network: Network, processes: Processes, compute: Compute) -> Network:

@@ -40,8 +40,8 @@ from isda_repro.models import Network
 from isda_repro.randomness import stream_seed
 from isda_repro.tracking import Tracker, WandbTracker
 from isda_repro.training.compute import Compute
-from isda_repro.training.processes import ALONE, Processes
-from isda_repro.training.replicas import replicated
+from isda_repro.training.ddp import replicated
+from isda_repro.training.distributed import ALONE, Processes
 
 TEST_BATCH_SIZE = 500  # the error does not depend on it; both CIFAR test sets are a whole number of them
 STREAMED_TEST_BATCH_SIZE = 100  # larger images

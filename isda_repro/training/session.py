@@ -1,0 +1,366 @@
+"""A run's folder while processes train in it: the lock, the state to go on from, the records, the result.
+
+``run.py`` and ``gan/run.py`` train a classifier and generators from top to bottom; this is what they share. All
+processes of a run make the same calls, and the main one alone touches the folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+import torch
+from omegaconf import DictConfig
+
+from isda_repro.config import build, write_frozen
+from isda_repro.console import say, warn
+from isda_repro.data import Source
+from isda_repro.errors import EXIT_USER_ERROR, StoppedError, UserError, is_out_of_memory
+from isda_repro.files import move_aside
+from isda_repro.revision import why_unknown
+from isda_repro.runs.exit_status import ExitStatus, clear_exit_status, write_exit_status
+from isda_repro.runs.lock import FolderLock, LockedError
+from isda_repro.runs.records import AnyRecord, RecordError, SegmentRecord, as_json, read_lines, write_result
+from isda_repro.runs.run_directory import RunDirectory, provenance, write_environment
+from isda_repro.tracking import JsonLines, Tracker
+from isda_repro.training.checkpoint import Checkpoints, Saver, save
+from isda_repro.training.compute import Compute, refuse_differences, resolve
+from isda_repro.training.distributed import LostContactError, Processes
+from isda_repro.training.resume import DATA_KEY, check_same_data, describe_data, find_start
+
+Outcome = TypeVar("Outcome")
+
+
+class Trainable(Protocol):
+    """A training loop, with all that it changes."""
+
+    compute: Compute
+    processes: Processes
+    step: int
+    eager_because: str | None
+    """Why its steps are not captured as a CUDA graph; None if they are."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a run needs to go on as if it had not stopped; all processes call it."""
+
+    def load_state_dict(self, state: dict[str, Any], records: Sequence[Any]) -> None:
+        """Go on from such a state; ``records`` are those of the epochs that were over."""
+
+
+@dataclass(frozen=True)
+class RunKind(Generic[Outcome]):
+    """How the runs of one kind, classifiers or generators, are recorded.
+
+    Args:
+        epoch_record: the type of the lines of ``metrics.jsonl`` that are epochs.
+        state_keys: what the state of a trainer must have.
+        read_result: reads a ``result.json``; ``RecordError`` says why it cannot be used.
+        result_json: a result as trackers take it.
+        summary: a result in one line.
+        build_trackers: the trackers that a configuration asks for beside ``metrics.jsonl`` and the progress bar.
+    """
+
+    epoch_record: type[AnyRecord]
+    state_keys: frozenset[str]
+    read_result: Callable[[Path], Outcome]
+    result_json: Callable[[Outcome], dict[str, Any]]
+    summary: Callable[[Outcome], str]
+    build_trackers: Callable[[DictConfig, Path], list[Tracker]]
+
+
+@contextmanager
+def record_exit(folder: Path) -> Iterator[None]:
+    """Record in a run's folder how training in this block ended, unless it ended with a result.
+
+    Of several processes the one whose own error it is records it; a stop is recorded by the main process.
+    """
+    try:
+        yield
+    except StoppedError as stop:
+        if str(stop):
+            write_exit_status(folder, ExitStatus(stop.exit_code, str(stop)))
+        raise
+    except LockedError:  # another process works on it
+        raise
+    except LostContactError as error:
+        write_exit_status(folder, ExitStatus(EXIT_USER_ERROR, str(error)), keep=True)
+        raise
+    except Exception as error:
+        is_users = isinstance(error, UserError | OSError | MemoryError)
+        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        write_exit_status(folder, ExitStatus(EXIT_USER_ERROR if is_users else 1, said.splitlines()[0]))
+        raise
+
+
+def earlier_result(cfg: DictConfig, kind: RunKind[Outcome], processes: Processes) -> Outcome | None:
+    """Return the result of a finished run, or None if it has to be trained (or ``force`` is set)."""
+
+    def look() -> Outcome | None:
+        directory = RunDirectory(Path(cfg.runs_dir), cfg.run_id)
+        if not directory.finished or cfg.force:
+            return None
+        if Checkpoints(directory.path).newest_first():  # its process died before its last acts
+            with FolderLock(directory.path):
+                _finish_last_acts(cfg, kind, directory)
+        return _already_done(kind, directory)
+
+    return processes.told_by_first(look)
+
+
+def prepare(cfg: DictConfig, processes: Processes) -> tuple[Compute, Source]:
+    """Settle device and precision on all processes, and read the data.
+
+    Raises:
+        UserError: the device or the data is not there, or the processes differ.
+    """
+    compute = resolve(cfg.compute, processes.local_rank if processes.are_several else None)
+    refuse_differences(compute, processes)
+    compute.apply()
+    with processes.first_before_others():  # it may have to download
+        source: Source = build(cfg.dataset.source)
+    return compute, source
+
+
+class Session(Generic[Outcome]):
+    """One run's folder, locked by the main process from the beginning to the end of a ``with`` block.
+
+    Args:
+        cfg: the run's frozen configuration.
+        kind: how it is recorded.
+        trainer: what is trained. What could be refused has been: until now the folder is untouched.
+        source: its data.
+
+    Attributes:
+        result: that of the run, if another launch has finished it since we looked; then nothing is left to do.
+        saver: saves the state when it is due; see ``resume``.
+    """
+
+    def __init__(self, cfg: DictConfig, kind: RunKind[Outcome], trainer: Trainable, source: Source) -> None:
+        self._cfg, self._kind, self._trainer, self._source = cfg, kind, trainer, source
+        self._processes = trainer.processes
+        self._directory = RunDirectory(Path(cfg.runs_dir), cfg.run_id)
+        self._checkpoints = Checkpoints(self._directory.path)
+        self._while_training = ExitStack()
+        self._trackers: list[Tracker] = []
+        self.result: Outcome | None = None
+
+    def __enter__(self) -> Session[Outcome]:
+        """Lock the folder."""
+        with ExitStack() as stack:
+            if self._processes.is_first:
+                self._origin = provenance()
+                if self._origin["git_revision"] is None:
+                    warn(why_unknown())
+                if self._directory.finished and self._cfg.force:
+                    _move_finished_run_aside(self._directory)
+                self._directory.path.mkdir(parents=True, exist_ok=True)
+                self._lock = stack.enter_context(FolderLock(self._directory.path))
+                clear_exit_status(self._directory.path)
+            self.result = self._processes.told_by_first(self._result_of_another_launch)
+            self._locked = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Wait for what is being written, and unlock the folder."""
+        with self._locked:
+            self._while_training.close()
+
+    def _result_of_another_launch(self) -> Outcome | None:
+        if not self._directory.finished:
+            return None
+        _finish_last_acts(self._cfg, self._kind, self._directory)
+        return _already_done(self._kind, self._directory)
+
+    def resume(self, collect: Callable[[], None] = lambda: None) -> None:
+        """Put the trainer where the run is, on all processes; from now on signals stop the run at its next step.
+
+        Args:
+            collect: called by all processes whenever the state is saved, and at the end.
+
+        Raises:
+            UserError: the newest checkpoint does not fit this program or the data.
+        """
+        self._collect = collect
+        every = self._cfg.checkpoint
+        self.saver = Saver(self._checkpoints, self._state, every.minutes, every.steps, self._processes)
+        self._while_training.enter_context(self.saver.listening())
+        found = self._processes.told_by_first(self._find_state)
+        if found is not None:
+            self._load(*found)
+        if self._processes.is_first:
+            frozen = self._cfg.copy()
+            frozen.force = False  # the file must not force each time that it is run
+            write_frozen(frozen, self._directory.config)
+            write_environment(self._directory.environment, self._origin, self._trainer.compute.machine())
+
+    def _find_state(self) -> tuple[dict[str, Any], list[Any]] | None:
+        path, kind = self._directory, self._kind
+        start = find_start(self._checkpoints, path.metrics, path.run_id, kind.state_keys, kind.epoch_record)
+        self._metrics_bytes, self._started_from = start.metrics_bytes, start.path
+        if start.state is None:
+            return None
+        check_same_data(start.state, self._source, start.path or path.path)
+        return start.state, start.records
+
+    def _load(self, state: dict[str, Any], records: list[Any]) -> None:
+        try:
+            self._trainer.load_state_dict(state, records)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            if is_out_of_memory(error) or not self._processes.is_first:
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"{self._started_from} is whole but does not fit this version of this program ({reason}): go on with "
+                f"the one that {self._directory.environment} names, or delete the checkpoints there to begin anew"
+            ) from error
+
+    def _state(self) -> dict[str, Any]:
+        """Return the state that the saver saves; all processes call it."""
+        if self._processes.is_first:
+            self._lock.ensure_held()
+        self._collect()
+        state = self._trainer.state_dict()
+        if not self._processes.is_first:
+            return state
+        about = {"metrics_bytes": self._metrics.bytes_written, DATA_KEY: describe_data(self._source)}
+        return {**state, "run_id": self._cfg.run_id, **about}
+
+    def start_trackers(self, bar: Tracker | None) -> list[Tracker]:
+        """Open ``metrics.jsonl`` and the trackers that are wanted, and log the segment that begins.
+
+        Args:
+            bar: the progress bar; None on the other processes.
+
+        Returns:
+            All of them; none on the other processes.
+        """
+        if bar is not None:
+            self._while_training.callback(self._close_trackers)
+            self._metrics = JsonLines(
+                self._directory.metrics, keep=self._metrics_bytes, before_write=self._lock.ensure_held
+            )
+            self._trackers += [self._metrics, bar]
+            self._trackers += self._kind.build_trackers(self._cfg, self._directory.metrics)
+            self._log(as_json(_segment_record(self._trainer, self._origin)))
+        return self._trackers
+
+    def finish(
+        self, final_state: Mapping[str, Any], make_result: Callable[[list[SegmentRecord], dict[str, Any]], Outcome]
+    ) -> Outcome:
+        """Write ``checkpoint.pt`` and, last, ``result.json``: from then on the run has finished.
+
+        Args:
+            final_state: what is kept of a finished run, the same on all processes.
+            make_result: makes the result from the run's segments and its provenance, on the main process.
+
+        Returns:
+            The result, on all processes.
+        """
+        result: Outcome | None = None
+        if self._processes.is_first:
+            self._checkpoints.wait()
+            lines = read_lines(self._directory.metrics, self._kind.epoch_record)
+            self._lock.ensure_held()
+            result = make_result([line for line in lines if isinstance(line, SegmentRecord)], self._origin)
+        self._collect()
+        if result is not None:
+            self._lock.ensure_held()
+            save(self._directory.checkpoint, {**final_state, DATA_KEY: describe_data(self._source)})
+            write_result(self._directory.result, cast(Any, result))
+            self._log(self._kind.result_json(result))
+            self._while_training.close()
+            self._checkpoints.clear()  # the very last: until then the same command knows that something is left to do
+        return cast(Outcome, self._processes.told_by_first(lambda: result))
+
+    def announce(self, result: Outcome) -> None:
+        """Print what the run came to."""
+        if self._processes.is_first:
+            say(f"{self._cfg.run_id}: {self._kind.summary(result)}\n{self._directory.result}")
+
+    def _log(self, record: Mapping[str, Any]) -> None:
+        for tracker in self._trackers:
+            tracker.log(record)
+
+    def _close_trackers(self) -> None:
+        self._checkpoints.wait()
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def _move_finished_run_aside(directory: RunDirectory) -> None:
+    with FolderLock(directory.path) as lock:  # nobody else moves it or writes there
+        if not directory.finished:  # somebody has, since we looked, and has begun anew
+            return
+        aside = move_aside(directory.path, "before")
+        lock.follow(aside)
+    say(f"force=true: the finished run is now {aside}")
+
+
+def _finish_last_acts(cfg: DictConfig, kind: RunKind[Outcome], directory: RunDirectory) -> None:
+    """Tell W&B the result and clear up, for a run whose process died when it had just written the result."""
+    checkpoints = Checkpoints(directory.path)
+    if not checkpoints.newest_first():
+        return
+    result = kind.result_json(_own_result(kind, directory))
+    for tracker in kind.build_trackers(cfg, directory.metrics):
+        tracker.log(result)
+        tracker.close()
+    checkpoints.clear()
+
+
+def _already_done(kind: RunKind[Outcome], directory: RunDirectory) -> Outcome:
+    result = _own_result(kind, directory)
+    say(f"{directory.run_id} is already done: {kind.summary(result)}\n{directory.result}")
+    return result
+
+
+def _own_result(kind: RunKind[Outcome], directory: RunDirectory) -> Outcome:
+    try:
+        result = kind.read_result(directory.result)
+    except RecordError as error:
+        raise UserError(f"{error}; delete that file to run again") from error
+    if (run_id := cast(Any, result).run_id) != directory.run_id:
+        raise UserError(f"{directory.result} is the result of {run_id}; move it away to run again")
+    return result
+
+
+def _segment_record(trainer: Trainable, origin: Mapping[str, Any]) -> SegmentRecord:
+    compute = trainer.compute
+    return SegmentRecord(
+        step=trainer.step,
+        device=compute.device.type,
+        hardware=compute.hardware,
+        precision=compute.precision,
+        tf32=compute.tf32,
+        channels_last=compute.channels_last,
+        compile=compute.compile,
+        deterministic=compute.deterministic,
+        eager_because=trainer.eager_because if compute.device.type == "cuda" else None,
+        world_size=trainer.processes.world_size,
+        threads=torch.get_num_threads(),
+        git_revision=origin["git_revision"],
+        git_clean=origin["git_clean"],
+    )
+
+
+class Timed(Protocol):
+    """The record of an epoch, of either kind of run."""
+
+    @property
+    def timing(self) -> dict[str, float]:
+        """As in ``EpochRecord``."""
+
+
+def total_timing(records: Sequence[Timed], images: int) -> dict[str, float]:
+    """Return the timing of a whole run of so many images an epoch: seconds by section, images/s, the most memory."""
+    measured = set.intersection(*(set(record.timing) for record in records))  # on a GPU: not the criterion
+    sections = [name for name in records[-1].timing if name in measured - {"images_per_s", "peak_memory_mib"}]
+    total = {name: sum(record.timing[name] for record in records) for name in sections}
+    return {
+        **total,
+        "images_per_s": images * len(records) / total["train"],
+        "peak_memory_mib": max(record.timing["peak_memory_mib"] for record in records),
+    }
