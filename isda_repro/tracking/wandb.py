@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -118,6 +119,9 @@ class WandbTracker:
     def _begin(self) -> None:
         import wandb
 
+        # A W&B service inherited from a parent process may be gone, or be on the host that submitted the job; and one
+        # that runs takes the id of a run that was killed, or that found no server, to be in use.
+        os.environ.pop("WANDB_SERVICE", None)
         if self._offline:
             self._remove_unfinished()
         settings = wandb.Settings(

@@ -135,13 +135,14 @@ def test_a_live_run_goes_on_under_its_name_and_sends_what_an_outage_kept_back(tm
     whole = result([EPOCHS[0], *again])
     metrics = write_metrics(tmp_path / "metrics.jsonl", [SEGMENT, *EPOCHS[:2]])
     (tmp_path / "environment.json").write_text("{}")
-    first = say(metrics, [SEGMENT, *EPOCHS[:2]], server.environment, tags=["table2"])
+    environment = {**server.environment, "WANDB_SERVICE": f"3-1-unix-{tmp_path}/gone"}  # of a submitting host, perhaps
+    first = say(metrics, [SEGMENT, *EPOCHS[:2]], environment, tags=["table2"])
     assert (first.returncode, "warning" in first.stderr) == (0, False), first.stderr
     assert "environment.json" in server.runs["run-1"].files
     run = server.runs["run-1"]
     assert (run.state, run.attributes["tags"]) == ("failed", ["table2"]), "it has no result yet"
     write_metrics(metrics, [SEGMENT, EPOCHS[0], {**SEGMENT, "step": 4}, *again])
-    say(metrics, [{**SEGMENT, "step": 4}, again[0], again[3], whole], server.environment, tags=["table2"])
+    say(metrics, [{**SEGMENT, "step": 4}, again[0], again[3], whole], environment, tags=["table2"])
     assert [row["epoch"] for row in run.rows] == [1, 2, 2, 3, 4, 5]
     assert run.state == "finished"
     assert result_from(record_of(run.summary), run.rows) == result_of(whole)
