@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
 from isda_repro.config import compose
 from isda_repro.runs.records import read_result
@@ -35,6 +36,40 @@ def test_the_demo_from_the_sweep_to_the_table_and_the_picture(root, tmp_path):
     assert "(n = 3)" in table
     assert (tmp_path / "demo.png").stat().st_size > 10_000
     assert (tmp_path / "demo.svg").exists()
+
+
+DATASET = """
+source:
+  _target_: isda_repro.data.load_digits
+  train_limit: ${dataset.train_limit}
+  test_limit: ${dataset.test_limit}
+  holdout: ${dataset.holdout}
+train_limit: 64
+test_limit: 20
+holdout: null
+mean: [0.3, 0.3, 0.3]
+std: [0.4, 0.4, 0.4]
+"""
+
+
+def test_a_data_set_of_ones_own_is_trained_on_once_it_declares_what_the_augmentation_asks(root, tmp_path):
+    file, runs = tmp_path / "dataset" / "mine.yaml", tmp_path / "runs"
+    small = ["model=resnet8", "recipe=digits", "recipe.epochs=1", "compute=cpu", "tracking=none", f"runs_dir={runs}"]
+    asked = ["train.py", f"--config-dir={tmp_path}", "dataset=mine", "augmentation=cutout", *small]
+    file.parent.mkdir()
+    file.write_text(DATASET)
+    for more in ([], ["--cfg", "job", "--resolve"]):
+        refused = subprocess.run([sys.executable, *asked, *more], cwd=root, capture_output=True, text=True, check=False)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+        assert "dataset=mine" in refused.stderr
+        assert "dataset.augment.padding=" in refused.stderr
+    file.write_text(DATASET + "augment: {padding: 1, flip: false}\n")
+    command(root, *asked, "dataset.augment.cutout_length=3")
+    (config,) = runs.glob("*/config.yaml")
+    assert OmegaConf.load(config).augmentation.cutout.length == 3
+    file.write_text(DATASET + "augment: {padding: 1, flip: false, cutout_length: 3}\n")
+    for same in (asked, ["train.py", str(config)]):
+        assert "already" in command(root, *same), "declared in the file, it is the same run"
 
 
 @pytest.mark.slow

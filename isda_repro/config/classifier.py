@@ -30,6 +30,7 @@ def freeze(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         ConfigError: a setting is wrong, or an override adds a key that nothing reads.
     """
     plain = settled(cfg, overrides)
+    del plain["dataset"]["augment"]  # the model and the augmentation have what they made of it
     check(plain)
     if plain["model"]["weights"] is not None:
         plain["model"]["weights_sha256"] = weights_digest(plain["model"])

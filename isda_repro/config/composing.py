@@ -60,6 +60,11 @@ def explain() -> Iterator[None]:
         raise ConfigError(f"there is no {group}={name}; {group}= can be {options}") from error
     except (ConfigCompositionException, HydraException) as error:
         raise ConfigError(_one_sentence(str(error))) from error
+    except OmegaConfBaseException as error:
+        first: BaseException | None = error
+        while first is not None and not isinstance(first, ConfigError):  # a rule's own sentence
+            first = first.__cause__ or first.__context__
+        raise ConfigError(" ".join(str(first or error).splitlines()[:2])) from error
     except ValueError as error:
         if "Config group override" not in str(error):
             raise
@@ -99,6 +104,7 @@ def _keys_below(node: Any, prefix: str) -> list[str]:
     return [*names, *(name for key, value in names.items() for name in _keys_below(value, key))]
 
 
+@explain()
 def settled(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """A composed configuration with every rule resolved, as plain containers, without Hydra's own part.
 
@@ -112,10 +118,7 @@ def settled(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     if missing := sorted(OmegaConf.missing_keys(ours)):
         raise ConfigError(f"{'=, '.join(missing)}= has no default: give it a value")
-    try:
-        return cast(dict[str, Any], OmegaConf.to_container(ours, resolve=True, throw_on_missing=True))
-    except OmegaConfBaseException as error:
-        raise ConfigError(" ".join(str(error.__cause__ or error).splitlines()[:2])) from error
+    return cast(dict[str, Any], OmegaConf.to_container(ours, resolve=True, throw_on_missing=True))
 
 
 def _refuse_additions(cfg: DictConfig, overrides: Sequence[str]) -> None:

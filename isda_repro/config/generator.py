@@ -25,7 +25,7 @@ from isda_repro.config.naming import dataset_name, request
 
 ROOT = "train_gan"
 OF_CLASSIFIERS = ("recipe", "faithful")  # groups that data sets speak to, and that train no generator
-OF_NETWORKS = ("mean", "std")  # of a data set, likewise
+OF_NETWORKS = ("mean", "std", "augment")  # of a data set, likewise
 NOT_READ = (
     *(f"dataset.{name}" for name in (*OF_NETWORKS, "test_limit")),
     *("compute.micro_batch", "compute.sync_bn", "compute.compile"),
@@ -45,7 +45,7 @@ def freeze_generator(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """
     for override in overrides:
         key = override.lstrip("+").partition("=")[0]
-        if key.partition(".")[0] in OF_CLASSIFIERS or key in NOT_READ:
+        if key.partition(".")[0] in OF_CLASSIFIERS or key in NOT_READ or key.startswith("dataset.augment."):
             raise ConfigError(f"{override!r} sets what trains no generator; a generator's own settings begin with gan.")
     if "train_crop" in cfg.dataset:
         raise ConfigError("gan= is for small images in memory: dataset=cifar10, cifar100 or digits")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from isda_repro.checks import ConfigError, is_count
 
@@ -53,11 +53,55 @@ def lambda_0_of(model: object, dataset: object, loss: object) -> dict[str, Any]:
     raise ConfigError(f"conf/lambda_0.yaml has no entry for {chosen}: give loss.lambda_0=")
 
 
+DECLARED = {
+    "image_size": "the side of its images in pixels",
+    "padding": "the number of pixels padded at each side before the random crop (0: no crop)",
+    "flip": "true if half of the images may be mirrored, else false",
+    "cutout_length": "the side of Cutout's square in pixels",
+    "autoaugment_policy": "cifar10 or imagenet",
+    "autoaugment_cutout_length": "the side in pixels of the square blanked after AutoAugment (0: none)",
+}
+"""What a data set declares under ``dataset.augment``, and what can be written there."""
+
+
+def _declared(name: str, *, _root_: DictConfig) -> Any:
+    """``${declared:NAME}``: the data set's ``dataset.augment.NAME``.
+
+    Raises:
+        ConfigError: the data set does not declare it.
+    """
+    value = OmegaConf.select(_root_, f"dataset.augment.{name}")
+    if value is None:
+        group, dataset = "model" if name == "image_size" else "augmentation", _root_.choice.dataset
+        raise ConfigError(
+            f"{group}={_root_.choice[group]} needs dataset.augment.{name}=, which dataset={dataset} does not declare: "
+            f"give {DECLARED[name]}, here or in conf/dataset/{dataset}.yaml"
+        )
+    return value
+
+
+def _half(value: object) -> object:
+    """``${half:${dataset.image_size}}``, rounded down; checks of the value itself come later."""
+    return cast(int, value) // 2 if is_count(value) else value
+
+
+def _choices(*groups: str) -> str:
+    """``${choices:model,loss}``, for ``--help``: a line for each group, without the files that are parts of others."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    options = GlobalHydra.instance().config_loader().get_group_options
+    names = ([name for name in sorted(options(group)) if not name.startswith("_")] for group in groups)
+    return "\n".join(f"{group}: {', '.join(its)}" for group, its in zip(groups, names, strict=True))
+
+
 def register_resolvers() -> None:
     """Teach OmegaConf the rules that ``conf/`` is written with. May be called any number of times."""
     OmegaConf.register_new_resolver("match", _match, replace=True)
     OmegaConf.register_new_resolver("rescale", _rescale, replace=True)
     OmegaConf.register_new_resolver("lambda_0", lambda *names: lambda_0_of(*names)["value"], replace=True)
+    OmegaConf.register_new_resolver("declared", _declared, replace=True)
+    OmegaConf.register_new_resolver("half", _half, replace=True)
+    OmegaConf.register_new_resolver("choices", _choices, replace=True)
     OmegaConf.register_new_resolver(
         "folder_name", lambda path: Path(str(path)).expanduser().resolve().name, replace=True
     )

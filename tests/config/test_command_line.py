@@ -1,9 +1,12 @@
 """What a program does with its command line: a frozen file runs as it is, anything else is composed."""
 
+import subprocess
+import sys
+
 import pytest
 
 from isda_repro.checks import ConfigError
-from isda_repro.config import run_command_line
+from isda_repro.config import CONF_DIR, run_command_line
 from isda_repro.errors import EXIT_USER_ERROR
 
 
@@ -37,3 +40,20 @@ def test_an_error_of_the_user_ends_the_program_with_2_and_a_defect_is_raised(cap
     assert "seed=-1" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):
         outcome([], lambda: 1 / 0)
+
+
+@pytest.mark.parametrize(
+    ("script", "groups"),
+    [
+        ("train.py", "model loss dataset augmentation recipe synthetic faithful compute tracking"),
+        ("scripts/train_gan.py", "gan compute tracking dataset"),
+    ],
+)
+def test_help_lists_what_can_be_chosen_and_no_more(root, script, groups):
+    done = subprocess.run([sys.executable, script, "--help"], cwd=root, capture_output=True, text=True, check=True)
+    lines = done.stdout.split("Choices (group=name):\n")[1].split("\n\n")[0].splitlines()
+    listed = {group: names.split(", ") for group, names in (line.split(": ") for line in lines)}
+    assert list(listed) == groups.split()
+    if script == "train.py":
+        for group, names in listed.items():
+            assert names == sorted(path.stem for path in (CONF_DIR / group).glob("[!_]*.yaml"))

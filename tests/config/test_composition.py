@@ -4,6 +4,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from isda_repro.checks import ConfigError
 from isda_repro.config import CONF_DIR, build, compose, rescaled, rescaled_milestones
 from isda_repro.data import AutoAugment, Crop, PadCropFlip
 from isda_repro.training.schedule import MultiStep
@@ -153,10 +154,49 @@ def test_one_difference_can_be_chosen_alone(composed, override, key, value):
 # --------------------------------------------------------------------------------------------------------- augmentation
 
 
-def test_digits_are_shifted_by_one_pixel_and_not_mirrored(composed):
-    augmentation = composed("dataset=digits augmentation=cutout").augmentation
-    assert build(augmentation.crop_flip) == PadCropFlip(padding=1, padding_mode="zeros", flip=False)
-    assert (augmentation.cutout.length, augmentation.cutout.fill) == (4, "mean")
+FOLDER = "folder data_dir=pets"
+DECLARED = {  # the image's side, padding, flip, Cutout's square, AutoAugment's policy, the square after it
+    "cifar10": (32, 4, True, 16, "cifar10", 16),
+    "cifar100": (32, 4, True, 8, "cifar10", 16),
+    "cifar100 faithful=official": (32, 4, True, 16, "cifar10", 16),
+    "digits": (8, 1, False, 4, "cifar10", 4),
+    **dict.fromkeys(("imagenet", "imagenet_packed", FOLDER), (224, 0, False, 112, "imagenet", 0)),
+    f"{FOLDER} dataset.image_size=32": (32, 0, False, 16, "imagenet", 0),
+    "digits dataset.augment.padding=2 dataset.augment.cutout_length=3": (8, 2, False, 3, "cifar10", 4),
+}
+
+
+@pytest.mark.parametrize(("dataset", "values"), DECLARED.items())
+def test_a_data_set_declares_what_augmentations_and_networks_ask_of_it(composed, dataset, values):
+    base = f"model=resnet50 dataset={dataset}"
+    cutout = composed(f"{base} augmentation=cutout")
+    steps = cutout.augmentation, composed(f"{base} augmentation=autoaugment").augmentation
+    assert steps[0].crop_flip == steps[1].crop_flip == composed(f"dataset={dataset}").augmentation
+    crop_flip = build(steps[0].crop_flip)
+    lengths = [one.cutout.length for one in steps]
+    image_size, policy = cutout.model.image_size, steps[1].autoaugment.policy
+    assert (image_size, crop_flip.padding, crop_flip.flip, lengths[0], policy, lengths[1]) == values
+    assert "augment" not in cutout.dataset, "what came of it has its place, and is what names a run"
+
+
+@pytest.mark.parametrize(
+    ("key", "chosen"),
+    [
+        *(("padding", name) for name in ("augmentation=baseline", "augmentation=cutout", "augmentation=autoaugment")),
+        ("flip", "augmentation=baseline"),
+        ("cutout_length", "augmentation=cutout"),
+        ("autoaugment_policy", "augmentation=autoaugment"),
+        ("autoaugment_cutout_length", "augmentation=autoaugment"),
+        ("image_size", "model=resnet50"),
+    ],
+)
+def test_a_data_set_that_does_not_declare_what_is_asked_of_it_is_refused(key, chosen):
+    with pytest.raises(ConfigError) as error:
+        compose(["dataset=digits", f"dataset.augment.{key}=null", chosen])
+    said = str(error.value)
+    assert all(name in said for name in ("dataset=digits", f"dataset.augment.{key}=", chosen, "conf/dataset/"))
+    assert "\n" not in said
+    compose(["dataset=digits", f"dataset.augment.{key}=null", "model=resnet8", "augmentation=none"])
 
 
 def test_cutout_and_autoaugment_come_after_the_baseline(composed):

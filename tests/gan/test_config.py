@@ -24,6 +24,7 @@ def test_each_kind_composes_with_the_settings_and_the_name_of_those_that_are_tra
     assert isinstance(game, Game)
     assert game.noise_dim == 100, "Appendix B"
     assert not {"recipe", "faithful", "hydra"} & set(cfg), "a classifier's"
+    assert not {"mean", "std", "augment"} & set(cfg.dataset), "a classifier's too"
 
 
 def test_kinds_are_those_that_there_are_files_for():
@@ -62,6 +63,7 @@ def test_name_follows_from_what_changes_the_result_alone():
         (["dataset.test_limit=8"], "dataset.test_limit=8"),
         (["dataset.mean=[0,0,0]"], "dataset.mean"),
         (["dataset.std=[1,1,1]"], "dataset.std"),
+        (["dataset.augment.flip=true"], "dataset.augment.flip"),
         (["dataset=imagenet"], "gan="),
         (["seed=-1"], "seed=-1"),
         (["compute.precision=fp16"], "compute.precision=fp16"),
