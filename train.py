@@ -7,15 +7,15 @@ python train.py runs/<run_id>/config.yaml
 import os
 import sys
 
-from isda_repro.stopping import leave_on_interrupt, leaving_whole
+from isda_repro.stopping import exit_on_interrupt, hard_exit_if_distributed
 
-leave_on_interrupt()  # what is imported below takes a moment
+exit_on_interrupt()  # what is imported below takes a moment
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from isda_repro.config import freeze, read_any_frozen, rescaled_milestones, run_command_line
+from isda_repro.config import freeze, read_frozen_run, rescaled_milestones, run_command_line
 from isda_repro.console import say
 from isda_repro.errors import one_sentence_errors
 
@@ -40,5 +40,5 @@ def compose_and_run(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    with leaving_whole():
-        run_command_line(sys.argv[1:], lambda path: run_frozen(read_any_frozen(path)), compose_and_run)
+    with hard_exit_if_distributed():
+        run_command_line(sys.argv[1:], lambda path: run_frozen(read_frozen_run(path)), compose_and_run)

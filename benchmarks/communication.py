@@ -25,8 +25,8 @@ from isda_repro.losses import Criterion
 from isda_repro.measurements import conclude, machine, output_argument
 from isda_repro.models import Network
 from isda_repro.training.compute import resolve
-from isda_repro.training.ddp import replicated
-from isda_repro.training.distributed import Processes, joined
+from isda_repro.training.ddp import wrap_ddp
+from isda_repro.training.distributed import Processes, init_distributed
 from isda_repro.training.running_metrics import Stopwatch
 from isda_repro.training.step import Weighted, compute_gradients
 
@@ -93,7 +93,7 @@ def measure(model: str, loss: str, processes: Processes) -> Measured:
     network: Network = build_model(cfg, classes)
     shared = {"process_group": processes.group} if loss == "isda" else {}
     criterion: Criterion = build_loss(cfg, num_classes=classes, feature_dim=network.feature_dim, **shared)
-    called = replicated(network, processes, compute)
+    called = wrap_ddp(network, processes, compute)
     own = cfg.recipe.batch_size // processes.world_size
     images, targets = torch.randn(own, 3, PIXELS, PIXELS), torch.randint(classes, (own,))
 
@@ -114,11 +114,11 @@ def measure(model: str, loss: str, processes: Processes) -> Measured:
 
     step()  # the first exchanges other buckets
     step()
-    processes.largest(0)
+    processes.all_reduce_max(0)
     before = sent_through_loopback()
     for _ in range(STEPS):
         step()
-    processes.largest(0)
+    processes.all_reduce_max(0)
     sent = (sent_through_loopback() - before) / STEPS / processes.world_size
     about = cast(DistributedDataParallel, called)._get_ddp_logging_data()
     exchange, hidden = (about.get(f"avg_backward_{name}_time", 0) / 1e9 for name in ("comm", "compute_comm_overlap"))
@@ -140,10 +140,10 @@ def measured_by_two(model: str) -> dict[str, Measured]:
 def one_of_two(model: str) -> None:
     """What each of them does."""
     torch.set_num_threads(1)
-    with joined(timeout_minutes=10) as processes:
+    with init_distributed(timeout_minutes=10) as processes:
         for loss in ("ce", "isda"):
             found = measure(model, loss, processes)
-            if processes.is_first:
+            if processes.is_main:
                 print("measured", loss, *found, flush=True)
 
 

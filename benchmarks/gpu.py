@@ -33,7 +33,7 @@ import torch
 from gpu_summary import summary
 
 from isda_repro.errors import UserError, one_sentence_errors
-from isda_repro.files import written_whole
+from isda_repro.files import atomic_write
 from isda_repro.options import parse_options
 from isda_repro.runs.run_directory import provenance
 
@@ -171,7 +171,7 @@ def written(report: dict[str, Any], options: Options) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     card = re.sub(r"[^A-Za-z0-9]+", "-", report["card"]).strip("-").lower()
     path = folder / f"{card}-{report['date']}.json"
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write((json.dumps(report, indent=1, sort_keys=True) + "\n").encode())
     path.with_suffix(".md").write_text(summary(report), encoding="utf-8")
     return path

@@ -22,7 +22,7 @@ from measuring import Findings, random_source, wait
 
 from isda_repro.config import CONF_DIR, compose
 from isda_repro.training.compute import resolve
-from isda_repro.training.distributed import ALONE
+from isda_repro.training.distributed import SINGLE_PROCESS
 from isda_repro.training.run import build_trainer, run
 from isda_repro.training.trainer import Trainer
 
@@ -152,7 +152,7 @@ def trainer_of(
     cfg = compose(asked)
     compute = replace(resolve(cfg.compute), cuda_graph=EAGER not in more)
     compute.apply()
-    return build_trainer(cfg, random_source(classes, pixels, steps * batch_size), compute, ALONE)
+    return build_trainer(cfg, random_source(classes, pixels, steps * batch_size), compute, SINGLE_PROCESS)
 
 
 def taking(trainer: Trainer) -> Iterator[None]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from isda_repro.data import Source, Split
-from isda_repro.files import written_whole
+from isda_repro.files import atomic_write
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Findings:
         self._write()
 
     def _write(self) -> None:
-        with written_whole(self.path) as file:
+        with atomic_write(self.path) as file:
             file.write(json.dumps(self.body).encode())
 
 

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from isda_repro.files import written_whole
+from isda_repro.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -76,5 +76,5 @@ def write_json(path: Path, rows: list[Row], **about: Any) -> None:
     listed = [{k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(row).items()} for row in rows]
     about = {**about, "date": time.strftime("%Y-%m-%d"), "torch": version("torch"), "rows": listed}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write((json.dumps(about, indent=1, sort_keys=True) + "\n").encode())

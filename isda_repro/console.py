@@ -13,7 +13,7 @@ GONE = (errno.EPIPE, errno.EIO)  # a closed pipe, a closed terminal
 
 
 @contextmanager
-def unheard(stream: TextIO) -> Iterator[None]:
+def ignore_broken_pipe(stream: TextIO) -> Iterator[None]:
     """Within the block, a stream that cannot be written raises nothing; one whose reader is gone leads nowhere then."""
     try:
         yield
@@ -25,7 +25,7 @@ def unheard(stream: TextIO) -> Iterator[None]:
 def say(text: str, stream: TextIO | None = None) -> None:
     """Print at once, on standard output if nothing else is said."""
     stream = stream or sys.stdout
-    with unheard(stream):
+    with ignore_broken_pipe(stream):
         print(text, file=stream, flush=True)
 
 

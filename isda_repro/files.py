@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file to write into, which takes the place of ``path`` when the block ends; on an error nothing is changed.
 
     It and its name have reached the disk when the block has been left.
@@ -53,7 +53,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def move_aside(path: Path, why: str) -> Path:
+def rename_aside(path: Path, why: str) -> Path:
     """Give a file or folder the first free name ``<name>.<why>-<n>``, and return it."""
     names = (path.with_name(f"{path.name}.{why}-{number}") for number in itertools.count(1))
     aside = next(name for name in names if not name.exists())

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from isda_repro.console import say
 from isda_repro.errors import UserError, one_sentence_errors
-from isda_repro.files import written_whole
+from isda_repro.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = "revision.json"
@@ -56,7 +56,7 @@ def record() -> Path:
     found = _of_checkout()
     if found.git_revision is None:
         raise UserError(f"{ROOT} is no git checkout with a commit: record the revision there, and copy {FILE} with it")
-    with written_whole(ROOT / FILE) as file:
+    with atomic_write(ROOT / FILE) as file:
         file.write((json.dumps({**asdict(found), "code": _digest()}, indent=1) + "\n").encode())
     return ROOT / FILE
 

@@ -18,7 +18,7 @@ ECHO_SECONDS = 1.0  # a cluster, a terminal and our own parent may each pass on 
 
 
 @contextmanager
-def heeding(take: Callable[[signal.Signals], None]) -> Iterator[None]:
+def handle_stop_signals(take: Callable[[signal.Signals], None]) -> Iterator[None]:
     """Within the block, ``take`` is called for each request, in the main thread, instead of what signals did before.
 
     One that comes within a second of another is its echo. Those that whoever started the process has it ignore (SIGHUP
@@ -45,8 +45,8 @@ def heeding(take: Callable[[signal.Signals], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def leave_on_interrupt() -> None:
-    """From now on until a block of ``heeding``, Ctrl-C ends the process at once, in whichever line it is.
+def exit_on_interrupt() -> None:
+    """From now on until a block of ``handle_stop_signals``, Ctrl-C ends the process at once, in whichever line it is.
 
     Python's own way, an exception, gets lost in places where none can be raised, and is a traceback while a module is
     being imported.
@@ -61,7 +61,7 @@ def leave_on_interrupt() -> None:
 
 
 @contextmanager
-def leaving_whole() -> Iterator[None]:
+def hard_exit_if_distributed() -> Iterator[None]:
     """A process of several ends here, when the block has: with its exit code, and not in Python's finalisation.
 
     There threads of PyTorch's gloo, which live as long as anything refers to their process group, free their last

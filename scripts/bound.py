@@ -61,9 +61,9 @@ class Features(NamedTuple):
 def features_of(options: BoundOptions) -> Features:
     """Run the network once."""
     from isda_repro.training import builders
-    from isda_repro.training.finished_run import load_finished
+    from isda_repro.training.finished_run import load_finished_run
 
-    run = load_finished(Path(options.run), "cpu", options.data_dir)
+    run = load_finished_run(Path(options.run), "cpu", options.data_dir)
     if not isinstance(run.isda.statistics, ClassStatistics) or run.isda.covariance != "full":
         raise UserError(f"{options.run} has loss.covariance={run.isda.covariance}: this is for full ones, not packed")
     images, targets = next(iter(builders.build_loaders(run.cfg, run.source, run.compute)[1].epoch(0)))

@@ -148,9 +148,9 @@ def main(arguments: list[str]) -> None:
     from isda_repro.gan.pictures import write_picture
     from isda_repro.inversion.loading import chosen, name_of, part_of
     from isda_repro.inversion.report import folder_for, write_texts
-    from isda_repro.training.finished_run import load_finished
+    from isda_repro.training.finished_run import load_finished_run
 
-    classifier = load_finished(Path(options.classifier), options.device, options.data_dir)
+    classifier = load_finished_run(Path(options.classifier), options.device, options.data_dir)
     split, (strength, classes) = part_of(classifier.source, options.part), checked(options, classifier)
     indices = chosen(split, options.images, options.count, classes).tolist()
     output = folder_for(Path(options.output or options.classifier))

@@ -64,10 +64,10 @@ def main(arguments: list[str]) -> None:
         evaluate_weights(*of_a_file(arguments), of_run=False)
         return
     from isda_repro.runs.records import read_result
-    from isda_repro.training.finished_run import finished_config
+    from isda_repro.training.finished_run import finished_run_config
 
     options = parse_options(EvaluateOptions, arguments)
-    evaluate_weights(*finished_config(Path(options.run), options.device, options.data_dir), of_run=True)
+    evaluate_weights(*finished_run_config(Path(options.run), options.device, options.data_dir), of_run=True)
     if (result := Path(options.run) / "result.json").exists():
         print(f"its result reports a final error of {read_result(result).test_error_final:.2f}%")
 

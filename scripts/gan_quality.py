@@ -43,11 +43,11 @@ def measured(options: QualityOptions) -> dict[str, Any]:
     from isda_repro.gan import load_generator
     from isda_repro.gan.quality import judge_by, quality
     from isda_repro.training import builders
-    from isda_repro.training.finished_run import load_finished
+    from isda_repro.training.finished_run import load_finished_run
 
     made = Path(options.generator) / "config.yaml"
     generator_cfg = read_frozen_generator(made)
-    classifier = load_finished(Path(options.classifier), options.device, options.data_dir)
+    classifier = load_finished_run(Path(options.classifier), options.device, options.data_dir)
     cfg, source, compute = classifier.cfg, classifier.source, classifier.compute
     if generator_cfg.choice.dataset != cfg.choice.dataset or not isinstance(source.train, Split):
         of_generator, of_classifier = generator_cfg.choice.dataset, cfg.choice.dataset

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from isda_repro.config import CONF_DIR, build_model, compose
 from isda_repro.errors import UserError, one_sentence_errors
-from isda_repro.files import written_whole
+from isda_repro.files import atomic_write
 from isda_repro.measurements import conclude
 from isda_repro.models import Network
 from isda_repro.options import parse_options
@@ -146,7 +146,7 @@ def write_data(path: Path, models: list[str]) -> None:
     variants = [one for one in (*VARIANTS, *COUNTED_TOO) if not one[1].startswith("model.checkpointed")]
     counted = {" ".join(one): entry(*one) for one in [*((model,) for model in models), *variants]}
     lines = (f"{json.dumps(name)}: {json.dumps(counted[name], sort_keys=True)}" for name in sorted(counted))
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from isda_repro.config import compose
 from isda_repro.errors import UserError, one_sentence_errors
-from isda_repro.experiments.compose_cache import Remembered
+from isda_repro.experiments.compose_cache import ComposeCache
 from isda_repro.experiments.specification import table_names
-from isda_repro.files import cache_folder, written_whole
+from isda_repro.files import atomic_write, cache_folder
 from isda_repro.options import parse_options
 from isda_repro.report.evidence import Evidence, evidence
 from isda_repro.report.page import page
@@ -41,13 +41,13 @@ def write(options: ReportOptions) -> tuple[Path, Evidence]:
         UserError: there is no such table, or no such folder.
     """
     names = _all_tables() if options.table == ALL else list(dict.fromkeys(options.table.split(",")))
-    remembered = Remembered(compose, cache_folder())
+    remembered = ComposeCache(compose, cache_folder())
     found = evidence(names, remembered, runs_folder(options.runs_dir), Path(options.results_dir))
     remembered.keep()
     text = page(found, Path(options.runs_dir), Path(options.results_dir))
     output = Path(options.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(output) as file:
+    with atomic_write(output) as file:
         file.write(text.encode())
     return output, found
 

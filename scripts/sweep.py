@@ -15,13 +15,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from isda_repro.stopping import leave_on_interrupt
+from isda_repro.stopping import exit_on_interrupt
 
-leave_on_interrupt()  # what is imported below takes a moment
+exit_on_interrupt()  # what is imported below takes a moment
 
-from isda_repro.config import compose_any
+from isda_repro.config import compose_run
 from isda_repro.errors import UserError, one_sentence_errors
-from isda_repro.experiments.compose_cache import Remembered
+from isda_repro.experiments.compose_cache import ComposeCache
 from isda_repro.experiments.plan import Compose
 from isda_repro.files import cache_folder
 from isda_repro.options import parse_options
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"there is no cluster={options.cluster}; cluster= can be {', '.join(CLUSTERS)}")
     if action:
         runs_folder(options.runs_dir)
-    remembered = Remembered(compose_any, cache_folder())
+    remembered = ComposeCache(compose_run, cache_folder())
     try:
         if action == "status":
             print("\n".join(status(options, remembered)))

@@ -20,11 +20,11 @@ from omegaconf import MISSING
 
 from isda_repro.config import compose
 from isda_repro.errors import UserError, one_sentence_errors
-from isda_repro.experiments.compose_cache import Remembered
+from isda_repro.experiments.compose_cache import ComposeCache
 from isda_repro.experiments.plan import Plan, expand
 from isda_repro.experiments.specification import load_table, table_names
 from isda_repro.experiments.table import Table
-from isda_repro.files import cache_folder, written_whole
+from isda_repro.files import atomic_write, cache_folder
 from isda_repro.options import parse_options
 from isda_repro.plotting import figure_files
 from isda_repro.runs.from_wandb import results_from_wandb, results_offline
@@ -34,7 +34,7 @@ from isda_repro.runs.sources import Finding, results_in, results_of_runs, result
 from isda_repro.sweeps.status import ALL
 from isda_repro.sweeps.sweep import SweepOptions, sweep_command
 from isda_repro.tables.aggregate import aggregate
-from isda_repro.tables.cost_columns import sides
+from isda_repro.tables.cost_columns import cost_columns
 from isda_repro.tables.export_results import Kept, keep, strangers
 from isda_repro.tables.figures import draw_curves
 from isda_repro.tables.layout import Layout, layout
@@ -125,7 +125,7 @@ def laid_out(table: Table, plan: Plan, index: ResultIndex, options: TableOptions
     filled = aggregate(table, plan, index, reduced=bool(extra))
     name = table.name if options.table == ALL else options.table  # or the file that it is from
     sweep = sweep_command(SweepOptions(name, runs_dir=options.runs_dir, set=options.set))
-    return layout(filled, plan, sweep, extra, sides(table, plan, Path(options.results_dir)))
+    return layout(filled, plan, sweep, extra, cost_columns(table, plan, Path(options.results_dir)))
 
 
 def files(output: Path, formats: list[str], layouts: list[Layout]) -> Iterator[tuple[Path, str]]:
@@ -142,7 +142,7 @@ def write(texts: Iterable[tuple[Path, str]]) -> None:
     """Each whole or not at all."""
     for path, text in texts:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             file.write(text.encode())
         print(f"wrote {path}")
 
@@ -197,7 +197,7 @@ def import_results(options: ImportOptions) -> None:
 def plans(name: str, extra: Sequence[str] = ()) -> Iterator[tuple[Table, Plan]]:
     """One table, or all of them, the paper's first, with their runs."""
     names = sorted(table_names(), key=lambda one: (not one.removeprefix("table").isdigit(), one))
-    remembered = Remembered(compose, cache_folder())
+    remembered = ComposeCache(compose, cache_folder())
     try:
         for table in map(load_table, names if name == ALL else [name]):
             yield table, expand(table, remembered, extra)

@@ -8,9 +8,9 @@ torchrun --nproc_per_node=2 scripts/train_gan.py gan=acgan dataset=cifar10
 
 import sys
 
-from isda_repro.stopping import leave_on_interrupt, leaving_whole
+from isda_repro.stopping import exit_on_interrupt, hard_exit_if_distributed
 
-leave_on_interrupt()  # what is imported below takes a moment
+exit_on_interrupt()  # what is imported below takes a moment
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -35,5 +35,5 @@ def compose_and_run(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    with leaving_whole():
+    with hard_exit_if_distributed():
         run_command_line(sys.argv[1:], lambda path: run_frozen(read_frozen_generator(path)), compose_and_run)

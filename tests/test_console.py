@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from isda_repro.console import say, unheard, warn
+from isda_repro.console import ignore_broken_pipe, say, warn
 
 
 def test_a_text_goes_to_standard_output_and_a_warning_to_standard_error(capsys):
@@ -18,7 +18,7 @@ def test_a_text_goes_to_standard_output_and_a_warning_to_standard_error(capsys):
 
 
 def test_an_error_that_is_not_the_streams_is_raised():
-    with pytest.raises(ValueError, match="other"), unheard(sys.stdout):
+    with pytest.raises(ValueError, match="other"), ignore_broken_pipe(sys.stdout):
         raise ValueError("other")
 
 

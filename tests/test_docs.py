@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from isda_repro.checks import ConfigError
-from isda_repro.config import CONF_DIR, compose_any
+from isda_repro.config import CONF_DIR, compose_run
 
 ROOT = CONF_DIR.parent
 DOCS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
@@ -58,7 +58,7 @@ def commands():
 @pytest.mark.parametrize(("command", "settings"), commands().items(), ids=lambda value: str(value)[:60])
 def test_shown_commands_compose(command, settings):
     try:
-        cfg = compose_any(settings)
+        cfg = compose_run(settings)
     except ConfigError as error:
         pytest.fail(f"{command}: {error}")
     assert not OmegaConf.missing_keys(cfg)

@@ -91,7 +91,7 @@ def test_each_signal_is_heeded_once_and_its_echo_is_not(monkeypatch, number):
     now, taken = 100.0, []
     monkeypatch.setattr(stopping.time, "monotonic", lambda: now)
     before = signal.getsignal(number)
-    with stopping.heeding(taken.append):
+    with stopping.handle_stop_signals(taken.append):
         signal.raise_signal(number)
         now += 0.9
         signal.raise_signal(number)
@@ -108,10 +108,10 @@ def test_ignored_signal_stays_ignored(number):
     """nohup and a shell's background have a process ignore them."""
     signal.signal(number, signal.SIG_IGN)
     taken = []
-    with stopping.heeding(taken.append):
+    with stopping.handle_stop_signals(taken.append):
         signal.raise_signal(number)
         signal.raise_signal(signal.SIGTERM)
-    stopping.leave_on_interrupt()
+    stopping.exit_on_interrupt()
     signal.raise_signal(number)
     assert taken == [signal.SIGTERM]
     assert signal.getsignal(number) == signal.SIG_IGN
@@ -125,7 +125,7 @@ def test_interrupt_leaves_at_once(capfd, monkeypatch):
         raise LeftError(code)
 
     monkeypatch.setattr(os, "_exit", leave)
-    stopping.leave_on_interrupt()
+    stopping.exit_on_interrupt()
     with pytest.raises(LeftError) as left:
         signal.raise_signal(signal.SIGINT)
     assert left.value.args == (EXIT_INTERRUPTED,)
@@ -136,10 +136,10 @@ def test_interrupt_leaves_at_once(capfd, monkeypatch):
 def test_process_of_several_leaves_with_its_code_after_its_last_words(leaving, code):
     """``threading._shutdown`` would be next: Python's finalisation is not reached."""
     program = (
-        "import atexit, sys, threading; from isda_repro.stopping import leaving_whole\n"
+        "import atexit, sys, threading; from isda_repro.stopping import hard_exit_if_distributed\n"
         "threading._register_atexit(lambda: print('finalised', flush=True))\n"
         "atexit.register(lambda: print('registered'))\n"
-        f"with leaving_whole():\n    print('done')\n    {leaving}\n"
+        f"with hard_exit_if_distributed():\n    print('done')\n    {leaving}\n"
     )
     for world, said in (("2", ["done", "registered"]), ("1", ["done", "finalised", "registered"])):
         done = subprocess.run(

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from isda_repro.files import cache_folder, move_aside, named, sha256, written_whole
+from isda_repro.files import atomic_write, cache_folder, named, rename_aside, sha256
 
 
 def test_written_file_replaces_the_old_one_and_leaves_no_other(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"new")
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
@@ -31,7 +31,7 @@ def test_content_reaches_the_disk_before_the_name_and_the_name_before_the_end(tm
 
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(os, "replace", lambda *names: done.append("name") or replace(*names))
-    with written_whole(tmp_path / "file") as file:
+    with atomic_write(tmp_path / "file") as file:
         file.write(b"12345")
     assert done == ["5 bytes", "name", "folder"]
 
@@ -49,7 +49,7 @@ def test_error_while_writing_changes_nothing(tmp_path, error, expected):
     path.write_bytes(b"old")
 
     def write():
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             file.write(b"half")
             raise error
 
@@ -65,7 +65,7 @@ def test_error_that_came_of_a_full_disk_is_reported_as_one(tmp_path):
     """torch.save raises a RuntimeError of its own when a write has failed."""
 
     def write():
-        with written_whole(tmp_path / "file"):
+        with atomic_write(tmp_path / "file"):
             try:
                 raise OSError(errno.ENOSPC, "No space left on device")
             finally:
@@ -78,7 +78,7 @@ def test_error_that_came_of_a_full_disk_is_reported_as_one(tmp_path):
 
 def test_folder_that_is_missing_is_named_by_the_file_and_not_by_the_temporary_one(tmp_path):
     path = tmp_path / "missing" / "file"
-    with pytest.raises(FileNotFoundError) as caught, written_whole(path):
+    with pytest.raises(FileNotFoundError) as caught, atomic_write(path):
         pass
     assert caught.value.filename == str(path)
 
@@ -87,7 +87,7 @@ def test_move_aside_takes_the_first_free_name(tmp_path):
     names = []
     for content in ("a", "b"):
         (tmp_path / "file").write_text(content)
-        names.append(move_aside(tmp_path / "file", "before"))
+        names.append(rename_aside(tmp_path / "file", "before"))
     assert names == [tmp_path / "file.before-1", tmp_path / "file.before-2"]
     assert [name.read_text() for name in names] == ["a", "b"]
     assert not (tmp_path / "file").exists()

@@ -12,7 +12,7 @@ Generators have their own ``compose_generator``, ``freeze_generator`` and ``read
 from isda_repro.config.building import build, build_loss, build_model, target_class
 from isda_repro.config.classifier import compose, freeze, read_frozen, rescaled_milestones, weights_digest
 from isda_repro.config.command_line import run_command_line
-from isda_repro.config.either import compose_any, read_any_frozen
+from isda_repro.config.either import compose_run, read_frozen_run
 from isda_repro.config.frozen import write_frozen
 from isda_repro.config.generator import (
     compose_generator,
@@ -41,8 +41,8 @@ __all__ = [
     "build_model",
     "cell_name",
     "compose",
-    "compose_any",
     "compose_generator",
+    "compose_run",
     "dataset_name",
     "freeze",
     "freeze_generator",
@@ -50,9 +50,9 @@ __all__ = [
     "is_frozen_generator",
     "lambda_0_of",
     "model_name",
-    "read_any_frozen",
     "read_frozen",
     "read_frozen_generator",
+    "read_frozen_run",
     "register_resolvers",
     "request",
     "requested_run_id",

@@ -11,12 +11,12 @@ from isda_repro.config.classifier import compose, read_frozen
 from isda_repro.config.generator import compose_generator, is_frozen_generator, read_frozen_generator
 
 
-def compose_any(overrides: Sequence[str] = ()) -> DictConfig:
+def compose_run(overrides: Sequence[str] = ()) -> DictConfig:
     """The frozen configuration of a generator where the first override is ``gan=``, else of a classifier."""
     return (compose_generator if overrides and overrides[0].startswith("gan=") else compose)(overrides)
 
 
-def read_any_frozen(path: Path) -> DictConfig:
+def read_frozen_run(path: Path) -> DictConfig:
     """Read ``runs/<run_id>/config.yaml`` of either.
 
     Raises:

@@ -12,12 +12,12 @@ from omegaconf.errors import OmegaConfBaseException
 from isda_repro.checks import ConfigError
 from isda_repro.config import naming
 from isda_repro.config.rules import CONF_DIR
-from isda_repro.files import written_whole
+from isda_repro.files import atomic_write
 
 
 def write_frozen(cfg: DictConfig, path: Path) -> None:
     """Write a frozen configuration as YAML; the run may have been started from this very file, which stays whole."""
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(OmegaConf.to_yaml(cfg).encode())
 
 

@@ -1,6 +1,6 @@
 """Augmentation in two phases: numbers are drawn for a whole epoch, then applied to batches on the device.
 
-Drawing happens on the CPU for every position of the epoch at once, so what happens to the sample at position p is a
+PlotSpec happens on the CPU for every position of the epoch at once, so what happens to the sample at position p is a
 function of (seed, epoch, p). Applying is arithmetic on tensors: no random numbers, no wait for the device. It happens
 to the pixels, uint8, and, for what is defined there, once more to the normalised floats.
 """

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from isda_repro.data.packed import is_packed, load_packed
 from isda_repro.data.places import PARTS, places
 from isda_repro.data.source import DataError, Source, narrowed
-from isda_repro.files import cache_folder, written_whole
+from isda_repro.files import atomic_write, cache_folder
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 INDEX_VERSION = 1
@@ -195,7 +195,7 @@ def _write(cache: Path, index: dict[str, Part]) -> None:
         arrays |= {f"{name}_names": part.names, f"{name}_targets": part.targets.numpy()}
         about[name] = {"classes": part.classes, "ignored": part.ignored, "changed": part.changed}
     cache.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(cache) as file:
+    with atomic_write(cache) as file:
         np.savez(file, about=np.frombuffer(json.dumps(about).encode("utf-8", "surrogateescape"), np.uint8), **arrays)
 
 

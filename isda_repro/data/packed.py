@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from isda_repro.data.places import PARTS, places
 from isda_repro.data.source import DataError, Source, narrowed
-from isda_repro.files import cache_folder, written_whole
+from isda_repro.files import atomic_write, cache_folder
 
 MANIFEST, SUMS = "packed.json", "SHA256SUMS"
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., length of the name, length of what follows it
@@ -225,6 +225,6 @@ def _indexed(archives: list[Path]) -> dict[str, np.ndarray[Any, Any]]:
     }
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(file) as stream:
+        with atomic_write(file) as stream:
             np.savez(stream, **arrays)  # type: ignore[arg-type]
     return arrays

@@ -26,7 +26,7 @@ from isda_repro.data.packed import MANIFEST, SUMS, archive_names, checksums, rea
 from isda_repro.data.places import PARTS
 from isda_repro.data.source import DataError, Source
 from isda_repro.errors import UserError
-from isda_repro.files import sha256, written_whole
+from isda_repro.files import atomic_write, sha256
 
 Encoded = tuple[bytes | None, str]  # an image as it will be written, or None, and why
 TRIED = 64  # images, for the estimate of the size
@@ -109,7 +109,7 @@ def pack(
     elif any(folder.iterdir()):
         raise DataError(f"{folder} is not empty: give output= a folder that is, or one that does not exist")
     _check_room(splits, folder, packing, report)
-    with written_whole(folder / MANIFEST) as file:
+    with atomic_write(folder / MANIFEST) as file:
         file.write((json.dumps(manifest, indent=1) + "\n").encode())
     for leftover in folder.glob("*.tmp"):
         leftover.unlink()
@@ -168,7 +168,7 @@ def _write_archive(
     report: Callable[[str], None],
 ) -> None:
     """One archive, whole or not at all."""
-    with written_whole(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for index, (content, reason) in images:
             if content is None:
                 if not skip_unreadable:

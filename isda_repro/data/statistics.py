@@ -14,7 +14,7 @@ from isda_repro.data.decode import Crop, UnreadableError, decoded
 from isda_repro.data.normalise import channel_statistics
 from isda_repro.data.source import DataError, StoredSplit
 from isda_repro.data.subset import stratified_order
-from isda_repro.files import cache_folder, written_whole
+from isda_repro.files import atomic_write, cache_folder
 
 IMAGES = 2000
 Constants = tuple[Sequence[float], Sequence[float]]
@@ -37,7 +37,7 @@ def stored_statistics(split: StoredSplit) -> Constants:
     mean, std = _computed(split)
     with suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(cache) as file:
+        with atomic_write(cache) as file:
             file.write(json.dumps({"mean": mean, "std": std}).encode())
     return mean, std
 

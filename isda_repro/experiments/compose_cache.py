@@ -19,12 +19,12 @@ from omegaconf import OmegaConf
 
 from isda_repro.config import CONF_DIR
 from isda_repro.experiments.plan import Compose
-from isda_repro.files import written_whole
+from isda_repro.files import atomic_write
 
 CODE = ("config/*.py", "checks.py")
 
 
-class Remembered:
+class ComposeCache:
     """``compose``, whose answers are kept in ``folder``, a cache that can be deleted at any time.
 
     Not kept are those that depend on a file of weights, whose content is part of a run's name.
@@ -54,7 +54,7 @@ class Remembered:
             return
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(self._path) as file:
+            with atomic_write(self._path) as file:
                 file.write(json.dumps(self._known).encode())
 
 

@@ -22,7 +22,7 @@ from isda_repro.options import typed
 Compose = Callable[[list[str]], DictConfig | dict[str, Any]]
 """Overrides -> the frozen configuration, of a generator where the first is ``gan=``.
 
-Remembered ones come as plain dictionaries, which are ten times as quick.
+ComposeCache ones come as plain dictionaries, which are ten times as quick.
 """
 
 

@@ -25,7 +25,7 @@
     variants:                       # what the paper leaves open: table=<name>+<variant> has these cells: after its own
       dropout: {title: ..., baseline: ..., notes: [...], cells: [{row: ISDA, set: model.dropout=0.3}]}
 
-    figure: {lines: rows, ...}      # how its curves are drawn: drawing.py
+    figure: {lines: rows, ...}      # how its curves are drawn: ``table.PlotSpec``
     like: table4                    # what it does not say itself, table4 says, variants apart; notes of both
 
 Plain YAML, read without Hydra.
@@ -58,7 +58,7 @@ from isda_repro.experiments.spec_parser import (
     seeds,
     sentences,
 )
-from isda_repro.experiments.table import PRECISIONS, Cell, Cells, Label, Table, drawing, fits, joined
+from isda_repro.experiments.table import PRECISIONS, Cell, Cells, Label, Table, fits, joined, parse_plot
 
 __all__ = ["PRECISIONS", "Cell", "Label", "PaperValue", "Table", "load_table", "refuse_seeds", "table_names"]
 
@@ -153,7 +153,7 @@ def _table(name: str, spec: Any) -> Table:
         precisions=common.precisions or PRECISIONS,
         notes=(*sentences(spec.get("notes") or [], "notes"), *notes),
         row_baselines=by_row,
-        figure=drawing(spec.get("figure")),
+        figure=parse_plot(spec.get("figure")),
     )
     _refuse_circles(table)
     return table

@@ -20,7 +20,7 @@ from isda_repro.experiments.paper_values import PaperValue
 
 
 @dataclass(frozen=True)
-class Drawing:
+class PlotSpec:
     """How the curves of a table are drawn; without ``detail``, on a logarithmic axis."""
 
     lines: str = "columns"
@@ -28,18 +28,18 @@ class Drawing:
     bold: str | None = None
 
 
-def drawing(node: Any) -> Drawing:
+def parse_plot(node: Any) -> PlotSpec:
     """From YAML.
 
     Raises:
         UserError: an unknown key, or a value that it cannot have.
     """
-    keys = [field.name for field in fields(Drawing)]
+    keys = [field.name for field in fields(PlotSpec)]
     if node is None:
-        return Drawing()
+        return PlotSpec()
     if not isinstance(node, dict) or set(node) - set(keys):
         raise UserError(f"figure: {node} must be a mapping with some of: {', '.join(keys)}")
-    found = Drawing(**node)
+    found = PlotSpec(**node)
     if found.lines not in ("columns", "rows"):
         raise UserError(f"figure: lines: {found.lines} must be columns or rows")
     if type(found.detail) is not int or found.detail < 0:
@@ -103,7 +103,7 @@ class Table:
     precisions: tuple[str, ...] = PRECISIONS  # of the cells that say nothing else
     notes: tuple[str, ...] = ()  # sentences for below the table
     row_baselines: tuple[tuple[str, tuple[Label, ...]], ...] = ()  # pattern of a row -> rows, the best first
-    figure: Drawing = field(default_factory=Drawing)  # how its curves are drawn
+    figure: PlotSpec = field(default_factory=PlotSpec)  # how its curves are drawn
 
     def needed_by(self, cell: Cell) -> set[Cell]:
         """The cells that must be finished before this one is begun."""

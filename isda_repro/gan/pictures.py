@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from isda_repro.files import written_whole
+from isda_repro.files import atomic_write
 from isda_repro.gan.sampling import ImageGenerator
 from isda_repro.plotting import write_figure
 
@@ -60,7 +60,7 @@ def write_picture(path: Path, picture: Tensor) -> None:
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, format="PNG", optimize=True)
 
 

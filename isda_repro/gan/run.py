@@ -30,7 +30,7 @@ from isda_repro.tracking import Progress, Tracker
 from isda_repro.tracking.tracker import Record
 from isda_repro.training import builders
 from isda_repro.training.compute import Compute
-from isda_repro.training.distributed import Processes, joined
+from isda_repro.training.distributed import Processes, init_distributed
 from isda_repro.training.session import RunKind, Session, earlier_result, prepare, record_exit, total_timing
 
 
@@ -69,7 +69,7 @@ def train_generator(cfg: DictConfig) -> GeneratorResult:
         StoppedError: a signal asked to stop; the state is saved.
     """
     folder = Path(cfg.runs_dir) / cfg.run_id
-    with record_exit(folder), joined(cfg.compute.get("timeout_minutes", 10)) as processes:
+    with record_exit(folder), init_distributed(cfg.compute.get("timeout_minutes", 10)) as processes:
         if (earlier := earlier_result(cfg, GENERATOR, processes)) is not None:
             return earlier
         compute, source = prepare(cfg, processes)
@@ -80,10 +80,10 @@ def train_generator(cfg: DictConfig) -> GeneratorResult:
                 return session.result
             session.resume()
             bar = None
-            if processes.is_first:
+            if processes.is_main:
                 say(opening(cfg, trainer, source, shape, classes))
                 bar = GanProgress(trainer.epochs, trainer.images_per_epoch, images_done=trainer.images_done)
-            shown = shown_epochs(trainer.epochs) if processes.is_first else set()
+            shown = shown_epochs(trainer.epochs) if processes.is_main else set()
 
             def epoch_ended(epoch: int) -> None:
                 if epoch in shown:

@@ -17,7 +17,7 @@ from isda_repro.gan.networks import Discriminator, Generator, Judgement
 from isda_repro.gan.objectives import Game, Losses
 from isda_repro.randomness import stream_seed
 from isda_repro.training.compute import Compute
-from isda_repro.training.distributed import ALONE, Processes
+from isda_repro.training.distributed import SINGLE_PROCESS, Processes
 
 
 @dataclass
@@ -70,19 +70,19 @@ class Totals:
             self._sums[key][0] += value.double() * samples
             self._sums[key][1] += samples
 
-    def is_bad(self, processes: Processes = ALONE) -> bool:
+    def is_bad(self, processes: Processes = SINGLE_PROCESS) -> bool:
         """Whether a loss of any process was not finite. Waits for the device, and for all of them."""
         finite = all(bool(sums.isfinite().all()) for sums in self._sums.values())
-        return bool(processes.largest(int(not finite)))
+        return bool(processes.all_reduce_max(int(not finite)))
 
-    def means(self, processes: Processes = ALONE) -> dict[str, float]:
+    def means(self, processes: Processes = SINGLE_PROCESS) -> dict[str, float]:
         """By name, over these processes. Waits for the device, and for all of them."""
         return {name: total / images for name, (total, images) in self.of_all(processes).items()}
 
     def of_all(self, processes: Processes) -> dict[str, Any]:
         """The sums by name, over these processes."""
         added: dict[str, list[float]] = {}
-        for own in processes.told_to_all({name: sums.tolist() for name, sums in self._sums.items()}):
+        for own in processes.all_gather({name: sums.tolist() for name, sums in self._sums.items()}):
             for name, (total, images) in own.items():
                 before = added.get(name, [0.0, 0.0])
                 added[name] = [before[0] + total, before[1] + images]
@@ -186,9 +186,9 @@ class Steps:
         gradients = tuple(torch.zeros_like(weight) for weight in weights)
         if share:
             gradients = torch.autograd.grad(losses()["loss"] * share, weights)
-        if self.processes.are_several:
+        if self.processes.is_distributed:
             message = torch.cat([gradient.reshape(-1) for gradient in gradients])
-            parts = self.processes.add_up(message).split([weight.numel() for weight in weights])
+            parts = self.processes.all_reduce_sum(message).split([weight.numel() for weight in weights])
             gradients = tuple(part.view_as(weight) for part, weight in zip(parts, weights, strict=True))
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient

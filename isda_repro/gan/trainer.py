@@ -23,7 +23,7 @@ from isda_repro.runs.records import GeneratorEpoch, as_json
 from isda_repro.tracking import Tracker
 from isda_repro.training.checkpoint import Saver
 from isda_repro.training.compute import Compute
-from isda_repro.training.distributed import ALONE, Processes
+from isda_repro.training.distributed import SINGLE_PROCESS, Processes
 from isda_repro.training.running_metrics import Stopwatch, peak_memory_mib
 
 Advance = Callable[[int, int, Callable[[], Mapping[str, float]]], None]
@@ -54,7 +54,7 @@ class GanTrainer:
     epochs: int
     compute: Compute
     seed: int
-    processes: Processes = ALONE
+    processes: Processes = SINGLE_PROCESS
 
     def __post_init__(self) -> None:
         self.step = 0
@@ -128,7 +128,7 @@ class GanTrainer:
             pair.generator.load_state_dict(generator)
             pair.discriminator.load_state_dict(discriminator)
             pair.load_state_dict(rest)
-        if self.processes.is_first:
+        if self.processes.is_main:
             self._totals.load_state_dict(state["totals"])
         self._stopwatch.go_on_from(state["timing"])
         self.step = state["step"]
@@ -190,7 +190,7 @@ class GanTrainer:
             self._stop_if_diverged()
             for pair in self.pairs:
                 for network in (pair.generator, pair.discriminator):
-                    self.processes.take_from_first(network.buffers())
+                    self.processes.broadcast_tensors(network.buffers())
 
     @staticmethod
     def _part(loader: Loader, step: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from isda_repro.errors import UserError
 from isda_repro.gan import load_generator
 from isda_repro.inversion.objectives import FeatureMap, Reversal
 from isda_repro.training import builders
-from isda_repro.training.finished_run import Finished, load_finished
+from isda_repro.training.finished_run import Finished, load_finished_run
 
 PARTS = ("train", "test")
 
@@ -85,7 +85,7 @@ def load_reversal(
         UserError: a run is missing, has not finished or is damaged; the two do not fit each other.
     """
     cfg = read_frozen_generator(generator / "config.yaml")
-    finished = load_finished(classifier, device, data_dir)
+    finished = load_finished_run(classifier, device, data_dir)
     names = [one.choice.dataset for one in (cfg, finished.cfg)]
     if names[0] != names[1]:
         raise ConfigError(f"the generator is of dataset={names[0]}, the classifier of dataset={names[1]}")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isda_repro.files import written_whole
+from isda_repro.files import atomic_write
 from isda_repro.gan.pictures import GAP, arranged, enlargement
 from isda_repro.inversion.objectives import Distances
 from isda_repro.inversion.reversal import Inversion, Settings
@@ -108,7 +108,7 @@ def table(found: Mapping[str, Any]) -> list[str]:
 def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
     """Each whole, in a folder that is there."""
     for name, text in texts.items():
-        with written_whole(folder / name) as file:
+        with atomic_write(folder / name) as file:
             file.write(f"{text}\n".encode())
 
 
@@ -116,7 +116,7 @@ def folder_for(output: Path) -> Path:
     """Made, and tried: what takes half an hour should not end in a folder that cannot be written."""
     output.mkdir(parents=True, exist_ok=True)
     probe = output / PROBE
-    with written_whole(probe) as file:
+    with atomic_write(probe) as file:
         file.write(b"")
     probe.unlink()
     return output

@@ -9,7 +9,7 @@ from typing import Self, TextIO
 from torch import Tensor
 from tqdm import tqdm
 
-from isda_repro.console import say, unheard
+from isda_repro.console import ignore_broken_pipe, say
 from isda_repro.tracking.progress_bar import LINE_SECONDS, duration
 
 BAR = "{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
@@ -38,7 +38,7 @@ class InversionProgress:
         self._done += made
         words = f"objective {objective.mean():.4g}"
         if self._terminal:
-            with unheard(self._stream):
+            with ignore_broken_pipe(self._stream):
                 self._bar.set_postfix_str(words, refresh=False)
                 self._bar.update(made)
         elif now - self._said_at >= LINE_SECONDS:
@@ -51,5 +51,5 @@ class InversionProgress:
 
     def __exit__(self, *_: object) -> None:
         """Take the bar away."""
-        with unheard(self._stream):
+        with ignore_broken_pipe(self._stream):
             self._bar.close()

@@ -24,7 +24,7 @@ from isda_repro.report.runs import described
 from isda_repro.report.table_progress import STATES, TableProgress, petaflop_of, progress_of
 from isda_repro.sweeps.sweep import SweepOptions, sweep_command
 from isda_repro.tables.aggregate import FilledCell, FilledTable
-from isda_repro.tables.cost_columns import sides
+from isda_repro.tables.cost_columns import cost_columns
 from isda_repro.tables.costs import SOURCE
 from isda_repro.tables.layout import layout
 from isda_repro.tables.render.html import html
@@ -109,8 +109,8 @@ def page(evidence: Evidence, runs_dir: Path, results_dir: Path) -> str:
 
 
 def _part(shown: Shown, runs_dir: Path, results_dir: Path) -> TablePart:
-    columns = sides(shown.filled.table, shown.plan, results_dir)
-    laid_out = layout(shown.filled, shown.plan, _sweep(shown, runs_dir), sides=columns)
+    columns = cost_columns(shown.filled.table, shown.plan, results_dir)
+    laid_out = layout(shown.filled, shown.plan, _sweep(shown, runs_dir), cost_columns=columns)
     return TablePart(progress_of(shown, runs_dir), html(laid_out, level=3))
 
 

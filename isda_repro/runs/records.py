@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import orjson
 
 from isda_repro.errors import UserError
-from isda_repro.files import written_whole
+from isda_repro.files import atomic_write
 
 # The schemas that can be read, of which the last is written: add one when fields, or their meanings, change.
 METRICS_SCHEMAS = (2, 3, 4)  # of EpochRecord and SegmentRecord; 3: the top-5 error; 4: eager_because
@@ -182,7 +182,7 @@ def write_result(path: Path, result: AnyRecord) -> None:
     body = sorted(as_json(result).items())  # a line a field: small, and readable in a diff
     lines = (f"{json.dumps(key)}: {json.dumps(value, sort_keys=True, allow_nan=False)}" for key, value in body)
     text = "{\n" + ",\n".join(lines) + "\n}"
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write((text + "\n").encode())
 
 

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from isda_repro.files import written_whole
+from isda_repro.files import atomic_write
 from isda_repro.revision import revision
 
 
@@ -70,7 +70,7 @@ def write_environment(path: Path, origin: dict[str, Any], machine: Mapping[str, 
         **machine,
         "before": _earlier(path),
     }
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write((json.dumps(body, indent=1) + "\n").encode())
 
 

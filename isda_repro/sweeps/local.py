@@ -20,13 +20,13 @@ from isda_repro.experiments.plan import Compose, Run
 from isda_repro.runs.exit_status import LOG, STOPPED, ExitStatus, exit_status_of, read_exit_status, write_exit_status
 from isda_repro.runs.lock import lives
 from isda_repro.runs.records import RecordError
-from isda_repro.stopping import exit_code, heeding
+from isda_repro.stopping import exit_code, handle_stop_signals
 from isda_repro.sweeps.run_progress import NOT_YET, progress_of
 from isda_repro.sweeps.sweep import TRAIN, Missing, SweepOptions, freeze, missing, sweep_command
 
 
 @dataclass(frozen=True)
-class Places:
+class WorkerSlots:
     """Where runs can be at the same time: the environment variables of each, and whether they share the terminal."""
 
     variables: tuple[Mapping[str, str], ...]
@@ -37,7 +37,7 @@ class Places:
         return len(self.variables) == 1
 
 
-def places(options: SweepOptions, gpus: Sequence[str] | None = None) -> Places:
+def worker_slots(options: SweepOptions, gpus: Sequence[str] | None = None) -> WorkerSlots:
     """``jobs=`` of them, or on GPUs ``runs_per_gpu=`` on each; the processor's cores are divided among them.
 
     ``gpus`` are those to be used; None: all that PyTorch sees.
@@ -50,7 +50,7 @@ def places(options: SweepOptions, gpus: Sequence[str] | None = None) -> Places:
         if value is not None and value < 1:
             raise UserError(f"{name}={value} must be a whole number from 1 on")
     if (options.jobs or 1) == 1 and options.runs_per_gpu is None:
-        return Places(({},))
+        return WorkerSlots(({},))
     gpus = _visible() if gpus is None else gpus
     if options.runs_per_gpu is not None and not gpus:
         raise UserError(f"runs_per_gpu={options.runs_per_gpu}, but PyTorch sees no GPU here: use jobs=")
@@ -63,7 +63,7 @@ def places(options: SweepOptions, gpus: Sequence[str] | None = None) -> Places:
         )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shared = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
-    return Places(
+    return WorkerSlots(
         tuple(shared | ({"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if gpus else {}) for job in range(jobs))
     )
 
@@ -99,7 +99,7 @@ def sweep_here(options: SweepOptions, compose: Compose, command: Sequence[str] =
         is up, and something is left to do.
     """
     clock = Clock(options.minutes)
-    return _Sweep(missing(options, compose), places(options), command, clock).run()
+    return _Sweep(missing(options, compose), worker_slots(options), command, clock).run()
 
 
 class Clock:
@@ -135,7 +135,7 @@ class _Process:
 class _Sweep:
     """One pass over the runs of a table."""
 
-    def __init__(self, what: Missing, where: Places, command: Sequence[str], clock: Clock) -> None:
+    def __init__(self, what: Missing, where: WorkerSlots, command: Sequence[str], clock: Clock) -> None:
         self._what, self._where, self._command, self._clock = what, where, command, clock
         self._waiting: list[tuple[str, Run]] = []
         self._running: list[_Process] = []
@@ -150,7 +150,7 @@ class _Sweep:
         """All of them; the exit code."""
         runs = self._what.runs
         self._waiting = [(f"[{number}/{len(runs)}] {run.run_id}", run) for number, run in enumerate(runs, start=1)]
-        with heeding(self._take):
+        with handle_stop_signals(self._take):
             while self._running or (self._waiting and not self._ends):
                 self._collect()
                 self._watch_clock()

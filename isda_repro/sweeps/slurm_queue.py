@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from isda_repro.errors import UserError
-from isda_repro.files import written_whole
+from isda_repro.files import atomic_write
 
 NAME = "job.json"  # in a run's folder: the job that it was submitted as
 SUBMITTED = ".slurm"  # beside the runs' folders: submitit's own files
@@ -44,7 +44,7 @@ class Queue:
 
 def note_job(folder: Path, job_id: str) -> None:
     """Keep which job a run was submitted as."""
-    with written_whole(folder / NAME) as file:
+    with atomic_write(folder / NAME) as file:
         file.write((json.dumps({"cluster": "slurm", "job_id": job_id}) + "\n").encode())
 
 

@@ -15,7 +15,7 @@ from isda_repro.experiments.table import Cell, Label, Table
 from isda_repro.runs.records import Result
 from isda_repro.runs.result_index import Record, ResultIndex
 from isda_repro.tables.intervals import Difference, Summary, difference, summarise, welch
-from isda_repro.tables.off_spec_runs import reduced_runs
+from isda_repro.tables.off_spec_runs import off_spec_runs
 
 Runs = Mapping[Cell, Mapping[int, Record]]
 
@@ -93,7 +93,7 @@ def aggregate(table: Table, plan: Plan, index: ResultIndex, reduced: bool = Fals
     filled = _filled(table, accepted)
     if reduced:
         return replace(filled, problems=(*index.problems, *filled.problems))
-    groups = reduced_runs(plan, index)
+    groups = off_spec_runs(plan, index)
     shown = {record.run_id for runs in (accepted, *(group.runs for group in groups)) for record in _records(runs)}
     strangers = [
         f"passed over: {origin}: {run_id} is no run of this table as it is specified now"

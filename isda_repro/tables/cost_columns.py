@@ -15,7 +15,7 @@ from isda_repro.tables.costs import AddedCost, cost_of, table1_costs
 
 
 @dataclass(frozen=True)
-class Side:
+class CostColumn:
     """A column with our number and the paper's for some rows."""
 
     title: str
@@ -37,7 +37,7 @@ class Side:
         return f"{formatting.number(self.papers[row], self.printed)}{self.unit}"
 
 
-def sides(table: Table, plan: Plan, results_dir: Path) -> tuple[Side, ...]:
+def cost_columns(table: Table, plan: Plan, results_dir: Path) -> tuple[CostColumn, ...]:
     """Those for which the paper's table of this name has numbers.
 
     Args:
@@ -54,19 +54,21 @@ def sides(table: Table, plan: Plan, results_dir: Path) -> tuple[Side, ...]:
     costs = {row: cost_of(one) for row, one in settings.items()}
     parameters = {row: cost.parameters / 1e6 for row, cost in costs.items() if cost is not None}
     found = [
-        Side("Params", "parameters", "M", 2, 1, True, parameters, _column(papers, "params_m"), "Params: counted."),
+        CostColumn(
+            "Params", "parameters", "M", 2, 1, True, parameters, _column(papers, "params_m"), "Params: counted."
+        ),
     ]
     added = {row: table1_costs(str(one["choice"]["model"]), results_dir) for row, one in settings.items()}
     found += _added({row: cost for row, cost in added.items() if cost is not None}, papers)
     return tuple(side for side in found if side.papers)
 
 
-def _added(costs: Mapping[Label, AddedCost], papers: Mapping[Label, Mapping[str, Any]]) -> Iterable[Side]:
+def _added(costs: Mapping[Label, AddedCost], papers: Mapping[Label, Mapping[str, Any]]) -> Iterable[CostColumn]:
     theoretical = {row: cost.theoretical for row, cost in costs.items()}
     walls = {row: cost.wall for row, cost in costs.items() if cost.wall is not None}
     official = [f"{row[-1]} {cost.official:.2f}%" for row, cost in costs.items() if cost.official is not None]
     authors = f"; with the authors' first channels (faithful=official) {', '.join(official)}" if official else ""
-    yield Side(
+    yield CostColumn(
         "Cost (theory)", "cost_theoretical_pct", "%", 2, 2, False, theoretical,
         _column(papers, "cost_theoretical_pct"),
         f"Cost (theory): 5 C A over the multiply-adds of a forward pass, computed{authors}.",
@@ -75,7 +77,7 @@ def _added(costs: Mapping[Label, AddedCost], papers: Mapping[Label, Mapping[str,
         f"{wall.hardware}, {wall.precision}, batches of {wall.batch_size}, {wall.date}" for wall in walls.values()
     )
     measured = f"measured by benchmarks/overhead.py on {'; '.join(hardware)}" if walls else "not measured yet"
-    yield Side(
+    yield CostColumn(
         "Cost (wall)", "cost_wall_pct", "%", 1, 1, False, {row: wall.percent for row, wall in walls.items()},
         _column(papers, "cost_wall_pct"),
         f"Cost (wall): of a training step; {measured}; the paper's on 8 Tesla V100.",

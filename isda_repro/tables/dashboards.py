@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from isda_repro.errors import UserError
 from isda_repro.experiments.plan import Plan
 from isda_repro.experiments.table import Table
-from isda_repro.files import written_whole
+from isda_repro.files import atomic_write
 from isda_repro.tracking.wandb_record import EPOCH, SCHEMA, SCHEMA_KEY, TABLE_VALUE, TEST_ERROR, in_table
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def written(folder: Path, made: Workspace | Report, name: str) -> Path:
     model = made._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
     path = folder / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write((json.dumps(model, indent=1) + "\n").encode())
     return path
 

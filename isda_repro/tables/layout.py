@@ -16,17 +16,17 @@ from isda_repro.experiments.table import Label, Table
 from isda_repro.tables import formatting
 from isda_repro.tables.aggregate import FilledCell, FilledTable
 from isda_repro.tables.comparison import Key, baselines, best, comparison, competes
-from isda_repro.tables.cost_columns import Side
+from isda_repro.tables.cost_columns import CostColumn
 from isda_repro.tables.formatting import MINUS, metrics, printed_decimals
 from isda_repro.tables.missing import Missing, missing_runs
 
 
-def caption(filled: FilledTable, sides: Sequence[Side], settings: Sequence[str]) -> str:
+def caption(filled: FilledTable, cost_columns: Sequence[CostColumn], settings: Sequence[str]) -> str:
     """A few sentences.
 
     Args:
         filled: the table.
-        sides: its columns that no run fills.
+        cost_columns: its columns that no run fills.
         settings: in what its runs are not those of the specification; then the paper is left out.
     """
     table, where = filled.table, filled.evaluated_on.capitalize()
@@ -48,7 +48,7 @@ def caption(filled: FilledTable, sides: Sequence[Side], settings: Sequence[str])
             "that do not vary. A negative difference is a lower error."
         )
         said.append(baselines(table))
-    return " ".join([*filter(None, said), *(side.caption for side in sides)])
+    return " ".join([*filter(None, said), *(side.caption for side in cost_columns)])
 
 
 Kind = Literal["ours", "paper", "minus-paper", "difference", "paper-difference"]
@@ -95,8 +95,8 @@ class Layout:
     title: str
     filled: FilledTable
     plan: Plan
-    sides: tuple[Side, ...]  # further columns, those that lead among them
-    columns: tuple[Label | Side, ...]
+    cost_columns: tuple[CostColumn, ...]  # further columns, those that lead among them
+    columns: tuple[Label | CostColumn, ...]
     header: tuple[tuple[Head, ...], ...]  # from the top; the last has a label for each column
     blocks: tuple[Block, ...]
     caption: str
@@ -119,7 +119,7 @@ class Layout:
 
 
 def layout(
-    filled: FilledTable, plan: Plan, sweep: str, extra: Sequence[str] = (), sides: Sequence[Side] = ()
+    filled: FilledTable, plan: Plan, sweep: str, extra: Sequence[str] = (), cost_columns: Sequence[CostColumn] = ()
 ) -> Layout:
     """Lay out a table, and behind it those of its reduced runs.
 
@@ -128,10 +128,10 @@ def layout(
         plan: what it was filled from; the settings of its runs say what those cost that are missing.
         sweep: the command that runs all that is missing.
         extra: overrides behind those of every cell (``set=`` on the command line): what it shows is reduced then.
-        sides: columns that no run fills, from ``sides.sides``.
+        cost_columns: columns that no run fills, from ``cost_columns.cost_columns``.
     """
     reduced = tuple(_laid_out(one.filled, plan, sweep, tuple(one.settings)) for one in filled.reduced)
-    return _laid_out(filled, plan, sweep, tuple(extra), tuple(extra), tuple(sides), reduced)
+    return _laid_out(filled, plan, sweep, tuple(extra), tuple(extra), tuple(cost_columns), reduced)
 
 
 def _laid_out(
@@ -140,21 +140,21 @@ def _laid_out(
     sweep: str,
     settings: tuple[str, ...],
     extra: tuple[str, ...] = (),
-    sides: tuple[Side, ...] = (),
+    cost_columns: tuple[CostColumn, ...] = (),
     reduced: tuple[Layout, ...] = (),
 ) -> Layout:
-    table, columns = filled.table, _columns(filled.table, sides)
+    table, columns = filled.table, _columns(filled.table, cost_columns)
     found_only = bool(settings) and not extra
     rows = [row for row in table.rows if not found_only or _has_values(filled, row)]
     return Layout(
         title=f"{table.title}, reduced: {'; '.join(extra)}" if extra else table.title,
         filled=filled,
         plan=plan,
-        sides=sides,
+        cost_columns=cost_columns,
         columns=columns,
         header=_header(columns, len(table.columns[0])),
         blocks=tuple(_Rows(filled, columns, with_paper=not settings).block(row) for row in rows),
-        caption=caption(filled, sides, settings),
+        caption=caption(filled, cost_columns, settings),
         notes=() if settings else table.notes,
         settings=settings,
         extra=extra,
@@ -171,14 +171,14 @@ def _has_values(filled: FilledTable, row: Label) -> bool:
 # ------------------------------------------------------------------------------------------------------------- columns
 
 
-def _columns(table: Table, sides: Sequence[Side]) -> tuple[Label | Side, ...]:
-    leading, trailing = ([side for side in sides if side.leads is leads] for leads in (True, False))
+def _columns(table: Table, cost_columns: Sequence[CostColumn]) -> tuple[Label | CostColumn, ...]:
+    leading, trailing = ([side for side in cost_columns if side.leads is leads] for leads in (True, False))
     return (*leading, *table.columns, *trailing)
 
 
-def _header(columns: Sequence[Label | Side], levels: int) -> tuple[tuple[Head, ...], ...]:
+def _header(columns: Sequence[Label | CostColumn], levels: int) -> tuple[tuple[Head, ...], ...]:
     """A line of heads for each axis of the columns; equal labels below equal ones are one head, but for the last."""
-    padded = [(*[""] * (levels - 1), column.title) if isinstance(column, Side) else column for column in columns]
+    padded = [(*[""] * (levels - 1), column.title) if isinstance(column, CostColumn) else column for column in columns]
     return (*(tuple(_heads(padded, level)) for level in range(levels - 1)), tuple(Head(one[-1]) for one in padded))
 
 
@@ -193,7 +193,7 @@ def _heads(labels: Sequence[Label], level: int) -> Iterator[Head]:
 class _Rows:
     """The lines of a table's rows."""
 
-    def __init__(self, filled: FilledTable, columns: Sequence[Label | Side], with_paper: bool) -> None:
+    def __init__(self, filled: FilledTable, columns: Sequence[Label | CostColumn], with_paper: bool) -> None:
         self.filled, self.table, self.columns = filled, filled.table, columns
         papers = [cell.paper for cell in self.table.cells if cell.paper is not None] if with_paper else []
         self.decimals, self.has_paper = printed_decimals(papers), bool(papers)
@@ -216,7 +216,7 @@ class _Rows:
     def _line(self, kind: Kind, label: str, row: Label, entry: Callable[[Key, FilledCell | None], Entry]) -> Line:
         entries = [
             _beside(column, row, kind)
-            if isinstance(column, Side)
+            if isinstance(column, CostColumn)
             else entry((row, column), self.filled.cells.get((row, column)))
             for column in self.columns
         ]
@@ -253,7 +253,7 @@ class _Rows:
         return Entry(formatting.difference(cell.paper_difference), cell.paper_difference.mean)
 
 
-def _beside(side: Side, row: Label, kind: Kind) -> Entry:
+def _beside(side: CostColumn, row: Label, kind: Kind) -> Entry:
     if kind == "ours" and row in side.ours:
         return Entry(side.our_text(row), side.ours[row])
     if kind == "paper" and row in side.papers:

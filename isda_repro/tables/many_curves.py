@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from isda_repro.experiments.table import Drawing
+from isda_repro.experiments.table import PlotSpec
 from isda_repro.tables.curves import Curve, seeds
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Look:
+class LineStyle:
     """Of a line."""
 
     colour: str
@@ -30,25 +30,25 @@ class Look:
 
 
 BOLD = (
-    Look("#C43E00", "-", "s", width=1.9, filled=True),
-    Look("#C43E00", (0, (4, 1.2)), "D", width=1.9),
+    LineStyle("#C43E00", "-", "s", width=1.9, filled=True),
+    LineStyle("#C43E00", (0, (4, 1.2)), "D", width=1.9),
 )
 OTHERS = (  # darker and lighter in turns, so that neighbours differ in grey too
-    Look("#0072B2", (0, (5, 2)), "o"),
-    Look("#56B4E9", (0, (2, 1)), "v", filled=True),
-    Look("#00694C", (0, (6, 1.5, 1, 1.5)), "^"),
-    Look("#CC79A7", "-", "D", filled=True),
-    Look("#8A5A00", (0, (1, 1)), "s"),
-    Look("#999933", (0, (8, 2)), "P", filled=True),
-    Look("#332288", (0, (3, 1, 1, 1, 1, 1)), "X"),
-    Look("#44AA99", (0, (4, 1)), "<", filled=True),
-    Look("#882255", (0, (6, 1, 2, 1)), ">"),
-    Look("#999999", "-", "o", filled=True),
-    Look("#222222", "-", "*", filled=True),
+    LineStyle("#0072B2", (0, (5, 2)), "o"),
+    LineStyle("#56B4E9", (0, (2, 1)), "v", filled=True),
+    LineStyle("#00694C", (0, (6, 1.5, 1, 1.5)), "^"),
+    LineStyle("#CC79A7", "-", "D", filled=True),
+    LineStyle("#8A5A00", (0, (1, 1)), "s"),
+    LineStyle("#999933", (0, (8, 2)), "P", filled=True),
+    LineStyle("#332288", (0, (3, 1, 1, 1, 1, 1)), "X"),
+    LineStyle("#44AA99", (0, (4, 1)), "<", filled=True),
+    LineStyle("#882255", (0, (6, 1, 2, 1)), ">"),
+    LineStyle("#999999", "-", "o", filled=True),
+    LineStyle("#222222", "-", "*", filled=True),
 )
 
 
-def looks_of(names: Sequence[str], bold: str | None) -> dict[str, Look]:
+def line_styles(names: Sequence[str], bold: str | None) -> dict[str, LineStyle]:
     """A look for each name; of those that fit the pattern ``bold``, the last has the heaviest."""
     heavy = [name for name in names if bold is not None and fnmatch.fnmatchcase(name, bold)]
     light = [name for name in names if name not in heavy]
@@ -87,7 +87,7 @@ class _Writing:
         return [one for one in (count, curve.unfinished) if one is not None]
 
 
-def detailed_figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, metric: str, how: Drawing) -> Figure:
+def detailed_figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, metric: str, how: PlotSpec) -> Figure:
     """A pair of axes for each panel, and the names of its lines beside the lower one.
 
     Args:
@@ -100,7 +100,7 @@ def detailed_figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, metri
 
     names = list(dict.fromkeys(name for lines in drawn.values() for name in lines))
     curves = [curve for lines in drawn.values() for curve in lines.values()]
-    looks, writing = looks_of(names, how.bold), _writing(curves)
+    looks, writing = line_styles(names, how.bold), _writing(curves)
     abreast = next(n for n in range(min(len(drawn), MOST_ABREAST), 0, -1) if len(drawn) % n == 0)
     wide, high = MARGIN + WIDTH + writing.width + GAP, TOP + COURSE + BETWEEN + DETAIL + BOTTOM
     size = (wide * abreast, high * (len(drawn) // abreast) + FOOT)
@@ -146,7 +146,7 @@ def _writing(curves: Sequence[Curve]) -> _Writing:
 
 
 def _panel(
-    course: Any, detail: Any, lines: dict[str, Curve], looks: dict[str, Look], drops: int
+    course: Any, detail: Any, lines: dict[str, Curve], looks: dict[str, LineStyle], drops: int
 ) -> tuple[float, float]:
     """Draw all lines in both axes; what the lower ones show from bottom to top."""
     curves = list(lines.values())
@@ -181,7 +181,7 @@ def _range(curves: Sequence[Curve], first: int, last: int) -> tuple[float, float
     return low - room, high + room
 
 
-def _draw(axes: Any, curve: Curve, look: Look, epochs: range, markers: int, shift: float) -> None:
+def _draw(axes: Any, curve: Curve, look: LineStyle, epochs: range, markers: int, shift: float) -> None:
     """The part of a line that is among ``epochs``, with so many markers, the first after a part of a space."""
     low, mean, high = (errors[epochs.start - 1 : epochs.stop - 1] for errors in (curve.low, curve.mean, curve.high))
     seen = range(epochs.start, epochs.start + len(mean))
@@ -194,7 +194,7 @@ def _draw(axes: Any, curve: Curve, look: Look, epochs: range, markers: int, shif
     )  # fmt: skip
 
 
-def _marker(look: Look) -> dict[str, Any]:
+def _marker(look: LineStyle) -> dict[str, Any]:
     face = look.colour if look.filled else "white"
     return {"marker": look.marker, "markersize": 3.4, "markerfacecolor": face, "markeredgewidth": 0.8}
 
@@ -222,7 +222,7 @@ def mark_drops(axes: Any, curves: Sequence[Curve], label: str | None = None) -> 
 
 
 def _write(
-    axes: Any, lines: dict[str, Curve], looks: dict[str, Look], ends: tuple[float, float], writing: _Writing
+    axes: Any, lines: dict[str, Curve], looks: dict[str, LineStyle], ends: tuple[float, float], writing: _Writing
 ) -> None:
     """Beside the curves: from each line's end to its name and its number in the table."""
     axes.set_axis_off()

@@ -82,7 +82,7 @@ class Group:
         )
 
 
-def reduced_runs(plan: Plan, index: ResultIndex) -> list[Group]:
+def off_spec_runs(plan: Plan, index: ResultIndex) -> list[Group]:
     """The runs that differ so from a cell of the plan, each with the nearest, grouped by how they differ."""
     cells: dict[bytes, dict[bytes, list[Cell]]] = {}
     for cell, runs in plan.items():

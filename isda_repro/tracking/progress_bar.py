@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from isda_repro.console import unheard
+from isda_repro.console import ignore_broken_pipe
 from isda_repro.tracking.tracker import Record
 
 BAR_SECONDS = 0.5  # between two looks at the running loss: on a GPU each look waits for the device
@@ -48,7 +48,7 @@ class Progress:
     def advance(self, images: int, epoch: int, running: Callable[[], Any]) -> None:
         """``images`` more were trained on; ``running`` gives what ``running_words`` takes, and is asked seldom."""
         self._seen += images
-        with unheard(self._stream):
+        with ignore_broken_pipe(self._stream):
             self._bar.update(images)
         now = time.perf_counter()
         if now - self._looked_at < (BAR_SECONDS if self._terminal else LINE_SECONDS):
@@ -91,11 +91,11 @@ class Progress:
 
     def close(self) -> None:
         """Take the bar away."""
-        with unheard(self._stream):
+        with ignore_broken_pipe(self._stream):
             self._bar.close()
 
     def _say(self, line: str) -> None:
-        with unheard(self._stream):
+        with ignore_broken_pipe(self._stream):
             self._bar.write(line, file=self._stream) if self._terminal else print(line, file=self._stream, flush=True)
 
 

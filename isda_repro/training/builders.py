@@ -40,8 +40,8 @@ from isda_repro.models import Network
 from isda_repro.randomness import stream_seed
 from isda_repro.tracking import Tracker, WandbTracker
 from isda_repro.training.compute import Compute
-from isda_repro.training.ddp import replicated
-from isda_repro.training.distributed import ALONE, Processes
+from isda_repro.training.ddp import wrap_ddp
+from isda_repro.training.distributed import SINGLE_PROCESS, Processes
 
 TEST_BATCH_SIZE = 500  # the error does not depend on it; both CIFAR test sets are a whole number of them
 STREAMED_TEST_BATCH_SIZE = 100  # larger images
@@ -68,13 +68,15 @@ def build_network(cfg: DictConfig, source: Source, compute: Compute) -> Network:
     return network
 
 
-def build_criterion(cfg: DictConfig, network: Network, compute: Compute, processes: Processes = ALONE) -> Criterion:
+def build_criterion(
+    cfg: DictConfig, network: Network, compute: Compute, processes: Processes = SINGLE_PROCESS
+) -> Criterion:
     """The loss on its device. What it draws to begin with leaves the network's weights as they were."""
     torch.manual_seed(stream_seed(cfg.seed, "criterion_initialisation"))
     head = network.head
     arguments: dict[str, Any] = {"num_classes": head.out_features, "feature_dim": head.in_features}
     shares = target_class(cfg.loss).has_statistics and cfg.loss.get("sync") is None  # type: ignore[attr-defined]
-    if processes.are_several and shares:
+    if processes.is_distributed and shares:
         arguments["process_group"] = processes.group
         if compute.device.type != "cpu":
             arguments["ignore_index"] = IGNORED  # of the samples with which a smaller share is filled up
@@ -86,7 +88,7 @@ Constants = tuple[Sequence[float], Sequence[float]]
 
 
 def build_loaders(
-    cfg: DictConfig, source: Source, compute: Compute, processes: Processes = ALONE
+    cfg: DictConfig, source: Source, compute: Compute, processes: Processes = SINGLE_PROCESS
 ) -> tuple[Loader, Loader]:
     """The training images, shuffled and augmented, and those that are evaluated, as they are."""
     options: dict[str, Any] = {"constants": normalisation(cfg, source), "processes": processes}
@@ -155,7 +157,7 @@ def build_loader(
     batch_size: int | None = None,
     shuffle: bool | None = None,
     passes: int = 1,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
     synthetic: Synthetic | None = None,
 ) -> Loader:
     """Images as they are trained on, or as they are evaluated; of each global batch this process's share."""
@@ -252,11 +254,11 @@ def wandb_trackers(cfg: DictConfig, metrics: Path, group: str, **more: Any) -> l
 
 
 def call_network(
-    network: Network, compute: Compute, processes: Processes = ALONE
+    network: Network, compute: Compute, processes: Processes = SINGLE_PROCESS
 ) -> tuple[torch.nn.Module, torch.nn.Module]:
     """What is called in evaluation and in training: the network, or its replica, compiled if that is wanted."""
-    called = replicated(network, processes, compute) if processes.are_several else network
+    called = wrap_ddp(network, processes, compute) if processes.is_distributed else network
     if not compute.compile:
         return network, called
     compiled = cast(torch.nn.Module, torch.compile(network))
-    return compiled, cast(torch.nn.Module, torch.compile(called)) if processes.are_several else compiled
+    return compiled, cast(torch.nn.Module, torch.compile(called)) if processes.is_distributed else compiled

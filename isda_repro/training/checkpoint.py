@@ -22,9 +22,9 @@ from torch import Tensor
 
 from isda_repro.console import warn
 from isda_repro.errors import EXIT_USER_ERROR, StoppedError, UserError, is_out_of_memory
-from isda_repro.files import named, written_whole
-from isda_repro.stopping import exit_code, heeding
-from isda_repro.training.distributed import ALONE, Processes
+from isda_repro.files import atomic_write, named
+from isda_repro.stopping import exit_code, handle_stop_signals
+from isda_repro.training.distributed import SINGLE_PROCESS, Processes
 
 KEPT = 2  # the last, and the one before in case the disk damages the last
 
@@ -35,7 +35,7 @@ class CheckpointError(UserError):
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
     """Write ``state``, tensors and plain containers, so that ``path`` is either the old file or the whole new one."""
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         torch.save(dict(state), file)
 
 
@@ -182,7 +182,7 @@ class Saver:
         state: Callable[[], Mapping[str, Any]],
         minutes: float | None = None,
         steps: int | None = None,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
         self._checkpoints, self._state, self._processes = checkpoints, state, processes
         self._seconds = None if minutes is None else 60 * minutes
@@ -219,7 +219,7 @@ class Saver:
         return bool(saves)
 
     def _write(self, state: Mapping[str, Any]) -> None:
-        if self._processes.is_first:
+        if self._processes.is_main:
             self._checkpoints.write(state)
         else:  # so that all begin to count the minutes anew
             self._checkpoints.written_at = time.monotonic()
@@ -227,18 +227,18 @@ class Saver:
     def _stop(self, asked: signal.Signals) -> NoReturn:
         state = self._state()
         self._write(state)
-        step, failed = state["step"], self._processes.largest(int(not self._checkpoints.wait()))
+        step, failed = state["step"], self._processes.all_reduce_max(int(not self._checkpoints.wait()))
         message = f"{asked.name}: stopped and saved after step {step}; the same command goes on from there"
         if failed:
             message = (
                 f"error: {asked.name}: stopped after step {step}, which could not be saved; the same command goes on "
                 "from the checkpoint before it"
             )
-        raise StoppedError(message if self._processes.is_first else "", EXIT_USER_ERROR if failed else exit_code(asked))
+        raise StoppedError(message if self._processes.is_main else "", EXIT_USER_ERROR if failed else exit_code(asked))
 
     def listening(self) -> AbstractContextManager[None]:
         """Signals make the run stop at its next step; a second one ends the process at once."""
-        return heeding(self._take)
+        return handle_stop_signals(self._take)
 
     def _take(self, asked: signal.Signals) -> None:
         if self._signal is not None and "SLURM_JOB_ID" not in os.environ:  # which repeats itself, and kills in the end

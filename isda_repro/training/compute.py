@@ -110,7 +110,7 @@ def refuse_differences(compute: Compute, processes: Processes) -> None:
     """
     names = [field.name for field in fields(compute) if field.name not in ("device", "hardware")]
     settled = {"device": compute.device.type} | {name: getattr(compute, name) for name in names}
-    first, *others = processes.told_to_all(settled)
+    first, *others = processes.all_gather(settled)
     for rank, other in enumerate(others, start=1):
         for name, value in first.items():
             if other[name] != value:

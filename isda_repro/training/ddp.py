@@ -14,7 +14,7 @@ from isda_repro.training.compute import Compute
 from isda_repro.training.distributed import Processes
 
 
-def with_common_batch_norm(network: Network, processes: Processes, compute: Compute) -> Network:
+def convert_sync_batchnorm(network: Network, processes: Processes, compute: Compute) -> Network:
     """Each batch normalisation over the batch of all processes, instead of over this one's share.
 
     Raises:
@@ -28,25 +28,25 @@ def with_common_batch_norm(network: Network, processes: Processes, compute: Comp
     return converted
 
 
-def replicated(network: Network, processes: Processes, compute: Compute) -> nn.Module:
+def wrap_ddp(network: Network, processes: Processes, compute: Compute) -> nn.Module:
     """What is called in training; its backward pass leaves the mean of all processes' gradients in each of them.
 
     The buffers, running statistics of batch normalisation, are the first process's before each forward pass.
     """
     device_ids = [compute.device] if compute.device.type == "cuda" else None
     return DistributedDataParallel(
-        _WithoutSamplesToo(network), device_ids=device_ids, process_group=processes.group, gradient_as_bucket_view=True
+        _AcceptsEmptyBatch(network), device_ids=device_ids, process_group=processes.group, gradient_as_bucket_view=True
     )
 
 
-def unsynchronised(network: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+def no_sync_unless_last(network: nn.Module, is_last: bool) -> AbstractContextManager[None]:
     """Within the block gradients add up on each process alone, unless it ``is_last`` of a batch's micro-batches."""
     if is_last or not hasattr(network, "no_sync"):
         return nullcontext()
     return network.no_sync()  # type: ignore[operator, no-any-return]
 
 
-class _WithoutSamplesToo(nn.Module):
+class _AcceptsEmptyBatch(nn.Module):
     """A process without a sample takes part in the exchange of gradients, with zeros."""
 
     def __init__(self, network: Network) -> None:

@@ -30,7 +30,7 @@ Thing = TypeVar("Thing")
 
 
 class _Pending(NamedTuple):
-    """What has been asked of all processes and not been looked at yet."""
+    """A reduction that has been started and not been looked at yet."""
 
     largest: Tensor
     work: dist.Work
@@ -38,14 +38,14 @@ class _Pending(NamedTuple):
 
 @dataclass(eq=False)
 class Processes:
-    """This process among those of its run.
+    """This process among the processes of its run.
 
     Attributes:
-        rank: which one, counted from 0; the first alone writes files and talks to people.
-        world_size: how many.
-        local_rank: which one on this host, and which of its GPUs.
-        local_world_size: how many on this host.
-        group: of all of them; None where there is one.
+        rank: its number, from 0 on; the main process has 0.
+        world_size: the number of processes.
+        local_rank: its number on this host, and the GPU that it uses.
+        local_world_size: the number of processes on this host.
+        group: the process group of all of them; None with a single process.
     """
 
     rank: int = 0
@@ -56,21 +56,22 @@ class Processes:
     _pending: _Pending | None = field(default=None, repr=False)
 
     @property
-    def is_first(self) -> bool:
-        """Whether this one writes and talks."""
+    def is_main(self) -> bool:
+        """True on the process with rank 0, which alone writes files and prints."""
         return self.rank == 0
 
     @property
-    def are_several(self) -> bool:
-        """Whether there are others."""
+    def is_distributed(self) -> bool:
+        """True if the run has several processes."""
         return self.group is not None
 
     def agreed(self, *wishes: int) -> tuple[int, ...]:
-        """The largest of each wish, from 0 on, over all processes, as of the call before; alone, as of this one.
+        """Return the maximum of each wish (>= 0) over all processes, as of their previous call.
 
-        So all of them learn of a wish in the same call, and none waits: what the others said then has come meanwhile.
+        All processes learn of a wish in the same call and none waits, because the reduction that the previous call
+        started has ended meanwhile. A single process gets its own wishes at once.
         """
-        if not self.are_several:
+        if not self.is_distributed:
             return wishes
         before = self._pending
         largest = torch.tensor(wishes, dtype=torch.int64)
@@ -80,23 +81,23 @@ class Processes:
         before.work.wait()
         return tuple(before.largest.tolist())
 
-    def largest(self, value: int) -> int:
-        """Over all processes, now."""
-        if not self.are_several:
+    def all_reduce_max(self, value: int) -> int:
+        """Return the maximum of a number >= 0 over all processes."""
+        if not self.is_distributed:
             return value
         largest = torch.tensor(value, dtype=torch.int64)
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.group)
         return int(largest)
 
-    def add_up(self, tensor: Tensor) -> Tensor:
-        """Make ``tensor``, on any device, the sum of those of all processes."""
-        if self.are_several:
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Replace ``tensor``, on any device, by its sum over all processes, and return it."""
+        if self.is_distributed:
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
-    def take_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Make each tensor that of the first process: one message for each type of number."""
-        if not self.are_several:
+    def broadcast_tensors(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite each tensor with the main process's, in one message for each dtype."""
+        if not self.is_distributed:
             return
         by_type: dict[torch.dtype, list[Tensor]] = {}
         for tensor in tensors:
@@ -107,56 +108,56 @@ class Processes:
             for tensor, part in zip(alike, message.split([tensor.numel() for tensor in alike]), strict=True):
                 tensor.detach().copy_(part.view_as(tensor))
 
-    def told_by_first(self, make: Callable[[], Thing]) -> Thing:
-        """What ``make`` gives in the first process, which alone calls it; tensors in it must be on the CPU."""
-        if not self.are_several:
+    def broadcast_from_main(self, make: Callable[[], Thing]) -> Thing:
+        """Call ``make`` on the main process, and return its result on all of them; tensors in it must be on the CPU."""
+        if not self.is_distributed:
             return make()
-        thing = make() if self.is_first else None
+        thing = make() if self.is_main else None
         tensors: list[Tensor] = []
-        told = [_without_tensors(thing, tensors) if self.is_first else None]
+        told = [_without_tensors(thing, tensors) if self.is_main else None]
         dist.broadcast_object_list(told, 0, group=self.group)
         received: Thing = _with_tensors(told[0], self._each_from_first(iter(tensors)))
         return received
 
     def _each_from_first(self, tensors: Iterator[Tensor]) -> Callable[[_Shape], Tensor]:
         def receive(shape: _Shape) -> Tensor:
-            tensor = next(tensors).contiguous() if self.is_first else torch.empty(shape.size, dtype=shape.dtype)
+            tensor = next(tensors).contiguous() if self.is_main else torch.empty(shape.size, dtype=shape.dtype)
             dist.broadcast(tensor, 0, group=self.group)
             return tensor
 
         return receive
 
-    def told_to_first(self, thing: Thing) -> list[Thing] | None:
-        """Those of all processes, in the order of their ranks, in the first; None in the others."""
-        if not self.are_several:
+    def gather_to_main(self, thing: Thing) -> list[Thing] | None:
+        """Return the objects of all processes by rank, on the main process; None on the others."""
+        if not self.is_distributed:
             return [thing]
-        told: list[Any] | None = [None] * self.world_size if self.is_first else None
+        told: list[Any] | None = [None] * self.world_size if self.is_main else None
         dist.gather_object(thing, told, 0, group=self.group)
         return told
 
-    def told_to_all(self, thing: Thing) -> list[Thing]:
-        """Those of all processes, in the order of their ranks."""
-        if not self.are_several:
+    def all_gather(self, thing: Thing) -> list[Thing]:
+        """Return the objects of all processes by rank, on all of them."""
+        if not self.is_distributed:
             return [thing]
         told: list[Any] = [None] * self.world_size
         dist.all_gather_object(told, thing, group=self.group)
         return told
 
     @contextmanager
-    def first_before_others(self) -> Iterator[None]:
-        """The block is run by the first process, and when it is through with it by the others at once."""
-        if self.are_several and not self.is_first:
-            self.largest(0)
+    def main_first(self) -> Iterator[None]:
+        """Run the block on the main process first, and when it is through on the others at once."""
+        if self.is_distributed and not self.is_main:
+            self.all_reduce_max(0)
         yield
-        if self.are_several and self.is_first:
-            self.largest(0)
+        if self.is_distributed and self.is_main:
+            self.all_reduce_max(0)
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
 class _Shape(NamedTuple):
-    """What stands for a tensor in a message; the tensor follows."""
+    """A tensor's place in a message; the tensor itself follows."""
 
     size: tuple[int, ...]
     dtype: torch.dtype
@@ -192,15 +193,15 @@ LOOK_SECONDS = 0.02
 
 
 class LostContactError(UserError):
-    """Another process of the run has ended, or does not answer."""
+    """Raised when another process of the run has ended or does not answer."""
 
 
 @contextmanager
-def joined(timeout_minutes: float) -> Iterator[Processes]:
-    """This process among those that were started with it.
+def init_distributed(timeout_minutes: float) -> Iterator[Processes]:
+    """Join the processes that torchrun, or whatever sets its environment variables, started with this one.
 
     Args:
-        timeout_minutes: how long one waits for another before it takes it for hung.
+        timeout_minutes: how long a process waits for another before it considers it hung.
 
     Raises:
         LostContactError: one has ended, or does not answer in time.
@@ -208,7 +209,7 @@ def joined(timeout_minutes: float) -> Iterator[Processes]:
     """
     here = _environment()
     if here is None:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     _end_with_launcher()
     gpus = torch.cuda.is_available()
@@ -226,7 +227,7 @@ def joined(timeout_minutes: float) -> Iterator[Processes]:
 
 
 def _environment() -> Processes | None:
-    """What torchrun says; None where it has started one process, or none of this."""
+    """Read torchrun's variables; None where it started one process, or did not start this one."""
     world_size = os.environ.get("WORLD_SIZE", "1")
     if world_size == "1":
         return None
@@ -241,7 +242,7 @@ def _environment() -> Processes | None:
 
 
 def _meet(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:
-    """A name that those who have been started together share, and nobody before them had.
+    """Agree on a name that the processes that were started together share, and that no launch before them had.
 
     torchrun starts them anew after a failure, with the store as they left it: addresses of processes that are dead, in
     which PyTorch would look for its peers (pytorch issue 135712). So the first one makes up a name; each other answers
@@ -275,14 +276,14 @@ def _until(is_so: Callable[[], bool], deadline: float) -> None:
 
 
 def _end_with_launcher() -> None:
-    """When torchrun is killed, its processes would train on, unseen; so they are asked to save and stop."""
+    """Have Linux ask this process to save and stop when torchrun is killed; it would train on, unseen."""
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 @contextmanager
 def _explained(here: Processes, timeout_minutes: float) -> Iterator[None]:
-    """What PyTorch says of a peer that has gone is several lines of C++."""
+    """Turn PyTorch's errors about a peer that has gone, several lines of C++, into one sentence."""
     try:
         yield
     except (dist.DistError, RuntimeError) as error:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isda_repro.training.compute import Compute
-from isda_repro.training.distributed import ALONE, Processes
+from isda_repro.training.distributed import SINGLE_PROCESS, Processes
 
 LIKELIEST = 5
 
@@ -28,7 +28,10 @@ class Evaluation(NamedTuple):
 
 @torch.inference_mode()
 def evaluate(
-    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], compute: Compute, processes: Processes = ALONE
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    compute: Compute,
+    processes: Processes = SINGLE_PROCESS,
 ) -> Evaluation:
     """Plain cross-entropy and error of ``network``, each sample counted once; the network's mode is left as it was.
 
@@ -51,5 +54,5 @@ def evaluate(
             totals[3] += (likeliest != targets[:, None]).all(1).sum()
             totals[4] += len(targets)  # told to a process whose share is empty, which saw no logits
     network.train(was_training)
-    loss, errors, samples, top5_errors, ranked = processes.add_up(totals).tolist()
+    loss, errors, samples, top5_errors, ranked = processes.all_reduce_sum(totals).tolist()
     return Evaluation(loss / samples, 100 * errors / samples, 100 * top5_errors / ranked if ranked else None)

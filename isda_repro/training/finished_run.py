@@ -71,7 +71,7 @@ class Finished:
         return cast(ISDALoss, self.criterion)
 
 
-def finished_config(folder: Path, device: str = "auto", data_dir: str | None = None) -> tuple[DictConfig, Path]:
+def finished_run_config(folder: Path, device: str = "auto", data_dir: str | None = None) -> tuple[DictConfig, Path]:
     """The configuration of a finished run, for this device and for data that lies here, and the file of its weights.
 
     Raises:
@@ -95,7 +95,7 @@ def finished_config(folder: Path, device: str = "auto", data_dir: str | None = N
     return cfg, folder / "checkpoint.pt"
 
 
-def load_finished(folder: Path, device: str = "auto", data_dir: str | None = None) -> Finished:
+def load_finished_run(folder: Path, device: str = "auto", data_dir: str | None = None) -> Finished:
     """A finished classifier, calculating in fp32.
 
     Args:
@@ -106,7 +106,7 @@ def load_finished(folder: Path, device: str = "auto", data_dir: str | None = Non
     Raises:
         UserError: there is no such run, or it has not finished; its weights or the data are missing or damaged.
     """
-    cfg, weights = finished_config(folder, device, data_dir)
+    cfg, weights = finished_run_config(folder, device, data_dir)
     cfg.compute.precision = "fp32"
     result = read_result(weights.with_name("result.json"))
     compute = resolve(cfg.compute)

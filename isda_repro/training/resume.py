@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from isda_repro.console import warn
 from isda_repro.data import DataError, Source
 from isda_repro.errors import UserError
-from isda_repro.files import move_aside
+from isda_repro.files import rename_aside
 from isda_repro.runs.records import AnyRecord, RecordError, read_lines
 from isda_repro.training.checkpoint import CheckpointError, Checkpoints, load
 
@@ -115,14 +115,14 @@ def find_start(
         raise UserError(f"{lost_lines}; restore that file, or delete the checkpoints beside it to begin anew")
     _set_aside(unusable, "begins anew")
     if unusable and metrics.exists():
-        move_aside(metrics, "damaged")
+        rename_aside(metrics, "damaged")
     return Start(None, None, [], 0)
 
 
 def _set_aside(unusable: Mapping[Path, UserError], what_now: str) -> None:
     """Say why, and keep them out of the way for whoever wants to look at them."""
     for path, error in unusable.items():
-        aside = move_aside(path, "damaged")
+        aside = rename_aside(path, "damaged")
         warn(f"{error}; it is now {aside.name}, and the run {what_now}")
 
 

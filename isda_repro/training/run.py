@@ -17,8 +17,8 @@ from isda_repro.runs.records import EpochRecord, Result, SegmentRecord, as_json,
 from isda_repro.tracking import Progress
 from isda_repro.training import builders
 from isda_repro.training.compute import Compute
-from isda_repro.training.ddp import with_common_batch_norm
-from isda_repro.training.distributed import Processes, joined
+from isda_repro.training.ddp import convert_sync_batchnorm
+from isda_repro.training.distributed import Processes, init_distributed
 from isda_repro.training.session import RunKind, Session, earlier_result, prepare, record_exit, total_timing
 from isda_repro.training.trainer import Trainer
 
@@ -36,7 +36,7 @@ def run(cfg: DictConfig) -> Result:
         StoppedError: a signal asked to stop; the state is saved.
     """
     folder = Path(cfg.runs_dir) / cfg.run_id
-    with record_exit(folder), joined(cfg.compute.get("timeout_minutes", 10)) as processes:
+    with record_exit(folder), init_distributed(cfg.compute.get("timeout_minutes", 10)) as processes:
         if (earlier := earlier_result(cfg, CLASSIFIER, processes)) is not None:
             return earlier
         compute, source = prepare(cfg, processes)
@@ -47,7 +47,7 @@ def run(cfg: DictConfig) -> Result:
             unreadable = UnreadableImages(folder, processes, trainer.train_batches, trainer.test_batches)
             session.resume(collect=unreadable.collect)
             bar = None
-            if processes.is_first:
+            if processes.is_main:
                 say(opening(cfg, trainer, source))
                 bar = Progress(trainer.epochs, trainer.train_batches.num_samples, images_done=trainer.images_done)
             records = trainer.train(session.start_trackers(bar), bar, session.saver)
@@ -75,17 +75,17 @@ def build_trainer(cfg: DictConfig, source: Source, compute: Compute, processes: 
     if cfg.model.get("weights") is not None:  # a file that was frozen before there was such a setting has none
         weights_digest(cfg.model)
         loaded = load_weights(network, Path(cfg.model.weights), new_head=True)
-        if processes.is_first:
+        if processes.is_main:
             say(loaded)
-    if compute.sync_bn and processes.are_several:
-        network = with_common_batch_norm(network, processes, compute)
+    if compute.sync_bn and processes.is_distributed:
+        network = convert_sync_batchnorm(network, processes, compute)
     criterion = builders.build_criterion(cfg, network, compute, processes)
     train_batches, test_batches = builders.build_loaders(cfg, source, compute, processes)
-    compiled, called = builders.call_network(network, compute, processes)
+    eval_model, train_model = builders.call_network(network, compute, processes)
     trainer = Trainer(
         network=network,
-        compiled=compiled,
-        called=called,
+        eval_model=eval_model,
+        train_model=train_model,
         criterion=criterion,
         optimizer=builders.build_optimizer(cfg, network, criterion),
         schedule=build(cfg.recipe.schedule),
@@ -201,16 +201,16 @@ class UnreadableImages:
 
     def __call__(self, where: str, reason: str) -> None:
         """An image was skipped for the first time since the process began."""
-        if self._processes.is_first:
+        if self._processes.is_main:
             self._name(where, reason)
         else:
             self._untold.append((where, reason))
 
     def collect(self) -> None:
         """All processes call this now and then: the first names what the others have met."""
-        if not (self._may_come and self._processes.are_several):
+        if not (self._may_come and self._processes.is_distributed):
             return
-        told = self._processes.told_to_first(self._untold)
+        told = self._processes.gather_to_main(self._untold)
         self._untold = []
         for where, reason in (one for of_rank in told or [] for one in of_rank):
             self._name(where, reason)
@@ -226,5 +226,5 @@ class UnreadableImages:
 
     def conclude(self) -> None:
         """Print how many there were."""
-        if self._known and self._processes.is_first:
+        if self._known and self._processes.is_main:
             say(f"images that could not be read and were left out: {len(self._known)}, listed in {self._file}")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isda_repro.training.distributed import ALONE, Processes
+from isda_repro.training.distributed import SINGLE_PROCESS, Processes
 
 
 class Stopwatch:
@@ -75,7 +75,7 @@ def peak_memory_mib(device: torch.device) -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, KiB elsewhere
 
 
-class RunningTotals:
+class RunningMetrics:
     """Sums over an epoch, kept on the device: loss, errors, samples, and the first step whose loss was not finite.
 
     They are of this process's samples, until someone asks for those of all.
@@ -115,17 +115,17 @@ class RunningTotals:
 
     def bad_step(self, processes: Processes) -> int | None:
         """A step of any process whose loss was not finite, its first one. Waits for the device, and for all of them."""
-        step = processes.largest(1 + int(self._first_bad_step))
+        step = processes.all_reduce_max(1 + int(self._first_bad_step))
         return step - 1 if step else None
 
-    def means(self, processes: Processes = ALONE) -> tuple[float, float]:
+    def means(self, processes: Processes = SINGLE_PROCESS) -> tuple[float, float]:
         """Mean loss, and error in percent, of these processes. Waits for the device, and for all of them."""
         sums = torch.cat([self._sums, self._sums.new_tensor([self._samples])])
-        loss, errors, samples = processes.add_up(sums).tolist()
+        loss, errors, samples = processes.all_reduce_sum(sums).tolist()
         return loss / max(1, samples), 100 * errors / max(1, samples)
 
 
 def added_up(totals: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The state of ``RunningTotals`` over all processes."""
+    """The state of ``RunningMetrics`` over all processes."""
     columns = zip(*(one["sums"] for one in totals), strict=True)
     return {"sums": [sum(column) for column in columns], "samples": sum(one["samples"] for one in totals)}

@@ -19,7 +19,7 @@ from isda_repro.config import build, write_frozen
 from isda_repro.console import say, warn
 from isda_repro.data import Source
 from isda_repro.errors import EXIT_USER_ERROR, StoppedError, UserError, is_out_of_memory
-from isda_repro.files import move_aside
+from isda_repro.files import rename_aside
 from isda_repro.revision import why_unknown
 from isda_repro.runs.exit_status import ExitStatus, clear_exit_status, write_exit_status
 from isda_repro.runs.lock import FolderLock, LockedError
@@ -107,7 +107,7 @@ def earlier_result(cfg: DictConfig, kind: RunKind[Outcome], processes: Processes
                 _finish_last_acts(cfg, kind, directory)
         return _already_done(kind, directory)
 
-    return processes.told_by_first(look)
+    return processes.broadcast_from_main(look)
 
 
 def prepare(cfg: DictConfig, processes: Processes) -> tuple[Compute, Source]:
@@ -116,10 +116,10 @@ def prepare(cfg: DictConfig, processes: Processes) -> tuple[Compute, Source]:
     Raises:
         UserError: the device or the data is not there, or the processes differ.
     """
-    compute = resolve(cfg.compute, processes.local_rank if processes.are_several else None)
+    compute = resolve(cfg.compute, processes.local_rank if processes.is_distributed else None)
     refuse_differences(compute, processes)
     compute.apply()
-    with processes.first_before_others():  # it may have to download
+    with processes.main_first():  # it may have to download
         source: Source = build(cfg.dataset.source)
     return compute, source
 
@@ -150,7 +150,7 @@ class Session(Generic[Outcome]):
     def __enter__(self) -> Session[Outcome]:
         """Lock the folder."""
         with ExitStack() as stack:
-            if self._processes.is_first:
+            if self._processes.is_main:
                 self._origin = provenance()
                 if self._origin["git_revision"] is None:
                     warn(why_unknown())
@@ -159,7 +159,7 @@ class Session(Generic[Outcome]):
                 self._directory.path.mkdir(parents=True, exist_ok=True)
                 self._lock = stack.enter_context(FolderLock(self._directory.path))
                 clear_exit_status(self._directory.path)
-            self.result = self._processes.told_by_first(self._result_of_another_launch)
+            self.result = self._processes.broadcast_from_main(self._result_of_another_launch)
             self._locked = stack.pop_all()
         return self
 
@@ -187,10 +187,10 @@ class Session(Generic[Outcome]):
         every = self._cfg.checkpoint
         self.saver = Saver(self._checkpoints, self._state, every.minutes, every.steps, self._processes)
         self._while_training.enter_context(self.saver.listening())
-        found = self._processes.told_by_first(self._find_state)
+        found = self._processes.broadcast_from_main(self._find_state)
         if found is not None:
             self._load(*found)
-        if self._processes.is_first:
+        if self._processes.is_main:
             frozen = self._cfg.copy()
             frozen.force = False  # the file must not force each time that it is run
             write_frozen(frozen, self._directory.config)
@@ -209,7 +209,7 @@ class Session(Generic[Outcome]):
         try:
             self._trainer.load_state_dict(state, records)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            if is_out_of_memory(error) or not self._processes.is_first:
+            if is_out_of_memory(error) or not self._processes.is_main:
                 raise
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
@@ -219,11 +219,11 @@ class Session(Generic[Outcome]):
 
     def _state(self) -> dict[str, Any]:
         """Return the state that the saver saves; all processes call it."""
-        if self._processes.is_first:
+        if self._processes.is_main:
             self._lock.ensure_held()
         self._collect()
         state = self._trainer.state_dict()
-        if not self._processes.is_first:
+        if not self._processes.is_main:
             return state
         about = {"metrics_bytes": self._metrics.bytes_written, DATA_KEY: describe_data(self._source)}
         return {**state, "run_id": self._cfg.run_id, **about}
@@ -260,7 +260,7 @@ class Session(Generic[Outcome]):
             The result, on all processes.
         """
         result: Outcome | None = None
-        if self._processes.is_first:
+        if self._processes.is_main:
             self._checkpoints.wait()
             lines = read_lines(self._directory.metrics, self._kind.epoch_record)
             self._lock.ensure_held()
@@ -273,11 +273,11 @@ class Session(Generic[Outcome]):
             self._log(self._kind.result_json(result))
             self._while_training.close()
             self._checkpoints.clear()  # the very last: until then the same command knows that something is left to do
-        return cast(Outcome, self._processes.told_by_first(lambda: result))
+        return cast(Outcome, self._processes.broadcast_from_main(lambda: result))
 
     def announce(self, result: Outcome) -> None:
         """Print what the run came to."""
-        if self._processes.is_first:
+        if self._processes.is_main:
             say(f"{self._cfg.run_id}: {self._kind.summary(result)}\n{self._directory.result}")
 
     def _log(self, record: Mapping[str, Any]) -> None:
@@ -294,7 +294,7 @@ def _move_finished_run_aside(directory: RunDirectory) -> None:
     with FolderLock(directory.path) as lock:  # nobody else moves it or writes there
         if not directory.finished:  # somebody has, since we looked, and has begun anew
             return
-        aside = move_aside(directory.path, "before")
+        aside = rename_aside(directory.path, "before")
         lock.follow(aside)
     say(f"force=true: the finished run is now {aside}")
 

@@ -30,7 +30,7 @@ def reason_for_eager(loader: Loader, criterion: Criterion, compute: Compute, pro
     """Return why steps cannot be static, or None if they can."""
     if not compute.cuda_graph:
         return "compute.cuda_graph=false" if compute.device.type == "cuda" else "there is no GPU"
-    if processes.are_several:
+    if processes.is_distributed:
         return "several processes exchange gradients in each step"
     if compute.micro_batch is not None:
         return "compute.micro_batch splits the batch"

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from isda_repro.losses import IGNORED, Criterion
 from isda_repro.training.compute import Compute
-from isda_repro.training.ddp import unsynchronised
+from isda_repro.training.ddp import no_sync_unless_last
 from isda_repro.training.distributed import Processes
 from isda_repro.training.running_metrics import Stopwatch
 
@@ -62,7 +62,7 @@ def weighted(
     """How this process's ``samples`` of a batch of ``total`` count; if samples may be missing, all are asked."""
     weight: float | Tensor = samples * processes.world_size / total
     if may_fall_short:
-        everybody = processes.add_up(torch.full((), float(samples), device=device))
+        everybody = processes.all_reduce_sum(torch.full((), float(samples), device=device))
         weight = samples * processes.world_size / everybody.clamp(min=1)
     counts_are_unknown = criterion.is_collective and device.type != "cpu"  # an accelerator is not asked
     return Weighted(weight, room=-(-total // processes.world_size) if counts_are_unknown else None)
@@ -80,7 +80,7 @@ def compute_gradients(
     seed_micro_batch: Callable[[int], None],
     stopwatch: Stopwatch | None,
     share: Weighted = WHOLE_BATCH,
-    alone: nn.Module | None = None,
+    eval_model: nn.Module | None = None,
 ) -> StepResult:
     """Add the gradients of ``criterion`` on a batch to ``.grad`` of the network's and the criterion's parameters.
 
@@ -96,7 +96,7 @@ def compute_gradients(
             with the same index before both passes.
         stopwatch: adds the criterion's time under "criterion"; None where it cannot be measured, as in a CUDA graph.
         share: of the whole batch, that ``images`` are.
-        alone: the network as one process calls it; None: that is ``network``.
+        eval_model: the network without its DDP wrapper, for forward passes that keep no graph; None: ``network``.
     """
     parts = images.split(compute.micro_batch or max(1, len(images)))
     if len(parts) == 1:
@@ -110,13 +110,13 @@ def compute_gradients(
         gradients.backward(features, logits)
         return StepResult(loss, logits.detach())
 
-    features, logits = _without_graph(alone or network, parts, compute, seed_micro_batch)
+    features, logits = _without_graph(eval_model or network, parts, compute, seed_micro_batch)
     loss, gradients = _criterion(
         criterion, features, logits, targets, head=head, progress=progress, stopwatch=stopwatch, share=share
     )
     for index, (part, own) in enumerate(zip(parts, gradients.split(len(parts[0])), strict=True)):
         seed_micro_batch(index)
-        with unsynchronised(network, is_last=index == len(parts) - 1):
+        with no_sync_unless_last(network, is_last=index == len(parts) - 1):
             with compute.autocast():
                 output = network(part)
             own.backward(output.features, output.logits)

@@ -20,9 +20,9 @@ from isda_repro.runs.records import EpochRecord, as_json
 from isda_repro.tracking import Progress, Tracker
 from isda_repro.training.checkpoint import Saver
 from isda_repro.training.compute import Compute
-from isda_repro.training.distributed import ALONE, Processes
+from isda_repro.training.distributed import SINGLE_PROCESS, Processes
 from isda_repro.training.evaluate import evaluate
-from isda_repro.training.running_metrics import RunningTotals, Stopwatch, added_up, peak_memory_mib
+from isda_repro.training.running_metrics import RunningMetrics, Stopwatch, added_up, peak_memory_mib
 from isda_repro.training.schedule import Schedule
 from isda_repro.training.static_step import StaticStep, reason_for_eager
 from isda_repro.training.step import WHOLE_BATCH, Weighted, compute_gradients, weighted
@@ -37,11 +37,12 @@ class DivergedError(UserError):
 
 @dataclass
 class Trainer:
-    """Everything one run trains with, and where it is. ``train`` is the loop.
+    """The parts that one run trains with, and its progress. ``train`` is the loop.
 
     Args:
-        network: what is trained; ``compiled`` is the same, compiled or not, and is what is called in evaluation.
-        called: what is called in training: ``compiled``, or what exchanges gradients with the other processes.
+        network: the network itself, whose weights are trained.
+        eval_model: the network, compiled or not, as it is called in evaluation.
+        train_model: ``eval_model``, or with several processes its DDP wrapper, as it is called in training.
         criterion: see ``isda_repro.losses.Criterion``.
         optimizer: holds the network's and the criterion's parameters; each group has its ``initial_lr``.
         schedule: factor on each group's initial rate, by epoch.
@@ -55,8 +56,8 @@ class Trainer:
     """
 
     network: Network
-    compiled: nn.Module
-    called: nn.Module
+    eval_model: nn.Module
+    train_model: nn.Module
     criterion: Criterion
     optimizer: torch.optim.Optimizer
     schedule: Schedule
@@ -66,12 +67,12 @@ class Trainer:
     test_batches: Loader
     compute: Compute
     seed: int
-    processes: Processes = ALONE
+    processes: Processes = SINGLE_PROCESS
 
     def __post_init__(self) -> None:
         self._draws = torch.Generator(self.compute.device)
         self._stopwatch = Stopwatch(self.compute.device)
-        self._totals = RunningTotals(self.compute.device)
+        self._totals = RunningMetrics(self.compute.device)
         self._records: list[EpochRecord] = []
         self.step = 0
         """Optimizer steps taken."""
@@ -112,13 +113,13 @@ class Trainer:
             "network": self.network.state_dict(),
             "criterion": self.criterion.whole_state_dict(),
             "optimizer": _portable(self.optimizer.state_dict()),
-            "ranks": self.processes.told_to_first(own),
+            "ranks": self.processes.gather_to_main(own),
             "timing": self._stopwatch.so_far(),
         }
 
     def _own_criterion_state(self) -> dict[str, Tensor] | None:
         """What the criterion has gathered from this process's samples alone, if it does."""
-        if not self.processes.are_several or self.criterion.is_collective:
+        if not self.processes.is_distributed or self.criterion.is_collective:
             return None
         return {name: tensor.cpu() for name, tensor in self.criterion.state_dict().items()}
 
@@ -135,7 +136,7 @@ class Trainer:
         self._load_optimizer(state["optimizer"])
         if len(ranks) == processes.world_size:
             self._totals.load_state_dict(own["totals"])
-        elif processes.is_first:
+        elif processes.is_main:
             self._totals.load_state_dict(added_up([rank["totals"] for rank in ranks]))
         self._stopwatch.go_on_from(state["timing"])
         self.step = state["step"]
@@ -204,8 +205,8 @@ class Trainer:
             self._stop_if_diverged()
             train_loss, train_error = self._totals.means(self.processes)
         with self._stopwatch.host("evaluation"):
-            self.processes.take_from_first(self.network.buffers())  # the others' are of their own last batch
-            test = evaluate(self.compiled, _heeding(saver, self.test_batches.epoch(0)), self.compute, self.processes)
+            self.processes.broadcast_tensors(self.network.buffers())  # the others' are of their own last batch
+            test = evaluate(self.eval_model, _heeding(saver, self.test_batches.epoch(0)), self.compute, self.processes)
         if not math.isfinite(test.loss):
             raise self._diverged(f"the test loss is {test.loss}")
         return EpochRecord(
@@ -230,7 +231,7 @@ class Trainer:
         """Take one optimizer step, in training mode, on what ``batches`` has given."""
         step, progress = self.step, self._progress_at(self.step)
         self._draws.manual_seed(stream_seed(self.seed, "criterion", step))
-        part = self.train_batches.part_of(self._step_in_epoch(step)) if self.processes.are_several else None
+        part = self.train_batches.part_of(self._step_in_epoch(step)) if self.processes.is_distributed else None
         self.criterion.begin_step(step, self.total_steps, self._draws, part)
         samples = batch.shape[1] if isinstance(batch, Tensor) else len(batch[1])
         with _explained_memory(samples, self.compute):
@@ -258,7 +259,7 @@ class Trainer:
         """Move the weights by the gradients of one batch: all that the device does in a step."""
         self.optimizer.zero_grad()
         result = compute_gradients(
-            self.called,
+            self.train_model,
             self.criterion,
             images,
             targets,
@@ -268,7 +269,7 @@ class Trainer:
             seed_micro_batch=seed_micro_batch,
             stopwatch=self._stopwatch if self.compute.device.type == "cpu" and self._static is None else None,
             share=WHOLE_BATCH if part is None else self._share(len(images), part[1]),
-            alone=self.compiled,
+            eval_model=self.eval_model,
         )
         self._totals.add(result.loss, result.logits, targets, step)
         self.optimizer.step()

@@ -9,10 +9,10 @@ from isda_repro import config
 from isda_repro.checks import ConfigError
 from isda_repro.config import (
     compose,
-    compose_any,
     compose_generator,
-    read_any_frozen,
+    compose_run,
     read_frozen,
+    read_frozen_run,
     request,
     run_id,
     run_names,
@@ -147,13 +147,13 @@ def test_the_request_has_no_path_and_no_number_as_a_float_that_is_whole(settings
 
 
 def test_a_frozen_file_is_read_as_it_was_written_whichever_kind_it_is(composed, tmp_path):
-    classifier, generator = composed(BASE), compose_any(["gan=cgan", "dataset=digits"])
+    classifier, generator = composed(BASE), compose_run(["gan=cgan", "dataset=digits"])
     assert "gan" in generator
-    assert "gan" not in compose_any(["model=resnet20"])
+    assert "gan" not in compose_run(["model=resnet20"])
     for number, cfg in enumerate((classifier, generator)):
         path = tmp_path / f"{number}.yaml"
         write_frozen(cfg, path)
-        assert read_any_frozen(path) == cfg
+        assert read_frozen_run(path) == cfg
     with pytest.raises(ConfigError, match=r"1\.yaml"):
         read_frozen(tmp_path / "1.yaml")
 

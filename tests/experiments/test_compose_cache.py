@@ -5,7 +5,7 @@ from omegaconf import OmegaConf
 
 from isda_repro import config
 from isda_repro.experiments import compose_cache
-from isda_repro.experiments.compose_cache import Remembered
+from isda_repro.experiments.compose_cache import ComposeCache
 
 OVERRIDES = ["model=resnet20", "dataset=digits"]
 
@@ -22,18 +22,18 @@ class Counting:
 
 
 def test_composition_is_remembered_as_it_was(tmp_path):
-    first = Remembered(config.compose, tmp_path)
+    first = ComposeCache(config.compose, tmp_path)
     fresh = first(OVERRIDES)
     assert first(OVERRIDES) is fresh
     first.keep()
     compose = Counting()
-    again = Remembered(compose, tmp_path)
+    again = ComposeCache(compose, tmp_path)
     assert again(OVERRIDES) == fresh == OmegaConf.to_container(config.compose(OVERRIDES))
     assert type(again(OVERRIDES)) is dict, "OmegaConf's objects take ten times as long"
     assert compose.asked == 0
     assert again([*OVERRIDES, "loss=isda"])["overrides"] == [*OVERRIDES, "loss=isda"]
     next(tmp_path.glob("*.json")).write_text("{")
-    assert Remembered(config.compose, tmp_path)(OVERRIDES) == fresh, "a damaged cache is none"
+    assert ComposeCache(config.compose, tmp_path)(OVERRIDES) == fresh, "a damaged cache is none"
 
 
 @pytest.mark.parametrize("changed", ["environment", "directory", "configuration"])
@@ -44,7 +44,7 @@ def test_composition_is_forgotten_with_what_it_follows_from(tmp_path, monkeypatc
     compose, folder = Counting(), tmp_path / "cache"
 
     def ask():
-        remembered = Remembered(compose, folder)
+        remembered = ComposeCache(compose, folder)
         remembered(OVERRIDES)
         remembered.keep()
         return compose.asked
@@ -63,7 +63,7 @@ def test_composition_is_forgotten_with_what_it_follows_from(tmp_path, monkeypatc
 
 def test_composition_that_follows_from_a_file_of_weights_is_not_remembered(tmp_path):
     compose = Counting(model={"weights": "a file"})
-    remembered = Remembered(compose, tmp_path)
+    remembered = ComposeCache(compose, tmp_path)
     remembered(OVERRIDES)
     remembered(OVERRIDES)
     remembered.keep()
@@ -73,6 +73,6 @@ def test_composition_that_follows_from_a_file_of_weights_is_not_remembered(tmp_p
 
 def test_cache_that_cannot_be_written_is_none(tmp_path):
     (tmp_path / "cache").write_text("a file")
-    remembered = Remembered(Counting(), tmp_path / "cache")
+    remembered = ComposeCache(Counting(), tmp_path / "cache")
     assert remembered(OVERRIDES)["overrides"] == OVERRIDES
     remembered.keep()

@@ -18,7 +18,7 @@ from isda_repro.runs.records import read_generator_result
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import results_of_runs
 from isda_repro.training.compute import resolve
-from isda_repro.training.distributed import ALONE
+from isda_repro.training.distributed import SINGLE_PROCESS
 
 CPU = torch.device("cpu")
 CURVES = {"discriminator_loss", "generator_loss", "real_score", "fake_score"}
@@ -26,7 +26,7 @@ MORE_CURVES = {"acgan": {"real_class_loss", "fake_class_loss"}, "infogan": {"cod
 
 
 def learner_of(cfg, source=None):
-    return build_gan_trainer(cfg, source or build(cfg.dataset.source), resolve(cfg.compute), ALONE)[0]
+    return build_gan_trainer(cfg, source or build(cfg.dataset.source), resolve(cfg.compute), SINGLE_PROCESS)[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,7 +14,7 @@ from isda_repro.errors import UserError
 from isda_repro.gan import load_generator
 from isda_repro.gan.quality import judge_by, judged
 from isda_repro.training.builders import build_loaders
-from isda_repro.training.finished_run import load_finished
+from isda_repro.training.finished_run import load_finished_run
 from isda_repro.training.run import run
 
 
@@ -37,7 +37,7 @@ def test_quality_is_judged_by_the_classifier_on_its_images_of_the_generators_cla
     load_script("gan_quality").main([f"generator={folder}", f"classifier={classifier}", "images=20"])
     found = json.loads((folder / "quality.json").read_text())
     assert (found["generator"], found["classifier"], found["images"]) == (folder.name, classifier.name, 20)
-    finished = load_finished(classifier)
+    finished = load_finished_run(classifier)
     _, loader = build_loaders(finished.cfg, finished.source, finished.compute)
     ((images, targets),) = loader.epoch(0)
     ours = torch.isin(targets, torch.tensor([1, 7]))

@@ -17,12 +17,12 @@ from isda_repro.gan.run import train_generator
 PROGRAM = """
 import sys
 import torch
-from isda_repro.stopping import leaving_whole
+from isda_repro.stopping import hard_exit_if_distributed
 from test_several import OfOneImage, train
 
 torch.set_num_threads(1)
 torch.nn.BatchNorm2d = OfOneImage
-with leaving_whole():
+with hard_exit_if_distributed():
     train(*sys.argv[1:])
 """
 

@@ -11,7 +11,7 @@ from isda_repro.config import compose_generator
 from isda_repro.gan import Acgan, Cgan, Game, InfoGan, Shape, Wgan
 from isda_repro.gan.steps import Pair, Steps, Totals
 from isda_repro.training.compute import resolve
-from isda_repro.training.distributed import ALONE
+from isda_repro.training.distributed import SINGLE_PROCESS
 
 SHAPE, RATES = Shape(num_classes=3, image_size=8, channels=3), (0.5, 0.25)
 TARGETS = torch.tensor([2, 0, 1, 1, 2, 0])
@@ -46,7 +46,7 @@ def pair_of(game):
 
 def take(game, pair, compute, step=0, seed=0):
     totals = Totals(compute.device)
-    Steps(game, 3, compute, seed, ALONE).take(pair, REAL, TARGETS, (0, 6), step, totals)
+    Steps(game, 3, compute, seed, SINGLE_PROCESS).take(pair, REAL, TARGETS, (0, 6), step, totals)
     return totals.means()
 
 
@@ -129,11 +129,11 @@ def test_totals_are_means_over_images_also_when_they_go_on_and_over_processes():
     cpu = torch.device("cpu")
     totals, more = Totals(cpu), Totals(cpu)
     totals.add("generator", {"loss": torch.tensor(2.0)}, 3)
-    more.load_state_dict(totals.of_all(ALONE))
+    more.load_state_dict(totals.of_all(SINGLE_PROCESS))
     more.add("generator", {"loss": torch.tensor(4.0)}, 1)
     more.add("discriminator", {"loss": torch.tensor(7.0)}, 5)
     assert more.means() == pytest.approx({"generator/loss": 2.5, "discriminator/loss": 7.0})
-    two = SimpleNamespace(told_to_all=lambda own: [own, {"generator/loss": [10.0, 4.0]}])
+    two = SimpleNamespace(all_gather=lambda own: [own, {"generator/loss": [10.0, 4.0]}])
     assert more.means(two) == pytest.approx({"generator/loss": 20 / 8, "discriminator/loss": 7.0})
 
 

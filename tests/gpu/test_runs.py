@@ -14,7 +14,7 @@ from isda_repro.errors import UserError
 from isda_repro.gan.run import train_generator
 from isda_repro.training.checkpoint import Checkpoints, Saver
 from isda_repro.training.compute import resolve
-from isda_repro.training.distributed import ALONE, Processes
+from isda_repro.training.distributed import SINGLE_PROCESS, Processes
 from isda_repro.training.run import build_trainer, run
 from isda_repro.training.static_step import WARM_UP_STEPS
 
@@ -124,7 +124,7 @@ def test_the_host_never_waits_in_a_step(settings, device, no_waiting, loss, form
     cfg = settings("run", *RESNET, f"loss={loss}", "recipe.epochs=40", *([EAGER] * (form == "eager")))
     compute = resolve(cfg.compute)
     compute.apply()
-    trainer = build_trainer(cfg, build(cfg.dataset.source), compute, ALONE)
+    trainer = build_trainer(cfg, build(cfg.dataset.source), compute, SINGLE_PROCESS)
     trainer.network.train()
     trainer._set_rates(1)
     for epoch in (1, 2, 3):
@@ -149,7 +149,7 @@ def test_a_group_of_one_rank_trains_as_a_process_alone(settings, device, tmp_pat
         trainer = build_trainer(cfg, build(cfg.dataset.source), resolve(cfg.compute), processes)
         assert trainer.eager_because is not None
         records = trainer.train([], None, Saver(Checkpoints(tmp_path), trainer.state_dict, processes=processes))
-        assert processes.told_to_all("word") == ["word"]
+        assert processes.all_gather("word") == ["word"]
     finally:
         dist.destroy_process_group()
     assert [record.train_loss for record in records] == pytest.approx(expected.curves["train_loss"], rel=1e-4)

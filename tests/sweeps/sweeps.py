@@ -47,7 +47,7 @@ HEEDS = textwrap.dedent("""
         with (folder / "seen").open("a") as log:
             log.write(number.name + "\\n")
 
-    with one_sentence_errors(), stopping.heeding(take):
+    with one_sentence_errors(), stopping.handle_stop_signals(take):
         (folder / "pid.new").write_text(str(os.getpid()))
         (folder / "pid.new").rename(folder / "pid")
         while not asked or sys.argv[1] == "ignores":
@@ -60,11 +60,11 @@ WAIT_SECONDS = 60.0  # after which a test gives up; nothing is expected to take 
 
 @functools.cache
 def _composed(overrides):
-    return OmegaConf.to_container(config.compose_any(list(overrides)))
+    return OmegaConf.to_container(config.compose_run(list(overrides)))
 
 
 def compose(overrides):
-    """``config.compose_any``, which is asked once in a session for the same overrides."""
+    """``config.compose_run``, which is asked once in a session for the same overrides."""
     return _composed(tuple(overrides))
 
 

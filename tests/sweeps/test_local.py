@@ -27,7 +27,7 @@ from isda_repro.errors import UserError
 from isda_repro.runs.exit_status import read_exit_status
 from isda_repro.runs.lock import here
 from isda_repro.sweeps import local
-from isda_repro.sweeps.local import Clock, places, sweep_here
+from isda_repro.sweeps.local import Clock, sweep_here, worker_slots
 from isda_repro.sweeps.run_progress import NOT_YET
 from isda_repro.sweeps.sweep import SweepOptions, sweep_command
 
@@ -205,7 +205,7 @@ def test_several_runs_train_at_once_and_one_that_fails_leaves_the_others_running
     assert sweep_here(options, compose, [sys.executable, "-I", "-S", "-c", OVERLAPS]) == 1
     assert max(int((folder / "at_once").read_text()) for folder in folders) == 3
     out = capfd.readouterr().out
-    threads = places(options).variables[0]["OMP_NUM_THREADS"]
+    threads = worker_slots(options).variables[0]["OMP_NUM_THREADS"]
     logs = [(folder / "log.txt").read_text() for folder in folders]
     assert sorted(logs[:3])[0].startswith(f"threads {threads} 0\n")
     assert sorted(log.split()[2] for log in logs[:3]) == ["0", "1", "2"], "one on each GPU"
@@ -239,20 +239,22 @@ def test_each_gpu_has_several_runs_at_once(demo, options, monkeypatch):
 def test_cores_and_gpus_are_divided_among_the_runs(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert places(SweepOptions(jobs=5), []).variables == ({"OMP_NUM_THREADS": "2"},) * 5
-    assert places(SweepOptions(jobs=13), []).variables[12] == {"OMP_NUM_THREADS": "1"}
+    assert worker_slots(SweepOptions(jobs=5), []).variables == ({"OMP_NUM_THREADS": "2"},) * 5
+    assert worker_slots(SweepOptions(jobs=13), []).variables[12] == {"OMP_NUM_THREADS": "1"}
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    on = [place["CUDA_VISIBLE_DEVICES"] for place in places(SweepOptions(runs_per_gpu=2), ["0", "3"]).variables]
+    on = [place["CUDA_VISIBLE_DEVICES"] for place in worker_slots(SweepOptions(runs_per_gpu=2), ["0", "3"]).variables]
     assert sorted(on) == ["0", "0", "3", "3"]
     assert on[0] != on[1], "the first two runs are on different GPUs"
-    assert places(SweepOptions(jobs=3), ["0", "1"]).variables[2] == {"CUDA_VISIBLE_DEVICES": "0"}
-    assert places(SweepOptions(jobs=2, runs_per_gpu=2), ["5"]).variables == ({"CUDA_VISIBLE_DEVICES": "5"},) * 2
-    assert len(places(SweepOptions(runs_per_gpu=1), ["0", "1"]).variables) == 2
-    assert places(SweepOptions(), ["0", "1"]).variables == ({},), "one after the other, where nothing is asked for"
+    assert worker_slots(SweepOptions(jobs=3), ["0", "1"]).variables[2] == {"CUDA_VISIBLE_DEVICES": "0"}
+    assert worker_slots(SweepOptions(jobs=2, runs_per_gpu=2), ["5"]).variables == ({"CUDA_VISIBLE_DEVICES": "5"},) * 2
+    assert len(worker_slots(SweepOptions(runs_per_gpu=1), ["0", "1"]).variables) == 2
+    assert worker_slots(SweepOptions(), ["0", "1"]).variables == ({},), (
+        "one after the other, where nothing is asked for"
+    )
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(device_count=lambda: 2)))
     for named, expected in (("", ["0", "1"]), ("4, GPU-6", ["4", "GPU-6"]), ("3,4,-1,5", ["3", "4"])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-        assert [place["CUDA_VISIBLE_DEVICES"] for place in places(SweepOptions(jobs=2)).variables] == expected
+        assert [place["CUDA_VISIBLE_DEVICES"] for place in worker_slots(SweepOptions(jobs=2)).variables] == expected
 
 
 @pytest.mark.parametrize(
@@ -268,7 +270,7 @@ def test_cores_and_gpus_are_divided_among_the_runs(monkeypatch):
 )
 def test_number_of_runs_that_have_no_place_is_refused(asked, gpus, token):
     with pytest.raises(UserError, match=token):
-        places(SweepOptions(**asked), gpus)
+        worker_slots(SweepOptions(**asked), gpus)
 
 
 BEATEN = textwrap.dedent("""

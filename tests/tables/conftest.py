@@ -15,7 +15,7 @@ from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import results_on_disk
 from isda_repro.tables import missing
 from isda_repro.tables.aggregate import aggregate
-from isda_repro.tables.cost_columns import sides
+from isda_repro.tables.cost_columns import cost_columns
 from isda_repro.tables.costs import Cost, Estimate
 from isda_repro.tables.layout import layout
 
@@ -87,5 +87,5 @@ def _laid_out(table, folder, errors, results_dir=None):
                 (folder / run.run_id).mkdir()
                 write_result(folder / run.run_id / "result.json", make_result(run, [values[run.seed]]))
     filled = aggregate(table, plan, index_results(results_on_disk(folder, folder / "nowhere")))
-    beside = () if results_dir is None else sides(table, plan, results_dir)
-    return layout(filled, plan, f"python scripts/sweep.py table={table.name}", sides=beside)
+    beside = () if results_dir is None else cost_columns(table, plan, results_dir)
+    return layout(filled, plan, f"python scripts/sweep.py table={table.name}", cost_columns=beside)

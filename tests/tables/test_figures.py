@@ -7,7 +7,7 @@ from subprocess import run as start
 import pytest
 from matplotlib.figure import Figure
 
-from isda_repro.experiments.table import Drawing
+from isda_repro.experiments.table import PlotSpec
 from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.curves import panels
 from isda_repro.tables.figures import draw_curves
@@ -51,7 +51,7 @@ def test_a_figure_is_the_same_two_files_again_and_another_with_a_detail(filled, 
     assert [path.name for path in again] == ["demo.svg", "demo.png"]
     assert [path.read_bytes() for path in again] == [svg.read_bytes(), png.read_bytes()]
     assert b"<dc:date>" not in svg.read_bytes()
-    table = dataclasses.replace(demo[0], figure=Drawing(detail=1, bold="ISDA"))
+    table = dataclasses.replace(demo[0], figure=PlotSpec(detail=1, bold="ISDA"))
     detailed = draw_curves(dataclasses.replace(filled, table=table), tmp_path / "c.svg", demo[1], tmp_path / "runs")
     assert [path.name for path in detailed] == ["c.svg", "c.png"]
     assert detailed[0].read_bytes() != svg.read_bytes()

@@ -18,7 +18,7 @@ from isda_repro.experiments.specification import load_table
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import Found
 from isda_repro.tables.aggregate import aggregate
-from isda_repro.tables.cost_columns import sides
+from isda_repro.tables.cost_columns import cost_columns
 from isda_repro.tables.layout import layout
 from isda_repro.tables.render import FORMATS
 
@@ -72,7 +72,7 @@ def full():
         runs = {run.run_id: run for runs in plan.values() for run in runs}
         found = [Found("", make_result(run, [5 + 0.1 * (i % 7)])) for i, run in enumerate(runs.values()) if i % 8]
         filled = aggregate(table, plan, index_results(found))
-        laid_out.append(layout(filled, plan, "SWEEP", sides=sides(table, plan, Path("results"))))
+        laid_out.append(layout(filled, plan, "SWEEP", cost_columns=cost_columns(table, plan, Path("results"))))
     return laid_out
 
 

@@ -12,7 +12,7 @@ from isda_repro.experiments.specification import load_table
 from isda_repro.runs.records import METRICS
 from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.comparison import best
-from isda_repro.tables.cost_columns import sides
+from isda_repro.tables.cost_columns import cost_columns
 from isda_repro.tables.costs import Cost, Estimate
 from isda_repro.tables.formatting import metrics, number
 from isda_repro.tables.layout import layout
@@ -145,4 +145,4 @@ def test_a_command_survives_the_shell(lay_out):
 
 
 def test_nothing_stands_beside_other_tables_than_table_1(demo, tmp_path):
-    assert sides(*demo, tmp_path) == ()
+    assert cost_columns(*demo, tmp_path) == ()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from isda_repro.experiments.table import Drawing
+from isda_repro.experiments.table import PlotSpec
 from isda_repro.tables.curves import Curve
 from isda_repro.tables.many_curves import detailed_figure, first_of_detail
 
@@ -32,7 +32,7 @@ def drawn():
 
 def draw(drawn):
     """The axes of the first panel: all epochs, the detail, and what is written beside it."""
-    figure = detailed_figure(drawn, "test", "mean of the last 10 epochs", Drawing("rows", 1, "ISDA*"))
+    figure = detailed_figure(drawn, "test", "mean of the last 10 epochs", PlotSpec("rows", 1, "ISDA*"))
     assert len(figure.axes) == 3 * len(drawn)
     return figure.axes[:3]
 

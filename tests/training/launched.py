@@ -14,7 +14,7 @@ import torch.distributed as dist
 from interrupted_runs import before_call, settings
 
 from isda_repro.errors import StoppedError, UserError
-from isda_repro.stopping import leaving_whole
+from isda_repro.stopping import hard_exit_if_distributed
 from isda_repro.training.checkpoint import Saver
 from isda_repro.training.distributed import LostContactError
 from isda_repro.training.run import run
@@ -47,5 +47,5 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    with leaving_whole():
+    with hard_exit_if_distributed():
         main(Path(sys.argv[1]))

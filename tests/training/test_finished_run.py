@@ -9,7 +9,7 @@ import torch
 from isda_repro.config import compose, compose_generator, write_frozen
 from isda_repro.errors import UserError
 from isda_repro.training import run as running
-from isda_repro.training.finished_run import load_finished
+from isda_repro.training.finished_run import load_finished_run
 
 SMALL = [
     *("model=resnet20", "model.depth=8", "dataset=digits", "dataset.train_limit=100", "dataset.test_limit=50"),
@@ -41,7 +41,7 @@ def changed(folder, to, change):
 
 def test_finished_classifier_is_what_was_in_memory(trained):
     folder, learner = trained
-    found = load_finished(folder)
+    found = load_finished_run(folder)
     assert found.compute.precision == "fp32"
     images = torch.randn(7, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -62,15 +62,15 @@ def test_folder_that_is_not_of_a_finished_classifier_is_refused(trained, tmp_pat
     for name in ("result.json", "checkpoint.pt", "config.yaml"):
         (whole / name).unlink()
         with pytest.raises(UserError, match=name.replace(".", r"\.")):
-            load_finished(whole)
+            load_finished_run(whole)
     few = ["dataset.train_limit=100", "gan.batch_size=10", "tracking=none", f"runs_dir={tmp_path}"]
     cfg = compose_generator(["gan=cgan", "dataset=digits", *few])
     (tmp_path / cfg.run_id).mkdir()
     write_frozen(cfg, tmp_path / cfg.run_id / "config.yaml")
     with pytest.raises(UserError, match=cfg.run_id):
-        load_finished(tmp_path / cfg.run_id)
+        load_finished_run(tmp_path / cfg.run_id)
     with pytest.raises(UserError, match="tpu"):
-        load_finished(folder, device="tpu")
+        load_finished_run(folder, device="tpu")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_folder_that_is_not_of_a_finished_classifier_is_refused(trained, tmp_pat
 )
 def test_statistics_that_are_not_there_or_not_finite_are_refused(trained, tmp_path, change, token):
     folder = changed(trained[0], tmp_path / "changed", change)
-    found = load_finished(folder)
+    found = load_finished_run(folder)
     with pytest.raises(UserError, match=token) as caught:
         _ = found.isda
     assert str(folder / "checkpoint.pt") in str(caught.value)
@@ -94,4 +94,4 @@ def test_covariances_of_another_loss_are_refused(trained, tmp_path):
     cfg = compose([*SMALL, "loss=ce", "recipe.epochs=1", f"runs_dir={tmp_path}"])
     running.run(cfg)
     with pytest.raises(UserError, match="loss=ce"):
-        _ = load_finished(tmp_path / cfg.run_id).isda
+        _ = load_finished_run(tmp_path / cfg.run_id).isda

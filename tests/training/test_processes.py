@@ -17,7 +17,7 @@ from isda_repro.errors import UserError
 from isda_repro.losses import CrossEntropy, ISDALoss
 from isda_repro.training import distributed
 from isda_repro.training.compute import refuse_differences, resolve
-from isda_repro.training.distributed import ALONE, LostContactError, Processes, joined
+from isda_repro.training.distributed import SINGLE_PROCESS, LostContactError, Processes, init_distributed
 from isda_repro.training.step import WHOLE_BATCH, weighted
 
 SCRIPT = Path(__file__).with_name("together.py")
@@ -30,7 +30,7 @@ def left(tmp_path_factory):
     folder = tmp_path_factory.mktemp("together")
     for world in "123":
         (folder / world).mkdir()
-    torch.save(state_after(trainer_of("isda", ALONE), 5), folder / "of_one.pt")
+    torch.save(state_after(trainer_of("isda", SINGLE_PROCESS), 5), folder / "of_one.pt")
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     running = [
@@ -42,7 +42,7 @@ def left(tmp_path_factory):
         )
         for rank in range(3)
     ]
-    of_one = outcomes(ALONE, folder / "1")
+    of_one = outcomes(SINGLE_PROCESS, folder / "1")
     for process in running:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
@@ -73,7 +73,7 @@ def test_micro_batches_of_which_processes_have_different_numbers_train_as_the_wh
 @pytest.mark.parametrize("world", [2, 3])
 def test_another_number_of_processes_goes_on_as_if_it_had_not_changed(left, tmp_path, world):
     assert_same(left[1]["every_loss"]["isda"], left[world]["another_number"]["resumed"], "isda")
-    alone = trainer_of("isda", ALONE)
+    alone = trainer_of("isda", SINGLE_PROCESS)
     alone.load_state_dict(*left[world]["another_number"]["state"])
     assert_same(left[1]["every_loss"]["isda"], finished(alone, tmp_path), "isda")
 
@@ -114,12 +114,12 @@ def test_processes_learn_what_the_others_tell(left, world):
     for rank, outcome in enumerate(left[world]["exchanges"]):
         assert outcome == {
             "agreed": agreed,  # of several processes a call later
-            "largest": 10,
+            "all_reduce_max": 10,
             "sum": [world, sum(range(world))],
             "of_first": [[[0.0] * 3] * 2, [5], [0.5]],
             "told": [0, [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]], None],
             "to_first": None if rank else list(range(world)),
-            "is_first": rank == 0,
+            "is_main": rank == 0,
         }
 
 
@@ -137,13 +137,13 @@ def test_weight_of_a_share_is_its_part_of_the_batch_times_the_processes():
         return weighted(samples, total, criterion, processes, device, may_fall_short=short)
 
     class Four(Processes):
-        def add_up(self, tensor):
+        def all_reduce_sum(self, tensor):
             return tensor + 5  # the other three have five samples
 
     ce, isda = CrossEntropy(4, 6), ISDALoss(4, 6, lambda_0=1.0)
     assert WHOLE_BATCH == (1.0, None)
     assert Share().of(3, 10) == slice(3, 10)
-    assert of(ALONE, 2, 8, ce) == (0.25, None)
+    assert of(SINGLE_PROCESS, 2, 8, ce) == (0.25, None)
     assert of(Processes(1, 4), 3, 8, ce) == (1.5, None)
     assert of(Four(1, 4), 3, 12, ce, short=True) == (1.5, None)
     assert of(Processes(1, 4), 2, 9, isda, torch.device("meta")).room is None, "nothing is exchanged"
@@ -161,7 +161,7 @@ def test_missing_variables_of_torchrun_are_named(monkeypatch, variables, token):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=token), joined(1):
+    with pytest.raises(UserError, match=token), init_distributed(1):
         pass
 
 
@@ -170,7 +170,7 @@ def test_process_that_waits_in_vain_gives_up(monkeypatch):
     several = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     for name, value in {**several, "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(LostContactError, match="rank 0 of 2"), joined(0.002):
+    with pytest.raises(LostContactError, match="rank 0 of 2"), init_distributed(0.002):
         pass
 
 
@@ -179,7 +179,7 @@ def test_processes_that_would_calculate_differently_are_refused(option):
     mine = resolve({**compose(["dataset=digits"]).compute, "precision": "fp32"})
 
     class Another(Processes):
-        def told_to_all(self, thing):
+        def all_gather(self, thing):
             return [thing, {**thing, option: "another"}]
 
     with pytest.raises(UserError, match=rf"compute\.{option} .*rank 0 .*another.*rank 1"):
@@ -188,10 +188,12 @@ def test_processes_that_would_calculate_differently_are_refused(option):
 
 
 def test_common_batch_normalisation_needs_gpus():
-    from isda_repro.training.ddp import with_common_batch_norm
+    from isda_repro.training.ddp import convert_sync_batchnorm
 
     with pytest.raises((UserError, ConfigError), match=r"compute\.sync_bn"):
-        with_common_batch_norm(trainer_of("ce", ALONE).network, ALONE, resolve(compose(["dataset=digits"]).compute))
+        convert_sync_batchnorm(
+            trainer_of("ce", SINGLE_PROCESS).network, SINGLE_PROCESS, resolve(compose(["dataset=digits"]).compute)
+        )
 
 
 def test_gpus_that_nccl_refuses_are_no_lost_contact():

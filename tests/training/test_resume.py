@@ -32,7 +32,7 @@ from isda_repro.training import checkpoint
 from isda_repro.training import run as running
 from isda_repro.training.checkpoint import CheckpointError, Saver
 from isda_repro.training.compute import resolve
-from isda_repro.training.distributed import ALONE
+from isda_repro.training.distributed import SINGLE_PROCESS
 from isda_repro.training.run import build_trainer, run
 from isda_repro.training.trainer import Trainer
 
@@ -57,7 +57,7 @@ def test_momentum_takes_the_layout_that_the_weights_have_now(tmp_path):
     trainers = []
     for channels_last in ("false", "true"):
         cfg = settings(tmp_path, f"compute.channels_last={channels_last}")
-        trainer = build_trainer(cfg, build(cfg.dataset.source), resolve(cfg.compute), ALONE)
+        trainer = build_trainer(cfg, build(cfg.dataset.source), resolve(cfg.compute), SINGLE_PROCESS)
         trainer.network.train()
         trainer.take_step(next(trainer.batches(1, 0)))
         trainers.append(trainer)

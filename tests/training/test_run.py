@@ -20,7 +20,7 @@ from isda_repro.losses import CrossEntropy
 from isda_repro.models import ResNet
 from isda_repro.runs.exit_status import read_exit_status
 from isda_repro.runs.records import EpochRecord, SegmentRecord, read_metrics, read_result
-from isda_repro.training.distributed import ALONE
+from isda_repro.training.distributed import SINGLE_PROCESS
 from isda_repro.training.run import run
 from isda_repro.training.trainer import DivergedError
 
@@ -98,7 +98,7 @@ def test_progress_moves_by_iteration_or_by_epoch(tmp_path, monkeypatch, kind):
 
 
 def test_rates_of_all_groups_follow_the_schedule(tmp_path):
-    trainer = trainer_of("center", ALONE, epochs=2)
+    trainer = trainer_of("center", SINGLE_PROCESS, epochs=2)
     initial = [group["initial_lr"] for group in trainer.optimizer.param_groups]
     seen = []
 

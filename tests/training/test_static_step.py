@@ -11,7 +11,7 @@ from isda_repro.config import CONF_DIR, build, compose
 from isda_repro.errors import UserError
 from isda_repro.training import session
 from isda_repro.training.checkpoint import Checkpoints, Saver
-from isda_repro.training.distributed import ALONE
+from isda_repro.training.distributed import SINGLE_PROCESS
 from isda_repro.training.run import build_trainer, run
 from isda_repro.training.static_step import StaticStep
 from isda_repro.training.trainer import DivergedError
@@ -183,7 +183,7 @@ def test_a_rate_in_a_tensor_follows_the_schedule_in_its_place_and_is_a_number_in
     trainers = []
     for _ in range(2):
         cfg = settings(tmp_path, *RESNET, "recipe.epochs=8")
-        trainer = build_trainer(cfg, build(cfg.dataset.source), resolve(cfg.compute), ALONE)
+        trainer = build_trainer(cfg, build(cfg.dataset.source), resolve(cfg.compute), SINGLE_PROCESS)
         (group,) = trainer.optimizer.param_groups
         group["lr"] = torch.tensor(group["lr"])
         trainers.append((trainer, group["lr"]))

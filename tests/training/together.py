@@ -14,11 +14,11 @@ from isda_repro.data import ResidentLoader, Share, Split
 from isda_repro.losses import CenterLoss, CrossEntropy, DisturbLabel, ISDALoss, LargeMarginSoftmax, SampledISDALoss
 from isda_repro.models import Network
 from isda_repro.runs.records import EpochRecord
-from isda_repro.stopping import leaving_whole
+from isda_repro.stopping import hard_exit_if_distributed
 from isda_repro.training.checkpoint import Checkpoints, Saver
 from isda_repro.training.compute import Compute
-from isda_repro.training.ddp import replicated
-from isda_repro.training.distributed import joined
+from isda_repro.training.ddp import wrap_ddp
+from isda_repro.training.distributed import init_distributed
 from isda_repro.training.evaluate import evaluate
 from isda_repro.training.schedule import MultiStep
 from isda_repro.training.trainer import Trainer
@@ -69,7 +69,7 @@ def trainer_of(name, processes, *, norm=None, micro_batch=None, sync=True, train
     torch.manual_seed(1)
     network = Grouped(norm() if norm else None)
     torch.manual_seed(2)
-    shared = {"process_group": processes.group} if sync and processes.are_several else {}
+    shared = {"process_group": processes.group} if sync and processes.is_distributed else {}
     criterion = (SHARED[name](**shared) if name in SHARED else OTHERS[name]()).double()
     if not criterion.uses_head_bias:
         network.drop_head_bias()
@@ -82,7 +82,7 @@ def trainer_of(name, processes, *, norm=None, micro_batch=None, sync=True, train
     return Trainer(
         network=network,
         compiled=network,
-        called=replicated(network, processes, compute) if processes.are_several else network,
+        called=wrap_ddp(network, processes, compute) if processes.is_distributed else network,
         criterion=criterion,
         optimizer=optimizer,
         schedule=MultiStep([2], 0.5),
@@ -119,7 +119,7 @@ def batch_norm(processes, folder):
     """Each process's own, and its buffers those of the first."""
     trainer = trainer_of("ce", processes, norm=lambda: nn.BatchNorm2d(WIDTH))
     outcome = finished(trainer, folder)
-    return {**outcome, "buffers": processes.told_to_all([buffer.tolist() for buffer in trainer.network.buffers()])}
+    return {**outcome, "buffers": processes.all_gather([buffer.tolist() for buffer in trainer.network.buffers()])}
 
 
 class StoppedHereError(Exception):
@@ -159,7 +159,7 @@ def state_after(trainer, step):
     try:
         trainer.train([records], None, saver)
     except StoppedHereError:
-        return trainer.processes.told_by_first(lambda: (saver.state, list(records)))
+        return trainer.processes.broadcast_from_main(lambda: (saver.state, list(records)))
     raise AssertionError
 
 
@@ -174,7 +174,7 @@ def own_statistics(processes, folder):
         second.load_state_dict(*state)
         finished(second, folder)
         one, other = (trainer.criterion.state_dict() for trainer in (whole, second))
-        outcome[name] = processes.told_to_all(
+        outcome[name] = processes.all_gather(
             {"same": all(torch.equal(one[key], other[key]) for key in one), "count": one.get("statistics.count")}
         )
     return outcome
@@ -191,7 +191,7 @@ def another_number(processes, folder):
 def few_samples(processes, folder):
     """Seven to evaluate in a batch of five and one of two, and one alone, whatever the number of processes."""
     trainer = trainer_of("ce", processes)
-    counted = processes.told_to_all(sum(len(targets) for _, targets in trainer.test_batches.epoch(0)))
+    counted = processes.all_gather(sum(len(targets) for _, targets in trainer.test_batches.epoch(0)))
     torch.manual_seed(3)
     ranked = Grouped(classes=8)
     one = ResidentLoader(
@@ -203,27 +203,27 @@ def few_samples(processes, folder):
         for network, batches in ((trainer.network, trainer.test_batches), (ranked, trainer.test_batches), (ranked, one))
     )
     top5 = (test.top5_error, ranked_test.top5_error, of_one.top5_error)
-    return {"counted": counted, "loss": test.loss, "error": test.error, "top5": processes.told_to_all(top5)}
+    return {"counted": counted, "loss": test.loss, "error": test.error, "top5": processes.all_gather(top5)}
 
 
 def exchanges(processes, folder):
     """What each process gets to know of the others."""
     rank = processes.rank
     log = folder / "order.txt"
-    with processes.first_before_others(), log.open("a") as file:
+    with processes.main_first(), log.open("a") as file:
         file.write(f"{rank}\n")
     tensors = [torch.full((2, 3), float(rank)), torch.tensor([rank + 5]), torch.full((1,), rank + 0.5)]
-    processes.take_from_first(tensors)
-    told = processes.told_by_first(lambda: {"thing": [rank, (torch.arange(6.0).reshape(2, 3).t(), None)]})
-    return processes.told_to_all(
+    processes.broadcast_tensors(tensors)
+    told = processes.broadcast_from_main(lambda: {"thing": [rank, (torch.arange(6.0).reshape(2, 3).t(), None)]})
+    return processes.all_gather(
         {
             "agreed": [processes.agreed(*wishes) for wishes in ([(7 * rank, 1), (0, 0), (0, 0)])],
-            "largest": processes.largest(10 - rank),
-            "sum": processes.add_up(torch.tensor([1.0, rank])).tolist(),
+            "all_reduce_max": processes.all_reduce_max(10 - rank),
+            "sum": processes.all_reduce_sum(torch.tensor([1.0, rank])).tolist(),
             "of_first": [tensor.tolist() for tensor in tensors],
             "told": [told["thing"][0], told["thing"][1][0].tolist(), told["thing"][1][1]],
-            "to_first": processes.told_to_first(rank),
-            "is_first": processes.is_first,
+            "to_first": processes.gather_to_main(rank),
+            "is_main": processes.is_main,
         }
     )
 
@@ -239,19 +239,19 @@ def outcomes(processes, folder):
 
 
 def main(folder):
-    """As one of three processes; afterwards the first two of them are joined again."""
+    """As one of three processes; afterwards the first two of them join again."""
     torch.set_num_threads(1)
     rank = int(os.environ["RANK"])
     for world in (3, 2):
         if rank < world:
             os.environ |= {"WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "TORCHELASTIC_RESTART_COUNT": str(world)}
             here = folder / str(world)
-            with joined(timeout_minutes=5) as processes:
+            with init_distributed(timeout_minutes=5) as processes:
                 outcome = outcomes(processes, here)
-            if processes.is_first:
+            if processes.is_main:
                 torch.save(outcome, here / "outcome.pt")
 
 
 if __name__ == "__main__":
-    with leaving_whole():
+    with hard_exit_if_distributed():
         main(Path(sys.argv[1]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from isda_repro.tables.cost_columns import Side
+from isda_repro.tables.cost_columns import CostColumn
 from isda_repro.tables.layout import Block, Head, Layout, Line
 from isda_repro.tables.missing import in_all
 
@@ -100,7 +100,7 @@ def _line(layout: Layout, block: Block, line: Line, is_first: bool) -> Iterator[
         data = f' data-column="{number}"'
         if entry.number is not None:
             data += f' data-value="{entry.number!r}"'
-        cell = None if isinstance(column, Side) else layout.filled.cells.get((block.row, column))
+        cell = None if isinstance(column, CostColumn) else layout.filled.cells.get((block.row, column))
         if cell is not None and line.kind == "ours":
             data += f' data-cell="{_escaped(cell.cell.slug)}"'
         text = _escaped(entry.text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from isda_repro.tables.cost_columns import Side
+from isda_repro.tables.cost_columns import CostColumn
 from isda_repro.tables.layout import Block, Entry, Layout
 from isda_repro.tables.missing import Missing, in_all
 
@@ -24,7 +24,9 @@ def markdown(layout: Layout, level: int = 2) -> str:
 def _grid(layout: Layout) -> Iterator[str]:
     """A table, padded so that its columns also line up as plain text; names to the left, numbers to the right."""
     names = 2 if layout.has_kinds else 1
-    header = [""] * names + [_escaped(one.title if isinstance(one, Side) else ", ".join(one)) for one in layout.columns]
+    header = [""] * names + [
+        _escaped(one.title if isinstance(one, CostColumn) else ", ".join(one)) for one in layout.columns
+    ]
     grid = [header, *(line for block in layout.blocks for line in _lines(block, names))]
     widths = [max(3, *(len(line[i]) for line in grid)) for i in range(len(header))]
     rule = ["-" * width if i < names else "-" * (width - 1) + ":" for i, width in enumerate(widths)]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from isda_repro.tables.aggregate import FilledCell
-from isda_repro.tables.cost_columns import Side
+from isda_repro.tables.cost_columns import CostColumn
 from isda_repro.tables.intervals import Difference
 from isda_repro.tables.layout import Layout
 from isda_repro.tables.missing import Missing, command
@@ -56,7 +56,7 @@ def _lines(layout: Layout) -> Iterator[dict[str, Any]]:
                 **_compared(layout, cell),
                 **_costs(missing.get(cell.cell.slug) if cell.missing else None),
             }
-    for side in layout.sides:
+    for side in layout.cost_columns:
         yield from ({**of_table, **line} for line in _side(layout, side))
     for one in layout.reduced:
         yield from _lines(one)
@@ -114,7 +114,7 @@ def _costs(missing: Missing | None) -> dict[str, Any]:
     return line
 
 
-def _side(layout: Layout, side: Side) -> Iterator[dict[str, Any]]:
+def _side(layout: Layout, side: CostColumn) -> Iterator[dict[str, Any]]:
     for block in layout.blocks:
         ours, papers = side.ours.get(block.row), side.papers.get(block.row)
         line: dict[str, Any] = {"row": " / ".join(block.row), "column": side.title, "metric": side.name}
