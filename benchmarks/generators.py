@@ -18,11 +18,11 @@ from typing import Any
 import torch
 
 from isda_repro.config import build, build_loss, build_model, compose, compose_generator
-from isda_repro.data import PadCropFlip, ResidentLoader, Split, Synthetic
+from isda_repro.config.options import parse_options
+from isda_repro.data import InMemoryLoader, PadCropFlip, Split, Synthetic
 from isda_repro.errors import one_sentence_errors
 from isda_repro.gan import Game, ImageGenerator, Shape
 from isda_repro.measurements import conclude, machine
-from isda_repro.options import parse_options
 from isda_repro.training.compute import Compute, resolve
 
 KINDS = ("wgan", "cgan", "acgan", "infogan")
@@ -100,7 +100,7 @@ def _step(model: str, loss: str, kind: str | None, compute: Compute) -> Callable
 def _endless(batch_size: int, kind: str | None, compute: Compute) -> Any:
     draws = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8, generator=draws)
-    loader = ResidentLoader(
+    loader = InMemoryLoader(
         Split(images, torch.arange(IMAGES) % SHAPE.num_classes),
         batch_size=batch_size,
         mean=[0.5] * 3,

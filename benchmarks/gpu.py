@@ -32,9 +32,9 @@ from typing import Any
 import torch
 from gpu_summary import summary
 
+from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.files import atomic_write
-from isda_repro.options import parse_options
 from isda_repro.runs.run_directory import provenance
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -26,8 +26,8 @@ from isda_repro.data import (
     Chain,
     Crop,
     Cutout,
+    InMemoryLoader,
     PadCropFlip,
-    ResidentLoader,
     StoredSplit,
     StreamingLoader,
     load_folder,
@@ -61,7 +61,7 @@ def loader(findings: Findings) -> None:
     ways = {"crop, flip": crop, "Cutout": Chain(crop=crop, cutout=Cutout(8))}
     ways["AutoAugment"] = Chain(crop=crop, policy=AutoAugment())
     for name, augmentation in ways.items():
-        batches = ResidentLoader(split, augmentation=augmentation, **options)  # type: ignore[arg-type]
+        batches = InMemoryLoader(split, augmentation=augmentation, **options)  # type: ignore[arg-type]
         findings.add("figures", f"memory, {name}, images/s", images_per_second(batches, device))
     each = 8 if findings.rehearse else 256
     with tempfile.TemporaryDirectory() as folder:

@@ -27,8 +27,8 @@ from reference.plain_input import MEAN, STD, PILImages, RepeatedFolder, cifar_tr
 from isda_repro.config import build, compose
 from isda_repro.data import (
     Crop,
+    InMemoryLoader,
     Packing,
-    ResidentLoader,
     Split,
     StoredSplit,
     StreamingLoader,
@@ -144,8 +144,8 @@ def _rate(batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> float:
     return count / (time.perf_counter() - start)
 
 
-def _resident(contest: Contest, split: Split, layout: torch.memory_format) -> ResidentLoader:
-    return ResidentLoader(
+def _resident(contest: Contest, split: Split, layout: torch.memory_format) -> InMemoryLoader:
+    return InMemoryLoader(
         split,
         batch_size=BATCH_SIZE,
         mean=MEAN,
@@ -158,7 +158,7 @@ def _resident(contest: Contest, split: Split, layout: torch.memory_format) -> Re
     )
 
 
-def _resident_rate(loader: ResidentLoader) -> float:
+def _resident_rate(loader: InMemoryLoader) -> float:
     start = time.perf_counter()
     count = sum(len(targets) for _, targets in loader.epoch(0))
     return count / (time.perf_counter() - start)

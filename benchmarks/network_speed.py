@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from isda_repro.config import CONF_DIR, build_model, compose
+from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.measurements import THREADS, conclude, machine
 from isda_repro.models import Network, NetworkOutput
-from isda_repro.options import parse_options
 
 PAIR_TURNS, FORM_TURNS, TURN_SECONDS = 16, 6, 1.0
 BAR = 0.95  # equal: a copy of a network differs from it by as much as a few percent on a machine of two cores

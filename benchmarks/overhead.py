@@ -26,10 +26,10 @@ from omegaconf import OmegaConf
 from overhead_report import Row, above, write_json
 
 from isda_repro.config import CONF_DIR, build_loss, build_model, compose
+from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.measurements import THREADS, conclude, machine
 from isda_repro.models import Network
-from isda_repro.options import parse_options
 from isda_repro.training.compute import Compute, processor, resolve
 from isda_repro.training.running_metrics import Stopwatch, peak_memory_mib
 from isda_repro.training.step import compute_gradients

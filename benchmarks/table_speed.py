@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from isda_repro.config import compose, request
+from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.experiments.plan import Run, expand
 from isda_repro.experiments.specification import load_table
 from isda_repro.measurements import conclude, machine
-from isda_repro.options import parse_options
 from isda_repro.runs.records import Result, SegmentRecord, as_json, mean_of_last
 
 ROOT = Path(__file__).resolve().parents[1]

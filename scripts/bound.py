@@ -18,12 +18,12 @@ from matplotlib.figure import Figure
 from omegaconf import MISSING
 from torch import Tensor, nn
 
+from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.losses import ClassStatistics
 from isda_repro.losses.batch_classes import BatchClasses
 from isda_repro.losses.quadratic import add_half_sigma2
 from isda_repro.losses.sampled import covariance_root
-from isda_repro.options import parse_options
 from isda_repro.plotting import write_figure
 
 DRAWS = (1, 10, 100, 1000)

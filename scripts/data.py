@@ -21,8 +21,8 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from isda_repro.config import build, compose
+from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError, one_sentence_errors
-from isda_repro.options import parse_options
 
 CORES = os.cpu_count() or 1
 ROWS, VERSIONS = 10, 10

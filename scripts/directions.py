@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
+from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.measurements import machine
-from isda_repro.options import parse_options
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from omegaconf import MISSING, DictConfig
 
-from isda_repro.checks import ConfigError
 from isda_repro.config import build, compose, model_name
+from isda_repro.config.checks import ConfigError
+from isda_repro.config.options import parse_options
 from isda_repro.errors import one_sentence_errors
-from isda_repro.options import parse_options
 
 
 @dataclass

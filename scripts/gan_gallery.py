@@ -14,10 +14,10 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from isda_repro.checks import ConfigError
 from isda_repro.config import compose_generator, read_frozen_generator
+from isda_repro.config.checks import ConfigError
+from isda_repro.config.options import parse_options
 from isda_repro.errors import one_sentence_errors
-from isda_repro.options import parse_options
 from isda_repro.runs.records import GeneratorResult, read_generator_result
 
 HEAD = (

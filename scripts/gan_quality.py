@@ -17,10 +17,10 @@ from typing import Any, cast
 
 from omegaconf import MISSING
 
-from isda_repro.checks import ConfigError
 from isda_repro.config import build
+from isda_repro.config.checks import ConfigError
+from isda_repro.config.options import parse_options
 from isda_repro.errors import one_sentence_errors
-from isda_repro.options import parse_options
 
 
 @dataclass

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isda_repro.config import CONF_DIR, compose, lambda_0_of
+from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.experiments.plan import expand
 from isda_repro.experiments.specification import load_table
 from isda_repro.experiments.table import Label
-from isda_repro.options import parse_options
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import results_on_disk
 from isda_repro.tables.aggregate import FilledCell, FilledTable, aggregate

@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from isda_repro.config import CONF_DIR, build_model, compose
+from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.files import atomic_write
 from isda_repro.measurements import conclude
 from isda_repro.models import Network
-from isda_repro.options import parse_options
 from isda_repro.tables import costs
 
 REPORTED: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR.parent / "isda_repro" / "experiments" / "reported.yaml"))

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isda_repro.config import compose
+from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.experiments.compose_cache import ComposeCache
 from isda_repro.experiments.specification import table_names
 from isda_repro.files import atomic_write, cache_folder
-from isda_repro.options import parse_options
 from isda_repro.report.evidence import Evidence, evidence
 from isda_repro.report.page import page
 from isda_repro.runs.sources import runs_folder

@@ -20,11 +20,11 @@ from isda_repro.stopping import exit_on_interrupt
 exit_on_interrupt()  # what is imported below takes a moment
 
 from isda_repro.config import compose_run
+from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.experiments.compose_cache import ComposeCache
 from isda_repro.experiments.plan import Compose
 from isda_repro.files import cache_folder
-from isda_repro.options import parse_options
 from isda_repro.runs.sources import runs_folder
 from isda_repro.sweeps.local import sweep_here
 from isda_repro.sweeps.slurm import sweep_on_slurm

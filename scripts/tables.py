@@ -19,13 +19,13 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from isda_repro.config import compose
+from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.experiments.compose_cache import ComposeCache
 from isda_repro.experiments.plan import Plan, expand
 from isda_repro.experiments.specification import load_table, table_names
 from isda_repro.experiments.table import Table
 from isda_repro.files import atomic_write, cache_folder
-from isda_repro.options import parse_options
 from isda_repro.plotting import figure_files
 from isda_repro.runs.from_wandb import results_from_wandb, results_offline
 from isda_repro.runs.offline_runs import offline_files

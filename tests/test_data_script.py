@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from isda_repro.config import build, compose
-from isda_repro.data import ResidentLoader, packing, verify
+from isda_repro.data import InMemoryLoader, packing, verify
 from isda_repro.data.decode import decoded
 from isda_repro.errors import EXIT_USER_ERROR, UserError
 
@@ -44,7 +44,7 @@ def test_show_draws_what_training_sees(data, tmp_path):
     train = build(cfg.dataset.source).train
     chosen = train.select(torch.tensor([int((train.targets == label).nonzero()[0]) for label in range(10)]))
     pixels = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, "device": torch.device("cpu")}
-    loader = ResidentLoader(
+    loader = InMemoryLoader(
         chosen, batch_size=10, augmentation=build(cfg.augmentation), shuffle=False, seed=3, **pixels
     )
     columns = [chosen.images, *(next(loader.epoch(epoch))[0].round().to(torch.uint8) for epoch in range(10))]

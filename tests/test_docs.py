@@ -6,8 +6,8 @@ import shlex
 import pytest
 from omegaconf import OmegaConf
 
-from isda_repro.checks import ConfigError
 from isda_repro.config import CONF_DIR, compose_run
+from isda_repro.config.checks import ConfigError
 
 ROOT = CONF_DIR.parent
 DOCS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))

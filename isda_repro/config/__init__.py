@@ -11,8 +11,7 @@ Generators have their own ``compose_generator``, ``freeze_generator`` and ``read
 
 from isda_repro.config.building import build, build_loss, build_model, target_class
 from isda_repro.config.classifier import compose, freeze, read_frozen, rescaled_milestones, weights_digest
-from isda_repro.config.command_line import run_command_line
-from isda_repro.config.either import compose_run, read_frozen_run
+from isda_repro.config.command_line import compose_run, read_frozen_run, run_command_line
 from isda_repro.config.frozen import write_frozen
 from isda_repro.config.generator import (
     compose_generator,

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from isda_repro.checks import ConfigError
+from isda_repro.config.checks import ConfigError
 from isda_repro.errors import UserError
 
 

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from isda_repro.checks import ConfigError, check, generator_kind
 from isda_repro.config import naming
+from isda_repro.config.checks import ConfigError, check, generator_kind
 from isda_repro.config.composing import compose_from, settled
 from isda_repro.config.frozen import read_frozen_as
 from isda_repro.config.generator import compose_generator, generator_overrides

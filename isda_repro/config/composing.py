@@ -11,7 +11,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from isda_repro.checks import ConfigError
+from isda_repro.config.checks import ConfigError
 from isda_repro.config.rules import CONF_DIR, register_resolvers
 
 

@@ -9,8 +9,8 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from isda_repro.checks import ConfigError
 from isda_repro.config import naming
+from isda_repro.config.checks import ConfigError
 from isda_repro.config.rules import CONF_DIR
 from isda_repro.files import atomic_write
 

@@ -10,15 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from isda_repro.checks import (
-    ConfigError,
-    check_life,
-    check_limits,
-    check_seed,
-    is_count,
-    require,
-)
 from isda_repro.config import naming
+from isda_repro.config.checks import ConfigError, check_life, check_limits, check_seed, is_count, require
 from isda_repro.config.composing import compose_from, settled
 from isda_repro.config.frozen import read_frozen_as
 from isda_repro.config.naming import dataset_name, request

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from isda_repro.checks import generator_kind
+from isda_repro.config.checks import generator_kind
 
 NUMERICS_VERSION = 2
 """Raise it whenever the same request would give other numbers: every run then gets a new name."""

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from isda_repro.checks import ConfigError, is_count
+from isda_repro.config.checks import ConfigError, is_count
 
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 

@@ -1,28 +1,24 @@
 """Files on disk become normalised float batches on the device, in an order that the seed alone decides.
 
-This room knows nothing of models, losses, configuration or the trainer. Importing it imports torch and nothing else
+This package knows nothing of models, losses, configuration or the trainer. Importing it imports torch and nothing else
 of weight: torchvision and scikit-learn are met only when a data set of theirs is loaded.
 """
 
-from isda_repro.data.augment import Augmentation, Draws, NoAugmentation, PadCropFlip
+from isda_repro.data.augment import Augmentation, Chain, Cutout, Draws, NoAugmentation, PadCropFlip
 from isda_repro.data.autoaugment import AutoAugment
-from isda_repro.data.chain import Chain
 from isda_repro.data.cifar import load_cifar
-from isda_repro.data.contact_sheet import contact_sheet
-from isda_repro.data.cutout import Cutout
 from isda_repro.data.decode import Crop
 from isda_repro.data.digits import load_digits
 from isda_repro.data.folder import FileSplit, load_folder
+from isda_repro.data.in_memory import InMemoryLoader
 from isda_repro.data.loader import Loader, Share
-from isda_repro.data.normalise import Normalise, channel_statistics
+from isda_repro.data.normalise import Normalise, channel_statistics, stored_statistics
 from isda_repro.data.packed import PackedSplit, load_packed
 from isda_repro.data.packing import Packing, pack, speed_up
-from isda_repro.data.resident import ResidentLoader
 from isda_repro.data.source import AnySplit, DataError, Source, Split, StoredSplit
-from isda_repro.data.statistics import stored_statistics
 from isda_repro.data.streaming import StreamingLoader
 from isda_repro.data.synthetic import ImageSource, Synthetic
-from isda_repro.data.verify import FileCheck, Verification, verify
+from isda_repro.data.verify import FileCheck, Verification, contact_sheet, verify
 
 __all__ = [
     "AnySplit",
@@ -36,13 +32,13 @@ __all__ = [
     "FileCheck",
     "FileSplit",
     "ImageSource",
+    "InMemoryLoader",
     "Loader",
     "NoAugmentation",
     "Normalise",
     "PackedSplit",
     "Packing",
     "PadCropFlip",
-    "ResidentLoader",
     "Share",
     "Source",
     "Split",

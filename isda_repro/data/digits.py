@@ -2,8 +2,7 @@
 
 import torch
 
-from isda_repro.data.source import Source, Split, narrowed
-from isda_repro.data.subset import stratified_order
+from isda_repro.data.source import Source, Split, narrowed, stratified_order
 
 TEST_IMAGES = 360  # of 1797: a fifth, as is usual for this set, which comes without a split of its own
 LARGEST_GREY = 16

@@ -21,8 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from isda_repro.data.packed import is_packed, load_packed
-from isda_repro.data.places import PARTS, places
-from isda_repro.data.source import DataError, Source, narrowed
+from isda_repro.data.source import PARTS, DataError, Source, candidate_folders, narrowed
 from isda_repro.files import atomic_write, cache_folder
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -91,7 +90,7 @@ def load_folder(
     Raises:
         DataError: no such folders, no images, or classes that differ between the two.
     """
-    if packed := next((one for one in places(name, root) if is_packed(one)), None):
+    if packed := next((one for one in candidate_folders(name, root) if is_packed(one)), None):
         return load_packed(name, packed, image_size, num_classes, train_limit, test_limit, holdout)
     root = _found(name, root)
     index = read_index(root)
@@ -109,12 +108,12 @@ def load_folder(
 
 
 def _found(name: str, root: Path | str) -> Path:
-    for folder in places(name, root):
+    for folder in candidate_folders(name, root):
         if all((folder / part).is_dir() for part in PARTS):
             return folder
     raise DataError(
-        f"{name} is not in {root} (nor in {places(name, root)[0]}): there must be the folders train and val, in each a "
-        "folder for every class with its images; give their place as data_dir=FOLDER"
+        f"{name} is not in {root} (nor in {candidate_folders(name, root)[0]}): there must be folders train and val, "
+        "in each a folder for every class with its images; give their place as data_dir=FOLDER"
     )
 
 

@@ -26,8 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from isda_repro.data.places import PARTS, places
-from isda_repro.data.source import DataError, Source, narrowed
+from isda_repro.data.source import PARTS, DataError, Source, candidate_folders, narrowed
 from isda_repro.files import atomic_write, cache_folder
 
 MANIFEST, SUMS = "packed.json", "SHA256SUMS"
@@ -125,7 +124,7 @@ def load_packed(
     Raises:
         DataError: nothing is packed there, it is not finished, or an archive is missing or cannot be read.
     """
-    tried = places(name, root)
+    tried = candidate_folders(name, root)
     folder = next((one for one in tried if is_packed(one)), None)
     if folder is None:
         raise DataError(

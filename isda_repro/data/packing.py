@@ -23,8 +23,7 @@ from tqdm import tqdm
 from isda_repro.data.decode import Crop, UnreadableError, decoded, scaled, shorter_side
 from isda_repro.data.folder import FileSplit
 from isda_repro.data.packed import MANIFEST, SUMS, archive_names, checksums, read_manifest
-from isda_repro.data.places import PARTS
-from isda_repro.data.source import DataError, Source
+from isda_repro.data.source import PARTS, DataError, Source
 from isda_repro.errors import UserError
 from isda_repro.files import atomic_write, sha256
 

@@ -1,20 +1,21 @@
-"""Is a data set there, whole, and what is in it: file by file, class by class."""
+"""A look at a data set: its files counted, its images decoded, and a sheet of augmented images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from isda_repro.data.cifar import CIFAR_NAMES, cifar_class, expected_files, load_cifar
 from isda_repro.data.decode import Crop
 from isda_repro.data.digits import load_digits
 from isda_repro.data.folder import load_folder
+from isda_repro.data.loader import Loader
 from isda_repro.data.packed import checksums, is_packed, load_packed
-from isda_repro.data.places import PARTS, places
-from isda_repro.data.source import DataError, Source
+from isda_repro.data.source import PARTS, DataError, Source, candidate_folders
 from isda_repro.data.streaming import StreamingLoader
 from isda_repro.files import sha256
 
@@ -112,7 +113,7 @@ def _verify_stored(name: str, data_dir: Path, workers: int) -> Verification:
     load = load_packed if name == "imagenet_packed" else load_folder
     called = data_dir.resolve().name if name == "folder" else name
     source = load(called, data_dir, image_size=8, num_classes=None if name == "folder" else 1000)
-    packed = next((folder for folder in places(called, data_dir) if is_packed(folder)), None)
+    packed = next((folder for folder in candidate_folders(called, data_dir) if is_packed(folder)), None)
     files = () if packed is None else tuple(_check_archives(packed))
     problems = []
     for part, split in zip(PARTS, (source.train, source.test), strict=True):
@@ -155,3 +156,49 @@ def _check(data_dir: Path, path: str, expected_md5: str) -> FileCheck:
     if not file.is_file():
         return FileCheck(path, None, None, expected_md5)
     return FileCheck(path, file.stat().st_size, calculate_md5(file), expected_md5)
+
+
+GAP = 2  # pixels between images, before they are enlarged
+WHITE = 255
+
+
+def contact_sheet(
+    evaluated: Loader,
+    trained: Loader,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    versions: int,
+    enlarged: int,
+) -> Tensor:
+    """Images below each other, first as they are, then ``versions`` augmented ones of each: uint8 [3, height, width].
+
+    Args:
+        evaluated: gives the images as they are evaluated, in one batch.
+        trained: gives the same images in the same order as they are trained on; each version is an epoch of it.
+        mean, std: of both, by which normalised floats become pixels again.
+        versions: how many.
+        enlarged: each pixel becomes a square of so many.
+    """
+    batches = [evaluated.epoch(0), *(trained.epoch(epoch) for epoch in range(versions))]
+    columns = [_pixels(next(batch)[0].cpu(), mean, std) for batch in batches]
+    return _arranged(torch.stack(columns, dim=1), enlarged)
+
+
+def _pixels(normalised: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    mean_C11, std_C11 = (torch.tensor(list(numbers))[:, None, None] for numbers in (mean, std))
+    return ((normalised * std_C11 + mean_C11) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _arranged(images: Tensor, enlarged: int) -> Tensor:
+    """uint8 [rows, columns, 3, H, W] -> one picture on white, a wider gap after the first column."""
+    rows, columns, channels, height, width = images.shape
+    first = 2 * GAP  # more
+    sheet = torch.full((channels, rows * (height + GAP) + GAP, columns * (width + GAP) + GAP + first), WHITE)
+    sheet = sheet.to(torch.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            top = GAP + row * (height + GAP)
+            left = GAP + column * (width + GAP) + (first if column else 0)
+            sheet[:, top : top + height, left : left + width] = images[row, column]
+    return sheet.repeat_interleave(enlarged, 1).repeat_interleave(enlarged, 2)

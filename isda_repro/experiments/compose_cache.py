@@ -21,7 +21,7 @@ from isda_repro.config import CONF_DIR
 from isda_repro.experiments.plan import Compose
 from isda_repro.files import atomic_write
 
-CODE = ("config/*.py", "checks.py")
+CODE = ("config/*.py",)
 
 
 class ComposeCache:

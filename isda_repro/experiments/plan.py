@@ -12,12 +12,12 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from isda_repro.checks import generator_kind
 from isda_repro.config import generator_overrides, request, run_names
+from isda_repro.config.checks import generator_kind
+from isda_repro.config.options import typed
 from isda_repro.errors import UserError
 from isda_repro.experiments.spec_parser import refuse_seeds
 from isda_repro.experiments.table import Cell, Table
-from isda_repro.options import typed
 
 Compose = Callable[[list[str]], DictConfig | dict[str, Any]]
 """Overrides -> the frozen configuration, of a generator where the first is ``gan=``.

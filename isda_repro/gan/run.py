@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from isda_repro.checks import ConfigError
 from isda_repro.config import build, request
+from isda_repro.config.checks import ConfigError
 from isda_repro.console import say
-from isda_repro.data import Loader, PadCropFlip, ResidentLoader, Share, Source, Split
+from isda_repro.data import InMemoryLoader, Loader, PadCropFlip, Share, Source, Split
 from isda_repro.gan.objectives import Game, Shape
 from isda_repro.gan.pictures import draw_losses, grid, shown_epochs, write_picture
 from isda_repro.gan.sampling import ImageGenerator
@@ -252,7 +252,7 @@ def _loaders(
     middle = [0.5] * train.channels
     augmentation = PadCropFlip(padding=0, flip=cfg.gan.flip)
     return [
-        ResidentLoader(
+        InMemoryLoader(
             part,  # each class has an order of its own
             batch_size=cfg.gan.batch_size,
             mean=middle,

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from isda_repro.checks import ConfigError
 from isda_repro.config import build, read_frozen_generator
+from isda_repro.config.checks import ConfigError
 from isda_repro.data import Source, Split
 from isda_repro.errors import UserError
 from isda_repro.gan import load_generator

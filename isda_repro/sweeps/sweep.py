@@ -11,12 +11,12 @@ from pathlib import Path
 from omegaconf import MISSING, OmegaConf
 
 from isda_repro.config import write_frozen
+from isda_repro.config.options import typed
 from isda_repro.console import say
 from isda_repro.errors import UserError
 from isda_repro.experiments.plan import Compose, Plan, Run, choose, expand, generator_needed, generators_of, tagged
 from isda_repro.experiments.specification import load_table
 from isda_repro.experiments.table import Cell, Table
-from isda_repro.options import typed
 from isda_repro.runs.records import GeneratorResult, RecordError, read_generator_result
 from isda_repro.runs.result_index import Record, ResultIndex, index_results, read_valid_result
 from isda_repro.runs.sources import RESULT, kept_results

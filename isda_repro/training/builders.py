@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from isda_repro.checks import ConfigError, generator_kind
 from isda_repro.config import (
     build,
     build_loss,
@@ -22,11 +21,12 @@ from isda_repro.config import (
     request,
     target_class,
 )
+from isda_repro.config.checks import ConfigError, generator_kind
 from isda_repro.console import warn
 from isda_repro.data import (
     AnySplit,
+    InMemoryLoader,
     Loader,
-    ResidentLoader,
     Share,
     Source,
     Split,
@@ -175,7 +175,7 @@ def build_loader(
         "share": Share(processes.rank, processes.world_size),
     }
     if isinstance(split, Split):
-        return ResidentLoader(split, synthetic=synthetic, **options)
+        return InMemoryLoader(split, synthetic=synthetic, **options)
     if synthetic is not None:
         raise ConfigError("synthetic= is for images in memory: dataset=cifar10, cifar100 or digits")
     return StreamingLoader(

@@ -9,8 +9,8 @@ from typing import cast
 
 from omegaconf import DictConfig
 
-from isda_repro.checks import ConfigError
 from isda_repro.config import build, is_frozen_generator, read_frozen, target_class
+from isda_repro.config.checks import ConfigError
 from isda_repro.data import Source
 from isda_repro.losses import Criterion, ISDALoss
 from isda_repro.models import Network

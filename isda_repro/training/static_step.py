@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from isda_repro.data import Loader, ResidentLoader
+from isda_repro.data import InMemoryLoader, Loader
 from isda_repro.errors import UserError, is_out_of_memory
 from isda_repro.losses import Criterion
 from isda_repro.training.compute import Compute
@@ -36,7 +36,7 @@ def reason_for_eager(loader: Loader, criterion: Criterion, compute: Compute, pro
         return "compute.micro_batch splits the batch"
     if criterion.waits_for_device:
         return f"{type(criterion).__name__} waits for the device"
-    if not isinstance(loader, ResidentLoader):
+    if not isinstance(loader, InMemoryLoader):
         return "the images are read from files"
     if not loader.has_static_batches:
         return "batches are made from generated images, or augmented many at a time"
@@ -56,7 +56,7 @@ class StaticStep:
     """
 
     def __init__(
-        self, loader: ResidentLoader, learn: Learn, generators: Sequence[torch.Generator], device: torch.device
+        self, loader: InMemoryLoader, learn: Learn, generators: Sequence[torch.Generator], device: torch.device
     ) -> None:
         self._loader, self._learn, self._generators, self._device = loader, learn, generators, device
         self._numbers: Tensor | None = None

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from isda_repro.data import Loader, ResidentLoader
+from isda_repro.data import InMemoryLoader, Loader
 from isda_repro.errors import UserError, is_out_of_memory
 from isda_repro.losses import Criterion
 from isda_repro.models import Network
@@ -80,7 +80,7 @@ class Trainer:
         """Why steps are not captured as a CUDA graph; None: they are."""
         self._static: StaticStep | None = None
         if self.eager_because is None:
-            loader = cast(ResidentLoader, self.train_batches)
+            loader = cast(InMemoryLoader, self.train_batches)
             self._static = StaticStep(loader, self._learn_unseeded, [self._draws], self.compute.device)
 
     @property
@@ -225,7 +225,7 @@ class Trainer:
         """Yield what ``take_step`` takes: images and targets, or the numbers that a static step makes them from."""
         if self._static is None:
             return iter(self.train_batches.epoch(epoch, first_step))
-        return cast(ResidentLoader, self.train_batches).numbers_of_batches(epoch, first_step)
+        return cast(InMemoryLoader, self.train_batches).numbers_of_batches(epoch, first_step)
 
     def take_step(self, batch: tuple[Tensor, Tensor] | Tensor) -> None:
         """Take one optimizer step, in training mode, on what ``batches`` has given."""
@@ -240,7 +240,7 @@ class Trainer:
                 self._static.take(batch, progress, step)
             else:
                 if isinstance(batch, Tensor):  # an epoch's last batch is shorter
-                    batch = cast(ResidentLoader, self.train_batches).batch_from(batch)
+                    batch = cast(InMemoryLoader, self.train_batches).batch_from(batch)
                 self._learn(*batch, progress, step, lambda index: self._seed_network(step, index), part)
             self._totals.count(samples)
             if self.compute.device.type == "cpu" or step % GPU_CHECK_STEPS == 0:

@@ -4,8 +4,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from isda_repro.checks import ConfigError, check
 from isda_repro.config import build, build_loss, build_model, compose
+from isda_repro.config.checks import ConfigError, check
 from isda_repro.errors import UserError
 
 

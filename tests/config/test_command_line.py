@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from isda_repro.checks import ConfigError
 from isda_repro.config import CONF_DIR, run_command_line
+from isda_repro.config.checks import ConfigError
 from isda_repro.errors import EXIT_USER_ERROR
 
 

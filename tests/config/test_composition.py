@@ -4,8 +4,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from isda_repro.checks import ConfigError
 from isda_repro.config import CONF_DIR, build, compose, rescaled, rescaled_milestones
+from isda_repro.config.checks import ConfigError
 from isda_repro.data import AutoAugment, Crop, PadCropFlip
 from isda_repro.training.schedule import MultiStep
 

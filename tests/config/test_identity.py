@@ -6,7 +6,6 @@ import json
 import pytest
 
 from isda_repro import config
-from isda_repro.checks import ConfigError
 from isda_repro.config import (
     compose,
     compose_generator,
@@ -18,6 +17,7 @@ from isda_repro.config import (
     run_names,
     write_frozen,
 )
+from isda_repro.config.checks import ConfigError
 
 BASE = "model=resnet20 dataset=digits loss=isda"
 

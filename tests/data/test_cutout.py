@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from isda_repro.data import Cutout, Normalise, ResidentLoader, Split
+from isda_repro.data import Cutout, InMemoryLoader, Normalise, Split
 
 H, W = 32, 24
 
@@ -63,7 +63,7 @@ def test_mean_is_zero_after_normalisation_and_black_is_zero_before_it():
     common = {"batch_size": 8, "mean": mean, "std": std, "shuffle": False, "seed": 0, "device": torch.device("cpu")}
     split = Split(images, torch.zeros(8, dtype=torch.int64))
     (with_mean, _), (with_black, _) = (
-        next(ResidentLoader(split, augmentation=Cutout(16, fill), **common).epoch(0)) for fill in ("mean", "black")
+        next(InMemoryLoader(split, augmentation=Cutout(16, fill), **common).epoch(0)) for fill in ("mean", "black")
     )
     constants = Normalise(mean, std, image_width=32, device=torch.device("cpu"))
     bright, black = (constants(torch.full((1, 3, 1, 1), value, dtype=torch.uint8))[0] for value in (200, 0))

@@ -7,10 +7,10 @@ import pytest
 import torch
 from pictures import CLASSES, content, make_folder, picture
 
-from isda_repro.data import Crop, DataError, channel_statistics, folder, load_folder, statistics, stored_statistics
+from isda_repro.data import Crop, DataError, channel_statistics, folder, load_folder, normalise, stored_statistics
 from isda_repro.data.decode import decoded
 from isda_repro.data.folder import read_index
-from isda_repro.data.subset import stratified_order
+from isda_repro.data.source import stratified_order
 
 
 @pytest.fixture(autouse=True)
@@ -183,8 +183,8 @@ def test_constants_are_those_of_the_training_images_and_are_kept(root, cache, mo
     split = load(root).train
     expected = channel_statistics(pixels_of(split, range(24)))
     assert stored_statistics(split) == expected
-    computed, compute = [], statistics._computed
-    monkeypatch.setattr(statistics, "_computed", lambda split: computed.append(split) or compute(split))
+    computed, compute = [], normalise._computed
+    monkeypatch.setattr(normalise, "_computed", lambda split: computed.append(split) or compute(split))
     assert stored_statistics(split) == expected
     assert not computed
     part = split.select(torch.arange(5))
@@ -198,7 +198,7 @@ def test_constants_are_those_of_the_training_images_and_are_kept(root, cache, mo
 
 def test_constants_of_many_images_are_those_of_a_stratified_part(root, monkeypatch):
     split = load(root).train
-    monkeypatch.setattr(statistics, "IMAGES", 7)
+    monkeypatch.setattr(normalise, "IMAGES", 7)
     chosen = stratified_order(split.targets, "channel statistics")[:7].tolist()
     assert stored_statistics(split) == channel_statistics(pixels_of(split, chosen))
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from isda_repro.data import DataError, Source, Split, load_digits, verify
-from isda_repro.data.source import narrowed
-from isda_repro.data.subset import stratified_order
+from isda_repro.data.source import narrowed, stratified_order
 
 
 def numbered(targets):

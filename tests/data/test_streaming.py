@@ -21,7 +21,7 @@ from isda_repro.data import (
     Crop,
     Cutout,
     DataError,
-    ResidentLoader,
+    InMemoryLoader,
     Share,
     Split,
     StreamingLoader,
@@ -85,7 +85,7 @@ def test_batches_are_the_files_cropped_and_augmented_in_the_order_of_the_epoch(s
         ]
     )
     in_memory = Split(pixels.permute(0, 3, 1, 2).contiguous(), split.targets[order])
-    expected = ResidentLoader(
+    expected = InMemoryLoader(
         in_memory, batch_size=8, shuffle=False, seed=5, augmentation=AUGMENTATION, device=CPU, **CONSTANTS
     )
     found = list(loader(split, memory_format=memory_format).epoch(2))

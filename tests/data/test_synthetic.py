@@ -6,7 +6,7 @@ from itertools import chain
 import pytest
 import torch
 
-from isda_repro.data import Cutout, PadCropFlip, ResidentLoader, Share, Split, Synthetic
+from isda_repro.data import Cutout, InMemoryLoader, PadCropFlip, Share, Split, Synthetic
 from isda_repro.errors import UserError
 
 N, CLASSES = 53, 4
@@ -33,7 +33,7 @@ def split(samples=N):
 
 
 def loader(synthetic, *, batch_size=10, share=None, augmentation=None, **options):
-    return ResidentLoader(
+    return InMemoryLoader(
         split(),
         batch_size=batch_size,
         mean=[0.0] * 3,

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from isda_repro.checks import ConfigError
 from isda_repro.config import CONF_DIR, compose, lambda_0_of
+from isda_repro.config.checks import ConfigError
 from isda_repro.errors import UserError
 from isda_repro.experiments.plan import expand
 from isda_repro.experiments.specification import load_table

@@ -6,8 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 from sweeps import compose
 
-from isda_repro.checks import ConfigError
 from isda_repro.config import read_frozen, run_id, write_frozen
+from isda_repro.config.checks import ConfigError
 from isda_repro.experiments.plan import LONGEST_TAG, cell_tag, expand, tagged
 from isda_repro.experiments.specification import load_table
 from isda_repro.sweeps.sweep import SweepOptions, missing

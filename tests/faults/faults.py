@@ -32,9 +32,9 @@ import torch
 from fault_target import ROOT, RUN, FaultTarget, fill, fingerprint, small_disk
 
 from isda_repro.config import compose
+from isda_repro.config.options import parse_options
 from isda_repro.errors import EXIT_STOPPED, UserError, one_sentence_errors
 from isda_repro.measurements import conclude, machine
-from isda_repro.options import parse_options
 from isda_repro.runs.lock import HEARTBEAT_SECONDS, LockedError
 from isda_repro.runs.run_directory import provenance
 from isda_repro.training.run import run

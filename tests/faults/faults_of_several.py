@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 from fault_target import PATIENCE, FaultTarget, fingerprint
 from torchrun_target import FAULTY, TorchrunTarget
 
+from isda_repro.config.options import parse_options
 from isda_repro.errors import one_sentence_errors
 from isda_repro.measurements import conclude, machine
-from isda_repro.options import parse_options
 from isda_repro.runs.records import SegmentRecord, read_metrics
 from isda_repro.runs.run_directory import provenance
 

@@ -25,9 +25,9 @@ from fault_target import ROOT, FaultTarget, fingerprint
 from slurm_cluster import LONG, ONE, SETTINGS, TABLE, Sweep, checkpoints, cluster, processes_of, segments, shown, until
 
 from isda_repro.config import compose
+from isda_repro.config.options import parse_options
 from isda_repro.errors import one_sentence_errors
 from isda_repro.measurements import conclude, machine
-from isda_repro.options import parse_options
 from isda_repro.runs.run_directory import provenance
 from isda_repro.sweeps.slurm_queue import ask, job_of
 

@@ -8,8 +8,8 @@ from gan_runs import KINDS, killed_at
 from gan_runs import settings as generator_settings
 from interrupted_runs import assert_same, stopped_after
 
-from isda_repro.checks import ConfigError
 from isda_repro.config import build, compose, compose_generator
+from isda_repro.config.checks import ConfigError
 from isda_repro.errors import UserError
 from isda_repro.gan import ImageGenerator
 from isda_repro.training.builders import build_loaders

@@ -3,8 +3,8 @@
 import pytest
 from gan_runs import KINDS
 
-from isda_repro.checks import ConfigError
 from isda_repro.config import CONF_DIR, build, compose_generator, read_frozen_generator, write_frozen
+from isda_repro.config.checks import ConfigError
 from isda_repro.errors import UserError
 from isda_repro.gan import Game
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pictures import make_folder
 
-from isda_repro.data import AutoAugment, Chain, Crop, Cutout, ResidentLoader, Split, StreamingLoader, load_folder
+from isda_repro.data import AutoAugment, Chain, Crop, Cutout, InMemoryLoader, Split, StreamingLoader, load_folder
 
 pytestmark = pytest.mark.gpu
 
@@ -26,7 +26,7 @@ def test_augmented_in_memory(device, augmentation):
     images = torch.randint(256, (40, 3, 32, 32), dtype=torch.uint8, generator=draws)
     split = Split(images, torch.randint(10, (40,), generator=draws))
     here, there = (
-        list(ResidentLoader(split, augmentation=augmentation, device=one, **OPTIONS).epoch(1)) for one in (device, CPU)
+        list(InMemoryLoader(split, augmentation=augmentation, device=one, **OPTIONS).epoch(1)) for one in (device, CPU)
     )
     assert_alike(here, there, 0.01 if isinstance(augmentation, AutoAugment) else 0)
 

@@ -9,10 +9,10 @@ import pytest
 from sweeps import all_runs, compose, folder_of, numbers_of, one_needs_the_other, started, training
 
 from isda_repro import config
+from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError
 from isda_repro.experiments.plan import Run, choose
 from isda_repro.experiments.specification import load_table
-from isda_repro.options import parse_options
 from isda_repro.sweeps.local import sweep_here
 from isda_repro.sweeps.status import cancel, status
 from isda_repro.sweeps.sweep import SweepOptions, missing, sweep_command

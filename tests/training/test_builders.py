@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from isda_repro.checks import ConfigError
 from isda_repro.config import build, compose
+from isda_repro.config.checks import ConfigError
 from isda_repro.training import builders
 from isda_repro.training import compute as compute_module
 from isda_repro.training.compute import resolve

@@ -6,8 +6,8 @@ import pytest
 import torch
 from interrupted_runs import assert_same, stopped_after
 
-from isda_repro.checks import ConfigError
 from isda_repro.config import CONF_DIR, compose
+from isda_repro.config.checks import ConfigError
 from isda_repro.training.run import run
 
 LOSSES = sorted(path.stem for path in (CONF_DIR / "loss").glob("*.yaml"))

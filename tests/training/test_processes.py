@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from together import OTHERS, SHARED, finished, outcomes, state_after, trainer_of
 
-from isda_repro.checks import ConfigError
 from isda_repro.config import compose
+from isda_repro.config.checks import ConfigError
 from isda_repro.data import Share
 from isda_repro.errors import UserError
 from isda_repro.losses import CrossEntropy, ISDALoss

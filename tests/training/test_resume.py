@@ -23,8 +23,8 @@ from interrupted_runs import (
     stopped_after,
 )
 
-from isda_repro.checks import ConfigError
 from isda_repro.config import build, read_frozen
+from isda_repro.config.checks import ConfigError
 from isda_repro.runs.exit_status import read_exit_status
 from isda_repro.runs.lock import FolderLock
 from isda_repro.runs.records import EpochRecord, read_metrics

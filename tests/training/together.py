@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from isda_repro.data import ResidentLoader, Share, Split
+from isda_repro.data import InMemoryLoader, Share, Split
 from isda_repro.losses import CenterLoss, CrossEntropy, DisturbLabel, ISDALoss, LargeMarginSoftmax, SampledISDALoss
 from isda_repro.models import Network
 from isda_repro.runs.records import EpochRecord
@@ -88,8 +88,8 @@ def trainer_of(name, processes, *, norm=None, micro_batch=None, sync=True, train
         schedule=MultiStep([2], 0.5),
         epochs=epochs,
         progress="iteration",
-        train_batches=ResidentLoader(split(train, 0), batch_size=batch_size, shuffle=True, **options),
-        test_batches=ResidentLoader(split(7, 1), batch_size=5, shuffle=False, **options),
+        train_batches=InMemoryLoader(split(train, 0), batch_size=batch_size, shuffle=True, **options),
+        test_batches=InMemoryLoader(split(7, 1), batch_size=5, shuffle=False, **options),
         compute=compute,
         seed=0,
         processes=processes,
@@ -194,7 +194,7 @@ def few_samples(processes, folder):
     counted = processes.all_gather(sum(len(targets) for _, targets in trainer.test_batches.epoch(0)))
     torch.manual_seed(3)
     ranked = Grouped(classes=8)
-    one = ResidentLoader(
+    one = InMemoryLoader(
         split(1, 1), batch_size=5, shuffle=False, mean=[0.5] * 3, std=[0.3] * 3, seed=0, device=CPU,
         share=Share(processes.rank, processes.world_size),
     )  # fmt: skip

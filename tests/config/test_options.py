@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import pytest
 from omegaconf import MISSING
 
+from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError
-from isda_repro.options import parse_options
 
 
 @dataclass

@@ -19,7 +19,7 @@ WINDOW_BYTES = 2**24  # 5461 of CIFAR's
 ACCELERATOR_WINDOW_BYTES = 2**26
 
 
-class ResidentLoader(Loader):
+class InMemoryLoader(Loader):
     """Batches of a split, gathered, augmented and normalised on the device.
 
     The order and the draws are made for the whole epoch on the CPU and moved to the device once, and a batch takes its

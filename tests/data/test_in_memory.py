@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from isda_repro.data import AutoAugment, Chain, Cutout, DataError, PadCropFlip, ResidentLoader, Share, Split, resident
+from isda_repro.data import AutoAugment, Chain, Cutout, DataError, InMemoryLoader, PadCropFlip, Share, Split, in_memory
 from isda_repro.errors import UserError
 from isda_repro.randomness import stream_seed
 
@@ -20,7 +20,7 @@ def split():
 
 def loader(split, *, seed=0, **options):
     options = {"batch_size": 32, "augmentation": PadCropFlip(), "shuffle": True, "device": CPU, **IDENTITY} | options
-    return ResidentLoader(split, seed=seed, **options)
+    return InMemoryLoader(split, seed=seed, **options)
 
 
 def same(batches, others):
@@ -84,10 +84,10 @@ def test_augmenting_several_batches_at_once_changes_nothing(split, fill, monkeyp
     chain = Chain(crop=PadCropFlip(), policy=AutoAugment(), cutout=Cutout(8, fill))
     options = {"augmentation": chain, "seed": 3, "std": (0.2, 0.3, 0.4), "mean": (0.5, 0.4, 0.3)}
     for memory_format in (torch.contiguous_format, torch.channels_last):
-        monkeypatch.setattr(resident, "WINDOW_BYTES", 1)
+        monkeypatch.setattr(in_memory, "WINDOW_BYTES", 1)
         batches = list(loader(split, memory_format=memory_format, **options).epoch(1))
         for window in (3 * 32 * 3 * 256, 2**24):  # three batches, the whole epoch
-            monkeypatch.setattr(resident, "WINDOW_BYTES", window)
+            monkeypatch.setattr(in_memory, "WINDOW_BYTES", window)
             windowed = loader(split, memory_format=memory_format, **options)
             assert windowed._steps_at_once == window // (32 * 3 * 256)
             assert same(windowed.epoch(1), batches)
