@@ -2,6 +2,7 @@
 
 from isda_repro.losses.batch_classes import IGNORED
 from isda_repro.losses.center import CenterLoss
+from isda_repro.losses.class_statistics import ClassStatistics, ClassVariances
 from isda_repro.losses.criterion import Criterion, CrossEntropy
 from isda_repro.losses.disturb_label import DisturbLabel
 from isda_repro.losses.focal import FocalLoss
@@ -10,8 +11,6 @@ from isda_repro.losses.large_margin import LargeMarginSoftmax
 from isda_repro.losses.lq import LqLoss
 from isda_repro.losses.packed import PackedStatistics
 from isda_repro.losses.sampled import SampledISDALoss, covariance_root
-from isda_repro.losses.statistics import ClassStatistics
-from isda_repro.losses.variances import ClassVariances
 
 __all__ = [
     "IGNORED",

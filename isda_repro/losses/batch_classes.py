@@ -1,16 +1,17 @@
-"""Which classes a batch has, and where each sample finds its own.
+"""The classes of a batch, the row in which each sample finds its own, and one batch of all processes.
 
-ISDA's cost is paid per class in the batch. A CPU asks which they are; an accelerator is never waited for, and works on
-a fixed number of rows, of which those that no sample points to go unused.
+ISDA's cost is paid per class in the batch. On a CPU the classes are looked up; an accelerator is never waited for, and
+works on a fixed number of rows, of which those that no sample points to go unused.
 
 Shapes: N samples, C classes, U rows.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 IGNORED = -100
@@ -76,3 +77,46 @@ def rows_of_fixed_number(targets: Tensor, num_classes: int) -> BatchClasses:
     classes_U = torch.zeros_like(targets).scatter(0, row_of_sorted_N, sorted_N)
     row_N = torch.empty_like(targets).scatter(0, order_N, row_of_sorted_N)
     return BatchClasses(classes_U, row_N)
+
+
+def check_group(process_group: Any) -> None:
+    """Whether it can be the ``process_group`` of a loss.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
+        raise ValueError(f"process_group={process_group} must be a torch.distributed.ProcessGroup, or None")
+
+
+def of_all_processes(features: Tensor, targets: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """``gathered``, or where there is no group what was given; without a graph."""
+    return (features.detach(), targets) if group is None else gathered(features.detach(), targets, group)
+
+
+def gathered(features: Tensor, targets: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+    """The features [N, A] and targets [N] of all processes of ``group``, in the order of their ranks.
+
+    On a CPU each may have another number of samples. On an accelerator, whose host is not to wait, all must have the
+    same: a process with fewer fills up with samples that ``ignore_index`` marks.
+    """
+    world = dist.get_world_size(group)
+    if is_asynchronous(targets):
+        return _all(features, group, world), _all(targets, group, world)
+    counts = _all(torch.tensor([len(targets)]), group, world).tolist()
+    longest = max(counts)
+    padded = features.new_zeros(longest, features.shape[1]), targets.new_zeros(longest)
+    for room, own in zip(padded, (features, targets), strict=True):
+        room[: len(own)] = own
+    everything = (_all(room, group, world).split(longest) for room in padded)
+    features, targets = (
+        torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]) for parts in everything
+    )
+    return features, targets
+
+
+def _all(own: Tensor, group: dist.ProcessGroup, world: int) -> Tensor:
+    everything = own.new_empty(world * len(own), *own.shape[1:])
+    gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # its newer name
+    gather(everything, own.contiguous(), group=group)
+    return everything

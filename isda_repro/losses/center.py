@@ -12,11 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from isda_repro.losses.arguments import require_from_zero
-from isda_repro.losses.batch_classes import IGNORED, is_asynchronous
-from isda_repro.losses.criterion import Criterion
-from isda_repro.losses.exchange import check_group, gathered
-from isda_repro.losses.statistics import samples_of_each, without_ignored
+from isda_repro.losses.batch_classes import IGNORED, check_group, gathered, is_asynchronous
+from isda_repro.losses.class_statistics import samples_of_each, without_ignored
+from isda_repro.losses.criterion import Criterion, require_from_zero
 
 
 class CenterLoss(Criterion):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from isda_repro.losses.arguments import require_number
 from isda_repro.losses.batch_classes import IGNORED
-from isda_repro.losses.criterion import Criterion
+from isda_repro.losses.criterion import Criterion, require_number
 
 
 class DisturbLabel(Criterion):

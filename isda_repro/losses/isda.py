@@ -12,16 +12,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from isda_repro.losses.arguments import require_from_zero
-from isda_repro.losses.batch_classes import BatchClasses, classes_present, is_asynchronous, rows_of_fixed_number
-from isda_repro.losses.criterion import Criterion
-from isda_repro.losses.exchange import check_group, of_all_processes
+from isda_repro.losses.batch_classes import (
+    BatchClasses,
+    check_group,
+    classes_present,
+    is_asynchronous,
+    of_all_processes,
+    rows_of_fixed_number,
+)
+from isda_repro.losses.class_statistics import ClassStatistics, ClassVariances
+from isda_repro.losses.criterion import Criterion, require_from_zero
 from isda_repro.losses.packed import PackedStatistics
 from isda_repro.losses.packed_quadratic import add_half_sigma2_packed
-from isda_repro.losses.products import sigma2_common, sigma2_diagonal
-from isda_repro.losses.quadratic import Strength, add_half_sigma2
-from isda_repro.losses.statistics import ClassStatistics
-from isda_repro.losses.variances import ClassVariances
+from isda_repro.losses.quadratic import Strength, add_half_sigma2, sigma2_common, sigma2_diagonal
 
 COVARIANCES = ("full", "diagonal", "shared", "identity")
 SQUARE_BYTES = 2**31  # DenseNet-BC-190-40 on CIFAR-100, the paper's largest, takes 1.9e9
@@ -56,7 +59,7 @@ class ISDALoss(Criterion):
             few at a time; None: where square ones would take more than 2 GiB.
         process_group: the processes whose batches are one: statistics are those of all samples, the same everywhere,
             and packed covariances are divided among them. Each process calls the criterion in each step; see
-            ``isda_repro.losses.exchange``. None: this process alone.
+            ``isda_repro.losses.batch_classes``. None: this process alone.
         kernels: True: batches on CUDA in float32 go through the Triton kernels of ``isda_repro.losses.kernels``, which
             are for square full covariances; all others, and a compiled graph, through plain torch. None or False: no
             kernels. They are off by default, because nobody has yet measured them to be faster.

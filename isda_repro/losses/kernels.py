@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from isda_repro.losses.first_order import first_order
-from isda_repro.losses.statistics import ClassStatistics
+from isda_repro.losses.class_statistics import ClassStatistics
+from isda_repro.losses.quadratic import first_order
 
 SAMPLES = 16  # of a class at a time; the least that tl.dot takes
 TILE = 64  # of a covariance, in both directions

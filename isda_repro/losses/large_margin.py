@@ -11,9 +11,8 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from isda_repro.losses.arguments import require_count, require_from_zero
 from isda_repro.losses.batch_classes import without_negative
-from isda_repro.losses.criterion import Criterion
+from isda_repro.losses.criterion import Criterion, require_count, require_from_zero
 
 ANNEALING_BASE, ANNEALING_SPAN, ANNEALING_POWER = 1000.0, 0.3, 45.0
 

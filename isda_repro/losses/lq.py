@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isda_repro.losses.arguments import require_number
 from isda_repro.losses.batch_classes import IGNORED
-from isda_repro.losses.criterion import Criterion, mean_over_batch
+from isda_repro.losses.criterion import Criterion, mean_over_batch, require_number
 
 
 class LqLoss(Criterion):

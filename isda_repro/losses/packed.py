@@ -3,6 +3,10 @@
 ImageNet's (C = 1000, A = 2048) take 8.4 GB instead of 16.8, and with W processes 8.4 / W GB on each. Matrices are
 unpacked a few at a time, and only those of the classes in a batch.
 
+The layout is LAPACK's "rectangular full packed", which needs no table of indices. With h = A/2, the matrix
+[[P, S^T], [S, Q]] becomes [A + 1, h]: rows 1 to A hold P and S, of P the lower triangle; in what the upper one would
+take, and in row 0, lies the upper triangle of Q. An odd A is taken as A + 1, with a last row and column of zeros.
+
 Shapes: N samples, C classes, A features, U rows, one for each class of the batch, K of them at a time.
 """
 
@@ -13,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isda_repro.losses.batch_classes import (
@@ -22,8 +27,41 @@ from isda_repro.losses.batch_classes import (
     is_asynchronous,
     rows_of_fixed_number,
 )
-from isda_repro.losses.statistics import only, samples_of_each, without_ignored
-from isda_repro.losses.triangles import pack, packed_shape, unpack
+from isda_repro.losses.class_statistics import only, samples_of_each, without_ignored
+
+
+def packed_shape(size: int) -> tuple[int, int]:
+    """The rectangle for matrices of size A."""
+    even = size + size % 2
+    return even + 1, even // 2
+
+
+def pack(square: Tensor) -> Tensor:
+    """Symmetric matrices [..., A, A] -> [..., A + 1, A / 2]; only one triangle is looked at."""
+    if square.shape[-1] % 2:
+        square = F.pad(square, (0, 1, 0, 1))
+    size = square.shape[-1]
+    half = size // 2
+    rectangle = square.new_empty(*square.shape[:-2], size + 1, half)
+    rectangle[..., 1:, :] = square[..., :, :half]
+    is_upper = torch.ones(half, half, dtype=torch.bool, device=square.device).triu()
+    top = rectangle[..., :half, :]
+    top.copy_(torch.where(is_upper, square[..., half:, half:], top))
+    return rectangle
+
+
+def unpack(rectangle: Tensor, size: int) -> Tensor:
+    """What ``pack`` was given: [..., A + 1, A / 2] -> [..., A, A]."""
+    half = rectangle.shape[-1]
+    square = rectangle.new_empty(*rectangle.shape[:-2], 2 * half, 2 * half)
+    lower, upper = rectangle[..., 1 : half + 1, :].tril(), rectangle[..., :half, :].triu()
+    rest = rectangle[..., half + 1 :, :]
+    square[..., :half, :half] = lower + lower.tril(-1).mT
+    square[..., half:, half:] = upper + upper.triu(1).mT
+    square[..., half:, :half] = rest
+    square[..., :half, half:] = rest.mT
+    return square[..., :size, :size]
+
 
 CPU_CHUNK_BYTES = 2**24  # of unpacked matrices at a time
 ACCELERATOR_CHUNK_BYTES = 2**28

@@ -17,9 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from isda_repro.losses.batch_classes import BatchClasses, without_negative
-from isda_repro.losses.first_order import first_order
 from isda_repro.losses.packed import PackedStatistics
-from isda_repro.losses.quadratic import Strength
+from isda_repro.losses.quadratic import Strength, first_order
 
 KEPT_BYTES = 2**30  # of products for the backward pass; where they are more, it makes them again
 

@@ -12,12 +12,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isda_repro.losses.arguments import require_count
-from isda_repro.losses.batch_classes import IGNORED, classes_present, without_negative
-from isda_repro.losses.criterion import Criterion, mean_over_batch
-from isda_repro.losses.exchange import check_group, of_all_processes
+from isda_repro.losses.batch_classes import IGNORED, check_group, classes_present, of_all_processes, without_negative
+from isda_repro.losses.class_statistics import ClassStatistics
+from isda_repro.losses.criterion import Criterion, mean_over_batch, require_count
 from isda_repro.losses.isda import check_lambda
-from isda_repro.losses.statistics import ClassStatistics
 
 JITTER = 1e-7  # of the trace: what fp32 has rounded away from a covariance
 

@@ -10,10 +10,9 @@ from torch import nn
 
 from isda_repro.losses import ISDALoss, PackedStatistics, SampledISDALoss, covariance_root
 from isda_repro.losses.batch_classes import BatchClasses, classes_present, rows_of_fixed_number
+from isda_repro.losses.packed import pack
 from isda_repro.losses.packed_quadratic import add_half_sigma2_packed
-from isda_repro.losses.products import sigma2_common, sigma2_diagonal
-from isda_repro.losses.quadratic import sigma2
-from isda_repro.losses.triangles import pack
+from isda_repro.losses.quadratic import sigma2, sigma2_common, sigma2_diagonal
 
 KINDS = {
     "full": {"packed": False},

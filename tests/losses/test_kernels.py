@@ -44,7 +44,7 @@ def kernels(monkeypatch):
 
     for name in ("TILE", "DEPTH", "MOST_CLASSES", "WIDE"):
         monkeypatch.setattr(kernels, name, 16)
-    for module in ("criterion", "exchange", "batch_classes"):
+    for module in ("criterion", "batch_classes"):
         monkeypatch.setattr(f"isda_repro.losses.{module}.is_asynchronous", lambda tensor: True)
     return kernels
 

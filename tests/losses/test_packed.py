@@ -7,7 +7,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from isda_repro.losses import ISDALoss, PackedStatistics
-from isda_repro.losses.triangles import pack, packed_shape, unpack
+from isda_repro.losses.packed import pack, packed_shape, unpack
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 17])
