@@ -18,10 +18,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from isda_repro.errors import UserError, check_installation, one_sentence_errors
+
+check_installation()
+
 from omegaconf import MISSING
 
 from isda_repro.config import build, compose
-from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.options import parse_options
 
 CORES = os.cpu_count() or 1

@@ -18,10 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isda_repro.errors import UserError, check_installation, one_sentence_errors
+
+check_installation()
+
 from benchmarking import machine
 from omegaconf import MISSING
 
-from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.options import parse_options
 
 if TYPE_CHECKING:

@@ -11,11 +11,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from isda_repro.errors import check_installation, one_sentence_errors
+
+check_installation()
+
 from omegaconf import MISSING, DictConfig
 
 from isda_repro.checks import ConfigError
 from isda_repro.config import build, compose, model_name
-from isda_repro.errors import one_sentence_errors
 from isda_repro.options import parse_options
 
 

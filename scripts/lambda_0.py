@@ -8,8 +8,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from isda_repro.errors import UserError, check_installation, one_sentence_errors
+
+check_installation()
+
 from isda_repro.config import CONF_DIR, compose, lambda_0_of
-from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.options import parse_options
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import results_on_disk

@@ -15,12 +15,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from isda_repro.errors import UserError, check_installation, one_sentence_errors
 from isda_repro.stopping import leave_on_interrupt
 
 leave_on_interrupt()  # what is imported below takes a moment
+check_installation()
 
 from isda_repro.config import compose_any
-from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.files import cache_folder
 from isda_repro.options import parse_options
 from isda_repro.runs.sources import runs_folder

@@ -16,10 +16,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from isda_repro.errors import UserError, check_installation, one_sentence_errors
+
+check_installation()
+
 from omegaconf import MISSING
 
 from isda_repro.config import compose
-from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.files import cache_folder, written_whole
 from isda_repro.options import parse_options
 from isda_repro.plotting import figure_files
