@@ -7,9 +7,11 @@ python train.py runs/<run_id>/config.yaml
 import os
 import sys
 
+from isda_repro.errors import check_installation, one_sentence_errors
 from isda_repro.stopping import exit_on_interrupt, hard_exit_if_distributed
 
 exit_on_interrupt()  # what is imported below takes a moment
+check_installation()
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,7 +19,6 @@ from omegaconf import DictConfig
 
 from isda_repro.config import freeze, read_frozen_run, rescaled_milestones, run_command_line
 from isda_repro.console import say
-from isda_repro.errors import one_sentence_errors
 
 
 def run_frozen(cfg: DictConfig) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import NoReturn
 
 from isda_repro.console import say
@@ -86,6 +88,29 @@ def one_sentence_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         say(INTERRUPTED, sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def check_installation() -> None:
+    """Leave with one sentence if Python is too old for training, or, from now on, where an import finds no package.
+
+    Commands call this before their other imports: ``pip install isda_repro`` brings torch alone.
+    """
+    if sys.version_info < (3, 11):
+        _leave(f"this command needs Python 3.11 or later, and runs on {platform.python_version()}")
+    others = sys.excepthook
+
+    def explain(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        if package in ("", "isda_repro"):
+            others(kind, error, traceback)
+        else:
+            extra = "slurm" if package == "submitit" else "train"
+            _leave(
+                f'the package {package} is not installed, which this command needs: pip install "isda_repro[{extra}]", '
+                f'or in a checkout pip install -e ".[{extra}]"'
+            )
+
+    sys.excepthook = explain
 
 
 def _leave(sentence: str) -> NoReturn:

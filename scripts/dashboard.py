@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from isda_repro.errors import UserError, check_installation, one_sentence_errors
+
+check_installation()
+
 from tables import TableOptions, findings, laid_out, plans
 
 from isda_repro.config.options import parse_options
-from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.runs.from_wandb import connect
 from isda_repro.runs.result_index import index_results
 from isda_repro.sweeps.status import ALL

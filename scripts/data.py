@@ -18,11 +18,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from isda_repro.errors import UserError, check_installation, one_sentence_errors
+
+check_installation()
+
 from omegaconf import MISSING
 
 from isda_repro.config import build, compose
 from isda_repro.config.options import parse_options
-from isda_repro.errors import UserError, one_sentence_errors
 
 CORES = os.cpu_count() or 1
 ROWS, VERSIONS = 10, 10

@@ -18,10 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isda_repro.errors import UserError, check_installation, one_sentence_errors
+
+check_installation()
+
 from omegaconf import MISSING
 
 from isda_repro.config.options import parse_options
-from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.measurements import machine
 
 if TYPE_CHECKING:

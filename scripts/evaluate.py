@@ -11,12 +11,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from isda_repro.errors import check_installation, one_sentence_errors
+
+check_installation()
+
 from omegaconf import MISSING, DictConfig
 
 from isda_repro.config import build, compose, model_name
 from isda_repro.config.checks import ConfigError
 from isda_repro.config.options import parse_options
-from isda_repro.errors import one_sentence_errors
 
 
 @dataclass

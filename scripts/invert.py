@@ -18,10 +18,13 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from isda_repro.errors import check_installation, one_sentence_errors
+
+check_installation()
+
 from omegaconf import MISSING
 
 from isda_repro.config.options import parse_options
-from isda_repro.errors import one_sentence_errors
 from isda_repro.measurements import machine
 
 

@@ -8,9 +8,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from isda_repro.errors import UserError, check_installation, one_sentence_errors
+
+check_installation()
+
 from isda_repro.config import CONF_DIR, compose, lambda_0_of
 from isda_repro.config.options import parse_options
-from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.experiments.plan import expand
 from isda_repro.experiments.specification import load_table
 from isda_repro.experiments.table import Label

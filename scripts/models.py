@@ -16,6 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from isda_repro.errors import UserError, check_installation, one_sentence_errors
+
+check_installation()
+
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -23,7 +27,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from isda_repro.config import CONF_DIR, build_model, compose
 from isda_repro.config.options import parse_options
-from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.files import atomic_write
 from isda_repro.measurements import conclude
 from isda_repro.models import Network

@@ -8,9 +8,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from isda_repro.errors import UserError, check_installation, one_sentence_errors
+
+check_installation()
+
 from isda_repro.config import compose
 from isda_repro.config.options import parse_options
-from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.experiments.compose_cache import ComposeCache
 from isda_repro.experiments.specification import table_names
 from isda_repro.files import atomic_write, cache_folder

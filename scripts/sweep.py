@@ -15,13 +15,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from isda_repro.errors import UserError, check_installation, one_sentence_errors
 from isda_repro.stopping import exit_on_interrupt
 
 exit_on_interrupt()  # what is imported below takes a moment
+check_installation()
 
 from isda_repro.config import compose_run
 from isda_repro.config.options import parse_options
-from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.experiments.compose_cache import ComposeCache
 from isda_repro.experiments.plan import Compose
 from isda_repro.files import cache_folder

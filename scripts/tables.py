@@ -16,11 +16,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from isda_repro.errors import UserError, check_installation, one_sentence_errors
+
+check_installation()
+
 from omegaconf import MISSING
 
 from isda_repro.config import compose
 from isda_repro.config.options import parse_options
-from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.experiments.compose_cache import ComposeCache
 from isda_repro.experiments.plan import Plan, expand
 from isda_repro.experiments.specification import load_table, table_names

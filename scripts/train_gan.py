@@ -8,16 +8,17 @@ torchrun --nproc_per_node=2 scripts/train_gan.py gan=acgan dataset=cifar10
 
 import sys
 
+from isda_repro.errors import check_installation, one_sentence_errors
 from isda_repro.stopping import exit_on_interrupt, hard_exit_if_distributed
 
 exit_on_interrupt()  # what is imported below takes a moment
+check_installation()
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from isda_repro.config import CONF_DIR, freeze_generator, read_frozen_generator, run_command_line
-from isda_repro.errors import one_sentence_errors
 
 
 def run_frozen(cfg: DictConfig) -> None:

@@ -62,7 +62,7 @@ class LargeMarginSoftmax(Criterion):
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:
         """Mean over the batch."""
-        if cast(Tensor | None, head.bias) is not None:
+        if cast("Tensor | None", head.bias) is not None:  # in quotes: torch 2.6 compiles no union
             raise ValueError(
                 f"{type(self).__name__} needs a head without bias, torch.nn.Linear(..., bias=False): its margin is one "
                 "of the angle between a feature and a weight"

@@ -81,8 +81,8 @@ def trainer_of(name, processes, *, norm=None, micro_batch=None, sync=True, train
     options["share"] = Share(processes.rank, processes.world_size)
     return Trainer(
         network=network,
-        compiled=network,
-        called=wrap_ddp(network, processes, compute) if processes.is_distributed else network,
+        eval_model=network,
+        train_model=wrap_ddp(network, processes, compute) if processes.is_distributed else network,
         criterion=criterion,
         optimizer=optimizer,
         schedule=MultiStep([2], 0.5),

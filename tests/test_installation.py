@@ -1,0 +1,100 @@
+"""What works where torch alone is installed, and what the commands say there."""
+
+import re
+import subprocess
+import sys
+from importlib.metadata import packages_distributions, requires
+
+import pytest
+
+COMMANDS = ["train", *(f"scripts/{name}" for name in ("sweep", "tables", "report", "evaluate", "dashboard", "data"))]
+COMMANDS += [f"scripts/{name}" for name in ("models", "train_gan", "invert", "directions", "lambda_0")]
+
+HIDE = """
+import runpy, sys
+from importlib.machinery import PathFinder
+
+class Hiding(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in hidden else super().find_spec(name, path, target)
+
+hidden = set(sys.argv.pop(1).split(","))
+sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
+"""
+
+TEN_STEPS = """
+import torch
+from torch import nn
+from isda_repro.losses import ISDALoss
+from isda_repro.models import ResNet
+
+assert not hidden.intersection(sys.modules)
+torch.manual_seed(0)
+network = ResNet(8, 10)
+criterion = ISDALoss(num_classes=10, feature_dim=network.feature_dim, lambda_0=0.5)
+optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+images, targets = torch.randn(32, 3, 32, 32), torch.randint(10, (32,))
+losses = []
+for step in range(10):
+    features, logits = network(images)
+    loss = criterion(features, logits, targets, head=network.head, progress=step / 10)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    losses.append(loss.item())
+assert losses[-1] < losses[0], losses
+assert not hidden.intersection(sys.modules)
+"""
+
+COMMAND = """
+sys.path.insert(0, sys.argv[1].rpartition("/")[0])
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+def distribution(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def with_requirements(name, found):
+    """Add a distribution and what it needs, extras apart, to ``found``."""
+    if distribution(name) not in found:
+        found.add(distribution(name))
+        for line in requires(name) or ():
+            required = re.match(r"[\w.-]+", line)[0]
+            if "extra ==" not in line and distribution(required) in INSTALLED:
+                with_requirements(required, found)
+    return found
+
+
+PROVIDERS = packages_distributions()
+INSTALLED = {distribution(name) for names in PROVIDERS.values() for name in names}
+
+
+@pytest.fixture(scope="module")
+def hidden():
+    """The packages of this environment that torch does not bring."""
+    of_torch = with_requirements("torch", {distribution("isda_repro")})
+    return ",".join(
+        package for package, names in PROVIDERS.items() if not of_torch.intersection(map(distribution, names))
+    )
+
+
+def run(code, hidden, root, *arguments):
+    command = [sys.executable, "-W", "ignore", "-c", HIDE + code, hidden, *arguments]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_torch_alone_trains_with_isda(hidden, root):
+    assert {"numpy", "omegaconf", "torchvision"} <= set(hidden.split(","))
+    done = run(TEN_STEPS, hidden, root)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_without_its_packages_says_how_to_install_them(command, hidden, root):
+    done = run(COMMAND, f"{hidden},torch", root, f"{command}.py", "--help")
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert 'pip install "isda_repro[train]"' in done.stderr
