@@ -24,7 +24,7 @@ from isda_repro.errors import one_sentence_errors
 from isda_repro.losses import Criterion
 from isda_repro.measurements import conclude, machine, output_argument
 from isda_repro.models import Network
-from isda_repro.training.compute import resolve
+from isda_repro.training.compute import resolve_compute
 from isda_repro.training.ddp import wrap_ddp
 from isda_repro.training.distributed import Processes, init_distributed
 from isda_repro.training.running_metrics import Stopwatch
@@ -88,7 +88,7 @@ def measure(model: str, loss: str, processes: Processes) -> Measured:
     cfg = settings(model, loss)
     classes, _, _ = IMAGENET if on_imagenet(model) else CIFAR
     classes = classes if on_imagenet(model) else 100
-    compute = resolve(compose(["compute=cpu", "compute.precision=fp32"]).compute)
+    compute = resolve_compute(compose(["compute=cpu", "compute.precision=fp32"]).compute)
     torch.manual_seed(0)
     network: Network = build_model(cfg, classes)
     shared = {"process_group": processes.group} if loss == "isda" else {}

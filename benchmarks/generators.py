@@ -23,7 +23,7 @@ from isda_repro.data import InMemoryLoader, PadCropFlip, Split, Synthetic
 from isda_repro.errors import one_sentence_errors
 from isda_repro.gan import Game, ImageGenerator, Shape
 from isda_repro.measurements import conclude, machine
-from isda_repro.training.compute import Compute, resolve
+from isda_repro.training.compute import Compute, resolve_compute
 
 KINDS = ("wgan", "cgan", "acgan", "infogan")
 SHAPE = Shape(num_classes=10, image_size=32, channels=3)
@@ -151,7 +151,7 @@ def report(options: Options, compute: Compute) -> list[str]:
 def main(arguments: Sequence[str]) -> None:
     """Measure and print."""
     options = parse_options(Options, arguments)
-    compute = resolve(compose(["model=resnet20", "dataset=cifar10"]).compute)
+    compute = resolve_compute(compose(["model=resnet20", "dataset=cifar10"]).compute)
     compute.apply()
     conclude(report(options, compute), [], None if options.output is None else Path(options.output))
 

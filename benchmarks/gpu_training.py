@@ -21,7 +21,7 @@ import torch
 from measuring import Findings, random_source, wait
 
 from isda_repro.config import CONF_DIR, compose
-from isda_repro.training.compute import resolve
+from isda_repro.training.compute import resolve_compute
 from isda_repro.training.distributed import SINGLE_PROCESS
 from isda_repro.training.run import build_trainer, run
 from isda_repro.training.trainer import Trainer
@@ -150,7 +150,7 @@ def trainer_of(
     where = "compute=cpu" if findings.rehearse else "compute=gpu"
     asked = [f"model={model}", f"dataset={dataset}", f"loss={loss}", f"recipe.batch_size={batch_size}", where, *more]
     cfg = compose(asked)
-    compute = replace(resolve(cfg.compute), cuda_graph=EAGER not in more)
+    compute = replace(resolve_compute(cfg.compute), cuda_graph=EAGER not in more)
     compute.apply()
     return build_trainer(cfg, random_source(classes, pixels, steps * batch_size), compute, SINGLE_PROCESS)
 

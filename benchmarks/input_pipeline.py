@@ -39,7 +39,7 @@ from isda_repro.data import (
 )
 from isda_repro.errors import one_sentence_errors
 from isda_repro.measurements import THREADS, conclude, machine, output_argument
-from isda_repro.training.compute import resolve
+from isda_repro.training.compute import resolve_compute
 
 BATCH_SIZE, REPEATS, WORKERS = 128, 5, 2
 WARMUP_BATCHES, SECONDS = 20, 3.0
@@ -64,7 +64,7 @@ def main() -> None:
     """Measure, print, write if asked, and hold the bars."""
     output = output_argument(sys.argv[1:])
     torch.set_num_threads(THREADS)
-    compute = resolve(compose(["compute=cpu"]).compute)
+    compute = resolve_compute(compose(["compute=cpu"]).compute)
     compute.apply()
     what, split = _images()
     lines = [

@@ -24,7 +24,7 @@ from isda_repro.gan import Game, ImageGenerator, Shape
 from isda_repro.inversion import STEP_ONE, Descent, FeatureMap, Reversal, descend
 from isda_repro.inversion.objectives import in_unit_range
 from isda_repro.measurements import conclude, machine, output_argument
-from isda_repro.training.compute import Compute, resolve
+from isda_repro.training.compute import Compute, resolve_compute
 
 SHAPE = Shape(num_classes=10, image_size=32, channels=3)
 LEAST_FACTOR = 1.5  # many at once must be so much faster than one by one
@@ -100,7 +100,7 @@ def report(
 def main(arguments: list[str]) -> None:
     """Measure and print."""
     output = output_argument(arguments)
-    compute = resolve({**compose(["model=resnet32", "dataset=cifar10"]).compute, "precision": "fp32"})
+    compute = resolve_compute({**compose(["model=resnet32", "dataset=cifar10"]).compute, "precision": "fp32"})
     compute.apply()
     conclude(*report(compute), output)
 

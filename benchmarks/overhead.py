@@ -30,7 +30,7 @@ from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.measurements import THREADS, conclude, machine
 from isda_repro.models import Network
-from isda_repro.training.compute import Compute, processor, resolve
+from isda_repro.training.compute import Compute, processor, resolve_compute
 from isda_repro.training.running_metrics import Stopwatch, peak_memory_mib
 from isda_repro.training.step import compute_gradients
 
@@ -209,7 +209,7 @@ def main() -> None:
     if options.networks not in ("cifar", "table1") or options.clock not in CLOCKS:
         raise UserError(f"networks= can be cifar or table1, and clock= {' or '.join(CLOCKS)}")
     torch.set_num_threads(1 if options.clock == "processor" else THREADS)
-    compute = resolve(compose([]).compute)
+    compute = resolve_compute(compose([]).compute)
     compute.apply()
     on_gpu = compute.device.type == "cuda"
     cifar = ON_GPU if on_gpu else ON_CPU

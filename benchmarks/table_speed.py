@@ -21,7 +21,7 @@ from typing import NamedTuple
 from isda_repro.config import compose, request
 from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError, one_sentence_errors
-from isda_repro.experiments.plan import Run, expand
+from isda_repro.experiments.plan import Run, plan_runs
 from isda_repro.experiments.specification import load_table
 from isda_repro.measurements import conclude, machine
 from isda_repro.runs.records import Result, SegmentRecord, as_json, mean_of_last
@@ -133,7 +133,7 @@ def make_runs(folder: Path) -> int:
     (folder / "many.yaml").write_text(TABLE.format(seeds=list(range(SEEDS)), epochs=EPOCHS), encoding="utf-8")
     table = load_table(str(folder / "many.yaml"))
     few = replace(table, cells=tuple(replace(cell, seeds=cell.seeds[:REDUCED_SEEDS]) for cell in table.cells))
-    plans = {EPOCHS: expand(table, compose), SHORT: expand(few, compose, [f"recipe.epochs={SHORT}"])}
+    plans = {EPOCHS: plan_runs(table, compose), SHORT: plan_runs(few, compose, [f"recipe.epochs={SHORT}"])}
     runs = [(epochs, cell, run) for epochs, plan in plans.items() for cell, of in plan.items() for run in of]
     assert len(runs) == RUNS
     random.seed(0)

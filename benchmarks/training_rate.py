@@ -34,7 +34,7 @@ from isda_repro.errors import one_sentence_errors
 from isda_repro.measurements import THREADS, conclude, machine, output_argument
 from isda_repro.models import ResNet
 from isda_repro.runs.records import EpochRecord, read_metrics
-from isda_repro.training.compute import processor, resolve
+from isda_repro.training.compute import processor, resolve_compute
 from isda_repro.training.run import run
 
 TURNS, STEPS, BATCH_SIZE, WARM_UP_STEPS = 7, 20, 128, 3
@@ -108,7 +108,7 @@ def plain_rate_of_its_own_process() -> float:
 
 def passes_rate() -> float:
     """Images per second of the network's two passes and CE on a batch that stays: a trainer that costs nothing."""
-    compute = resolve(compose(["compute=cpu", "compute.precision=bf16"]).compute)
+    compute = resolve_compute(compose(["compute=cpu", "compute.precision=bf16"]).compute)
     network = ResNet(32, num_classes=100).to(memory_format=compute.memory_format)
     images = torch.randn(BATCH_SIZE, 3, 32, 32).contiguous(memory_format=compute.memory_format)
     targets = torch.randint(100, (BATCH_SIZE,))

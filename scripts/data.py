@@ -100,13 +100,13 @@ def show(arguments: list[str]) -> None:
 
     from isda_repro.data import contact_sheet
     from isda_repro.training import builders
-    from isda_repro.training.compute import resolve
+    from isda_repro.training.compute import resolve_compute
 
     cfg.compute.device = "cpu"
-    compute, source = resolve(cfg.compute), build(cfg.dataset.source)
+    compute, source = resolve_compute(cfg.compute), build(cfg.dataset.source)
     targets = source.train.targets
     chosen = source.train.select(torch.tensor([int((targets == one).nonzero()[0]) for one in targets.unique()[:ROWS]]))
-    mean, std = builders.normalisation(cfg, source)
+    mean, std = builders.normalisation_constants(cfg, source)
     build_loader = partial(
         builders.build_loader, cfg, chosen, compute, (mean, std), batch_size=len(chosen), shuffle=False
     )

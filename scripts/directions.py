@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from isda_repro.data import Split
-    from isda_repro.training.finished_run import Finished
 
 LONGEST_STEP, LARGEST_LAMBDA = 1000, 1e6  # beyond, nothing is near, and numbers overflow
 PICTURE, PAGE, NUMBERS = "directions.png", "directions.md", "directions.json"
@@ -54,7 +53,7 @@ class DirectionsOptions:
     output: str | None = None
 
 
-def checked(options: DirectionsOptions, classifier: "Finished") -> tuple[float, list[int]]:
+def checked(options: DirectionsOptions, classifier: "FinishedRun") -> tuple[float, list[int]]:
     """Lambda, and the classes that images are taken of."""
     isda, classes = classifier.isda, classifier.source.num_classes
     if not 1 <= options.directions <= isda.feature_dim:
@@ -72,7 +71,7 @@ def checked(options: DirectionsOptions, classifier: "Finished") -> tuple[float, 
 
 
 def looked_for(
-    classifier: "Finished", split: "Split", indices: list[int], options: DirectionsOptions, strength: float
+    classifier: "FinishedRun", split: "Split", indices: list[int], options: DirectionsOptions, strength: float
 ) -> list[dict[str, Any]]:
     """A row for each image and direction: the nearest real images, step by step."""
     from isda_repro.inversion.directions import neighbours
@@ -149,13 +148,13 @@ def main(arguments: list[str]) -> None:
     """Find, write, print."""
     options = parse_options(DirectionsOptions, arguments)
     from isda_repro.gan.pictures import write_picture
-    from isda_repro.inversion.loading import chosen, name_of, part_of
+    from isda_repro.inversion.loading import choose_images, name_of, split_of
     from isda_repro.inversion.report import folder_for, write_texts
     from isda_repro.training.finished_run import load_finished_run
 
     classifier = load_finished_run(Path(options.classifier), options.device, options.data_dir)
-    split, (strength, classes) = part_of(classifier.source, options.part), checked(options, classifier)
-    indices = chosen(split, options.images, options.count, classes).tolist()
+    split, (strength, classes) = split_of(classifier.source, options.part), checked(options, classifier)
+    indices = choose_images(split, options.images, options.count, classes).tolist()
     output = folder_for(Path(options.output or options.classifier))
     record = {
         "classifier": classifier.cfg.run_id,

@@ -44,11 +44,11 @@ def evaluate_weights(cfg: DictConfig, weights: Path, *, of_run: bool) -> None:
     from isda_repro.models.weights import load_weights
     from isda_repro.training import builders
     from isda_repro.training.checkpoint import load
-    from isda_repro.training.compute import resolve
+    from isda_repro.training.compute import resolve_compute
     from isda_repro.training.evaluate import evaluate
     from isda_repro.training.resume import check_classes
 
-    compute = resolve(cfg.compute)
+    compute = resolve_compute(cfg.compute)
     compute.apply()
     source = build(cfg.dataset.source)
     if of_run:

@@ -56,7 +56,7 @@ def measured(options: QualityOptions) -> dict[str, Any]:
     builders.check_made_like(generator, source, made.parent)
     if not generator.asked_for_classes:
         raise ConfigError(f"{generator_cfg.run_id} is asked for no class: none is right or wrong")
-    mean, std = builders.normalisation(cfg, source)
+    mean, std = builders.normalisation_constants(cfg, source)
     width = source.train.image_size[1]
     normalise = Normalise(mean, std, image_width=width, device=compute.device, memory_format=compute.memory_format)
 

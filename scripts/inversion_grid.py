@@ -163,14 +163,14 @@ def main(arguments: list[str]) -> None:
     import torch
 
     from isda_repro.gan.pictures import write_picture
-    from isda_repro.inversion.loading import chosen, load_reversal, part_of
+    from isda_repro.inversion.loading import choose_images, load_reversal, split_of
     from isda_repro.inversion.report import folder_for, titled, write_texts
     from isda_repro.inversion.search_progress import InversionProgress
 
     folders = Path(options.generator), Path(options.classifier)
     reversal, classifier = load_reversal(*folders, options.device, options.data_dir)
-    split, isda = part_of(classifier.source, options.part), classifier.isda
-    indices = chosen(split, options.images, options.count, reversal.generator.classes)
+    split, isda = split_of(classifier.source, options.part), classifier.isda
+    indices = choose_images(split, options.images, options.count, reversal.generator.classes)
     output = folder_for(Path(options.output))
     values = len(options.etas) + len(options.lambdas)
     with InversionProgress(len(indices) * values * options.iterations) as bar:

@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> None:
     options = parse_options(InvertOptions, arguments)
     from isda_repro.gan.pictures import write_picture
     from isda_repro.inversion import STEP_ONE, STEP_TWO, Settings, invert
-    from isda_repro.inversion.loading import chosen, load_reversal, name_of, part_of
+    from isda_repro.inversion.loading import choose_images, load_reversal, name_of, split_of
     from isda_repro.inversion.report import (
         NUMBERS,
         PAGE,
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
 
     folders = Path(options.generator), Path(options.classifier)
     reversal, classifier = load_reversal(*folders, options.device, options.data_dir)
-    isda, split = classifier.isda, part_of(classifier.source, options.part)
+    isda, split = classifier.isda, split_of(classifier.source, options.part)
     settings = Settings(
         eta=options.eta,
         strength=isda.lambda_0 if options.lambda_ is None else options.lambda_,
@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> None:
         second=replace(STEP_TWO, iterations=options.iterations),
         at_once=options.at_once,
     )
-    indices = chosen(split, options.images, options.count, reversal.generator.classes)
+    indices = choose_images(split, options.images, options.count, reversal.generator.classes)
     images, labels = split.images[indices], split.targets[indices]
     output, begin = folder_for(Path(options.output or options.classifier)), time.perf_counter()
     with InversionProgress(settings.iterations(len(images))) as bar:

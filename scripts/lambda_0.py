@@ -14,7 +14,7 @@ check_installation()
 
 from isda_repro.config import CONF_DIR, compose, lambda_0_of
 from isda_repro.config.options import parse_options
-from isda_repro.experiments.plan import expand
+from isda_repro.experiments.plan import plan_runs
 from isda_repro.experiments.specification import load_table
 from isda_repro.experiments.table import Label
 from isda_repro.runs.result_index import index_results
@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> None:
     table = load_table(options.table)
     if not all(any(item.startswith("loss.lambda_0=") for item in cell.overrides) for cell in table.cells):
         raise UserError(f"table={table.name} is no search for lambda_0: its columns must set loss.lambda_0=")
-    plan = expand(table, compose)
+    plan = plan_runs(table, compose)
     filled = aggregate(table, plan, index_results(results_on_disk(Path(options.runs_dir), Path(options.results_dir))))
     print(*filled.problems, sep="\n", end="\n" if filled.problems else "", file=sys.stderr)
     print(*proposed(filled), sep="\n")

@@ -25,7 +25,7 @@ from omegaconf import MISSING
 from isda_repro.config import compose
 from isda_repro.config.options import parse_options
 from isda_repro.experiments.compose_cache import ComposeCache
-from isda_repro.experiments.plan import Plan, expand
+from isda_repro.experiments.plan import Plan, plan_runs
 from isda_repro.experiments.specification import load_table, table_names
 from isda_repro.experiments.table import Table
 from isda_repro.files import atomic_write, cache_folder
@@ -38,7 +38,7 @@ from isda_repro.sweeps.status import ALL
 from isda_repro.sweeps.sweep import SweepOptions, sweep_command
 from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.cost_columns import cost_columns
-from isda_repro.tables.export_results import Kept, keep, strangers
+from isda_repro.tables.export_results import Exported, export_results, runs_of_no_cell
 from isda_repro.tables.figures import draw_curves
 from isda_repro.tables.layout import Layout, layout
 from isda_repro.tables.render import FORMATS
@@ -177,7 +177,7 @@ def export_runs(options: ExportOptions) -> None:
     """Copy finished runs into ``results_dir``."""
     runs_dir = runs_folder(options.runs_dir)
     index = index_results(results_of_runs(runs_dir))
-    kept = keep(plans(options.table), index, Path(options.results_dir), options.overwrite)
+    kept = export_results(plans(options.table), index, Path(options.results_dir), options.overwrite)
     if not kept.known and not kept.passed_over:
         command = f"python scripts/sweep.py table={options.table}"
         raise UserError(f"{runs_dir} holds no finished run of table={options.table}: {command}")
@@ -190,11 +190,11 @@ def import_results(options: ImportOptions) -> None:
     if not folder.is_dir():
         raise UserError(f"from={folder} is no folder: give a checkout, its runs/ or results/, or a heap of files")
     index = index_results(results_in(folder))
-    kept = keep(plans(options.table), index, Path(options.results_dir), options.overwrite)
+    kept = export_results(plans(options.table), index, Path(options.results_dir), options.overwrite)
     if not index.records and not index.problems:
         raise UserError(f"from={folder} holds no result: nothing in it ends in .json, or is a run that has finished")
     of = "any table" if options.table == ALL else f"table={options.table}"
-    report(kept, [*kept.passed_over, *strangers(kept, index, of)])
+    report(kept, [*kept.passed_over, *runs_of_no_cell(kept, index, of)])
 
 
 def plans(name: str, extra: Sequence[str] = ()) -> Iterator[tuple[Table, Plan]]:
@@ -203,12 +203,12 @@ def plans(name: str, extra: Sequence[str] = ()) -> Iterator[tuple[Table, Plan]]:
     remembered = ComposeCache(compose, cache_folder())
     try:
         for table in map(load_table, names if name == ALL else [name]):
-            yield table, expand(table, remembered, extra)
+            yield table, plan_runs(table, remembered, extra)
     finally:
         remembered.keep()
 
 
-def report(kept: Kept, passed_over: list[str]) -> None:
+def report(kept: Exported, passed_over: list[str]) -> None:
     """What was taken, and what was not, and why."""
     print(*passed_over, sep="\n", end="\n" if passed_over else "", file=sys.stderr)
     print(*(f"{origin} -> {target}" for origin, target in kept.taken), sep="\n", end="\n" if kept.taken else "")

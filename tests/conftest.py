@@ -89,11 +89,11 @@ def cifar_dir() -> Path:
 def demo():
     """The table ``demo`` and its plan."""
     from isda_repro import config
-    from isda_repro.experiments.plan import expand
+    from isda_repro.experiments.plan import plan_runs
     from isda_repro.experiments.specification import load_table
 
     table = load_table("demo")
-    return table, expand(table, config.compose)
+    return table, plan_runs(table, config.compose)
 
 
 @pytest.fixture

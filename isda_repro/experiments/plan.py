@@ -48,7 +48,7 @@ class Run:
 Plan = dict[Cell, tuple[Run, ...]]
 
 
-def expand(table: Table, compose: Compose, extra: Sequence[str] = ()) -> Plan:
+def plan_runs(table: Table, compose: Compose, extra: Sequence[str] = ()) -> Plan:
     """Every cell's runs. A cell is composed once; its seeds are set afterwards, since composing is what takes time.
 
     Cells that show different numbers of the same runs have them in common.
@@ -73,7 +73,7 @@ def expand(table: Table, compose: Compose, extra: Sequence[str] = ()) -> Plan:
     return plan
 
 
-def choose(table: Table, plan: Plan, labels: Sequence[str], seeds: Sequence[int]) -> Plan:
+def select_runs(table: Table, plan: Plan, labels: Sequence[str], seeds: Sequence[int]) -> Plan:
     """Return the part of a plan that ``only=`` and ``seeds=`` choose; an empty one of the two chooses all.
 
     Labels of one axis unite, those of different axes intersect. Of the seeds those count that the chosen cells list.
@@ -160,7 +160,7 @@ def cell_tag(table: Table, cell: Cell) -> str:
     return f"{tag[: LONGEST_TAG - len(digest) - 1]}-{digest}"
 
 
-def tagged(table: Table, plan: Plan) -> Plan:
+def tag_runs(table: Table, plan: Plan) -> Plan:
     """The plan, whose runs W&B will group by cell, tag with table and cell, and give the cell's number.
 
     A run of two cells is grouped with the first. What the user has set comes first, and stays.

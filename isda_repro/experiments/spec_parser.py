@@ -12,7 +12,7 @@ from typing import Any
 
 from isda_repro.errors import UserError
 from isda_repro.experiments.paper_values import PaperValue, inconsistencies, paper_value, paper_values
-from isda_repro.experiments.table import PRECISIONS, Cells, Label, joined
+from isda_repro.experiments.table import PRECISIONS, Cells, Label, join_label
 from isda_repro.runs.records import METRICS
 
 
@@ -31,28 +31,30 @@ class Choice:
         return self.metric is not None and not self.overrides and self.seeds is None
 
 
-def axes(node: Any, where: str) -> dict[Label, tuple[Choice, ...]]:
+def parse_axes(node: Any, where: str) -> dict[Label, tuple[Choice, ...]]:
     """The product of the axes: label of each -> choice of each."""
     if not isinstance(node, list) or not all(isinstance(axis, dict) and axis for axis in node) or not node:
         raise UserError(f"{where}: must be a list of axes, each of labels with their overrides")
-    listed = [[(str(label), choice(value, f"{where}: {label}")) for label, value in axis.items()] for axis in node]
+    listed = [
+        [(str(label), parse_choice(value, f"{where}: {label}")) for label, value in axis.items()] for axis in node
+    ]
     return {tuple(label for label, _ in point): tuple(c for _, c in point) for point in itertools.product(*listed)}
 
 
-def choice(value: Any, where: str, keys: Sequence[str] = ("set", "seeds", "metric")) -> Choice:
+def parse_choice(value: Any, where: str, keys: Sequence[str] = ("set", "seeds", "metric")) -> Choice:
     """An override, a list of them, or a mapping with some of ``keys``."""
     if not isinstance(value, dict):
-        return Choice(overrides(value, where))
-    known(value, keys, where)
+        return Choice(parse_overrides(value, where))
+    check_keys(value, keys, where)
     return Choice(
-        overrides(value.get("set", []), where),
-        seeds(value["seeds"], where) if "seeds" in value else None,
-        metric(value["metric"], f"{where}: metric") if "metric" in value else None,
-        precisions(value["precisions"], f"{where}: precisions") if "precisions" in value else None,
+        parse_overrides(value.get("set", []), where),
+        parse_seeds(value["seeds"], where) if "seeds" in value else None,
+        parse_metric(value["metric"], f"{where}: metric") if "metric" in value else None,
+        parse_precisions(value["precisions"], f"{where}: precisions") if "precisions" in value else None,
     )
 
 
-def overrides(value: Any, where: str) -> tuple[str, ...]:
+def parse_overrides(value: Any, where: str) -> tuple[str, ...]:
     """One or a list, each key=value, none of them the seed."""
     listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, list) or not all(isinstance(item, str) and "=" in item for item in listed):
@@ -67,7 +69,7 @@ def refuse_seeds(overrides: Sequence[str], where: str) -> None:
         raise UserError(f"{where} sets the seed; the seeds of a table are listed under seeds: in its file")
 
 
-def seeds(value: Any, where: str) -> tuple[int, ...]:
+def parse_seeds(value: Any, where: str) -> tuple[int, ...]:
     """Different whole numbers from 0 on, at least one."""
     whole = isinstance(value, list) and all(type(seed) is int and seed >= 0 for seed in value)
     if not whole or not value or len(set(value)) != len(value):
@@ -75,30 +77,30 @@ def seeds(value: Any, where: str) -> tuple[int, ...]:
     return tuple(value)
 
 
-def metric(value: Any, where: str) -> str:
+def parse_metric(value: Any, where: str) -> str:
     """A field of a Result that a table can show."""
     if value not in METRICS:
         raise UserError(f"{where}: {value} is unknown; it can be {', '.join(METRICS)}")
     return str(value)
 
 
-def precisions(value: Any, where: str) -> tuple[str, ...]:
+def parse_precisions(value: Any, where: str) -> tuple[str, ...]:
     """Those that are accepted, at least one."""
     if not isinstance(value, list) or not value or not all(one in PRECISIONS for one in value):
         raise UserError(f"{where}: {value} must be a list with one or more of {', '.join(PRECISIONS)}")
     return tuple(value)
 
 
-def sentences(value: Any, where: str) -> tuple[str, ...]:
+def parse_sentences(value: Any, where: str) -> tuple[str, ...]:
     """A list of texts."""
     if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
         raise UserError(f"{where}: must be a list of sentences")
     return tuple(" ".join(one.split()) for one in value)
 
 
-def row_baselines(node: Any, rows: Sequence[Label]) -> tuple[tuple[str, tuple[Label, ...]], ...]:
+def parse_row_baselines(node: Any, rows: Sequence[Label]) -> tuple[tuple[str, tuple[Label, ...]], ...]:
     """``baseline:`` where it names rows: one of them, or for patterns of rows one or several, the best first."""
-    by_name = {joined(row): row for row in rows}
+    by_name = {join_label(row): row for row in rows}
     found: list[tuple[str, tuple[Label, ...]]] = []
     for pattern, names in (node if isinstance(node, dict) else {"*": node}).items():
         listed = names if isinstance(names, list) else [names]
@@ -108,7 +110,7 @@ def row_baselines(node: Any, rows: Sequence[Label]) -> tuple[tuple[str, tuple[La
     return tuple(found)
 
 
-def known(node: Any, keys: Sequence[str], where: str) -> None:
+def check_keys(node: Any, keys: Sequence[str], where: str) -> None:
     """Refuse what is no mapping, or has another key."""
     if not isinstance(node, dict):
         raise UserError(f"{where} must be a mapping with some of: {', '.join(keys)}")
@@ -135,7 +137,7 @@ def apply_paper(cells: Cells, node: Any, rows: list[Label], columns: list[Label]
         UserError: a row, column or place is not there, or a value is none.
     """
     if isinstance(node, dict) and "table" in node:
-        known(node, ("table", "names", "inconsistencies"), "paper")
+        check_keys(node, ("table", "names", "inconsistencies"), "paper")
         values = _referred(str(node["table"]), node.get("names") or {}, rows, columns)
         takes_bf16 = any("bf16" in cell.precisions for cell in cells.values())
         places = _inconsistencies(str(node["table"]), node.get("inconsistencies") or [])
@@ -152,8 +154,8 @@ def apply_paper(cells: Cells, node: Any, rows: list[Label], columns: list[Label]
 
 def _listed(node: Any, rows: list[Label], columns: list[Label]) -> Values:
     """Values that stand in the table's own file, in column order."""
-    labels = {joined(row): row for row in rows}
-    known(node, tuple(labels), "paper")
+    labels = {join_label(row): row for row in rows}
+    check_keys(node, tuple(labels), "paper")
     found: Values = {}
     for label, values in node.items():
         if not isinstance(values, list) or len(values) != len(columns):
@@ -169,17 +171,19 @@ def _listed(node: Any, rows: list[Label], columns: list[Label]) -> Values:
 def _referred(table: str, names: Any, rows: list[Label], columns: list[Label]) -> Values:
     """Values of reported.yaml: every cell has one there, or a null."""
     labels = {label for one in (*rows, *columns) for label in one}
-    known(names, tuple(sorted(labels)), "paper: names")
+    check_keys(names, tuple(sorted(labels)), "paper: names")
     reported = paper_values(table)
     found: Values = {}
     for row, column in itertools.product(rows, columns):
         name, way = (tuple(str(names.get(label, label)) for label in one) for one in (row, column))
         if name not in reported:
-            raise UserError(f"paper: {table} has no row {joined(name)}; it has {'; '.join(map(joined, reported))}")
+            raise UserError(
+                f"paper: {table} has no row {join_label(name)}; it has {'; '.join(map(join_label, reported))}"
+            )
         values = reported[name]
         if way not in values:
-            has = "; ".join(map(joined, values))
-            raise UserError(f"paper: {table} has no {joined(way)} for {joined(name)}; it has {has}")
+            has = "; ".join(map(join_label, values))
+            raise UserError(f"paper: {table} has no {join_label(way)} for {join_label(name)}; it has {has}")
         found[row, column] = values[way]
     return found
 
@@ -188,6 +192,6 @@ def _inconsistencies(table: str, elsewhere: Any) -> tuple[str, ...]:
     """Those in a table of the paper, and those in further places, by the names that reported.yaml has for them."""
     listed = inconsistencies()
     places = [one.where for one in listed]
-    if unknown := [str(place) for place in sentences(elsewhere, "paper: inconsistencies") if place not in places]:
+    if unknown := [str(place) for place in parse_sentences(elsewhere, "paper: inconsistencies") if place not in places]:
         raise UserError(f"paper: inconsistencies: there is none in {unknown[0]}; they are in {'; '.join(places)}")
     return tuple(str(one) for one in listed if table in one.tables or one.where in elsewhere)

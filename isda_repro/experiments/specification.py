@@ -47,18 +47,18 @@ from isda_repro.experiments.paper_values import PaperValue
 from isda_repro.experiments.spec_parser import (
     Choice,
     apply_paper,
-    axes,
-    choice,
-    known,
-    metric,
-    overrides,
-    precisions,
+    check_keys,
+    parse_axes,
+    parse_choice,
+    parse_metric,
+    parse_overrides,
+    parse_precisions,
+    parse_row_baselines,
+    parse_seeds,
+    parse_sentences,
     refuse_seeds,
-    row_baselines,
-    seeds,
-    sentences,
 )
-from isda_repro.experiments.table import PRECISIONS, Cell, Cells, Label, Table, fits, joined, parse_plot
+from isda_repro.experiments.table import PRECISIONS, Cell, Cells, Label, Table, join_label, label_matches, parse_plot
 
 __all__ = ["PRECISIONS", "Cell", "Label", "PaperValue", "Table", "load_table", "refuse_seeds", "table_names"]
 
@@ -117,22 +117,22 @@ def _with_variant(spec: Any, name: str) -> Any:
     if name not in variants:
         raise UserError(f"there is no variant +{name}; there are {', '.join(f'+{one}' for one in variants) or 'none'}")
     variant = variants[name]
-    known(variant, ("title", "baseline", "notes", "cells"), f"variants: {name}")
+    check_keys(variant, ("title", "baseline", "notes", "cells"), f"variants: {name}")
     return {**spec, **variant, "cells": [*(spec.get("cells") or []), *(variant.get("cells") or [])]}
 
 
 def _table(name: str, spec: Any) -> Table:
-    known(spec, _KEYS, "the table")
+    check_keys(spec, _KEYS, "the table")
     for key in ("title", "metric", "seeds", "rows", "columns"):
         if spec.get(key) is None:
             raise UserError(f"{key}: is missing")
     common = Choice(
-        overrides(spec.get("set") or [], "set"),
-        seeds(spec["seeds"], "seeds"),
-        metric(spec["metric"], "metric"),
-        precisions(spec.get("precisions", list(PRECISIONS)), "precisions"),
+        parse_overrides(spec.get("set") or [], "set"),
+        parse_seeds(spec["seeds"], "seeds"),
+        parse_metric(spec["metric"], "metric"),
+        parse_precisions(spec.get("precisions", list(PRECISIONS)), "precisions"),
     )
-    rows, columns = axes(spec["rows"], "rows"), axes(spec["columns"], "columns")
+    rows, columns = parse_axes(spec["rows"], "rows"), parse_axes(spec["columns"], "columns")
     cells = {
         (row, column): _cell(row, column, (*row_choices, *column_choices), common)
         for row, row_choices in rows.items()
@@ -151,7 +151,7 @@ def _table(name: str, spec: Any) -> Table:
         columns=tuple(columns),
         cells=tuple(cells.values()),
         precisions=common.precisions or PRECISIONS,
-        notes=(*sentences(spec.get("notes") or [], "notes"), *notes),
+        notes=(*parse_sentences(spec.get("notes") or [], "notes"), *notes),
         row_baselines=by_row,
         figure=parse_plot(spec.get("figure")),
     )
@@ -182,10 +182,10 @@ def _baselines(
         return None, ()
     if not isinstance(node, dict) and any(node in column for column in columns):
         return str(node), ()
-    if not isinstance(node, dict) and node not in map(joined, rows):
-        names = ", ".join(map(joined, [*columns, *rows]))
+    if not isinstance(node, dict) and node not in map(join_label, rows):
+        names = ", ".join(map(join_label, [*columns, *rows]))
         raise UserError(f"baseline: {node} is no column label, and no row; they are {names}")
-    return None, row_baselines(node, rows)
+    return None, parse_row_baselines(node, rows)
 
 
 def _refuse_common_folders(cells: Iterable[Cell]) -> None:
@@ -213,14 +213,14 @@ def _apply_exceptions(cells: Cells, exceptions: list[Any]) -> None:
     given: set[tuple[str, str]] = set()
     keys = ("set", "seeds", "precisions")
     for exception in exceptions:
-        known(exception, ("row", "column", *keys, "needs"), "cells")
+        check_keys(exception, ("row", "column", *keys, "needs"), "cells")
         patterns = (str(exception.get("row", "*")), str(exception.get("column", "*")))
         where = f"cells: row {patterns[0]}, column {patterns[1]}"
         if patterns in given:
             raise UserError(f"{where} is given twice")
         given.add(patterns)
-        asked = choice({key: exception[key] for key in keys if key in exception}, where, keys)
-        fitting = [key for key in cells if fits(key[0], patterns[0]) and fits(key[1], patterns[1])]
+        asked = parse_choice({key: exception[key] for key in keys if key in exception}, where, keys)
+        fitting = [key for key in cells if label_matches(key[0], patterns[0]) and label_matches(key[1], patterns[1])]
         if not fitting:
             raise UserError(f"{where} fits no cell")
         generator, needs = _needs(exception.get("needs"), cells, where)
@@ -242,11 +242,11 @@ def _needs(
     """Of one exception's ``needs:`` the kind of generator, and none or one pair of patterns of a row and a column."""
     if node is None:
         return None, ()
-    known(node, ("row", "column", "generator"), f"{where}: needs")
+    check_keys(node, ("row", "column", "generator"), f"{where}: needs")
     generator = None if node.get("generator") is None else str(node["generator"])
     if not {"row", "column"} & set(node):
         return generator, ()
     row, column = str(node.get("row", "*")), str(node.get("column", "*"))
-    if not any(fits(one, row) and fits(other, column) for one, other in cells):
+    if not any(label_matches(one, row) and label_matches(other, column) for one, other in cells):
         raise UserError(f"{where}: needs: row {row}, column {column} fits no cell")
     return generator, ((row, column),)

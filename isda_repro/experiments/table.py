@@ -108,7 +108,10 @@ class Table:
     def needed_by(self, cell: Cell) -> set[Cell]:
         """The cells that must be finished before this one is begun."""
         return {
-            one for one in self.cells for row, column in cell.needs if fits(one.row, row) and fits(one.column, column)
+            one
+            for one in self.cells
+            for row, column in cell.needs
+            if label_matches(one.row, row) and label_matches(one.column, column)
         }
 
     def baseline_of(self, row: Label, column: Label) -> tuple[Label, Label] | None:
@@ -116,7 +119,7 @@ class Table:
         there = {(cell.row, cell.column) for cell in self.cells}
         if (in_column := self.baseline_column(column)) is not None:
             return (row, in_column) if (row, in_column) in there else None
-        candidates = next((rows for pattern, rows in self.row_baselines if fits(row, pattern)), ())
+        candidates = next((rows for pattern, rows in self.row_baselines if label_matches(row, pattern)), ())
         best = next((one for one in candidates if (one, column) in there), None)
         return None if best in (None, row) else (best, column)
 
@@ -128,11 +131,11 @@ class Table:
         return (*column[:axis], self.baseline, *column[axis + 1 :])
 
 
-def joined(label: Label) -> str:
+def join_label(label: Label) -> str:
     """A row or column as a pattern names it."""
     return " / ".join(label)
 
 
-def fits(label: Label, pattern: str) -> bool:
+def label_matches(label: Label, pattern: str) -> bool:
     """Whether a pattern (fnmatch) is of one label of a row or column, or of all of them joined."""
-    return any(fnmatch.fnmatchcase(text, pattern) or text == pattern for text in (*label, joined(label)))
+    return any(fnmatch.fnmatchcase(text, pattern) or text == pattern for text in (*label, join_label(label)))

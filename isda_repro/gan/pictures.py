@@ -35,10 +35,10 @@ def grid(generator: ImageGenerator, seed: int) -> Tensor:
     draws = COLUMNS if generator.asked_for_classes else len(labels)
     drawn = generator.game.draw(draws, torch.Generator().manual_seed(seed))
     noise, codes = (one.repeat(len(labels) // draws, 1).to(generator.device) for one in drawn)
-    return arranged(generator.made_from(noise, codes, labels).cpu().unflatten(0, (-1, COLUMNS)))
+    return arrange(generator.made_from(noise, codes, labels).cpu().unflatten(0, (-1, COLUMNS)))
 
 
-def arranged(images: Tensor) -> Tensor:
+def arrange(images: Tensor) -> Tensor:
     """uint8 [rows, columns, 1 or 3, H, W] -> one picture on white, uint8 [3, height, width]."""
     rows, columns, _, height, width = images.shape
     sheet = torch.full((3, rows * (height + GAP) + GAP, columns * (width + GAP) + GAP), WHITE, dtype=torch.uint8)

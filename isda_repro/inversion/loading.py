@@ -15,12 +15,12 @@ from isda_repro.errors import UserError
 from isda_repro.gan import load_generator
 from isda_repro.inversion.objectives import FeatureMap, Reversal
 from isda_repro.training import builders
-from isda_repro.training.finished_run import Finished, load_finished_run
+from isda_repro.training.finished_run import FinishedRun, load_finished_run
 
 PARTS = ("train", "test")
 
 
-def part_of(source: Source, name: str) -> Split:
+def split_of(source: Source, name: str) -> Split:
     """The training images or those that are evaluated.
 
     Raises:
@@ -39,7 +39,7 @@ def name_of(source: Source, part: str) -> str:
     return part if part == "train" else source.evaluated_on
 
 
-def chosen(split: Split, wanted: Sequence[int] | None, count: int, classes: Sequence[int]) -> Tensor:
+def choose_images(split: Split, wanted: Sequence[int] | None, count: int, classes: Sequence[int]) -> Tensor:
     """Their indices, int64 [N]: those ``wanted``, or the first ones of each class in turn, ``count`` in all.
 
     Raises:
@@ -65,15 +65,15 @@ def chosen(split: Split, wanted: Sequence[int] | None, count: int, classes: Sequ
     return torch.tensor(list(wanted))
 
 
-def feature_map(classifier: Finished) -> FeatureMap:
+def feature_map(classifier: FinishedRun) -> FeatureMap:
     """f of a finished classifier."""
-    mean, std = builders.normalisation(classifier.cfg, classifier.source)
+    mean, std = builders.normalisation_constants(classifier.cfg, classifier.source)
     return FeatureMap(classifier.network, mean, std, classifier.compute.memory_format)
 
 
 def load_reversal(
     generator: Path, classifier: Path, device: str = "auto", data_dir: str | None = None
-) -> tuple[Reversal, Finished]:
+) -> tuple[Reversal, FinishedRun]:
     """G and f, fixed, and the classifier's run.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from isda_repro.files import atomic_write
-from isda_repro.gan.pictures import GAP, arranged, enlargement
+from isda_repro.gan.pictures import GAP, arrange, enlargement
 from isda_repro.inversion.objectives import Distances
 from isda_repro.inversion.reversal import Inversion, Settings
 
@@ -33,7 +33,7 @@ def titled(images: Tensor, columns: Sequence[str], rows: Sequence[str], framed: 
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.truetype(findfont("DejaVu Sans"), TEXT)  # comes with matplotlib, and has Greek
-    sheet = arranged(images)
+    sheet = arrange(images)
     enlarged = enlargement(images.shape[3])
     gap, (step_y, step_x) = GAP * enlarged, ((side + GAP) * enlarged for side in images.shape[3:])
     height, width = sheet.shape[1:]

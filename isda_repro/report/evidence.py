@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from isda_repro.experiments.plan import Compose, Plan, Run, expand
+from isda_repro.experiments.plan import Compose, Plan, Run, plan_runs
 from isda_repro.experiments.specification import load_table
 from isda_repro.report.runs import slim
 from isda_repro.runs.records import Result
@@ -62,7 +62,7 @@ def evidence(names: Sequence[str], compose: Compose, runs_dir: Path, results_dir
     shown = []
     for name in names:
         table = load_table(name)
-        plan = expand(table, compose)
+        plan = plan_runs(table, compose)
         shown.append(Shown(plan, aggregate(table, plan, index)))
     problems = dict.fromkeys((*index.problems, *(said for one in shown for said in one.filled.problems)))
     return Evidence(tuple(shown), results, tuple(problems))

@@ -21,8 +21,8 @@ from isda_repro.runs.exit_status import LOG, STOPPED, ExitStatus, exit_status_of
 from isda_repro.runs.lock import lives
 from isda_repro.runs.records import RecordError
 from isda_repro.stopping import exit_code, handle_stop_signals
-from isda_repro.sweeps.run_progress import NOT_YET, progress_of
-from isda_repro.sweeps.sweep import TRAIN, Missing, SweepOptions, freeze, missing, sweep_command
+from isda_repro.sweeps.run_progress import NOT_YET, describe_progress
+from isda_repro.sweeps.sweep import TRAIN, Missing, SweepOptions, missing, sweep_command, write_frozen_runs
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ class _Sweep:
         place = next(place for place in range(len(self._where.variables)) if place not in self._places_taken())
         say(f"{position}: starts{'' if self._where.is_one else f', says more in {folder / LOG}'}")
         try:
-            freeze(run, folder / "config.yaml")
+            write_frozen_runs(run, folder / "config.yaml")
             with self._output(folder) as output:
                 process = subprocess.Popen(
                     [*self._command, str(folder / "config.yaml")],
@@ -306,7 +306,7 @@ class _Sweep:
             return
         self._reported = time.monotonic()
         for one in self._running:
-            say(f"{one.position}: {progress_of(self._what.folder(one.run), one.run) or NOT_YET}")
+            say(f"{one.position}: {describe_progress(self._what.folder(one.run), one.run) or NOT_YET}")
 
     def _end(self) -> int:
         runs = self._what.runs

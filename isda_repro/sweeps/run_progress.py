@@ -17,7 +17,7 @@ TAIL_BYTES = 4096  # a dozen lines; status wants the last one of hundreds of run
 NOT_YET = "not yet training"  # what is said of a run that works, and of which nothing is written yet
 
 
-def progress_of(folder: Path, run: Run) -> str | None:
+def describe_progress(folder: Path, run: Run) -> str | None:
     """Epoch, error so far and time left; None where it has not begun. A torn line hides none of those before it."""
     path = folder / "metrics.jsonl"
     if not path.exists():

@@ -25,8 +25,8 @@ from isda_repro.errors import UserError
 from isda_repro.experiments.plan import Compose, Run
 from isda_repro.runs.exit_status import LOG, clear_exit_status, exit_status_of, read_exit_status, write_exit_status
 from isda_repro.runs.lock import lives
-from isda_repro.sweeps.slurm_queue import SUBMITTED, job_of, look, note_job, submitting
-from isda_repro.sweeps.sweep import Missing, SweepOptions, freeze, has_result, missing, sweep_command
+from isda_repro.sweeps.slurm_queue import SUBMITTED, job_of, note_job, query_queue, submitting
+from isda_repro.sweeps.sweep import Missing, SweepOptions, has_result, missing, sweep_command, write_frozen_runs
 
 ROOT = CONF_DIR.parent
 SIGNAL_DELAY_SECONDS = 120  # before the limit; SLURM's own clock is up to a minute late, and saving takes a while
@@ -142,7 +142,7 @@ def sweep_on_slurm(options: SweepOptions, compose: Compose) -> int:
 def _to_submit(what: Missing) -> tuple[list[Run], dict[str, str | None]]:
     """The runs that are neither finished nor in the queue; and of all runs the last job."""
     jobs = {run.run_id: job_of(what.folder(run)) for run in what.runs}
-    queue = look(job for job in jobs.values() if job is not None)
+    queue = query_queue(job for job in jobs.values() if job is not None)
     open_runs = [run for run in what.runs if not what.is_over(run)]
     runs = [run for run in open_runs if jobs[run.run_id] not in queue.waiting]
     say(
@@ -231,7 +231,7 @@ def _submit_array(
 
     options = what.options
     for run in wave:
-        freeze(run, what.folder(run) / "config.yaml")
+        write_frozen_runs(run, what.folder(run) / "config.yaml")
         clear_exit_status(what.folder(run))
     executor = SlurmExecutor(folder=Path(options.runs_dir).resolve() / SUBMITTED, max_num_timeout=NEVER)
     executor.update_parameters(job_name=f"isda-{what.table.name}", **parameters)

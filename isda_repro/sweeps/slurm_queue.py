@@ -69,18 +69,18 @@ def submitting(runs_dir: Path) -> Iterator[None]:
         yield
 
 
-def look(job_ids: Iterable[str]) -> Queue:
+def query_queue(job_ids: Iterable[str]) -> Queue:
     """What has become of these jobs; nothing where there are none, or no SLURM."""
     known = set(job_ids)
     if not known or shutil.which("squeue") is None:
         return Queue()
-    lines = ask("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%L|%r")
+    lines = call_slurm("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%L|%r")
     fields = (line.split("|", 3) for line in lines)
     queue = Queue({job_id: Waiting(*rest) for job_id, *rest in fields if job_id in known})
     if gone := sorted(known - queue.waiting.keys()):
         with suppress(UserError):  # a cluster without accounting
             arrays = sorted({job_id.partition("_")[0] for job_id in gone})
-            lines = ask("sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(arrays))
+            lines = call_slurm("sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(arrays))
             ended = (line.partition("|") for line in lines)
             queue.ended = {job_id: state for jobs, _, state in ended for job_id in _each(jobs)}
     return queue
@@ -100,10 +100,10 @@ def _each(jobs: str) -> Iterator[str]:
 def cancel_jobs(job_ids: Iterable[str]) -> None:
     """End them; those that run get a signal and save first."""
     if ids := sorted(job_ids):
-        ask("scancel", *ids)
+        call_slurm("scancel", *ids)
 
 
-def ask(*command: str) -> list[str]:
+def call_slurm(*command: str) -> list[str]:
     """The lines that one of SLURM's commands prints.
 
     Raises:

@@ -13,9 +13,9 @@ from isda_repro.experiments.plan import Compose, Run
 from isda_repro.experiments.specification import table_names
 from isda_repro.runs.exit_status import LOG, last_error, read_exit_status
 from isda_repro.runs.lock import lives, pid_here
-from isda_repro.sweeps.run_progress import NOT_YET, progress_of
-from isda_repro.sweeps.slurm_queue import Queue, cancel_jobs, job_of, log_of, look
-from isda_repro.sweeps.sweep import Survey, SweepOptions, has_result, kept
+from isda_repro.sweeps.run_progress import NOT_YET, describe_progress
+from isda_repro.sweeps.slurm_queue import Queue, cancel_jobs, job_of, log_of, query_queue
+from isda_repro.sweeps.sweep import Survey, SweepOptions, has_result, load_kept_results
 
 ALL = "all"
 
@@ -25,7 +25,7 @@ def status(options: SweepOptions, compose: Compose) -> Iterator[str]:
     tables = [Survey(one, compose) for one in _each(options)]
     folders = {name: folder for table in tables for name, folder in table.folders.items()}
     jobs = {name: job for name, folder in folders.items() if not has_result(folder) and (job := job_of(folder))}
-    queue, in_results = look(jobs.values()), kept(options.results_dir).records
+    queue, in_results = query_queue(jobs.values()), load_kept_results(options.results_dir).records
     for table in tables:
         instead = table.kept(in_results)
 
@@ -48,7 +48,7 @@ def cancel(options: SweepOptions, compose: Compose) -> int:
     """Ask all runs of a table to stop that wait or run, as jobs or on this host; they save. The exit code."""
     folders = {folder for one in _each(options) for folder in Survey(one, compose).folders.values()}
     jobs = {job for folder in folders if not has_result(folder) and (job := job_of(folder))}
-    waiting = look(jobs).waiting
+    waiting = query_queue(jobs).waiting
     cancel_jobs(waiting)
     here = {pid for folder in folders if (pid := pid_here(folder)) is not None and job_of(folder) not in waiting}
     for pid in here:
@@ -76,7 +76,7 @@ def _state(run: Run, folder: Path, job: str | None, queue: Queue) -> str:
     """One of: done, running, queued, failed, stopped, interrupted, not started; and what there is to know of it."""
     if has_result(folder):
         return "done"
-    progress, ending = progress_of(folder, run), read_exit_status(folder)
+    progress, ending = describe_progress(folder, run), read_exit_status(folder)
     waits = None if job is None else queue.waiting.get(job)
     if waits is not None:
         if waits.runs:

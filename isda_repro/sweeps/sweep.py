@@ -14,7 +14,16 @@ from isda_repro.config import write_frozen
 from isda_repro.config.options import typed
 from isda_repro.console import say
 from isda_repro.errors import UserError
-from isda_repro.experiments.plan import Compose, Plan, Run, choose, expand, generator_needed, generators_of, tagged
+from isda_repro.experiments.plan import (
+    Compose,
+    Plan,
+    Run,
+    generator_needed,
+    generators_of,
+    plan_runs,
+    select_runs,
+    tag_runs,
+)
 from isda_repro.experiments.specification import load_table
 from isda_repro.experiments.table import Cell, Table
 from isda_repro.runs.records import GeneratorResult, RecordError, read_generator_result
@@ -32,7 +41,7 @@ def is_over(folder: Path) -> bool:
     return has_result(folder) and not any(folder.glob("checkpoint-*.pt"))
 
 
-def kept(results_dir: str | None, standard: str = "results") -> ResultIndex:
+def load_kept_results(results_dir: str | None, standard: str = "results") -> ResultIndex:
     """The runs that are kept in ``results_dir``, of every table; none if it is null.
 
     Raises:
@@ -131,7 +140,7 @@ def sweep_command(options: SweepOptions, tables: str | None = None, action: str 
 def planned(options: SweepOptions, compose: Compose) -> tuple[Table, Plan]:
     """The table and its runs; the two folders, which name no run, go into every frozen configuration."""
     table = load_table(options.table)
-    return table, expand(table, compose, [*options.set, *_folders(options)])
+    return table, plan_runs(table, compose, [*options.set, *_folders(options)])
 
 
 def _folders(options: SweepOptions) -> list[str]:
@@ -207,7 +216,7 @@ class Survey:
 
     def __init__(self, options: SweepOptions, compose: Compose) -> None:
         self.table, self.whole = planned(options, compose)
-        self.plan = choose(self.table, self.whole, options.only, options.seeds)
+        self.plan = select_runs(self.table, self.whole, options.only, options.seeds)
         cells = self._needed_cells()
         concerned = {cell: runs for cell, runs in self.whole.items() if cell in cells or cell in self.plan}
         self.needed = generators_of(concerned, compose, _folders(options))
@@ -254,10 +263,10 @@ def missing(options: SweepOptions, compose: Compose) -> Missing:
         UserError: the table or an option is wrong.
     """
     survey = Survey(options, compose)
-    plan = tagged(survey.table, survey.whole)
+    plan = tag_runs(survey.table, survey.whole)
     if any(run.config.force for runs in plan.values() for run in runs):
         raise UserError("force=true is for one run, by train.py: a sweep, given again, would never end")
-    instead = survey.kept(kept(options.results_dir).records)
+    instead = survey.kept(load_kept_results(options.results_dir).records)
     if instead:
         kept_in = f"the results of {len(instead)} runs are kept in {options.results_dir}"
         say(f"table={survey.table.name}: {kept_in}; results_dir=null makes these again")
@@ -274,7 +283,7 @@ def missing(options: SweepOptions, compose: Compose) -> Missing:
     return Missing(survey.table, options, [*first, *chosen], survey.needs, instead)
 
 
-def freeze(run: Run, path: Path) -> None:
+def write_frozen_runs(run: Run, path: Path) -> None:
     """Write the configuration, unless this very one is there; one that differs does so in folders or devices only."""
     config = run.config
     if path.exists() and path.read_bytes() == OmegaConf.to_yaml(config).encode():

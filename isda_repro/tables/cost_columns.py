@@ -30,11 +30,11 @@ class CostColumn:
 
     def our_text(self, row: Label) -> str:
         """With its unit."""
-        return f"{formatting.number(self.ours[row], self.decimals)}{self.unit}"
+        return f"{formatting.format_number(self.ours[row], self.decimals)}{self.unit}"
 
     def papers_text(self, row: Label) -> str:
         """As it is printed."""
-        return f"{formatting.number(self.papers[row], self.printed)}{self.unit}"
+        return f"{formatting.format_number(self.papers[row], self.printed)}{self.unit}"
 
 
 def cost_columns(table: Table, plan: Plan, results_dir: Path) -> tuple[CostColumn, ...]:

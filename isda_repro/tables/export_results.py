@@ -17,7 +17,7 @@ from isda_repro.runs.result_index import Record, ResultIndex
 
 
 @dataclass
-class Kept:
+class Exported:
     """What has become of the results that were offered."""
 
     taken: list[tuple[str, Path]] = field(default_factory=list)  # from where, as which file
@@ -26,7 +26,9 @@ class Kept:
     known: set[str] = field(default_factory=set)  # the runs that belong to a cell
 
 
-def keep(plans: Iterable[tuple[Table, Plan]], index: ResultIndex, results_dir: Path, overwrite: bool = False) -> Kept:
+def export_results(
+    plans: Iterable[tuple[Table, Plan]], index: ResultIndex, results_dir: Path, overwrite: bool = False
+) -> Exported:
     """Write those that are runs of the tables to ``results_dir/<table>/<cell>/<seed>.json``.
 
     Args:
@@ -35,7 +37,7 @@ def keep(plans: Iterable[tuple[Table, Plan]], index: ResultIndex, results_dir: P
         results_dir: where results are kept.
         overwrite: replace files that are there and differ; otherwise they stay, and are named.
     """
-    kept = Kept(passed_over=list(index.problems))
+    kept = Exported(passed_over=list(index.problems))
     done: set[Path] = set()
     for table, plan in plans:
         for cell, runs in plan.items():
@@ -49,7 +51,7 @@ def keep(plans: Iterable[tuple[Table, Plan]], index: ResultIndex, results_dir: P
     return kept
 
 
-def _keep_one(kept: Kept, cell: Cell, record: Record, target: Path, overwrite: bool) -> None:
+def _keep_one(kept: Exported, cell: Cell, record: Record, target: Path, overwrite: bool) -> None:
     if refused := [name for name in record.precisions if name not in cell.precisions]:
         kept.passed_over.append(f"passed over: {record.origin}: {refused[0]}, which {cell.name} does not accept")
         return
@@ -82,7 +84,7 @@ def _difference(path: Path, result: Result) -> str | None:
     return "" if there == result else "is there already, with another result of the same run"
 
 
-def strangers(kept: Kept, index: ResultIndex, of: str) -> list[str]:
+def runs_of_no_cell(kept: Exported, index: ResultIndex, of: str) -> list[str]:
     """One sentence for each result that was offered and is no run of the tables, which ``of`` names."""
     return [
         f"passed over: {record.origin}: {record.run_id} is no run of {of}"

@@ -19,13 +19,13 @@ VERDICTS = {"better": " better", "worse": " worse", "open": " open", "unknown": 
 """What follows a difference and its interval; the caption says what it means."""
 
 
-def number(value: float, decimals: int = DECIMALS, sign: bool = False) -> str:
+def format_number(value: float, decimals: int = DECIMALS, sign: bool = False) -> str:
     """Rounded; a minus that is one, and none for what is rounded to zero."""
     text = f"{value:+,.{decimals}f}" if sign else f"{value:,.{decimals}f}"
     return text.lstrip("+-") if float(text.replace(",", "")) == 0 else text.replace("-", MINUS)
 
 
-def value(filled: FilledCell | None) -> str:
+def format_value(filled: FilledCell | None) -> str:
     """Ours: mean ± standard deviation (n = k of the planned)."""
     if filled is None:
         return NO_CELL
@@ -35,12 +35,12 @@ def value(filled: FilledCell | None) -> str:
     return f"{_spread(filled.summary.mean, filled.summary.std)} (n = {filled.summary.n}{wanted})"
 
 
-def paper_value(paper: PaperValue, decimals: int) -> str:
+def format_paper_value(paper: PaperValue, decimals: int) -> str:
     """As the paper prints it, and of how many runs."""
     return f"{_spread(paper.mean, paper.std, decimals)} (n = {paper.n})"
 
 
-def difference(difference: Difference, runs: int | None = None) -> str:
+def format_difference(difference: Difference, runs: int | None = None) -> str:
     """The difference, its 95% interval and the verdict in a word.
 
     Args:
@@ -49,8 +49,8 @@ def difference(difference: Difference, runs: int | None = None) -> str:
     """
     interval = ""
     if difference.low is not None and difference.high is not None:
-        interval = f" [{number(difference.low)}, {number(difference.high)}]"
-    text = f"{number(difference.mean, sign=True)}{interval}{VERDICTS[difference.verdict]}"
+        interval = f" [{format_number(difference.low)}, {format_number(difference.high)}]"
+    text = f"{format_number(difference.mean, sign=True)}{interval}{VERDICTS[difference.verdict]}"
     if runs is None or difference.pairs == runs or difference.verdict == "unknown":
         return text
     return f"{text}, {difference.pairs} pairs" if difference.pairs else f"{text}, Welch"
@@ -62,7 +62,7 @@ def printed_decimals(values: Iterable[PaperValue]) -> int:
     return max((len(repr(one).partition(".")[2].rstrip("0")) for one in numbers), default=DECIMALS)
 
 
-def metrics(table: Table) -> str:
+def describe_metrics(table: Table) -> str:
     """What the cells show; where they differ in it, by the labels that belong to one metric alone."""
     by_metric: dict[str, list[Cell]] = {}
     for cell in table.cells:
@@ -78,4 +78,4 @@ def metrics(table: Table) -> str:
 
 
 def _spread(mean: float, std: float | None, decimals: int = DECIMALS) -> str:
-    return number(mean, decimals) + ("" if std is None else f" ± {std:.{decimals}f}")
+    return format_number(mean, decimals) + ("" if std is None else f" ± {std:.{decimals}f}")

@@ -17,7 +17,7 @@ from isda_repro.tables import formatting
 from isda_repro.tables.aggregate import FilledCell, FilledTable
 from isda_repro.tables.comparison import Key, baselines, best, comparison, competes
 from isda_repro.tables.cost_columns import CostColumn
-from isda_repro.tables.formatting import MINUS, metrics, printed_decimals
+from isda_repro.tables.formatting import MINUS, describe_metrics, printed_decimals
 from isda_repro.tables.missing import Missing, missing_runs
 
 
@@ -31,7 +31,8 @@ def caption(filled: FilledTable, cost_columns: Sequence[CostColumn], settings: S
     """
     table, where = filled.table, filled.evaluated_on.capitalize()
     said = [
-        f"{where} error in %, {metrics(table)}; mean ± sample standard deviation (divisor n {MINUS} 1) over n seeds.",
+        f"{where} error in %, {describe_metrics(table)}; mean ± sample standard deviation (divisor n {MINUS} 1) "
+        "over n seeds.",
         f"Bold: {competes(table)}.",
     ]
     if settings:
@@ -224,20 +225,20 @@ class _Rows:
 
     def _ours(self, key: Key, cell: FilledCell | None) -> Entry:
         mean = cell.summary.mean if cell is not None and cell.summary is not None else None
-        return Entry(formatting.value(cell), mean, key in self.bold)
+        return Entry(formatting.format_value(cell), mean, key in self.bold)
 
     def _paper(self, key: Key, cell: FilledCell | None) -> Entry:
         if cell is None or cell.cell.paper is None:
             return Entry()
         return Entry(
-            formatting.paper_value(cell.cell.paper, self.decimals), cell.cell.paper.mean, key in self.bold_papers
+            formatting.format_paper_value(cell.cell.paper, self.decimals), cell.cell.paper.mean, key in self.bold_papers
         )
 
     def _minus_paper(self, key: Key, cell: FilledCell | None) -> Entry:
         if cell is None or cell.cell.paper is None or cell.summary is None:
             return Entry()
         minus = cell.summary.mean - cell.cell.paper.mean
-        return Entry(formatting.number(minus, sign=True), minus)
+        return Entry(formatting.format_number(minus, sign=True), minus)
 
     def _difference(self, key: Key, cell: FilledCell | None) -> Entry:
         if cell is None or cell.difference is None or cell.summary is None:
@@ -245,12 +246,12 @@ class _Rows:
         other = self.table.baseline_of(*key)
         baseline = self.filled.cells[other].summary if other is not None else None
         runs = max(cell.summary.n, baseline.n) if baseline is not None else None
-        return Entry(formatting.difference(cell.difference, runs), cell.difference.mean)
+        return Entry(formatting.format_difference(cell.difference, runs), cell.difference.mean)
 
     def _paper_difference(self, key: Key, cell: FilledCell | None) -> Entry:
         if cell is None or cell.paper_difference is None:
             return Entry()
-        return Entry(formatting.difference(cell.paper_difference), cell.paper_difference.mean)
+        return Entry(formatting.format_difference(cell.paper_difference), cell.paper_difference.mean)
 
 
 def _beside(side: CostColumn, row: Label, kind: Kind) -> Entry:

@@ -28,7 +28,7 @@ HANDED_ON = ("dataset.source.train_limit", "dataset.source.test_limit")  # the s
 Free = Mapping[str, Any]
 
 
-class Way(NamedTuple):
+class Deviation(NamedTuple):
     """How a run differs from its cell."""
 
     settings: tuple[tuple[str, str], ...]  # of the run: "recipe.epochs", "12"
@@ -37,10 +37,10 @@ class Way(NamedTuple):
 
 
 @dataclass
-class Group:
+class OffSpecGroup:
     """Runs that differ in one way from their cells."""
 
-    way: Way
+    way: Deviation
     runs: dict[Cell, dict[int, Record]] = field(default_factory=dict)
     _instead: dict[str, dict[str, None]] = field(default_factory=dict)  # what their cells have, each once
 
@@ -82,23 +82,23 @@ class Group:
         )
 
 
-def off_spec_runs(plan: Plan, index: ResultIndex) -> list[Group]:
+def off_spec_runs(plan: Plan, index: ResultIndex) -> list[OffSpecGroup]:
     """The runs that differ so from a cell of the plan, each with the nearest, grouped by how they differ."""
     cells: dict[bytes, dict[bytes, list[Cell]]] = {}
     for cell, runs in plan.items():
         settings = runs[0].settings
         own = asked(request(settings), settings["choice"])
         cells.setdefault(_divided(own)[0], {}).setdefault(own, []).append(cell)
-    groups: dict[Way, Group] = {}
+    groups: dict[Deviation, OffSpecGroup] = {}
     for body, records in index.by_request.items():
         fixed, free = _divided(body)
         for cell, theirs in _nearest(free, cells.get(fixed, {})):
             differing = tuple((key, _text(free.get(key))) for key in _differing(free, theirs))
             for record in records:
                 refused = tuple(name for name in record.precisions if name not in cell.precisions)
-                way = Way(differing, refused, record.seed not in cell.seeds)
+                way = Deviation(differing, refused, record.seed not in cell.seeds)
                 if any(way):
-                    groups.setdefault(way, Group(way)).add(cell, record, theirs)
+                    groups.setdefault(way, OffSpecGroup(way)).add(cell, record, theirs)
     for group in groups.values():
         group.runs = {cell: dict(sorted(group.runs[cell].items())) for cell in plan if cell in group.runs}
     return sorted(groups.values(), key=lambda group: group.settings)

@@ -91,7 +91,7 @@ def build_loaders(
     cfg: DictConfig, source: Source, compute: Compute, processes: Processes = SINGLE_PROCESS
 ) -> tuple[Loader, Loader]:
     """The training images, shuffled and augmented, and those that are evaluated, as they are."""
-    options: dict[str, Any] = {"constants": normalisation(cfg, source), "processes": processes}
+    options: dict[str, Any] = {"constants": normalisation_constants(cfg, source), "processes": processes}
     recipe = cfg.recipe
     passes = recipe.get("passes") or 1  # frozen files may be older than this setting
     generated = build_synthetic(cfg, source, compute)
@@ -138,7 +138,7 @@ def _how_it_is_trained(cfg: DictConfig) -> str:
     return f": python scripts/train_gan.py {shlex.join([*overrides, f'runs_dir={cfg.runs_dir}'])} trains it"
 
 
-def normalisation(cfg: DictConfig, source: Source) -> Constants:
+def normalisation_constants(cfg: DictConfig, source: Source) -> Constants:
     """Mean and standard deviation per channel; those that are ``auto`` are the training images'."""
     mean, std = cfg.dataset.mean, cfg.dataset.std
     if "auto" not in (mean, std):

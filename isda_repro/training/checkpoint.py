@@ -69,7 +69,7 @@ def load(path: Path) -> dict[str, Any]:
 def snapshot(state: Any) -> Any:
     """Return a copy in the CPU's memory that training no longer changes; a device is waited for once per dtype."""
     elsewhere = [tensor for tensor in _tensors(state) if not tensor.is_cpu]
-    on_host = dict(zip(map(id, elsewhere), copied_to_host(elsewhere), strict=True))
+    on_host = dict(zip(map(id, elsewhere), copy_to_host(elsewhere), strict=True))
 
     def copied(node: Any) -> Any:
         if isinstance(node, Tensor):
@@ -89,7 +89,7 @@ def _tensors(state: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def copied_to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+def copy_to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Copies of ``tensors`` on the CPU, with their strides: one transfer for all of a dtype."""
     dense = [tensor.detach() if _is_dense(tensor) else tensor.detach().contiguous() for tensor in tensors]
     copies: dict[int, Tensor] = {}

@@ -70,7 +70,7 @@ class Compute:
             _keep_freed_memory()
 
 
-def resolve(options: Mapping[str, Any], local_rank: int | None = None) -> Compute:
+def resolve_compute(options: Mapping[str, Any], local_rank: int | None = None) -> Compute:
     """From the ``compute`` node of a configuration to what will be used; of several processes by each of them.
 
     ``auto`` is bf16 where the processor multiplies it natively and channels_last everywhere: the fastest forms in

@@ -18,14 +18,14 @@ from isda_repro.models.weights import load_weights
 from isda_repro.runs.records import Result, read_result
 from isda_repro.training import builders
 from isda_repro.training.checkpoint import load
-from isda_repro.training.compute import Compute, resolve
+from isda_repro.training.compute import Compute, resolve_compute
 from isda_repro.training.resume import check_classes
 
 DEVICES = ("auto", "cpu", "gpu")
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedRun:
     """A finished run of a classifier.
 
     Args:
@@ -95,7 +95,7 @@ def finished_run_config(folder: Path, device: str = "auto", data_dir: str | None
     return cfg, folder / "checkpoint.pt"
 
 
-def load_finished_run(folder: Path, device: str = "auto", data_dir: str | None = None) -> Finished:
+def load_finished_run(folder: Path, device: str = "auto", data_dir: str | None = None) -> FinishedRun:
     """A finished classifier, calculating in fp32.
 
     Args:
@@ -109,10 +109,10 @@ def load_finished_run(folder: Path, device: str = "auto", data_dir: str | None =
     cfg, weights = finished_run_config(folder, device, data_dir)
     cfg.compute.precision = "fp32"
     result = read_result(weights.with_name("result.json"))
-    compute = resolve(cfg.compute)
+    compute = resolve_compute(cfg.compute)
     compute.apply()
     source: Source = build(cfg.dataset.source)
     check_classes(load(weights), source, weights)
     network = builders.build_network(cfg, source, compute)
     load_weights(network, weights, new_head=False)
-    return Finished(cfg, weights, compute, source, network, result)
+    return FinishedRun(cfg, weights, compute, source, network, result)

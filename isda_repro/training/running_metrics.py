@@ -125,7 +125,7 @@ class RunningMetrics:
         return loss / max(1, samples), 100 * errors / max(1, samples)
 
 
-def added_up(totals: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def sum_states(totals: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The state of ``RunningMetrics`` over all processes."""
     columns = zip(*(one["sums"] for one in totals), strict=True)
     return {"sums": [sum(column) for column in columns], "samples": sum(one["samples"] for one in totals)}

@@ -27,7 +27,7 @@ from isda_repro.runs.records import AnyRecord, RecordError, SegmentRecord, as_js
 from isda_repro.runs.run_directory import RunDirectory, provenance, write_environment
 from isda_repro.tracking import JsonLines, Tracker
 from isda_repro.training.checkpoint import Checkpoints, Saver, save
-from isda_repro.training.compute import Compute, refuse_differences, resolve
+from isda_repro.training.compute import Compute, refuse_differences, resolve_compute
 from isda_repro.training.distributed import LostContactError, Processes
 from isda_repro.training.resume import DATA_KEY, check_same_data, describe_data, find_start
 
@@ -116,7 +116,7 @@ def prepare(cfg: DictConfig, processes: Processes) -> tuple[Compute, Source]:
     Raises:
         UserError: the device or the data is not there, or the processes differ.
     """
-    compute = resolve(cfg.compute, processes.local_rank if processes.is_distributed else None)
+    compute = resolve_compute(cfg.compute, processes.local_rank if processes.is_distributed else None)
     refuse_differences(compute, processes)
     compute.apply()
     with processes.main_first():  # it may have to download

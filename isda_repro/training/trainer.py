@@ -22,7 +22,7 @@ from isda_repro.training.checkpoint import Saver
 from isda_repro.training.compute import Compute
 from isda_repro.training.distributed import SINGLE_PROCESS, Processes
 from isda_repro.training.evaluate import evaluate
-from isda_repro.training.running_metrics import RunningMetrics, Stopwatch, added_up, peak_memory_mib
+from isda_repro.training.running_metrics import RunningMetrics, Stopwatch, peak_memory_mib, sum_states
 from isda_repro.training.schedule import Schedule
 from isda_repro.training.static_step import StaticStep, reason_for_eager
 from isda_repro.training.step import WHOLE_BATCH, Weighted, compute_gradients, weighted
@@ -137,7 +137,7 @@ class Trainer:
         if len(ranks) == processes.world_size:
             self._totals.load_state_dict(own["totals"])
         elif processes.is_main:
-            self._totals.load_state_dict(added_up([rank["totals"] for rank in ranks]))
+            self._totals.load_state_dict(sum_states([rank["totals"] for rank in ranks]))
         self._stopwatch.go_on_from(state["timing"])
         self.step = state["step"]
         self._records = list(records)

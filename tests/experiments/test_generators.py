@@ -7,7 +7,7 @@ import pytest
 from sweeps import compose, folder_of, generator_result, numbers_of, started, training
 
 from isda_repro.errors import UserError
-from isda_repro.experiments.plan import expand, generators_of
+from isda_repro.experiments.plan import generators_of, plan_runs
 from isda_repro.experiments.specification import load_table
 from isda_repro.runs.records import (
     OtherKindError,
@@ -42,7 +42,7 @@ def options(tmp_path, monkeypatch):
 
 @pytest.fixture
 def plan(options):
-    return expand(load_table(options.table), compose)
+    return plan_runs(load_table(options.table), compose)
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_no_generator_is_made_where_all_that_train_on_its_images_are_kept(option
 
 def test_generator_that_the_user_names_is_not_made_and_must_be_there(options):
     options.table, options.set = "demo", ["synthetic=acgan", "synthetic.generator=mine"]
-    assert generators_of(expand(load_table("demo"), compose, options.set), compose, []) == {}
+    assert generators_of(plan_runs(load_table("demo"), compose, options.set), compose, []) == {}
     with pytest.raises(UserError, match=r"synthetic\.generator=mine"):
         missing(options, compose)
 
@@ -124,12 +124,12 @@ def test_result_of_another_generator_is_refused(options, generator, runs, tmp_pa
 
 def test_generator_is_trained_where_its_classifiers_are(options):
     options.set = ["compute.device=cpu", "data_dir='the\\'re'", "tracking=offline", "tracking.project=mine"]
-    plan = expand(load_table(options.table), compose, options.set)
+    plan = plan_runs(load_table(options.table), compose, options.set)
     (run,) = generators_of(plan, compose, []).values()
     tracking = run.settings["tracking"]
     assert (run.settings["compute"]["device"], run.settings["data_dir"]) == ("cpu", "the're")
     assert (tracking["mode"], tracking["project"]) == ("offline", "mine")
-    plan = expand(load_table(options.table), compose, ["tracking=none"])
+    plan = plan_runs(load_table(options.table), compose, ["tracking=none"])
     (run,) = generators_of(plan, compose, []).values()
     assert run.settings["tracking"]["mode"] == "none"
 

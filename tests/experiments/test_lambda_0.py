@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from isda_repro.config import CONF_DIR, compose, lambda_0_of
 from isda_repro.config.checks import ConfigError
 from isda_repro.errors import UserError
-from isda_repro.experiments.plan import expand
+from isda_repro.experiments.plan import plan_runs
 from isda_repro.experiments.specification import load_table
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import results_on_disk
@@ -88,7 +88,7 @@ def test_a_finished_search_proposes_its_best_and_an_unfinished_one_says_what_it_
     cells = tuple(cell for cell in whole.cells if cell.row in rows and cell.column in columns)
     table = replace(whole, rows=rows, columns=columns, cells=cells)
     composed = functools.cache(lambda overrides: compose(list(overrides)))
-    for cell, runs in expand(table, lambda overrides: composed(tuple(overrides))).items():
+    for cell, runs in plan_runs(table, lambda overrides: composed(tuple(overrides))).items():
         if (cell.row[1], cell.column[-1]) != ("CIFAR-10", "0.5"):
             finish(runs[0], errors[cell.column[-1]], evaluated_on="holdout")
     script = load_script("lambda_0")
@@ -115,7 +115,7 @@ def test_small_data_has_what_its_search_proposes_for_its_number_of_images(load_s
     (row,) = (row for row in whole.rows if row[0] == data and row[-1].startswith(images))
     table = replace(whole, rows=(row,), cells=tuple(cell for cell in whole.cells if cell.row == row))
     filled = aggregate(
-        table, expand(table, compose), index_results(results_on_disk(root / "nowhere", root / "results"))
+        table, plan_runs(table, compose), index_results(results_on_disk(root / "nowhere", root / "results"))
     )
     errors = {column[-1]: filled.cells[row, column].summary.mean for column in table.columns}
     value = min(errors, key=errors.get)

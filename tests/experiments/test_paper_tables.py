@@ -9,7 +9,7 @@ import yaml
 
 from isda_repro import config
 from isda_repro.experiments.paper_values import inconsistencies, paper_value
-from isda_repro.experiments.plan import expand
+from isda_repro.experiments.plan import plan_runs
 from isda_repro.experiments.spec_parser import BF16
 from isda_repro.experiments.specification import load_table, table_names
 from isda_repro.runs.records import METRICS
@@ -30,7 +30,7 @@ def planned():
     def plan(name, fits=lambda cell: True):
         table = load_table(name)
         part = replace(table, cells=tuple(filter(fits, table.cells)))
-        return table, expand(part, lambda overrides: compose(tuple(overrides)))
+        return table, plan_runs(part, lambda overrides: compose(tuple(overrides)))
 
     return plan
 

@@ -3,7 +3,7 @@ import pytest
 from isda_repro import config
 from isda_repro.errors import UserError
 from isda_repro.experiments.paper_values import PaperValue
-from isda_repro.experiments.plan import expand
+from isda_repro.experiments.plan import plan_runs
 from isda_repro.experiments.specification import load_table
 
 SPEC = """
@@ -226,7 +226,7 @@ def test_table_like_another_has_what_it_does_not_say_itself_but_no_variants(read
 
 def test_runs_are_composed_with_their_seed_and_extra_overrides_make_others(demo):
     table, plan = demo
-    reduced = expand(table, config.compose, ["recipe.epochs=2"])
+    reduced = plan_runs(table, config.compose, ["recipe.epochs=2"])
     for cell, runs in plan.items():
         for run in runs:
             assert run.config == config.compose([*cell.overrides, f"seed={run.seed}"])
@@ -234,4 +234,4 @@ def test_runs_are_composed_with_their_seed_and_extra_overrides_make_others(demo)
     assert len(full_ids) == 6
     assert not full_ids & {run.run_id for runs in reduced.values() for run in runs}
     with pytest.raises(UserError, match="seed"):
-        expand(table, config.compose, ["seed=4"])
+        plan_runs(table, config.compose, ["seed=4"])

@@ -8,7 +8,7 @@ from sweeps import compose
 
 from isda_repro.config import read_frozen, run_id, write_frozen
 from isda_repro.config.checks import ConfigError
-from isda_repro.experiments.plan import LONGEST_TAG, cell_tag, expand, tagged
+from isda_repro.experiments.plan import LONGEST_TAG, cell_tag, plan_runs, tag_runs
 from isda_repro.experiments.specification import load_table
 from isda_repro.sweeps.sweep import SweepOptions, missing
 from isda_repro.training.builders import build_trackers
@@ -25,7 +25,7 @@ def test_runs_are_tagged_by_a_sweep_and_keep_their_names(tmp_path, monkeypatch):
     assert first["tracking"]["table_metric"] == cell.metric
     assert [run.run_id for run in what.runs] == [run_id(run.settings) for run in what.runs]
     assert {run.run_id for run in what.runs} == {
-        run.run_id for runs in expand(what.table, compose).values() for run in runs
+        run.run_id for runs in plan_runs(what.table, compose).values() for run in runs
     }
 
 
@@ -40,8 +40,8 @@ def test_what_the_user_has_set_stays(tmp_path, monkeypatch):
 
 def test_without_tracking_nothing_is_added():
     table = load_table("demo")
-    plan = expand(table, compose, ["tracking=none"])
-    assert tagged(table, plan) == plan
+    plan = plan_runs(table, compose, ["tracking=none"])
+    assert tag_runs(table, plan) == plan
 
 
 def test_run_of_two_cells_has_the_tags_of_both_and_the_group_of_the_first():
@@ -49,7 +49,7 @@ def test_run_of_two_cells_has_the_tags_of_both_and_the_group_of_the_first():
     first, *_ = table.cells
     again = dataclasses.replace(first, row=("Again",), labels=("again",), metric="test_error_best")
     both = dataclasses.replace(table, cells=(first, again))
-    plan = tagged(both, expand(both, compose))
+    plan = tag_runs(both, plan_runs(both, compose))
     assert plan[first] == plan[again] or [run.settings for run in plan[first]] == [run.settings for run in plan[again]]
     tracking = plan[first][0].settings["tracking"]
     assert tracking["tags"] == ["demo", cell_tag(both, first), cell_tag(both, again)]

@@ -29,7 +29,7 @@ from isda_repro.config.options import parse_options
 from isda_repro.errors import one_sentence_errors
 from isda_repro.measurements import conclude, machine
 from isda_repro.runs.run_directory import provenance
-from isda_repro.sweeps.slurm_queue import ask, job_of
+from isda_repro.sweeps.slurm_queue import call_slurm, job_of
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Faults:
         runs_dir = self.folder / "two"
         settings = [*SETTINGS, "loss=isda"]
         log = self.folder / "two.log"
-        ask("sbatch", "--nodes=2", f"--output={log}", "slurm/train.sbatch", *settings, f"runs_dir={runs_dir}")
+        call_slurm("sbatch", "--nodes=2", f"--output={log}", "slurm/train.sbatch", *settings, f"runs_dir={runs_dir}")
         folder = runs_dir / compose(settings).run_id
         until("two nodes", (folder / "result.json").exists)
         result = json.loads((folder / "result.json").read_text())
@@ -91,7 +91,9 @@ class Faults:
 
         def over() -> bool:
             nonlocal most
-            running = ask("squeue", "--noheader", "--array", "--states=RUNNING", f"--jobs={array}", "--format=%i")
+            running = call_slurm(
+                "squeue", "--noheader", "--array", "--states=RUNNING", f"--jobs={array}", "--format=%i"
+            )
             most = max(most, len(running))
             if (names["ISDA"] / "metrics.jsonl").exists():
                 order.add((names["CE"] / "result.json").exists())
@@ -126,7 +128,7 @@ class Faults:
         folder = sweep.folder()
         until("training", checkpoints(folder))
         running = sweep.status().strip()
-        ask("sbatch", "--partition=high", "--nodelist=node1", "-c4", "--output=/dev/null", "--wrap=sleep 8")
+        call_slurm("sbatch", "--partition=high", "--nodelist=node1", "-c4", "--output=/dev/null", "--wrap=sleep 8")
         until("preemption", lambda: "queued" in sweep.status())
         queued = sweep.status().strip()
         sweep.until_finished(folder)
@@ -172,7 +174,7 @@ class Faults:
         folder = sweep.folder("isda", LONG)
         until("training", checkpoints(folder))
         job = str(job_of(folder))
-        (node,) = ask("squeue", "--noheader", "--format=%N", f"--jobs={job}")
+        (node,) = call_slurm("squeue", "--noheader", "--format=%N", f"--jobs={job}")
         os.kill(int((Path(os.environ["SLURM_DIR"]) / "pid" / f"slurmd.{node}.pid").read_text()), signal.SIGKILL)
         if with_its_jobs:
             for pid in processes_of(job, and_watcher=True):
@@ -180,7 +182,9 @@ class Faults:
                     os.kill(pid, signal.SIGKILL)
         until("another node", lambda: (folder / "log.txt").read_text().count(f"--- job {job}") == 2)
         sweep.until_finished(folder)
-        until("the end of the job", lambda: "running" not in sweep.status() and not ask("squeue", "-h", f"-j{job}"))
+        until(
+            "the end of the job", lambda: "running" not in sweep.status() and not call_slurm("squeue", "-h", f"-j{job}")
+        )
         parts = segments(folder)
         whose = "the first job's process went on, and the second waited for it" if parts == 1 else "the second went on"
         good = parts == (2 if with_its_jobs else 1)

@@ -16,7 +16,7 @@ from fault_target import ROOT, RUN
 from isda_repro.config import compose
 from isda_repro.errors import UserError
 from isda_repro.runs.records import SegmentRecord, read_metrics
-from isda_repro.sweeps.slurm_queue import ask
+from isda_repro.sweeps.slurm_queue import call_slurm
 
 LONG = "recipe.epochs=400"  # minutes, for a time limit to come
 SETTINGS = [*(setting for setting in RUN if not setting.startswith("loss=")), "checkpoint.steps=3", "compute=cpu"]
@@ -64,7 +64,7 @@ def until(what: str, holds: Callable[[], bool], seconds: float = 900) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {seconds:.0f} s; " + "; ".join(ask("squeue", "--array")))
+            raise TimeoutError(f"{what}: not within {seconds:.0f} s; " + "; ".join(call_slurm("squeue", "--array")))
         time.sleep(0.2)
 
 

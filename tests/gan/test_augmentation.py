@@ -13,7 +13,7 @@ from isda_repro.config.checks import ConfigError
 from isda_repro.errors import UserError
 from isda_repro.gan import ImageGenerator
 from isda_repro.training.builders import build_loaders
-from isda_repro.training.compute import resolve
+from isda_repro.training.compute import resolve_compute
 from isda_repro.training.run import run
 
 SHORT = "{gan.epochs:2,gan.batch_size:10,gan.game.width:16}"
@@ -65,7 +65,7 @@ def test_a_sixth_of_what_is_trained_on_is_generated_and_nothing_of_what_is_evalu
 
     monkeypatch.setattr(ImageGenerator, "sample", sample)
     cfg = compose([*RUN, *more, f"runs_dir={trained}"])
-    train, test = build_loaders(cfg, build(cfg.dataset.source), resolve(cfg.compute))
+    train, test = build_loaders(cfg, build(cfg.dataset.source), resolve_compute(cfg.compute))
     evaluated = [len(targets) for _, targets in test.epoch(0)]
     assert (sum(evaluated), counted) == (50, [])
     batches = [len(targets) for epoch in (1, 2) for _, targets in train.epoch(epoch)]

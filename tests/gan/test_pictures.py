@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from toys import mosaic
 
 from isda_repro.gan import Cgan, ImageGenerator, Shape, Wgan
-from isda_repro.gan.pictures import arranged, draw_losses, grid, shown_epochs
+from isda_repro.gan.pictures import arrange, draw_losses, grid, shown_epochs
 from isda_repro.gan.run import GanProgress
 
 SHAPE, SAVEFIG = Shape(num_classes=3, image_size=8, channels=3), Figure.savefig
@@ -22,7 +22,7 @@ def test_grids_are_kept_after_1_2_5_10_and_so_on_and_the_last_epoch(epochs, show
 @pytest.mark.parametrize("size", [8, 100])
 def test_picture_has_every_image_in_its_row_and_column(size):
     images = torch.randint(0, 255, (2, 3, 3, size, size), generator=torch.Generator().manual_seed(0)).byte()
-    assert torch.equal(mosaic(arranged(images), size, 3), images)
+    assert torch.equal(mosaic(arrange(images), size, 3), images)
 
 
 @pytest.mark.parametrize("kind", [Cgan, Wgan])

@@ -17,7 +17,7 @@ from isda_repro.runs.offline_runs import offline_files, read_offline
 from isda_repro.runs.records import read_generator_result
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import results_of_runs
-from isda_repro.training.compute import resolve
+from isda_repro.training.compute import resolve_compute
 from isda_repro.training.distributed import SINGLE_PROCESS
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ MORE_CURVES = {"acgan": {"real_class_loss", "fake_class_loss"}, "infogan": {"cod
 
 
 def learner_of(cfg, source=None):
-    return build_gan_trainer(cfg, source or build(cfg.dataset.source), resolve(cfg.compute), SINGLE_PROCESS)[0]
+    return build_gan_trainer(cfg, source or build(cfg.dataset.source), resolve_compute(cfg.compute), SINGLE_PROCESS)[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

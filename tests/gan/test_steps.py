@@ -10,7 +10,7 @@ import torch
 from isda_repro.config import compose_generator
 from isda_repro.gan import Acgan, Cgan, Game, InfoGan, Shape, Wgan
 from isda_repro.gan.steps import Pair, Steps, Totals
-from isda_repro.training.compute import resolve
+from isda_repro.training.compute import resolve_compute
 from isda_repro.training.distributed import SINGLE_PROCESS
 
 SHAPE, RATES = Shape(num_classes=3, image_size=8, channels=3), (0.5, 0.25)
@@ -21,7 +21,7 @@ REAL = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 
 @pytest.fixture(scope="module")
 def compute():
     asked = compose_generator(["gan=cgan", "dataset=digits", "compute.device=cpu", "compute.precision=fp32"]).compute
-    return resolve({**asked, "channels_last": False})
+    return resolve_compute({**asked, "channels_last": False})
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from isda_repro.config import CONF_DIR, build, compose
 from isda_repro.errors import UserError
 from isda_repro.gan.run import train_generator
 from isda_repro.training.checkpoint import Checkpoints, Saver
-from isda_repro.training.compute import resolve
+from isda_repro.training.compute import resolve_compute
 from isda_repro.training.distributed import SINGLE_PROCESS, Processes
 from isda_repro.training.run import build_trainer, run
 from isda_repro.training.static_step import WARM_UP_STEPS
@@ -122,7 +122,7 @@ def test_cutout_on_a_gpu_trains_as_on_a_cpu(settings, tmp_path):
 @pytest.mark.parametrize("loss", ["ce", "isda", "isda_diagonal"])
 def test_the_host_never_waits_in_a_step(settings, device, no_waiting, loss, form):
     cfg = settings("run", *RESNET, f"loss={loss}", "recipe.epochs=40", *([EAGER] * (form == "eager")))
-    compute = resolve(cfg.compute)
+    compute = resolve_compute(cfg.compute)
     compute.apply()
     trainer = build_trainer(cfg, build(cfg.dataset.source), compute, SINGLE_PROCESS)
     trainer.network.train()
@@ -146,7 +146,7 @@ def test_a_group_of_one_rank_trains_as_a_process_alone(settings, device, tmp_pat
     try:
         processes = Processes(group=dist.group.WORLD)
         cfg = settings("one of one", *more)
-        trainer = build_trainer(cfg, build(cfg.dataset.source), resolve(cfg.compute), processes)
+        trainer = build_trainer(cfg, build(cfg.dataset.source), resolve_compute(cfg.compute), processes)
         assert trainer.eager_because is not None
         records = trainer.train([], None, Saver(Checkpoints(tmp_path), trainer.state_dict, processes=processes))
         assert processes.all_gather("word") == ["word"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from toys import mosaic, pixels_at_random
 
-from isda_repro.gan.pictures import arranged
+from isda_repro.gan.pictures import arrange
 from isda_repro.inversion import Distances, Inversion, Settings
 from isda_repro.inversion.report import folder_for, numbers_of, page, sheet, table, titled
 from isda_repro.inversion.search_progress import InversionProgress
@@ -16,7 +16,7 @@ from isda_repro.inversion.search_progress import InversionProgress
 
 def test_titled_picture_has_the_images_in_their_places():
     images = (pixels_at_random(6) // 2).unflatten(0, (2, 3))
-    picture, plain = titled(images, ["a", "", "b"], ["first", "second"]), arranged(images)
+    picture, plain = titled(images, ["a", "", "b"], ["first", "second"]), arrange(images)
     assert picture.dtype == torch.uint8
     assert torch.equal(picture[:, -plain.shape[1] :, -plain.shape[2] :], plain)
     assert torch.equal(mosaic(plain, 8, 3), images)

@@ -14,7 +14,7 @@ from toys import FEATURES, LABELS, MEAN, NOISE, STD, mosaic, network, pixels_at_
 from isda_repro.config import compose
 from isda_repro.data import Split
 from isda_repro.errors import UserError
-from isda_repro.gan.pictures import arranged
+from isda_repro.gan.pictures import arrange
 from isda_repro.gan.run import train_generator
 from isda_repro.gan.sampling import pixels
 from isda_repro.inversion import STEP_ONE, STEP_TWO, FeatureMap, Reversal, augmented, step_one, step_two
@@ -59,7 +59,7 @@ def images_in(path, row_count, column_count):
     """The images of a titled picture on white."""
     with Image.open(path) as image:
         picture = torch.from_numpy(np.array(image.convert("RGB")))
-    plain = arranged(torch.zeros(row_count, column_count, 3, 8, 8, dtype=torch.uint8))
+    plain = arrange(torch.zeros(row_count, column_count, 3, 8, 8, dtype=torch.uint8))
     return picture.permute(2, 0, 1)[:, -plain.shape[1] :, -plain.shape[2] :]
 
 
@@ -84,7 +84,7 @@ def test_invert_uses_the_trained_covariances_and_the_settings_given(runs, loaded
     found = torch.tensor([one["step_two"]["moved"] for one in record["images"]])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
     picture = images_in(output / "inversion.png", 3, 4)
-    assert torch.equal(picture, arranged(mosaic(picture, 8, 4)))
+    assert torch.equal(picture, arrange(mosaic(picture, 8, 4)))
     assert torch.equal(mosaic(picture, 8, 4)[:, 0], split.images[numbers]), "originals first"
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| 1 ", "| 7 "))]
     assert len(rows) == 3
@@ -250,7 +250,7 @@ def test_image_is_in_the_middle_and_framed_are_those_of_another_class(load_scrip
     shown = load_script("directions").picture(split, [row], [-1.0, 1.0])
     framed = torch.tensor([[0, 0, 1]])
     expected = titled(images[None, [1, 0, 2]], ["-1", "image", "+1"], ["a 0, direction 1"], framed)
-    wide = expected.shape[2] - arranged(images[None, :3]).shape[2]
+    wide = expected.shape[2] - arrange(images[None, :3]).shape[2]
     assert torch.equal(shown[:, :, -(expected.shape[2] - wide) :], expected[:, :, wide:])
 
 

@@ -21,7 +21,7 @@ from isda_repro.models import ResNet, imagenet_densenet, timm_network
 from isda_repro.models.weights import WeightsError, load_weights
 from isda_repro.training import builders
 from isda_repro.training import evaluate as evaluation
-from isda_repro.training.compute import resolve
+from isda_repro.training.compute import resolve_compute
 from isda_repro.training.run import run
 
 
@@ -270,7 +270,7 @@ def test_evaluate_py_takes_a_file_of_weights(load_script, tmp_path, capsys):
 
     evaluate(f"model.weights={tmp_path / 'whole.pth'}")
     cfg = compose([*settings, "compute.precision=fp32"])
-    compute, source = resolve(cfg.compute), build(cfg.dataset.source)
+    compute, source = resolve_compute(cfg.compute), build(cfg.dataset.source)
     found = evaluation.evaluate(network, builders.build_loaders(cfg, source, compute)[1].epoch(0), compute)
     said = capsys.readouterr().out
     assert f" {found.loss:.4f}" in said

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from synthetic import make_result, plausible_errors
 
 from isda_repro import config
-from isda_repro.experiments.plan import Run, expand
+from isda_repro.experiments.plan import Run, plan_runs
 from isda_repro.experiments.specification import load_table
 from isda_repro.report.evidence import evidence
 from isda_repro.report.page import page
@@ -56,7 +56,7 @@ def table(tmp_path_factory):
 @pytest.fixture(scope="session")
 def runs(table, composed):
     """Its runs by (row, column, seed)."""
-    plan = expand(load_table(table), composed)
+    plan = plan_runs(load_table(table), composed)
     return {(cell.row[0], cell.column[0], run.seed): run for cell, listed in plan.items() for run in listed}
 
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from synthetic import make_result
 
 from isda_repro import config
-from isda_repro.experiments.plan import expand
+from isda_repro.experiments.plan import plan_runs
 from isda_repro.experiments.specification import load_table
 from isda_repro.runs.records import GeneratorResult, write_result
 
@@ -112,7 +112,7 @@ def one_needs_the_other(path):
         cells: [{column: CE, needs: {column: ISDA}}]
         """)
     )
-    return {cell.column[0]: runs for cell, runs in expand(load_table(str(path)), compose).items()}
+    return {cell.column[0]: runs for cell, runs in plan_runs(load_table(str(path)), compose).items()}
 
 
 def started(options):

@@ -20,7 +20,7 @@ from isda_repro.runs.exit_status import ExitStatus, read_exit_status, write_exit
 from isda_repro.runs.lock import here
 from isda_repro.sweeps import slurm
 from isda_repro.sweeps.slurm import TrainingJob, minutes, sweep_on_slurm
-from isda_repro.sweeps.slurm_queue import SUBMITTED, Waiting, job_of, log_of, look, note_job
+from isda_repro.sweeps.slurm_queue import SUBMITTED, Waiting, job_of, log_of, note_job, query_queue
 from isda_repro.sweeps.status import cancel, status
 from isda_repro.sweeps.sweep import SweepOptions
 
@@ -209,13 +209,13 @@ def test_cluster_that_does_not_answer_is_named(demo, program, tmp_path, monkeypa
 def test_queue_without_accounting_still_knows_what_waits(program):
     program("squeue", 'echo "4|COMPLETING|0:10|None"; echo "9|RUNNING|1:00|None"; echo "7|PENDING|1:00|a|b"')
     program("sacct", "exit 1")
-    queue = look(["4", "5", "7"])
+    queue = query_queue(["4", "5", "7"])
     assert queue.waiting == {"4": Waiting("COMPLETING", "0:10", "None"), "7": Waiting("PENDING", "1:00", "a|b")}
     states = ("RUNNING", "COMPLETING", "PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
     assert [Waiting(state, "", "").runs for state in states] == [True, True, False, False, False, False]
     assert queue.ended == {}
     program("squeue", "exit 1")
-    assert look([]).waiting == {}, "nothing is asked where there is no job"
+    assert query_queue([]).waiting == {}, "nothing is asked where there is no job"
 
 
 # ------------------------------------------------------------------------------------------------------ what a job does

@@ -14,7 +14,7 @@ from isda_repro.experiments.plan import Run
 from isda_repro.runs.exit_status import ExitStatus, exit_status_of, read_exit_status, write_exit_status
 from isda_repro.runs.lock import here, lives, pid_here
 from isda_repro.runs.records import EpochRecord, GeneratorEpoch, as_json
-from isda_repro.sweeps.run_progress import progress_of
+from isda_repro.sweeps.run_progress import describe_progress
 from isda_repro.sweeps.status import cancel, status
 from isda_repro.sweeps.sweep import SweepOptions
 
@@ -142,9 +142,9 @@ TIMED = dict(train=100.0, evaluation=20.0, saving=5.0, data_wait=9999.0)
 )
 def test_progress_is_that_of_the_last_whole_epoch(demo, tmp_path, records, torn, tokens):
     run = all_runs(demo)[0]
-    assert progress_of(tmp_path, run) is None
+    assert describe_progress(tmp_path, run) is None
     write_epochs(tmp_path, *records, torn=torn)
-    said = progress_of(tmp_path, run).replace(str(tmp_path), "")
+    said = describe_progress(tmp_path, run).replace(str(tmp_path), "")
     assert re.findall(r"metrics\.jsonl|[\d.:]*\d", said)[: len(tokens)] == tokens
     assert bool(tokens) == bool(re.search(r"\d", said))
 
@@ -152,7 +152,7 @@ def test_progress_is_that_of_the_last_whole_epoch(demo, tmp_path, records, torn,
 def test_progress_of_a_generator_is_its_own_epochs(tmp_path):
     scores = {"discriminator_loss": 0.5, "real_score": 0.6, "fake_score": 0.4}
     write_epochs(tmp_path, GeneratorEpoch(epoch=7, step=9, generator_steps=9, timing={"train": 2.0}, **scores))
-    said = progress_of(tmp_path, Run(0, "g", {"gan": {"epochs": 100}}))
+    said = describe_progress(tmp_path, Run(0, "g", {"gan": {"epochs": 100}}))
     assert re.findall(r"[\d:]+", said) == ["7", "100", "3:06"]
 
 

@@ -11,7 +11,7 @@ from sweeps import all_runs, compose, folder_of, numbers_of, one_needs_the_other
 from isda_repro import config
 from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError
-from isda_repro.experiments.plan import Run, choose
+from isda_repro.experiments.plan import Run, select_runs
 from isda_repro.experiments.specification import load_table
 from isda_repro.sweeps.local import sweep_here
 from isda_repro.sweeps.status import cancel, status
@@ -195,7 +195,7 @@ def chosen_of(name, *options):
     table = load_table(name)
     plan = {cell: tuple(Run(seed, "", {}) for seed in cell.seeds) for cell in table.cells}
     typed = parse_options(SweepOptions, [f"table={name}", *options])
-    part = choose(table, plan, typed.only, typed.seeds)
+    part = select_runs(table, plan, typed.only, typed.seeds)
     return {(*cell.row, *cell.column): [run.seed for run in runs] for cell, runs in part.items()}
 
 

@@ -8,7 +8,7 @@ import pytest
 from synthetic import make_result, plausible_errors
 
 from isda_repro import config
-from isda_repro.experiments.plan import expand
+from isda_repro.experiments.plan import plan_runs
 from isda_repro.experiments.specification import load_table
 from isda_repro.runs.records import write_result
 from isda_repro.runs.result_index import index_results
@@ -75,13 +75,13 @@ def _write_wall_time(path):
 
 def _laid_out(table, folder, errors, results_dir=None):
     folder.mkdir()
-    plan = expand(table, config.compose)
+    plan = plan_runs(table, config.compose)
     by_labels = {(*cell.row, *cell.column): cell for cell in table.cells}
     for (*labels, override), values in errors.items():
         cell = by_labels[tuple(labels)]
         runs = plan[cell]
         if override:
-            runs = expand(dataclasses.replace(table, cells=(cell,)), config.compose, [override])[cell]
+            runs = plan_runs(dataclasses.replace(table, cells=(cell,)), config.compose, [override])[cell]
         for run in runs:
             if run.seed in values:
                 (folder / run.run_id).mkdir()

@@ -6,7 +6,7 @@ import pytest
 
 from isda_repro import config
 from isda_repro.experiments.paper_values import PaperValue
-from isda_repro.experiments.plan import expand
+from isda_repro.experiments.plan import plan_runs
 from isda_repro.runs.records import read_result
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import Found
@@ -95,7 +95,7 @@ def test_kept_results_count_and_the_local_run_wins_and_both_are_named(cells, fin
 
 
 def test_a_kept_run_of_other_settings_stays_out_and_is_named(demo, finish, fill, tmp_path):
-    other = expand(demo[0], config.compose, ["recipe.lr=0.06"])
+    other = plan_runs(demo[0], config.compose, ["recipe.lr=0.06"])
     path = tmp_path / "results/demo/resnet-20-on-digits--ce/0.json"
     finish(next(iter(other.values()))[0], 1.0, path=path)
     filled = fill()

@@ -8,7 +8,7 @@ import pytest
 
 from isda_repro.config import CONF_DIR, compose
 from isda_repro.errors import UserError
-from isda_repro.experiments.plan import expand
+from isda_repro.experiments.plan import plan_runs
 from isda_repro.experiments.specification import load_table
 from isda_repro.runs.records import EpochRecord, as_json
 from isda_repro.tables.aggregate import aggregate
@@ -102,7 +102,7 @@ def run_ids(name, *parts):
     """Of the cells whose labels have all these parts."""
     table = load_table(name)
     cells = tuple(cell for cell in table.cells if {*parts} <= {*cell.row, *cell.column})
-    return {run.run_id for runs in expand(dataclasses.replace(table, cells=cells), compose).values() for run in runs}
+    return {run.run_id for runs in plan_runs(dataclasses.replace(table, cells=cells), compose).values() for run in runs}
 
 
 @pytest.mark.parametrize("loss", [pytest.param("Basic", marks=pytest.mark.slow), "ISDA"])

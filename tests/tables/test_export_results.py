@@ -9,7 +9,7 @@ from isda_repro.runs.records import read_result
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import results_in, results_of_runs, results_on_disk
 from isda_repro.tables.aggregate import aggregate
-from isda_repro.tables.export_results import keep, strangers
+from isda_repro.tables.export_results import export_results, runs_of_no_cell
 
 CE, ISDA = (("ResNet-20 on digits",), ("CE",)), (("ResNet-20 on digits",), ("ISDA",))
 FIRST = "demo/resnet-20-on-digits--ce/0.json"
@@ -25,7 +25,9 @@ def exported(demo, tmp_path):
     """``exported()`` keeps what lies under tmp_path/runs."""
 
     def export(**options):
-        return keep([demo], index_results(results_of_runs(tmp_path / "runs")), tmp_path / "results", **options)
+        return export_results(
+            [demo], index_results(results_of_runs(tmp_path / "runs")), tmp_path / "results", **options
+        )
 
     return export
 
@@ -81,7 +83,7 @@ def test_precision_that_the_cell_does_not_accept_is_not_kept(demo, runs, finish,
     table, plan = demo
     strict = {dataclasses.replace(cell, precisions=("fp32",)): runs for cell, runs in plan.items()}
     path = finish(runs[0], 3.0, segments=[{"precision": "bf16"}])
-    kept = keep([(table, strict)], index_results(results_of_runs(tmp_path / "runs")), tmp_path / "results")
+    kept = export_results([(table, strict)], index_results(results_of_runs(tmp_path / "runs")), tmp_path / "results")
     assert kept.taken == []
     (problem,) = kept.passed_over
     assert all(token in problem for token in (str(path), "bf16", "ResNet-20 on digits, CE"))
@@ -98,9 +100,9 @@ def test_results_from_elsewhere_are_taken_and_strangers_named(demo, runs, finish
     table, plan = demo
     ce = {cell: runs for cell, runs in plan.items() if cell.column == ("CE",)}
     gathered = index_results(results_in(elsewhere))
-    kept = keep([(table, ce)], gathered, tmp_path / "results")
+    kept = export_results([(table, ce)], gathered, tmp_path / "results")
     assert [origin for origin, _ in kept.taken] == [str(path) for path in taken]
-    (broken,), (strange,) = kept.passed_over, strangers(kept, gathered, "table=demo")
+    (broken,), (strange,) = kept.passed_over, runs_of_no_cell(kept, gathered, "table=demo")
     assert f"{elsewhere}/broken.json" in broken
     assert all(token in strange for token in (str(stranger), runs[5].run_id, "table=demo"))
 
@@ -110,7 +112,7 @@ def test_file_that_goes_while_it_is_kept_stops_nobody(demo, runs, finish, tmp_pa
     finish(runs[1], 3.0)
     gathered = index_results(results_of_runs(tmp_path / "runs"))
     gone.unlink()
-    kept = keep([demo], gathered, tmp_path / "results")
+    kept = export_results([demo], gathered, tmp_path / "results")
     assert len(kept.taken) == 1
     (problem,) = kept.passed_over
     assert str(gone) in problem
@@ -126,5 +128,5 @@ def test_runs_of_two_cells_that_show_two_numbers_of_them_are_kept_once(demo, run
     cell, its_runs = next(iter(plan.items()))
     both = {cell: its_runs, dataclasses.replace(cell, metric="test_error_best"): its_runs}
     finish(runs[0], 3.0)
-    kept = keep([(table, both)], index_results(results_of_runs(tmp_path / "runs")), tmp_path / "results")
+    kept = export_results([(table, both)], index_results(results_of_runs(tmp_path / "runs")), tmp_path / "results")
     assert (len(kept.taken), kept.same, kept.passed_over) == (1, [], [])

@@ -13,7 +13,7 @@ import pytest
 from synthetic import make_result
 
 from isda_repro import config
-from isda_repro.experiments.plan import expand
+from isda_repro.experiments.plan import plan_runs
 from isda_repro.experiments.specification import load_table
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import Found
@@ -68,7 +68,7 @@ def full():
     laid_out = []
     for name in ("table1", "table2", "table4", "small_data"):
         table = load_table(name)
-        plan = expand(table, lambda overrides: composed(tuple(overrides)))
+        plan = plan_runs(table, lambda overrides: composed(tuple(overrides)))
         runs = {run.run_id: run for runs in plan.values() for run in runs}
         found = [Found("", make_result(run, [5 + 0.1 * (i % 7)])) for i, run in enumerate(runs.values()) if i % 8]
         filled = aggregate(table, plan, index_results(found))

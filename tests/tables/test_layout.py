@@ -7,14 +7,14 @@ import shlex
 import pytest
 
 from isda_repro import config
-from isda_repro.experiments.plan import expand
+from isda_repro.experiments.plan import plan_runs
 from isda_repro.experiments.specification import load_table
 from isda_repro.runs.records import METRICS
 from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.comparison import best
 from isda_repro.tables.cost_columns import cost_columns
 from isda_repro.tables.costs import Cost, Estimate
-from isda_repro.tables.formatting import metrics, number
+from isda_repro.tables.formatting import describe_metrics, format_number
 from isda_repro.tables.layout import layout
 from isda_repro.tables.missing import in_all
 
@@ -24,7 +24,7 @@ def lay_out(demo, there):
     """The table demo with what is there."""
 
     def with_what_is_there(extra=()):
-        table, plan = demo[0], expand(demo[0], config.compose, extra) if extra else demo[1]
+        table, plan = demo[0], plan_runs(demo[0], config.compose, extra) if extra else demo[1]
         return layout(aggregate(table, plan, there(), reduced=bool(extra)), plan, "SWEEP", extra)
 
     return with_what_is_there
@@ -35,8 +35,8 @@ def lay_out(demo, there):
     [(-0.004, "0.00", "0.00"), (1.005, "1.00", "+1.00"), (-12.345, "−12.35", "−12.35"), (0.0, "0.00", "0.00")],
 )
 def test_numbers_are_rounded_and_zero_has_no_sign(value, plain, signed):
-    assert number(value) == plain
-    assert number(value, sign=True) == signed
+    assert format_number(value) == plain
+    assert format_number(value, sign=True) == signed
 
 
 # ---------------------------------------------------------------------------------------------------------------- bold
@@ -96,7 +96,9 @@ def test_our_lines(demo, finish, lay_out):
 
 def test_metrics_are_told_apart_by_the_labels_that_belong_to_one_alone():
     table = load_table("table1")
-    said = metrics(dataclasses.replace(table, cells=tuple(cell for cell in table.cells if cell.row == table.rows[0])))
+    said = describe_metrics(
+        dataclasses.replace(table, cells=tuple(cell for cell in table.cells if cell.row == table.rows[0]))
+    )
     for label, metric in (("Top-1", "test_error_final"), ("Top-5", "test_top5_error_final")):
         assert label in said
         assert METRICS[metric] in said

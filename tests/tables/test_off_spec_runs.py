@@ -6,7 +6,7 @@ import pytest
 from sweeps import compose
 
 from isda_repro.experiments.paper_values import PaperValue
-from isda_repro.experiments.plan import expand
+from isda_repro.experiments.plan import plan_runs
 from isda_repro.experiments.specification import load_table
 from isda_repro.tables.aggregate import aggregate
 
@@ -29,7 +29,7 @@ def reduced(demo, there):
 def changed(demo, *overrides, cells=1):
     """The runs of CE, or of CE and of ISDA, with other settings."""
     table = dataclasses.replace(demo[0], cells=demo[0].cells[:cells])
-    return list(expand(table, compose, overrides).values())
+    return list(plan_runs(table, compose, overrides).values())
 
 
 SHOWN = [
@@ -102,7 +102,7 @@ def test_milestones_follow_the_epochs_and_are_named_where_they_do_not(demo, fini
 
 def test_seeds_that_the_cell_does_not_list_stand_beside_it(demo, finish, reduced):
     table = dataclasses.replace(demo[0], cells=tuple(dataclasses.replace(c, seeds=(7, 8)) for c in demo[0].cells))
-    for run in next(iter(expand(table, compose).values())):
+    for run in next(iter(plan_runs(table, compose).values())):
         finish(run, 3.0)
     (beside,) = reduced()
     assert len(beside.settings) == 1
@@ -158,10 +158,10 @@ cells:
 def test_run_stands_with_the_nearest_cell_and_a_cells_own_run_with_no_other(finish, there, tmp_path):
     (tmp_path / "sizes.yaml").write_text(SIZES)
     table = load_table("sizes", tmp_path)
-    plan = expand(table, compose)
+    plan = plan_runs(table, compose)
     finish(plan[table.cells[0]][0], 1.0)
     second = dataclasses.replace(table, cells=table.cells[3:])
-    near = expand(second, compose, ["dataset.train_limit=500"])
+    near = plan_runs(second, compose, ["dataset.train_limit=500"])
     finish(near[table.cells[3]][0], 2.0)  # two passes, three epochs: the second row's, but for its images
     filled = aggregate(table, plan, there())
     assert {key: cell.values for key, cell in filled.cells.items() if cell.values} == {(("300",), ("last",)): {0: 1.0}}

@@ -7,7 +7,7 @@ from isda_repro.config import build, compose
 from isda_repro.config.checks import ConfigError
 from isda_repro.training import builders
 from isda_repro.training import compute as compute_module
-from isda_repro.training.compute import resolve
+from isda_repro.training.compute import resolve_compute
 
 
 def assemble(*overrides):
@@ -16,7 +16,7 @@ def assemble(*overrides):
 
 def assemble_model(*overrides):
     cfg = compose(["dataset=digits", "compute=cpu", *overrides])
-    compute = resolve(cfg.compute)
+    compute = resolve_compute(cfg.compute)
     source = build(cfg.dataset.source)
     network = builders.build_network(cfg, source, compute)
     return cfg, compute, source, network, builders.build_criterion(cfg, network, compute)
@@ -91,7 +91,7 @@ def test_head_and_criterion_fit_the_network_and_the_data():
     "options", [{}, {"channels_last": False}, {"deterministic": True, "micro_batch": 7}, {"compile": True}]
 )
 def test_auto_is_resolved_and_other_values_are_kept(options):
-    compute = resolve({**compose(["compute=cpu"]).compute, "precision": "fp32", **options})
+    compute = resolve_compute({**compose(["compute=cpu"]).compute, "precision": "fp32", **options})
     expected = {"channels_last": True, "compile": False, "deterministic": False, "micro_batch": None} | options
     expected |= {"tf32": False, "precision": "fp32", "sync_bn": False, "device": torch.device("cpu")}
     assert {name: getattr(compute, name) for name in expected} == expected
@@ -103,7 +103,7 @@ def test_auto_is_resolved_and_other_values_are_kept(options):
 )
 def test_precision_is_bf16_where_the_processor_multiplies_it(monkeypatch, flags, precision):
     monkeypatch.setattr(compute_module, "processor", lambda: ("a processor", frozenset(flags)))
-    resolved = resolve(compose(["compute=cpu"]).compute)
+    resolved = resolve_compute(compose(["compute=cpu"]).compute)
     assert (resolved.precision, resolved.hardware) == (precision, "a processor")
     with resolved.autocast():
         product = torch.ones(2, 2) @ torch.ones(2, 2)
@@ -115,7 +115,7 @@ def test_switches_of_pytorch_are_set(deterministic):
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = (matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, torch.are_deterministic_algorithms_enabled())
     try:
-        resolve({**compose(["compute=cpu"]).compute, "deterministic": deterministic}).apply()
+        resolve_compute({**compose(["compute=cpu"]).compute, "deterministic": deterministic}).apply()
         assert (matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark) == (False, False, not deterministic)
         assert torch.are_deterministic_algorithms_enabled() == deterministic
     finally:
@@ -129,5 +129,5 @@ def test_normalisation_is_of_the_settings_or_of_the_training_images(monkeypatch)
     found = []
     for mean, std in (([0.5], [0.3]), ("auto", [0.3]), ([0.5], "auto"), ("auto", "auto")):
         cfg.dataset.mean, cfg.dataset.std = mean, std
-        found.append(tuple(list(one) for one in builders.normalisation(cfg, source)))
+        found.append(tuple(list(one) for one in builders.normalisation_constants(cfg, source)))
     assert found == [([0.5], [0.3]), ([1.0], [0.3]), ([0.5], [2.0]), ([1.0], [2.0])]

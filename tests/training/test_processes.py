@@ -16,7 +16,7 @@ from isda_repro.data import Share
 from isda_repro.errors import UserError
 from isda_repro.losses import CrossEntropy, ISDALoss
 from isda_repro.training import distributed
-from isda_repro.training.compute import refuse_differences, resolve
+from isda_repro.training.compute import refuse_differences, resolve_compute
 from isda_repro.training.distributed import SINGLE_PROCESS, LostContactError, Processes, init_distributed
 from isda_repro.training.step import WHOLE_BATCH, weighted
 
@@ -176,7 +176,7 @@ def test_process_that_waits_in_vain_gives_up(monkeypatch):
 
 @pytest.mark.parametrize("option", ["precision", "channels_last", "deterministic", "micro_batch"])
 def test_processes_that_would_calculate_differently_are_refused(option):
-    mine = resolve({**compose(["dataset=digits"]).compute, "precision": "fp32"})
+    mine = resolve_compute({**compose(["dataset=digits"]).compute, "precision": "fp32"})
 
     class Another(Processes):
         def all_gather(self, thing):
@@ -192,7 +192,9 @@ def test_common_batch_normalisation_needs_gpus():
 
     with pytest.raises((UserError, ConfigError), match=r"compute\.sync_bn"):
         convert_sync_batchnorm(
-            trainer_of("ce", SINGLE_PROCESS).network, SINGLE_PROCESS, resolve(compose(["dataset=digits"]).compute)
+            trainer_of("ce", SINGLE_PROCESS).network,
+            SINGLE_PROCESS,
+            resolve_compute(compose(["dataset=digits"]).compute),
         )
 
 

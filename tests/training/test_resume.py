@@ -31,7 +31,7 @@ from isda_repro.runs.records import EpochRecord, read_metrics
 from isda_repro.training import checkpoint
 from isda_repro.training import run as running
 from isda_repro.training.checkpoint import CheckpointError, Saver
-from isda_repro.training.compute import resolve
+from isda_repro.training.compute import resolve_compute
 from isda_repro.training.distributed import SINGLE_PROCESS
 from isda_repro.training.run import build_trainer, run
 from isda_repro.training.trainer import Trainer
@@ -57,7 +57,7 @@ def test_momentum_takes_the_layout_that_the_weights_have_now(tmp_path):
     trainers = []
     for channels_last in ("false", "true"):
         cfg = settings(tmp_path, f"compute.channels_last={channels_last}")
-        trainer = build_trainer(cfg, build(cfg.dataset.source), resolve(cfg.compute), SINGLE_PROCESS)
+        trainer = build_trainer(cfg, build(cfg.dataset.source), resolve_compute(cfg.compute), SINGLE_PROCESS)
         trainer.network.train()
         trainer.take_step(next(trainer.batches(1, 0)))
         trainers.append(trainer)
@@ -262,7 +262,7 @@ def test_tensors_of_an_accelerator_are_copied_together_with_their_strides():
     weights = torch.randn(5, 3, 2, 2)
     tensors = [weights, weights.contiguous(memory_format=torch.channels_last), weights[:, 1:], torch.tensor(3)]
     tensors += [torch.arange(4), torch.zeros(0, 7), weights[2]]
-    copies = checkpoint.copied_to_host(tensors)
+    copies = checkpoint.copy_to_host(tensors)
     for copy, tensor in zip(copies, tensors, strict=True):
         assert copy.dtype == tensor.dtype
         assert torch.equal(copy, tensor)

@@ -28,7 +28,7 @@ def resolved(*arguments):
     return replace(resolve(*arguments), cuda_graph=True)
 
 
-resolve = session.resolve
+resolve = session.resolve_compute
 
 
 @pytest.fixture
