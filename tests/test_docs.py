@@ -36,7 +36,9 @@ def test_links_lead_to_files_and_headings(name):
 @pytest.mark.parametrize("name", DOCS)
 def test_files_and_choices_that_are_named_exist(name):
     text = (ROOT / name).read_text()
-    for file in re.findall(r"\b((?:scripts|examples|slurm)/\w+\.(?:py|sh)|conf/[\w/]+\.yaml)", text):
+    for file in re.findall(
+        r"\b((?:scripts|examples|slurm|benchmarks|isda_repro|tests)/[\w/]+\.(?:py|sh)|conf/[\w/]+\.yaml)", text
+    ):
         assert (ROOT / file).exists(), file
     groups = [path.name for path in CONF_DIR.iterdir() if path.is_dir()]
     for group, choices in re.findall(rf"(?<![\w.])({'|'.join(groups)})=([a-z]\w*(?:,[a-z]\w*)*)\b(?![./-])", text):
