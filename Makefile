@@ -73,7 +73,7 @@ format: $(STAMP)
 
 docs: $(STAMP)
 	mkdir -p build/docs
-	for name in README.md CITATION.cff LICENSE train.py docs examples isda_repro results; do ln -sfn ../../$$name build/docs/$$name; done
+	for name in README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff LICENSE train.py docs examples isda_repro results; do ln -sfn ../../$$name build/docs/$$name; done
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
 bench: $(STAMP)
