@@ -96,7 +96,7 @@ def _rows(centred_NA: Tensor, shift_CA: Tensor, targets_N: Tensor, batch_count_C
     """
     classes, width = shift_CA.shape
     position_N = torch.arange(len(targets_N), device=targets_N.device)
-    if is_asynchronous(targets_N):  # as many rows as samples always suffice, the largest count is not needed
+    if is_asynchronous(targets_N):  # as many rows as samples always suffice; the largest count is not read
         rows = len(targets_N) + 1
         slot_N = position_N.add_(1).add_(targets_N, alpha=rows)
     else:  # the samples of a class take the last of its rows

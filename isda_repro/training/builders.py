@@ -183,7 +183,7 @@ def build_loader(
         split: images in memory or stored as files.
         compute: device and memory format of the batches.
         constants: mean and standard deviation per channel.
-        train: whether the images are augmented, and cropped for training.
+        train: True: augment the images, and crop them as in training.
         batch_size: images in a global batch; None: 500 for images in memory, 100 for files.
         shuffle: None: as ``train``.
         passes: how often an epoch goes through the data.

@@ -1,4 +1,4 @@
-"""Where a run starts from: its last usable checkpoint, or the beginning.
+"""Choice of the point that a run starts from: its last usable checkpoint, or the beginning.
 
 1. A run with a result is finished and does not start at all (``session.earlier_result`` checks this first).
 2. Otherwise it continues from its newest checkpoint that is undamaged, belongs to this run, and whose lines of
