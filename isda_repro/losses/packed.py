@@ -133,7 +133,7 @@ class PackedStatistics(nn.Module):
         return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
     def whole_state_dict(self) -> dict[str, Tensor] | None:
-        """Return a ``state_dict`` with the covariances of all processes, on the CPU of rank 0; None on the rest.
+        """Return a ``state_dict`` with the covariances of all processes on the CPU of rank 0, and None elsewhere.
 
         All processes must call it. ``load_state_dict`` accepts the result on any number of processes, each of which
         takes its own part.

@@ -141,7 +141,7 @@ def check_made_like(generator: Any, source: Source, folder: Path) -> None:
 def _how_it_is_trained(cfg: DictConfig) -> str:
     """Return the end of an error message: the command that trains the missing generator.
 
-    If the user has named a generator that does not follow from the settings, no command can be given.
+    There is no such command if the user has named a generator that does not follow from the settings.
     """
     overrides = generator_overrides(cfg)
     if compose_generator(overrides).run_id != cfg.synthetic.generator:
@@ -174,7 +174,7 @@ def build_loader(
     processes: Processes = SINGLE_PROCESS,
     synthetic: Synthetic | None = None,
 ) -> Loader:
-    """Return a loader of one split: augmented with ``train=True``, as they are otherwise.
+    """Return a loader of one split, which yields augmented images if ``train`` is True.
 
     Each process loads its own share of every global batch.
 
@@ -183,10 +183,10 @@ def build_loader(
         split: images in memory or stored as files.
         compute: device and memory format of the batches.
         constants: mean and standard deviation per channel.
-        train: True: augment the images, and crop them as in training.
+        train: True: augment the images, and crop them as in training. False: crop them as in evaluation.
         batch_size: images in a global batch; None: 500 for images in memory, 100 for files.
-        shuffle: None: as ``train``.
-        passes: how often an epoch goes through the data.
+        shuffle: True: a new order in each epoch; None: the value of ``train``.
+        passes: number of times that an epoch goes through the data.
         processes: the processes that share each batch.
         synthetic: generated images to mix in; only for images in memory.
 

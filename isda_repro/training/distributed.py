@@ -131,7 +131,7 @@ class Processes:
         return receive
 
     def gather_to_main(self, thing: Thing) -> list[Thing] | None:
-        """Return a list of every process's object, ordered by rank, on the main process; None on the rest."""
+        """Return a list of every process's object, ordered by rank, on the main process, and None elsewhere."""
         if not self.is_distributed:
             return [thing]
         told: list[Any] | None = [None] * self.world_size if self.is_main else None
@@ -148,7 +148,7 @@ class Processes:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run the block on the main process first, then on all remaining processes at once."""
+        """Run the block on the main process first, then on all remaining processes at the same time."""
         if self.is_distributed and not self.is_main:
             self.all_reduce_max(0)
         yield

@@ -106,7 +106,7 @@ class RunningMetrics:
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor, step: int | Tensor) -> None:
         """Add the loss and the errors of one batch, on the device.
 
-        The samples are counted by ``count`` on the host, because a captured step cannot run Python code.
+        The samples are counted on the host by ``count``, which the replay of a captured step would not do.
 
         Args:
             loss: mean loss of the batch [].
