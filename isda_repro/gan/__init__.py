@@ -1,4 +1,4 @@
-"""Table 4's generators: trained on the images of a data set, then a source of labelled images."""
+"""The generators of Table 4: training them on a data set, and sampling labelled images from them."""
 
 from isda_repro.gan.networks import Discriminator, Generator, Judgement
 from isda_repro.gan.objectives import Acgan, Cgan, Game, InfoGan, Shape, Wgan

@@ -1,7 +1,8 @@
-"""Generator and discriminator for small images: DCGAN's (Radford et al. 2016), for any size of 4 times a power of two.
+"""Generator and discriminator for small images (DCGAN, Radford et al. 2016).
 
-For 32 x 32 pixels and ``width`` 256: noise -> 256 x 4 x 4 -> 128 x 8 x 8 -> 64 x 16 x 16 -> image, and back, as in
-Wasserstein GAN's released code (Arjovsky et al. 2017). Shapes: N images, D inputs, C classes, K codes.
+The image size must be 4 times a power of two. For 32 x 32 pixels and ``width`` 256 the generator goes from noise to
+256 x 4 x 4, 128 x 8 x 8, 64 x 16 x 16 and the image, and the discriminator back, as in Wasserstein GAN's released code
+(Arjovsky et al. 2017). Shapes: N images, D inputs, C classes, K codes.
 """
 
 from __future__ import annotations
@@ -14,27 +15,30 @@ from torch import Tensor, nn
 
 from isda_repro.errors import UserError
 
-SMALLEST = 4  # pixels: what noise is made into, and images are reduced to
-SLOPE = 0.2  # of the discriminator's rectifiers, below zero
+SMALLEST = 4  # height and width in pixels of the generator's first and the discriminator's last maps
+SLOPE = 0.2  # of the discriminator's leaky ReLUs
 INITIAL_DEVIATION = 0.02
 
 
 class Judgement(NamedTuple):
-    """What a discriminator says of images."""
+    """Output of a discriminator."""
 
-    source: Tensor  # [N]: the higher, the more real; a logit, or Wasserstein's critic
-    classes: Tensor | None  # [N, C] logits, of a discriminator that names the class
-    codes: Tensor | None  # [N, K]: of one that guesses infoGAN's codes
+    source: Tensor  # [N], higher for more realistic images; a logit, or the value of Wasserstein's critic
+    classes: Tensor | None  # logits [N, C]; None unless the discriminator predicts the class
+    codes: Tensor | None  # [N, K]; None unless it predicts infoGAN's codes
 
 
 class Generator(nn.Module):
-    """Numbers -> images.
+    """Network from noise, and optionally class and codes, to images.
 
     Args:
-        inputs: D, noise and whatever it is told besides.
-        image_size: in pixels, both ways.
-        channels: of the images.
-        width: feature maps where they are 4 x 4; half as many after each doubling of the size.
+        inputs: D, the number of inputs: noise, one-hot class and codes.
+        image_size: height and width of the images in pixels.
+        channels: channels of the images.
+        width: feature maps at 4 x 4 pixels; each doubling of the size halves them.
+
+    Raises:
+        UserError: image_size or width has an impossible value.
     """
 
     def __init__(self, inputs: int, image_size: int, channels: int = 3, width: int = 256) -> None:
@@ -48,22 +52,26 @@ class Generator(nn.Module):
         self.apply(_draw)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """float [N, D] -> [N, channels, H, W] in [-1, 1]."""
+        """Return images [N, channels, H, W] in [-1, 1] of inputs float [N, D]."""
         images: Tensor = self.layers(inputs[:, :, None, None])
         return images
 
 
 class Discriminator(nn.Module):
-    """Images -> how real they look; and, if asked for, of which class they are and which codes made them.
+    """Network from images to a realism score and, if asked for, predictions of their class and codes.
 
     Args:
-        image_size: in pixels, both ways.
-        channels: of the images.
-        told_classes: C of the classes it is told of, one constant map each; 0: it is told of none.
-        named_classes: C of those that it names itself.
-        codes: K of the numbers that it guesses.
-        width: feature maps where they are 4 x 4.
-        dropout: of feature maps' single values, after each rectifier.
+        image_size: height and width of the images in pixels.
+        channels: channels of the images.
+        told_classes: number of classes of a conditional discriminator, which gets one constant map for each; 0: it is
+            not given the class.
+        named_classes: number of classes that it predicts; 0: none.
+        codes: number of codes that it predicts, K; 0: none.
+        width: feature maps at 4 x 4 pixels.
+        dropout: probability of zeroing an activation after each leaky ReLU.
+
+    Raises:
+        UserError: image_size or width has an impossible value.
     """
 
     def __init__(
@@ -95,7 +103,15 @@ class Discriminator(nn.Module):
         self.apply(_draw)
 
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Judgement:
-        """float [N, channels, H, W] in [-1, 1], and int64 [N] for one that is told the class."""
+        """Judge a batch of images.
+
+        Args:
+            images: float [N, channels, H, W] in [-1, 1].
+            targets: classes int64 [N], required by a conditional discriminator and ignored otherwise.
+
+        Raises:
+            ValueError: a conditional discriminator got no targets.
+        """
         if self.told_classes:
             if targets is None:
                 raise ValueError("this discriminator is told the class of each image")
@@ -110,10 +126,10 @@ class Discriminator(nn.Module):
 
 
 def doublings_of(image_size: int, width: int) -> int:
-    """How often 4 is doubled to give ``image_size``.
+    """Return how often 4 has to be doubled to give ``image_size``.
 
     Raises:
-        UserError: it does not, or ``width`` cannot be halved as often.
+        UserError: no number of doublings gives it, or ``width`` cannot be halved that often.
     """
     doublings = (image_size // SMALLEST).bit_length() - 1
     if image_size != SMALLEST << doublings or doublings < 1:
@@ -128,7 +144,7 @@ def _normalised(maps: int) -> list[nn.Module]:
 
 
 def _draw(module: nn.Module) -> None:
-    """DCGAN's initialisation."""
+    """Initialise a layer as DCGAN does."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         nn.init.normal_(module.weight, 0.0, INITIAL_DEVIATION)
     elif isinstance(module, nn.BatchNorm2d):

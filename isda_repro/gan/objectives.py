@@ -1,7 +1,7 @@
-"""What generator and discriminator play for: Table 4's four games, and the networks that each of them needs.
+"""The four games of Table 4 (WGAN, CGAN, ACGAN, infoGAN): their losses, and the networks that each of them needs.
 
-All are played in the same way: the discriminator takes one or several steps on real images and on generated ones of the
-same classes, then the generator one. Losses are means over the images given, and are minimised.
+All are trained in the same way: the discriminator takes one or several steps on real images and on generated images of
+the same classes, then the generator takes one step. Losses are means over the given images, and are minimised.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from isda_repro.errors import UserError
 from isda_repro.gan.networks import Discriminator, Generator, Judgement
 
 Losses = dict[str, Tensor]
-"""Scalars by name. ``loss`` is minimised; the others are looked at."""
+"""Named scalar losses. Only ``loss`` is minimised; the rest are logged."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Of the images that are to be made."""
+    """Size and classes of the images that a generator produces."""
 
     num_classes: int
     image_size: int
@@ -33,16 +33,19 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Game(ABC):
-    """Which networks, which losses.
+    """Base class of a game: builds its networks and computes their losses.
 
     Args:
-        noise_dim: Appendix B: 100, standard normal.
-        width: feature maps at 4 x 4 pixels, of both networks.
-        dropout: of the discriminator.
+        noise_dim: dimensions of the standard normal noise; 100 in Appendix B.
+        width: feature maps at 4 x 4 pixels, in both networks.
+        dropout: dropout of the discriminator.
+
+    Raises:
+        UserError: an argument is out of range.
     """
 
     codes: ClassVar[int] = 0
-    """Further inputs of the generator, uniform in [-1, 1]."""
+    """Number of codes: further inputs of the generator, uniform in [-1, 1]."""
 
     noise_dim: int = 100
     width: int = 256
@@ -55,12 +58,12 @@ class Game(ABC):
 
     @property
     def one_for_each_class(self) -> bool:
-        """Whether each class has a generator and a discriminator of its own."""
+        """True if every class trains its own generator and discriminator."""
         return False
 
     @property
     def tells_class(self) -> bool:
-        """Whether a generator is told of which class its image is to be."""
+        """True if the class of the image is an input of the generator."""
         return True
 
     def _check_counts(self, *names: str, least: int = 1) -> None:
@@ -74,22 +77,22 @@ class Game(ABC):
             raise UserError(f"gan.game.{name}={value} must be a number from 0 on")
 
     def generator(self, shape: Shape) -> Generator:
-        """With weights drawn anew."""
+        """Return a newly initialised generator."""
         told = shape.num_classes if self.tells_class else 0
         return Generator(self.noise_dim + told + self.codes, shape.image_size, shape.channels, self.width)
 
     @abstractmethod
     def discriminator(self, shape: Shape) -> Discriminator:
-        """Likewise."""
+        """Return a newly initialised discriminator."""
 
     def inputs(self, noise: Tensor, targets: Tensor, codes: Tensor, num_classes: int) -> Tensor:
-        """What a generator is given: float [N, D]."""
+        """Return the generator's input, float [N, D]: noise, or noise, one-hot class and codes."""
         if not self.tells_class:
             return noise
         return torch.cat([noise, F.one_hot(targets, num_classes).to(noise.dtype), codes], dim=1)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Noise [count, noise_dim] and codes [count, K], on the generator's device."""
+        """Return noise [count, noise_dim] and codes [count, K], on the generator's device."""
         device = generator.device
         noise = torch.randn(count, self.noise_dim, generator=generator, device=device)
         codes = 2 * torch.rand(count, self.codes, generator=generator, device=device) - 1
@@ -97,18 +100,29 @@ class Game(ABC):
 
     @abstractmethod
     def discriminator_losses(self, real: Judgement, fake: Judgement, targets: Tensor, codes: Tensor) -> Losses:
-        """Of as many generated images as real ones, of the same classes, made from ``codes``."""
+        """Return the discriminator's losses on equally many real and generated images.
+
+        Args:
+            real: judgement of the real images.
+            fake: judgement of the generated images.
+            targets: classes of both, int64 [N].
+            codes: codes of the generated images, [N, K].
+        """
 
     @abstractmethod
     def generator_losses(self, fake: Judgement, targets: Tensor, codes: Tensor) -> Losses:
-        """Of generated images."""
+        """Return the generator's losses on images that were generated from ``targets`` and ``codes``."""
 
     def discriminator_steps(self, generator_steps: int) -> int:
-        """That the discriminator takes before the generator's next, which has taken so many."""
+        """Return how many steps the discriminator takes before the generator's next step.
+
+        Args:
+            generator_steps: steps that the generator has taken so far.
+        """
         return 1
 
     def after_discriminator_step(self, discriminator: nn.Module) -> None:  # noqa: B027 - most games have nothing to do
-        """Whatever keeps it within bounds."""
+        """Constrain the discriminator's weights after a step; does nothing by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,12 +130,17 @@ class Wgan(Game):
     """Wasserstein GAN (Arjovsky et al. 2017, Algorithm 1): critics with clipped weights, one for each class.
 
     Args:
-        clip: of each of the critic's weights, after each of its steps; the algorithm's c.
-        critic_steps: for each of the generator's; its n_critic.
-        settling_steps: the critic takes instead before each of the generator's first ``settling_for`` steps and before
-            each ``settling_every``-th, as in the authors' code: a critic that is far from its optimum tells nothing.
-        one_for_all: one generator and one critic for all classes together; its images are then of no class that could
-            be asked for, and serve Appendix C alone.
+        clip: largest absolute value of each of the critic's weights after a step; the algorithm's c.
+        critic_steps: steps of the critic for each step of the generator; the algorithm's n_critic.
+        settling_steps: steps of the critic before each of the generator's first ``settling_for`` steps and before every
+            ``settling_every``-th, as in the authors' code: a critic far from its optimum gives useless gradients.
+        settling_for: number of the generator's first steps with ``settling_steps``.
+        settling_every: period, in steps of the generator, of ``settling_steps``.
+        one_for_all: True: one generator and one critic for all classes together. Its images have no given class, so
+            they serve Appendix C only.
+
+    Raises:
+        UserError: an argument is out of range.
     """
 
     clip: float = 0.01
@@ -133,12 +152,12 @@ class Wgan(Game):
 
     @property
     def one_for_each_class(self) -> bool:
-        """Appendix B: "a generator is trained for each class"."""
+        """True unless ``one_for_all`` is set; Appendix B: "a generator is trained for each class"."""
         return not self.one_for_all
 
     @property
     def tells_class(self) -> bool:
-        """Each knows its own class alone."""
+        """False: each generator knows its own class only."""
         return False
 
     def __post_init__(self) -> None:
@@ -151,51 +170,51 @@ class Wgan(Game):
             raise UserError(f"gan.game.one_for_all={self.one_for_all} must be true, false or null")
 
     def discriminator(self, shape: Shape) -> Discriminator:
-        """The critic."""
+        """Return a newly initialised critic."""
         return Discriminator(shape.image_size, shape.channels, width=self.width, dropout=self.dropout)
 
     def discriminator_losses(self, real: Judgement, fake: Judgement, targets: Tensor, codes: Tensor) -> Losses:
-        """Its negative is the estimate of the distance, up to a factor."""
+        """Return the critic's losses; ``-loss`` estimates the Wasserstein distance up to a factor."""
         real_score, fake_score = real.source.mean(), fake.source.mean()
         return {"loss": fake_score - real_score, "real_score": real_score, "fake_score": fake_score}
 
     def generator_losses(self, fake: Judgement, targets: Tensor, codes: Tensor) -> Losses:
-        """The critic's value of them, negative."""
+        """Return the negative mean of the critic's values."""
         return {"loss": -fake.source.mean()}
 
     def discriminator_steps(self, generator_steps: int) -> int:
-        """n_critic, or more."""
+        """Return ``critic_steps``, or ``settling_steps`` at the start and at each ``settling_every``-th step."""
         settles = generator_steps < self.settling_for or generator_steps % self.settling_every == 0
         return self.settling_steps if settles else self.critic_steps
 
     @torch.no_grad()
     def after_discriminator_step(self, discriminator: nn.Module) -> None:
-        """Clip all of its weights, as the authors' code does, those of batch normalisation among them."""
+        """Clip all weights of the critic, those of batch normalisation included, as the authors' code does."""
         for weight in discriminator.parameters():
             weight.clamp_(-self.clip, self.clip)
 
 
 class _Binary(Game):
-    """Goodfellow et al. 2014, with the loss for the generator that does not saturate."""
+    """Base class of games with binary cross-entropy and the non-saturating generator loss (Goodfellow et al. 2014)."""
 
     def discriminator_losses(self, real: Judgement, fake: Judgement, targets: Tensor, codes: Tensor) -> Losses:
-        """Half the sum of both cross-entropies; the scores are the mean probabilities of being real."""
+        """Return half the sum of both cross-entropies, and mean probabilities of being real as scores."""
         real_loss = F.binary_cross_entropy_with_logits(real.source, torch.ones_like(real.source))
         fake_loss = F.binary_cross_entropy_with_logits(fake.source, torch.zeros_like(fake.source))
         scores = {"real_score": real.source.sigmoid().mean(), "fake_score": fake.source.sigmoid().mean()}
         return {"loss": (real_loss + fake_loss) / 2, **scores}
 
     def generator_losses(self, fake: Judgement, targets: Tensor, codes: Tensor) -> Losses:
-        """To be taken for real."""
+        """Return the cross-entropy of generated images against the label "real"."""
         return {"loss": F.binary_cross_entropy_with_logits(fake.source, torch.ones_like(fake.source))}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cgan(_Binary):
-    """Conditional GAN (Mirza and Osindero 2014): both are told the class."""
+    """Conditional GAN (Mirza and Osindero 2014): generator and discriminator both get the class."""
 
     def discriminator(self, shape: Shape) -> Discriminator:
-        """It is told, and says how real."""
+        """Return a newly initialised discriminator that gets the class."""
         return Discriminator(
             shape.image_size, shape.channels, told_classes=shape.num_classes, width=self.width, dropout=self.dropout
         )
@@ -203,10 +222,13 @@ class Cgan(_Binary):
 
 @dataclass(frozen=True, kw_only=True)
 class Acgan(_Binary):
-    """Auxiliary classifier GAN (Odena et al. 2017): the discriminator is not told the class, and names it.
+    """Auxiliary classifier GAN (Odena et al. 2017): the discriminator predicts the class instead of getting it.
 
     Args:
-        class_weight: of the class's cross-entropy, on real and on generated images, beside the source's.
+        class_weight: factor of the classes' cross-entropy on real and generated images, relative to the realism loss.
+
+    Raises:
+        UserError: an argument is out of range.
     """
 
     class_weight: float = 1.0
@@ -216,34 +238,37 @@ class Acgan(_Binary):
         self._check_weight("class_weight")
 
     def discriminator(self, shape: Shape) -> Discriminator:
-        """It says how real, and which class."""
+        """Return a newly initialised discriminator that predicts the class."""
         return Discriminator(
             shape.image_size, shape.channels, named_classes=shape.num_classes, width=self.width, dropout=self.dropout
         )
 
     def discriminator_losses(self, real: Judgement, fake: Judgement, targets: Tensor, codes: Tensor) -> Losses:
-        """L_S and L_C of the paper; the latter on both kinds of images."""
+        """Return the ACGAN paper's L_S and L_C, the latter on real and on generated images."""
         losses = super().discriminator_losses(real, fake, targets, codes)
         real_class, fake_class = (_cross_entropy(one, targets) for one in (real, fake))
         losses["loss"] = losses["loss"] + self.class_weight * (real_class + fake_class) / 2
         return {**losses, "real_class_loss": real_class, "fake_class_loss": fake_class}
 
     def generator_losses(self, fake: Judgement, targets: Tensor, codes: Tensor) -> Losses:
-        """To be taken for real, and for the class that was asked for."""
+        """Return the realism loss plus the weighted cross-entropy of the requested classes."""
         losses = super().generator_losses(fake, targets, codes)
         return {"loss": losses["loss"] + self.class_weight * _cross_entropy(fake, targets)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class InfoGan(Cgan):
-    """infoGAN (Chen et al. 2016) as Appendix B has it: the class as condition, and two codes that stay recognisable.
+    """infoGAN (Chen et al. 2016) as described in Appendix B: conditional on the class, with two recognisable codes.
 
     The codes are uniform in [-1, 1]. Q, which shares all but its last layer with the discriminator, is a Gaussian of
-    fixed variance around its guess, so that the bound on the mutual information is the squared error.
+    fixed variance around its prediction, so the bound on the mutual information is a squared error.
 
     Args:
-        code_weight: of the mean of that error over the codes, which for two of them and a variance of 1 is their
-            negative log-likelihood up to a constant; the paper's lambda for continuous codes.
+        code_weight: factor of the mean squared error of the codes. For two codes and variance 1 that error is their
+            negative log-likelihood up to a constant, so this is the infoGAN paper's lambda for continuous codes.
+
+    Raises:
+        UserError: an argument is out of range.
     """
 
     codes: ClassVar[int] = 2
@@ -255,7 +280,7 @@ class InfoGan(Cgan):
         self._check_weight("code_weight")
 
     def discriminator(self, shape: Shape) -> Discriminator:
-        """It is told the class, says how real, and guesses the codes."""
+        """Return a newly initialised discriminator that gets the class and predicts the codes."""
         return Discriminator(
             shape.image_size,
             shape.channels,
@@ -266,12 +291,15 @@ class InfoGan(Cgan):
         )
 
     def discriminator_losses(self, real: Judgement, fake: Judgement, targets: Tensor, codes: Tensor) -> Losses:
-        """That of CGAN, and the codes of the generated images; half of both, as all of the discriminator's."""
+        """Return CGAN's losses plus half the weighted error of the generated images' codes.
+
+        All terms of the discriminator are halved.
+        """
         losses, guess = super().discriminator_losses(real, fake, targets, codes), _code_loss(fake, codes)
         return {**losses, "loss": losses["loss"] + self.code_weight * guess / 2, "code_loss": guess}
 
     def generator_losses(self, fake: Judgement, targets: Tensor, codes: Tensor) -> Losses:
-        """Likewise."""
+        """Return CGAN's loss plus the weighted error of the codes."""
         losses = super().generator_losses(fake, targets, codes)
         return {"loss": losses["loss"] + self.code_weight * _code_loss(fake, codes)}
 

@@ -1,4 +1,4 @@
-"""What people look at: a grid of generated images as training goes on, and the curves of its losses."""
+"""Pictures of a generator's training: grids of generated images, and loss curves."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from isda_repro.files import atomic_write
 from isda_repro.gan.sampling import ImageGenerator
 from isda_repro.plotting import write_figure
 
-COLUMNS = 10  # images of each class
-MOST_ROWS = 10  # classes that are shown
-GAP = 2  # pixels, before they are enlarged
-ENLARGED_TO = 64  # pixels a side, about
+COLUMNS = 10  # images of each class in a grid
+MOST_ROWS = 10  # maximum number of classes in a grid
+GAP = 2  # pixels between images, before enlarging
+ENLARGED_TO = 64  # approximate height of an image in the grid, in pixels
 WHITE = 255
 
 
 def shown_epochs(epochs: int) -> set[int]:
-    """After which epochs a grid is kept: 1, 2, 5, 10, 20, 50 and so on, and the last."""
+    """Return the epochs after which a grid is saved: 1, 2, 5, 10, 20, 50 and so on, and the last."""
     series = {head * 10**power for head in (1, 2, 5) for power in range(len(str(epochs)))}
     return {epoch for epoch in series if epoch < epochs} | {epochs}
 
 
 def grid(generator: ImageGenerator, seed: int) -> Tensor:
-    """A row of images for each class: uint8 [3, height, width]. A column has one noise, and of infoGAN one code.
+    """Return a picture with a row of generated images for each class, uint8 [3, height, width].
 
-    Of generators that are asked for no class each image has noise of its own.
+    All images of a column share their noise, and with infoGAN their codes. Generators without classes get new noise for
+    each image.
     """
     labels = torch.tensor(generator.classes[:MOST_ROWS]).repeat_interleave(COLUMNS)
     draws = COLUMNS if generator.asked_for_classes else len(labels)
@@ -39,7 +40,7 @@ def grid(generator: ImageGenerator, seed: int) -> Tensor:
 
 
 def arrange(images: Tensor) -> Tensor:
-    """uint8 [rows, columns, 1 or 3, H, W] -> one picture on white, uint8 [3, height, width]."""
+    """Arrange images uint8 [rows, columns, 1 or 3, H, W] on white as one picture, uint8 [3, height, width]."""
     rows, columns, _, height, width = images.shape
     sheet = torch.full((3, rows * (height + GAP) + GAP, columns * (width + GAP) + GAP), WHITE, dtype=torch.uint8)
     for row in range(rows):
@@ -51,12 +52,12 @@ def arrange(images: Tensor) -> Tensor:
 
 
 def enlargement(height: int) -> int:
-    """How many pixels a pixel of such images becomes, both ways."""
+    """Return the integer factor by which images of this height are enlarged."""
     return max(1, ENLARGED_TO // height)
 
 
 def write_picture(path: Path, picture: Tensor) -> None:
-    """As PNG, whole or not at all."""
+    """Write a picture uint8 [3, height, width] as PNG, atomically."""
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,13 @@ def write_picture(path: Path, picture: Tensor) -> None:
 
 
 def draw_losses(path: Path, curves: Mapping[str, Sequence[float | None]], title: str) -> None:
-    """Losses on the left, what the discriminator says of real and of generated images on the right."""
+    """Draw the losses on the left, and the discriminator's scores of real and generated images on the right.
+
+    Args:
+        path: the image file to write.
+        curves: one value for each epoch, None where there is none, by name.
+        title: title of the figure.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

@@ -1,8 +1,9 @@
-"""How good generated images are, by a classifier of ours that has been trained on real ones.
+"""Quality of generated images, measured by a classifier of this project that was trained on real images.
 
-Two figures. The share of generated images that the classifier takes for the class they were asked for; and the Frechet
-distance between generated and real images in the classifier's features. The latter is computed as the Frechet
-Inception Distance is (Heusel et al. 2017), in other features: its values compare with each other alone.
+There are two measures. The first is the share of generated images that the classifier assigns to the requested class.
+The second is the Frechet distance between generated and real images in the classifier's features. It is computed as
+the Frechet Inception Distance is (Heusel et al. 2017) but in other features, so its values are comparable only with
+each other.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ IMAGES_AT_ONCE = 500
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean [A] and covariance [A, A] of features, float64."""
+    """Mean [A] and covariance [A, A] of features, in float64."""
 
     mean: Tensor
     covariance: Tensor
@@ -29,23 +30,23 @@ class Moments:
 
 @dataclass(frozen=True)
 class Judged:
-    """What a classifier says of images of known classes."""
+    """Accuracy of a classifier on images of known classes, and the moments of their features."""
 
-    accuracy: float  # per cent
+    accuracy: float  # in percent, as is accuracy_by_class
     accuracy_by_class: tuple[float, ...]
     moments: Moments
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Of generated images, with what the same figures are of real ones.
+    """Measures of generated images, beside the same measures of real images.
 
     Attributes:
-        generated: what the classifier says of them.
-        real: and of real images that it was not trained on.
-        distance: between those two.
-        real_distance: between real images that it was trained on and those that it was not: what a generator that
-            repeats the training images would have.
+        generated: accuracy and moments on generated images.
+        real: accuracy and moments on real images that the classifier was not trained on.
+        distance: Frechet distance between ``generated`` and ``real``.
+        real_distance: Frechet distance between real images that the classifier was trained on and ``real``; a generator
+            that repeats the training images would have it.
     """
 
     generated: Judged
@@ -63,15 +64,15 @@ def quality(
     count: int,
     seed: int,
 ) -> Quality:
-    """Both figures.
+    """Return both measures of a generator.
 
     Args:
         generator: makes the images.
         judge: uint8 images -> features [N, A] and logits [N, C], see ``judge_by``.
-        train: real images uint8 and their labels, as many as there are: the labels are drawn from these.
-        test: likewise, those that the classifier has not been trained on.
-        count: of the images that are made.
-        seed: of the labels and the noise.
+        train: real training images uint8 and their labels; the labels of generated images are drawn from these.
+        test: real images and labels that the classifier was not trained on.
+        count: number of images to generate.
+        seed: seed of the labels and the noise.
     """
     draws = torch.Generator().manual_seed(seed)
     labels = train[1][torch.randint(len(train[1]), (count,), generator=draws)]
@@ -91,7 +92,12 @@ def quality(
 
 
 def judge_by(network: Network, normalise: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """What ``quality`` asks: a trained classifier, and how images are normalised for it."""
+    """Return the ``judge`` of ``quality`` for a trained classifier.
+
+    Args:
+        network: the classifier, which is set to evaluation mode.
+        normalise: uint8 images -> the network's input.
+    """
     network.eval()
 
     @torch.no_grad()
@@ -105,7 +111,7 @@ def judge_by(network: Network, normalise: Callable[[Tensor], Tensor]) -> Callabl
 def judged(
     judge: Callable[[Tensor], tuple[Tensor, Tensor]], batches: Iterator[tuple[Tensor, Tensor]], num_classes: int
 ) -> Judged:
-    """Accuracy, and the moments of the features, of images uint8 and labels that come in parts."""
+    """Return the accuracy, and the moments of the features, on batches of uint8 images and labels."""
     features, right, labels = [], [], []
     for images, targets in batches:
         of_images, logits = judge(images)
@@ -123,13 +129,15 @@ def judged(
 
 
 def moments_of(features_NA: Tensor) -> Moments:
-    """Mean and covariance (divisor N - 1) of features [N, A], N at least 2."""
+    """Return mean and covariance (divisor N - 1) of features [N, A]; N must be at least 2."""
     features = features_NA.double()
     return Moments(features.mean(0), torch.cov(features.T).reshape(features.shape[1], -1))
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """``|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))``, of two normal distributions; at least 0.
+    """Return the Frechet distance of two normal distributions, at least 0.
+
+        |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))
 
     The trace of the root is the sum of the roots of the eigenvalues of ``S_a^(1/2) S_b S_a^(1/2)``, which is symmetric.
     """

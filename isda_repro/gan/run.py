@@ -1,4 +1,4 @@
-"""Generators from their frozen configuration, from top to bottom."""
+"""Training of generators from their frozen configuration, from start to result."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from isda_repro.training.session import RunKind, Session, earlier_result, prepar
 
 
 class GanProgress(Progress):
-    """The same bar and lines as a classifier's, with both losses and what the discriminator says."""
+    """A classifier's progress bar and lines, with the losses of both networks and the discriminator's scores."""
 
     def running_words(self, running: Any) -> str:
-        """An epoch's losses so far."""
+        """Return the mean losses of the epoch so far, as text."""
         discriminator, generator = (running.get(f"{who}/loss") for who in ("discriminator", "generator"))
         said = f"discriminator {discriminator:.3f}"
         return said if generator is None else f"{said}, generator {generator:.3f}"
 
     def epoch_words(self, record: Record) -> str:
-        """What an epoch came to."""
+        """Return the losses and scores of a finished epoch, as text."""
         named = f"  class loss of generated {record['fake_class_loss']:.3f}" if "fake_class_loss" in record else ""
         codes = f"  of the codes {record['code_loss']:.3f}" if "code_loss" in record else ""
         generator = f", generator {record['generator_loss']:.4f}" if "generator_loss" in record else ""
@@ -59,14 +59,14 @@ MORE_CURVES = ("real_class_loss", "fake_class_loss", "code_loss")
 
 
 def train_generator(cfg: DictConfig) -> GeneratorResult:
-    """Train the generators that ``cfg`` asks for, or return their result if the run has finished.
+    """Train the generators that ``cfg`` describes, or return their result if the run has finished.
 
     Args:
         cfg: a frozen configuration, see ``isda_repro.config.freeze_generator``.
 
     Raises:
         UserError: a setting, the data or the device is wrong, another process writes this run, or a loss diverged.
-        StoppedError: a signal asked to stop; the state is saved.
+        StoppedError: a signal asked the run to stop; the state is saved.
     """
     folder = Path(cfg.runs_dir) / cfg.run_id
     with record_exit(folder), init_distributed(cfg.compute.get("timeout_minutes", 10)) as processes:
@@ -76,7 +76,7 @@ def train_generator(cfg: DictConfig) -> GeneratorResult:
         trainer, shape, classes = build_gan_trainer(cfg, source, compute, processes)
         generators = [pair.generator for pair in trainer.pairs]
         with Session(cfg, GENERATOR, trainer, source) as session:
-            if session.result is not None:  # another launch was faster
+            if session.result is not None:  # another launch has finished the run in the meantime
                 return session.result
             session.resume()
             bar = None
@@ -114,10 +114,10 @@ def train_generator(cfg: DictConfig) -> GeneratorResult:
 def build_gan_trainer(
     cfg: DictConfig, source: Source, compute: Compute, processes: Processes
 ) -> tuple[GanTrainer, Shape, tuple[int, ...]]:
-    """Build what a frozen configuration trains, the shape of its images, and the classes that they have.
+    """Return the trainer of a frozen configuration, the shape of its images, and the classes it generates.
 
     Raises:
-        UserError: its parts do not fit the data or the device.
+        UserError: the parts do not fit the data or the device.
     """
     train = source.train
     if not isinstance(train, Split):
@@ -142,7 +142,7 @@ def build_gan_trainer(
 
 
 def opening(cfg: DictConfig, trainer: GanTrainer, source: Source, shape: Shape, classes: Sequence[int]) -> str:
-    """Return the lines that a run begins with: networks, data and device."""
+    """Return the text that a run prints first: run id, networks, data and device."""
     compute, world = trainer.compute, trainer.processes.world_size
     pair, many = trainer.pairs[0], len(trainer.pairs)
     sizes = [sum(one.numel() for one in net.parameters()) for net in (pair.generator, pair.discriminator)]
@@ -166,7 +166,7 @@ def generator_result(
     records: list[GeneratorEpoch],
     origin: dict[str, Any],
 ) -> GeneratorResult:
-    """Return the result of a run that has ended: curves, how far it went, where and with what."""
+    """Return the result of a finished run: curves, numbers of steps, timing and provenance."""
     names = [*CURVES, *(name for name in MORE_CURVES if getattr(records[0], name) is not None)]
     choices: dict[str, Any] = OmegaConf.to_container(cfg.choice)  # type: ignore[assignment]
     return GeneratorResult(
@@ -187,13 +187,13 @@ def generator_result(
 
 
 def summary(result: GeneratorResult) -> str:
-    """Return a result in one line: how many generators took how many steps."""
+    """Return a result as one line of text: number of generators, parameters, steps and epochs."""
     many = f"{result.generators} generators" if result.generators > 1 else "a generator"
     return f"{many} of {result.parameters:,} parameters, {result.generator_steps:,} steps, {result.epochs} epochs"
 
 
 def build_trackers(cfg: DictConfig, metrics: Path) -> list[Tracker]:
-    """Build the W&B tracker, if it is wanted, under a kind of its own, which no table reads."""
+    """Return the W&B tracker, if it is configured, with a job type of its own that no table reads."""
     group = cfg.run_id.rpartition("-s")[0]
     return builders.wandb_trackers(cfg, metrics, group, job_type="generator", summary_of=wandb_summary)
 
@@ -202,20 +202,24 @@ GENERATOR = RunKind(
     epoch_record=GeneratorEpoch,
     state_keys=frozenset({"step", "epoch", "network", "pairs", "totals", "timing"}),
     read_result=read_generator_result,
-    result_json=lambda result: {**as_json(result), "kind": "result"},  # for trackers it is the last record of any run
+    result_json=lambda result: {**as_json(result), "kind": "result"},  # the kind of any run's last record
     summary=summary,
     build_trackers=build_trackers,
 )
 
 
 def wandb_summary(result: Mapping[str, Any], _metric: str | None = None, _tables: Sequence[str] = ()) -> dict[str, Any]:
-    """What W&B shows of trained generators beside their curves."""
+    """Return the numbers of a result that W&B shows beside the curves."""
     numbers = {key: value for key, value in result.items() if isinstance(value, int | float) and key != "schema"}
     return {**numbers, **{f"total/{key}": value for key, value in result["timing"].items()}}
 
 
 def _classes(cfg: DictConfig, source: Source) -> tuple[int, ...]:
-    """Of which images are made: all, or those that gan.classes= names."""
+    """Return the classes to generate: those of ``gan.classes``, or all.
+
+    Raises:
+        ConfigError: the data has no such class.
+    """
     wanted = cfg.gan.get("classes")
     if wanted is None:
         return tuple(range(source.num_classes))
@@ -226,7 +230,7 @@ def _classes(cfg: DictConfig, source: Source) -> tuple[int, ...]:
 
 
 def _pairs(cfg: DictConfig, game: Game, shape: Shape, compute: Compute, classes: Sequence[int]) -> list[Pair]:
-    """Each with weights from a stream of its own."""
+    """Return a generator and discriminator for each class, or one pair; each is initialised from its own stream."""
     return [_pair(cfg, game, shape, compute, index) for index in (classes if game.one_for_each_class else [0])]
 
 
@@ -245,7 +249,7 @@ def _pair(cfg: DictConfig, game: Game, shape: Shape, compute: Compute, index: in
 def _loaders(
     cfg: DictConfig, train: Split, game: Game, classes: Sequence[int], compute: Compute, processes: Processes
 ) -> list[Loader]:
-    """The training images, all of them or class by class, in [-1, 1]."""
+    """Return loaders of the training images in [-1, 1], one for each pair."""
     builders = {0: train}
     if game.one_for_each_class:
         builders = {one: train.select((train.targets == one).nonzero()[:, 0]) for one in classes}
@@ -253,7 +257,7 @@ def _loaders(
     augmentation = PadCropFlip(padding=0, flip=cfg.gan.flip)
     return [
         InMemoryLoader(
-            part,  # each class has an order of its own
+            part,  # each class is shuffled by a seed of its own
             batch_size=cfg.gan.batch_size,
             mean=middle,
             std=middle,

@@ -1,4 +1,4 @@
-"""Trained generators as a source of labelled images."""
+"""Sampling labelled images from trained generators."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ GREYS = 255
 
 
 class ImageGenerator:
-    """Images of the classes that are asked for.
+    """Generates images of given classes.
 
-    It is in evaluation mode: batch normalisation uses the averages of training, so that an image depends on its own
-    noise and label, and not on those beside it.
+    The generators are in evaluation mode: batch normalisation uses the running averages, so that an image depends on
+    its own noise and label only, and not on the rest of the batch.
 
     Args:
-        game: that the generators were trained in.
-        generators: one, or one for each class.
-        shape: of the images.
-        classes: that they make images of, in the order of the generators; None: all.
+        game: the game that the generators were trained in.
+        generators: one generator, or one for each class.
+        shape: size and classes of the images.
+        classes: the classes that can be generated, in the order of the generators; None: all.
     """
 
     def __init__(
@@ -42,28 +42,28 @@ class ImageGenerator:
 
     @property
     def num_classes(self) -> int:
-        """Of the data set."""
+        """Number of classes of the data set."""
         return self.shape.num_classes
 
     @property
     def asked_for_classes(self) -> bool:
-        """Whether an image is of the class asked for; it is not, where one generator learnt all and is told none."""
+        """True if images have the requested class; False for one generator that was trained without classes."""
         return self.game.tells_class or self.game.one_for_each_class
 
     @torch.no_grad()
     def sample(self, labels: Tensor, generator: torch.Generator, part: slice = slice(None)) -> Tensor:
-        """An image of each label, or of a part of them.
+        """Return an image for each label, or for some of the labels.
 
         Args:
-            labels: int64 [N], on any device; on the CPU a GPU is not waited for.
-            generator: draws the noise; on any device, and on another one it draws other noise.
-            part: which of the images are made. Noise is drawn for all of them.
+            labels: int64 [N], on any device; labels on the CPU do not make the host wait for a GPU.
+            generator: draws the noise, which depends on the generator's device.
+            part: which of the images to generate. Noise is drawn for all N, so that the parts fit together.
 
         Returns:
             uint8 [n, channels, H, W] on the generators' device.
 
         Raises:
-            ValueError: a label that is none of the classes.
+            ValueError: a label is not among ``classes``.
         """
         if not torch.isin(labels, torch.tensor(self.classes, device=labels.device)).all():
             raise ValueError(f"labels must be among {list(self.classes)}, but one is not")
@@ -72,17 +72,17 @@ class ImageGenerator:
 
     @torch.no_grad()
     def made_from(self, noise: Tensor, codes: Tensor, labels: Tensor) -> Tensor:
-        """An image of each label from numbers that were drawn: uint8 [N, channels, H, W]."""
+        """Return an image for each label from given noise and codes: uint8 [N, channels, H, W]."""
         parts = zip(*(one.split(IMAGES_AT_ONCE) for one in (noise, codes, labels)), strict=True)
         return torch.cat([pixels(self.images(*part)) for part in parts])
 
     def images(self, noise: Tensor, codes: Tensor, labels: Tensor) -> Tensor:
-        """An image of each label from such numbers, through which gradients flow: float [N, channels, H, W], [-1, 1].
+        """Return images float [N, channels, H, W] in [-1, 1], differentiable with respect to noise and codes.
 
         Args:
             noise: float [N, noise_dim], on the generators' device.
-            codes: float [N, K], likewise.
-            labels: int64 [N], on any device; on the CPU a GPU is not waited for.
+            codes: float [N, K], on the generators' device.
+            labels: int64 [N], on any device; labels on the CPU do not make the host wait for a GPU.
         """
         there = labels.to(self.device, non_blocking=True)
         if not self.game.one_for_each_class:
@@ -101,20 +101,21 @@ class ImageGenerator:
 
 
 def pixels(images: Tensor) -> Tensor:
-    """[-1, 1] -> uint8."""
+    """Convert images from float in [-1, 1] to uint8."""
     return ((images.float() + 1) * (GREYS / 2)).round().clamp(0, GREYS).to(torch.uint8)
 
 
 def trained_generator(folder: Path, device: torch.device, wanted: Mapping[str, Any]) -> ImageGenerator:
-    """The generators of a finished run: what ``synthetic=`` trains on.
+    """Load the generators of a finished run, which ``synthetic=`` mixes into the training images.
 
     Args:
-        folder: of the run.
-        device: where they are to be.
-        wanted: of which ``kind``, and on what trained: ``dataset``, ``train_limit``, ``holdout``.
+        folder: the run directory.
+        device: device to load them on.
+        wanted: required values of ``kind``, ``dataset``, ``train_limit`` and ``holdout``.
 
     Raises:
-        UserError: there is no such run, it has not finished, its files are damaged, or it is another than is wanted.
+        UserError: there is no such run, it has not finished, its files are damaged, a value differs from ``wanted``, or
+            it cannot generate every class.
     """
     cfg = read_frozen_generator(folder / "config.yaml")
     limits = {key: cfg.dataset[key] for key in ("train_limit", "holdout")}
@@ -130,12 +131,12 @@ def trained_generator(folder: Path, device: torch.device, wanted: Mapping[str, A
 
 
 def load_generator(game: Game, path: Path, device: torch.device) -> ImageGenerator:
-    """The generators of a finished run, from its ``checkpoint.pt``.
+    """Load the generators of a finished run from its ``checkpoint.pt``.
 
     Args:
-        game: as the run's configuration builds it.
-        path: of the file.
-        device: where they are to be.
+        game: the game, as the run's configuration builds it.
+        path: the checkpoint file.
+        device: device to load them on.
 
     Raises:
         UserError: the file is missing, damaged, or holds no generators of this game.

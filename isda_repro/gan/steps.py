@@ -1,7 +1,7 @@
-"""One step of the game, the networks and optimizers that play it, and the running means of an epoch.
+"""Training steps of generator and discriminator, their optimizers, and the running means of an epoch.
 
-With several processes each has its share of the batch, and draws for all of it; gradients are added up, weighted by
-the shares. Batch normalisation sees the share alone, as it does with classifiers.
+With several processes each has a share of the batch, and random numbers are drawn for the whole batch. Gradients are
+summed over the processes, weighted by the shares. Batch normalisation sees the share only, as with classifiers.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from isda_repro.training.distributed import SINGLE_PROCESS, Processes
 
 @dataclass
 class Pair:
-    """A generator and its discriminator, and how far they are.
+    """A generator and its discriminator, with their optimizers and step counts.
 
     Args:
-        generator, discriminator: on their device.
-        generator_optimizer, discriminator_optimizer: of each.
-        generator_steps: taken so far.
-        since: steps of the discriminator since the generator's last.
+        generator, discriminator: the networks, on their device.
+        generator_optimizer, discriminator_optimizer: the optimizer of each network.
+        generator_steps: steps of the generator so far.
+        since: steps of the discriminator since the generator's last step.
     """
 
     generator: Generator
@@ -39,7 +39,7 @@ class Pair:
     since: int = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it but the weights."""
+        """Return the state of the optimizers and the step counts, without the weights."""
         return {
             "generator": self.generator_optimizer.state_dict(),
             "discriminator": self.discriminator_optimizer.state_dict(),
@@ -48,22 +48,22 @@ class Pair:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from that."""
+        """Continue from a state that ``state_dict`` returned."""
         self.generator_optimizer.load_state_dict(state["generator"])
         self.discriminator_optimizer.load_state_dict(state["discriminator"])
         self.generator_steps, self.since = state["generator_steps"], state["since"]
 
 
 class Totals:
-    """Sums of losses and scores by name, over this process's images, kept on the device."""
+    """Sums of named losses and scores over this process's images, kept on the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._sums: dict[str, Tensor] = {}  # each [2]: weighted by images, and these
+        self._sums: dict[str, Tensor] = {}  # each [2]: sum weighted by images, number of images
 
     @torch.no_grad()
     def add(self, who: str, losses: Mapping[str, Tensor], samples: int) -> None:
-        """Take in those of a step, each a mean over ``samples`` images."""
+        """Add the losses of a step, each a mean over ``samples`` images, under the names ``who/name``."""
         for name, value in losses.items():
             if (key := f"{who}/{name}") not in self._sums:
                 self._sums[key] = torch.zeros(2, dtype=torch.float64, device=self._device)
@@ -71,16 +71,16 @@ class Totals:
             self._sums[key][1] += samples
 
     def is_bad(self, processes: Processes = SINGLE_PROCESS) -> bool:
-        """Whether a loss of any process was not finite. Waits for the device, and for all of them."""
+        """Return True if a loss of any process was not finite. Waits for the device and for all processes."""
         finite = all(bool(sums.isfinite().all()) for sums in self._sums.values())
         return bool(processes.all_reduce_max(int(not finite)))
 
     def means(self, processes: Processes = SINGLE_PROCESS) -> dict[str, float]:
-        """By name, over these processes. Waits for the device, and for all of them."""
+        """Return the means by name over these processes. Waits for the device and for all processes."""
         return {name: total / images for name, (total, images) in self.of_all(processes).items()}
 
     def of_all(self, processes: Processes) -> dict[str, Any]:
-        """The sums by name, over these processes."""
+        """Return the sums and numbers of images by name, over these processes."""
         added: dict[str, list[float]] = {}
         for own in processes.all_gather({name: sums.tolist() for name, sums in self._sums.items()}):
             for name, (total, images) in own.items():
@@ -89,26 +89,26 @@ class Totals:
         return dict(sorted(added.items()))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``of_all`` gave."""
+        """Continue from sums that ``of_all`` returned."""
         self._sums = {
             name: torch.tensor(sums, dtype=torch.float64, device=self._device) for name, sums in state.items()
         }
 
 
 Part = tuple[int, int]
-"""Where a process's images begin in the batch of all, and how many that has."""
+"""Where this process's images begin in the global batch, and the size of the global batch."""
 
 
 @dataclass
 class Steps:
-    """Takes them.
+    """Takes the training steps of a pair.
 
     Args:
-        game: what is played.
-        num_classes: of the data set.
+        game: computes the losses.
+        num_classes: number of classes of the data set.
         compute: device and precision.
-        seed: of the run; each draw has its own stream.
-        processes: that train together.
+        seed: seed of the run, from which every random stream derives its own.
+        processes: the processes that train together.
     """
 
     game: Game
@@ -121,7 +121,16 @@ class Steps:
         self._draws = torch.Generator(self.compute.device)
 
     def take(self, pair: Pair, images: Tensor, targets: Tensor, part: Part, step: int, totals: Totals) -> None:
-        """The ``step``-th of the run, with this process's share of real images and of their classes."""
+        """Take a step of the discriminator, and one of the generator if it is due.
+
+        Args:
+            pair: the networks to train.
+            images: this process's share of the real images.
+            targets: the classes of the images.
+            part: where the share begins in the global batch, and the size of that batch.
+            step: number of the step in the run, which seeds the random draws.
+            totals: takes the losses.
+        """
         pair.generator.train()
         pair.discriminator.train()
         others = (self.processes.rank,) if self.processes.rank else ()
@@ -160,7 +169,10 @@ class Steps:
         self._descend(pair.generator, pair.generator_optimizer, losses, len(targets) / part[1])
 
     def _drawn(self, stream: str, targets: Tensor, part: Part, step: int) -> tuple[Tensor, Tensor]:
-        """What the generator is given for these classes, and its codes: this process's share of the draws for all."""
+        """Return the generator's input for these classes, and its codes.
+
+        Numbers are drawn for the global batch, and this process takes its share.
+        """
         self._draws.manual_seed(stream_seed(self.seed, stream, step))
         begin, total = part
         noise, codes = (drawn[begin : begin + len(targets)] for drawn in self.game.draw(total, self._draws))
@@ -172,7 +184,7 @@ class Steps:
         return images
 
     def _judged(self, pair: Pair, images: Tensor, targets: Tensor) -> Judgement:
-        """In fp32, whatever the networks are run in: so the losses are."""
+        """Return the discriminator's judgement in fp32, whatever the precision of the networks."""
         with self.compute.autocast():
             said = pair.discriminator(images, targets)
         classes, codes = (None if one is None else one.float() for one in (said.classes, said.codes))
@@ -181,7 +193,10 @@ class Steps:
     def _descend(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, losses: Callable[[], Losses], share: float
     ) -> None:
-        """A step of one of the two; the other's weights take no gradient. ``share``: of the batch, that is here."""
+        """Take an optimizer step of one network, without gradients for the other network.
+
+        ``share`` is this process's share of the global batch, which weights the loss.
+        """
         weights = list(network.parameters())
         gradients = tuple(torch.zeros_like(weight) for weight in weights)
         if share:

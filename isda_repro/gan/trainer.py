@@ -1,8 +1,8 @@
-"""The loop that trains generators: epochs of steps, each a batch of real images, and a record of each epoch.
+"""Training loop of generators: epochs of steps, each on a batch of real images, and a record of each epoch.
 
-A step is one of a discriminator; when it has taken as many as the game asks for, the generator takes one too. Where
-each class has a pair of its own, an epoch goes through the classes one after the other. Every draw is a function of
-(seed, stream, step), so that a run goes on in the middle of an epoch.
+A step is a step of a discriminator. After as many of them as the game asks for, the generator takes one too. If each
+class has its own pair, an epoch goes through the classes one after another. Every random draw is a function of (seed,
+stream, step), so that a run can continue in the middle of an epoch.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from isda_repro.training.distributed import SINGLE_PROCESS, Processes
 from isda_repro.training.running_metrics import Stopwatch, peak_memory_mib
 
 Advance = Callable[[int, int, Callable[[], Mapping[str, float]]], None]
-"""Is told of a step: its images, its epoch, and what gives the means so far."""
+"""Called after each step with its number of images, its epoch, and a function that returns the means so far."""
 
-LOOK_STEPS = 50  # a look at the losses makes the host wait for a GPU
+LOOK_STEPS = 50  # steps between two checks of the losses, which make the host wait for a GPU
 
 
 @dataclass
 class GanTrainer:
-    """Everything that generators are trained with, and where they are.
+    """Everything that generators are trained with, and their progress; ``train`` is the loop.
 
     Args:
-        game: what is played.
-        pairs: one, or one for each class.
-        loaders: real images in [-1, 1], for each pair those that it learns from.
-        num_classes: of the data set.
-        epochs: of the whole run.
+        game: computes the losses.
+        pairs: one pair of networks, or one for each class.
+        loaders: for each pair, the real images in [-1, 1] that it learns from.
+        num_classes: number of classes of the data set.
+        epochs: number of epochs of the whole run.
         compute: device and precision.
-        seed: of the run.
-        processes: that train together.
+        seed: seed of the run.
+        processes: the processes that train together.
     """
 
     game: Game
@@ -58,7 +58,7 @@ class GanTrainer:
 
     def __post_init__(self) -> None:
         self.step = 0
-        """Steps of discriminators."""
+        """Number of discriminator steps taken, over all pairs."""
         self.eager_because: str | None = "generators train in eager steps"
         self._steps = Steps(self.game, self.num_classes, self.compute, self.seed, self.processes)
         self._stopwatch = Stopwatch(self.compute.device)
@@ -68,17 +68,17 @@ class GanTrainer:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Of all pairs."""
+        """Number of discriminator steps in an epoch, over all pairs."""
         return self._ends[-1]
 
     @property
     def images_per_epoch(self) -> int:
-        """Real ones."""
+        """Number of real images in an epoch, over all pairs."""
         return sum(loader.num_samples for loader in self.loaders)
 
     @property
     def images_done(self) -> int:
-        """Real images seen so far, over all epochs."""
+        """Number of real images trained on so far, over all epochs."""
         epochs, step = divmod(self.step, self.steps_per_epoch)
         done, begin = epochs * self.images_per_epoch, 0
         for end, loader in zip(self._ends, self.loaders, strict=True):
@@ -88,20 +88,22 @@ class GanTrainer:
 
     @property
     def generator_steps(self) -> int:
-        """Taken so far, by all."""
+        """Number of generator steps taken so far, over all pairs."""
         return sum(pair.generator_steps for pair in self.pairs)
 
     # ----------------------------------------------------------------------------------------------------------- state
 
     def weights(self) -> dict[str, Any]:
-        """Of all networks."""
+        """Return the state dicts of all networks."""
         return {
             "generators": [pair.generator.state_dict() for pair in self.pairs],
             "discriminators": [pair.discriminator.state_dict() for pair in self.pairs],
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a run needs to go on as if it had not stopped, but the records of its epochs.
+        """Return everything that a run needs to continue as if it had not stopped, except its epochs' records.
+
+        All processes call this.
 
         Raises:
             UserError: a loss or a weight is not a finite number.
@@ -120,7 +122,12 @@ class GanTrainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], records: Sequence[GeneratorEpoch]) -> None:
-        """Go on from what ``state_dict`` gave, with any number of processes."""
+        """Continue from a state that ``state_dict`` returned, with any number of processes.
+
+        Args:
+            state: the state.
+            records: the records of the epochs that were over.
+        """
         network = state["network"]
         for pair, generator, discriminator, rest in zip(
             self.pairs, network["generators"], network["discriminators"], state["pairs"], strict=True
@@ -139,20 +146,20 @@ class GanTrainer:
     def train(
         self, trackers: Sequence[Tracker], advance: Advance | None, saver: Saver, epoch_ended: Callable[[int], None]
     ) -> list[GeneratorEpoch]:
-        """Train from where it is to the last epoch.
+        """Train from the current step to the end of the last epoch.
 
         Args:
-            trackers: take a record of each epoch.
-            advance: is told of every step: images, epoch, and what gives the means so far; None: nobody looks.
-            saver: is told of every step, and may save the state or stop the run there.
-            epoch_ended: is called with the number of each epoch that has ended, before its record is written.
+            trackers: each logs a record of every epoch.
+            advance: called after every step, see ``Advance``; None: not called.
+            saver: called after every step; it may save the state, or stop the run there.
+            epoch_ended: called with the number of each finished epoch, before its record is written.
 
         Returns:
-            The records of all epochs, those before a resumption included.
+            The records of all epochs, including those before the run was resumed.
 
         Raises:
             UserError: a loss is NaN or infinite.
-            StoppedError: a signal asked to stop.
+            StoppedError: a signal asked the run to stop.
         """
         while len(self._records) < self.epochs:
             epoch = len(self._records) + 1
@@ -169,7 +176,7 @@ class GanTrainer:
         return self._records
 
     def _play(self, epoch: int, advance: Advance | None, saver: Saver) -> None:
-        """What is left of an epoch."""
+        """Take the remaining steps of an epoch."""
         first = self.step - (epoch - 1) * self.steps_per_epoch
         for index, (end, loader) in enumerate(zip(self._ends, self.loaders, strict=True)):
             begin = end - loader.steps_per_epoch
@@ -186,7 +193,7 @@ class GanTrainer:
                         advance(part[1], epoch, self._totals.means)
                 with self._stopwatch.host("saving"):
                     saver.step_taken(self.step)
-        with self._stopwatch.host("train"):  # on a GPU the last steps end here
+        with self._stopwatch.host("train"):  # waits for the GPU, so that its last steps are timed
             self._stop_if_diverged()
             for pair in self.pairs:
                 for network in (pair.generator, pair.discriminator):
@@ -194,7 +201,7 @@ class GanTrainer:
 
     @staticmethod
     def _part(loader: Loader, step: int) -> tuple[int, int]:
-        """Where this process's images begin in the global batch, and how many that has."""
+        """Return where this process's images begin in the global batch, and the size of the global batch."""
         begin, _ = loader.part_of(step)
         start = step * loader.batch_size
         return begin, min(start + loader.batch_size, loader.num_samples) - start

@@ -1,4 +1,4 @@
-"""Appendix C: features, and ISDA's augmented ones, back to images; and what its semantic directions look like."""
+"""Inversion of features into images (Appendix C), and nearest real images along ISDA's semantic directions."""
 
 from isda_repro.inversion.directions import Directions, augmented, nearest, principal_directions
 from isda_repro.inversion.objectives import Distances, FeatureMap, Reversal

@@ -1,6 +1,6 @@
-"""Semantic directions: features moved along random directions (equation 1) or principal ones, and their neighbours.
+"""Semantic directions: moving features at random (equation 1) or along principal directions, and their neighbours.
 
-Shapes: N images or samples, M draws for each, C classes, P directions, K steps along each, R real images, A features.
+Shapes: N images, M draws for each, C classes, P directions, K steps along each, R real images, A features.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def augmented(
     seed: int,
     numbers: Tensor,
 ) -> Tensor:
-    """``draws`` from ``N(a_i, lambda Sigma_y)`` for each feature: [N, M, A].
+    """Return ``draws`` samples of ``N(a_i, lambda Sigma_y)`` for each feature (equation 1), [N, M, A].
 
-    Nothing keeps them within the features' range: those of a network that ends in a rectifier are never negative, and a
-    draw can be.
+    The samples are not restricted to the range of the features: a sample can be negative even where the network ends in
+    a ReLU.
 
     Args:
         features: a_i, [N, A].
@@ -36,8 +36,9 @@ def augmented(
         covariance: class -> Sigma, [A, A].
         strength: lambda.
         draws: M.
-        seed: of all of them.
-        numbers: int64 [N], by which each sample has a stream of its own: its draws do not depend on the others.
+        seed: seed of all draws.
+        numbers: int64 [N], a number for each image, which selects its random stream. So the draws of an image do not
+            depend on the rest of the batch.
     """
     shape = draws, features.shape[1]
     standard = torch.stack([_standard(shape, seed, int(number)) for number in numbers]).to(features)
@@ -55,31 +56,31 @@ def _standard(shape: tuple[int, int], seed: int, number: int) -> Tensor:
     return torch.randn(shape, generator=draws)
 
 
-TINY = torch.finfo(torch.float64).tiny  # a class that has been seen once has no variance
+TINY = torch.finfo(torch.float64).tiny  # avoids 0 / 0: a class that was seen once has no variance
 
 
 class Directions(NamedTuple):
-    """Principal directions of a covariance, the widest first."""
+    """Principal directions of a covariance, in descending order of variance."""
 
-    vectors: Tensor  # [P, A]: of length 1, the largest component positive
-    variances: Tensor  # [P]: along each
-    share: Tensor  # [P]: of the variance in all directions
+    vectors: Tensor  # [P, A], of length 1, with a positive largest component
+    variances: Tensor  # [P], the variance along each
+    share: Tensor  # [P], the share of each in the total variance
 
 
 class Neighbours(NamedTuple):
-    """Of one image, moved along its directions."""
+    """Nearest real images to the feature of one image, moved along its directions."""
 
     directions: Directions
-    indices: Tensor  # [P, K]: which real image is nearest
-    distances: Tensor  # [P, K]: of its feature to the moved one
-    moved: Tensor  # [P, K]: how far the feature was moved
+    indices: Tensor  # [P, K], the nearest real image
+    distances: Tensor  # [P, K], from its feature to the moved feature
+    moved: Tensor  # [P, K], how far the feature was moved
 
 
 def principal_directions(covariance: Tensor, count: int) -> Directions:
-    """Of Sigma [A, A] the ``count`` eigenvectors with the largest eigenvalues, in float64.
+    """Return the ``count`` eigenvectors of Sigma [A, A] with the largest eigenvalues, in float64.
 
     Raises:
-        ValueError: there are fewer.
+        ValueError: count is not in 1 to A.
     """
     if not 1 <= count <= len(covariance):
         raise ValueError(f"count={count} must be from 1 to {len(covariance)}, the number of features")
@@ -90,12 +91,14 @@ def principal_directions(covariance: Tensor, count: int) -> Directions:
 
 
 def moved_along(feature: Tensor, directions: Directions, steps: Sequence[float], strength: float) -> Tensor:
-    """``a + k sqrt(lambda) sqrt(variance) v``, [P, K, A] in float64: k counts deviations of ISDA's N(a, lambda Sigma).
+    """Return ``a + k sqrt(lambda) sqrt(variance) v``, [P, K, A] in float64.
+
+    So k counts standard deviations of ISDA's N(a, lambda Sigma).
 
     Args:
         feature: a, [A].
         directions: v and their variances.
-        steps: the ks.
+        steps: the K values of k.
         strength: lambda.
     """
     steps_K = torch.tensor(list(steps)).to(directions.variances)
@@ -104,12 +107,12 @@ def moved_along(feature: Tensor, directions: Directions, steps: Sequence[float],
 
 
 def nearest(points: Tensor, features: Tensor, *, without: int) -> tuple[Tensor, Tensor]:
-    """The real image whose feature is nearest to each of ``points`` [..., A]: its index, and the distance.
+    """Return the index of the real image whose feature is nearest to each of ``points``, and the distance.
 
     Args:
-        points: where features were moved to.
-        features: of the real images, [R, A], R at least 2.
-        without: the index of the image that was moved, which does not count.
+        points: moved features, [..., A].
+        features: features of the real images, [R, A], R at least 2.
+        without: index of the image whose feature was moved, which is excluded.
     """
     distances = torch.cdist(points.double().flatten(0, -2), features.double())
     distances[:, without] = torch.inf
@@ -120,14 +123,14 @@ def nearest(points: Tensor, features: Tensor, *, without: int) -> tuple[Tensor, 
 def neighbours(
     index: int, features: Tensor, covariance: Tensor, *, directions: int, steps: Sequence[float], strength: float
 ) -> Neighbours:
-    """The nearest real images to where ISDA may move the feature of one of them.
+    """Return the nearest real images to where ISDA may move the feature of one image.
 
     Args:
-        index: of the image.
-        features: of all real images, [R, A].
-        covariance: Sigma of its class, [A, A].
-        directions: P, how many.
-        steps: the ks of ``moved_along``.
+        index: index of the image.
+        features: features of all real images, [R, A].
+        covariance: Sigma of the image's class, [A, A].
+        directions: number of directions, P.
+        steps: the K values of k, see ``moved_along``.
         strength: lambda.
     """
     along = principal_directions(covariance, directions)

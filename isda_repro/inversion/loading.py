@@ -1,4 +1,4 @@
-"""The inputs of an inversion: trained networks from their runs' folders, and the real images that are chosen."""
+"""Loading the inputs of an inversion: trained networks from their run directories, and chosen real images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PARTS = ("train", "test")
 
 
 def split_of(source: Source, name: str) -> Split:
-    """The training images or those that are evaluated.
+    """Return the training images (``train``) or the evaluated images (``test``) of a source.
 
     Raises:
         UserError: there is no such part, or its images are not in memory.
@@ -35,15 +35,17 @@ def split_of(source: Source, name: str) -> Split:
 
 
 def name_of(source: Source, part: str) -> str:
-    """What the part is: with a holdout, those that are evaluated are of the training images."""
+    """Return the name of a part for the reader: with a holdout, ``test`` means held-out training images."""
     return part if part == "train" else source.evaluated_on
 
 
 def choose_images(split: Split, wanted: Sequence[int] | None, count: int, classes: Sequence[int]) -> Tensor:
-    """Their indices, int64 [N]: those ``wanted``, or the first ones of each class in turn, ``count`` in all.
+    """Return the indices of the chosen images, int64 [N].
+
+    They are ``wanted``, or else the first images of each class in turn, ``count`` in all.
 
     Raises:
-        UserError: there is no such image, it is of another class, or there are not as many.
+        UserError: there is no such image, it belongs to another class, or there are too few images.
     """
     if wanted is None:
         if count < 1:
@@ -66,7 +68,7 @@ def choose_images(split: Split, wanted: Sequence[int] | None, count: int, classe
 
 
 def feature_map(classifier: FinishedRun) -> FeatureMap:
-    """f of a finished classifier."""
+    """Return the feature map f of a finished classifier."""
     mean, std = builders.normalisation_constants(classifier.cfg, classifier.source)
     return FeatureMap(classifier.network, mean, std, classifier.compute.memory_format)
 
@@ -74,15 +76,16 @@ def feature_map(classifier: FinishedRun) -> FeatureMap:
 def load_reversal(
     generator: Path, classifier: Path, device: str = "auto", data_dir: str | None = None
 ) -> tuple[Reversal, FinishedRun]:
-    """G and f, fixed, and the classifier's run.
+    """Load G and f with fixed weights, and return them with the classifier's run.
 
     Args:
-        generator, classifier: folders of finished runs, of the same data set; the classifier's with loss=isda.
+        generator, classifier: directories of finished runs on the same data set. An inversion also needs the
+            covariances of a classifier with loss=isda, which is not checked here.
         device: auto, cpu or gpu.
-        data_dir: where the data is, if not where it was.
+        data_dir: where the data is now; None: where it was in training.
 
     Raises:
-        UserError: a run is missing, has not finished or is damaged; the two do not fit each other.
+        UserError: a run is missing, has not finished or is damaged, or the two do not fit each other.
     """
     cfg = read_frozen_generator(generator / "config.yaml")
     finished = load_finished_run(classifier, device, data_dir)

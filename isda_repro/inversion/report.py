@@ -1,4 +1,4 @@
-"""The outcome of an inversion: numbers that are kept, sheets of images, and a page to look at."""
+"""Results of an inversion: the numbers as JSON, sheets of images, and a Markdown page."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from isda_repro.gan.pictures import GAP, arrange, enlargement
 from isda_repro.inversion.objectives import Distances
 from isda_repro.inversion.reversal import Inversion, Settings
 
-TEXT = 13  # pixels high
+TEXT = 13  # font size in pixels
 MARGIN = 4
-FRAME = 3  # pixels, in the gap around the image
+FRAME = 3  # pixels; drawn in the gap around an image
 WHITE, BLACK = 255, (0, 0, 0)
 
 
 def titled(images: Tensor, columns: Sequence[str], rows: Sequence[str], framed: Tensor | None = None) -> Tensor:
-    """A picture on white with a line above and names on the left: uint8 [3, height, width].
+    """Return a grid of images with column names above and row names on the left: uint8 [3, height, width].
 
     Args:
         images: uint8 [rows, columns, 1 or 3, H, W].
-        columns: names, each over the first of its columns; an empty one leaves the place to the name before it.
-        rows: names.
-        framed: bool [rows, columns]: which images have a black frame.
+        columns: column names. A long name may run over the following columns if their names are empty.
+        rows: row names.
+        framed: bool [rows, columns], the images with a black frame; None: no frames.
     """
     from matplotlib.font_manager import findfont
     from PIL import Image, ImageDraw, ImageFont
@@ -61,12 +61,12 @@ PROBE = "writable"
 
 
 def numbers_of(inversion: Inversion, settings: Settings, images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Settings, distances and objectives, for JSON.
+    """Return settings, distances and objectives of an inversion, for JSON.
 
     Args:
-        inversion: of N images.
-        settings: it was made with.
-        images: what is known of each: its ``index`` and its ``class``.
+        inversion: the result for N images.
+        settings: the settings that it was made with.
+        images: the ``index`` and the ``class`` of each image.
     """
     found = []
     for row, image in enumerate(images):
@@ -85,13 +85,13 @@ def numbers_of(inversion: Inversion, settings: Settings, images: Sequence[Mappin
 
 
 def _first(distances: Distances, row: int, eta: float) -> dict[str, float]:
-    """Both terms of equation 15, and their sum."""
+    """Return both terms of equation 15, and the objective."""
     features, pixels = float(distances.features[row]), float(distances.pixels[row])
     return {"features": features, "pixels": pixels, "objective": features + eta * pixels}
 
 
 def table(found: Mapping[str, Any]) -> list[str]:
-    """How far both objectives fell, image by image, in Markdown."""
+    """Return the lines of a Markdown table: how far both objectives fell, for each image."""
     lines = [
         "| image | equation 15 | its features | its pixels | equation 16, each augmentation | moved by |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -106,14 +106,17 @@ def table(found: Mapping[str, Any]) -> list[str]:
 
 
 def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
-    """Each whole, in a folder that is there."""
+    """Write each text atomically to the file of its name, in an existing directory."""
     for name, text in texts.items():
         with atomic_write(folder / name) as file:
             file.write(f"{text}\n".encode())
 
 
 def folder_for(output: Path) -> Path:
-    """Made, and tried: what takes half an hour should not end in a folder that cannot be written."""
+    """Create the output directory and check that it can be written.
+
+    An inversion takes half an hour and must not fail only when it writes its results.
+    """
     output.mkdir(parents=True, exist_ok=True)
     probe = output / PROBE
     with atomic_write(probe) as file:
@@ -123,12 +126,12 @@ def folder_for(output: Path) -> Path:
 
 
 def sheet(originals: Tensor, inversion: Inversion) -> Tensor:
-    """Original, reconstruction and augmentations of each image: uint8 [N, 2 + M, 3, H, W]."""
+    """Return original, reconstruction and augmentations of each image: uint8 [N, 2 + M, 3, H, W]."""
     return torch.cat([originals[:, None], inversion.reconstructions[:, None], inversion.augmentations], dim=1)
 
 
 def page(found: Mapping[str, Any], command: str, machine: Sequence[str]) -> str:
-    """Picture, settings and table in Markdown."""
+    """Return a Markdown page with picture, settings and table."""
     first, second = found["step_one"], found["step_two"]
     return "\n".join(
         [

@@ -1,6 +1,6 @@
-"""Steps I and II of Appendix C: gradient descent for the numbers from which a generator makes given features.
+"""Steps I and II of Appendix C: gradient descent on the inputs of a generator until its images have given features.
 
-Shapes: N images, M augmentations of each, D numbers that a generator is given as noise, A features.
+Shapes: N images, M augmentations of each, D noise inputs of the generator (the vector z), A features.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from isda_repro.inversion.directions import augmented
 from isda_repro.inversion.objectives import Distances, Reversal, in_unit_range
 from isda_repro.randomness import stream_seed
 
-DROPS = 4  # parts of a descent, each with a tenth of the rate of the one before
-LOOK_ITERATIONS = 100  # between two looks at the objective: each makes the host wait for a GPU
+DROPS = 4  # parts of a descent; the learning rate falls to a tenth after each
+LOOK_ITERATIONS = 100  # between two checks of the objective, which make the host wait for a GPU
 
 
 @dataclass(frozen=True)
 class Descent:
-    """Its settings; Appendix C's but for the rate, which it has for each step.
+    """Settings of a gradient descent. The defaults are those of Appendix C, which has another rate for each step.
 
     Args:
-        lr: to begin with; divided by 10 after each quarter of the iterations (every 2,500 of 10,000).
-        iterations: how many.
-        momentum: 0.9, without Nesterov's look ahead ("a standard gradient descent").
-        weight_decay: of the numbers that are sought.
+        lr: initial learning rate, divided by 10 after each quarter of the iterations (every 2,500 of 10,000).
+        iterations: number of iterations.
+        momentum: momentum, without Nesterov's variant ("a standard gradient descent").
+        weight_decay: L2 weight decay on z.
 
     Raises:
-        UserError: one of them cannot be.
+        UserError: iterations or lr is out of range.
     """
 
     lr: float
@@ -51,17 +51,17 @@ class Descent:
 STEP_ONE, STEP_TWO = Descent(lr=10.0), Descent(lr=1.0)
 
 Advance = Callable[[int, Tensor], None]
-"""Is told now and then how many iterations were made since it was told last, and of the objective now, [N]."""
+"""Called at intervals with the number of iterations since the last call, and the current objective [N]."""
 
 
 def descend(start: Tensor, objective: Callable[[Tensor], Tensor], settings: Descent, advance: Advance) -> Tensor:
-    """Where the descent ends, from ``start`` [N, D]: N problems at once, none of which knows of the others.
+    """Minimise N independent objectives at once by gradient descent, and return the final z [N, D].
 
     Args:
-        start: where each begins.
-        objective: numbers [N, D] -> what is minimised, [N], each a function of its own row alone.
-        settings: of the descent.
-        advance: looks on.
+        start: initial z, [N, D].
+        objective: z [N, D] -> the values to minimise, [N], each a function of its own row only.
+        settings: settings of the descent.
+        advance: called at intervals to show progress, see ``Advance``.
 
     Raises:
         UserError: an objective is NaN or infinite.
@@ -85,15 +85,18 @@ def descend(start: Tensor, objective: Callable[[Tensor], Tensor], settings: Desc
 
 @dataclass(frozen=True)
 class Settings:
-    """What Appendix C leaves open, and its descents.
+    """Settings of an inversion: those that Appendix C leaves open, and the two descents.
 
     Args:
-        eta: of the distance in pixels, in equation 15.
+        eta: weight of the pixel distance in equation 15.
         strength: lambda of equation 1.
-        augmentations: M.
-        seed: of where Step I begins, and of what features are moved by.
-        first, second: the descents of Steps I and II.
-        at_once: how many images are sought together. What is found depends on it by rounding alone.
+        augmentations: augmented features of each image, M.
+        seed: seed of the starting points of Step I and of the augmentations.
+        first, second: descents of Steps I and II.
+        at_once: number of images that are optimised together; it changes the result by rounding only.
+
+    Raises:
+        UserError: a value is out of range.
     """
 
     eta: float
@@ -113,19 +116,19 @@ class Settings:
                 raise UserError(f"{name}={getattr(self, name)} must be a whole number from {least} on")
 
     def iterations(self, images: int) -> int:
-        """Over all images and both steps: what a progress bar counts."""
+        """Return the number of iterations over all images and both steps, which a progress bar counts."""
         return images * (self.first.iterations + self.augmentations * self.second.iterations)
 
 
 @dataclass(frozen=True)
 class Inversion:
-    """Of N images with M augmented features each; all on the CPU.
+    """Result for N images with M augmented features each; all tensors are on the CPU.
 
     Attributes:
-        reconstructions: uint8 [N, 3, H, W], G of what Step I found.
-        augmentations: uint8 [N, M, 3, H, W], G of what Step II found.
-        start, found: before and after Step I, each [N].
-        moved: ``|a~ - a|^2``, how far a feature was moved, [N, M].
+        reconstructions: images G(z^) that Step I found, uint8 [N, 3, H, W].
+        augmentations: images G(z^) that Step II found, uint8 [N, M, 3, H, W].
+        start, found: both distances before and after Step I, each [N].
+        moved: ``|a~ - a|^2``, the squared distance that a feature was moved by, [N, M].
         before, after: equation 16 before and after Step II, [N, M].
     """
 
@@ -139,7 +142,10 @@ class Inversion:
 
 
 def start_of(numbers: Tensor, noise_dim: int, seed: int) -> Tensor:
-    """Where Step I begins: standard normal [N, D], from a stream of its own for each image's number, int64 [N]."""
+    """Return the starting points of Step I, standard normal [N, D].
+
+    The number of each image, int64 [N], selects its random stream.
+    """
     draws = (torch.Generator().manual_seed(stream_seed(seed, "inversion_start", int(number))) for number in numbers)
     return torch.stack([torch.randn(noise_dim, generator=one) for one in draws])
 
@@ -155,17 +161,17 @@ def step_one(
     at_once: int,
     advance: Advance,
 ) -> Tensor:
-    """The numbers z_i [N, D] of equation 15, on the device.
+    """Return z_i of equation 15, [N, D], on the device (Step I).
 
     Args:
         reversal: G and f.
         images: x_i, uint8 [N, 3, H, W].
         labels: int64 [N].
-        start: where the descent begins, [N, D].
-        eta: of the distance in pixels; one for all, or [N].
-        descent: its settings.
-        at_once: how many are sought together.
-        advance: looks on.
+        start: initial z, [N, D].
+        eta: weight of the pixel distance; one for all images, or [N].
+        descent: settings of the descent.
+        at_once: number of images that are optimised together.
+        advance: called at intervals to show progress.
 
     Raises:
         UserError: an objective is NaN or infinite.
@@ -190,11 +196,12 @@ def step_two(
     at_once: int,
     advance: Advance,
 ) -> Tensor:
-    """The numbers z'_i [N, D] of equation 16, on the device.
+    """Return z'_i of equation 16, [N, D], on the device (Step II).
 
     Args:
-        features: those wanted, [N, A].
-        reversal, labels, start, descent, at_once, advance: as in Step I, from which ``start`` is.
+        features: the augmented features to reach, [N, A].
+        start: initial z, which Step I found, [N, D].
+        reversal, labels, descent, at_once, advance: as in ``step_one``.
 
     Raises:
         UserError: an objective is NaN or infinite.
@@ -215,16 +222,17 @@ def invert(
     settings: Settings,
     advance: Advance,
 ) -> Inversion:
-    """Steps I and II.
+    """Run Steps I and II on a batch of images.
 
     Args:
         reversal: G and f.
         images: x_i, uint8 [N, 3, H, W].
         labels: int64 [N].
-        numbers: int64 [N]; what is drawn for an image follows from its number, whatever the others are.
+        numbers: int64 [N], a number for each image, which selects its random streams. So an image's draws do not depend
+            on the rest of the batch.
         covariance: class -> Sigma, [A, A].
-        settings: of both.
-        advance: looks on.
+        settings: settings of both steps.
+        advance: called at intervals to show progress.
 
     Raises:
         UserError: an objective is NaN or infinite.
@@ -256,7 +264,7 @@ def invert(
 
 @torch.no_grad()
 def pixels_of(reversal: Reversal, z: Tensor, labels: Tensor, at_once: int) -> Tensor:
-    """G(z^) as uint8 [N, 3, H, W] on the CPU."""
+    """Return G(z^) as uint8 [N, 3, H, W] on the CPU."""
 
     def made(z: Tensor, labels: Tensor) -> Tensor:
         return pixels(reversal.images(z, labels)).cpu()
@@ -266,7 +274,7 @@ def pixels_of(reversal: Reversal, z: Tensor, labels: Tensor, at_once: int) -> Te
 
 @torch.no_grad()
 def distances_of(reversal: Reversal, z: Tensor, labels: Tensor, images: Tensor, at_once: int) -> Distances:
-    """Both distances of G(z^) to images uint8, on the CPU."""
+    """Return both distances of G(z^) from uint8 images, on the CPU."""
 
     def both(z: Tensor, labels: Tensor, images: Tensor) -> Tensor:
         real = in_unit_range(images).to(z.device)
@@ -277,5 +285,5 @@ def distances_of(reversal: Reversal, z: Tensor, labels: Tensor, images: Tensor, 
 
 
 def in_parts(at_once: int, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-    """``function`` of so many rows at a time."""
+    """Apply ``function`` to ``at_once`` rows at a time, and return the concatenated results."""
     return torch.cat([function(*part) for part in zip(*(one.split(at_once) for one in rows), strict=True)])

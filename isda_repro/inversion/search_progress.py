@@ -1,4 +1,4 @@
-"""What a person sees while images are sought."""
+"""Progress display of an inversion."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ BAR = "{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
 
 
 class InversionProgress:
-    """For a ``with`` block: a bar over all iterations of all images, with the mean objective; lines in a log file.
+    """Context manager with a progress bar over all iterations of all images, and the mean objective.
+
+    If the stream is not a terminal, it prints lines at intervals instead.
 
     Args:
-        iterations: of all images together.
-        stream: where to write; a bar is drawn only on a terminal.
+        iterations: number of iterations of all images together.
+        stream: where to write; None: standard error.
     """
 
     def __init__(self, iterations: int, stream: TextIO | None = None) -> None:
@@ -33,7 +35,7 @@ class InversionProgress:
         self._begun_at = self._said_at = time.perf_counter()
 
     def __call__(self, iterations: int, objective: Tensor) -> None:
-        """So many more were made, of as many images as there are objectives."""
+        """Advance by ``iterations`` of as many images as ``objective`` [N] has values."""
         made, now = iterations * len(objective), time.perf_counter()
         self._done += made
         words = f"objective {objective.mean():.4g}"
@@ -50,6 +52,6 @@ class InversionProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take the bar away."""
+        """Close the bar."""
         with ignore_broken_pipe(self._stream):
             self._bar.close()

@@ -1,4 +1,7 @@
-"""Losses that see features, logits and the head: ISDA, and what it is compared with. Needs torch and nothing else."""
+"""Losses that take features, logits and the head: ISDA, and the losses that the paper compares it with.
+
+This package imports torch and nothing else of the project.
+"""
 
 from isda_repro.losses.batch_classes import IGNORED
 from isda_repro.losses.center import CenterLoss

@@ -1,7 +1,7 @@
-"""The classes of a batch, the row in which each sample finds its own, and one batch of all processes.
+"""The classes present in a batch, the row of each sample among them, and batches gathered from all processes.
 
-ISDA's cost is paid per class in the batch. On a CPU the classes are looked up; an accelerator is never waited for, and
-works on a fixed number of rows, of which those that no sample points to go unused.
+ISDA's cost is per class of the batch. On a CPU the classes present are looked up. On an accelerator that would make
+the host wait, so a fixed number of rows is used, and rows without a sample go unused.
 
 Shapes: N samples, C classes, U rows.
 """
@@ -15,38 +15,50 @@ import torch.distributed as dist
 from torch import Tensor
 
 IGNORED = -100
-"""The target of a sample that counts for nothing, on an accelerator alone (criterion.py); cross-entropy's default."""
+"""Target of an ignored sample, the default of cross-entropy; only on an accelerator, see ``criterion.py``."""
 
-SAMPLES_FOR_ALL = 4  # with as many samples a class on average, 98% of the classes are in a random batch
+SAMPLES_FOR_ALL = 4  # per class: with as many on average, 98% of the classes are in a random batch
 
 
 def is_asynchronous(tensor: Tensor) -> bool:
-    """Whether its values are not to be asked for: its device runs behind the host, or a graph is being compiled."""
+    """Return True if reading values of ``tensor`` has to be avoided.
+
+    Either its device runs behind the host, or a graph is being compiled.
+    """
     return not tensor.is_cpu or torch.compiler.is_compiling()
 
 
 def without_negative(targets: Tensor) -> Tensor:
-    """Targets that can be used as indices: class 0 for a sample that is ``IGNORED``."""
-    return targets.clamp(min=0) if is_asynchronous(targets) else targets  # else they have been taken out
+    """Return targets that can be used as indices: class 0 stands in for ``IGNORED``."""
+    return targets.clamp(min=0) if is_asynchronous(targets) else targets  # a CPU has dropped ignored samples
 
 
 class BatchClasses(NamedTuple):
-    """The class of each row, int64, and each sample's row: ``classes_U[row_N] == targets``, any row where ignored.
+    """The classes of a batch as rows, and the row of each sample.
 
-    ``classes_U`` is None where row c is class c, for all C of them: then nothing need be gathered.
+    Attributes:
+        classes_U: the class of each row, int64 [U]; None if row c is class c for all C classes, so that nothing needs
+            to be gathered.
+        row_N: the row of each sample, int64 [N], such that ``classes_U[row_N] == targets``; any row for ignored
+            samples.
     """
 
     classes_U: Tensor | None
     row_N: Tensor
 
     def take(self, per_class: Tensor, here: slice | None = None) -> Tensor:
-        """Rows ``here`` (None: all) of something [C, ...] that each class has one of; a view where it can be."""
+        """Return the rows of ``per_class`` [C, ...] that belong to the batch's classes, as a view where possible.
+
+        Args:
+            per_class: one entry for each class.
+            here: the rows to return; None: all U of them.
+        """
         if self.classes_U is None:
             return per_class if here is None else per_class[here]
         return per_class.index_select(0, self.classes_U if here is None else self.classes_U[here])
 
     def put(self, per_class: Tensor, rows: Tensor) -> None:
-        """Copy each row to its place in something [C, ...]; rows of one class must be alike."""
+        """Copy ``rows`` [U, ...] to their classes in ``per_class`` [C, ...]; rows of one class must be equal."""
         if self.classes_U is None:
             per_class.copy_(rows)
         else:
@@ -54,7 +66,10 @@ class BatchClasses(NamedTuple):
 
 
 def classes_present(targets: Tensor, num_classes: int) -> BatchClasses:
-    """Just the classes in the batch, in rising order; all of them where nearly all must be there. For a CPU."""
+    """Return the classes that occur in the batch, in ascending order; for a CPU.
+
+    If the batch is so large that nearly all classes occur, all C are returned.
+    """
     if SAMPLES_FOR_ALL * num_classes <= len(targets):
         return BatchClasses(None, targets)
     present_C = torch.bincount(targets, minlength=num_classes) > 0
@@ -63,9 +78,10 @@ def classes_present(targets: Tensor, num_classes: int) -> BatchClasses:
 
 
 def rows_of_fixed_number(targets: Tensor, num_classes: int) -> BatchClasses:
-    """All C classes where a batch can hold them all, else N rows: one for each class present, the rest class 0.
+    """Return the classes of a batch in a number of rows that depends on shapes only.
 
-    Its shapes depend on those of ``targets`` alone, so that it can be captured in a CUDA graph.
+    These are all C classes if a batch can hold them all. Otherwise there are N rows: one for each class present, and
+    the remaining rows have class 0. So a CUDA graph can capture it.
     """
     targets = without_negative(targets)
     if num_classes <= len(targets):
@@ -80,25 +96,25 @@ def rows_of_fixed_number(targets: Tensor, num_classes: int) -> BatchClasses:
 
 
 def check_group(process_group: Any) -> None:
-    """Whether it can be the ``process_group`` of a loss.
+    """Check the ``process_group`` argument of a loss.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: it is neither a ``torch.distributed.ProcessGroup`` nor None.
     """
     if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
         raise ValueError(f"process_group={process_group} must be a torch.distributed.ProcessGroup, or None")
 
 
 def of_all_processes(features: Tensor, targets: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
-    """``gathered``, or where there is no group what was given; without a graph."""
+    """Return the features and targets of all processes of ``group``, detached; with None, the given ones."""
     return (features.detach(), targets) if group is None else gathered(features.detach(), targets, group)
 
 
 def gathered(features: Tensor, targets: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
-    """The features [N, A] and targets [N] of all processes of ``group``, in the order of their ranks.
+    """Return the features [N, A] and targets [N] of all processes of ``group``, in the order of their ranks.
 
-    On a CPU each may have another number of samples. On an accelerator, whose host is not to wait, all must have the
-    same: a process with fewer fills up with samples that ``ignore_index`` marks.
+    On a CPU the processes may have different numbers of samples. On an accelerator, whose host must not wait, all
+    numbers must be equal: a process with fewer samples pads its batch with samples that ``ignore_index`` marks.
     """
     world = dist.get_world_size(group)
     if is_asynchronous(targets):
@@ -117,6 +133,6 @@ def gathered(features: Tensor, targets: Tensor, group: dist.ProcessGroup) -> tup
 
 def _all(own: Tensor, group: dist.ProcessGroup, world: int) -> Tensor:
     everything = own.new_empty(world * len(own), *own.shape[1:])
-    gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # its newer name
+    gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # the function's newer name
     gather(everything, own.contiguous(), group=group)
     return everything

@@ -1,4 +1,4 @@
-"""Center loss (Wen et al. 2016): cross-entropy, and a pull of each feature towards the centre of its class.
+"""Center loss (Wen et al. 2016): cross-entropy, plus a penalty on the distance of each feature to its class centre.
 
 Shapes: N samples in the batch, C classes, A features.
 """
@@ -18,25 +18,25 @@ from isda_repro.losses.criterion import Criterion, require_from_zero
 
 
 class CenterLoss(Criterion):
-    """``CE + weight * 1/2 mean_i |a_i - c_{y_i}|^2``; the centres c are parameters, and follow the features.
+    """``CE + weight * 1/2 mean_i |a_i - c_{y_i}|^2``, with one learned centre c for each class.
 
-    The centres' gradient is Wen et al.'s update rule (equation 4), not the derivative of the loss:
+    The centres' gradient is Wen et al.'s update rule (their equation 4), not the derivative of the loss:
 
         delta c_j = sum_{i: y_i = j} (c_j - a_i) / (1 + n_j),   n_j the samples of class j in the batch
 
-    so that an SGD step of rate 0.5, ``parameter_groups``, moves a centre half way to the mean of many samples, whatever
-    the batch's size and the loss's weight. In their code too the loss is a mean over the batch.
+    So an SGD step with rate 0.5 (see ``parameter_groups``) moves a centre half way to the mean of many samples,
+    whatever the batch size and the weight of the loss. As in their code, the loss is a mean over the batch.
 
-    The ISDA paper gives the rate of the centres, "initially" 0.5 (Appendix B), and nothing else of this loss.
+    The ISDA paper gives the initial rate of the centres, 0.5 (Appendix B), and nothing else about this loss.
 
     Args:
-        num_classes: C.
-        feature_dim: A.
-        weight: of the pull; 0 is cross-entropy. Wen et al. take 0.003; the ISDA paper does not say.
-        centers_lr: of the centres, at the beginning; the run's schedule applies to it.
+        num_classes: number of classes, C.
+        feature_dim: number of features, A.
+        weight: factor of the penalty; 0 gives cross-entropy. Wen et al. use 0.003, the ISDA paper does not say.
+        centers_lr: initial learning rate of the centres; the run's schedule applies to it.
         ignore_index: see ``Criterion``.
-        process_group: the processes whose batches are one, as for ``ISDALoss``: each gets the centres' gradient of all
-            samples, which is not to be reduced again. None: this process alone.
+        process_group: processes whose batches count as one, as for ``ISDALoss``. Each process gets the centres'
+            gradient of all samples, which must not be reduced again. None: this process alone.
 
     Raises:
         ValueError: weight or centers_lr is negative or not finite.
@@ -59,22 +59,22 @@ class CenterLoss(Criterion):
         require_from_zero("weight", weight)
         require_from_zero("centers_lr", centers_lr)
         self.weight, self.centers_lr = weight, centers_lr
-        bound = math.sqrt(3 / feature_dim)  # as their code fills them; they leave it within a few steps
+        bound = math.sqrt(3 / feature_dim)  # initialised as in their code; forgotten within a few steps
         self.centers = nn.Parameter(torch.empty(num_classes, feature_dim).uniform_(-bound, bound))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The centres: plain SGD, without momentum or weight decay."""
+        """Return the parameter group of the centres: plain SGD, without momentum or weight decay."""
         options = {"lr": self.centers_lr, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
         return [{"params": [self.centers], **options}]
 
     def loss(
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:
-        """Cross-entropy and the pull, each a mean over the batch."""
+        """Return the sum of cross-entropy and penalty, each a mean over the batch."""
         cross_entropy = self._cross_entropy(features, logits, targets, head=head, progress=progress)
         centers = self.centers.to(features.dtype)
         away, known, samples = _away(features, targets, centers.detach())
-        pull = away.square().sum() * (0.5 * self.weight) / samples  # in this order: 1 / samples alone is float32
+        pull = away.square().sum() * (0.5 * self.weight) / samples  # divide last: 1 / samples alone would be float32
         if self.process_group is not None:
             features, targets = gathered(features.detach(), targets, self.process_group)
             away, known, _ = _away(features, targets, centers.detach())
@@ -84,7 +84,10 @@ class CenterLoss(Criterion):
 
 
 def _away(features: Tensor, targets: Tensor, centers: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
-    """Each feature as seen from its centre, 0 if it is ignored; targets to index with; how many count, at least 1."""
+    """Return the feature offsets from the centres [N, A], usable indices [N], and the number of samples (at least 1).
+
+    The offset of an ignored sample is 0.
+    """
     counted = (targets != IGNORED).sum().clamp(min=1) if is_asynchronous(targets) else max(1, len(targets))
     features, targets, counted_N1 = without_ignored(features, targets)
     away = features - centers.index_select(0, targets)
@@ -92,7 +95,7 @@ def _away(features: Tensor, targets: Tensor, centers: Tensor) -> tuple[Tensor, T
 
 
 class _CentresFollow(torch.autograd.Function):
-    """Zero, whose gradient for the centres is their update rule; the same in all processes of a group."""
+    """The number 0, whose gradient for the centres is their update rule; the same in all processes of a group."""
 
     @staticmethod
     def forward(
@@ -111,7 +114,7 @@ class _CentresFollow(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         away_NA, targets_N, counts_C = ctx.saved_tensors
         scale = gradients[0]
-        if ctx.group is not None:  # each process's loss may count by another weight; on average, by that of the whole
+        if ctx.group is not None:  # the processes' losses may be weighted differently: take the mean weight
             scale = scale.clone()
             dist.all_reduce(scale, group=ctx.group)
             scale = scale / dist.get_world_size(ctx.group)

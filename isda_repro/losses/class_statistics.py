@@ -1,6 +1,6 @@
-"""Running mean and covariance, or variances, of the features of each class: equations 9-11 of the paper (Appendix A).
+"""Running mean and covariance (or variances) of the features of each class: equations 9-11 of Appendix A.
 
-Shapes: N samples in the batch, C classes, A features, R rows for a class: the shift of its mean and its samples.
+Shapes: N samples in the batch, C classes, A features, R rows of a class: the shift of its mean and its samples.
 """
 
 from __future__ import annotations
@@ -10,18 +10,23 @@ from torch import Tensor, nn
 
 from isda_repro.losses.batch_classes import IGNORED, BatchClasses, classes_present, is_asynchronous, without_negative
 
-BATCHED_BYTES = 2**21  # of covariances: measured on a CPU, up to here it is quicker to pass through all of them
+BATCHED_BYTES = 2**21  # of covariances: up to this size one batched product was faster on a CPU
 
 
 class ClassStatistics(nn.Module):
-    """Mean [C, A], covariance [C, A, A] and count [C] of every class over all batches seen.
+    """Running mean, covariance and count of every class, over all batches seen.
 
-    Each batch is merged in place, exactly: the result is that of one pass over all samples together (the population
+    Each batch is merged in place and exactly: the result equals that of a single pass over all samples (the population
     covariance, divided by the count). A class that has never been seen has mean and covariance zero.
 
     Args:
-        num_classes: C.
-        feature_dim: A. The covariances take 4 C A A bytes.
+        num_classes: number of classes, C.
+        feature_dim: number of features, A. The covariances take 4 C A A bytes.
+
+    Attributes:
+        mean: [C, A].
+        covariance: [C, A, A], symmetric.
+        count: number of samples of each class, int64 [C].
     """
 
     mean: Tensor
@@ -32,20 +37,25 @@ class ClassStatistics(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(num_classes, feature_dim))
         self.register_buffer("covariance", torch.zeros(num_classes, feature_dim, feature_dim))
-        # Whole numbers, which stay exact for ever; fp32 would stop counting at 2**24.
+        # int64, because fp32 would stop counting at 2**24.
         self.register_buffer("count", torch.zeros(num_classes, dtype=torch.int64))
 
     @torch.no_grad()
     def update(self, features: Tensor, targets: Tensor) -> None:
-        """Merge a batch: ``features`` [N, A] and ``targets`` int64 [N] in [0, C), on an accelerator also ``IGNORED``.
+        """Merge one batch into the statistics, in place.
 
-        With n samples of a class before, m in the batch, T = n + m, and the mean mu moving to
-        mu_new = mu + sum_i (a_i - mu) / T, equation 10 is
+        With n samples of a class before, m in the batch, T = n + m, and the mean moving from mu to
+        mu_new = mu + sum_i (a_i - mu) / T (equation 9), equation 10 becomes
 
             Sigma_new = (n Sigma + sum_i (a_i - mu_new) (a_i - mu_new)^T + n (mu - mu_new) (mu - mu_new)^T) / T
 
-        so a class takes one product of a matrix with itself: its rows are the samples and the old mean as seen from the
-        new one. What is added is symmetric and never negative, and a mean far from zero costs the first batch nothing.
+        So each class needs one product of a matrix with itself, whose rows are the samples and the old mean, relative
+        to the new mean. The added term is symmetric and positive semi-definite, and a mean far from zero costs the
+        first batch no precision.
+
+        Args:
+            features: [N, A].
+            targets: int64 [N] in [0, C); on an accelerator also ``IGNORED``.
         """
         mean_CA, covariance_CAA, count_C = self.mean, self.covariance, self.count
         batch_count_C = samples_of_each(targets, len(count_C))
@@ -55,7 +65,7 @@ class ClassStatistics(nn.Module):
         features, targets, counts_N1 = without_ignored(features.to(mean_CA.dtype), targets)
         centred_NA = only(counts_N1, features - mean_CA.index_select(0, targets))
         moved_CA = torch.zeros_like(mean_CA).index_add_(0, targets, centred_NA).div_(total_C[:, None])
-        mean_CA += moved_CA  # zero for an absent class, which stays as it was
+        mean_CA += moved_CA  # zero for an absent class
         centred_NA -= only(counts_N1, moved_CA.index_select(0, targets))
         keep_C = before_C / total_C
         shift_CA = moved_CA.mul_(before_C.sqrt_()[:, None])
@@ -67,7 +77,10 @@ class ClassStatistics(nn.Module):
             covariance_CAA.mul_(keep_C[:, None, None]).baddbmm_(rows_CRA.mT, rows_CRA)
 
     def _merge_one_by_one(self, centred_NA: Tensor, shift_CA: Tensor, targets_N: Tensor, batch_count_C: Tensor) -> None:
-        """An in-place product for each class present: no other covariance is read, and none is copied."""
+        """Update the covariance of each class present with one in-place product.
+
+        No other covariance is read, and none is copied.
+        """
         counts, totals = batch_count_C.tolist(), self.count.tolist()
         centred = centred_NA.index_select(0, targets_N.argsort()).split(counts)
         for c, (count, total) in enumerate(zip(counts, totals, strict=True)):
@@ -77,16 +90,16 @@ class ClassStatistics(nn.Module):
 
 
 def _rows(centred_NA: Tensor, shift_CA: Tensor, targets_N: Tensor, batch_count_C: Tensor) -> Tensor:
-    """Each class's shift and samples laid into as many rows, for one product of all; zero where it has fewer.
+    """Return each class's shift and samples in equally many rows [C, R, A], padded with zeros for a batched product.
 
-    On an accelerator the product then costs C N A A instead of N A A: 5 G multiply-adds at (128, 100, 640).
+    On an accelerator the product then costs C N A A instead of N A A: 5 G multiply-adds at (N, C, A) = (128, 100, 640).
     """
     classes, width = shift_CA.shape
     position_N = torch.arange(len(targets_N), device=targets_N.device)
-    if is_asynchronous(targets_N):  # as many rows as samples always suffice: nobody need know the largest count
+    if is_asynchronous(targets_N):  # as many rows as samples always suffice; the largest count is not read
         rows = len(targets_N) + 1
         slot_N = position_N.add_(1).add_(targets_N, alpha=rows)
-    else:  # the samples of a class, in turn, up to the last of its rows
+    else:  # the samples of a class take the last of its rows
         rows = int(batch_count_C.max()) + 1
         targets_N, order_N = targets_N.sort()
         centred_NA = centred_NA.index_select(0, order_N)
@@ -99,34 +112,45 @@ def _rows(centred_NA: Tensor, shift_CA: Tensor, targets_N: Tensor, batch_count_C
 
 
 def samples_of_each(targets: Tensor, num_classes: int) -> Tensor:
-    """Samples of each class, int64 [C]. ``bincount`` is faster, but waits for an accelerator."""
+    """Return the number of samples of each class, int64 [C].
+
+    ``bincount`` is faster, but waits for an accelerator.
+    """
     if is_asynchronous(targets):
         return (torch.arange(num_classes, device=targets.device)[:, None] == targets).sum(1)
     return torch.bincount(targets, minlength=num_classes)
 
 
 def without_ignored(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Features and targets that can be calculated with; and for each sample 0 if it is ignored, else 1 (None: all)."""
+    """Return features with zeros for ignored samples, usable class indices, and which samples count.
+
+    The last is a float tensor [N, 1], 0 for ignored samples and 1 otherwise; None if all count.
+    """
     if not is_asynchronous(targets):
-        return features, targets, None  # those ignored have been taken out
+        return features, targets, None  # ignored samples have been dropped
     counts_N1 = (targets != IGNORED)[:, None]
     return torch.where(counts_N1, features, 0), without_negative(targets), counts_N1.to(features.dtype)
 
 
 def only(counts_N1: Tensor | None, of_samples: Tensor) -> Tensor:
-    """``of_samples`` [N, A], in place 0 where a sample is ignored."""
+    """Set ``of_samples`` [N, A] to 0 in place where a sample is ignored, and return it."""
     return of_samples if counts_N1 is None else of_samples.mul_(counts_N1)
 
 
 class ClassVariances(nn.Module):
-    """Mean [C, A], variance [C, A] and count [C] of every class over all batches seen.
+    """Running mean, variance and count of every class, over all batches seen.
 
-    What ``ClassStatistics`` is for whole covariances: merged in place, exactly, population variances. A batch costs
-    N A, and nothing of the size N C A is ever built.
+    The diagonal counterpart of ``ClassStatistics``: merged in place and exactly, population variances. A batch costs N
+    A operations, and no tensor of size N C A is built.
 
     Args:
-        num_classes: C.
-        feature_dim: A.
+        num_classes: number of classes, C.
+        feature_dim: number of features, A.
+
+    Attributes:
+        mean: [C, A].
+        variance: [C, A].
+        count: number of samples of each class, int64 [C].
     """
 
     mean: Tensor
@@ -141,16 +165,20 @@ class ClassVariances(nn.Module):
 
     @torch.no_grad()
     def update(self, features: Tensor, targets: Tensor) -> None:
-        """Merge a batch: ``features`` [N, A] and ``targets`` int64 [N] in [0, C), on an accelerator also ``IGNORED``.
+        """Merge one batch into the statistics, in place.
 
-        Its own mean enters as in ``ClassStatistics.update``: n before, T after, the mean moving by delta,
+        As in ``ClassStatistics.update``, with n samples of a class before, T after, and the mean moving by delta:
 
             sigma2_new = (n sigma2 + sum_i (a_i - mu_new)^2 + n delta^2) / T
+
+        Args:
+            features: [N, A].
+            targets: int64 [N] in [0, C); on an accelerator also ``IGNORED``.
         """
         batch_count_C = samples_of_each(targets, len(self.count))
         self.count += batch_count_C
         features, targets, counts_N1 = without_ignored(features.to(self.mean.dtype), targets)
-        # A CPU reads and writes only the classes that are there; an accelerator need not know which these are.
+        # A CPU reads and writes only the classes present; an accelerator would have to wait to know them.
         batch = BatchClasses(None, targets) if is_asynchronous(targets) else classes_present(targets, len(self.count))
         mean_UA, variance_UA = batch.take(self.mean), batch.take(self.variance)
         total_U1 = batch.take(self.count).to(mean_UA.dtype).clamp_(min=1)[:, None]
@@ -161,6 +189,6 @@ class ClassVariances(nn.Module):
         centred_NA -= only(counts_N1, moved_UA.index_select(0, batch.row_N))
         share_of_sums_UA = moved_UA.square_().mul_(before_U1).index_add_(0, batch.row_N, centred_NA.square_())
         variance_UA.mul_(before_U1 / total_U1).add_(share_of_sums_UA.div_(total_U1))
-        if batch.classes_U is not None:  # else they are views, and all is in its place
+        if batch.classes_U is not None:  # otherwise they are views and already updated
             self.mean.index_copy_(0, batch.classes_U, mean_UA)
             self.variance.index_copy_(0, batch.classes_U, variance_UA)

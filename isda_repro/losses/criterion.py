@@ -1,9 +1,9 @@
-"""The contract of every loss.
+"""Base class of all losses, and cross-entropy.
 
-On a CPU a batch is looked at before it is used: a label outside the classes is an error, samples that are to be
-ignored are taken out. An accelerator is never asked for a value, and neither is a graph that is being compiled: there
-such samples stay, their target is ``IGNORED``, and each loss leaves them out of its means and its statistics; a label
-outside the classes makes the loss NaN, and does not end the process as an assertion on the device would.
+On a CPU a batch is checked before use: a label outside the classes raises an error, and ignored samples are dropped.
+On an accelerator, and while a graph is compiled, no value may be read. There ignored samples stay in the batch with the
+target ``IGNORED``, and each loss leaves them out of its means and statistics. A label outside the classes makes the
+loss NaN, instead of ending the process as a device-side assertion would.
 
 Shapes: N samples in the batch, C classes, A features.
 """
@@ -24,10 +24,10 @@ from isda_repro.losses.batch_classes import IGNORED, is_asynchronous
 
 
 def require_number(name: str, value: object, within: Callable[[float], bool], what: str) -> None:
-    """Refuse what is no finite number for which ``within`` holds.
+    """Check that ``value`` is a finite number for which ``within`` holds.
 
     Raises:
-        ValueError: with the name, the value, and ``what`` it must be.
+        ValueError: it is not; the message has the name, the value, and ``what`` it must be.
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (is_number and math.isfinite(value) and within(value)):  # type: ignore[arg-type]
@@ -35,37 +35,42 @@ def require_number(name: str, value: object, within: Callable[[float], bool], wh
 
 
 def require_from_zero(name: str, value: object) -> None:
-    """Refuse what is no finite number from 0 on, likewise."""
+    """Check that ``value`` is a finite number >= 0; raises ``ValueError`` as ``require_number``."""
     require_number(name, value, lambda number: number >= 0, "a number from 0 on")
 
 
 def require_count(name: str, value: object) -> None:
-    """Refuse what is no whole number from 1 on, likewise; True is none."""
+    """Check that ``value`` is an integer >= 1, and not a bool; raises ``ValueError``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}={value} must be a whole number from 1 on")
 
 
 class Criterion(nn.Module):
-    """Features, logits, targets and the head -> one scalar, in the dtype of the head's weight and at least fp32.
+    """Base class of losses: features, logits, targets and the head -> one scalar.
 
-    In ``eval()`` every criterion is plain cross-entropy and changes none of its state. State that training changes is a
-    buffer or a parameter, so that ``state_dict`` holds all of it. A subclass says what it does in training in ``loss``.
+    The loss is computed in the dtype of the head's weight, and at least in fp32.
+
+    In ``eval()`` every criterion is plain cross-entropy and changes none of its state. All state that training changes
+    is a buffer or a parameter, so ``state_dict`` is complete. A subclass defines its training loss in ``loss``.
 
     Args:
-        num_classes: C.
-        feature_dim: A.
-        ignore_index: samples with this target count for nothing, as in ``torch.nn.CrossEntropyLoss``; None: there are
-            none. The loss of a batch that has no other is 0.
+        num_classes: number of classes, C.
+        feature_dim: number of features, A.
+        ignore_index: samples with this target are left out, as in ``torch.nn.CrossEntropyLoss``; None: no such target.
+            A batch of ignored samples only has loss 0.
+
+    Raises:
+        ValueError: num_classes or feature_dim is below 1, or ignore_index is not an integer.
     """
 
     uses_head_bias: ClassVar[bool] = True
-    """Whether it takes the logits as they are; False: the head must have no bias."""
+    """False if the loss needs a head without bias."""
 
     has_statistics: ClassVar[bool] = False
-    """Whether it keeps something of all samples it has seen, and takes a ``process_group`` to share it."""
+    """True if the loss keeps statistics of all samples seen, and takes a ``process_group`` to share them."""
 
     waits_for_device: ClassVar[bool] = False
-    """Whether its value needs numbers that an accelerator has computed, so that a CUDA graph cannot capture it."""
+    """True if the loss reads values back from an accelerator, so that a CUDA graph cannot capture it."""
 
     def __init__(self, num_classes: int, feature_dim: int, ignore_index: int | None = None) -> None:
         super().__init__()
@@ -76,53 +81,65 @@ class Criterion(nn.Module):
         self.num_classes = num_classes
         self.feature_dim = feature_dim
         self.ignore_index = ignore_index
-        self.draws: torch.Generator | None = None  # None: PyTorch's own
-        self.process_group: dist.ProcessGroup | None = None  # of a loss whose state is that of all processes
+        self.draws: torch.Generator | None = None  # None: PyTorch's default generator
+        self.process_group: dist.ProcessGroup | None = None  # set by losses that share statistics between processes
         self._part: tuple[int, int] | None = None
 
     @property
     def is_collective(self) -> bool:
-        """Whether all processes call it in each step, those without a sample too."""
+        """True if all processes must call the loss in each step, even those without samples."""
         return self.process_group is not None
 
     def begin_step(
         self, step: int, total_steps: int, generator: torch.Generator, part: tuple[int, int] | None = None
     ) -> None:
-        """Called before each optimizer step, counted from 0, by a loop that wants the draws of ``generator``.
+        """Set the generator of the loss's random draws; a training loop may call it before each optimizer step.
 
-        It is on the device of the features, and seeded by whoever made it: its state is no state of the criterion.
-        ``part`` says where this process's samples begin in the batch of all processes, and how many that has; None: its
-        batch is all there is. Each sample then has the draws that it would have if one process had them all.
+        Args:
+            step: number of the step, from 0.
+            total_steps: number of steps of the whole run.
+            generator: seeded by the caller, on the device of the features. Its state is not part of ``state_dict``.
+            part: where this process's samples begin in the batch of all processes, and the size of that batch; None:
+                this process has the whole batch. Each sample then gets the same draws as if one process had all of
+                them.
         """
         self.draws, self._part = generator, part
 
     def own_draws(self, draw: Callable[[int], Tensor], samples: int) -> Tensor:
-        """What ``draw`` gives for this process's ``samples``, out of what it gives for the whole batch."""
+        """Return the rows of ``draw(count)`` that belong to this process's samples.
+
+        Args:
+            draw: returns random numbers for a number of samples, which are drawn for the batch of all processes.
+            samples: number of samples of this process.
+        """
         if self._part is None:
             return draw(samples)
         first, total = self._part
         return draw(max(total, first + samples))[first : first + samples]
 
     def whole_state_dict(self) -> dict[str, Tensor] | None:
-        """Its state, of which each process may hold a part; None where another process has it. All must call it."""
+        """Return the state of all processes, of which each may hold a part; all must call this.
+
+        Returns None on processes that do not receive it.
+        """
         return self.state_dict()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimizer, with options of their own, if the criterion has parameters."""
+        """Return optimizer groups for the criterion's own parameters; empty if it has none."""
         return []
 
     def forward(
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:
-        """The loss of a batch, [].
+        """Return the mean loss of a batch, [].
 
         Args:
-            features: [N, A], what the head turned into ``logits``; any floating dtype.
-            logits: [N, C].
+            features: [N, A], the input of the head; any floating dtype.
+            logits: [N, C], the output of the head.
             targets: class numbers, int64 [N].
             head: the last layer of the network.
             progress: the share of training that is over, in [0, 1]; t/T in the paper. In a CUDA graph a 0-d tensor on
-                the device, whose value then can change.
+                the device, whose value can change between replays.
 
         Raises:
             TypeError: targets are not class numbers.
@@ -153,7 +170,7 @@ class Criterion(nn.Module):
         head: nn.Linear,
         progress: float | Tensor,
     ) -> Tensor:
-        """The loss of targets whose values are not known here."""
+        """Return the loss without reading the values of ``targets``; NaN if one is outside [0, C)."""
         if not len(targets) and not self.is_collective:
             return logits.sum()
         is_known = is_counted = targets.clamp(0, self.num_classes - 1) == targets
@@ -161,17 +178,17 @@ class Criterion(nn.Module):
             is_ignored = targets == self.ignore_index
             is_known, is_counted = is_known | is_ignored, is_known & ~is_ignored
         value = loss(features, logits, torch.where(is_counted, targets, IGNORED), head=head, progress=progress)
-        if self.ignore_index is not None:  # else a batch without a sample that counts has a bad label
+        if self.ignore_index is not None:  # without ignore_index such a batch has only bad labels, and is NaN below
             value = torch.where(is_counted.any(), value, 0)
         return torch.where(is_known.all(), value, torch.nan)
 
     def loss(
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:
-        """The loss in training, [].
+        """Return the mean loss of a batch in training, [].
 
-        Arguments as in ``forward``, checked, in the loss's dtype; N is at least 1 unless ``is_collective``, and a
-        target is ``IGNORED`` (on an accelerator alone) or in [0, C).
+        The arguments are those of ``forward``, checked and in the dtype of the loss. N is at least 1 unless
+        ``is_collective``. Targets are in [0, C) or, on an accelerator only, ``IGNORED``.
         """
         raise TypeError(f"{type(self).__name__} does not define its loss")
 
@@ -202,7 +219,7 @@ class Criterion(nn.Module):
         classes, ignored = self.num_classes, self.ignore_index
         if not len(targets):
             return
-        if ignored is not None:  # it may be any number
+        if ignored is not None:  # any integer, also one outside [0, C)
             targets = targets.masked_fill(targets == ignored, 0)
         lowest, highest = (int(target) for target in targets.aminmax())
         if lowest < 0 or highest >= classes:
@@ -213,18 +230,18 @@ class Criterion(nn.Module):
 
 
 class CrossEntropy(Criterion):
-    """Plain cross-entropy, the paper's "Basic"."""
+    """Plain cross-entropy, the paper's "Basic" loss."""
 
     def loss(
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:
-        """Mean over the batch."""
+        """Return the mean cross-entropy over the batch."""
         return self._cross_entropy(features, logits, targets, head=head, progress=progress)
 
 
 def mean_over_batch(of_samples: Tensor, targets: Tensor) -> Tensor:
-    """The mean of ``of_samples`` [N] over the samples that are not ``IGNORED``."""
+    """Return the mean of ``of_samples`` [N] over the samples that are not ``IGNORED``."""
     if not is_asynchronous(targets):
-        return of_samples.mean() if len(targets) else of_samples.sum()  # they have been taken out
+        return of_samples.mean() if len(targets) else of_samples.sum()  # ignored samples have been dropped
     counts = targets != IGNORED
     return torch.where(counts, of_samples, 0).sum() / counts.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""DisturbLabel (Xie et al. 2016): wrong labels, drawn anew in every iteration."""
+"""DisturbLabel (Xie et al. 2016): cross-entropy on labels that are randomly replaced in every iteration."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from isda_repro.losses.criterion import Criterion, require_number
 
 
 class DisturbLabel(Criterion):
-    """Cross-entropy after each label, with probability alpha, is replaced by a uniform draw over all C classes.
+    """Cross-entropy, where each label is replaced by a uniform draw over all C classes with probability alpha.
 
-    The draw may be the label itself, so a share alpha (C - 1) / C of the labels is wrong: their section 3.1, where the
-    label keeps its value with probability 1 - (C - 1) / C alpha and takes each other with probability alpha / C.
+    The draw may be the label itself, so a share alpha (C - 1) / C of the labels is wrong. This is section 3.1 of Xie et
+    al., where the label is kept with probability 1 - alpha (C - 1) / C and takes each other value with probability
+    alpha / C.
 
     Args:
-        num_classes: C.
-        feature_dim: A.
-        alpha: "noise rate", a fraction, where their code has a percentage. The ISDA authors: 0.05, and 0.1 for
-            ResNet-110 on CIFAR-100 (Appendix B).
+        num_classes: number of classes, C.
+        feature_dim: number of features, A.
+        alpha: noise rate, a fraction (their code has a percentage). The ISDA authors use 0.05, and 0.1 for ResNet-110
+            on CIFAR-100 (Appendix B).
         ignore_index: see ``Criterion``.
 
     Raises:
@@ -36,12 +37,15 @@ class DisturbLabel(Criterion):
     def loss(
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:
-        """Mean over the batch, against the disturbed labels."""
+        """Return the mean cross-entropy over the batch, against the disturbed labels."""
         disturbed = self.disturb(targets)
         return self._cross_entropy(features, logits, disturbed, head=head, progress=progress)
 
     def disturb(self, targets: Tensor) -> Tensor:
-        """Other labels [N] for ``targets`` [N], drawn from the generator of ``begin_step``, or else PyTorch's own."""
+        """Return disturbed labels [N] for ``targets`` [N].
+
+        They are drawn from the generator of ``begin_step``, or from PyTorch's default one.
+        """
         device, draws = targets.device, self.draws
         uniform = self.own_draws(lambda count: torch.rand(count, generator=draws, device=device), len(targets))
         anything = self.own_draws(

@@ -1,4 +1,4 @@
-"""Focal loss (Lin et al. 2017) over a softmax."""
+"""Focal loss (Lin et al. 2017) on softmax probabilities."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from isda_repro.losses.criterion import Criterion, mean_over_batch, require_from
 
 
 class FocalLoss(Criterion):
-    """``-alpha (1 - p_y)^gamma log p_y``, mean over the batch, p the softmax: easy samples count for less.
+    """``-alpha (1 - p_y)^gamma log p_y``, mean over the batch, where p is the softmax.
 
-    Lin et al.'s equation 5, whose p is a sigmoid, in the form for classes that exclude each other. Alpha then only
-    scales the loss; it is there because the ISDA authors tuned with it (Appendix B: alpha 0.5, gamma 1).
+    Easy samples count for less. This is Lin et al.'s equation 5, which they define for a sigmoid, on the softmax of
+    mutually exclusive classes. Here alpha only scales the loss; it exists because the ISDA authors tuned it (Appendix
+    B: alpha 0.5, gamma 1).
 
     Args:
-        num_classes: C.
-        feature_dim: A.
-        alpha: factor on every sample.
-        gamma: 0 is alpha times cross-entropy.
+        num_classes: number of classes, C.
+        feature_dim: number of features, A.
+        alpha: factor on the loss of every sample.
+        gamma: exponent; with 0 the loss is alpha times cross-entropy.
         ignore_index: see ``Criterion``.
 
     Raises:
-        ValueError: alpha is not above 0, or gamma below 0.
+        ValueError: alpha is not above 0, or gamma is below 0.
     """
 
     def __init__(
@@ -43,9 +44,9 @@ class FocalLoss(Criterion):
     def loss(
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:
-        """Mean over the batch."""
+        """Return the mean focal loss over the batch."""
         surprise_N = F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORED)  # -log p_y
-        # 1 - p_y exactly, however close to 1 p_y is; where it is 0, a gamma below 1 has no derivative of its own.
+        # expm1 keeps 1 - p_y exact for p_y close to 1; the clamp gives gamma < 1 a finite derivative where it is 0.
         missing_N = -torch.expm1(-surprise_N)
         missing_N = missing_N.clamp(min=torch.finfo(missing_N.dtype).tiny)
         return mean_over_batch(missing_N.pow(self.gamma) * surprise_N, targets) * self.alpha

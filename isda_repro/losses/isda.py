@@ -1,6 +1,6 @@
 """ISDA: the upper bound of the expected cross-entropy over augmented features (equation 4, Proposition 1).
 
-Shapes: N samples in the batch, C classes, A features, U rows, one for each class of the batch.
+Shapes: N samples in the batch, C classes, A features, U rows: one for each class of the batch.
 """
 
 from __future__ import annotations
@@ -27,46 +27,47 @@ from isda_repro.losses.packed_quadratic import add_half_sigma2_packed
 from isda_repro.losses.quadratic import Strength, add_half_sigma2, sigma2_common, sigma2_diagonal
 
 COVARIANCES = ("full", "diagonal", "shared", "identity")
-SQUARE_BYTES = 2**31  # DenseNet-BC-190-40 on CIFAR-100, the paper's largest, takes 1.9e9
+SQUARE_BYTES = 2**31  # DenseNet-BC-190-40 on CIFAR-100, the paper's largest on CIFAR, takes 1.9e9
 LAMBDA_SCHEDULES = ("linear", "constant")
 
 
 class ISDALoss(Criterion):
-    """Cross-entropy on ``logits + lambda/2 (w_j - w_y)^T Sigma_y (w_j - w_y)``, lambda = progress * lambda_0.
+    """Cross-entropy on ``logits + lambda/2 (w_j - w_y)^T Sigma_y (w_j - w_y)``, with lambda = progress * lambda_0.
 
-    In training each call first merges the batch into the running statistics of its classes, then uses them, as the
-    authors do. The statistics are constants for the gradient; the head's weight gets one through the quadratic term,
-    the features only through the logits (equation 14).
+    In training each call first merges the batch into the running statistics of its classes (equations 9-11) and then
+    uses them in equation 4, as the authors' code does. The statistics are constants for the gradient. The head's weight
+    also gets a gradient through the quadratic term, the features only through the logits (equation 14).
 
     >>> criterion = ISDALoss(num_classes=100, feature_dim=640, lambda_0=0.5)
     >>> features = backbone(images)                                              # [N, 640]
     >>> loss = criterion(features, head(features), targets, head=head, progress=step / total_steps)
 
     Args:
-        num_classes: C.
-        feature_dim: A.
-        lambda_0: strength of the augmentation at the end of training; the paper chooses among 0.1, 0.25, 0.5, 0.75
-            and 1 on CIFAR, and among 1, 2.5, 5, 7.5 and 10 with diagonal covariances on ImageNet.
-        covariance: Sigma, one of
+        num_classes: number of classes, C.
+        feature_dim: number of features, A.
+        lambda_0: strength of the augmentation at the end of training. The paper selects it from 0.1, 0.25, 0.5, 0.75
+            and 1 on CIFAR, and from 1, 2.5, 5, 7.5 and 10 on ImageNet, with diagonal covariances (section 4.1).
+        covariance: the form of Sigma, one of
 
-            - "full", a matrix for each class; 4 C A A bytes of buffers, or half of it (the paper's, on CIFAR);
-            - "diagonal", their diagonals; 8 C A bytes (the paper's, on ImageNet);
-            - "shared", one matrix, of all features whatever their class (Table 5's "Single covariance matrix");
+            - "full": a matrix for each class (the paper on CIFAR); 4 C A A bytes of buffers, or half of it if packed;
+            - "diagonal": the variances of each class (the paper on ImageNet); 8 C A bytes with the means;
+            - "shared": one matrix of all features, whatever their class (Table 5's "Single covariance matrix");
             - "identity": nothing is estimated (Table 5's "Identity matrix").
-        lambda_schedule: "linear", as above, or "constant": lambda_0 throughout (Table 5's "Constant lambda_0").
-        ignore_index: samples with this target count for nothing, in the statistics neither.
-        packed: keep full covariances as triangles, half the memory and somewhat slower, and unpack those of a batch a
-            few at a time; None: where square ones would take more than 2 GiB.
-        process_group: the processes whose batches are one: statistics are those of all samples, the same everywhere,
-            and packed covariances are divided among them. Each process calls the criterion in each step; see
-            ``isda_repro.losses.batch_classes``. None: this process alone.
-        kernels: True: batches on CUDA in float32 go through the Triton kernels of ``isda_repro.losses.kernels``, which
-            are for square full covariances; all others, and a compiled graph, through plain torch. None or False: no
-            kernels. They are off by default, because nobody has yet measured them to be faster.
+        lambda_schedule: "linear" for lambda = progress * lambda_0 (the paper's t/T), or "constant" for lambda_0
+            throughout (Table 5's "Constant lambda_0").
+        ignore_index: samples with this target are left out of the loss and of the statistics; see ``Criterion``.
+        packed: store full covariances as triangles, which takes half the memory and is somewhat slower: those of a
+            batch are unpacked a few at a time. None: pack them if square matrices would take more than 2 GiB.
+        process_group: processes whose batches count as one. Statistics are those of all samples and the same
+            everywhere; packed covariances are divided among the processes. Each process must call the criterion in each
+            step, see ``isda_repro.losses.batch_classes``. None: this process alone.
+        kernels: True: compute float32 batches on CUDA with the Triton kernels of ``isda_repro.losses.kernels``, which
+            need square full covariances. Other batches, and compiled graphs, use plain torch. None or False: no
+            kernels; they are off by default because they have not been measured to be faster yet.
 
     Raises:
-        ValueError: lambda_0 is negative or not finite, there is no such covariance or schedule, it cannot be packed, or
-            kernels=True where there are no such covariances, no CUDA device or no Triton.
+        ValueError: lambda_0 is negative or not finite; covariance or lambda_schedule has an unknown value; ``packed``
+            is set without full covariances; or kernels=True without square full covariances, a CUDA device, or Triton.
     """
 
     has_statistics: ClassVar[bool] = True
@@ -112,7 +113,7 @@ class ISDALoss(Criterion):
     def loss(
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:
-        """Update the statistics, then equation 4, mean over the batch."""
+        """Update the statistics and return equation 4, the mean over the batch."""
         all_features, all_targets = of_all_processes(features, targets, self.process_group)
         strength = self.lambda_0 * (progress if self.lambda_schedule == "linear" else 1)
         weight = head.weight.to(logits.dtype)
@@ -158,7 +159,7 @@ class ISDALoss(Criterion):
         all_targets: Tensor,
         strength: Strength,
     ) -> Tensor:
-        """Update the statistics, then do as ``_augmented``; on the tensors' device, be it the current one or not."""
+        """Update the statistics and return the augmented logits [N, C], by Triton kernels on the tensors' device."""
         from isda_repro.losses import kernels
 
         assert isinstance(self.statistics, ClassStatistics)
@@ -170,10 +171,12 @@ class ISDALoss(Criterion):
 
     @torch.no_grad()
     def class_covariance(self, label: int) -> Tensor:
-        """Sigma of a class, [A, A], as this loss uses it: of ``covariance="identity"`` the identity, and so on.
+        """Return the covariance [A, A] that this loss uses for a class.
+
+        It is the identity with ``covariance="identity"``, and a diagonal matrix with "diagonal".
 
         Raises:
-            IndexError: there is no such class; packed and divided among processes, it is another one's.
+            IndexError: there is no such class, or another process holds its packed covariance.
         """
         if not 0 <= label < self.num_classes:
             raise IndexError(f"class {label} is not in [0, {self.num_classes})")
@@ -188,7 +191,7 @@ class ISDALoss(Criterion):
                 return self.statistics.covariance[0 if self.covariance == "shared" else label]
 
     def whole_state_dict(self) -> dict[str, Tensor] | None:
-        """As in ``Criterion``: packed covariances are divided among the processes."""
+        """Return the state of all processes: packed covariances are divided among them, see ``Criterion``."""
         if not isinstance(self.statistics, PackedStatistics):
             return self.state_dict()
         whole = self.statistics.whole_state_dict()
@@ -199,7 +202,7 @@ class ISDALoss(Criterion):
         return find(targets, self.num_classes)
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
+        """Return the arguments that ``print`` shows."""
         return (
             f"num_classes={self.num_classes}, feature_dim={self.feature_dim}, lambda_0={self.lambda_0}, "
             f"covariance={self.covariance!r}, lambda_schedule={self.lambda_schedule!r}"
@@ -207,15 +210,15 @@ class ISDALoss(Criterion):
 
 
 def _is_interpreted() -> bool:
-    """Return True if Triton runs its kernels on the CPU, slowly, as our tests let it."""
+    """Return True if Triton interprets its kernels on the CPU, slowly, as the tests do."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _check_kernels(covariance: str) -> None:
-    """Refuse kernels=True where there are no kernels.
+    """Check that kernels=True is possible.
 
     Raises:
-        ValueError: no such covariances, no CUDA device, or no Triton.
+        ValueError: the covariances are not square and full, or there is no CUDA device or no Triton.
     """
     if covariance != "full":
         raise ValueError(f"kernels=True is for square matrices of covariance='full', and not for {covariance} ones")
@@ -228,10 +231,10 @@ def _check_kernels(covariance: str) -> None:
 
 
 def check_lambda(lambda_0: float, lambda_schedule: str) -> None:
-    """Whether they can be a strength and its schedule.
+    """Check the strength of the augmentation and the name of its schedule.
 
     Raises:
-        ValueError: one cannot.
+        ValueError: lambda_0 is negative or not finite, or there is no such schedule.
     """
     require_from_zero("lambda_0", lambda_0)
     if lambda_schedule not in LAMBDA_SCHEDULES:

@@ -1,11 +1,11 @@
 """ISDA with full covariances as Triton kernels: the update of the statistics, sigma2, and its gradient.
 
-Only the classes of the batch cost anything. Every kernel runs on a grid that depends on shapes alone; a program whose
-class is absent leaves at once, so that the host never waits and a CUDA graph can capture all of it. No kernel uses an
-atomic operation: two runs agree bit for bit. ``statistics.py`` and ``quadratic.py`` are the same in plain torch.
+Only the classes of the batch cost time. Every kernel runs on a grid that depends on shapes only, and a program whose
+class is absent returns at once. So the host never waits, and a CUDA graph can capture all kernels. No kernel uses
+atomic operations: two runs agree bit for bit. ``class_statistics.py`` and ``quadratic.py`` do the same in plain torch.
 
-A batch takes one row for each class where it can hold all of them (N >= C); otherwise N rows, of which row s belongs to
-the class of the s-th sample, in the order of the classes, if that is the first of its class.
+If a batch can hold all classes (N >= C), there is one row for each class. Otherwise there are N rows, and samples are
+counted in the order of their classes: row s belongs to the class of sample s if that sample is the first of its class.
 
 Shapes: N samples, C classes, A features, U = min(N, C) rows, P tiles of the features.
 """
@@ -22,18 +22,24 @@ from torch import Tensor
 from isda_repro.losses.class_statistics import ClassStatistics
 from isda_repro.losses.quadratic import first_order
 
-SAMPLES = 16  # of a class at a time; the least that tl.dot takes
-TILE = 64  # of a covariance, in both directions
-DEPTH = 32  # of a step of the product with a covariance
-MOST_CLASSES = 128  # of a tile of products
-QUERIES = 32  # of samples and classes that are sorted by one program
-WIDE = 128  # of a tile of a vector
+SAMPLES = 16  # samples of a class read at a time; the minimum of tl.dot
+TILE = 64  # rows and columns of a tile of a covariance
+DEPTH = 32  # inner dimension of a step of the product with a covariance
+MOST_CLASSES = 128  # largest number of classes in a tile of products
+QUERIES = 32  # samples and classes that one program sorts
+WIDE = 128  # length of a tile of a vector
 
 Strength = float | Tensor
 
 
 class SortedBatch(NamedTuple):
-    """Targets int64 [N]; int32 [N], samples ordered by class (ignored ones first); int32 [C + 1], where each begins."""
+    """A batch sorted by class.
+
+    Attributes:
+        targets: int64 [N].
+        order: int32 [N], the samples in the order of their classes, ignored ones first.
+        starts: int32 [C + 1], where the samples of each class begin in ``order``.
+    """
 
     targets: Tensor
     order: Tensor
@@ -41,17 +47,23 @@ class SortedBatch(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """U."""
+        """Number of rows, U."""
         return min(len(self.targets), len(self.starts) - 1)
 
     @property
     def row_is_class(self) -> bool:
-        """True if row c is that of class c, for all C of them."""
+        """True if there is a row for each class: row c is class c."""
         return self.rows == len(self.starts) - 1
 
 
 def sort_by_class(targets: Tensor, num_classes: int, count: Tensor | None = None) -> SortedBatch:
-    """Sort a batch; ``targets`` are in [0, C), or negative where ignored. ``count`` int64 [C] grows by its samples."""
+    """Sort a batch by class.
+
+    Args:
+        targets: int64 [N] in [0, C), or negative for ignored samples.
+        num_classes: number of classes, C.
+        count: int64 [C], to which the samples of each class are added in place; None: no count.
+    """
     targets = targets.contiguous()
     order = targets.new_empty(len(targets), dtype=torch.int32)
     starts = targets.new_empty(num_classes + 1, dtype=torch.int32)
@@ -61,7 +73,10 @@ def sort_by_class(targets: Tensor, num_classes: int, count: Tensor | None = None
 
 
 def update(statistics: ClassStatistics, features: Tensor, targets: Tensor) -> SortedBatch:
-    """Merge a batch in place, as ``ClassStatistics.update`` does, and return it sorted. All in float32."""
+    """Merge a batch into the statistics in place, as ``ClassStatistics.update`` does, and return it sorted.
+
+    Everything must be in float32.
+    """
     mean, covariance, count = statistics.mean, statistics.covariance, statistics.count
     features, (classes, width) = features.contiguous(), mean.shape
     batch = sort_by_class(targets, classes, count)
@@ -70,14 +85,17 @@ def update(statistics: ClassStatistics, features: Tensor, targets: Tensor) -> So
     _move_means[triton.cdiv(width, WIDE), batch.rows](features, mean, moved_UA, *common, WIDE)
     tiles = triton.cdiv(width, TILE)
     grid = tiles * (tiles + 1) // 2, batch.rows
-    _merge_covariances[grid](features, covariance, mean, moved_UA, *common, TILE, num_stages=1)  # few samples
+    _merge_covariances[grid](features, covariance, mean, moved_UA, *common, TILE, num_stages=1)  # a short loop
     return batch
 
 
 def add_half_sigma2(
     logits: Tensor, weight: Tensor, covariance: Tensor, batch: SortedBatch, strength: Strength
 ) -> Tensor:
-    """Equation 4's logits [N, C], as ``quadratic.add_half_sigma2`` has them; ignored samples keep theirs."""
+    """Return the logits of equation 4, [N, C], as ``quadratic.add_half_sigma2`` does.
+
+    The logits of ignored samples are unchanged.
+    """
     if not isinstance(strength, Tensor) or strength.device != logits.device:
         strength = logits.new_full((), float(strength))
     result: Tensor = _AddHalfSigma2.apply(logits.contiguous(), weight.contiguous(), covariance, batch, strength)
@@ -85,7 +103,10 @@ def add_half_sigma2(
 
 
 class _AddHalfSigma2(torch.autograd.Function):
-    """One node of the graph; it keeps the products ``Sigma_c (w_j - w_c)`` [U, C, A] for the backward pass."""
+    """Autograd function of the quadratic term.
+
+    It keeps the products ``Sigma_c (w_j - w_c)`` [U, C, A] for the backward pass.
+    """
 
     @staticmethod
     def forward(
@@ -141,7 +162,10 @@ def _sort_by_class(
     QUERIES: tl.constexpr,
     SIZE: tl.constexpr,
 ) -> None:
-    """Count, for each sample and for each of C + 1 classes, the samples before it; that is where it begins."""
+    """Store the sorted position of each sample, and the start of each of C + 1 classes.
+
+    Each is the number of samples that come before it.
+    """
     query = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
     is_sample, label = query < samples, query - samples
     key = tl.where(is_sample, tl.load(targets + query, mask=is_sample, other=0).to(tl.int32), label)
@@ -165,7 +189,7 @@ def _sort_by_class(
 def _class_of(
     row: tl.tensor, targets: tl.tensor, order: tl.tensor, starts: tl.tensor, ROW_IS_CLASS: tl.constexpr
 ) -> tl.tensor:
-    """Return the class of a row and the range of its samples in ``order``, which is empty where it has none."""
+    """Return the class of a row, and the range of its samples in ``order``, which is empty for an unused row."""
     if ROW_IS_CLASS:
         label = row.to(tl.int64)
         first, last = tl.load(starts + label), tl.load(starts + label + 1)
@@ -190,7 +214,7 @@ def _move_means(
     SIZE: tl.constexpr,
     TILE: tl.constexpr,
 ) -> None:
-    """Equation 9 in place, for a tile of one class's mean; ``moved`` [U, A] is by how much."""
+    """Apply equation 9 in place to a tile of one class's mean, and store by how much it moves in ``moved`` [U, A]."""
     row = tl.program_id(1)
     label, first, last = _class_of(row, targets, order, starts, ROW_IS_CLASS)
     if first == last:
@@ -217,7 +241,10 @@ def _centred(
     width: tl.tensor,
     SIZE: tl.constexpr,
 ) -> tl.tensor:
-    """Return some features of some samples of one class as seen from ``mean``, [SIZE, len(a)], 0 beyond the last."""
+    """Return a tile of features of samples of one class, relative to ``mean``: [SIZE, len(a)].
+
+    Entries past the last sample or feature are 0.
+    """
     place = start + tl.arange(0, SIZE)
     sample = tl.load(order + place, mask=place < last, other=0).to(tl.int64)
     inside = (place < last)[:, None] & (a < width)[None, :]
@@ -240,7 +267,7 @@ def _merge_covariances(
     SIZE: tl.constexpr,
     TILE: tl.constexpr,
 ) -> None:
-    """Equation 10 in place, as ``ClassStatistics.update`` has it, for two tiles that mirror each other.
+    """Apply equation 10 in place, as ``ClassStatistics.update`` writes it, to two tiles that mirror each other.
 
     Programs are numbered along the rows of the lower triangle of tiles: tile (i, j) is number i (i + 1) / 2 + j.
     """
@@ -258,7 +285,7 @@ def _merge_covariances(
     covariance += label * width * width
     at = covariance + a[:, None] * width + b[None, :]
     inside = (a < width)[:, None] & (b < width)[None, :]
-    old = tl.load(at, mask=inside, other=0.0)  # first, so that the samples come while it is on its way
+    old = tl.load(at, mask=inside, other=0.0)  # loaded first, so that the samples are loaded meanwhile
     scatter = tl.zeros([TILE, TILE], tl.float32)
     for start in range(first, last, SIZE):
         of_a = _centred(features, order, start, last, a, mean_a, width, SIZE)
@@ -294,7 +321,7 @@ def _products(
     TILE: tl.constexpr,
     DEPTH: tl.constexpr,
 ) -> None:
-    """``Sigma_c (w_j - w_c)`` for a span of j and a tile of features, and what these add to sigma2, [U, P, C]."""
+    """Store ``Sigma_c (w_j - w_c)`` for a span of j and a tile of features, and the tile's part of sigma2 [U, P, C]."""
     row = tl.program_id(2)
     label, first, last = _class_of(row, targets, order, starts, ROW_IS_CLASS)
     if first == last:
@@ -308,7 +335,7 @@ def _products(
     for start in range(0, width, DEPTH):
         k = start + tl.arange(0, DEPTH)
         others = tl.load(of_j + k[None, :], mask=(j < classes)[:, None] & (k < width)[None, :], other=0.0)
-        # The difference first: it is exact for close weights, and exactly zero at j = c.
+        # Subtracting first is exact for close weights, and gives exactly zero at j = c.
         difference = others - tl.load(own + k, mask=k < width, other=0.0)[None, :]
         sigma = tl.load(column + k[:, None], mask=(k < width)[:, None] & (a < width)[None, :], other=0.0)
         product = tl.dot(difference, sigma, product, input_precision="tf32x3")
@@ -335,7 +362,7 @@ def _add_half(
     TILES: tl.constexpr,
     SIZE: tl.constexpr,
 ) -> None:
-    """``logits + strength/2 sigma2`` of one sample, sigma2 [C] being the sum of its parts and at least 0."""
+    """Store ``logits + strength/2 sigma2`` of one sample, where sigma2 [C] is the sum of its parts, at least 0."""
     sample = tl.program_id(1).to(tl.int64)
     j, tile = tl.program_id(0) * SIZE + tl.arange(0, SIZE), tl.arange(0, TILES)
     target = tl.load(targets + sample)
@@ -344,7 +371,7 @@ def _add_half(
     inside = (tile < tiles)[:, None] & (j < classes)[None, :] & (target >= 0)
     sigma2 = tl.sum(tl.load(parts + (row * tiles + tile[:, None]) * classes + j[None, :], mask=inside, other=0.0), 0)
     half = 0.5 * tl.load(strength).to(tl.float32)
-    # A variance; where it is tiny, rounding could take it below zero. NaN stays what it is.
+    # A variance, which rounding could make negative where it is tiny. NaN stays NaN.
     added = half * tl.where(sigma2 < 0.0, 0.0, sigma2)
     place = sample * classes + j
     tl.store(augmented + place, tl.load(logits + place, mask=j < classes, other=0.0) + added, mask=j < classes)
@@ -363,7 +390,7 @@ def _factors(
     SIZE: tl.constexpr,
     TILE: tl.constexpr,
 ) -> None:
-    """The gradient [N, C] summed over the samples of each row, times ``strength``, [U, C]; 0 where it has none."""
+    """Store the gradient [N, C] summed over the samples of each row, times ``strength``: [U, C], 0 for unused rows."""
     row = tl.program_id(1)
     _, first, last = _class_of(row, targets, order, starts, ROW_IS_CLASS)
     j = tl.program_id(0) * TILE + tl.arange(0, TILE)
@@ -390,7 +417,10 @@ def _weight_gradient(
     SIZE: tl.constexpr,
     TILE: tl.constexpr,
 ) -> None:
-    """``sum_u f_uj p_uj``, less ``sum_j f_uj p_uj`` of the class's own row; products whose factor is 0 are not read."""
+    """Store the gradient of a weight: ``sum_u f_uj p_uj``, less ``sum_j f_uj p_uj`` of the class's own row.
+
+    Products whose factor is 0 are not read.
+    """
     j = tl.program_id(1).to(tl.int64)
     a = tl.program_id(0) * TILE + tl.arange(0, TILE)
     total = tl.zeros([TILE], tl.float32)

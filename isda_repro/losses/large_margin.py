@@ -1,4 +1,4 @@
-"""Large-margin softmax, L-Softmax (Liu et al. 2016): the angle to the own class counts m times.
+"""Large-margin softmax, L-Softmax (Liu et al. 2016): multiplies the angle to a sample's own class by m.
 
 Shapes: N samples in the batch, C classes, A features.
 """
@@ -18,29 +18,29 @@ ANNEALING_BASE, ANNEALING_SPAN, ANNEALING_POWER = 1000.0, 0.3, 45.0
 
 
 class LargeMarginSoftmax(Criterion):
-    """Cross-entropy after the own logit ``|w_y||a| cos(theta)`` has been lowered towards ``|w_y||a| psi(theta)``.
+    """Cross-entropy, where the own logit ``|w_y||a| cos(theta)`` is lowered towards ``|w_y||a| psi(theta)``.
 
     Liu et al.'s equations 4 and 6: psi(theta) = (-1)^k cos(m theta) - 2k for theta in [k pi/m, (k+1) pi/m], a function
-    that falls from 1 to 1 - 2m and is never above cos(theta). From the start it cannot be learnt, so the own logit is
-    ``(beta cos + psi) / (beta + 1)`` times the norms, with a beta that goes to almost zero:
+    that falls from 1 to 1 - 2m and is never above cos(theta). A network cannot learn it from the start, so the own
+    logit is ``(beta cos + psi) / (beta + 1)`` times the norms, where beta falls to almost zero during training:
 
         beta(t) = max(lowest_beta, 1000 (1 + 0.3 t/T)^-45)
 
-    which is what their code's ``base * (1 + gamma * iteration)^-power`` is in their setting of CIFAR-10 with
-    augmentation (base 1000, gamma 1e-5, power 45, 30,000 iterations, m = 2), stretched to the length of the run: 1000
-    at the beginning, 14 at a third, 0.0075 at the end. The ISDA paper gives neither m nor beta.
+    This is ``base * (1 + gamma * iteration)^-power`` of their code, with their settings for CIFAR-10 with augmentation
+    (base 1000, gamma 1e-5, power 45, 30,000 iterations, m = 2), stretched to the length of the run: 1000 at the
+    beginning, 14 after a third, 0.0075 at the end. The ISDA paper gives neither m nor beta.
 
     The logits must be inner products, so the head must have no bias. In ``eval()`` there is no margin.
 
     Args:
-        num_classes: C.
-        feature_dim: A.
-        margin: m, a whole number; 1 is cross-entropy.
-        lowest_beta: 0 lets the margin come to its full strength.
+        num_classes: number of classes, C.
+        feature_dim: number of features, A.
+        margin: the integer m; 1 gives cross-entropy.
+        lowest_beta: lower limit of beta; 0 lets the margin reach its full strength.
         ignore_index: see ``Criterion``.
 
     Raises:
-        ValueError: margin is not a whole number from 1 on, lowest_beta is negative; in use: the head has a bias.
+        ValueError: margin is not an integer >= 1, or lowest_beta is negative; when called, if the head has a bias.
     """
 
     uses_head_bias: ClassVar[bool] = False
@@ -61,7 +61,7 @@ class LargeMarginSoftmax(Criterion):
     def loss(
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:
-        """Mean over the batch."""
+        """Return the mean loss over the batch."""
         if cast("Tensor | None", head.bias) is not None:  # in quotes: torch 2.6 compiles no union
             raise ValueError(
                 f"{type(self).__name__} needs a head without bias, torch.nn.Linear(..., bias=False): its margin is one "
@@ -85,10 +85,10 @@ class LargeMarginSoftmax(Criterion):
 
 
 def psi(cosine: Tensor, margin: int) -> Tensor:
-    """``(-1)^k cos(m theta) - 2k``, k = floor(m theta / pi), from cos(theta) [N] in [-1, 1]; no angle is formed.
+    """Return ``(-1)^k cos(m theta) - 2k``, with k = floor(m theta / pi), from the cosines [N] in [-1, 1].
 
-    cos(m theta) is the m-th Chebyshev polynomial of cos(theta), whose derivative is finite where the arc cosine's is
-    not, at -1 and 1.
+    No angle is computed: cos(m theta) is the m-th Chebyshev polynomial of cos(theta), whose derivative is finite at -1
+    and 1, where that of the arc cosine is not.
     """
     before, multiple = torch.ones_like(cosine), cosine
     for _ in range(margin - 1):

@@ -15,18 +15,18 @@ from isda_repro.losses.criterion import Criterion, mean_over_batch, require_numb
 class LqLoss(Criterion):
     """``(1 - p_y^q) / q``, mean over the batch: cross-entropy as q goes to 0, the mean absolute error at q = 1.
 
-    Their equation 6; the ISDA authors take q = 0.4 and do not speak of truncation (Appendix B).
+    This is equation 6 of Zhang & Sabuncu. The ISDA authors use q = 0.4 and do not mention truncation (Appendix B).
 
     Args:
-        num_classes: C.
-        feature_dim: A.
-        q: in (0, 1].
+        num_classes: number of classes, C.
+        feature_dim: number of features, A.
+        q: exponent in (0, 1].
         truncation: k of their equation 8: a sample with p_y <= k has the constant loss ``(1 - k^q) / q`` and no
-            gradient, so that labels which the network finds very unlikely are left alone. Theirs also prunes once every
-            ten epochs, by weights of each sample, from epoch 40 on; here a sample is judged anew each time. None: no
-            truncation.
-        truncation_start: the share of training before which nothing is truncated. Without it a network of 100 classes,
-            whose first p_y is 0.01, would never learn; theirs is epoch 40 of 120.
+            gradient, so that labels which the network finds very unlikely are ignored. Their algorithm prunes by
+            weights of each sample, every ten epochs from epoch 40 on; here the decision is made anew in each batch.
+            None: no truncation.
+        truncation_start: the share of training before which nothing is truncated, by default 1/3 (their epoch 40 of
+            120). With 0, a network of 100 classes, whose first p_y is about 0.01, would never learn.
         ignore_index: see ``Criterion``.
 
     Raises:
@@ -53,15 +53,15 @@ class LqLoss(Criterion):
     def loss(
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:
-        """Mean over the batch."""
+        """Return the mean loss over the batch."""
         surprise_N = F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORED)  # -log p_y
         if self.truncation is not None:
-            # p_y <= k; a number where the gradient ends, and p^q where it goes on
+            # p_y <= k: the clamped value has no gradient
             clamped_N = surprise_N.clamp(max=-math.log(self.truncation))
             begins = self.truncation_start
-            if isinstance(progress, Tensor):  # its value stays on the device
+            if isinstance(progress, Tensor):  # do not read it back from the device
                 surprise_N = torch.where(progress >= begins, clamped_N, surprise_N)
             elif progress >= begins:
                 surprise_N = clamped_N
-        # 1 - p^q without forming p: exact for likely classes, and with a gradient for p = 0
+        # 1 - p^q without computing p: exact for likely classes, and differentiable at p = 0
         return mean_over_batch(-torch.expm1(-self.q * surprise_N) / self.q, targets)

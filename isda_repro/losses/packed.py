@@ -1,13 +1,14 @@
-"""Full covariances where square matrices do not fit: packed triangles, of which each process may hold a part.
+"""Packed full covariances, for sizes where square matrices do not fit; each process may hold a part of them.
 
-ImageNet's (C = 1000, A = 2048) take 8.4 GB instead of 16.8, and with W processes 8.4 / W GB on each. Matrices are
+Those of ImageNet (C = 1000, A = 2048) take 8.4 GB instead of 16.8, and 8.4 / W GB on each of W processes. Matrices are
 unpacked a few at a time, and only those of the classes in a batch.
 
 The layout is LAPACK's "rectangular full packed", which needs no table of indices. With h = A/2, the matrix
-[[P, S^T], [S, Q]] becomes [A + 1, h]: rows 1 to A hold P and S, of P the lower triangle; in what the upper one would
-take, and in row 0, lies the upper triangle of Q. An odd A is taken as A + 1, with a last row and column of zeros.
+[[P, S^T], [S, Q]] becomes [A + 1, h]. Rows 1 to A hold P and S, but only the lower triangle of P. The space of its
+upper triangle, together with row 0, holds the upper triangle of Q. An odd A is padded to A + 1 with a last row and
+column of zeros.
 
-Shapes: N samples, C classes, A features, U rows, one for each class of the batch, K of them at a time.
+Shapes: N samples, C classes, A features, U rows: one for each class of the batch, K of them at a time.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from isda_repro.losses.class_statistics import only, samples_of_each, without_ig
 
 
 def packed_shape(size: int) -> tuple[int, int]:
-    """The rectangle for matrices of size A."""
+    """Return the shape of a packed matrix of size ``size``."""
     even = size + size % 2
     return even + 1, even // 2
 
 
 def pack(square: Tensor) -> Tensor:
-    """Symmetric matrices [..., A, A] -> [..., A + 1, A / 2]; only one triangle is looked at."""
+    """Pack symmetric matrices [..., A, A] -> [..., A + 1, A / 2] (odd A: as A + 1), reading one triangle only."""
     if square.shape[-1] % 2:
         square = F.pad(square, (0, 1, 0, 1))
     size = square.shape[-1]
@@ -51,7 +52,7 @@ def pack(square: Tensor) -> Tensor:
 
 
 def unpack(rectangle: Tensor, size: int) -> Tensor:
-    """What ``pack`` was given: [..., A + 1, A / 2] -> [..., A, A]."""
+    """Undo ``pack``: [..., A + 1, A / 2] -> [..., A, A], where A is ``size``."""
     half = rectangle.shape[-1]
     square = rectangle.new_empty(*rectangle.shape[:-2], 2 * half, 2 * half)
     lower, upper = rectangle[..., 1 : half + 1, :].tril(), rectangle[..., :half, :].triu()
@@ -63,17 +64,20 @@ def unpack(rectangle: Tensor, size: int) -> Tensor:
     return square[..., :size, :size]
 
 
-CPU_CHUNK_BYTES = 2**24  # of unpacked matrices at a time
+CPU_CHUNK_BYTES = 2**24  # bytes of matrices that are unpacked at a time
 ACCELERATOR_CHUNK_BYTES = 2**28
 
 
 class PackedStatistics(nn.Module):
-    """``ClassStatistics`` with its covariances packed; mean [C, A] and count [C] are the same and on every process.
+    """``ClassStatistics`` with packed covariances, which may be divided among processes.
+
+    Mean [C, A] and count [C] are the same as there, on every process.
 
     Args:
-        num_classes: C.
-        feature_dim: A. The covariances take 2 C A (A + 1) bytes, divided by the number of processes.
-        group: the processes among which the classes are divided, in ranges of the same length; None: this one alone.
+        num_classes: number of classes, C.
+        feature_dim: number of features, A. The covariances take 2 C A (A + 1) bytes, divided by the number of
+            processes.
+        group: processes among which the classes are divided, in ranges of equal length; None: this process alone.
     """
 
     mean: Tensor
@@ -92,10 +96,10 @@ class PackedStatistics(nn.Module):
         self.register_buffer("count", torch.zeros(num_classes, dtype=torch.int64))
 
     def covariance_of(self, class_number: int) -> Tensor:
-        """One covariance, [A, A]; on the process that holds it.
+        """Return the covariance [A, A] of a class, on the process that holds it.
 
         Raises:
-            IndexError: another one does.
+            IndexError: another process holds it.
         """
         if not 0 <= class_number - self.first < self.own:
             raise IndexError(f"class {class_number} is not here, but {self.first} to {self.first + self.own - 1} are")
@@ -105,7 +109,10 @@ class PackedStatistics(nn.Module):
         return (targets >= self.first) & (targets < self.first + self.own)
 
     def own_classes(self, targets: Tensor) -> BatchClasses:
-        """The classes of a batch that this process holds, counted from its first; other samples point to any row."""
+        """Return the classes of a batch that this process holds, numbered from its first class.
+
+        Samples of other classes point to any row.
+        """
         is_own = self._is_own(targets)
         shifted = targets - self.first
         if is_asynchronous(targets):
@@ -114,7 +121,7 @@ class PackedStatistics(nn.Module):
         return BatchClasses(batch.classes_U, batch.row_N.new_zeros(len(targets)).masked_scatter(is_own, batch.row_N))
 
     def chunks(self, batch: BatchClasses) -> Iterator[tuple[slice, Tensor]]:
-        """Unpacked covariances [K, A, A] of the classes of a batch, a few at a time, and which rows these are."""
+        """Yield slices of rows with the unpacked covariances [K, A, A] of their classes."""
         size = self.mean.shape[1]
         for here in self._slices(batch):
             yield here, unpack(batch.take(self.packed, here), size)
@@ -126,17 +133,17 @@ class PackedStatistics(nn.Module):
         return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
     def whole_state_dict(self) -> dict[str, Tensor] | None:
-        """The ``state_dict`` with the covariances of all processes, on the CPU of the first; None on the others.
+        """Return a ``state_dict`` with the covariances of all processes on the CPU of rank 0, and None elsewhere.
 
-        All of them must call it. What ``load_state_dict`` is given may be that, on any number of processes: each takes
-        its own part.
+        All processes must call it. ``load_state_dict`` accepts the result on any number of processes, each of which
+        takes its own part.
         """
         if self.group is None:
             return {name: tensor.cpu() for name, tensor in self.state_dict().items()}
         first = dist.get_rank(self.group) == 0
         classes = len(self.count)
         whole = torch.empty(classes, *self.packed.shape[1:], dtype=self.packed.dtype) if first else None
-        for start in range(0, classes, self.each):  # a process's part at a time passes through the others
+        for start in range(0, classes, self.each):  # all processes receive one process's part at a time
             part = self.packed.new_empty(min(self.each, classes - start), *self.packed.shape[1:])
             if start == self.first:
                 part.copy_(self.packed)
@@ -153,7 +160,7 @@ class PackedStatistics(nn.Module):
 
     @torch.no_grad()
     def update(self, features: Tensor, targets: Tensor) -> None:
-        """Merge a batch, of all processes: as ``ClassStatistics.update``."""
+        """Merge a batch of all processes into the statistics, in place; see ``ClassStatistics.update``."""
         batch_count_C = samples_of_each(targets, len(self.count))
         self.count += batch_count_C
         total_C = self.count.to(self.mean.dtype).clamp_(min=1)
@@ -174,7 +181,11 @@ class PackedStatistics(nn.Module):
             self._add(batch, here, scatter, factor_K11, factor_K11 * added_U[here, None, None])
 
     def _rows(self, centred_NA: Tensor, shift_KA: Tensor, targets: Tensor, batch: BatchClasses, here: slice) -> Tensor:
-        """For each class the shift of its mean and its samples, [K, R, A], in as many rows as the largest needs."""
+        """Return the shift of the mean and the samples of each class, [K, R, A].
+
+        The R - 1 samples are those of any of these classes (on an accelerator all N); each class has zeros for the
+        samples of other classes.
+        """
         is_own = self._is_own(targets)
         rows_K = torch.arange(here.start, here.stop, device=targets.device)
         of_class_KN = (batch.row_N == rows_K[:, None]) & is_own
@@ -184,14 +195,14 @@ class PackedStatistics(nn.Module):
         return torch.cat([shift_KA[:, None], centred_NA * of_class_KN[:, :, None]], 1)
 
     def is_there(self, batch: BatchClasses, targets: Tensor) -> Tensor:
-        """1 for rows that samples point to, 0 for those that fill up their number."""
+        """Return 1 for rows that a sample points to and 0 for padding rows, [U]."""
         is_own = self._is_own(targets)
         rows = self.own if batch.classes_U is None else len(batch.classes_U)
         pointed = self.mean.new_zeros(rows)
         return pointed.index_add_(0, batch.row_N, is_own.to(pointed.dtype)).clamp_(max=1) if rows else pointed
 
     def _add(self, batch: BatchClasses, here: slice, scatter: Tensor, factor: Tensor, share: Tensor) -> None:
-        """``packed * (1 - share) + scatter * factor`` for the classes of some rows."""
+        """Set ``packed`` to ``packed * (1 - share) + scatter * factor`` for the classes of some rows."""
         if batch.classes_U is None:
             self.packed[here].mul_(1 - share).add_(scatter.mul_(factor))
         else:

@@ -1,11 +1,11 @@
-"""sigma2 (see quadratic.py) from packed covariances, which several processes may hold a part each of.
+"""sigma2 (see ``quadratic.py``) from packed covariances, which may be divided among processes.
 
-A process works on the classes that it holds, of the batch of all processes. Forward, each adds its rows of sigma2 to a
-sum over the processes. Backward, the factors of all are summed first: the gradient for the head's weight, summed over
-the processes as that of any other weight, is then that of the whole.
+A process computes the classes that it holds, for the batch of all processes. In the forward pass each process adds its
+rows of sigma2 to a sum over the processes. In the backward pass the factors of all processes are summed first. The
+gradient for the head's weight, once summed over the processes as for any other weight, is then that of the whole batch.
 
-Shapes: N samples of this process, C classes, A features, U rows, one for each class of the batch of all that this
-process holds, K of them at a time.
+Shapes: N samples of this process, C classes, A features, U rows: one for each class that this process holds of the
+batch of all processes, K of them at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from isda_repro.losses.batch_classes import BatchClasses, without_negative
 from isda_repro.losses.packed import PackedStatistics
 from isda_repro.losses.quadratic import Strength, first_order
 
-KEPT_BYTES = 2**30  # of products for the backward pass; where they are more, it makes them again
+KEPT_BYTES = 2**30  # of products for the backward pass; more are computed again there
 
 
 def add_half_sigma2_packed(
@@ -32,14 +32,14 @@ def add_half_sigma2_packed(
     strength: Strength,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """``add_half_sigma2`` from packed covariances.
+    """Return the logits of equation 4, as ``quadratic.add_half_sigma2`` does, from packed covariances.
 
     Args:
         logits: [N, C].
-        targets: [N], of ``logits``.
-        weight: [C, A], the head's, the same on all processes.
-        statistics: hold the classes of this process; must not be updated again before the backward pass.
-        all_targets: of the batch of all processes.
+        targets: [N], the classes of the samples of ``logits``.
+        weight: [C, A], the weight of the head, the same on all processes.
+        statistics: the covariances of this process's classes; must not be updated again before the backward pass.
+        all_targets: the targets of the batch of all processes.
         strength: lambda.
         group: the processes among which the classes are divided.
 
@@ -53,7 +53,11 @@ def add_half_sigma2_packed(
 
 
 class _AddHalfSigma2(torch.autograd.Function):
-    """Matrices are unpacked a few at a time; the products are kept, or made again if they are too many."""
+    """Autograd function of the quadratic term.
+
+    Matrices are unpacked a few at a time. The products are kept for the backward pass, or computed again if they are
+    too large.
+    """
 
     @staticmethod
     def forward(
@@ -94,7 +98,7 @@ class _AddHalfSigma2(torch.autograd.Function):
 
 
 def _of_weight(ctx: Any, gradient_NC: Tensor, weight_CA: Tensor, targets_N: Tensor, saved: list[Tensor]) -> Tensor:
-    """The gradient for the head's weight, of this process's classes."""
+    """Return the part of the gradient for the head's weight that comes from this process's classes."""
     statistics, batch = ctx.statistics, ctx.batch
     own_weight_UA, rows = _own_weights(weight_CA, statistics, batch)
     factor_UC = _of_rows(gradient_NC, rows, targets_N, ctx).mul_(ctx.strength)
@@ -123,7 +127,7 @@ def _of_samples(
     batch: BatchClasses,
     group: dist.ProcessGroup | None,
 ) -> Tensor:
-    """The row of each sample, whichever process has made it."""
+    """Return the row of sigma2 of each sample, whichever process has computed it."""
     if group is None:
         return sigma2_UC.index_select(0, batch.row_N)
     classes = sigma2_UC.shape[1]
@@ -134,20 +138,20 @@ def _of_samples(
 
 
 def _of_rows(gradient_NC: Tensor, rows: int, targets_N: Tensor, ctx: Any) -> Tensor:
-    """The gradients of all samples of all processes, summed for each row of this one."""
+    """Return the gradients of all samples of all processes, summed for each row of this process."""
     classes = gradient_NC.shape[1]
     if ctx.group is None:
         return gradient_NC.new_zeros(rows, classes).index_add_(0, ctx.batch.row_N, gradient_NC)
     of_class_CC = gradient_NC.new_zeros(classes, classes)
     of_class_CC.index_add_(0, without_negative(targets_N), gradient_NC)
     dist.all_reduce(of_class_CC, group=ctx.group)
-    # rows that only fill up their number are those of a class that may have a row already
+    # a padding row has a class that may have a row already
     of_rows_UC: Tensor = ctx.batch.take(of_class_CC[ctx.statistics.own_range]) * ctx.is_there_U[:, None]
     return of_rows_UC
 
 
 def _products(ctx: Any, saved: list[Tensor], weight_CA: Tensor, own_weight_UA: Tensor) -> Any:
-    """Which rows, and ``Sigma_c (w_j - w_c)`` [K, C, A] of them."""
+    """Yield slices of rows and their products ``Sigma_c (w_j - w_c)`` [K, C, A]."""
     if ctx.keeps:
         start = 0
         for product_KCA in saved:

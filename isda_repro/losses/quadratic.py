@@ -1,21 +1,21 @@
-"""sigma2: the variance of the difference of two logits under a class's covariance (section 3.2, below equation 7).
+"""sigma2, the quadratic term of equation 4: the variance of the difference of two logits under a class's covariance.
 
     sigma2[u, j] = (w_j - w_c)^T Sigma_c (w_j - w_c),   c = classes[u]
 
 It depends on the class alone, so it is computed once for each class of a batch.
 
-- Full covariances: Sigma is symmetric, so the derivative for w_j is 2 Sigma_c (w_j - w_c): the product that the forward
-  pass has made is all that the backward pass needs.
-- Diagonal covariances, and one covariance of all classes: multiplied out into a few products of matrices, so that no
-  difference of two weights is ever written down, of which there would be U C of length A. What is lost is at most a few
-  roundings of the largest term of a row: the weights are first moved so that their mean is zero, which leaves every
-  difference as it was, and so weights that are close to each other stay exact.
+- Full covariances: Sigma is symmetric, so the derivative for w_j is 2 Sigma_c (w_j - w_c). The backward pass needs
+  nothing but the product that the forward pass has computed.
+- Diagonal covariances, and one covariance for all classes: the square is expanded into a few matrix products, so that
+  the U C differences of weights, of length A, are never stored. This loses at most a few roundings of the largest term
+  of a row. The weights are first shifted to have mean zero, which changes no difference, so that weights close to each
+  other stay exact.
 
-Gradients of these cannot be differentiated again, and say so instead of giving a second derivative that is wrong.
-(`torch.autograd.function.once_differentiable` says so too, but not to `torch.autograd.grad(..., inputs)`: the node that
-would raise is not on the way to the inputs, and is left out.)
+These gradients cannot be differentiated again. Trying to raises an error instead of returning a wrong second
+derivative. (`torch.autograd.function.once_differentiable` raises too, but not in `torch.autograd.grad(..., inputs)`:
+the node that would raise is not on the path to the inputs, and is skipped.)
 
-Shapes: C classes, A features, U rows, one for each class of the batch.
+Shapes: C classes, A features, U rows: one for each class of the batch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ from isda_repro.losses.batch_classes import BatchClasses, is_asynchronous
 
 
 def first_order(gradient: Tensor, *inputs: Tensor) -> Tensor:
-    """A gradient computed in a backward pass, for that pass to return; ``inputs`` are what it depends on."""
+    """Return ``gradient`` as the result of a backward pass, such that differentiating it again raises an error.
+
+    Args:
+        gradient: computed without a graph.
+        inputs: the tensors that it depends on.
+    """
     return _FirstOrder.apply(gradient, *inputs) if torch.is_grad_enabled() else gradient
 
 
@@ -47,47 +52,47 @@ class _FirstOrder(torch.autograd.Function):
         )
 
 
-CPU_CHUNK_BYTES = 2**18  # of rows at a time: a core's cache holds that, and temporaries stay as small
+CPU_CHUNK_BYTES = 2**18  # of rows at a time: fits into a core's cache and keeps temporaries small
 ACCELERATOR_CHUNK_BYTES = 2**28
 
 Strength = float | Tensor
 
 
 def sigma2(weight: Tensor, covariance: Tensor, batch: BatchClasses) -> tuple[Tensor, Tensor]:
-    """``(w_j - w_c)^T Sigma_c (w_j - w_c)`` for each class c of a batch and each j. Not differentiable.
+    """Return ``(w_j - w_c)^T Sigma_c (w_j - w_c)`` for each class c of a batch and each j. Not differentiable.
 
     Args:
-        weight: [C, A], the head's.
+        weight: [C, A], the weight of the head.
         covariance: [C, A, A], symmetric.
-        batch: its classes, U of them.
+        batch: the U classes of the batch.
 
     Returns:
         sigma2 [U, C], at least 0, and exactly 0 where j = c; and the products ``Sigma_c (w_j - w_c)`` [U, C, A].
     """
     rows = len(weight) if batch.classes_U is None else len(batch.classes_U)
-    if rows * covariance[0].nbytes <= _chunk_bytes(weight):  # in one piece, which need not be copied into its place
+    if rows * covariance[0].nbytes <= _chunk_bytes(weight):  # a single chunk, without a copy
         difference = weight - batch.take(weight)[:, None]
         products_UCA = torch.bmm(difference, batch.take(covariance))
         return torch.linalg.vecdot(difference, products_UCA).clamp_(min=0), products_UCA
     products_UCA = weight.new_empty(rows, *weight.shape)
     sigma2_UC = weight.new_empty(rows, len(weight))
     for here in _chunks(rows, covariance[0]):
-        # The difference first: it is exact for close weights, and exactly zero at j = c.
+        # Subtracting first is exact for close weights, and gives exactly zero at j = c.
         difference = weight - batch.take(weight, here)[:, None]
         product = torch.bmm(difference, batch.take(covariance, here), out=products_UCA[here])
         torch.linalg.vecdot(difference, product, out=sigma2_UC[here])
-    # A variance; where it is tiny, rounding could take it below zero.
+    # A variance, which rounding could make negative where it is tiny.
     return sigma2_UC.clamp_(min=0), products_UCA
 
 
 def _chunks(rows: int, row: Tensor) -> Iterator[slice]:
-    """``rows`` of the size of ``row``, in slices that are worked on together."""
+    """Yield slices of ``rows`` rows, each the size of ``row``, to be computed together."""
     size = max(1, _chunk_bytes(row) // row.nbytes)
     return (slice(start, start + size) for start in range(0, rows, size))
 
 
 def _sums(products_UCA: Tensor, factor_UC1: Tensor) -> tuple[Tensor, Tensor]:
-    """``products * factor``, summed over the rows, [C, A], and over the classes, [U, A]."""
+    """Return ``products * factor`` summed over the rows, [C, A], and over the classes, [U, A]."""
     if products_UCA.nbytes <= _chunk_bytes(products_UCA):
         scaled = products_UCA * factor_UC1
         return scaled.sum(0), scaled.sum(1)
@@ -104,7 +109,7 @@ def _chunk_bytes(tensor: Tensor) -> int:
 
 
 class _AddHalfSigma2(torch.autograd.Function):
-    """One node of the graph for the whole term; see ``add_half_sigma2``."""
+    """Autograd function of the quadratic term; see ``add_half_sigma2``."""
 
     @staticmethod
     def forward(
@@ -133,29 +138,29 @@ class _AddHalfSigma2(torch.autograd.Function):
 def add_half_sigma2(
     logits: Tensor, weight: Tensor, covariance: Tensor, batch: BatchClasses, strength: Strength
 ) -> Tensor:
-    """Equation 4's logits: ``z_ij + strength/2 (w_j - w_y)^T Sigma_y (w_j - w_y)``, y the class of sample i.
+    """Return the logits of equation 4: ``z_ij + strength/2 (w_j - w_y)^T Sigma_y (w_j - w_y)``, y = class of sample i.
 
     Args:
         logits: [N, C].
-        weight: [C, A], the head's. The gradient reaches it through the quadratic term too.
+        weight: [C, A], the weight of the head, which gets a gradient through the quadratic term too.
         covariance: [C, A, A], symmetric; a constant.
-        batch: the classes of the batch, and each sample's row among them.
+        batch: the classes of the batch, and the row of each sample among them.
         strength: lambda, a number or a 0-d tensor; a constant.
 
     Returns:
-        [N, C]; column y of sample i is the logit itself.
+        [N, C]; column y of sample i is the unchanged logit.
     """
     result: Tensor = _AddHalfSigma2.apply(logits, weight, covariance, batch, strength)
     return result
 
 
 def sigma2_diagonal(weight: Tensor, variance: Tensor, batch: BatchClasses) -> Tensor:
-    """For diagonal covariances: ``sum_a variance[c, a] (w_ja - w_ca)^2``.
+    """Return sigma2 for diagonal covariances: ``sum_a variance[c, a] (w_ja - w_ca)^2``.
 
     Args:
-        weight: [C, A], the head's; differentiable.
-        variance: [C, A] of each class; a constant, which may change before the backward pass.
-        batch: its classes, U of them.
+        weight: [C, A], the weight of the head; differentiable.
+        variance: [C, A], the variances of each class; a constant, which may change before the backward pass.
+        batch: the U classes of the batch.
 
     Returns:
         [U, C], at least 0, and exactly 0 where j = c.
@@ -165,8 +170,10 @@ def sigma2_diagonal(weight: Tensor, variance: Tensor, batch: BatchClasses) -> Te
 
 
 class _Sigma2Diagonal(torch.autograd.Function):
-    """With factors f for sigma2, the gradient of w_j is 2 sum_u f_uj v_c (w_j - w_c), less the same for each w_c summed
-    over j: three products, and no more passes over [C, A] than they need.
+    """Autograd function of ``sigma2_diagonal``.
+
+    With the gradient f for sigma2, the gradient for w_j is 2 sum_u f_uj v_c (w_j - w_c), less the same summed over j
+    for each w_c: three matrix products, and no more passes over [C, A] than these need.
     """
 
     @staticmethod
@@ -178,7 +185,7 @@ class _Sigma2Diagonal(torch.autograd.Function):
         ctx.save_for_backward(given_CA, weight_CA, variance_UA, scaled_UA, *batch)
         sigma2_UC = torch.mm(variance_UA, weight_CA.square().T).addmm_(scaled_UA, weight_CA.T, alpha=-2)
         own_U1: Tensor = torch.linalg.vecdot(scaled_UA, own_UA)[:, None]
-        return sigma2_UC + own_U1  # not in place: see quadratic.py
+        return sigma2_UC + own_U1  # not in place: see _AddHalfSigma2
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -192,24 +199,25 @@ class _Sigma2Diagonal(torch.autograd.Function):
 
 
 def sigma2_common(weight: Tensor, covariance: Tensor | None, batch: BatchClasses) -> Tensor:
-    """For one covariance that all classes share; None: the identity.
+    """Return sigma2 for one covariance that all classes share.
 
     Args:
-        weight: [C, A], the head's; differentiable.
-        covariance: [A, A], symmetric; a constant, which may change before the backward pass.
-        batch: its classes, U of them.
+        weight: [C, A], the weight of the head; differentiable.
+        covariance: [A, A], symmetric; a constant, which may change before the backward pass. None: the identity.
+        batch: the U classes of the batch.
 
     Returns:
-        As ``sigma2_diagonal``.
+        [U, C], at least 0, and exactly 0 where j = c.
     """
     result: Tensor = _Sigma2Common.apply(weight, covariance, batch)
     return _variances(result, batch)
 
 
 class _Sigma2Common(torch.autograd.Function):
-    """The products ``w_j^T Sigma`` are all that the backward pass needs: with factors f for sigma2,
+    """Autograd function of ``sigma2_common``.
 
-    2 sum_u f_uj (p_j - p_c) for each w_j, less the same summed over j for w_c.
+    The backward pass needs only the products p_j = ``w_j^T Sigma``. With the gradient f for sigma2, the gradient for
+    w_j is 2 sum_u f_uj (p_j - p_c), less the same summed over j for w_c.
     """
 
     @staticmethod
@@ -234,7 +242,7 @@ class _Sigma2Common(torch.autograd.Function):
 
 
 def _less_own(of_weight_CA: Tensor, of_own_UA: Tensor, classes_U: Tensor | None) -> Tensor:
-    """Changes and returns the first: each w_c is in all differences of its row, with a minus."""
+    """Subtract each row's sum from its class's weight gradient, in place: w_c is in all differences of its row."""
     if classes_U is None:
         return of_weight_CA.sub_(of_own_UA)
     return of_weight_CA.index_add_(0, classes_U, of_own_UA, alpha=-1)
@@ -245,7 +253,7 @@ def _around_zero(weight_CA: Tensor) -> Tensor:
 
 
 def _variances(sigma2_UC: Tensor, batch: BatchClasses) -> Tensor:
-    """Free of what rounding made of zeros."""
+    """Return sigma2 clamped to at least 0, with exact zeros at j = c, where rounding left something else."""
     rows, classes = sigma2_UC.shape
     own_U = torch.arange(classes, device=sigma2_UC.device) if batch.classes_U is None else batch.classes_U
     return sigma2_UC.clamp(min=0).scatter(1, own_U[:rows, None], 0)

@@ -1,6 +1,8 @@
-"""Equation 2 as it stands: features augmented explicitly, M times each. What ISDA's closed form makes superfluous.
+"""Explicit semantic augmentation (equation 2): each feature is augmented M times at random.
 
-Shapes: N samples in the batch, M draws for each, C classes, A features, U rows, one for each class of the batch.
+ISDA's closed form replaces this; it is here for comparison.
+
+Shapes: N samples in the batch, M draws for each, C classes, A features, U rows: one for each class of the batch.
 """
 
 from __future__ import annotations
@@ -17,27 +19,27 @@ from isda_repro.losses.class_statistics import ClassStatistics
 from isda_repro.losses.criterion import Criterion, mean_over_batch, require_count
 from isda_repro.losses.isda import check_lambda
 
-JITTER = 1e-7  # of the trace: what fp32 has rounded away from a covariance
+JITTER = 1e-7  # share of the trace that makes up for fp32 rounding of a covariance
 
 
 class SampledISDALoss(Criterion):
-    """The mean over M draws ``a ~ N(a_i, lambda Sigma_y)`` of the cross-entropy of ``head(a)`` (equations 1 and 2).
+    """Mean over M draws ``a ~ N(a_i, lambda Sigma_y)`` of the cross-entropy of ``head(a)`` (equations 1 and 2).
 
-    Covariances and lambda are those of ``ISDALoss``, to whose value, an upper bound of the limit, it compares. Each
-    class of a batch needs a root of its covariance, A^3 / 3 multiply-adds in float64, and each draw A^2 + A C. It is
-    here to be compared with, and makes the host wait for an accelerator (so it is no single graph under torch.compile).
+    Covariances and lambda are those of ``ISDALoss``, whose value is an upper bound of the limit M -> infinity (equation
+    4). Each class of a batch needs a root of its covariance, A^3 / 3 multiply-adds in float64, and each draw A^2 + A C.
+    The loss makes the host wait for an accelerator, so it is not a single graph under torch.compile.
 
     Args:
-        num_classes: C.
-        feature_dim: A.
-        samples: M.
+        num_classes: number of classes, C.
+        feature_dim: number of features, A.
+        samples: number of draws for each feature, M.
         lambda_0: see ``ISDALoss``.
         lambda_schedule: see ``ISDALoss``.
         ignore_index: see ``Criterion``.
         process_group: see ``ISDALoss``.
 
     Raises:
-        ValueError: samples is below 1, or lambda_0 or its schedule wrong.
+        ValueError: samples is below 1, lambda_0 is negative or not finite, or there is no such lambda_schedule.
     """
 
     has_statistics: ClassVar[bool] = True
@@ -64,7 +66,7 @@ class SampledISDALoss(Criterion):
     def loss(
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:
-        """Update the statistics, draw, and take the mean over draws and samples."""
+        """Update the statistics, draw the augmented features, and return the mean over draws and samples."""
         self.statistics.update(*of_all_processes(features, targets, self.process_group))
         strength = self.lambda_0 * (progress if self.lambda_schedule == "linear" else 1)
         noise_NMA = (
@@ -80,7 +82,7 @@ class SampledISDALoss(Criterion):
 
     @torch.no_grad()
     def _noise(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
-        """Draws from N(0, Sigma_y), [N, M, A]."""
+        """Return draws from N(0, Sigma_y), [N, M, A]."""
         batch = classes_present(without_negative(targets), self.num_classes)
         root_UAA = covariance_root(batch.take(self.statistics.covariance)).to(dtype)
         standard_NMA = self.own_draws(lambda count: self._standard(count, targets.device, dtype), len(targets))
@@ -96,10 +98,10 @@ class SampledISDALoss(Criterion):
 
 
 def covariance_root(covariance: Tensor) -> Tensor:
-    """R [U, A, A] in float64 with ``R R^T = covariance`` [U, A, A], but for at most 1e-7 of its trace.
+    """Return R [U, A, A] in float64 with ``R R^T = covariance`` [U, A, A], up to 1e-7 of its trace.
 
-    A Cholesky factor; of a covariance that is singular even so, one of its eigenvectors, which costs about 30 times as
-    much.
+    R is a Cholesky factor. For a covariance that is singular in spite of the added 1e-7, it is made from the
+    eigenvectors, which takes about 30 times as long.
     """
     exact = covariance.double()
     trace_U11 = exact.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]

@@ -1,4 +1,7 @@
-"""Networks: a batch of images -> features and logits. Usable alone; knows nothing of losses, data or the trainer."""
+"""Networks that turn a batch of images into features and logits.
+
+They can be used alone: this package does not depend on losses, data or training.
+"""
 
 from isda_repro.models.densenet import DenseNet
 from isda_repro.models.network import Network, NetworkOutput

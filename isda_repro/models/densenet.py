@@ -1,8 +1,8 @@
-"""CIFAR DenseNet-BC: Huang et al. 2017. Each layer sees the maps of all layers before it in its block.
+"""DenseNet-BC for CIFAR (Huang et al. 2017), in which each layer gets the maps of all earlier layers of its block.
 
-Bottlenecks of 4 k channels, transitions that halve the channels. With ``checkpointed=True`` the concatenated and
-normalised maps, which grow with the square of the depth, are not kept but computed again for the gradient (Pleiss et
-al. 2017): the same numbers in less memory and more time.
+Bottlenecks have 4 k channels, and transitions halve the channels. With ``checkpointed=True`` the concatenated and
+normalised maps, whose size grows with the square of the depth, are not stored but computed again in the backward pass
+(Pleiss et al. 2017). That gives the same numbers, in less memory and more time.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch.utils.checkpoint import checkpoint
 
 from isda_repro.models.network import Network, depth_to_blocks, initialise
 
-BOTTLENECK = 4  # channels between a layer's two convolutions, over the growth rate
-COMPRESSION = 0.5  # of the channels, which a transition keeps
+BOTTLENECK = 4  # channels between a layer's two convolutions, as a multiple of the growth rate
+COMPRESSION = 0.5  # share of the channels that a transition keeps
 
 
 class DenseLayer(nn.Module):
-    """bn-relu-1x1-bn-relu-3x3-dropout on the maps so far, each [N, c_i, H, W] -> the layer's own [N, growth, H, W]."""
+    """Layer bn-relu-1x1-bn-relu-3x3-dropout on all earlier maps, each [N, c_i, H, W] -> new maps [N, growth, H, W]."""
 
     def __init__(self, channels_in: int, growth: int, dropout: float, checkpointed: bool) -> None:
         super().__init__()
@@ -35,9 +35,9 @@ class DenseLayer(nn.Module):
         self.checkpointed = checkpointed
 
     def forward(self, *maps: Tensor) -> Tensor:
-        """The layer's own maps."""
+        """Return the new maps of this layer, without those of earlier layers."""
         if self.checkpointed and self.training and torch.is_grad_enabled():
-            # a compiler makes the second pass from the first, without its effects, and takes no contexts
+            # torch.compile derives the second pass itself, without side effects, and accepts no contexts
             contexts: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": self._contexts}
             squeezed: Tensor = checkpoint(
                 self._squeeze, *maps, use_reentrant=False, preserve_rng_state=False, **contexts
@@ -57,7 +57,7 @@ class DenseLayer(nn.Module):
 
 @contextmanager
 def _seen_already(norm: nn.BatchNorm2d) -> Iterator[None]:
-    """The second time that the same batch passes, the running statistics must not count it again."""
+    """Keep the running statistics of ``norm`` unchanged while the same batch passes a second time."""
     momentum, batches = norm.momentum, norm.num_batches_tracked
     norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
@@ -67,10 +67,10 @@ def _seen_already(norm: nn.BatchNorm2d) -> Iterator[None]:
 
 
 class DenseBlock(nn.ModuleList):
-    """Layers of one resolution. [N, in, H, W] -> [N, in + layers * growth, H, W]."""
+    """Dense layers of one resolution: [N, in, H, W] -> [N, in + layers * growth, H, W]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """All maps, concatenated."""
+        """Return the input and the maps of all layers, concatenated."""
         maps = [x]
         for layer in self:
             maps.append(layer(*maps))
@@ -78,15 +78,18 @@ class DenseBlock(nn.ModuleList):
 
 
 class DenseNet(Network):
-    """DenseNet-BC for images of about 32 x 32 pixels; ``feature_dim`` follows from depth and growth (342, 2190).
+    """DenseNet-BC for images of about 32 x 32 pixels.
+
+    ``feature_dim`` follows from depth and growth: 342 for 100-12, 2190 for 190-40.
 
     Args:
-        depth: layers, 6 n + 4: 100, 190.
-        growth: k, maps that each layer adds.
-        num_classes: C.
-        first_channels: of the first convolution; None: 2 k, as in the paper of DenseNet. The ISDA authors' code has 24.
-        dropout: probability of muting an activation after each layer's last convolution.
-        checkpointed: recompute concatenations instead of keeping them.
+        depth: number of layers, 6 n + 4: 100, 190.
+        growth: k, the number of maps that each layer adds.
+        num_classes: number of classes, C.
+        first_channels: channels of the first convolution; None: 2 k, as in the DenseNet paper. The ISDA authors' code
+            has 24.
+        dropout: probability of zeroing an activation after each layer's last convolution.
+        checkpointed: compute concatenations again in the backward pass instead of storing them.
     """
 
     def __init__(
@@ -120,5 +123,5 @@ class DenseNet(Network):
         initialise(self)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W] -> features [N, A]."""
+        """Return the features [N, A] of images [N, 3, H, W]."""
         return self.pool(self.relu(self.bn(self.blocks(self.stem(images)))))

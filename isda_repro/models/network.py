@@ -1,4 +1,4 @@
-"""The contract of every network: features that the head turns into logits, and both handed out.
+"""Base class of all networks, which return both the features and the logits that the head computes from them.
 
 Shapes: N images in the batch, C classes, A features.
 """
@@ -13,7 +13,12 @@ from torch import Tensor, nn
 
 
 class NetworkOutput(NamedTuple):
-    """What a network returns: ``features`` [N, A], pooled and post-activation (the paper's a_i), ``logits`` [N, C]."""
+    """Output of a network.
+
+    Attributes:
+        features: [N, A], pooled and post-activation (the paper's a_i).
+        logits: [N, C].
+    """
 
     features: Tensor
     logits: Tensor
@@ -22,12 +27,12 @@ class NetworkOutput(NamedTuple):
 class Network(nn.Module, ABC):
     """A backbone and one linear head, with ``logits == head(features)``.
 
-    The head and the pooled features stay in the dtype of the head's weight (fp32) also under autocast: the losses built
-    on them take differences of logits, and ISDA's covariances lose 0.3-0.7% in bf16.
+    The head and the pooled features keep the dtype of the head's weight (fp32) under autocast. The losses take
+    differences of logits, and ISDA's covariances would lose 0.3-0.7% in bf16.
 
     Args:
-        feature_dim: A, the width of the features.
-        num_classes: C.
+        feature_dim: number of features, A.
+        num_classes: number of classes, C.
     """
 
     def __init__(self, feature_dim: int, num_classes: int) -> None:
@@ -36,29 +41,33 @@ class Network(nn.Module, ABC):
         self.head = nn.Linear(feature_dim, num_classes)
 
     def drop_head_bias(self) -> None:
-        """For a criterion whose ``uses_head_bias`` is False. The other weights stay as they have been drawn."""
+        """Remove the bias of the head, for a criterion whose ``uses_head_bias`` is False.
+
+        All other weights stay as they were initialised.
+        """
         self.head.register_parameter("bias", None)
 
     @abstractmethod
     def forward_features(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W] -> features [N, A]."""
+        """Return the features [N, A] of images [N, 3, H, W]."""
 
     def forward(self, images: Tensor) -> NetworkOutput:
-        """Images [N, 3, H, W] -> features [N, A] and logits [N, C]."""
+        """Return the features [N, A] and logits [N, C] of images [N, 3, H, W]."""
         features = self.forward_features(images)
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(self.head.weight.dtype)
             return NetworkOutput(features, self.head(features))
 
     def pool(self, maps: Tensor) -> Tensor:
-        """Global average pooling, [N, A, H, W] -> [N, A], accumulated in the head's dtype."""
+        """Return the global average of maps [N, A, H, W] as [N, A], accumulated in the head's dtype."""
         return maps.mean((2, 3), dtype=self.head.weight.dtype)
 
 
 def initialise(network: Network) -> None:
-    """The authors' initialisation: convolutions N(0, 2 / (k k out)), normalisation to the identity, head bias zero.
+    """Initialise a network as the authors do.
 
-    He et al. 2015 in its fan-out form; the head keeps the uniform weights of PyTorch.
+    Convolutions are drawn from N(0, 2 / (k k out)) (He et al. 2015, fan-out), normalisations are set to the identity
+    and the head's bias to zero. The head keeps PyTorch's uniform weights.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -71,7 +80,14 @@ def initialise(network: Network) -> None:
 
 
 def depth_to_blocks(depth: int, extra: int, per_block: int, name: str, example: str) -> int:
-    """Blocks per stage of a three-stage CIFAR network of ``depth`` = 3 * per_block * blocks + extra layers.
+    """Return the blocks per stage of a three-stage CIFAR network.
+
+    Args:
+        depth: 3 * per_block * blocks + extra.
+        extra: layers outside the blocks.
+        per_block: layers of a block.
+        name: name of the network, for the error.
+        example: valid depths, for the error.
 
     Raises:
         ValueError: no whole number of blocks gives that depth.

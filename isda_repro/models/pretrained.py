@@ -1,4 +1,4 @@
-"""Networks of timm and torchvision under our contract: any backbone that ends in one linear classifier."""
+"""Adapters for networks of timm and torchvision: any backbone that ends in one linear classifier."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from torch import Tensor, nn
 from isda_repro.errors import UserError
 from isda_repro.models.network import Network
 
-PROBE_SECONDS = 5.0  # timm's own download goes on trying for most of a minute
-DENSENET_BLOCKS = {121: (6, 12, 24, 16), 265: (6, 12, 64, 48)}  # Huang et al. 2017, tables 1 and (265) their code
+PROBE_SECONDS = 5.0  # timm's own download retries for most of a minute
+DENSENET_BLOCKS = {121: (6, 12, 24, 16), 265: (6, 12, 64, 48)}  # Huang et al. 2017: table 1, and their code for 265
 
 
 class AdaptedNetwork(Network):
-    """A model whose classifier has become the ``head``, and whose own output has become the ``features``.
+    """Network made from a model: its last linear layer becomes the ``head``, and that layer's input the ``features``.
 
-    The head is in its own dtype also under autocast, and so is what makes the features wherever the functions below can
-    have it so: timm's average pooling, torchvision's DenseNet. Models that do not pool (transformers) give their
-    features in the dtype of their last layer.
+    The head stays in its own dtype under autocast. So does the pooling of the features where the functions below can
+    arrange it: in timm's average pooling and torchvision's DenseNet. Models that do not pool (transformers) return
+    their features in the dtype of their last layer.
 
     Args:
-        model: images [N, 3, H, W] -> logits [N, C]; changed by this.
-        classifier: the dotted name of its last layer.
-        image_size: height and width of an image with which the contract is checked, once.
-        name: how messages call the model.
+        model: images [N, 3, H, W] -> logits [N, C]; modified in place.
+        classifier: dotted name of its last layer.
+        image_size: height and width of an image, with which the adapted network is checked once.
+        name: name of the model in messages.
 
     Raises:
-        UserError: the classifier is not one ``nn.Linear``, the model does more after it, or cannot take such images.
+        UserError: the classifier is not one ``nn.Linear``, the model computes more after it, or it cannot take such
+            images.
     """
 
     def __init__(self, model: nn.Module, classifier: str, image_size: int, name: str) -> None:
@@ -53,21 +54,24 @@ class AdaptedNetwork(Network):
             raise UserError(f"{name} does more with its features than one linear layer: choose another model")
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W] -> features [N, A]."""
+        """Return the features [N, A] of images [N, 3, H, W]."""
         features: Tensor = self.backbone(images)
         return features
 
 
 class AdaptedDenseNet(AdaptedNetwork):
-    """torchvision's DenseNet, pooled in the head's dtype, which its own ``forward`` does not."""
+    """torchvision's DenseNet with pooling in the head's dtype, instead of its own ``forward``."""
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W] -> features [N, A]."""
+        """Return the features [N, A] of images [N, 3, H, W]."""
         return self.pool(F.relu(self.backbone.features(images)))  # type: ignore[operator]
 
 
 def _widened(_pooling: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Maps as average pooling is to have them: sums over 49 pixels lose in bf16 what ISDA's covariances are made of."""
+    """Convert the input of average pooling to fp32 (forward pre-hook).
+
+    In bf16, sums over 49 pixels lose the differences that ISDA's covariances are made of.
+    """
     return tuple(maps.float() if maps.dtype in (torch.bfloat16, torch.float16) else maps for maps in inputs)
 
 
@@ -79,18 +83,18 @@ def timm_network(
     dropout: float = 0.0,
     **options: Any,
 ) -> AdaptedNetwork:
-    """A network of timm.
+    """Return a network of timm.
 
     Args:
-        name: of the model, as in ``timm.list_models()``.
-        num_classes: C.
+        name: name of the model, as in ``timm.list_models()``.
+        num_classes: number of classes, C.
         image_size: height and width of the images, in pixels.
-        pretrained: begin with timm's weights; a head for another number of classes is drawn anew.
+        pretrained: start with timm's weights; a head for another number of classes is newly initialised.
         dropout: timm's ``drop_rate``, in most models before the classifier.
-        **options: for timm's own constructor, such as ``img_size`` or ``drop_path_rate``.
+        **options: arguments of timm's own constructor, such as ``img_size`` or ``drop_path_rate``.
 
     Raises:
-        UserError: there is no such model, its weights cannot be fetched, or it does not fit the contract.
+        UserError: there is no such model, its weights cannot be downloaded, or it has no single linear classifier.
     """
     import timm
     from timm.layers import SelectAdaptivePool2d  # type: ignore[attr-defined]
@@ -108,7 +112,7 @@ def timm_network(
         model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, drop_rate=dropout, **options)
     except MemoryError:
         raise
-    except Exception as error:  # whatever its many constructors make of a setting that they do not expect
+    except Exception as error:  # its many constructors raise many types for unexpected settings
         given = ", ".join(f"{key}={value}" for key, value in options.items())
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"timm cannot make {name}{' with ' + given if given else ''}: {reason}") from error
@@ -131,19 +135,21 @@ def imagenet_densenet(
     checkpointed: bool = False,
     pretrained: bool = False,
 ) -> AdaptedNetwork:
-    """DenseNet-BC for ImageNet (k = 32), torchvision's; 265 layers are its class with the blocks of the paper.
+    """Return torchvision's DenseNet-BC for ImageNet (k = 32).
+
+    DenseNet-265, which torchvision does not offer, is its class with the blocks of the paper.
 
     Args:
         depth: 121 or 265.
-        num_classes: C.
+        num_classes: number of classes, C.
         image_size: height and width of the images, in pixels.
-        first_channels: of the first convolution; the ISDA authors' code has 24.
-        dropout: probability of muting an activation after each layer's last convolution.
-        checkpointed: recompute concatenations instead of keeping them.
-        pretrained: begin with timm's weights, which DenseNet-121 with 64 first channels has.
+        first_channels: channels of the first convolution; the ISDA authors' code has 24.
+        dropout: probability of zeroing an activation after each layer's last convolution.
+        checkpointed: compute concatenations again in the backward pass instead of storing them.
+        pretrained: start with timm's weights, which exist for DenseNet-121 with 64 first channels.
 
     Raises:
-        UserError: another depth, or weights that there are not, or that cannot be fetched.
+        UserError: the depth is another, or the weights do not exist or cannot be downloaded.
     """
     import timm
     from torchvision.models import DenseNet
@@ -173,14 +179,14 @@ def imagenet_densenet(
 
 @torch.no_grad()
 def _answer(model: nn.Module, image_size: int, name: str) -> Tensor:
-    """What the model makes of one image, in evaluation; its mode is as before."""
+    """Return the model's output for one image, in evaluation mode; the mode is restored."""
     image = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     training = model.training
     try:
         answer: Tensor = model.eval()(image)
     except MemoryError:
         raise
-    except Exception as error:  # whatever a model makes of settings or images that do not suit it
+    except Exception as error:  # models raise many types for unsuitable settings or images
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{name} cannot take images of {image_size} x {image_size} pixels: {reason}") from error
     finally:
@@ -189,7 +195,7 @@ def _answer(model: nn.Module, image_size: int, name: str) -> Tensor:
 
 
 def _require_download_or_cache(name: str) -> None:
-    """Fail in seconds where weights are neither on this machine nor to be had."""
+    """Raise ``UserError`` within seconds if weights are neither cached on this machine nor downloadable."""
     import timm
     from huggingface_hub import constants, try_to_load_from_cache
 
@@ -206,6 +212,6 @@ def _require_download_or_cache(name: str) -> None:
     try:
         urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PROBE_SECONDS).close()
     except urllib.error.HTTPError:
-        return  # it answers; timm says the rest
+        return  # the server answers; timm reports the rest
     except (OSError, ValueError) as error:
         raise UserError(f"the weights of {name} cannot be fetched from {address} ({error}): {advice}") from error

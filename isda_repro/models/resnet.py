@@ -1,9 +1,9 @@
-"""CIFAR ResNet: He et al. 2016, section 4.2, with the authors' shortcuts and place of dropout.
+"""ResNet for CIFAR (He et al. 2016, section 4.2), with the ISDA authors' shortcuts and dropout.
 
-Three stages of 16, 32 and 64 channels; where the shape changes, the shortcut is a strided 1x1 convolution and a
-normalisation ("option B"), as in the ISDA authors' code. Their dropout, Table 4's "+ Dropout", sits inside each block
-before the second convolution. SE-ResNet (Hu et al. 2018) scales each block's maps, before they are added, by a gate of
-its own; its two linear layers have no bias, as in that code.
+Three stages have 16, 32 and 64 channels. Where the shape changes, the shortcut is a strided 1x1 convolution with batch
+normalisation ("option B"), as in the ISDA authors' code. Their dropout (Table 4's "+ Dropout") sits inside each block,
+before the second convolution. SE-ResNet (Hu et al. 2018) scales the maps of each block by a gate before they are added
+to the shortcut; its two linear layers have no bias, as in the authors' code.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from isda_repro.models.network import Network, depth_to_blocks, initialise
 
 
 class Gate(nn.Module):
-    """Squeeze and excitation: each map times a number in (0, 1) that follows from the means of all. Keeps the shape.
+    """Squeeze and excitation: scale each map by a number in (0, 1), computed from the means of all maps.
 
     Args:
-        channels: C.
-        reduction: C over the units between the two linear layers.
+        channels: number of maps, C.
+        reduction: C divided by the number of hidden units.
     """
 
     def __init__(self, channels: int, reduction: int) -> None:
@@ -29,13 +29,16 @@ class Gate(nn.Module):
         self.excite = nn.Linear(channels // reduction, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The scaled maps."""
+        """Return the scaled maps, [N, C, H, W]."""
         scale = torch.sigmoid(self.excite(self.relu(self.squeeze(x.mean((2, 3))))))
         return x * scale[:, :, None, None]
 
 
 class BasicBlock(nn.Module):
-    """conv-bn-relu-dropout-conv-bn-gate, added to the shortcut, relu. [N, in, H, W] -> [N, out, H/stride, W/stride]."""
+    """Block conv-bn-relu-dropout-conv-bn-gate, added to the shortcut, relu.
+
+    [N, in, H, W] -> [N, out, H/stride, W/stride]
+    """
 
     def __init__(
         self, channels_in: int, channels_out: int, stride: int, dropout: float, se_reduction: int | None
@@ -55,7 +58,7 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output."""
+        """Return the block's output, [N, out, H/stride, W/stride]."""
         residual = self.dropout(self.relu(self.bn1(self.conv1(x))))
         residual = self.gate(self.bn2(self.conv2(residual)))
         output: Tensor = self.relu(residual.add_(self.shortcut(x)))
@@ -66,10 +69,10 @@ class ResNet(Network):
     """ResNet for images of about 32 x 32 pixels; ``feature_dim`` is 64.
 
     Args:
-        depth: layers, 6 n + 2: 20, 32, 44, 56, 110.
-        num_classes: C.
-        dropout: probability of muting an activation inside each block.
-        se_reduction: of the squeeze-and-excitation gates, 16 in SE-ResNet; None: no gates.
+        depth: number of layers, 6 n + 2: 20, 32, 44, 56, 110.
+        num_classes: number of classes, C.
+        dropout: probability of zeroing an activation inside each block.
+        se_reduction: reduction of the squeeze-and-excitation gates, 16 in SE-ResNet; None: no gates.
     """
 
     def __init__(
@@ -92,5 +95,5 @@ class ResNet(Network):
         initialise(self)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W] -> features [N, 64]."""
+        """Return the features [N, 64] of images [N, 3, H, W]."""
         return self.pool(self.blocks(self.stem(images)))

@@ -1,6 +1,6 @@
-"""CIFAR ResNeXt: Xie et al. 2017, with the bottleneck of their form C (grouped convolution), activated after the sum.
+"""ResNeXt for CIFAR (Xie et al. 2017), with their bottleneck of form C (grouped convolution).
 
-Three stages of three blocks; the shortcut is a 1x1 convolution and a normalisation where the shape changes.
+The network has three stages; where the shape changes, the shortcut is a 1x1 convolution with batch normalisation.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from torch import Tensor, nn
 
 from isda_repro.models.network import Network, depth_to_blocks, initialise
 
-EXPANSION = 4  # output channels of a block over its stage's width
+EXPANSION = 4  # output channels of a block divided by its stage's width
 
 
 class Bottleneck(nn.Module):
-    """1x1, grouped 3x3, 1x1, added to the shortcut, relu. [N, in, H, W] -> [N, out, H/stride, W/stride].
+    """Block 1x1 - grouped 3x3 - 1x1, added to the shortcut, relu. [N, in, H, W] -> [N, out, H/stride, W/stride].
 
     Args:
         channels_in: channels of the input.
-        inner: channels of the grouped convolution, all groups together.
+        inner: channels of the grouped convolution, over all groups.
         channels_out: channels of the output.
-        stride: of the grouped convolution.
+        stride: stride of the grouped convolution.
         cardinality: number of groups.
-        dropout: probability of muting an activation before the last convolution.
+        dropout: probability of zeroing an activation before the last convolution.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Bottleneck(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output."""
+        """Return the block's output, [N, out, H/stride, W/stride]."""
         residual = self.relu(self.bn1(self.conv1(x)))
         residual = self.dropout(self.relu(self.bn2(self.conv2(residual))))
         residual = self.bn3(self.conv3(residual))
@@ -55,11 +55,11 @@ class ResNeXt(Network):
     """ResNeXt for images of about 32 x 32 pixels; ``feature_dim`` is 1024.
 
     Args:
-        depth: layers, 9 n + 2: 20, 29, 38.
+        depth: number of layers, 9 n + 2: 20, 29, 38.
         cardinality: number of groups; 8 in "8x64d".
         base_width: channels of a group in the first stage; 64 in "8x64d".
-        num_classes: C.
-        dropout: probability of muting an activation before each block's last convolution; none in the literature.
+        num_classes: number of classes, C.
+        dropout: probability of zeroing an activation before each block's last convolution; the literature uses none.
     """
 
     def __init__(
@@ -84,5 +84,5 @@ class ResNeXt(Network):
         initialise(self)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W] -> features [N, 1024]."""
+        """Return the features [N, 1024] of images [N, 3, H, W]."""
         return self.pool(self.blocks(self.stem(images)))

@@ -1,7 +1,7 @@
-"""Shake-Shake 26 2 x d: Gastaldi 2017, "Shake-Shake-Image": the two branches of a block are mixed at random.
+"""Shake-Shake 26 2 x d (Gastaldi 2017), a ResNet whose blocks mix two branches at random.
 
-A coefficient per image mixes them on the way forward and an independent one divides the gradient on the way back; in
-evaluation each branch counts half.
+In training, one random coefficient per image mixes the branches in the forward pass, and an independent one divides the
+gradient between them in the backward pass. In evaluation each branch counts half.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from isda_repro.models.network import Network, initialise
 
-BLOCKS = 4  # per stage; 3 stages of 4 blocks of 2 convolutions, one before and the head: 26 layers
+BLOCKS = 4  # per stage; 3 stages of 4 blocks of 2 convolutions, plus stem and head: 26 layers
 
 
 class _Shake(torch.autograd.Function):
-    """``forward_share * one + (1 - forward_share) * other``, whose gradient has ``backward_share`` in its place."""
+    """``forward_share * one + (1 - forward_share) * other``, with ``backward_share`` in the gradient instead."""
 
     @staticmethod
     def forward(one: Tensor, other: Tensor, forward_share: Tensor, backward_share: Tensor) -> Tensor:
@@ -37,12 +37,14 @@ class _Shake(torch.autograd.Function):
 
 
 class ShakeBlock(nn.Module):
-    """Two branches relu-conv-bn-relu-conv-bn, mixed, added to the shortcut. [N, in, H, W] -> [N, out, H/stride, ...].
+    """Two branches relu-conv-bn-relu-conv-bn, mixed and added to the shortcut.
+
+    [N, in, H, W] -> [N, out, H/stride, W/stride]
 
     Args:
         channels_in: channels of the input.
         channels_out: channels of the output.
-        stride: of the first convolutions.
+        stride: stride of each branch's first convolution, and of the shortcut.
         shift: see ``Shortcut``.
     """
 
@@ -56,7 +58,7 @@ class ShakeBlock(nn.Module):
     @staticmethod
     def _branch(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
         return nn.Sequential(
-            nn.ReLU(),  # not in place: the other branch and the shortcut see the same input
+            nn.ReLU(),  # not in place: the second branch and the shortcut read the same input
             nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False),
             nn.BatchNorm2d(channels_out),
             nn.ReLU(inplace=True),
@@ -65,7 +67,7 @@ class ShakeBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output, not yet activated."""
+        """Return the block's output before any activation, [N, out, H/stride, W/stride]."""
         one, other = (branch(x) for branch in self.branches)
         if self.training:
             shares = torch.rand(2, len(x), 1, 1, 1, device=x.device).to(one.dtype)
@@ -77,14 +79,19 @@ class ShakeBlock(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """relu; a 1x1 convolution of every ``stride``-th pixel and one of their neighbours, concatenated; bn.
+    """Shortcut of a block that changes the shape: relu, two strided 1x1 convolutions, concatenation, bn.
+
+    The first convolution sees every ``stride``-th pixel, the second one a diagonal neighbour of each.
 
     Args:
         channels_in: channels of the input.
-        channels_out: channels of the output, half of them from each path.
-        stride: between the pixels that are seen.
-        shift: 1: the second path sees the neighbour above and to the left, as in Gastaldi's code; -1: the one below and
-            to the right, as in the ISDA authors'.
+        channels_out: channels of the output, half of them from each convolution.
+        stride: distance between the pixels that are used.
+        shift: 1: the second convolution sees the neighbour above and to the left, as in Gastaldi's code; -1: the one
+            below and to the right, as in the ISDA authors' code.
+
+    Raises:
+        ValueError: shift is neither 1 nor -1.
     """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int, shift: int) -> None:
@@ -97,7 +104,7 @@ class Shortcut(nn.Module):
         self.bn = nn.BatchNorm2d(channels_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, in, H, W] -> [N, out, H/stride, W/stride]."""
+        """Return maps [N, out, H/stride, W/stride] of an input [N, in, H, W]."""
         x, every = F.relu(x), slice(None, None, self.stride)
         here, beside = x[:, :, every, every], F.pad(x, self.padding)[:, :, every, every]
         output: Tensor = self.bn(torch.cat([self.conv1(here), self.conv2(beside)], 1))
@@ -109,9 +116,9 @@ class ShakeShake(Network):
 
     Args:
         width: channels of a branch in the first stage: 32, 96, 112.
-        num_classes: C.
-        shift: of the shortcuts' second path, see ``Shortcut``.
-        stem_bias: whether the first convolution has a bias, as in the ISDA authors' code.
+        num_classes: number of classes, C.
+        shift: neighbour that the shortcuts' second convolution sees, see ``Shortcut``.
+        stem_bias: True: the first convolution has a bias, as in the ISDA authors' code.
     """
 
     def __init__(self, width: int, num_classes: int, shift: int = 1, stem_bias: bool = False) -> None:
@@ -127,5 +134,5 @@ class ShakeShake(Network):
         initialise(self)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W] -> features [N, 4 * width]."""
+        """Return the features [N, 4 * width] of images [N, 3, H, W]."""
         return self.pool(self.relu(self.blocks(self.stem(images))))

@@ -1,4 +1,4 @@
-"""A network's weights from a file: ours, timm's, torchvision's, or one of those that the ISDA authors published."""
+"""Loading a network's weights from a checkpoint of this project, of timm or torchvision, or of the ISDA authors."""
 
 from __future__ import annotations
 
@@ -19,33 +19,34 @@ from isda_repro.errors import UserError, is_out_of_memory
 from isda_repro.files import named
 from isda_repro.models import AdaptedNetwork, Network
 
-NESTED = ("network", "state_dict_ema", "model_ema", "state_dict", "model")  # ours, then timm's, in its order
-WRAPPERS = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel's, torch.compile's, Lightning's
-CLASSIFIERS = ("fc", "classifier", "head", "head.fc", "linear", "last_linear")  # what others call the last layer
+NESTED = ("network", "state_dict_ema", "model_ema", "state_dict", "model")  # keys of a state_dict: ours, then timm's
+WRAPPERS = ("module.", "_orig_mod.", "model.")  # prefixes of DistributedDataParallel, torch.compile and Lightning
+CLASSIFIERS = ("fc", "classifier", "head", "head.fc", "linear", "last_linear")  # names of the last layer elsewhere
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-COUNT = "num_batches_tracked"  # nothing reads it where the momentum is a number, and PyTorch before 0.4.1 had none
-NAMED = 3  # so many keys are named in a message, the others counted
+COUNT = "num_batches_tracked"  # optional: unused with a numeric momentum, and missing before PyTorch 0.4.1
+NAMED = 3  # number of keys that a message names; it counts the rest
 
 
 class WeightsError(UserError):
-    """A file holds no weights, or not those of this network."""
+    """Raised when a file holds no weights, or not those of this network."""
 
 
 def load_weights(network: Network, path: Path, new_head: bool) -> str:
-    """Give a network the weights of a file.
+    """Load the weights of a file into a network.
 
     Args:
         network: keeps the dtype and the device of each weight.
-        path: what ``torch.save`` wrote (any version's; never run, only read), or ``.safetensors``. A state_dict, alone
-            or in one of the places where ours, timm and the ISDA authors have it; its names may be those of torchvision
-            or timm, under ``module.`` or not.
-        new_head: a head for another number of classes is no error; the network then keeps the one that it has.
+        path: a file of ``torch.save`` (any version; its code is never run) or ``.safetensors``. It holds a state_dict,
+            alone or under one of the keys that this project, timm and the ISDA authors use. Names may be those of
+            torchvision or timm, with or without ``module.``.
+        new_head: accept a head that is missing or has another number of classes, and keep the network's own head then.
 
     Returns:
-        One sentence: what was taken.
+        One sentence that says what was loaded.
 
     Raises:
-        WeightsError: the file is missing, damaged, holds code or no weights, or some of them do not fit: says which.
+        WeightsError: the file is missing, damaged, holds code or no weights, or some weights do not fit, which it
+            names.
     """
     given, expected = _in_our_names(network, _tensors(path)), network.state_dict()
     note = ""
@@ -77,7 +78,7 @@ def _without_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _misfits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Which names do not fit; nothing if all do."""
+    """Return which names do not fit, grouped by reason, or an empty string."""
     both = [name for name in expected if name in given]
     lists = {
         "missing": [name for name in expected if name not in given and not name.endswith(COUNT)],
@@ -94,7 +95,10 @@ def _misfits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str
 
 
 def _is_plain(given: Tensor, expected: Tensor) -> bool:
-    """Dense, here, and floating-point where the network's are: quantised or sparse weights would not be the same."""
+    """Return True if weights are dense, on the CPU, and floating-point where the network's are.
+
+    Quantised or sparse weights would not be the same numbers.
+    """
     here = given.layout == torch.strided and not given.is_quantized and given.device.type == "cpu"
     return here and (given.dtype in FLOATS or not expected.is_floating_point())
 
@@ -116,10 +120,10 @@ def _size(tensor: Tensor) -> str:
 
 
 def _in_our_names(network: Network, given: dict[str, Tensor]) -> dict[str, Tensor]:
-    for wrapper in WRAPPERS * 2:  # in either order
+    for wrapper in WRAPPERS * 2:  # twice, because they may be nested in either order
         if all(name.startswith(wrapper) for name in given):
             given = {name.removeprefix(wrapper): tensor for name, tensor in given.items()}
-    # torchvision's first DenseNets, whose files it still hands out, had a dot before the number
+    # torchvision's first DenseNets, whose files are still distributed, had a dot before the number
     given = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)", r"\1\2", name): one for name, one in given.items()}
     if not isinstance(network, AdaptedNetwork) or any(name.startswith("backbone.") for name in given):
         return given
@@ -129,7 +133,10 @@ def _in_our_names(network: Network, given: dict[str, Tensor]) -> dict[str, Tenso
 
 
 def _classifier(network: AdaptedNetwork, given: Mapping[str, Tensor]) -> str:
-    """Its name in the file: the network's own, or one that others use and the backbone has no place for."""
+    """Return the name of the last layer in the file.
+
+    It is the network's own name, or another common one that the backbone does not use.
+    """
     own = network.classifier_name
     places = {name.removeprefix("backbone.") for name in network.state_dict()}
     there = [one for one in (own, *CLASSIFIERS) if f"{one}.weight" in given and f"{one}.weight" not in places]
@@ -140,7 +147,7 @@ def _classifier(network: AdaptedNetwork, given: Mapping[str, Tensor]) -> str:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    """The state_dict, wherever in the file it is."""
+    """Return the state_dict of a file, wherever in the file it is."""
     content = _read(path)
     for key in NESTED:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping) and content[key]:
@@ -148,7 +155,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             break
     if not isinstance(content, Mapping) or not content or not all(isinstance(one, Tensor) for one in content.values()):
         raise WeightsError(f"{path} holds no weights: it must be a state_dict, alone or under {', '.join(NESTED)}")
-    # counts overflow in files of half precision
+    # drop batch counts that overflowed in files of half precision
     return {str(name): one for name, one in content.items() if not str(name).endswith(COUNT) or _is_finite(one)}
 
 
@@ -158,16 +165,16 @@ def _read(path: Path) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
-        if zipfile.is_zipfile(path):  # not before PyTorch 1.6
+        if zipfile.is_zipfile(path):  # the format since PyTorch 1.6
             with zipfile.ZipFile(path) as archive:
                 if (damaged := archive.testzip()) is not None:
                     raise WeightsError(f"{path} is damaged: the checksum of its part {damaged} is wrong")
-        # the warnings: of other pickles than PyTorch's, which then fail
+        # ignored warnings: about pickles that are not PyTorch's, which then raise an error
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_data_beside_weights()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
-    except Exception as error:  # whatever a damaged file makes of three readers, EINVAL among it
+    except Exception as error:  # a damaged file raises many types, OSError with EINVAL among them
         if is_out_of_memory(error):
             raise
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
@@ -176,9 +183,9 @@ def _read(path: Path) -> Any:
 
 
 def _data_beside_weights() -> list[Any]:
-    """What training scripts save beside the weights and what runs nothing: settings (timm's), NumPy's numbers."""
+    """Return the harmless types that training scripts save beside weights: timm's settings, and NumPy's numbers."""
     number = np.float64(0).__reduce__()[0]
-    places = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # before NumPy 2, since
+    places = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # NumPy 1, NumPy 2
     kinds = [np.dtype, *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64))]
     return [argparse.Namespace, *((number, place) for place in places), *kinds]
 
@@ -188,5 +195,5 @@ def _why(path: Path, message: str) -> str:
         return f"{path} holds code ({code[1]}), which is never run: save the state_dict alone, where you trust the file"
     reason = (
         "it is no state_dict that torch.save wrote" if "weights_only" in message else message.splitlines()[0]
-    )  # no bad advice
+    )  # PyTorch's own message advises weights_only=False, which would run code
     return f"{path} cannot be read as weights: {reason}"

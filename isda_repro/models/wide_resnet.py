@@ -1,6 +1,6 @@
-"""Wide-ResNet: Zagoruyko and Komodakis 2016. Pre-activation blocks, dropout between the two convolutions of each.
+"""Wide-ResNet (Zagoruyko and Komodakis 2016): pre-activation blocks with dropout between their two convolutions.
 
-Where the width changes, the first normalisation and activation feed the shortcut too, which is a bare 1x1 convolution.
+Where the shape changes, the shortcut is a bare 1x1 convolution of the block's normalised and activated input.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from isda_repro.models.network import Network, depth_to_blocks, initialise
 
 
 class WideBlock(nn.Module):
-    """bn-relu-conv-bn-relu-dropout-conv, added to the shortcut. [N, in, H, W] -> [N, out, H/stride, W/stride]."""
+    """Block bn-relu-conv-bn-relu-dropout-conv, added to the shortcut.
+
+    [N, in, H, W] -> [N, out, H/stride, W/stride]
+    """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int, dropout: float) -> None:
         super().__init__()
@@ -26,7 +29,7 @@ class WideBlock(nn.Module):
             self.shortcut = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output, not yet activated."""
+        """Return the block's output before any activation, [N, out, H/stride, W/stride]."""
         activated = self.relu(self.bn1(x))
         residual = self.dropout(self.relu(self.bn2(self.conv1(activated))))
         return self.conv2(residual).add_(x if self.shortcut is None else self.shortcut(activated))  # type: ignore[no-any-return]
@@ -36,10 +39,10 @@ class WideResNet(Network):
     """Wide-ResNet-depth-width for images of about 32 x 32 pixels; ``feature_dim`` is 64 * width.
 
     Args:
-        depth: layers, 6 n + 4: 16, 22, 28, 40.
+        depth: number of layers, 6 n + 4: 16, 22, 28, 40.
         width: factor on the channels 16, 32, 64 of the three stages.
-        num_classes: C.
-        dropout: probability of muting an activation between a block's convolutions; the paper's is 0.3.
+        num_classes: number of classes, C.
+        dropout: probability of zeroing an activation between a block's convolutions; the paper uses 0.3.
     """
 
     def __init__(self, depth: int, width: int, num_classes: int, dropout: float = 0.3) -> None:
@@ -57,5 +60,5 @@ class WideResNet(Network):
         initialise(self)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W] -> features [N, 64 * width]."""
+        """Return the features [N, 64 * width] of images [N, 3, H, W]."""
         return self.pool(self.relu(self.bn(self.blocks(self.stem(images)))))

@@ -1,4 +1,4 @@
-"""The parts of a run, each built from its node of a frozen configuration."""
+"""Builders for the parts of a run: each takes a frozen configuration and returns one object."""
 
 from __future__ import annotations
 
@@ -43,17 +43,18 @@ from isda_repro.training.compute import Compute
 from isda_repro.training.ddp import wrap_ddp
 from isda_repro.training.distributed import SINGLE_PROCESS, Processes
 
-TEST_BATCH_SIZE = 500  # the error does not depend on it; both CIFAR test sets are a whole number of them
+TEST_BATCH_SIZE = 500  # does not change the error; divides the size of both CIFAR test sets
 STREAMED_TEST_BATCH_SIZE = 100  # larger images
 
 
 def build_network(cfg: DictConfig, source: Source, compute: Compute) -> Network:
-    """The network on its device, its weights drawn from a stream of their own: the same ones for every loss.
+    """Return the network of ``cfg.model`` on its device, with freshly initialised weights.
 
-    ``model.weights`` is not read here, see ``isda_repro.models.weights``.
+    The weights are drawn from a random stream of their own, so that runs that differ only in the loss start from the
+    same weights. ``model.weights`` is not read here; see ``isda_repro.models.weights``.
 
     Raises:
-        ConfigError: it is made for images of another size.
+        ConfigError: the model is made for images of another size than those of ``source``.
     """
     size, (height, width) = cfg.model.get("image_size"), source.train.image_size
     if size is not None and (size, size) != (height, width):
@@ -63,7 +64,7 @@ def build_network(cfg: DictConfig, source: Source, compute: Compute) -> Network:
     torch.manual_seed(stream_seed(cfg.seed, "initialisation"))
     network: Network = build_model(cfg, source.num_classes)
     if not target_class(cfg.loss).uses_head_bias:  # type: ignore[attr-defined]
-        network.drop_head_bias()  # afterwards: what is drawn for the others stays as with every other loss
+        network.drop_head_bias()  # after construction, so that all other weights are the same draws as with any loss
     network.to(device=compute.device, memory_format=compute.memory_format)  # type: ignore[call-overload]
     return network
 
@@ -71,7 +72,11 @@ def build_network(cfg: DictConfig, source: Source, compute: Compute) -> Network:
 def build_criterion(
     cfg: DictConfig, network: Network, compute: Compute, processes: Processes = SINGLE_PROCESS
 ) -> Criterion:
-    """The loss on its device. What it draws to begin with leaves the network's weights as they were."""
+    """Return the loss of ``cfg.loss`` on its device.
+
+    Its initial parameters come from their own random stream, so that they do not change the network's weights. A loss
+    with class statistics gets the process group, unless ``loss.sync`` is set.
+    """
     torch.manual_seed(stream_seed(cfg.seed, "criterion_initialisation"))
     head = network.head
     arguments: dict[str, Any] = {"num_classes": head.out_features, "feature_dim": head.in_features}
@@ -79,7 +84,7 @@ def build_criterion(
     if processes.is_distributed and shares:
         arguments["process_group"] = processes.group
         if compute.device.type != "cpu":
-            arguments["ignore_index"] = IGNORED  # of the samples with which a smaller share is filled up
+            arguments["ignore_index"] = IGNORED  # the target of samples that only pad a process's share of the batch
     criterion: Criterion = build_loss(cfg, **arguments)
     return criterion.to(compute.device)
 
@@ -90,7 +95,10 @@ Constants = tuple[Sequence[float], Sequence[float]]
 def build_loaders(
     cfg: DictConfig, source: Source, compute: Compute, processes: Processes = SINGLE_PROCESS
 ) -> tuple[Loader, Loader]:
-    """The training images, shuffled and augmented, and those that are evaluated, as they are."""
+    """Return the loader of the training images, shuffled and augmented, and the loader of the evaluated images.
+
+    Generated images are among the training images if the configuration asks for them.
+    """
     options: dict[str, Any] = {"constants": normalisation_constants(cfg, source), "processes": processes}
     recipe = cfg.recipe
     passes = recipe.get("passes") or 1  # frozen files may be older than this setting
@@ -101,10 +109,10 @@ def build_loaders(
 
 
 def build_synthetic(cfg: DictConfig, source: Source, compute: Compute) -> Synthetic | None:
-    """The generated images that are among the training images; None where there are none.
+    """Return the generated images that are mixed into the training images, or None if ``cfg`` asks for none.
 
     Raises:
-        UserError: the generator is not there, or makes images of another kind.
+        UserError: the generator has not been trained, or makes images of another kind.
     """
     if generator_kind(cfg) is None:
         return None
@@ -120,10 +128,10 @@ def build_synthetic(cfg: DictConfig, source: Source, compute: Compute) -> Synthe
 
 
 def check_made_like(generator: Any, source: Source, folder: Path) -> None:
-    """Whether a generator's images are of the size and the classes of the data.
+    """Check that a generator's images have the size, channels and classes of the data.
 
     Raises:
-        ConfigError: they are not.
+        ConfigError: they differ.
     """
     made = (generator.num_classes, (generator.shape.image_size,) * 2, generator.shape.channels)
     if made != (source.num_classes, source.train.image_size, source.train.channels):
@@ -131,7 +139,10 @@ def check_made_like(generator: Any, source: Source, folder: Path) -> None:
 
 
 def _how_it_is_trained(cfg: DictConfig) -> str:
-    """The command, if the generator follows from the settings; one that the user has named need not."""
+    """Return the end of an error message: the command that trains the missing generator.
+
+    There is no such command if the user has named a generator that does not follow from the settings.
+    """
     overrides = generator_overrides(cfg)
     if compose_generator(overrides).run_id != cfg.synthetic.generator:
         return ", which synthetic.generator= names"
@@ -139,7 +150,10 @@ def _how_it_is_trained(cfg: DictConfig) -> str:
 
 
 def normalisation_constants(cfg: DictConfig, source: Source) -> Constants:
-    """Mean and standard deviation per channel; those that are ``auto`` are the training images'."""
+    """Return the mean and the standard deviation of each channel.
+
+    A value of ``auto`` is replaced by the statistics of the training images.
+    """
     mean, std = cfg.dataset.mean, cfg.dataset.std
     if "auto" not in (mean, std):
         return mean, std
@@ -160,7 +174,25 @@ def build_loader(
     processes: Processes = SINGLE_PROCESS,
     synthetic: Synthetic | None = None,
 ) -> Loader:
-    """Images as they are trained on, or as they are evaluated; of each global batch this process's share."""
+    """Return a loader of one split, which yields augmented images if ``train`` is True.
+
+    Each process loads its own share of every global batch.
+
+    Args:
+        cfg: the frozen configuration.
+        split: images in memory or stored as files.
+        compute: device and memory format of the batches.
+        constants: mean and standard deviation per channel.
+        train: True: augment the images, and crop them as in training. False: crop them as in evaluation.
+        batch_size: images in a global batch; None: 500 for images in memory, 100 for files.
+        shuffle: True: a new order in each epoch; None: the value of ``train``.
+        passes: number of times that an epoch goes through the data.
+        processes: the processes that share each batch.
+        synthetic: generated images to mix in; only for images in memory.
+
+    Raises:
+        ConfigError: ``synthetic`` is given for images that are read from files.
+    """
     in_memory = isinstance(split, Split)
     options: dict[str, Any] = {
         "batch_size": batch_size or (TEST_BATCH_SIZE if in_memory else STREAMED_TEST_BATCH_SIZE),
@@ -189,7 +221,10 @@ def build_loader(
 
 
 def _workers(workers: int | str, processes: Processes) -> int:
-    """``auto``: one for each core that this process may use, which it shares with the others on this host."""
+    """Return the number of worker processes of a loader.
+
+    ``auto`` divides the cores that this process may use by the number of training processes on this host.
+    """
     if workers != "auto":
         return int(workers)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -197,10 +232,12 @@ def _workers(workers: int | str, processes: Processes) -> int:
 
 
 def build_optimizer(cfg: DictConfig, network: Network, criterion: Criterion) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, weight decay on all of the network (Appendix B), and the criterion's own groups.
+    """Return SGD with Nesterov momentum, and weight decay on all parameters of the network (Appendix B).
 
-    On a GPU it is one kernel for all weights, which reads the learning rate from the device: a captured step sees the
-    rate change.
+    The criterion adds parameter groups of its own. Each group keeps its initial rate under ``initial_lr``.
+
+    On a GPU one fused kernel updates all weights and reads the learning rate from a tensor on the device, so that a
+    captured step follows the schedule.
     """
     recipe, device = cfg.recipe, network.head.weight.device
     on_gpu = device.type == "cuda"
@@ -221,19 +258,19 @@ def build_optimizer(cfg: DictConfig, network: Network, criterion: Criterion) -> 
 
 
 def build_trackers(cfg: DictConfig, metrics: Path) -> list[Tracker]:
-    """Those that are wanted beside ``metrics.jsonl``, the authority, and the bar: W&B."""
+    """Return the trackers that a classifier's run has beside ``metrics.jsonl`` and the progress bar: W&B or none."""
     tables, metric = cfg.tracking.get("tables") or (), cfg.tracking.get("table_metric")
     return wandb_trackers(cfg, metrics, cell_name(cfg), tables=tables, table_metric=metric)
 
 
 def wandb_trackers(cfg: DictConfig, metrics: Path, group: str, **more: Any) -> list[Tracker]:
-    """W&B, if it is wanted, for a run of any kind.
+    """Return a list with the W&B tracker of a run of any kind, empty with ``tracking.mode=none``.
 
     Args:
-        cfg: its frozen configuration.
-        metrics: its ``metrics.jsonl``.
-        group: the runs that it is seen with, if the user has not set another.
-        more: what else ``WandbTracker`` takes.
+        cfg: the run's frozen configuration.
+        metrics: the run's ``metrics.jsonl``.
+        group: the W&B group, unless the user has set ``tracking.group``.
+        more: further arguments of ``WandbTracker``.
     """
     if cfg.tracking.mode == "none":
         return []
@@ -256,7 +293,10 @@ def wandb_trackers(cfg: DictConfig, metrics: Path, group: str, **more: Any) -> l
 def call_network(
     network: Network, compute: Compute, processes: Processes = SINGLE_PROCESS
 ) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """What is called in evaluation and in training: the network, or its replica, compiled if that is wanted."""
+    """Return the modules to call in evaluation and in training, in this order.
+
+    They are the network and, with several processes, its DDP wrapper; both are compiled if ``compute.compile`` is set.
+    """
     called = wrap_ddp(network, processes, compute) if processes.is_distributed else network
     if not compute.compile:
         return network, called

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: how they are written and read, and when.
+"""Checkpoints of a run: file format, background writer, and the rule for when to save.
 
-The state is saved at intervals, at the end of each epoch, and when a signal asks the run to stop; all processes of a
-run do so after the same step.
+The state is saved at intervals, at the end of each epoch, and when a signal asks the run to stop. All processes of a
+run save after the same step.
 """
 
 from __future__ import annotations
@@ -26,35 +26,39 @@ from isda_repro.files import atomic_write, named
 from isda_repro.stopping import exit_code, handle_stop_signals
 from isda_repro.training.distributed import SINGLE_PROCESS, Processes
 
-KEPT = 2  # the last, and the one before in case the disk damages the last
+KEPT = 2  # the second newest is a spare in case the disk damages the newest
 
 
 class CheckpointError(UserError):
-    """A checkpoint is missing, damaged, or not one of ours."""
+    """Raised when a checkpoint is missing, damaged, or not a file of this program."""
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write ``state``, tensors and plain containers, so that ``path`` is either the old file or the whole new one."""
+    """Write ``state`` (tensors and plain containers) to ``path`` atomically.
+
+    After a crash ``path`` is either the old file or the complete new one.
+    """
     with atomic_write(path) as file:
         torch.save(dict(state), file)
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read what ``save`` wrote, if every byte of it is still what was written; tensors on the CPU.
+    """Read a file that ``save`` wrote, after verifying its checksums. Tensors are returned on the CPU.
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds something other than tensors and plain containers.
-        OSError, MemoryError: it could not be read now, which says nothing about the file; the former names it.
+        OSError, MemoryError: the file could not be read this time, which does not mean that it is damaged. The message
+            names the file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # PyTorch's own reader leaves the checksums alone
+            damaged = archive.testzip()  # PyTorch's own reader does not verify the checksums
         if damaged is not None:
             raise CheckpointError(f"the checksum of its part {damaged} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist: has its run finished?") from error
-    except Exception as error:  # whatever a damaged archive makes of the two readers, EINVAL among it
+    except Exception as error:  # a damaged archive raises many types, OSError with EINVAL among them
         if is_out_of_memory(error):
             raise MemoryError(f"while reading {path}, {path.stat().st_size / 1e6:.0f} MB") from error
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
@@ -67,7 +71,10 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def snapshot(state: Any) -> Any:
-    """Return a copy in the CPU's memory that training no longer changes; a device is waited for once per dtype."""
+    """Return a deep copy of ``state`` in CPU memory, which training can no longer change.
+
+    Tensors on a device are copied with one transfer for each dtype, see ``copy_to_host``.
+    """
     elsewhere = [tensor for tensor in _tensors(state) if not tensor.is_cpu]
     on_host = dict(zip(map(id, elsewhere), copy_to_host(elsewhere), strict=True))
 
@@ -90,14 +97,14 @@ def _tensors(state: Any) -> Iterator[Tensor]:
 
 
 def copy_to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies of ``tensors`` on the CPU, with their strides: one transfer for all of a dtype."""
+    """Return CPU copies of ``tensors`` with the same strides, using one transfer for each dtype."""
     dense = [tensor.detach() if _is_dense(tensor) else tensor.detach().contiguous() for tensor in tensors]
     copies: dict[int, Tensor] = {}
     for dtype in {tensor.dtype for tensor in dense}:
         here = [index for index, tensor in enumerate(dense) if tensor.dtype == dtype]
-        flat = [dense[index].as_strided((dense[index].numel(),), (1,)) for index in here]  # as it lies in memory
+        flat = [dense[index].as_strided((dense[index].numel(),), (1,)) for index in here]  # 1-D view in memory order
         parts = torch.cat(flat).cpu().split([part.numel() for part in flat])
-        for index, part in zip(here, parts, strict=True):  # each in memory of its own: one may outlive the others
+        for index, part in zip(here, parts, strict=True):  # own storage: copies are freed one by one
             copies[index] = part.clone().as_strided(dense[index].size(), dense[index].stride())
     return [copies[index] for index in range(len(dense))]
 
@@ -107,10 +114,10 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 class Checkpoints:
-    """The last two states of a run that is not finished: ``checkpoint-<step>.pt`` in its folder.
+    """The last two checkpoints of an unfinished run: ``checkpoint-<step>.pt`` in its directory.
 
     Args:
-        folder: the run's.
+        folder: the run directory.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -120,11 +127,14 @@ class Checkpoints:
         self.written_at = time.monotonic()
 
     def newest_first(self) -> list[Path]:
-        """Those on disk."""
+        """Return the paths of the checkpoints on disk, newest first."""
         return sorted(self._folder.glob("checkpoint-*.pt"), key=lambda path: path.name, reverse=True)
 
     def write(self, state: Mapping[str, Any]) -> None:
-        """Copy ``state``, which has its ``step``, and write it in the background; waits for the one before first."""
+        """Copy ``state`` to the CPU and write the copy in a background thread.
+
+        A write that is still going on is waited for first. The file is named after ``state["step"]``.
+        """
         self.wait()
         copy = snapshot(state)
         path = self._folder / f"checkpoint-{copy['step']:09}.pt"
@@ -133,7 +143,10 @@ class Checkpoints:
         self.written_at = time.monotonic()
 
     def wait(self) -> bool:
-        """Until nothing is being written. A failure is one warning, and False: what there was before is still there."""
+        """Wait for the background write, and return True unless it failed.
+
+        A failure prints one warning; the earlier checkpoints are still on disk.
+        """
         failure = None
         if self._writer is not None:
             self._writer.join()
@@ -145,14 +158,14 @@ class Checkpoints:
         return failure is None
 
     def clear(self) -> None:
-        """Delete all, when the run has finished."""
+        """Delete all checkpoints and unfinished files; called when the run has finished."""
         self.wait()
         self.clear_unfinished()
         for path in self.newest_first():
             path.unlink(missing_ok=True)
 
     def clear_unfinished(self) -> None:
-        """Delete what a process that died left half written."""
+        """Delete the partial files (``*.tmp``) of a process that died while it was writing."""
         for path in self._folder.glob("*.tmp"):
             path.unlink(missing_ok=True)
 
@@ -161,19 +174,21 @@ class Checkpoints:
             save(path, state)
             for old in self.newest_first()[KEPT:]:
                 old.unlink(missing_ok=True)
-        except Exception as error:  # told by `wait`, in the main thread
+        except Exception as error:  # `wait` reports it in the main thread
             self._failure = error
 
 
 class Saver:
-    """Saves the state of a run when it is time to.
+    """Decides after each step whether to save the state, and stops the run after a signal.
+
+    All processes make the same calls and act after the same step.
 
     Args:
-        checkpoints: where to; the first process alone writes.
-        state: gives the state as it is now, with its ``step``; all processes call it, and the first one's is written.
-        minutes: between two saves within an epoch; None: by the clock, none.
-        steps: likewise, counted in optimizer steps.
-        processes: of the run.
+        checkpoints: where the state goes; only the main process writes.
+        state: returns the current state, with its ``step``. All processes call it; the main process's is written.
+        minutes: time between two saves within an epoch; None: no saves by the clock.
+        steps: optimizer steps between two saves; None: no saves by the number of steps.
+        processes: the processes of the run.
     """
 
     def __init__(
@@ -191,28 +206,36 @@ class Saver:
         self._has_wished = False
 
     def step_taken(self, step: int) -> None:
-        """``step`` optimizer steps have been taken.
+        """Save the state if it is due after ``step`` optimizer steps.
 
         Raises:
-            StoppedError: a signal has come; the state has been saved.
+            StoppedError: a signal asked the run to stop; the state has been saved.
         """
         seconds = time.monotonic() - self._checkpoints.written_at
         late = self._seconds is not None and seconds >= self._seconds
-        self._has_wished = late and not self._has_wished  # the others learn of it a step later: once is enough
+        self._has_wished = late and not self._has_wished  # all processes learn of it one step later: ask once
         if self._heed(wants_to_save=self._has_wished) or (self._steps is not None and step % self._steps == 0):
             self._write(self._state())
 
     def epoch_ended(self) -> None:
-        """Its record has been written. Raises ``StoppedError`` likewise."""
+        """Save the state at the end of an epoch, after its record has been written.
+
+        Raises:
+            StoppedError: a signal asked the run to stop; the state has been saved.
+        """
         self._heed()
         self._write(self._state())
 
     def stop_if_asked(self) -> None:
-        """To be called wherever the state can be saved. Raises ``StoppedError`` likewise."""
+        """Save and stop if a signal has come; may be called wherever the state can be saved.
+
+        Raises:
+            StoppedError: a signal asked the run to stop; the state has been saved.
+        """
         self._heed()
 
     def _heed(self, wants_to_save: bool = False) -> bool:
-        """Stop if any process has been asked to; else, whether any wants to save."""
+        """Stop if a signal has reached any process; otherwise return True if any process is due to save."""
         number, saves = self._processes.agreed(self._signal or 0, int(wants_to_save))
         if number:
             self._stop(signal.Signals(number))
@@ -221,7 +244,7 @@ class Saver:
     def _write(self, state: Mapping[str, Any]) -> None:
         if self._processes.is_main:
             self._checkpoints.write(state)
-        else:  # so that all begin to count the minutes anew
+        else:  # all processes restart the clock together
             self._checkpoints.written_at = time.monotonic()
 
     def _stop(self, asked: signal.Signals) -> NoReturn:
@@ -237,10 +260,13 @@ class Saver:
         raise StoppedError(message if self._processes.is_main else "", EXIT_USER_ERROR if failed else exit_code(asked))
 
     def listening(self) -> AbstractContextManager[None]:
-        """Signals make the run stop at its next step; a second one ends the process at once."""
+        """Return a context in which a signal stops the run at its next step.
+
+        A second signal ends the process at once, except under SLURM.
+        """
         return handle_stop_signals(self._take)
 
     def _take(self, asked: signal.Signals) -> None:
-        if self._signal is not None and "SLURM_JOB_ID" not in os.environ:  # which repeats itself, and kills in the end
+        if self._signal is not None and "SLURM_JOB_ID" not in os.environ:  # SLURM repeats its signal
             os._exit(128 + asked)
         self._signal = asked

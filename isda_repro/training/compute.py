@@ -1,4 +1,4 @@
-"""What each ``auto`` of ``compute=`` becomes on this machine."""
+"""Device, precision and memory format of a run: resolves every ``auto`` of ``compute=`` on this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 @dataclass(frozen=True)
 class Compute:
-    """The device and how it is used, with nothing left open."""
+    """Resolved compute settings: the device and how it is used, without any ``auto`` left."""
 
     device: torch.device
     hardware: str
@@ -33,15 +33,15 @@ class Compute:
     deterministic: bool
     micro_batch: int | None
     sync_bn: bool = False
-    cuda_graph: bool = False  # whether steps are captured where they can be; see static_step.py
+    cuda_graph: bool = False  # capture steps where that is possible; see static_step.py
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Of images and convolution weights."""
+        """Memory format of images and convolution weights."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def machine(self) -> dict[str, Any]:
-        """Return what ``environment.json`` says of the machine."""
+        """Return the description of this machine for ``environment.json``."""
         return {
             "cpu": processor()[0],
             "cpus": os.cpu_count(),
@@ -53,16 +53,19 @@ class Compute:
         }
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context in which the network runs."""
+        """Return the context in which the network runs: bf16 autocast, disabled in fp32."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
     def apply(self) -> None:
-        """Set PyTorch's global switches; before anything has run on a GPU."""
+        """Set PyTorch's global switches for determinism, TF32 and cuDNN.
+
+        Call it before anything has run on a GPU.
+        """
         if self.device.type == "cuda":
-            # Without it cuBLAS refuses to be deterministic; PyTorch looks once, at the first product of the process,
-            # which may be that of an earlier run. On a Hopper GPU it is the size that workspaces have anyway.
+            # cuBLAS is deterministic only with this variable. PyTorch reads it once, at the first matrix product of the
+            # process, which may belong to an earlier run. On Hopper GPUs the value equals the default workspace size.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cuda.matmul.allow_tf32 = False  # the head and ISDA's covariances are the fp32 products there are
+        torch.backends.cuda.matmul.allow_tf32 = False  # keeps the head and ISDA's covariances in fp32
         torch.backends.cudnn.allow_tf32 = self.tf32
         torch.use_deterministic_algorithms(self.deterministic)
         torch.backends.cudnn.benchmark = not self.deterministic
@@ -71,14 +74,18 @@ class Compute:
 
 
 def resolve_compute(options: Mapping[str, Any], local_rank: int | None = None) -> Compute:
-    """From the ``compute`` node of a configuration to what will be used; of several processes by each of them.
+    """Return the settings that this process uses, from the ``compute`` node of a configuration.
 
-    ``auto`` is bf16 where the processor multiplies it natively and channels_last everywhere: the fastest forms in
-    results/benchmarks/train_cpu.md. torch.compile is off: on a CPU it gains nothing (same file) and takes 40 to 50 s to
-    begin with; on a GPU it has not been measured.
+    ``precision=auto`` is bf16 where the processor multiplies it natively, and ``channels_last=auto`` is on everywhere:
+    the fastest settings in results/benchmarks/train_cpu.md. ``compile=auto`` is off: on a CPU torch.compile gains
+    nothing (same file) and takes 40 to 50 s to start; on a GPU it has not been measured.
+
+    Args:
+        options: the ``compute`` node.
+        local_rank: number of this process on its host, which selects the GPU; None with a single process.
 
     Raises:
-        UserError: a GPU was asked for, or needs to be there, and there is none, or none for this process.
+        UserError: a GPU is required and there is none, or none for this process.
     """
     device = _device(options["device"], local_rank)
     precision = options["precision"]
@@ -103,10 +110,10 @@ def resolve_compute(options: Mapping[str, Any], local_rank: int | None = None) -
 
 
 def refuse_differences(compute: Compute, processes: Processes) -> None:
-    """Whether all processes of a run calculate alike.
+    """Check that all processes of a run compute with the same settings.
 
     Raises:
-        UserError: on one of them an ``auto`` became something else than on the first.
+        UserError: an ``auto`` was resolved differently on one process than on the main process.
     """
     names = [field.name for field in fields(compute) if field.name not in ("device", "hardware")]
     settled = {"device": compute.device.type} | {name: getattr(compute, name) for name in names}
@@ -146,21 +153,22 @@ def _multiplies_bf16(device: torch.device) -> bool:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep large buffers for the next step, which it else returns to the system and gets back page by page.
+    """Make glibc keep large freed buffers for the next step instead of returning them to the system.
 
-    Five pairs of runs on a noisy machine (ResNet-32, bf16): 0.92, 1.06, 1.41, 1.13 and 1.14 times the images/s.
+    Otherwise every step gets its memory back page by page. Five pairs of runs on a noisy machine (ResNet-32, bf16) gave
+    0.92, 1.06, 1.41, 1.13 and 1.14 times the images/s.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     except (OSError, AttributeError):
-        return  # another C library, which has no such setting
+        return  # another C library, without this setting
 
 
 @cache
 def processor() -> tuple[str, frozenset[str]]:
-    """The CPU's name and its feature flags, as Linux lists them; elsewhere a name alone."""
+    """Return the CPU's name and its feature flags as Linux lists them; on other systems no flags."""
     table = Path("/proc/cpuinfo")
     if not table.exists():
         return platform.processor() or platform.machine(), frozenset()

@@ -1,4 +1,4 @@
-"""The network as several processes train it, each with a share of every batch: PyTorch's DistributedDataParallel."""
+"""Wrapping a network in DistributedDataParallel, for processes that each have a share of every batch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from isda_repro.training.distributed import Processes
 
 
 def convert_sync_batchnorm(network: Network, processes: Processes, compute: Compute) -> Network:
-    """Each batch normalisation over the batch of all processes, instead of over this one's share.
+    """Return the network with batch normalisation over the batch of all processes (SyncBatchNorm).
 
     Raises:
-        UserError: not on a GPU, where alone PyTorch has it, or together with micro-batches.
+        UserError: the device is not a GPU, which SyncBatchNorm needs, or ``compute.micro_batch`` is set.
     """
     if compute.device.type != "cuda":
         raise UserError("compute.sync_bn=true needs GPUs (PyTorch's SyncBatchNorm has no other form): leave it out")
@@ -29,9 +29,10 @@ def convert_sync_batchnorm(network: Network, processes: Processes, compute: Comp
 
 
 def wrap_ddp(network: Network, processes: Processes, compute: Compute) -> nn.Module:
-    """What is called in training; its backward pass leaves the mean of all processes' gradients in each of them.
+    """Return the DDP module to call in training.
 
-    The buffers, running statistics of batch normalisation, are the first process's before each forward pass.
+    Its backward pass averages the gradients over all processes. Before each forward pass the buffers (the running
+    statistics of batch normalisation) are overwritten with the main process's.
     """
     device_ids = [compute.device] if compute.device.type == "cuda" else None
     return DistributedDataParallel(
@@ -40,14 +41,20 @@ def wrap_ddp(network: Network, processes: Processes, compute: Compute) -> nn.Mod
 
 
 def no_sync_unless_last(network: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """Within the block gradients add up on each process alone, unless it ``is_last`` of a batch's micro-batches."""
+    """Return a context in which gradients are not exchanged between processes, except for the last micro-batch.
+
+    Until then gradients accumulate on each process alone. Has no effect on a network without DDP.
+    """
     if is_last or not hasattr(network, "no_sync"):
         return nullcontext()
     return network.no_sync()  # type: ignore[operator, no-any-return]
 
 
 class _AcceptsEmptyBatch(nn.Module):
-    """A process without a sample takes part in the exchange of gradients, with zeros."""
+    """Network wrapper that also takes an empty batch.
+
+    A process without samples then still takes part in the exchange of gradients, with zeros.
+    """
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -55,7 +62,7 @@ class _AcceptsEmptyBatch(nn.Module):
         self._normalises_together = any(isinstance(module, nn.SyncBatchNorm) for module in network.modules())
 
     def forward(self, images: Tensor) -> NetworkOutput:
-        """As the network's."""
+        """Return features [N, A] and logits [N, C] of images [N, 3, H, W]; N may be 0."""
         if len(images) or self._normalises_together:
             return self.network(images)  # type: ignore[no-any-return]
         head = self.network.head

@@ -1,7 +1,7 @@
-"""The processes of one run: how they find each other, what they agree on, and what they tell each other.
+"""The processes of one run: how they start together, and the collectives that they use.
 
-Tensors on a GPU travel by NCCL, everything else by gloo. With one process there is no group, and nothing here costs
-anything.
+Tensors on a GPU travel by NCCL, everything else by gloo. With a single process there is no process group, and every
+method here returns at once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Thing = TypeVar("Thing")
 
 
 class _Pending(NamedTuple):
-    """A reduction that has been started and not been looked at yet."""
+    """A reduction that has been started and whose result has not been read yet."""
 
     largest: Tensor
     work: dist.Work
@@ -41,11 +41,11 @@ class Processes:
     """This process among the processes of its run.
 
     Attributes:
-        rank: its number, from 0 on; the main process has 0.
+        rank: number of this process, from 0; the main process has 0.
         world_size: the number of processes.
-        local_rank: its number on this host, and the GPU that it uses.
+        local_rank: number of this process on its host, and of the GPU that it uses.
         local_world_size: the number of processes on this host.
-        group: the process group of all of them; None with a single process.
+        group: the process group of the run; None with a single process.
     """
 
     rank: int = 0
@@ -66,10 +66,10 @@ class Processes:
         return self.group is not None
 
     def agreed(self, *wishes: int) -> tuple[int, ...]:
-        """Return the maximum of each wish (>= 0) over all processes, as of their previous call.
+        """Return the maximum of each wish (an integer >= 0) over all processes, from their previous call.
 
-        All processes learn of a wish in the same call and none waits, because the reduction that the previous call
-        started has ended meanwhile. A single process gets its own wishes at once.
+        The answer is one call late so that nobody waits: the reduction that the previous call started has ended in the
+        meantime. All processes get the same answer in the same call. A single process gets its own wishes at once.
         """
         if not self.is_distributed:
             return wishes
@@ -82,7 +82,7 @@ class Processes:
         return tuple(before.largest.tolist())
 
     def all_reduce_max(self, value: int) -> int:
-        """Return the maximum of a number >= 0 over all processes."""
+        """Return the maximum of an integer >= 0 over all processes."""
         if not self.is_distributed:
             return value
         largest = torch.tensor(value, dtype=torch.int64)
@@ -96,7 +96,7 @@ class Processes:
         return tensor
 
     def broadcast_tensors(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite each tensor with the main process's, in one message for each dtype."""
+        """Overwrite each tensor with the main process's values, using one message for each dtype."""
         if not self.is_distributed:
             return
         by_type: dict[torch.dtype, list[Tensor]] = {}
@@ -109,7 +109,10 @@ class Processes:
                 tensor.detach().copy_(part.view_as(tensor))
 
     def broadcast_from_main(self, make: Callable[[], Thing]) -> Thing:
-        """Call ``make`` on the main process, and return its result on all of them; tensors in it must be on the CPU."""
+        """Call ``make`` on the main process only, and return its result on all processes.
+
+        Tensors in the result must be on the CPU. They are sent apart from the pickled rest.
+        """
         if not self.is_distributed:
             return make()
         thing = make() if self.is_main else None
@@ -128,7 +131,7 @@ class Processes:
         return receive
 
     def gather_to_main(self, thing: Thing) -> list[Thing] | None:
-        """Return the objects of all processes by rank, on the main process; None on the others."""
+        """Return a list of every process's object, ordered by rank, on the main process, and None elsewhere."""
         if not self.is_distributed:
             return [thing]
         told: list[Any] | None = [None] * self.world_size if self.is_main else None
@@ -136,7 +139,7 @@ class Processes:
         return told
 
     def all_gather(self, thing: Thing) -> list[Thing]:
-        """Return the objects of all processes by rank, on all of them."""
+        """Return a list of every process's object, ordered by rank, on all processes."""
         if not self.is_distributed:
             return [thing]
         told: list[Any] = [None] * self.world_size
@@ -145,7 +148,7 @@ class Processes:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run the block on the main process first, and when it is through on the others at once."""
+        """Run the block on the main process first, then on all remaining processes at the same time."""
         if self.is_distributed and not self.is_main:
             self.all_reduce_max(0)
         yield
@@ -157,14 +160,17 @@ SINGLE_PROCESS = Processes()
 
 
 class _Shape(NamedTuple):
-    """A tensor's place in a message; the tensor itself follows."""
+    """Placeholder for a tensor in a message; the tensor itself is sent afterwards."""
 
     size: tuple[int, ...]
     dtype: torch.dtype
 
 
 def _without_tensors(thing: Any, tensors: list[Tensor]) -> Any:
-    """``thing`` with a shape for each tensor, and these in ``tensors``: a pickle of them would be another copy."""
+    """Return ``thing`` with a ``_Shape`` in place of each tensor, and append the tensors to ``tensors``.
+
+    Pickling the tensors would copy them once more.
+    """
     if isinstance(thing, Tensor):
         tensors.append(thing)
         return _Shape(tuple(thing.shape), thing.dtype)
@@ -188,7 +194,7 @@ def _with_tensors(thing: Any, receive: Callable[[_Shape], Tensor]) -> Any:
 PARENT_DEATH_SIGNAL = 1  # Linux's prctl option
 LATE = ("Timed out waiting", "wait timeout after", "operation timeout")
 LOST = ("closed by peer", "reset by peer", "Broken pipe", "pair closure", "failed to recv", "connect", "Socket")
-MISUSED = ("Duplicate GPU", "ncclInvalidUsage", "ncclInvalidArgument")  # NCCL's words for what the command got wrong
+MISUSED = ("Duplicate GPU", "ncclInvalidUsage", "ncclInvalidArgument")  # NCCL's words for errors of the command line
 LOOK_SECONDS = 0.02
 
 
@@ -198,14 +204,16 @@ class LostContactError(UserError):
 
 @contextmanager
 def init_distributed(timeout_minutes: float) -> Iterator[Processes]:
-    """Join the processes that torchrun, or whatever sets its environment variables, started with this one.
+    """Join the processes that torchrun, or another launcher with its environment variables, started with this one.
+
+    Yields ``SINGLE_PROCESS`` if this process was started alone.
 
     Args:
         timeout_minutes: how long a process waits for another before it considers it hung.
 
     Raises:
-        LostContactError: one has ended, or does not answer in time.
-        UserError: the environment variables of torchrun are there, but not all, or name more GPUs than there are.
+        LostContactError: another process has ended, or does not answer in time.
+        UserError: some of torchrun's environment variables are missing, or two processes share a GPU.
     """
     here = _environment()
     if here is None:
@@ -223,11 +231,11 @@ def init_distributed(timeout_minutes: float) -> Iterator[Processes]:
         dist.init_process_group(backend, store=own, rank=here.rank, world_size=here.world_size, timeout=timeout)
         here.group = dist.group.WORLD
         yield here
-        dist.destroy_process_group()  # not after an error: NCCL would wait for those that are gone
+        dist.destroy_process_group()  # not after an error: NCCL would wait for dead processes
 
 
 def _environment() -> Processes | None:
-    """Read torchrun's variables; None where it started one process, or did not start this one."""
+    """Read torchrun's variables; return None if there is only one process or no launcher."""
     world_size = os.environ.get("WORLD_SIZE", "1")
     if world_size == "1":
         return None
@@ -242,11 +250,11 @@ def _environment() -> Processes | None:
 
 
 def _meet(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:
-    """Agree on a name that the processes that were started together share, and that no launch before them had.
+    """Agree on a name that all processes of this launch share and that no earlier launch used.
 
-    torchrun starts them anew after a failure, with the store as they left it: addresses of processes that are dead, in
-    which PyTorch would look for its peers (pytorch issue 135712). So the first one makes up a name; each other answers
-    under that name with one of its own, and goes ahead when the first has read just that.
+    After a failure torchrun restarts the processes with the same store. It still holds the addresses of dead processes,
+    to which PyTorch would try to connect (pytorch issue 135712). So rank 0 makes up a name, every other rank answers
+    under that name with a name of its own, and goes on when rank 0 has confirmed that answer.
     """
     own, deadline = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
     if rank == 0:
@@ -276,14 +284,17 @@ def _until(is_so: Callable[[], bool], deadline: float) -> None:
 
 
 def _end_with_launcher() -> None:
-    """Have Linux ask this process to save and stop when torchrun is killed; it would train on, unseen."""
+    """Have Linux send SIGTERM to this process when torchrun is killed, so that it saves and stops.
+
+    Otherwise it would go on training without a launcher.
+    """
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 @contextmanager
 def _explained(here: Processes, timeout_minutes: float) -> Iterator[None]:
-    """Turn PyTorch's errors about a peer that has gone, several lines of C++, into one sentence."""
+    """Turn PyTorch's errors about a lost peer, several lines of C++, into one sentence."""
     try:
         yield
     except (dist.DistError, RuntimeError) as error:

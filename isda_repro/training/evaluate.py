@@ -1,4 +1,4 @@
-"""The error of a network on images that it has not seen."""
+"""Evaluation of a network on images that it was not trained on."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ LIKELIEST = 5
 
 
 class Evaluation(NamedTuple):
-    """Over all samples: mean cross-entropy, and the share of wrong classes in percent.
+    """Metrics over all samples.
 
-    ``top5_error``: the share of samples whose class is not among the five likeliest; None of five classes or fewer.
+    Attributes:
+        loss: mean cross-entropy.
+        error: share of wrongly classified samples, in percent.
+        top5_error: share of samples whose class is not among the five likeliest, in percent; None with five classes or
+            fewer.
     """
 
     loss: float
@@ -33,16 +37,21 @@ def evaluate(
     compute: Compute,
     processes: Processes = SINGLE_PROCESS,
 ) -> Evaluation:
-    """Plain cross-entropy and error of ``network``, each sample counted once; the network's mode is left as it was.
+    """Return the cross-entropy and error of ``network``, counting each sample once.
 
-    ``batches`` yields images [N, 3, H, W] and targets [N] on the device, of each process its own share; the result is
-    that of all. The host waits for the device once, at the end.
+    The network's training mode is restored afterwards. The host waits for the device once, at the end.
+
+    Args:
+        network: maps images to features and logits.
+        batches: images [N, 3, H, W] and int64 targets [N] on the device, on each process its own share.
+        compute: device and precision.
+        processes: the result is over the samples of all of them.
     """
     was_training = network.training
     network.eval()
     totals = torch.zeros(5, dtype=torch.float64, device=compute.device)
     for images, targets in batches:
-        if not len(targets):  # a share may be empty, which not every network can be given
+        if not len(targets):  # a process's share may be empty, which not every network accepts
             continue
         with compute.autocast():
             logits = network(images).logits
@@ -52,7 +61,7 @@ def evaluate(
         if logits.shape[1] > LIKELIEST:
             likeliest = logits.topk(LIKELIEST, dim=1).indices
             totals[3] += (likeliest != targets[:, None]).all(1).sum()
-            totals[4] += len(targets)  # told to a process whose share is empty, which saw no logits
+            totals[4] += len(targets)  # summed over processes: one with an empty share saw no logits
     network.train(was_training)
     loss, errors, samples, top5_errors, ranked = processes.all_reduce_sum(totals).tolist()
     return Evaluation(loss / samples, 100 * errors / samples, 100 * top5_errors / ranked if ranked else None)

@@ -1,4 +1,4 @@
-"""A classifier that has been trained, from its run's folder, with the data it was trained on."""
+"""Loading a trained classifier and its data from the directory of a finished run."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class FinishedRun:
     """A finished run of a classifier.
 
     Args:
-        cfg: its frozen configuration, as it is used here.
-        weights: its ``checkpoint.pt``.
+        cfg: the run's frozen configuration, with the device and data directory used here.
+        weights: path of the run's ``checkpoint.pt``.
         compute: device and precision.
-        source: its data.
-        network: with its weights, on the device.
-        result: what it came to.
+        source: the run's data.
+        network: the trained network, on the device.
+        result: the run's result.
     """
 
     cfg: DictConfig
@@ -46,7 +46,11 @@ class FinishedRun:
 
     @cached_property
     def criterion(self) -> Criterion:
-        """The loss with what it had gathered at the end."""
+        """The run's loss with its state at the end of training, such as ISDA's covariances.
+
+        Raises:
+            ConfigError: the checkpoint lacks this state, or it is not finite.
+        """
         criterion = builders.build_criterion(self.cfg, self.network, self.compute)
         try:
             state = load(self.weights)["criterion"]
@@ -60,10 +64,10 @@ class FinishedRun:
 
     @property
     def isda(self) -> ISDALoss:
-        """The same, which must be ISDA.
+        """The run's ISDA loss, with the covariances of all classes.
 
         Raises:
-            ConfigError: it is another loss, which has no covariances.
+            ConfigError: the run was trained with another loss, which has no covariances.
         """
         if target_class(self.cfg.loss) is not ISDALoss:
             loss = self.cfg.choice.loss
@@ -72,10 +76,15 @@ class FinishedRun:
 
 
 def finished_run_config(folder: Path, device: str = "auto", data_dir: str | None = None) -> tuple[DictConfig, Path]:
-    """The configuration of a finished run, for this device and for data that lies here, and the file of its weights.
+    """Return the configuration of a finished run, adapted to this machine, and the path of its weights.
+
+    Args:
+        folder: the run directory.
+        device: auto, cpu or gpu.
+        data_dir: where the data is now; None: where it was in training.
 
     Raises:
-        ConfigError: the folder is no run's, or it has not finished.
+        ConfigError: the folder is not a classifier's run directory, or the run has not finished.
     """
     if device not in DEVICES:
         raise ConfigError(f"device={device} must be one of {', '.join(DEVICES)}")
@@ -96,15 +105,15 @@ def finished_run_config(folder: Path, device: str = "auto", data_dir: str | None
 
 
 def load_finished_run(folder: Path, device: str = "auto", data_dir: str | None = None) -> FinishedRun:
-    """A finished classifier, calculating in fp32.
+    """Load a finished classifier, to be evaluated in fp32.
 
     Args:
-        folder: of its run.
+        folder: the run directory.
         device: auto, cpu or gpu.
-        data_dir: where the data is, if not where it was.
+        data_dir: where the data is now; None: where it was in training.
 
     Raises:
-        UserError: there is no such run, or it has not finished; its weights or the data are missing or damaged.
+        UserError: there is no such run or it has not finished, or its weights or data are missing or damaged.
     """
     cfg, weights = finished_run_config(folder, device, data_dir)
     cfg.compute.precision = "fp32"

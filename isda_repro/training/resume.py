@@ -1,11 +1,13 @@
-"""Where a run starts from: the one rule, in order.
+"""Choice of the point that a run starts from: its last usable checkpoint, or the beginning.
 
-1. A run with a result is finished, and not started at all (``session.earlier_result`` asks first).
-2. The newest checkpoint that is whole, belongs to this run, and whose lines of ``metrics.jsonl`` are all there.
-3. The beginning.
+1. A run with a result is finished and does not start at all (``session.earlier_result`` checks this first).
+2. Otherwise it continues from its newest checkpoint that is undamaged, belongs to this run, and whose lines of
+   ``metrics.jsonl`` are all there.
+3. Without such a checkpoint it starts from the beginning.
 
-What is newer than the checkpoint, in ``metrics.jsonl`` or damaged beside it, is of steps that will be taken again.
-Weights that are whole are not thrown away because lines of ``metrics.jsonl`` are lost: then the user decides.
+Lines of ``metrics.jsonl`` that are newer than the checkpoint are dropped, because their steps are taken again. If
+lines of ``metrics.jsonl`` are lost but a checkpoint is undamaged, its weights are not discarded: the run stops with an
+error, and the user decides.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ DATA_KEY = "data"
 
 
 def describe_data(source: Source) -> dict[str, Any]:
-    """What is kept of the data beside weights."""
+    """Return what a checkpoint stores about the data: class names and numbers of images."""
     return {
         "classes": list(source.class_names),
         "train_images": len(source.train),
@@ -34,10 +36,12 @@ def describe_data(source: Source) -> dict[str, Any]:
 
 
 def check_classes(state: Mapping[str, Any], source: Source, path: Path) -> None:
-    """Whether the data has the classes of the weights in ``path``; older files do not say.
+    """Check that the data has the classes that the weights in ``path`` were trained on.
+
+    Files of older versions do not store their classes and pass.
 
     Raises:
-        DataError: it has others.
+        DataError: the classes differ.
     """
     then, now = state.get(DATA_KEY, {}).get("classes"), list(source.class_names)
     if then is None or then == now:
@@ -52,7 +56,9 @@ def check_classes(state: Mapping[str, Any], source: Source, path: Path) -> None:
 
 
 def check_same_data(state: Mapping[str, Any], source: Source, path: Path) -> None:
-    """As ``check_classes``, and whether there are as many images: else the steps of an epoch are others.
+    """Check that the data has the same classes and numbers of images as when ``state`` was saved.
+
+    With another number of images the steps of an epoch would differ.
 
     Raises:
         DataError: something has changed.
@@ -71,7 +77,14 @@ ALWAYS_NEEDED = frozenset({"step", "epoch", "metrics_bytes"})
 
 
 class Start(NamedTuple):
-    """The state to go on from and its file, None at the beginning; the epochs done; the bytes of metrics to keep."""
+    """The point that a run starts from.
+
+    Attributes:
+        path: the checkpoint; None at the beginning.
+        state: its content; None at the beginning.
+        records: the records of the epochs that are done.
+        metrics_bytes: length of ``metrics.jsonl`` to keep.
+    """
 
     path: Path | None
     state: dict[str, Any] | None
@@ -82,18 +95,20 @@ class Start(NamedTuple):
 def find_start(
     checkpoints: Checkpoints, metrics: Path, run_id: str, needed: Set[str], epoch_record: type[AnyRecord]
 ) -> Start:
-    """Apply the rule. A checkpoint that cannot be used is one warning, and set aside.
+    """Return where the run starts from, by the rule of this module.
+
+    Checkpoints that cannot be used are renamed, with a warning for each.
 
     Args:
-        checkpoints: of the run.
-        metrics: its ``metrics.jsonl``.
-        run_id: its name.
-        needed: what a state of its kind has.
-        epoch_record: which of the lines of ``metrics`` are of epochs.
+        checkpoints: the checkpoints of the run.
+        metrics: the run's ``metrics.jsonl``.
+        run_id: the run's name, which the checkpoint must bear.
+        needed: keys that the state must have.
+        epoch_record: record type of the lines of ``metrics`` that describe epochs.
 
     Raises:
-        UserError: a checkpoint is whole, but ``metrics.jsonl`` is not, and no older one needs less of it.
-        OSError, MemoryError: something could not be read now; nothing has been touched.
+        UserError: ``metrics.jsonl`` lacks lines of every undamaged checkpoint.
+        OSError, MemoryError: a file could not be read this time; nothing has been changed.
     """
     checkpoints.clear_unfinished()
     unusable: dict[Path, UserError] = {}
@@ -120,14 +135,14 @@ def find_start(
 
 
 def _set_aside(unusable: Mapping[Path, UserError], what_now: str) -> None:
-    """Say why, and keep them out of the way for whoever wants to look at them."""
+    """Rename unusable checkpoints and print why, so that the user can inspect them."""
     for path, error in unusable.items():
         aside = rename_aside(path, "damaged")
         warn(f"{error}; it is now {aside.name}, and the run {what_now}")
 
 
 def _records(metrics: Path, state: dict[str, Any], epoch_record: type[AnyRecord]) -> list[Any]:
-    """The epochs up to the checkpoint."""
+    """Return the records of the epochs up to the checkpoint."""
     size = metrics.stat().st_size if metrics.exists() else 0
     if size < state["metrics_bytes"]:
         raise RecordError(f"{metrics} has {size} bytes, and had {state['metrics_bytes']} when a checkpoint was written")

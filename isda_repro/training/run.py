@@ -1,4 +1,4 @@
-"""One classifier from its frozen configuration, from top to bottom."""
+"""Training of one classifier from its frozen configuration, from start to result."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from isda_repro.training.trainer import Trainer
 
 
 def run(cfg: DictConfig) -> Result:
-    """Train the classifier that ``cfg`` asks for, or return its result if the run has finished.
+    """Train the classifier that ``cfg`` describes, or return its result if the run has finished.
 
-    Under torchrun each process calls this, and all return the result.
+    Under torchrun each process calls this function, and all of them return the result.
 
     Args:
         cfg: a frozen configuration, see ``isda_repro.config.freeze``.
 
     Raises:
         UserError: a setting, the data or the device is wrong, another process writes this run, or the loss diverged.
-        StoppedError: a signal asked to stop; the state is saved.
+        StoppedError: a signal asked the run to stop; the state is saved.
     """
     folder = Path(cfg.runs_dir) / cfg.run_id
     with record_exit(folder), init_distributed(cfg.compute.get("timeout_minutes", 10)) as processes:
@@ -42,7 +42,7 @@ def run(cfg: DictConfig) -> Result:
         compute, source = prepare(cfg, processes)
         trainer = build_trainer(cfg, source, compute, processes)
         with Session(cfg, CLASSIFIER, trainer, source) as session:
-            if session.result is not None:  # another launch was faster
+            if session.result is not None:  # another launch has finished the run in the meantime
                 return session.result
             unreadable = UnreadableImages(folder, processes, trainer.train_batches, trainer.test_batches)
             session.resume(collect=unreadable.collect)
@@ -66,13 +66,13 @@ def run(cfg: DictConfig) -> Result:
 
 
 def build_trainer(cfg: DictConfig, source: Source, compute: Compute, processes: Processes) -> Trainer:
-    """Build what a frozen configuration trains, with its weights, on its device.
+    """Build the trainer of a frozen configuration: network with its weights, loss, optimizer and data.
 
     Raises:
-        UserError: its parts do not fit the data, each other, or the device.
+        UserError: the parts do not fit the data, each other, or the device.
     """
     network = builders.build_network(cfg, source, compute)
-    if cfg.model.get("weights") is not None:  # a file that was frozen before there was such a setting has none
+    if cfg.model.get("weights") is not None:  # missing in files that were frozen before this setting existed
         weights_digest(cfg.model)
         loaded = load_weights(network, Path(cfg.model.weights), new_head=True)
         if processes.is_main:
@@ -103,7 +103,7 @@ def build_trainer(cfg: DictConfig, source: Source, compute: Compute, processes: 
 
 
 def opening(cfg: DictConfig, trainer: Trainer, source: Source) -> str:
-    """Return the lines that a run begins with: network, data and device."""
+    """Return the text that a run prints first: run id, network, data and device."""
     network, compute = trainer.network, trainer.compute
     parameters = sum(parameter.numel() for parameter in network.parameters())
     layout = ", channels_last" if compute.channels_last else ""
@@ -127,7 +127,7 @@ def result_record(
     records: list[EpochRecord],
     origin: dict[str, Any],
 ) -> Result:
-    """Return the result of a run that has ended: what tables read."""
+    """Return the result of a finished run, which tables are made from."""
     errors = [record.test_error for record in records]
     choices: dict[str, Any] = OmegaConf.to_container(cfg.choice)  # type: ignore[assignment]
     return Result(
@@ -153,7 +153,10 @@ def result_record(
 
 
 def curves_of(records: Sequence[EpochRecord]) -> dict[str, list[float]]:
-    """Return the curves, an entry an epoch; top-5 errors only if each epoch has one, which older code did not write."""
+    """Return the curves of a run, with one value for each epoch.
+
+    Top-5 errors are included only if every epoch has one; older versions did not write them.
+    """
     names = ["test_error", "test_loss", "train_error", "train_loss", "lr"]
     if all(record.test_top5_error is not None for record in records):
         names.append("test_top5_error")
@@ -161,7 +164,7 @@ def curves_of(records: Sequence[EpochRecord]) -> dict[str, list[float]]:
 
 
 def summary(result: Result) -> str:
-    """Return a result in one line."""
+    """Return a result as one line of text."""
     where = f"{result.evaluated_on} error"
     last = min(10, result.epochs)
     top5 = "" if result.test_top5_error_final is None else f", final top-5 {result.test_top5_error_final:.2f}%"
@@ -182,12 +185,12 @@ CLASSIFIER = RunKind(
 
 
 class UnreadableImages:
-    """Names each image once, on standard error and in ``unreadable.txt`` in the run's folder.
+    """Reports each unreadable image once, on standard error and in ``unreadable.txt`` in the run directory.
 
     Args:
-        folder: the run's.
-        processes: of the run; the first names those of all.
-        loaders: of the run.
+        folder: the run directory.
+        processes: the processes of the run; the main process reports for all of them.
+        loaders: the loaders of the run; streaming loaders call this object for each image that they skip.
     """
 
     def __init__(self, folder: Path, processes: Processes, *loaders: Loader) -> None:
@@ -200,14 +203,17 @@ class UnreadableImages:
                 loader.report = self
 
     def __call__(self, where: str, reason: str) -> None:
-        """An image was skipped for the first time since the process began."""
+        """Report an image that a loader has skipped for the first time since the process started."""
         if self._processes.is_main:
             self._name(where, reason)
         else:
             self._untold.append((where, reason))
 
     def collect(self) -> None:
-        """All processes call this now and then: the first names what the others have met."""
+        """Send the skipped images of all processes to the main process, which reports them.
+
+        All processes call this whenever the state is saved.
+        """
         if not (self._may_come and self._processes.is_distributed):
             return
         told = self._processes.gather_to_main(self._untold)
@@ -217,14 +223,14 @@ class UnreadableImages:
 
     def _name(self, where: str, reason: str) -> None:
         line = f"{where}: {reason}"
-        if any(known.startswith(f"{where}: ") for known in self._known):  # before the run was resumed, or by another
-            return  # Pillow's reason may hold an address, which is another one each time
+        if any(known.startswith(f"{where}: ") for known in self._known):  # already reported
+            return  # only the path is compared: Pillow's reason may hold a memory address, which changes
         self._known.add(line)
         with self._file.open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(f"{line}\n")
         warn(f"image {len(self._known)} that cannot be read, and is left out: {line}")
 
     def conclude(self) -> None:
-        """Print how many there were."""
+        """Print the number of skipped images."""
         if self._known and self._processes.is_main:
             say(f"images that could not be read and were left out: {len(self._known)}, listed in {self._file}")

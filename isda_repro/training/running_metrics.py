@@ -1,4 +1,4 @@
-"""Running sums of an epoch: loss, error, samples, and the seconds of each section, on a CPU or on a GPU."""
+"""Running sums over an epoch: loss, errors and samples, and the seconds of each section."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from isda_repro.training.distributed import SINGLE_PROCESS, Processes
 
 
 class Stopwatch:
-    """Adds up the seconds spent under each name.
+    """Accumulates the seconds spent under each name.
 
-    On a GPU a section's time is taken by events in the stream and read only when ``seconds`` is called, so that timing
-    never makes the host wait.
+    On a GPU a section is timed by events in the stream, which are read only when ``seconds`` or ``so_far`` is called,
+    so that timing never makes the host wait.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -30,14 +30,14 @@ class Stopwatch:
 
     @contextmanager
     def host(self, name: str) -> Iterator[None]:
-        """Time what the host does, whatever the device."""
+        """Time a block on the host's clock, whatever the device."""
         begin = time.perf_counter()
         yield
         self._seconds[name] += time.perf_counter() - begin
 
     @contextmanager
     def device(self, name: str) -> Iterator[None]:
-        """Time what the device does."""
+        """Time the device's work in a block; on a CPU this equals ``host``."""
         if self._device.type != "cuda":
             with self.host(name):
                 yield
@@ -49,7 +49,7 @@ class Stopwatch:
         self._events.append((name, begin, end))
 
     def so_far(self) -> dict[str, float]:
-        """The sums up to now; waits for the device."""
+        """Return the seconds so far without resetting them. Waits for the device."""
         for name, begin, end in self._events:
             end.synchronize()
             self._seconds[name] += begin.elapsed_time(end) / 1000
@@ -57,18 +57,18 @@ class Stopwatch:
         return dict(self._seconds)
 
     def seconds(self) -> dict[str, float]:
-        """The sums since the last call, which begin anew; waits for the device."""
+        """Return the seconds since the last call and reset them. Waits for the device."""
         sums = self.so_far()
         self._seconds.clear()
         return sums
 
     def go_on_from(self, sums: dict[str, float]) -> None:
-        """Continue from what ``so_far`` gave."""
+        """Continue from sums that ``so_far`` returned."""
         self._seconds = defaultdict(float, sums)
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """The most memory held so far: tensors on a GPU; the whole process on a CPU, which cannot be told apart."""
+    """Return the peak memory in MiB: of tensors on a GPU, of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -76,9 +76,10 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 class RunningMetrics:
-    """Sums over an epoch, kept on the device: loss, errors, samples, and the first step whose loss was not finite.
+    """Sums over an epoch: loss, errors, samples, and the first step with a non-finite loss.
 
-    They are of this process's samples, until someone asks for those of all.
+    The sums are kept on the device and cover this process's samples, except in ``means`` and ``bad_step``, which take
+    ``processes``.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -87,45 +88,61 @@ class RunningMetrics:
         self._samples = 0
 
     def reset(self) -> None:
-        """Begin anew, in the same storage: a captured step goes on adding to it."""
+        """Set all sums to zero in place: a captured step keeps adding to the same storage."""
         self._sums.zero_()
         self._first_bad_step.fill_(-1)
         self._samples = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been added up, if all of it was finite."""
+        """Return the sums as plain numbers. Assumes that ``bad_step`` has found every loss finite."""
         return {"sums": self._sums.tolist(), "samples": self._samples}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave."""
+        """Continue from a state that ``state_dict`` returned."""
         self._sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
         self._samples = state["samples"]
 
     @torch.no_grad()
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor, step: int | Tensor) -> None:
-        """Add one batch on the device; ``count`` adds its samples on the host, which a captured step cannot do."""
+        """Add the loss and the errors of one batch, on the device.
+
+        The samples are counted on the host by ``count``, which the replay of a captured step would not do.
+
+        Args:
+            loss: mean loss of the batch [].
+            logits: [N, C].
+            targets: int64 [N].
+            step: number of the step, an int or a tensor [] on the device.
+        """
         wrong = (logits.argmax(1) != targets).sum()
         self._sums += torch.stack([loss.double() * len(targets), wrong.double()])
         bad = ~loss.isfinite() & (self._first_bad_step < 0)
         self._first_bad_step.copy_(torch.where(bad, step, self._first_bad_step))
 
     def count(self, samples: int) -> None:
-        """Count the samples of the batch that ``add`` has added."""
+        """Count the samples of the batch that ``add`` was called with."""
         self._samples += samples
 
     def bad_step(self, processes: Processes) -> int | None:
-        """A step of any process whose loss was not finite, its first one. Waits for the device, and for all of them."""
+        """Return the first step with a non-finite loss on some process, or None.
+
+        If several processes have such a step, the latest of these is returned. Waits for the device and for all
+        processes.
+        """
         step = processes.all_reduce_max(1 + int(self._first_bad_step))
         return step - 1 if step else None
 
     def means(self, processes: Processes = SINGLE_PROCESS) -> tuple[float, float]:
-        """Mean loss, and error in percent, of these processes. Waits for the device, and for all of them."""
+        """Return the mean loss and the error in percent over these processes.
+
+        Waits for the device and, with several processes, for all of them.
+        """
         sums = torch.cat([self._sums, self._sums.new_tensor([self._samples])])
         loss, errors, samples = processes.all_reduce_sum(sums).tolist()
         return loss / max(1, samples), 100 * errors / max(1, samples)
 
 
 def sum_states(totals: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The state of ``RunningMetrics`` over all processes."""
+    """Return the sum of the states of all processes' ``RunningMetrics``."""
     columns = zip(*(one["sums"] for one in totals), strict=True)
     return {"sums": [sum(column) for column in columns], "samples": sum(one["samples"] for one in totals)}

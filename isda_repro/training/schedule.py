@@ -1,4 +1,4 @@
-"""Learning-rate schedules, by epoch: Table 6 and Appendix B."""
+"""Learning-rate schedules, which change the rate once per epoch (Table 6 and Appendix B)."""
 
 from __future__ import annotations
 
@@ -9,39 +9,44 @@ from typing import Protocol
 
 
 class Schedule(Protocol):
-    """A factor on the initial learning rate."""
+    """Interface of a schedule: a factor on the initial learning rate."""
 
     def factor(self, epoch: int, epochs: int) -> float:
-        """The factor in ``epoch`` (counted from 1) of a run of ``epochs``."""
+        """Return the factor in ``epoch`` (counted from 1) of a run of ``epochs``."""
 
 
 @dataclass(frozen=True)
 class MultiStep:
-    """The rate is multiplied by ``gamma`` at each milestone.
+    """Schedule that multiplies the rate by ``gamma`` at each milestone.
 
     "In the 80th epoch" (Table 6) means that epoch 80, counted from 1, already trains at the lower rate, as in the
     authors' code; PyTorch's ``MultiStepLR([80])`` would drop one epoch later.
+
+    Args:
+        milestones: epochs, counted from 1, from which on the rate is lower.
+        gamma: factor at each milestone.
     """
 
     milestones: Sequence[int]
     gamma: float
 
     def factor(self, epoch: int, epochs: int) -> float:
-        """``gamma`` to the number of milestones reached."""
+        """Return ``gamma`` to the power of the number of milestones that ``epoch`` has reached."""
         return float(self.gamma ** sum(epoch >= milestone for milestone in self.milestones))
 
 
 @dataclass(frozen=True)
 class Cosine:
-    """Half a cosine from 1 in the first epoch towards 0.
+    """Schedule that lowers the rate along half a cosine, from 1 in the first epoch towards 0.
 
-    The last epoch still trains, at a small rate; with ``ends_at_zero`` it does not, as in the authors' CIFAR script,
-    which counts its epochs from 1.
+    Args:
+        ends_at_zero: if True, the factor is one epoch ahead and reaches 0 in the last epoch, as in the authors' CIFAR
+            script, which counts its epochs from 1. By default the last epoch still trains at a small rate.
     """
 
     ends_at_zero: bool = False
 
     def factor(self, epoch: int, epochs: int) -> float:
-        """(1 + cos(pi t)) / 2, with t the share of the epochs that are over."""
+        """Return (1 + cos(pi t)) / 2, where t is the share of the epochs that are over."""
         over = epoch if self.ends_at_zero else epoch - 1
         return (1 + math.cos(math.pi * over / epochs)) / 2

@@ -1,7 +1,7 @@
-"""A run's folder while processes train in it: the lock, the state to go on from, the records, the result.
+"""The run directory during training: lock, state to resume from, records and result.
 
-``run.py`` and ``gan/run.py`` train a classifier and generators from top to bottom; this is what they share. All
-processes of a run make the same calls, and the main one alone touches the folder.
+``run.py`` trains a classifier and ``gan/run.py`` trains generators; both use this module. All processes of a run make
+the same calls, and only the main process touches the directory.
 """
 
 from __future__ import annotations
@@ -35,32 +35,32 @@ Outcome = TypeVar("Outcome")
 
 
 class Trainable(Protocol):
-    """A training loop, with all that it changes."""
+    """Interface of a training loop and of the state that it changes."""
 
     compute: Compute
     processes: Processes
     step: int
     eager_because: str | None
-    """Why its steps are not captured as a CUDA graph; None if they are."""
+    """Reason why steps are not captured as a CUDA graph; None if they are."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that a run needs to go on as if it had not stopped; all processes call it."""
+        """Return everything that a run needs to continue as if it had not stopped; all processes call it."""
 
     def load_state_dict(self, state: dict[str, Any], records: Sequence[Any]) -> None:
-        """Go on from such a state; ``records`` are those of the epochs that were over."""
+        """Continue from ``state``; ``records`` are those of the epochs that were over."""
 
 
 @dataclass(frozen=True)
 class RunKind(Generic[Outcome]):
-    """How the runs of one kind, classifiers or generators, are recorded.
+    """Functions and types that differ between runs of classifiers and of generators.
 
     Args:
-        epoch_record: the type of the lines of ``metrics.jsonl`` that are epochs.
-        state_keys: what the state of a trainer must have.
-        read_result: reads a ``result.json``; ``RecordError`` says why it cannot be used.
-        result_json: a result as trackers take it.
-        summary: a result in one line.
-        build_trackers: the trackers that a configuration asks for beside ``metrics.jsonl`` and the progress bar.
+        epoch_record: record type of the lines of ``metrics.jsonl`` that describe epochs.
+        state_keys: keys that the state of a trainer must have.
+        read_result: reads a ``result.json``; raises ``RecordError`` if the file cannot be used.
+        result_json: converts a result to the record that trackers log.
+        summary: formats a result as one line of text.
+        build_trackers: makes the trackers of a configuration beside ``metrics.jsonl`` and the progress bar.
     """
 
     epoch_record: type[AnyRecord]
@@ -73,9 +73,9 @@ class RunKind(Generic[Outcome]):
 
 @contextmanager
 def record_exit(folder: Path) -> Iterator[None]:
-    """Record in a run's folder how training in this block ended, unless it ended with a result.
+    """Record in the run directory how the block ended, unless it ended with a result.
 
-    Of several processes the one whose own error it is records it; a stop is recorded by the main process.
+    With several processes, an error is recorded by the process that raised it, and a stop by the main process.
     """
     try:
         yield
@@ -83,7 +83,7 @@ def record_exit(folder: Path) -> Iterator[None]:
         if str(stop):
             write_exit_status(folder, ExitStatus(stop.exit_code, str(stop)))
         raise
-    except LockedError:  # another process works on it
+    except LockedError:  # the directory belongs to another process
         raise
     except LostContactError as error:
         write_exit_status(folder, ExitStatus(EXIT_USER_ERROR, str(error)), keep=True)
@@ -102,7 +102,7 @@ def earlier_result(cfg: DictConfig, kind: RunKind[Outcome], processes: Processes
         directory = RunDirectory(Path(cfg.runs_dir), cfg.run_id)
         if not directory.finished or cfg.force:
             return None
-        if Checkpoints(directory.path).newest_first():  # its process died before its last acts
+        if Checkpoints(directory.path).newest_first():  # its process died between writing the result and cleaning up
             with FolderLock(directory.path):
                 _finish_last_acts(cfg, kind, directory)
         return _already_done(kind, directory)
@@ -111,31 +111,31 @@ def earlier_result(cfg: DictConfig, kind: RunKind[Outcome], processes: Processes
 
 
 def prepare(cfg: DictConfig, processes: Processes) -> tuple[Compute, Source]:
-    """Settle device and precision on all processes, and read the data.
+    """Resolve device and precision on all processes, and read the data.
 
     Raises:
-        UserError: the device or the data is not there, or the processes differ.
+        UserError: the device or the data is missing, or the processes resolved ``auto`` differently.
     """
     compute = resolve_compute(cfg.compute, processes.local_rank if processes.is_distributed else None)
     refuse_differences(compute, processes)
     compute.apply()
-    with processes.main_first():  # it may have to download
+    with processes.main_first():  # the data may have to be downloaded
         source: Source = build(cfg.dataset.source)
     return compute, source
 
 
 class Session(Generic[Outcome]):
-    """One run's folder, locked by the main process from the beginning to the end of a ``with`` block.
+    """The directory of one run, locked by the main process during a ``with`` block.
 
     Args:
         cfg: the run's frozen configuration.
-        kind: how it is recorded.
-        trainer: what is trained. What could be refused has been: until now the folder is untouched.
-        source: its data.
+        kind: how runs of this kind are recorded.
+        trainer: the training loop. It is built before the session, so that a run that is refused leaves no directory.
+        source: the run's data.
 
     Attributes:
-        result: that of the run, if another launch has finished it since we looked; then nothing is left to do.
-        saver: saves the state when it is due; see ``resume``.
+        result: the result, if another launch has finished the run in the meantime; None otherwise.
+        saver: saves the state when it is due; set by ``resume``.
     """
 
     def __init__(self, cfg: DictConfig, kind: RunKind[Outcome], trainer: Trainable, source: Source) -> None:
@@ -148,7 +148,7 @@ class Session(Generic[Outcome]):
         self.result: Outcome | None = None
 
     def __enter__(self) -> Session[Outcome]:
-        """Lock the folder."""
+        """Lock the run directory; with ``force``, rename a finished run first."""
         with ExitStack() as stack:
             if self._processes.is_main:
                 self._origin = provenance()
@@ -164,7 +164,7 @@ class Session(Generic[Outcome]):
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Wait for what is being written, and unlock the folder."""
+        """Wait for pending writes and unlock the run directory."""
         with self._locked:
             self._while_training.close()
 
@@ -175,7 +175,7 @@ class Session(Generic[Outcome]):
         return _already_done(self._kind, self._directory)
 
     def resume(self, collect: Callable[[], None] = lambda: None) -> None:
-        """Put the trainer where the run is, on all processes; from now on signals stop the run at its next step.
+        """Load the run's state into the trainer on all processes. From now on signals stop the run at its next step.
 
         Args:
             collect: called by all processes whenever the state is saved, and at the end.
@@ -192,7 +192,7 @@ class Session(Generic[Outcome]):
             self._load(*found)
         if self._processes.is_main:
             frozen = self._cfg.copy()
-            frozen.force = False  # the file must not force each time that it is run
+            frozen.force = False  # a run started from this file must not force again
             write_frozen(frozen, self._directory.config)
             write_environment(self._directory.environment, self._origin, self._trainer.compute.machine())
 
@@ -218,7 +218,7 @@ class Session(Generic[Outcome]):
             ) from error
 
     def _state(self) -> dict[str, Any]:
-        """Return the state that the saver saves; all processes call it."""
+        """Return the state to save; all processes call it."""
         if self._processes.is_main:
             self._lock.ensure_held()
         self._collect()
@@ -229,13 +229,13 @@ class Session(Generic[Outcome]):
         return {**state, "run_id": self._cfg.run_id, **about}
 
     def start_trackers(self, bar: Tracker | None) -> list[Tracker]:
-        """Open ``metrics.jsonl`` and the trackers that are wanted, and log the segment that begins.
+        """Open ``metrics.jsonl`` and the configured trackers, and log the segment that begins.
 
         Args:
-            bar: the progress bar; None on the other processes.
+            bar: the progress bar; None on every process but the main one.
 
         Returns:
-            All of them; none on the other processes.
+            All trackers on the main process; an empty list elsewhere.
         """
         if bar is not None:
             self._while_training.callback(self._close_trackers)
@@ -250,10 +250,10 @@ class Session(Generic[Outcome]):
     def finish(
         self, final_state: Mapping[str, Any], make_result: Callable[[list[SegmentRecord], dict[str, Any]], Outcome]
     ) -> Outcome:
-        """Write ``checkpoint.pt`` and, last, ``result.json``: from then on the run has finished.
+        """Write ``checkpoint.pt`` and then ``result.json``, whose presence means that the run has finished.
 
         Args:
-            final_state: what is kept of a finished run, the same on all processes.
+            final_state: content of the final checkpoint, the same on all processes.
             make_result: makes the result from the run's segments and its provenance, on the main process.
 
         Returns:
@@ -272,11 +272,11 @@ class Session(Generic[Outcome]):
             write_result(self._directory.result, cast(Any, result))
             self._log(self._kind.result_json(result))
             self._while_training.close()
-            self._checkpoints.clear()  # the very last: until then the same command knows that something is left to do
+            self._checkpoints.clear()  # last: while checkpoints exist, the same command knows that work is left
         return cast(Outcome, self._processes.broadcast_from_main(lambda: result))
 
     def announce(self, result: Outcome) -> None:
-        """Print what the run came to."""
+        """Print the result of the run, on the main process."""
         if self._processes.is_main:
             say(f"{self._cfg.run_id}: {self._kind.summary(result)}\n{self._directory.result}")
 
@@ -291,8 +291,8 @@ class Session(Generic[Outcome]):
 
 
 def _move_finished_run_aside(directory: RunDirectory) -> None:
-    with FolderLock(directory.path) as lock:  # nobody else moves it or writes there
-        if not directory.finished:  # somebody has, since we looked, and has begun anew
+    with FolderLock(directory.path) as lock:  # so that no other process moves it or writes there
+        if not directory.finished:  # another process has moved it since we looked, and has started again
             return
         aside = rename_aside(directory.path, "before")
         lock.follow(aside)
@@ -300,7 +300,10 @@ def _move_finished_run_aside(directory: RunDirectory) -> None:
 
 
 def _finish_last_acts(cfg: DictConfig, kind: RunKind[Outcome], directory: RunDirectory) -> None:
-    """Tell W&B the result and clear up, for a run whose process died when it had just written the result."""
+    """Send the result to W&B and delete the checkpoints, for a process that died right after writing the result.
+
+    Does nothing if there are no checkpoints left.
+    """
     checkpoints = Checkpoints(directory.path)
     if not checkpoints.newest_first():
         return
@@ -347,16 +350,21 @@ def _segment_record(trainer: Trainable, origin: Mapping[str, Any]) -> SegmentRec
 
 
 class Timed(Protocol):
-    """The record of an epoch, of either kind of run."""
+    """Interface of an epoch's record with timing, of either kind of run."""
 
     @property
     def timing(self) -> dict[str, float]:
-        """As in ``EpochRecord``."""
+        """Seconds by section, images/s and peak memory, as in ``EpochRecord``."""
 
 
 def total_timing(records: Sequence[Timed], images: int) -> dict[str, float]:
-    """Return the timing of a whole run of so many images an epoch: seconds by section, images/s, the most memory."""
-    measured = set.intersection(*(set(record.timing) for record in records))  # on a GPU: not the criterion
+    """Return the timing of a whole run: seconds by section, images/s, and peak memory in MiB.
+
+    Args:
+        records: the records of all epochs.
+        images: training images in an epoch.
+    """
+    measured = set.intersection(*(set(record.timing) for record in records))  # a GPU does not time the criterion
     sections = [name for name in records[-1].timing if name in measured - {"images_per_s", "peak_memory_mib"}]
     total = {name: sum(record.timing[name] for record in records) for name in sections}
     return {

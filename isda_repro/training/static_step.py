@@ -1,9 +1,9 @@
-"""One training step on storage that stays: on a CUDA device it is captured as a graph and replayed.
+"""Training steps on fixed storage, which a CUDA device captures as a graph and replays.
 
-A small network is limited by the host, which launches hundreds of kernels a step. A CUDA graph launches all of them at
-once. It repeats the same kernels on the same memory, so everything that changes from step to step is written into
-tensors that stay: which images the batch has and how they are augmented, the training progress, the step's number, and
-the learning rate (in the optimizer). Random draws follow the generators, which are seeded before each replay.
+A small network is limited by the host, which launches hundreds of kernels in each step. A CUDA graph launches all of
+them at once. It repeats the same kernels on the same memory, so everything that changes from step to step is written
+into fixed tensors: the images of the batch and their augmentation, the training progress, the number of the step, and
+the learning rate (in the optimizer). Random draws come from the generators, which are seeded before each replay.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from isda_repro.training.compute import Compute
 from isda_repro.training.distributed import Processes
 
 WARM_UP_STEPS = 3
-"""Steps before the capture: libraries choose their algorithms and the optimizer makes its momentum buffers."""
+"""Steps before the capture, in which libraries choose their algorithms and the optimizer makes momentum buffers."""
 
 Learn = Callable[[Tensor, Tensor, Tensor, Tensor], None]
-"""Images [N, 3, H, W], targets [N], progress [] and step []; takes a whole optimizer step on the device."""
+"""Takes images [N, 3, H, W], targets [N], progress [] and step [], and does one optimizer step on the device."""
 
 
 def reason_for_eager(loader: Loader, criterion: Criterion, compute: Compute, processes: Processes) -> str | None:
-    """Return why steps cannot be static, or None if they can."""
+    """Return the reason why steps cannot be static, or None if they can."""
     if not compute.cuda_graph:
         return "compute.cuda_graph=false" if compute.device.type == "cuda" else "there is no GPU"
     if processes.is_distributed:
@@ -44,15 +44,15 @@ def reason_for_eager(loader: Loader, criterion: Criterion, compute: Compute, pro
 
 
 class StaticStep:
-    """Take training steps on full batches, from a graph where there is a GPU.
+    """Training steps on full batches, replayed from a CUDA graph where there is a GPU.
 
     The first ``WARM_UP_STEPS`` steps on a GPU, and every step on a CPU, run the same operations one by one.
 
     Args:
         loader: makes a batch from the numbers of its samples.
-        learn: what a step does with its batch; see ``Learn``. It must not ask the device for a value.
-        generators: those that ``learn`` draws from, PyTorch's default one excepted; seeded before ``take``.
-        device: of all of this.
+        learn: does one step on a batch, see ``Learn``. It must not read a value back from the device.
+        generators: the generators that ``learn`` draws from, except PyTorch's default one. Seed them before ``take``.
+        device: the device of the batches and of the graph.
     """
 
     def __init__(
@@ -63,11 +63,16 @@ class StaticStep:
         self._progress = torch.zeros((), dtype=torch.float64, device=device)
         self._step = torch.zeros((), dtype=torch.int64, device=device)
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._stream: torch.cuda.Stream | None = None  # of the warm-up and of the capture: each keeps memory of its own
+        self._stream: torch.cuda.Stream | None = None  # one for warm-up and capture: each has its own memory
         self._taken = 0
 
     def take(self, numbers: Tensor, progress: float, step: int) -> None:
-        """Take a step on the batch that ``numbers`` int64 [K, N] describe, of the loader's batch size N.
+        """Take one training step.
+
+        Args:
+            numbers: int64 [K, N], the description of the samples of a batch; N is the loader's batch size.
+            progress: the share of training that is over, in [0, 1].
+            step: number of the step.
 
         Raises:
             UserError: the step cannot be captured.
@@ -93,7 +98,7 @@ class StaticStep:
         self._learn(*self._loader.batch_from(self._numbers), self._progress, self._step)
 
     def _warm_up(self) -> None:
-        """Run on another stream, as a capture does."""
+        """Take a step on a side stream, as the capture does."""
         if self._stream is None:
             self._stream = torch.cuda.Stream(self._device)
         current = torch.cuda.current_stream(self._device)
@@ -103,7 +108,10 @@ class StaticStep:
         current.wait_stream(self._stream)
 
     def _captured(self) -> torch.cuda.CUDAGraph:
-        """Record what a step does; nothing is computed. Threads that save checkpoints or pin memory may go on."""
+        """Capture one step as a graph without computing it.
+
+        Threads that save checkpoints or pin memory may go on meanwhile.
+        """
         graph = torch.cuda.CUDAGraph()
         for generator in self._generators:
             graph.register_generator_state(generator)
@@ -111,7 +119,7 @@ class StaticStep:
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._run()
         except RuntimeError as error:
-            cause: BaseException = error  # the end of a capture that has failed raises too, and does not say why
+            cause: BaseException = error  # ending a failed capture raises another error, which hides the reason
             while cause.__context__ is not None:
                 cause = cause.__context__
             if is_out_of_memory(cause):

@@ -1,15 +1,15 @@
-"""Gradients of one batch, whole or in micro-batches that fit into memory.
+"""Gradients of one batch, computed at once or in micro-batches that fit into memory.
 
-The graph is cut where the criterion begins: first its value and its gradients for features, logits and weights, then
-one backward pass through the network. So the loss is always that of the whole batch, ISDA's statistics included,
-whatever the size of the micro-batches; and the criterion's time is measured apart, its backward pass included.
+The graph is cut in front of the criterion: first its value and its gradients for features, logits and weights are
+computed, then one backward pass goes through the network. So the loss is always that of the whole batch, ISDA's
+statistics included, whatever the size of the micro-batches, and the criterion's time includes its backward pass.
 
-With micro-batches the features of all are computed first, without a graph, and each is run a second time for its
-backward pass. That costs a third more time, and is exact for every criterion; batch normalisation alone sees the
-micro-batch.
+With micro-batches, the features of all samples are computed first, without a graph; then each micro-batch runs forward
+a second time for its backward pass. That costs a third more time and is exact for every criterion. Only batch
+normalisation sees the micro-batch instead of the batch.
 
-With several processes each has a share of the batch, which may be empty. PyTorch takes the mean of their gradients; a
-share's are weighted so that this mean is the gradient of the whole batch.
+With several processes, each has a share of the batch, which may be empty. DDP averages the gradients of the processes,
+so each share's loss is weighted such that this mean is the gradient of the whole batch.
 """
 
 from __future__ import annotations
@@ -30,17 +30,20 @@ from isda_repro.training.running_metrics import Stopwatch
 
 
 class StepResult(NamedTuple):
-    """Of one batch: the criterion's loss [] and the network's logits [N, C], both detached."""
+    """The criterion's loss [] and the network's logits [N, C] of one batch, both detached."""
 
     loss: Tensor
     logits: Tensor
 
 
 class Weighted(NamedTuple):
-    """How a process's share of a batch counts.
+    """Weight and padding of one process's share of a batch.
 
-    ``weight`` is of its loss: its samples, times the processes, by the samples of all; a number, or a tensor [].
-    ``room`` is the samples that each process shows to a loss that looks at all of them: missing ones are ``IGNORED``.
+    Attributes:
+        weight: factor on the share's loss: its samples times the number of processes, divided by the samples of the
+            whole batch. A number, or a tensor [].
+        room: number of samples that every process passes to a collective loss; smaller shares are padded with samples
+            whose target is ``IGNORED``. None: no padding.
     """
 
     weight: float | Tensor = 1.0
@@ -59,12 +62,21 @@ def weighted(
     *,
     may_fall_short: bool,
 ) -> Weighted:
-    """How this process's ``samples`` of a batch of ``total`` count; if samples may be missing, all are asked."""
+    """Return weight and padding of this process's share of a batch.
+
+    Args:
+        samples: samples of this process.
+        total: samples of the whole batch, if none is missing.
+        criterion: on an accelerator, a collective one gets shares that are padded to one size.
+        processes: the processes that share the batch.
+        device: device of the weight.
+        may_fall_short: True if loaders may skip samples; then the processes add up how many they have.
+    """
     weight: float | Tensor = samples * processes.world_size / total
     if may_fall_short:
         everybody = processes.all_reduce_sum(torch.full((), float(samples), device=device))
         weight = samples * processes.world_size / everybody.clamp(min=1)
-    counts_are_unknown = criterion.is_collective and device.type != "cpu"  # an accelerator is not asked
+    counts_are_unknown = criterion.is_collective and device.type != "cpu"  # the host does not wait for them
     return Weighted(weight, room=-(-total // processes.world_size) if counts_are_unknown else None)
 
 
@@ -90,13 +102,13 @@ def compute_gradients(
         images: [N, 3, H, W].
         targets: int64 [N].
         head: the network's last layer.
-        progress: the share of training that is over, in [0, 1]; a captured step has a tensor [] on the device.
-        compute: precision, and the size of micro-batches if there are any.
-        seed_micro_batch: seeds the network's random draws (dropout) for the micro-batch with the index given; called
+        progress: the share of training that is over, in [0, 1]; in a captured step a tensor [] on the device.
+        compute: precision, and the size of micro-batches (None: the whole batch at once).
+        seed_micro_batch: seeds the network's random draws (dropout) for the micro-batch with the given index; called
             with the same index before both passes.
-        stopwatch: adds the criterion's time under "criterion"; None where it cannot be measured, as in a CUDA graph.
-        share: of the whole batch, that ``images`` are.
-        eval_model: the network without its DDP wrapper, for forward passes that keep no graph; None: ``network``.
+        stopwatch: records the criterion's time under "criterion"; None where it cannot be measured, as in a CUDA graph.
+        share: weight and padding of ``images`` as this process's share of a batch.
+        eval_model: the network without its DDP wrapper, for forward passes without a graph; None: ``network``.
     """
     parts = images.split(compute.micro_batch or max(1, len(images)))
     if len(parts) == 1:
@@ -124,14 +136,20 @@ def compute_gradients(
 
 
 class _Gradients(NamedTuple):
-    """Of the loss, for features [N, A] and logits [N, C] (None: it does not depend on them), and for weights."""
+    """Gradients of the loss.
+
+    Attributes:
+        features: gradient for the features [N, A]; None if the loss does not depend on them.
+        logits: gradient for the logits [N, C]; None if the loss does not depend on them.
+        weights: pairs of a parameter of head or criterion and its gradient.
+    """
 
     features: Tensor | None
     logits: Tensor | None
     weights: Sequence[tuple[Tensor, Tensor]]
 
     def split(self, size: int) -> list[_Gradients]:
-        """One for each micro-batch; the weights' own go with the first."""
+        """Return the gradients of each micro-batch of ``size`` samples; the first also has those of the weights."""
         rows = self.logits if self.logits is not None else self.features
         assert rows is not None
         count = len(rows.split(size))
@@ -141,7 +159,10 @@ class _Gradients(NamedTuple):
         return [_Gradients(*parts) for parts in zip(features, logits, weights, strict=True)]
 
     def backward(self, features: Tensor, logits: Tensor) -> None:
-        """One backward pass from everything the loss depends on, so that each parameter gets its gradient once."""
+        """Run one backward pass from all outputs that the loss depends on.
+
+        A single pass gives each parameter its gradient once.
+        """
         outputs = ((features, self.features), (logits, self.logits))
         pairs = [*self.weights, *((output, gradient) for output, gradient in outputs if gradient is not None)]
         torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
@@ -158,7 +179,7 @@ def _criterion(
     stopwatch: Stopwatch | None,
     share: Weighted,
 ) -> tuple[Tensor, _Gradients]:
-    """The loss and its gradients, without touching the network or any ``.grad``."""
+    """Return the loss and its gradients, without touching the network or any ``.grad``."""
     with nullcontext() if stopwatch is None else stopwatch.device("criterion"):
         features.requires_grad_()
         logits.requires_grad_()
@@ -173,7 +194,7 @@ def _criterion(
 
 
 def _shown(features: Tensor, logits: Tensor, targets: Tensor, room: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """What the criterion sees: with ``room``, as many samples on each process."""
+    """Return the inputs of the criterion, padded to ``room`` samples with ``IGNORED`` targets."""
     missing = 0 if room is None else room - len(targets)
     if not missing:
         return features, logits, targets
@@ -185,7 +206,10 @@ def _shown(features: Tensor, logits: Tensor, targets: Tensor, room: int | None) 
 def _without_graph(
     network: nn.Module, parts: tuple[Tensor, ...], compute: Compute, seed_micro_batch: Callable[[int], None]
 ) -> tuple[Tensor, Tensor]:
-    """Features and logits of the whole batch. The network's buffers stay as they were: the second pass updates them."""
+    """Return features and logits of the whole batch, computed without a graph.
+
+    The network's buffers are restored afterwards, because the second pass updates them.
+    """
     before = [(buffer, buffer.clone()) for buffer in network.buffers()]
     outputs = []
     for index, part in enumerate(parts):

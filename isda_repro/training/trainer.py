@@ -1,4 +1,4 @@
-"""The loop: epochs of steps, an evaluation after each, a record of both."""
+"""Training loop: epochs of optimizer steps, each followed by an evaluation and a record."""
 
 from __future__ import annotations
 
@@ -27,32 +27,33 @@ from isda_repro.training.schedule import Schedule
 from isda_repro.training.static_step import StaticStep, reason_for_eager
 from isda_repro.training.step import WHOLE_BATCH, Weighted, compute_gradients, weighted
 
-GPU_CHECK_STEPS = 50  # to look at the loss makes the host wait for a GPU; on a CPU each step is checked
-OF_THIS_DEVICE = ("lr", "fused", "foreach")  # options of an optimizer's groups that a checkpoint does not decide
+GPU_CHECK_STEPS = 50  # reading the loss makes the host wait for the GPU; a CPU checks every step
+OF_THIS_DEVICE = ("lr", "fused", "foreach")  # options of the optimizer's groups that are not restored from a checkpoint
 
 
 class DivergedError(UserError):
-    """The loss is no longer a finite number."""
+    """Raised when the loss or a weight is no longer a finite number."""
 
 
 @dataclass
 class Trainer:
-    """The parts that one run trains with, and its progress. ``train`` is the loop.
+    """Everything that one run trains with, and its progress; ``train`` is the loop.
 
     Args:
         network: the network itself, whose weights are trained.
-        eval_model: the network, compiled or not, as it is called in evaluation.
-        train_model: ``eval_model``, or with several processes its DDP wrapper, as it is called in training.
+        eval_model: the module to call in evaluation: the network, compiled or not.
+        train_model: the module to call in training: ``eval_model``, or the network's DDP wrapper with several
+            processes.
         criterion: see ``isda_repro.losses.Criterion``.
         optimizer: holds the network's and the criterion's parameters; each group has its ``initial_lr``.
         schedule: factor on each group's initial rate, by epoch.
-        epochs: of the whole run.
-        progress: "iteration" (the paper) or "epoch" (the authors' code): how often the criterion's progress moves.
-        train_batches: the training images, in an order of their own each epoch.
+        epochs: number of epochs of the whole run.
+        progress: "iteration" (the paper) or "epoch" (the authors' code): how often the criterion's progress advances.
+        train_batches: the training images, in another order in each epoch.
         test_batches: the images that are evaluated after each epoch.
         compute: device and precision.
-        seed: of the run; each draw has its own stream.
-        processes: that train together, each with its share of each batch.
+        seed: seed of the run, from which every random stream derives its own.
+        processes: the processes that train together, each on its share of every batch.
     """
 
     network: Network
@@ -75,9 +76,9 @@ class Trainer:
         self._totals = RunningMetrics(self.compute.device)
         self._records: list[EpochRecord] = []
         self.step = 0
-        """Optimizer steps taken."""
+        """Number of optimizer steps taken."""
         self.eager_because = reason_for_eager(self.train_batches, self.criterion, self.compute, self.processes)
-        """Why steps are not captured as a CUDA graph; None: they are."""
+        """Reason why steps are not captured as a CUDA graph; None if they are."""
         self._static: StaticStep | None = None
         if self.eager_because is None:
             loader = cast(InMemoryLoader, self.train_batches)
@@ -85,26 +86,26 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        """Of the whole run."""
+        """Number of optimizer steps in the whole run."""
         return self.epochs * self.train_batches.steps_per_epoch
 
     @property
     def images_done(self) -> int:
-        """Trained on so far, over all epochs."""
+        """Number of images trained on so far, over all epochs."""
         epochs, steps = divmod(self.step, self.train_batches.steps_per_epoch)
         return epochs * self.train_batches.num_samples + steps * self.train_batches.batch_size
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a run needs to go on as if it had not stopped, but the records of its epochs.
+        """Return everything that a run needs to continue as if it had not stopped, except its epochs' records.
 
-        Every draw has its seed from (seed, stream, step), so that no generator's state is among it. All processes call
-        it; that of the first is the one to keep, and has under "ranks" what differs between them.
+        Every random draw is seeded from (seed, stream, step), so no generator state is saved. All processes call this;
+        the main process's state is the one to keep. Under "ranks" it has what differs between processes.
 
         Raises:
-            DivergedError: a weight is not a finite number.
+            DivergedError: a loss or a weight is not a finite number.
         """
         self._stop_if_diverged()
-        if not nn.utils.get_total_norm(self.network.parameters()).isfinite():  # one look for all weights
+        if not nn.utils.get_total_norm(self.network.parameters()).isfinite():  # reads one number for all weights
             raise self._diverged("a weight is no longer finite")
         own = {"totals": self._totals.state_dict(), "criterion": self._own_criterion_state()}
         return {
@@ -118,16 +119,20 @@ class Trainer:
         }
 
     def _own_criterion_state(self) -> dict[str, Tensor] | None:
-        """What the criterion has gathered from this process's samples alone, if it does."""
+        """Return the criterion's state if it comes from this process's samples alone, otherwise None."""
         if not self.processes.is_distributed or self.criterion.is_collective:
             return None
         return {name: tensor.cpu() for name, tensor in self.criterion.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Any], records: Sequence[EpochRecord]) -> None:
-        """Go on from what ``state_dict`` gave; ``records`` are those of the epochs that were over.
+        """Continue from a state that ``state_dict`` returned.
 
-        There may have been another number of processes. Then the sums of all go to the first, and each takes what the
-        criterion had gathered on one of those before.
+        The number of processes may have changed. Then the main process takes the summed metrics of all former
+        processes, and each process takes the criterion's state of one of them.
+
+        Args:
+            state: the state of the main process.
+            records: the records of the epochs that were over.
         """
         ranks, processes = state["ranks"], self.processes
         own = ranks[processes.rank % len(ranks)]
@@ -143,34 +148,37 @@ class Trainer:
         self._records = list(records)
 
     def running_means(self) -> tuple[float, float]:
-        """Mean loss, and error in percent, of this process's samples of the epoch so far. Waits for the device."""
+        """Return mean loss and error in percent of this process's samples in the epoch so far. Waits for the device."""
         return self._totals.means()
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
-        """Take momentum from the checkpoint; each group keeps its rate's storage and its form on this device."""
+        """Restore the momentum from a checkpoint.
+
+        Each group keeps its own storage of the learning rate and its own kernel choice on this device.
+        """
         own = [{name: group[name] for name in OF_THIS_DEVICE} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state)
         for group, kept in zip(self.optimizer.param_groups, own, strict=True):
             group.update(kept)
-        for weight, of_weight in self.optimizer.state.items():  # in the weight's layout, which fused kernels insist on
+        for weight, of_weight in self.optimizer.state.items():  # fused kernels need the strides of the weight
             for name, value in of_weight.items():
                 if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
                     of_weight[name] = torch.empty_like(weight, requires_grad=False).copy_(value)
 
     def train(self, trackers: Sequence[Tracker], bar: Progress | None, saver: Saver) -> list[EpochRecord]:
-        """Train from where it is to the last epoch.
+        """Train from the current step to the end of the last epoch.
 
         Args:
-            trackers: take a record of each epoch.
-            bar: shows every step, with loss and error of this process's samples; None: nobody looks.
-            saver: is told of every step, and may save the state or stop the run there.
+            trackers: each logs a record of every epoch.
+            bar: progress bar, with loss and error of this process's samples; None: no bar.
+            saver: called after every step; it may save the state, or stop the run there.
 
         Returns:
-            The records of all epochs, those before a resumption included.
+            The records of all epochs, including those before the run was resumed.
 
         Raises:
             DivergedError: a loss is NaN or infinite; nothing of that epoch has been written.
-            StoppedError: a signal asked to stop.
+            StoppedError: a signal asked the run to stop.
         """
         if self.compute.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.compute.device)
@@ -185,7 +193,7 @@ class Trainer:
         return self._records
 
     def _epoch(self, epoch: int, bar: Progress | None, saver: Saver) -> EpochRecord:
-        """What is left of an epoch: its steps, if any, and its evaluation."""
+        """Do the remaining steps of an epoch and its evaluation, and return its record."""
         rate = self._set_rates(epoch)
         end = epoch * self.train_batches.steps_per_epoch
         self.network.train()
@@ -201,11 +209,11 @@ class Trainer:
                     bar.advance(samples, epoch, self.running_means)
             with self._stopwatch.host("saving"):
                 saver.step_taken(self.step)
-        with self._stopwatch.host("train"):  # on a GPU the last steps end here
+        with self._stopwatch.host("train"):  # waits for the GPU, so that its last steps are timed
             self._stop_if_diverged()
             train_loss, train_error = self._totals.means(self.processes)
         with self._stopwatch.host("evaluation"):
-            self.processes.broadcast_tensors(self.network.buffers())  # the others' are of their own last batch
+            self.processes.broadcast_tensors(self.network.buffers())  # each process has its own
             test = evaluate(self.eval_model, _heeding(saver, self.test_batches.epoch(0)), self.compute, self.processes)
         if not math.isfinite(test.loss):
             raise self._diverged(f"the test loss is {test.loss}")
@@ -222,13 +230,13 @@ class Trainer:
         )
 
     def batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor] | Tensor]:
-        """Yield what ``take_step`` takes: images and targets, or the numbers that a static step makes them from."""
+        """Yield the input of ``take_step``: images and targets, or the sample numbers that a static step reads."""
         if self._static is None:
             return iter(self.train_batches.epoch(epoch, first_step))
         return cast(InMemoryLoader, self.train_batches).numbers_of_batches(epoch, first_step)
 
     def take_step(self, batch: tuple[Tensor, Tensor] | Tensor) -> None:
-        """Take one optimizer step, in training mode, on what ``batches`` has given."""
+        """Take one optimizer step, in training mode, on a batch that ``batches`` yielded."""
         step, progress = self.step, self._progress_at(self.step)
         self._draws.manual_seed(stream_seed(self.seed, "criterion", step))
         part = self.train_batches.part_of(self._step_in_epoch(step)) if self.processes.is_distributed else None
@@ -256,7 +264,7 @@ class Trainer:
         seed_micro_batch: Callable[[int], None],
         part: tuple[int, int] | None,
     ) -> None:
-        """Move the weights by the gradients of one batch: all that the device does in a step."""
+        """Compute the gradients of one batch and update the weights: everything that a step does on the device."""
         self.optimizer.zero_grad()
         result = compute_gradients(
             self.train_model,
@@ -275,7 +283,7 @@ class Trainer:
         self.optimizer.step()
 
     def _learn_unseeded(self, images: Tensor, targets: Tensor, progress: Tensor, step: Tensor) -> None:
-        """As ``_learn``, of a step whose generators have been seeded before."""
+        """Run ``_learn`` in a static step, which seeds its generators beforehand."""
         self._learn(images, targets, progress, step, lambda index: None, None)
 
     def _share(self, samples: int, total: int) -> Weighted:
@@ -284,7 +292,10 @@ class Trainer:
         return weighted(samples, total, self.criterion, self.processes, device, may_fall_short=missing)
 
     def _seed_network(self, step: int, micro_batch: int) -> None:
-        """Dropout and the like draw anew in each process; those of a single one do not change for that."""
+        """Seed the network's random draws (dropout) of a step and micro-batch.
+
+        Every process draws differently. Rank 0 has the seed of a single process.
+        """
         others = (self.processes.rank,) if self.processes.rank else ()
         torch.manual_seed(stream_seed(self.seed, "network", step, micro_batch, *others))
 
@@ -292,7 +303,7 @@ class Trainer:
         return step % self.train_batches.steps_per_epoch
 
     def _progress_at(self, step: int) -> float:
-        """The share of training that is over: the paper's t/T by iteration, the authors' code's by epoch."""
+        """Return the share of training that is over: t/T by iteration (the paper) or by epoch (the authors' code)."""
         per_epoch = self.train_batches.steps_per_epoch
         return step / (self.epochs * per_epoch) if self.progress == "iteration" else step // per_epoch / self.epochs
 
@@ -300,7 +311,7 @@ class Trainer:
         factor = self.schedule.factor(epoch, self.epochs)
         for group in self.optimizer.param_groups:
             rate = group["initial_lr"] * factor
-            if isinstance(group["lr"], Tensor):  # where a captured step reads it
+            if isinstance(group["lr"], Tensor):  # a captured step reads this tensor
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
@@ -326,21 +337,21 @@ class Trainer:
             "data_wait": seconds["data_wait"],
             **({"criterion": seconds["criterion"]} if "criterion" in seconds else {}),
             "evaluation": seconds["evaluation"],
-            "saving": seconds.get("saving", 0.0),  # the end of this epoch's own save counts for the next
+            "saving": seconds.get("saving", 0.0),  # this epoch's own final save counts for the next
             "images_per_s": self.train_batches.num_samples / seconds["train"],
             "peak_memory_mib": peak_memory_mib(self.compute.device),
         }
 
 
 def _portable(state: dict[str, Any]) -> dict[str, Any]:
-    """The state of an optimizer with learning rates that are numbers, whatever the device."""
+    """Return an optimizer state whose learning rates are numbers instead of tensors on a device."""
     groups = [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]
     return {**state, "param_groups": groups}
 
 
 @contextmanager
 def _explained_memory(images: int, compute: Compute) -> Iterator[None]:
-    """Out of memory is something that the user can mend."""
+    """Turn an out-of-memory error into a ``UserError`` that says which micro-batch to try."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -354,7 +365,7 @@ def _explained_memory(images: int, compute: Compute) -> Iterator[None]:
 
 
 def _heeding(saver: Saver, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of an evaluation, which a signal may end between two."""
+    """Yield the batches of an evaluation, and stop between two of them if a signal has come."""
     for batch in batches:
         saver.stop_if_asked()
         yield batch
