@@ -40,8 +40,8 @@ class GanProgress(Progress):
     def running_words(self, running: Any) -> str:
         """Return the mean losses of the epoch so far, as text."""
         discriminator, generator = (running.get(f"{who}/loss") for who in ("discriminator", "generator"))
-        said = f"discriminator {discriminator:.3f}"
-        return said if generator is None else f"{said}, generator {generator:.3f}"
+        named = (("discriminator", discriminator), ("generator", generator))
+        return ", ".join(f"{who} {loss:.3f}" for who, loss in named if loss is not None)
 
     def epoch_words(self, record: Record) -> str:
         """Return the losses and scores of a finished epoch, as text."""
@@ -250,9 +250,9 @@ def _loaders(
     cfg: DictConfig, train: Split, game: Game, classes: Sequence[int], compute: Compute, processes: Processes
 ) -> list[Loader]:
     """Return loaders of the training images in [-1, 1], one for each pair."""
-    builders = {0: train}
+    splits = {0: train}
     if game.one_for_each_class:
-        builders = {one: train.select((train.targets == one).nonzero()[:, 0]) for one in classes}
+        splits = {one: train.select((train.targets == one).nonzero()[:, 0]) for one in classes}
     middle = [0.5] * train.channels
     augmentation = PadCropFlip(padding=0, flip=cfg.gan.flip)
     return [
@@ -268,5 +268,5 @@ def _loaders(
             memory_format=compute.memory_format,
             share=Share(processes.rank, processes.world_size),
         )
-        for index, part in builders.items()
+        for index, part in splits.items()
     ]

@@ -203,7 +203,7 @@ class Saver:
         self._seconds = None if minutes is None else 60 * minutes
         self._steps = steps
         self._signal: signal.Signals | None = None
-        self._has_wished = False
+        self._is_due = False
 
     def step_taken(self, step: int) -> None:
         """Save the state if it is due after ``step`` optimizer steps.
@@ -213,8 +213,8 @@ class Saver:
         """
         seconds = time.monotonic() - self._checkpoints.written_at
         late = self._seconds is not None and seconds >= self._seconds
-        self._has_wished = late and not self._has_wished  # all processes learn of it one step later: ask once
-        if self._heed(wants_to_save=self._has_wished) or (self._steps is not None and step % self._steps == 0):
+        self._is_due = late and not self._is_due  # all processes learn of it one step later: ask once
+        if self._agree_and_stop(wants_to_save=self._is_due) or (self._steps is not None and step % self._steps == 0):
             self._write(self._state())
 
     def epoch_ended(self) -> None:
@@ -223,7 +223,7 @@ class Saver:
         Raises:
             StoppedError: a signal asked the run to stop; the state has been saved.
         """
-        self._heed()
+        self._agree_and_stop()
         self._write(self._state())
 
     def stop_if_asked(self) -> None:
@@ -232,9 +232,9 @@ class Saver:
         Raises:
             StoppedError: a signal asked the run to stop; the state has been saved.
         """
-        self._heed()
+        self._agree_and_stop()
 
-    def _heed(self, wants_to_save: bool = False) -> bool:
+    def _agree_and_stop(self, wants_to_save: bool = False) -> bool:
         """Stop if a signal has reached any process; otherwise return True if any process is due to save."""
         number, saves = self._processes.agreed(self._signal or 0, int(wants_to_save))
         if number:

@@ -117,12 +117,12 @@ class Processes:
             return make()
         thing = make() if self.is_main else None
         tensors: list[Tensor] = []
-        told = [_without_tensors(thing, tensors) if self.is_main else None]
-        dist.broadcast_object_list(told, 0, group=self.group)
-        received: Thing = _with_tensors(told[0], self._each_from_first(iter(tensors)))
+        objects = [_without_tensors(thing, tensors) if self.is_main else None]
+        dist.broadcast_object_list(objects, 0, group=self.group)
+        received: Thing = _with_tensors(objects[0], self._receive_from_main(iter(tensors)))
         return received
 
-    def _each_from_first(self, tensors: Iterator[Tensor]) -> Callable[[_Shape], Tensor]:
+    def _receive_from_main(self, tensors: Iterator[Tensor]) -> Callable[[_Shape], Tensor]:
         def receive(shape: _Shape) -> Tensor:
             tensor = next(tensors).contiguous() if self.is_main else torch.empty(shape.size, dtype=shape.dtype)
             dist.broadcast(tensor, 0, group=self.group)
@@ -134,17 +134,17 @@ class Processes:
         """Return a list of every process's object, ordered by rank, on the main process, and None elsewhere."""
         if not self.is_distributed:
             return [thing]
-        told: list[Any] | None = [None] * self.world_size if self.is_main else None
-        dist.gather_object(thing, told, 0, group=self.group)
-        return told
+        objects: list[Any] | None = [None] * self.world_size if self.is_main else None
+        dist.gather_object(thing, objects, 0, group=self.group)
+        return objects
 
     def all_gather(self, thing: Thing) -> list[Thing]:
         """Return a list of every process's object, ordered by rank, on all processes."""
         if not self.is_distributed:
             return [thing]
-        told: list[Any] = [None] * self.world_size
-        dist.all_gather_object(told, thing, group=self.group)
-        return told
+        objects: list[Any] = [None] * self.world_size
+        dist.all_gather_object(objects, thing, group=self.group)
+        return objects
 
     @contextmanager
     def main_first(self) -> Iterator[None]:

@@ -196,7 +196,7 @@ class UnreadableImages:
     def __init__(self, folder: Path, processes: Processes, *loaders: Loader) -> None:
         self._file, self._processes = folder / "unreadable.txt", processes
         self._known = set(self._file.read_text(encoding="utf-8").splitlines()) if self._file.exists() else set()
-        self._untold: list[tuple[str, str]] = []
+        self._unreported: list[tuple[str, str]] = []
         self._may_come = any(loader.may_fall_short for loader in loaders)
         for loader in loaders:
             if isinstance(loader, StreamingLoader):
@@ -207,7 +207,7 @@ class UnreadableImages:
         if self._processes.is_main:
             self._name(where, reason)
         else:
-            self._untold.append((where, reason))
+            self._unreported.append((where, reason))
 
     def collect(self) -> None:
         """Send the skipped images of all processes to the main process, which reports them.
@@ -216,9 +216,9 @@ class UnreadableImages:
         """
         if not (self._may_come and self._processes.is_distributed):
             return
-        told = self._processes.gather_to_main(self._untold)
-        self._untold = []
-        for where, reason in (one for of_rank in told or [] for one in of_rank):
+        gathered = self._processes.gather_to_main(self._unreported)
+        self._unreported = []
+        for where, reason in (one for of_rank in gathered or [] for one in of_rank):
             self._name(where, reason)
 
     def _name(self, where: str, reason: str) -> None:

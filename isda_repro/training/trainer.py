@@ -214,7 +214,9 @@ class Trainer:
             train_loss, train_error = self._totals.means(self.processes)
         with self._stopwatch.host("evaluation"):
             self.processes.broadcast_tensors(self.network.buffers())  # each process has its own
-            test = evaluate(self.eval_model, _heeding(saver, self.test_batches.epoch(0)), self.compute, self.processes)
+            test = evaluate(
+                self.eval_model, _stopping_if_asked(saver, self.test_batches.epoch(0)), self.compute, self.processes
+            )
         if not math.isfinite(test.loss):
             raise self._diverged(f"the test loss is {test.loss}")
         return EpochRecord(
@@ -364,7 +366,7 @@ def _explained_memory(images: int, compute: Compute) -> Iterator[None]:
         ) from error
 
 
-def _heeding(saver: Saver, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+def _stopping_if_asked(saver: Saver, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the batches of an evaluation, and stop between two of them if a signal has come."""
     for batch in batches:
         saver.stop_if_asked()
