@@ -12,7 +12,7 @@ from isda_repro.errors import UserError
 
 def build_model(cfg: DictConfig, num_classes: int) -> Any:
     """The network of ``cfg.model`` as its class draws it; ``model.weights`` is for whoever wants it loaded."""
-    arguments = [str(key) for key in cfg.model if key not in ("weights", "weights_sha256")]
+    arguments = [str(key) for key in cfg.model if key not in ("weights", "weights_sha256", "official_init")]
     return build(OmegaConf.masked_copy(cfg.model, arguments), num_classes=num_classes)
 
 

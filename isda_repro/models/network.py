@@ -58,6 +58,12 @@ class Network(nn.Module, ABC):
             features = features.to(self.head.weight.dtype)
             return NetworkOutput(features, self.head(features))
 
+    def draw_official_init(self) -> None:
+        """Draw the head bias at random, as the authors' code on CIFAR does (PyTorch's default)."""
+        if self.head.bias is not None:
+            bound = self.head.in_features**-0.5
+            nn.init.uniform_(self.head.bias, -bound, bound)
+
     def pool(self, maps: Tensor) -> Tensor:
         """Return the global average of maps [N, A, H, W] as [N, A], accumulated in the head's dtype."""
         return maps.mean((2, 3), dtype=self.head.weight.dtype)

@@ -133,6 +133,13 @@ class ShakeShake(Network):
         self.relu = nn.ReLU(inplace=True)
         initialise(self)
 
+    def draw_official_init(self) -> None:
+        """Draw convolutions with the variance 2 / fan-in, and a random head bias, as the authors' code does."""
+        super().draw_official_init()
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+
     def forward_features(self, images: Tensor) -> Tensor:
         """Return the features [N, 4 * width] of images [N, 3, H, W]."""
         return self.pool(self.relu(self.blocks(self.stem(images))))

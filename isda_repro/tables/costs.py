@@ -18,7 +18,7 @@ from isda_repro.errors import UserError
 
 # What changes neither a network's parameters nor its multiply-adds; whatever else is not in costs.json may.
 NO_MATTER = (
-    *("weights", "weights_sha256", "pretrained", "dropout", "checkpointed"),
+    *("weights", "weights_sha256", "official_init", "pretrained", "dropout", "checkpointed"),
     *("zero_init_last", "shift", "image_size"),
 )
 WITHOUT_BIAS = ("large_margin",)  # losses on a head without

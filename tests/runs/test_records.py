@@ -8,7 +8,7 @@ import pytest
 from synthetic import SEGMENT
 
 from isda_repro import config
-from isda_repro.experiments.plan import expand
+from isda_repro.experiments.plan import plan_runs
 from isda_repro.experiments.specification import load_table
 from isda_repro.runs.records import (
     METRICS_SCHEMAS,
@@ -144,7 +144,7 @@ def test_every_committed_result_is_still_a_run_of_its_table(name):
     assert {origin for _, origin in gathered.kept[name]} == paths
     table = load_table(name)
     cells = tuple(cell for cell in table.cells if cell.slug in {slug for slug, _ in there})
-    plan = expand(dataclasses.replace(table, cells=cells), config.compose)
+    plan = plan_runs(dataclasses.replace(table, cells=cells), config.compose)
     runs = {(cell.slug, str(run.seed)): run.run_id for cell, its_runs in plan.items() for run in its_runs}
     assert there.items() <= runs.items()
     assert all(gathered.records[run_id].numbers[table.metric] is not None for run_id in there.values())

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
-from isda_repro.config import build, compose
+from isda_repro.config import build, compose, request
 from isda_repro.config.checks import ConfigError
+from isda_repro.data import Source, Split
 from isda_repro.training import builders
 from isda_repro.training import compute as compute_module
 from isda_repro.training.compute import resolve_compute
@@ -131,3 +133,18 @@ def test_normalisation_is_of_the_settings_or_of_the_training_images(monkeypatch)
         cfg.dataset.mean, cfg.dataset.std = mean, std
         found.append(tuple(list(one) for one in builders.normalisation_constants(cfg, source)))
     assert found == [([0.5], [0.3]), ([1.0], [0.3]), ([0.5], [2.0]), ([1.0], [2.0])]
+
+
+@pytest.mark.parametrize("model", ["resnet32", "shake_shake26_2x32d"])
+def test_official_initialisation_is_the_authors_and_renames_no_other_run(model):
+    """A random head bias, and convolutions of Shake-Shake by fan-in; nothing of it in a run with faithful=paper."""
+    images = Split(torch.zeros(20, 3, 32, 32, dtype=torch.uint8), torch.arange(20) % 10)
+    source = Source("cifar10", images, images, 10, tuple("abcdefghij"))
+    cfgs = [compose([f"model={model}", f"faithful={which}", "compute=cpu"]) for which in ("paper", "official")]
+    assert [request(cfg)["model"].get("official_init") for cfg in cfgs] == [None, True]
+    ours, theirs = (builders.build_network(cfg, source, resolve_compute(cfg.compute)) for cfg in cfgs)
+    assert not ours.head.bias.any()
+    assert 0 < theirs.head.bias.abs().max() <= theirs.head.in_features**-0.5
+    if model.startswith("shake"):
+        wider = next(one for one in theirs.modules() if isinstance(one, nn.Conv2d) and one.weight.shape[:2] == (64, 32))
+        assert wider.weight.std().item() == pytest.approx((2 / (32 * wider.kernel_size[0] ** 2)) ** 0.5, rel=0.1)
