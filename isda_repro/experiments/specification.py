@@ -13,7 +13,7 @@ The format is plain YAML, read without Hydra:
     rows:                           # a list of axes; a row is a combination of one label from each axis.
       # A label maps to an override, a list of overrides, or {set:, seeds:, metric:}
       - {ResNet-32: model=resnet32, ResNet-110: {set: model=resnet110, seeds: [0]}}
-    columns:                        # likewise
+    columns:                        # the same for columns
       - {CIFAR-10: dataset=cifar10, CIFAR-100: dataset=cifar100}
       - {CE: loss=ce, ISDA: loss=isda}     # a label that only has metric: shows another number of the same runs
     cells:                          # exceptions; a pattern (fnmatch) matches one label of the row or column,
