@@ -63,6 +63,7 @@ class ComposeCache:
 
 
 def _digest() -> str:
+    """Return a digest of everything besides the overrides on which a composed configuration depends."""
     digest = hashlib.sha256()
     code = [path for pattern in CODE for path in sorted(Path(__file__).parents[1].glob(pattern))]
     composed = (path for path in CONF_DIR.rglob("*.yaml") if path.parent.name != "table")

@@ -189,6 +189,7 @@ def tag_runs(table: Table, plan: Plan) -> Plan:
 
 
 def _tagged(table: Table, run: Run, cells: list[Cell]) -> Run:
+    """Return a run with group, tags, tables and metric added to its tracking settings."""
     tracking: Mapping[str, Any] = run.settings["tracking"]
     if tracking["mode"] == "none":
         return run

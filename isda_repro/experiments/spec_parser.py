@@ -18,7 +18,7 @@ from isda_repro.runs.records import METRICS
 
 @dataclass(frozen=True)
 class Choice:
-    """What one label of an axis sets: overrides, and replacements for the table's own values (None: not replaced)."""
+    """Settings behind one label of an axis: overrides, and replacements for the table's own values (None: none)."""
 
     overrides: tuple[str, ...] = ()
     seeds: tuple[int, ...] | None = None

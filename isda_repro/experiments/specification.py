@@ -129,6 +129,7 @@ def _with_variant(spec: Any, name: str) -> Any:
 
 
 def _table(name: str, spec: Any) -> Table:
+    """Build and check the table of a specification."""
     check_keys(spec, _KEYS, "the table")
     for key in ("title", "metric", "seeds", "rows", "columns"):
         if spec.get(key) is None:

@@ -53,6 +53,7 @@ def _parts(filled: FilledTable) -> Iterator[tuple[str, FilledTable]]:
 
 
 def _cell(filled: FilledTable, cell: FilledCell, numbers: Mapping[str, int], is_whole: bool) -> dict[str, Any]:
+    """Return one cell for JSON. Missing seeds are listed only for the table itself, not for its reduced tables."""
     name = ", ".join(cell.cell.labels) or cell.cell.name
     return {
         "table": filled.table.name,
@@ -126,6 +127,7 @@ def _sweep(shown: Shown, runs_dir: Path) -> str:
 
 
 def _data(evidence: Evidence) -> dict[str, Any]:
+    """Return everything that the page's scripts read, for JSON."""
     data = described(evidence.results, evidence.runs)
     numbers = {run["id"]: number for number, run in enumerate(data["runs"])}
     cells: dict[str, Any] = {}

@@ -110,6 +110,7 @@ def described(results: Mapping[str, tuple[str, Result]], order: Iterable[str] = 
 
 
 def _run(result: Result, file: str, most: int, pools: Mapping[str, Pool]) -> dict[str, Any]:
+    """Return one run for JSON. Values that runs may share are replaced by their number in ``pools``."""
     kept = epochs_kept(result.curves["lr"], most)
     shared = {key: value for key, value in result.request.items() if key != "seed"}
     sizes = {
@@ -160,6 +161,7 @@ def _panels(results: list[Result]) -> list[dict[str, Any]]:
 
 
 def _panel(results: list[Result], by_line: Mapping[int, list[int]], labels: Sequence[str]) -> dict[str, Any]:
+    """Return one panel for JSON, with its title, its facts and its lines."""
     own = [results[run] for runs in by_line.values() for run in runs]
     names = names_of(own[0])
     lines = [

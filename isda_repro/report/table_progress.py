@@ -37,7 +37,7 @@ class TableProgress:
     name: str
     title: str
     cells: tuple[CellProgress, ...]
-    done: int  # runs with a result
+    done: int  # runs whose result is in its cell
     wanted: int  # all runs
     begun: int  # runs that have written metrics and no result yet
     petaflop_left: float  # of the unfinished runs whose cost is known
@@ -76,6 +76,7 @@ def petaflop_of(runs: Iterable[Run]) -> float:
 
 
 def _cells(shown: Shown) -> tuple[CellProgress, ...]:
+    """Return the progress of each cell, once per slug."""
     reduced = {key for part in shown.filled.reduced for key, cell in part.filled.cells.items() if cell.values}
     cells: dict[str, CellProgress] = {}
     for key, filled in shown.filled.cells.items():

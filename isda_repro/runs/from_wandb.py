@@ -219,6 +219,7 @@ class _Source:
         return Found(origin, result)
 
     def _patiently(self, ask: Callable[[], Answer]) -> Answer:
+        """Call ``ask``, and repeat it after each of ``WAITS`` as long as the failure may be temporary."""
         for seconds in WAITS:
             try:
                 return ask()

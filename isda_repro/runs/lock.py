@@ -264,6 +264,7 @@ class FolderLock:
     # -------------------------------------------------------------------------------------------------------- holding
 
     def _beat(self) -> None:
+        """Touch the owner file every ``HEARTBEAT_SECONDS`` until the lock is released; runs in a thread of its own."""
         while not self._released.wait(HEARTBEAT_SECONDS):
             try:
                 if self._is_ours():

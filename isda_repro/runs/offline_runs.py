@@ -62,6 +62,7 @@ def read_offline(path: Path) -> OfflineRun:
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a W&B file, as ``wandb leet inspect --json`` prints them."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
     try:
         answer = subprocess.run(

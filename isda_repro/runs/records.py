@@ -311,7 +311,7 @@ class GeneratorResult(AnyRecord):
     kind: ClassVar[str] = GENERATOR
     schemas: ClassVar = ("generator-1",)
     run_id: str
-    request: dict[str, Any]  # this field and those without a comment are as in Result
+    request: dict[str, Any]  # request, choices, timing, segments and environment are as in Result
     choices: dict[str, str]
     epochs: int
     steps: int

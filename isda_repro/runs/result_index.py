@@ -75,6 +75,7 @@ def _named(origin: str) -> Iterator[None]:
 
 
 def _contradictions(result: Result) -> Iterator[str]:
+    """Yield what is wrong with a result: numbers that are not finite or contradict its curves, malformed fields."""
     errors = result.curves["test_error"]
     for name, curve in result.curves.items():
         if len(curve) != result.epochs:

@@ -228,6 +228,7 @@ class _Sweep:
         return True
 
     def _deal_with(self, run: Run, position: str) -> None:
+        """Start a run, or report that it is done, or in a dry run what would be started."""
         folder = self._what.folder(run)
         if self._what.is_over(run):
             say(f"{position}: {self._already(run)}")
@@ -237,6 +238,7 @@ class _Sweep:
             self._start(run, folder, position)
 
     def _already(self, run: Run) -> str:
+        """Return the message for a run that is already done. A result that cannot be used counts as a failure."""
         try:
             return f"already done, {self._what.says(run)}"
         except RecordError as error:
@@ -244,6 +246,7 @@ class _Sweep:
             return "FAILED, its result cannot be used"
 
     def _start(self, run: Run, folder: Path, position: str) -> None:
+        """Write the run's frozen configuration and start its process in a free slot."""
         place = next(place for place in range(len(self._where.variables)) if place not in self._places_taken())
         say(f"{position}: starts{'' if self._where.is_one else f', says more in {folder / LOG}'}")
         try:
@@ -291,6 +294,7 @@ class _Sweep:
                 self._stopped = code
 
     def _how_it_went(self, run: Run, code: int) -> str:
+        """Return the message for a run whose process has ended, and record a failure in ``ended.json``."""
         folder = self._what.folder(run)
         if code in STOPPED or (code != 0 and self._asked is not None):
             return f"stopped with exit code {code}"
@@ -320,6 +324,7 @@ class _Sweep:
             say(f"{one.position}: {describe_progress(self._what.folder(one.run), one.run) or NOT_YET}")
 
     def _end(self) -> int:
+        """Print the summary of the sweep, and return 1 if a run failed, otherwise 0."""
         runs = self._what.runs
         done = sum(run.run_id not in self._failed and self._what.is_done(run) for run in runs)
         now = f", {self._started} started now" if self._started else ""

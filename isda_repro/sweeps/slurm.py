@@ -242,6 +242,7 @@ def _submit(what: Missing, runs: Sequence[Run], jobs: dict[str, str | None], par
 def _submit_array(
     what: Missing, wave: list[Run], jobs: dict[str, str | None], needed: tuple[str, ...], parameters: dict[str, Any]
 ) -> None:
+    """Submit runs as one array that starts when the jobs ``needed`` have succeeded; add the new job ids to ``jobs``."""
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError
 

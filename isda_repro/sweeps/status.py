@@ -71,6 +71,7 @@ def _each(options: SweepOptions) -> list[SweepOptions]:
 
 
 def _of_cell(runs: tuple[Run, ...], states: list[str]) -> str:
+    """Summarise a cell: how many of its runs are done, and the state of each run that has begun or is queued."""
     done, open_states = states.count("done"), [state for state in states if state not in ("done", "not started")]
     if not open_states:
         return f"done {done} of {len(runs)}" if done else "not started"

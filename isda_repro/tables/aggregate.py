@@ -131,6 +131,7 @@ def _filled(table: Table, runs: Runs) -> FilledTable:
 
 
 def _compared(table: Table, filled: FilledCell, cells: Mapping[tuple[Label, Label], FilledCell]) -> FilledCell:
+    """Return a filled cell with its differences from the baseline added, if it has one."""
     where = table.baseline_of(filled.cell.row, filled.cell.column)
     baseline = None if where is None else cells.get(where)
     if baseline is None:

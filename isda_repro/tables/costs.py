@@ -235,6 +235,10 @@ def table1_costs(model: str, results_dir: Path = Path("results")) -> AddedCost |
 
 
 def _theoretical(name: str) -> float | None:
+    """Return ISDA's added computation on ImageNet in percent: 5 C A over the multiply-adds of a forward pass.
+
+    None if the network is not counted at ImageNet's size.
+    """
     images, network = DATASETS["imagenet"], networks().get(name, {})
     body = network.get("body_multiply_adds", {}).get(str(images.pixels))
     if body is None:
@@ -244,6 +248,7 @@ def _theoretical(name: str) -> float | None:
 
 
 def _wall_time(model: str, results_dir: Path) -> WallTime | None:
+    """Return the measurement for a model on ImageNet, preferably on an accelerator; None if there is none."""
     on_cpu: list[WallTime] = []
     on_accelerator: list[WallTime] = []
     for path in sorted((results_dir / "benchmarks").glob("overhead_*.json")):

@@ -52,6 +52,7 @@ def export_results(
 
 
 def _keep_one(kept: Exported, cell: Cell, record: Record, target: Path, overwrite: bool) -> None:
+    """Write one result to ``target``, unless its precision is refused or another file is there; record the outcome."""
     if refused := [name for name in record.precisions if name not in cell.precisions]:
         kept.passed_over.append(f"passed over: {record.origin}: {refused[0]}, which {cell.name} does not accept")
         return

@@ -146,6 +146,10 @@ def _laid_out(
     cost_columns: tuple[CostColumn, ...] = (),
     reduced: tuple[Layout, ...] = (),
 ) -> Layout:
+    """Lay out one table.
+
+    Rows without values are left out if ``settings`` come from runs that were found, not planned.
+    """
     table, columns = filled.table, _columns(filled.table, cost_columns)
     found_only = bool(settings) and not extra
     rows = [row for row in table.rows if not found_only or _has_values(filled, row)]

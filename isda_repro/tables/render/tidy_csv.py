@@ -43,6 +43,7 @@ def csv_file(layouts: Sequence[Layout]) -> str:
 
 
 def _lines(layout: Layout) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a table: its cells, its cost columns, and then those of its reduced tables."""
     of_table = {"table": layout.filled.table.name, "reduced": "; ".join(layout.settings)}
     missing = {one.cell.slug: one for one in layout.missing}
     for cell in layout.filled.cells.values():
