@@ -1,1 +1,1 @@
-"""Which runs a table consists of: a specification becomes named runs, with the paper's values beside them."""
+"""Specification of the paper's tables: which named runs each consists of, and the paper's values beside them."""

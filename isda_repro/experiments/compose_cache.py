@@ -1,7 +1,8 @@
-"""Composed configurations, kept from one command to the next: composing a large table takes seconds.
+"""Cache of composed configurations on disk, because composing a large table takes seconds.
 
-One is found again under everything that it follows from: its overrides, the files of ``conf/`` but the tables (which
-are where the overrides come from), the code that resolves and checks them, and what of the surroundings goes into it.
+An entry is found again under everything that it depends on: its overrides, the files of ``conf/`` except the tables
+(which only contain overrides), the code that resolves and checks configurations, the versions of Hydra and OmegaConf,
+the working directory and ``ISDA_DATA``.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ CODE = ("config/*.py",)
 
 
 class ComposeCache:
-    """``compose``, whose answers are kept in ``folder``, a cache that can be deleted at any time.
+    """Callable like ``compose`` that stores its results in ``folder``, which can be deleted at any time.
 
-    Not kept are those that depend on a file of weights, whose content is part of a run's name.
+    Configurations that depend on a file of weights are not stored: the content of that file is part of the run's name.
     """
 
     def __init__(self, compose: Compose, folder: Path) -> None:
@@ -38,18 +39,21 @@ class ComposeCache:
         self._is_new = False
 
     def __call__(self, overrides: Sequence[str] = ()) -> dict[str, Any]:
-        """As ``compose``, but plain: to make OmegaConf's objects of hundreds takes a second."""
+        """Return what ``compose`` returns, as a plain dictionary.
+
+        Building OmegaConf objects for hundreds of configurations would take a second.
+        """
         key = "\n".join(overrides)
         if key in self._known:
             return cast(dict[str, Any], self._known[key])
         frozen = self._compose(list(overrides))
         settings = frozen if isinstance(frozen, dict) else cast(dict[str, Any], OmegaConf.to_container(frozen))
-        if settings.get("model", {}).get("weights") is None:  # generators have no model
+        if settings.get("model", {}).get("weights") is None:  # a generator's configuration has no model
             self._known[key], self._is_new = settings, True
         return settings
 
     def keep(self) -> None:
-        """Write what is new; a cache that cannot be written is none."""
+        """Write the cache to disk if it has new entries. A cache that cannot be written is silently skipped."""
         if not self._is_new:
             return
         with suppress(OSError):
@@ -59,6 +63,7 @@ class ComposeCache:
 
 
 def _digest() -> str:
+    """Return a digest of everything besides the overrides on which a composed configuration depends."""
     digest = hashlib.sha256()
     code = [path for pattern in CODE for path in sorted(Path(__file__).parents[1].glob(pattern))]
     composed = (path for path in CONF_DIR.rglob("*.yaml") if path.parent.name != "table")

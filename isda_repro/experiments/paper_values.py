@@ -1,8 +1,9 @@
-"""What the paper prints, as ``reported.yaml`` has it: the values of its tables, and where it contradicts itself.
+"""The numbers that the paper prints, read from ``reported.yaml``, and the places where the paper contradicts itself.
 
-The tables there have different shapes. Here each is a mapping from a row and the way to a value, both by the names that
-reported.yaml has for them:
+The tables in that file have different shapes. Here each becomes a mapping from a row to its values, and each value has
+a path. Rows and paths use the names of reported.yaml:
 
+    table     row                                 path of a value
     table1:  ("ResNet-50",)           baseline | isda    top1_error | top5_error
     table2:  ("ResNet-32",)           cifar10 | cifar100    basic | isda
     table3:  ("cifar10", "Wide-ResNet-28-10")    cutout | autoaugment    basic | isda
@@ -28,7 +29,7 @@ Names = tuple[str, ...]
 
 @dataclass(frozen=True)
 class PaperValue:
-    """What the paper prints in a cell, and of how many runs; a single run has no standard deviation."""
+    """A value that the paper prints: mean and standard deviation over ``n`` runs. A single run has no deviation."""
 
     mean: float
     std: float | None = None
@@ -37,16 +38,19 @@ class PaperValue:
 
 @functools.cache
 def reported() -> Mapping[str, Any]:
-    """The whole of reported.yaml, which is not to be changed."""
+    """Return all of reported.yaml. The result is cached and shared: do not modify it."""
     text = (resources.files(__package__) / "reported.yaml").read_text(encoding="utf-8")
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(text)))
 
 
 def paper_values(table: str) -> dict[Names, dict[Names, PaperValue | None]]:
-    """For each row of one of the paper's tables, named by its words, its values; None where the paper has a dash.
+    """Return the values of one of the paper's tables, by row and path; None where the paper prints a dash.
+
+    Args:
+        table: ``table1`` to ``table5``.
 
     Raises:
-        UserError: reported.yaml has no values of such a table.
+        UserError: reported.yaml has no values for this table.
     """
     node = reported().get(table)
     if not re.fullmatch(r"table[1-5]", table) or node is None:
@@ -59,24 +63,28 @@ def _row_name(row: Mapping[str, Any]) -> Names:
 
 
 def _values(table: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[tuple[Names, PaperValue | None]]:
-    """The values of a row. Beside them it has facts: parameters, costs, lambda_0."""
+    """Yield the values of a row with their paths, skipping its other facts (parameters, costs, lambda_0)."""
     runs = row.get("runs", table.get("runs"))
-    if "values" in row:  # in the order of the table's columns
+    if "values" in row:  # listed in the order of the table's columns
         for name, value in zip(table["columns"], row["values"], strict=True):
             yield tuple(name.split("/")), paper_value(value, runs)
     for key, entry in row.items():
         if isinstance(entry, dict):
             yield from (((key, name), paper_value(value, runs)) for name, value in entry.items())
-        elif isinstance(entry, list) and key != "values":  # in the order of the table's metrics
+        elif isinstance(entry, list) and key != "values":  # listed in the order of the table's metrics
             for name, value in zip(table["metric"], entry, strict=True):
                 yield (key, name), paper_value(value, runs)
 
 
 def paper_value(value: Any, runs: int | None = None) -> PaperValue | None:
-    """A mean, [mean, std] or null, of so many runs; None: of three if it has a standard deviation, else of one.
+    """Parse a value: a mean, [mean, std], or null, which gives None.
+
+    Args:
+        value: the parsed YAML.
+        runs: number of runs behind it. None means three if there is a standard deviation, otherwise one.
 
     Raises:
-        UserError: it is something else.
+        UserError: the value has another form.
     """
     if value is None:
         return None
@@ -89,14 +97,14 @@ def paper_value(value: Any, runs: int | None = None) -> PaperValue | None:
 
 @dataclass(frozen=True)
 class Inconsistency:
-    """A place in which the paper contradicts itself."""
+    """A place where the paper contradicts itself."""
 
-    where: str  # as "4.3, Table 4"
+    where: str  # for example "4.3, Table 4"
     note: str
 
     @property
     def tables(self) -> Names:
-        """The tables that ``where`` names, as reported.yaml calls them."""
+        """Names in reported.yaml of the tables that ``where`` mentions."""
         named = re.search(r"Tables? (\d+(?:(?:, | and )\d+)*)", self.where)
         return tuple(f"table{number}" for number in re.findall(r"\d+", named[1])) if named else ()
 
@@ -105,5 +113,5 @@ class Inconsistency:
 
 
 def inconsistencies() -> tuple[Inconsistency, ...]:
-    """All that were found."""
+    """Return all inconsistencies that reported.yaml lists."""
     return tuple(Inconsistency(**entry) for entry in reported()["inconsistencies_within_the_paper"])

@@ -1,6 +1,7 @@
-"""A table's plan: the frozen, named runs that fill its cells, and the generators that they need.
+"""Plan of a table: the frozen, named runs that fill its cells, and the generators that these runs need.
 
-Composing comes in as a function, ``isda_repro.config.compose``: this package does not know Hydra.
+The function that composes a configuration is passed in (``isda_repro.config.compose``), so that this package does not
+depend on Hydra.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from isda_repro.experiments.spec_parser import refuse_seeds
 from isda_repro.experiments.table import Cell, Table
 
 Compose = Callable[[list[str]], DictConfig | dict[str, Any]]
-"""Overrides -> the frozen configuration, of a generator where the first is ``gan=``.
+"""Function from overrides to a frozen configuration: of a generator if the first override is ``gan=``.
 
-ComposeCache ones come as plain dictionaries, which are ten times as quick.
+A ``ComposeCache`` returns plain dictionaries, which are ten times as fast.
 """
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One seed of one cell, named; ``settings`` is the frozen configuration as a plain dictionary."""
+    """One seed of one cell, with its run id. ``settings`` is the frozen configuration as a plain dictionary."""
 
     seed: int
     run_id: str
@@ -36,12 +37,12 @@ class Run:
 
     @property
     def is_generator(self) -> bool:
-        """Whether it trains a generator, and no classifier."""
+        """True if the run trains a generator instead of a classifier."""
         return "gan" in self.settings
 
     @property
     def config(self) -> DictConfig:
-        """The frozen configuration, as ``isda_repro.config.write_frozen`` takes it."""
+        """The frozen configuration, as ``isda_repro.config.write_frozen`` expects it."""
         return OmegaConf.create(dict(self.settings))
 
 
@@ -49,14 +50,18 @@ Plan = dict[Cell, tuple[Run, ...]]
 
 
 def plan_runs(table: Table, compose: Compose, extra: Sequence[str] = ()) -> Plan:
-    """Every cell's runs. A cell is composed once; its seeds are set afterwards, since composing is what takes time.
+    """Return the runs of every cell.
 
-    Cells that show different numbers of the same runs have them in common.
+    Composing is what takes time, so each cell is composed once and its seeds are set afterwards. Cells that show
+    different numbers of the same runs share those runs.
 
     Args:
-        table: what to expand.
+        table: the table to expand.
         compose: ``isda_repro.config.compose``.
-        extra: overrides that come after those of every cell (``set=`` on the command line): they make other runs.
+        extra: overrides appended to those of every cell (``set=`` on the command line); they give other runs.
+
+    Raises:
+        UserError: ``extra`` sets the seed, or a configuration is invalid.
     """
     refuse_seeds(extra, "set=")
     plan: Plan = {}
@@ -74,12 +79,13 @@ def plan_runs(table: Table, compose: Compose, extra: Sequence[str] = ()) -> Plan
 
 
 def select_runs(table: Table, plan: Plan, labels: Sequence[str], seeds: Sequence[int]) -> Plan:
-    """Return the part of a plan that ``only=`` and ``seeds=`` choose; an empty one of the two chooses all.
+    """Return the part of a plan that ``only=`` and ``seeds=`` select. An empty selection of either kind selects all.
 
-    Labels of one axis unite, those of different axes intersect. Of the seeds those count that the chosen cells list.
+    Labels of one axis are united; the sets of different axes are intersected. Selected seeds that a cell does not list
+    are ignored for that cell.
 
     Raises:
-        UserError: a label or a seed is unknown, or nothing is left.
+        UserError: a label or a seed is unknown, or no cell has all labels.
     """
     axes: dict[str, set[int]] = {}
     for cell in plan:
@@ -88,7 +94,7 @@ def select_runs(table: Table, plan: Plan, labels: Sequence[str], seeds: Sequence
     by_axis = sorted(axes, key=lambda label: min(axes[label]))
     if unknown := [label for label in labels if label not in axes]:
         raise UserError(f"only={typed(unknown[:1])}: table={table.name} has the labels {typed(by_axis)}")
-    groups: dict[frozenset[int], set[str]] = {}  # by axes, since a label may stand on several
+    groups: dict[frozenset[int], set[str]] = {}  # keyed by sets of axes, since a label may be on several
     for label in labels:
         groups.setdefault(frozenset(axes[label]), set()).add(label)
     part = {
@@ -108,20 +114,23 @@ def select_runs(table: Table, plan: Plan, labels: Sequence[str], seeds: Sequence
 
 
 def _with_seed(settings: Mapping[str, Any], seed: int, name: str) -> Run:
-    """The seed stands at the top level and nowhere else, so nothing has to be composed again."""
+    """Return the run of one seed. The seed occurs only at the top level, so nothing has to be composed again."""
     return Run(seed, name, {**settings, "seed": seed, "run_id": name})
 
 
-TRACKING = {"none": "none", "offline": "offline", "online": "wandb"}  # the choices of tracking= by their mode
+TRACKING = {"none": "none", "offline": "offline", "online": "wandb"}  # tracking.mode -> option of tracking=
 
 
 def generator_needed(settings: Mapping[str, Any]) -> str | None:
-    """The name of the generator's run that a classifier trains on the images of; None: it trains on real ones alone."""
+    """Return the run id of the generator on whose images a classifier trains, or None if it uses real images only."""
     return None if generator_kind(settings) is None else str(settings["synthetic"]["generator"])
 
 
 def _surroundings(settings: Mapping[str, Any]) -> list[str]:
-    """Where the classifier is trained, on what, and who is told: none of it is part of a generator's name."""
+    """Return the classifier's tracking, device and data folder as overrides for its generator.
+
+    None of them is part of the generator's name.
+    """
     tracking, data_dir = settings["tracking"], str(settings["data_dir"]).replace("'", "\\'")
     told = [f"tracking={TRACKING[tracking['mode']]}"]
     if tracking["mode"] != "none":
@@ -130,16 +139,19 @@ def _surroundings(settings: Mapping[str, Any]) -> list[str]:
 
 
 def generators_of(plan: Plan, compose: Compose, folders: Sequence[str]) -> dict[str, Run]:
-    """By name, those that the runs of a table need and that follow from their settings; others the user has made.
+    """Return the generators that the runs of a table need, by run id.
+
+    Only generators that follow from the settings of the classifiers are returned. A classifier may also name another
+    generator, which the user has trained.
 
     Args:
         plan: the table's runs.
-        compose: overrides -> frozen configuration, of a generator where the first is ``gan=``.
-        folders: overrides that say where runs and data are.
+        compose: as for ``plan_runs``; it gets ``gan=`` as its first override here.
+        folders: overrides that set the folders of runs and data.
     """
     found: dict[str, Run] = {}
     for runs in plan.values():
-        name = generator_needed(runs[0].settings)  # which its seeds have in common
+        name = generator_needed(runs[0].settings)  # the same for all seeds
         if name is None or name in found:
             continue
         composed: Any = compose([*generator_overrides(runs[0].settings), *_surroundings(runs[0].settings), *folders])
@@ -148,11 +160,14 @@ def generators_of(plan: Plan, compose: Compose, folders: Sequence[str]) -> dict[
     return found
 
 
-LONGEST_TAG = 64  # characters; W&B takes no longer ones
+LONGEST_TAG = 64  # characters; W&B refuses longer tags
 
 
 def cell_tag(table: Table, cell: Cell) -> str:
-    """``<table>/<cell>``: a tag of the cell's runs, and their group; one that is too long ends in a hash."""
+    """Return ``<table>/<cell>``, the W&B tag and group of a cell's runs.
+
+    A tag that is too long is cut and ends in a hash.
+    """
     tag = f"{table.name}/{cell.slug}"
     if len(tag) <= LONGEST_TAG:
         return tag
@@ -161,9 +176,10 @@ def cell_tag(table: Table, cell: Cell) -> str:
 
 
 def tag_runs(table: Table, plan: Plan) -> Plan:
-    """The plan, whose runs W&B will group by cell, tag with table and cell, and give the cell's number.
+    """Return the plan with W&B settings added: group by cell, tags for table and cell, and the cell's metric.
 
-    A run of two cells is grouped with the first. What the user has set comes first, and stays.
+    A run that belongs to two cells is grouped with the first. A group that the user has set is kept, and so are the
+    user's tags, which come first. Runs without tracking are unchanged.
     """
     cells: dict[str, list[Cell]] = {}
     for cell, runs in plan.items():
@@ -173,6 +189,7 @@ def tag_runs(table: Table, plan: Plan) -> Plan:
 
 
 def _tagged(table: Table, run: Run, cells: list[Cell]) -> Run:
+    """Return a run with group, tags, tables and metric added to its tracking settings."""
     tracking: Mapping[str, Any] = run.settings["tracking"]
     if tracking["mode"] == "none":
         return run

@@ -1,6 +1,6 @@
-"""Parsing the parts of a table's file: axes, choices, exceptions, and the paper's values beside the cells.
+"""Parsers for the parts of a table's file: axes, choices, overrides, and the paper's values of the cells.
 
-Each mistake in the file is reported in one sentence.
+Every function here raises UserError, with one sentence that names the place in the file, if its part is malformed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from isda_repro.runs.records import METRICS
 
 @dataclass(frozen=True)
 class Choice:
-    """Overrides, and what replaces the table's own; None where it does not."""
+    """Settings behind one label of an axis: overrides, and replacements for the table's own values (None: none)."""
 
     overrides: tuple[str, ...] = ()
     seeds: tuple[int, ...] | None = None
@@ -27,12 +27,12 @@ class Choice:
 
     @property
     def only_shows(self) -> bool:
-        """Whether it chooses what is shown of the same runs, and makes no others."""
+        """True if the choice selects what is shown of the same runs, without changing the runs."""
         return self.metric is not None and not self.overrides and self.seeds is None
 
 
 def parse_axes(node: Any, where: str) -> dict[Label, tuple[Choice, ...]]:
-    """The product of the axes: label of each -> choice of each."""
+    """Parse a list of axes into their product: the labels of each combination, with the choice behind each label."""
     if not isinstance(node, list) or not all(isinstance(axis, dict) and axis for axis in node) or not node:
         raise UserError(f"{where}: must be a list of axes, each of labels with their overrides")
     listed = [
@@ -42,7 +42,7 @@ def parse_axes(node: Any, where: str) -> dict[Label, tuple[Choice, ...]]:
 
 
 def parse_choice(value: Any, where: str, keys: Sequence[str] = ("set", "seeds", "metric")) -> Choice:
-    """An override, a list of them, or a mapping with some of ``keys``."""
+    """Parse an override, a list of overrides, or a mapping with some of ``keys``."""
     if not isinstance(value, dict):
         return Choice(parse_overrides(value, where))
     check_keys(value, keys, where)
@@ -55,7 +55,7 @@ def parse_choice(value: Any, where: str, keys: Sequence[str] = ("set", "seeds", 
 
 
 def parse_overrides(value: Any, where: str) -> tuple[str, ...]:
-    """One or a list, each key=value, none of them the seed."""
+    """Parse an override ``key=value``, or a list of them. None of them may set the seed."""
     listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, list) or not all(isinstance(item, str) and "=" in item for item in listed):
         raise UserError(f"{where}: {value} must be key=value, or a list of such")
@@ -64,13 +64,13 @@ def parse_overrides(value: Any, where: str) -> tuple[str, ...]:
 
 
 def refuse_seeds(overrides: Sequence[str], where: str) -> None:
-    """A seed among the overrides would silently be replaced by those that the table lists."""
+    """Raise UserError if an override sets the seed, which the seeds listed by the table would silently replace."""
     if any(override.lstrip("+").startswith("seed=") for override in overrides):
         raise UserError(f"{where} sets the seed; the seeds of a table are listed under seeds: in its file")
 
 
 def parse_seeds(value: Any, where: str) -> tuple[int, ...]:
-    """Different whole numbers from 0 on, at least one."""
+    """Parse a list of one or more distinct integers that are not negative."""
     whole = isinstance(value, list) and all(type(seed) is int and seed >= 0 for seed in value)
     if not whole or not value or len(set(value)) != len(value):
         raise UserError(f"{where}: seeds {value} must be a list of different whole numbers from 0 on")
@@ -78,28 +78,32 @@ def parse_seeds(value: Any, where: str) -> tuple[int, ...]:
 
 
 def parse_metric(value: Any, where: str) -> str:
-    """A field of a Result that a table can show."""
+    """Parse the name of a field of a Result that a table can show."""
     if value not in METRICS:
         raise UserError(f"{where}: {value} is unknown; it can be {', '.join(METRICS)}")
     return str(value)
 
 
 def parse_precisions(value: Any, where: str) -> tuple[str, ...]:
-    """Those that are accepted, at least one."""
+    """Parse a list of one or more accepted precisions."""
     if not isinstance(value, list) or not value or not all(one in PRECISIONS for one in value):
         raise UserError(f"{where}: {value} must be a list with one or more of {', '.join(PRECISIONS)}")
     return tuple(value)
 
 
 def parse_sentences(value: Any, where: str) -> tuple[str, ...]:
-    """A list of texts."""
+    """Parse a list of sentences, joining their lines."""
     if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
         raise UserError(f"{where}: must be a list of sentences")
     return tuple(" ".join(one.split()) for one in value)
 
 
 def parse_row_baselines(node: Any, rows: Sequence[Label]) -> tuple[tuple[str, tuple[Label, ...]], ...]:
-    """``baseline:`` where it names rows: one of them, or for patterns of rows one or several, the best first."""
+    """Parse a ``baseline:`` that names rows.
+
+    It is the name of a row, or a mapping from patterns of rows to one or several names, the preferred first. A single
+    name is the baseline of all rows.
+    """
     by_name = {join_label(row): row for row in rows}
     found: list[tuple[str, tuple[Label, ...]]] = []
     for pattern, names in (node if isinstance(node, dict) else {"*": node}).items():
@@ -111,7 +115,7 @@ def parse_row_baselines(node: Any, rows: Sequence[Label]) -> tuple[tuple[str, tu
 
 
 def check_keys(node: Any, keys: Sequence[str], where: str) -> None:
-    """Refuse what is no mapping, or has another key."""
+    """Raise UserError if ``node`` is not a mapping, or has a key that is not among ``keys``."""
     if not isinstance(node, dict):
         raise UserError(f"{where} must be a mapping with some of: {', '.join(keys)}")
     if unknown := [str(key) for key in node if str(key) not in keys]:
@@ -122,19 +126,19 @@ BF16 = (
     "Networks are computed in fp32, as presumably the paper's were, or in bf16 where compute=auto chooses that; head, "
     "loss, statistics and weights are fp32 in both. What that does to an error has not been measured."
 )
-"""Below each table of the paper that accepts bf16."""
+"""Note below each of the paper's tables that accepts bf16."""
 
 Values = dict[tuple[Label, Label], PaperValue | None]
 
 
 def apply_paper(cells: Cells, node: Any, rows: list[Label], columns: list[Label]) -> tuple[str, ...]:
-    """Set the paper's values by a table's ``paper:``, and take out the cells that the paper does not have.
+    """Set the paper's values in ``cells`` from a table's ``paper:``, and delete the cells that the paper does not have.
 
     Returns:
-        What is to be said of the comparison: the paper's inconsistencies that belong to the table, and of precision.
+        Notes on the comparison: the paper's inconsistencies that concern the table, and a note on precision.
 
     Raises:
-        UserError: a row, column or place is not there, or a value is none.
+        UserError: a row, column or place is unknown, or a value is malformed.
     """
     if isinstance(node, dict) and "table" in node:
         check_keys(node, ("table", "names", "inconsistencies"), "paper")
@@ -153,7 +157,7 @@ def apply_paper(cells: Cells, node: Any, rows: list[Label], columns: list[Label]
 
 
 def _listed(node: Any, rows: list[Label], columns: list[Label]) -> Values:
-    """Values that stand in the table's own file, in column order."""
+    """Parse values that are listed in the table's own file, in the order of its columns."""
     labels = {join_label(row): row for row in rows}
     check_keys(node, tuple(labels), "paper")
     found: Values = {}
@@ -169,7 +173,7 @@ def _listed(node: Any, rows: list[Label], columns: list[Label]) -> Values:
 
 
 def _referred(table: str, names: Any, rows: list[Label], columns: list[Label]) -> Values:
-    """Values of reported.yaml: every cell has one there, or a null."""
+    """Look up the values in reported.yaml. Every cell must have an entry there, which may be null."""
     labels = {label for one in (*rows, *columns) for label in one}
     check_keys(names, tuple(sorted(labels)), "paper: names")
     reported = paper_values(table)
@@ -189,7 +193,12 @@ def _referred(table: str, names: Any, rows: list[Label], columns: list[Label]) -
 
 
 def _inconsistencies(table: str, elsewhere: Any) -> tuple[str, ...]:
-    """Those in a table of the paper, and those in further places, by the names that reported.yaml has for them."""
+    """Return the paper's inconsistencies in one of its tables, and those in further places.
+
+    Args:
+        table: the table, as reported.yaml names it.
+        elsewhere: a list of further places, as ``Inconsistency.where`` names them.
+    """
     listed = inconsistencies()
     places = [one.where for one in listed]
     if unknown := [str(place) for place in parse_sentences(elsewhere, "paper: inconsistencies") if place not in places]:

@@ -1,34 +1,37 @@
-"""``conf/table/<name>.yaml`` -> the cells of a table.
+"""Reader of table specifications: ``conf/table/<name>.yaml`` becomes a ``Table``.
+
+The format is plain YAML, read without Hydra:
 
     title: ...
     metric: test_error_last10
-    baseline: CE                    # a column label: every other column also shows its difference to it
-    # or a row, or rows by pattern, of several the first that has such a cell: {"ISDA*": [Basic, Other]}
+    baseline: CE                    # a column label: every other column also shows its difference from it
+    # or the name of a row, or rows by pattern, the first that has such a cell counts: {"ISDA*": [Basic, Other]}
     seeds: [0, 1, 2]
-    precisions: [fp32, bf16]        # what of a run's is accepted; both if nothing is said
-    notes: [...]                    # sentences for below the table
+    precisions: [fp32, bf16]        # accepted precisions of a run; default: both
+    notes: [...]                    # sentences printed below the table
     set: []                         # overrides of every cell
-    rows:                           # axes (label -> override, overrides, or {set:, seeds:, metric:}); a cell is of the
-      - {ResNet-32: model=resnet32, ResNet-110: {set: model=resnet110, seeds: [0]}}       # product of all of them
-    columns:
+    rows:                           # a list of axes; a row is a combination of one label from each axis.
+      # A label maps to an override, a list of overrides, or {set:, seeds:, metric:}
+      - {ResNet-32: model=resnet32, ResNet-110: {set: model=resnet110, seeds: [0]}}
+    columns:                        # the same for columns
       - {CIFAR-10: dataset=cifar10, CIFAR-100: dataset=cifar100}
-      - {CE: loss=ce, ISDA: loss=isda}     # labels that only have metric: show more of the same runs
-    cells:                          # exceptions; patterns (fnmatch) fit one label of the row or column, or all of
-      - {row: "*-110", column: ISDA, set: loss.lambda_0=1, seeds: [0], precisions: [fp32]}  # them joined by " / "
-      - {row: "*-110", column: ISDA, needs: {row: ResNet-32, column: ISDA}}     # is begun when all those are finished
+      - {CE: loss=ce, ISDA: loss=isda}     # a label that only has metric: shows another number of the same runs
+    cells:                          # exceptions; a pattern (fnmatch) matches one label of the row or column,
+      # or all of them joined by " / "
+      - {row: "*-110", column: ISDA, set: loss.lambda_0=1, seeds: [0], precisions: [fp32]}
+      - {row: "*-110", column: ISDA, needs: {row: ResNet-32, column: ISDA}}     # starts when those cells are finished
       - {row: ACGAN, needs: {generator: acgan}}                                 # needs a trained generator
-    paper:                          # the paper's values, by reference to reported.yaml; a null there: no such cell here
+    paper:                          # the paper's values, by reference to reported.yaml; null there removes the cell
       table: table2
-      names: {CIFAR-10: cifar10, CIFAR-100: cifar100, CE: basic, ISDA: isda}    # of our labels, where they differ there
-      inconsistencies: [Appendix B] # beside those that are said to be in this table
-    # or, in column order, a mean, [mean, std], or null:  paper: {ResNet-32: [[7.39, 0.10], [7.09, 0.12], 31.20, null]}
-    variants:                       # what the paper leaves open: table=<name>+<variant> has these cells: after its own
+      names: {CIFAR-10: cifar10, CIFAR-100: cifar100, CE: basic, ISDA: isda}    # our labels -> those of reported.yaml
+      inconsistencies: [Appendix B] # places of inconsistencies to mention, besides those in this table
+    # or a list per row in column order, each entry a mean, [mean, std] or null:
+    # paper: {ResNet-32: [[7.39, 0.10], [7.09, 0.12], 31.20, null]}
+    variants:                       # choices that the paper leaves open: table=<name>+<variant> appends these cells
       dropout: {title: ..., baseline: ..., notes: [...], cells: [{row: ISDA, set: model.dropout=0.3}]}
 
-    figure: {lines: rows, ...}      # how its curves are drawn: ``table.PlotSpec``
-    like: table4                    # what it does not say itself, table4 says, variants apart; notes of both
-
-Plain YAML, read without Hydra.
+    figure: {lines: rows, ...}      # how the curves are drawn, see ``table.PlotSpec``
+    like: table4                    # take missing keys from table4, except variants and figure; notes are joined
 """
 
 from __future__ import annotations
@@ -66,15 +69,19 @@ TABLE_DIR = CONF_DIR / "table"
 
 
 def table_names(folder: Path = TABLE_DIR) -> list[str]:
-    """The tables that exist."""
+    """Return the names of all tables in a folder, sorted."""
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def load_table(name: str, folder: Path = TABLE_DIR) -> Table:
-    """Read one specification: of ``folder``, or a file of one's own, whose name ends in .yaml.
+    """Read one specification.
+
+    Args:
+        name: a table of ``folder``, or the path of a .yaml file; ``+<variant>`` after either selects a variant.
+        folder: where named tables are.
 
     Raises:
-        UserError: there is no such table, or its file is wrong; the message says where and what can be written.
+        UserError: there is no such table, or its file is invalid; the message says where, and what is allowed there.
     """
     file, _, variant = name.partition("+")
     is_own = file.endswith((".yaml", ".yml"))
@@ -88,7 +95,7 @@ def load_table(name: str, folder: Path = TABLE_DIR) -> Table:
         return _table(path.stem if is_own else name, _with_variant(spec, variant) if variant else spec)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    except Exception as error:  # PyYAML's own hierarchy, which OmegaConf lets through; a label given twice is one
+    except Exception as error:  # PyYAML's errors, which OmegaConf passes on; a repeated label is one of them
         raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
 
 
@@ -99,7 +106,7 @@ _KEYS = (
 
 
 def _with_likeness(spec: Any, folder: Path) -> Any:
-    """The table with what it does not say itself from the one that it is ``like``."""
+    """Return the specification, with keys that it lacks taken from the table that its ``like:`` names."""
     if not isinstance(spec, dict) or "like" not in spec:
         return spec
     path = folder / f"{spec['like']}.yaml"
@@ -112,7 +119,7 @@ def _with_likeness(spec: Any, folder: Path) -> Any:
 
 
 def _with_variant(spec: Any, name: str) -> Any:
-    """The table with the title and the further exceptions of one of its variants."""
+    """Return the specification with the keys of one of its variants; the variant's cells are appended."""
     variants = spec.get("variants") or {} if isinstance(spec, dict) else {}
     if name not in variants:
         raise UserError(f"there is no variant +{name}; there are {', '.join(f'+{one}' for one in variants) or 'none'}")
@@ -122,6 +129,7 @@ def _with_variant(spec: Any, name: str) -> Any:
 
 
 def _table(name: str, spec: Any) -> Table:
+    """Build and check the table of a specification."""
     check_keys(spec, _KEYS, "the table")
     for key in ("title", "metric", "seeds", "rows", "columns"):
         if spec.get(key) is None:
@@ -160,7 +168,11 @@ def _table(name: str, spec: Any) -> Table:
 
 
 def _cell(row: Label, column: Label, choices: Sequence[Choice], common: Choice) -> Cell:
-    """All overrides in order; of seeds and metric those of the last choice that names them."""
+    """Build a cell from the choices of its labels.
+
+    Overrides of all choices are concatenated, the table's own first. For seeds and metric the last choice that has them
+    counts.
+    """
     labels = tuple(label for label, one in zip((*row, *column), choices, strict=True) if not one.only_shows)
     order = (common, *choices)
     return Cell(
@@ -177,7 +189,7 @@ def _cell(row: Label, column: Label, choices: Sequence[Choice], common: Choice) 
 def _baselines(
     node: Any, rows: list[Label], columns: list[Label]
 ) -> tuple[str | None, tuple[tuple[str, tuple[Label, ...]], ...]]:
-    """A column's label, or what there is to compare rows with."""
+    """Parse ``baseline:`` into a column's label, or into baseline rows by pattern of row."""
     if node is None:
         return None, ()
     if not isinstance(node, dict) and any(node in column for column in columns):
@@ -189,7 +201,7 @@ def _baselines(
 
 
 def _refuse_common_folders(cells: Iterable[Cell]) -> None:
-    """Two cells may share a folder of results only if they show the same runs."""
+    """Raise UserError if two cells would store different runs in one folder of results."""
     runs: dict[str, tuple[Any, ...]] = {}
     shown: set[tuple[str, str]] = set()
     for cell in cells:
@@ -200,7 +212,7 @@ def _refuse_common_folders(cells: Iterable[Cell]) -> None:
 
 
 def _refuse_circles(table: Table) -> None:
-    """Cells that wait for each other would never be begun."""
+    """Raise UserError if cells need each other in a circle: their runs would never start."""
     settled: set[Cell] = set()
     while new := {cell for cell in table.cells if cell not in settled and table.needed_by(cell) <= settled}:
         settled |= new
@@ -209,7 +221,7 @@ def _refuse_circles(table: Table) -> None:
 
 
 def _apply_exceptions(cells: Cells, exceptions: list[Any]) -> None:
-    """Each exception adds its overrides behind those of every cell that it fits, and may replace what else it names."""
+    """Apply ``cells:`` in place: append overrides to all matching cells, and replace the other values given."""
     given: set[tuple[str, str]] = set()
     keys = ("set", "seeds", "precisions")
     for exception in exceptions:
@@ -239,7 +251,7 @@ def _apply_exceptions(cells: Cells, exceptions: list[Any]) -> None:
 def _needs(
     node: Any, cells: Iterable[tuple[Label, Label]], where: str
 ) -> tuple[str | None, tuple[tuple[str, str], ...]]:
-    """Of one exception's ``needs:`` the kind of generator, and none or one pair of patterns of a row and a column."""
+    """Parse the ``needs:`` of one exception: the kind of generator, and none or one (row pattern, column pattern)."""
     if node is None:
         return None, ()
     check_keys(node, ("row", "column", "generator"), f"{where}: needs")

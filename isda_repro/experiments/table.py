@@ -1,11 +1,11 @@
 """Tables and their cells, as specified in ``conf/table/``.
 
-What a table's file says about its curves::
+A table's file describes its figure of error curves like this::
 
     figure:
-      lines: rows          # a panel is a column, its lines are the rows; columns (default): the other way round
-      detail: 1            # the epochs after the last drop of the learning rate also get a panel; 2: last but one
-      bold: "ISDA*"        # lines that fit this pattern (fnmatch) are heavier, and lie above the others
+      lines: rows          # one panel per column with a line for each row; columns (default): the other way round
+      detail: 1            # enlarge the epochs after the last drop of the learning rate; 2: after the last but one
+      bold: "ISDA*"        # draw lines that match this pattern (fnmatch) heavier and above the rest
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from isda_repro.experiments.paper_values import PaperValue
 
 @dataclass(frozen=True)
 class PlotSpec:
-    """How the curves of a table are drawn; without ``detail``, on a logarithmic axis."""
+    """Layout of a table's error curves. Without ``detail`` they are drawn on a logarithmic axis."""
 
     lines: str = "columns"
     detail: int = 0
@@ -29,10 +29,10 @@ class PlotSpec:
 
 
 def parse_plot(node: Any) -> PlotSpec:
-    """From YAML.
+    """Parse a table's ``figure:``; None gives the defaults.
 
     Raises:
-        UserError: an unknown key, or a value that it cannot have.
+        UserError: a key is unknown or a value is invalid.
     """
     keys = [field.name for field in fields(PlotSpec)]
     if node is None:
@@ -50,14 +50,14 @@ def parse_plot(node: Any) -> PlotSpec:
 
 
 PRECISIONS = ("fp32", "bf16")
-"""What a run's segments can have been trained in."""
+"""Precisions in which a segment of a run can have been trained."""
 
 Label = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: the overrides that produce it, its seeds, and the paper's value.
+    """One cell of a table: the overrides that produce its runs, its seeds, and the paper's value.
 
     Two cells that show two metrics of the same runs have the same ``slug``.
     """
@@ -67,46 +67,46 @@ class Cell:
     overrides: tuple[str, ...]
     seeds: tuple[int, ...]
     paper: PaperValue | None = None
-    needs: tuple[tuple[str, str], ...] = ()  # patterns of rows and columns
+    needs: tuple[tuple[str, str], ...] = ()  # (row pattern, column pattern) of cells that must finish first
     generator: str | None = None  # the kind of trained generator that its runs need
     metric: str = "test_error_last10"  # the field of a Result that it shows
-    precisions: tuple[str, ...] = PRECISIONS  # those that it accepts of a run's segments
-    labels: Label = ()  # those that name its runs: without those that only choose a metric
+    precisions: tuple[str, ...] = PRECISIONS  # runs with a segment in another precision are not accepted
+    labels: Label = ()  # row and column labels that name its runs: without those that only select a metric
 
     @property
     def name(self) -> str:
-        """For people."""
+        """All labels joined by commas, for messages."""
         return ", ".join((*self.row, *self.column))
 
     @property
     def slug(self) -> str:
-        """For folders."""
+        """Name of the cell's folder under ``results/``: its labels in lower case, joined by ``--``."""
         labels = self.labels or (*self.row, *self.column)
         return "--".join(re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") for label in labels)
 
 
 Cells = dict[tuple[Label, Label], Cell]
-"""By row and column."""
+"""Cells by their row and column."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table as specified; ``cells`` leaves out what the paper has no cell for."""
+    """A table as its file specifies it. ``cells`` omits combinations for which the paper has no cell."""
 
     name: str
     title: str
     metric: str
-    baseline: str | None  # a column's label
+    baseline: str | None  # a column label; a column is compared with the one that has this label in its place
     rows: tuple[Label, ...]
     columns: tuple[Label, ...]
     cells: tuple[Cell, ...]
-    precisions: tuple[str, ...] = PRECISIONS  # of the cells that say nothing else
-    notes: tuple[str, ...] = ()  # sentences for below the table
-    row_baselines: tuple[tuple[str, tuple[Label, ...]], ...] = ()  # pattern of a row -> rows, the best first
-    figure: PlotSpec = field(default_factory=PlotSpec)  # how its curves are drawn
+    precisions: tuple[str, ...] = PRECISIONS  # default of its cells
+    notes: tuple[str, ...] = ()  # sentences printed below the table
+    row_baselines: tuple[tuple[str, tuple[Label, ...]], ...] = ()  # (row pattern, its baseline rows, preferred first)
+    figure: PlotSpec = field(default_factory=PlotSpec)
 
     def needed_by(self, cell: Cell) -> set[Cell]:
-        """The cells that must be finished before this one is begun."""
+        """Return the cells that must be finished before the runs of ``cell`` start."""
         return {
             one
             for one in self.cells
@@ -115,7 +115,10 @@ class Table:
         }
 
     def baseline_of(self, row: Label, column: Label) -> tuple[Label, Label] | None:
-        """Row and column of the cell that this one is compared with; None for a baseline, and where there is none."""
+        """Return row and column of the cell that a cell is compared with.
+
+        None if the cell is a baseline itself, or if the table has no baseline for it.
+        """
         there = {(cell.row, cell.column) for cell in self.cells}
         if (in_column := self.baseline_column(column)) is not None:
             return (row, in_column) if (row, in_column) in there else None
@@ -124,7 +127,7 @@ class Table:
         return None if best in (None, row) else (best, column)
 
     def baseline_column(self, column: Label) -> Label | None:
-        """The column that this one is compared with; None for the baseline itself and where there is none."""
+        """Return the column that a column is compared with; None for a baseline column, and if the table has none."""
         if self.baseline is None or self.baseline in column:
             return None
         axis = next(i for i in range(len(column)) if any(other[i] == self.baseline for other in self.columns))
@@ -132,10 +135,10 @@ class Table:
 
 
 def join_label(label: Label) -> str:
-    """A row or column as a pattern names it."""
+    """Return the labels of a row or column as one text, as patterns and ``paper:`` name it."""
     return " / ".join(label)
 
 
 def label_matches(label: Label, pattern: str) -> bool:
-    """Whether a pattern (fnmatch) is of one label of a row or column, or of all of them joined."""
+    """Return whether a pattern (fnmatch) matches one label of a row or column, or all of them joined by " / "."""
     return any(fnmatch.fnmatchcase(text, pattern) or text == pattern for text in (*label, join_label(label)))

@@ -1,5 +1,5 @@
-"""Finished runs -> one HTML page that needs nothing else: tables, curves, and every run's settings and surroundings.
+"""HTML report: one self-contained page with tables, curves, and the settings and environment of every finished run.
 
-``evidence`` gathers, ``progress``, ``runs`` and ``curves`` say what of it the page needs, ``page`` puts it together;
-``assets`` has the page itself: its HTML, its looks and its behaviour in the browser.
+``evidence`` reads the results; ``table_progress``, ``runs`` and ``labels`` derive from them what the page shows;
+``page`` renders it. ``assets`` has the page's HTML, style and scripts.
 """

@@ -1,4 +1,4 @@
-"""What the page is made of: every table as far as its runs have finished, and every finished run, in a table or not."""
+"""Data of the report: every table, filled with its finished runs, and every finished run, in a table or not."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ from isda_repro.tables.aggregate import FilledTable, aggregate
 
 @dataclass(frozen=True)
 class Shown:
-    """One table of the page."""
+    """One table of the page: its plan, and its cells filled with results."""
 
     plan: Plan
     filled: FilledTable
 
     @property
     def runs(self) -> dict[str, Run]:
-        """Every run of the table once, by its id; cells may share runs."""
+        """Run id -> run, for every run of the table. Cells may share runs."""
         return {run.run_id: run for runs in self.plan.values() for run in runs}
 
     @property
     def finished(self) -> set[str]:
-        """The runs that have entered their cells."""
+        """Ids of the runs whose results are in their cells."""
         return {record.run_id for cell in self.filled.cells.values() for record in cell.records.values()}
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that is known from files."""
+    """All tables and results that were read from disk."""
 
     tables: tuple[Shown, ...]
-    results: dict[str, tuple[str, Result]]  # by run id, with the file that each came from
-    problems: tuple[str, ...]  # files passed over, one sentence each
+    results: dict[str, tuple[str, Result]]  # run id -> (file, result)
+    problems: tuple[str, ...]  # one sentence for each file that was passed over
 
     @property
     def runs(self) -> dict[str, Run]:
-        """Every run that some table wants, once, in the order of the tables."""
+        """Run id -> run, for every run of the tables, in their order."""
         return {name: run for shown in self.tables for name, run in shown.runs.items()}
 
 
 def evidence(names: Sequence[str], compose: Compose, runs_dir: Path, results_dir: Path) -> Evidence:
-    """Read all results once, and fill the named tables from them.
+    """Read all results once, and fill the named tables with them.
 
     Args:
-        names: of the tables.
+        names: names of the tables.
         compose: ``isda_repro.config.compose``.
-        runs_dir: where runs are made.
-        results_dir: where they are kept; where a run is in both, that in ``runs_dir`` counts.
+        runs_dir: folder of the runs.
+        results_dir: folder of stored results. If a run is in both folders, the result in ``runs_dir`` counts.
     """
     read: dict[str, tuple[str, Result]] = {}
     index = index_results(_kept(results_on_disk(runs_dir, results_dir), read))
@@ -69,7 +69,10 @@ def evidence(names: Sequence[str], compose: Compose, runs_dir: Path, results_dir
 
 
 def _kept(findings: Iterable[Finding], read: dict[str, tuple[str, Result]]) -> Iterator[Finding]:
-    """The same, each result also into ``read``, by where it is from: what gathering lets go, the page needs."""
+    """Yield the findings unchanged, and store their results in ``read`` by origin.
+
+    The index drops the curves, which the page needs.
+    """
     for finding in findings:
         if isinstance(finding, Found):
             read[finding.origin] = (finding.origin, slim(finding.result))

@@ -1,4 +1,4 @@
-"""How the page calls its panels and lines: by the names that were typed, and by the settings in which they differ."""
+"""Labels of the report's panels and lines, from the options that were chosen and the settings in which they differ."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 from isda_repro.config import dataset_name, model_name
 from isda_repro.runs.records import Result
 
-FIRST = ("ce", "isda")  # the lines that a panel begins with; others follow in the order of their tables
+FIRST = ("ce", "isda")  # losses whose lines come first in a panel; the rest follow in the order of their tables
 
-METHOD = ("loss", "synthetic")  # the settings in which lines of one panel may differ, and dropout
+METHOD = ("loss", "synthetic")  # the settings that, besides dropout, may differ between lines of one panel
 
 Settings = Mapping[str, Any]
 
 
 def panel_settings(result: Result) -> dict[str, Any]:
-    """What all lines of a panel share: all that was asked for but seed and method, and on what it was measured."""
+    """Return what all lines of a panel share: the request without seed and method, and the evaluation set."""
     request = {key: value for key, value in result.request.items() if key not in ("seed", *METHOD)}
     request["model"] = {key: value for key, value in result.request["model"].items() if key != "dropout"}
     choices = {key: value for key, value in result.choices.items() if key != "loss"}
@@ -24,9 +24,12 @@ def panel_settings(result: Result) -> dict[str, Any]:
 
 
 def line_settings(result: Result) -> dict[str, Any]:
-    """What a line has of its own: all the rest, so that runs of one line differ in their seed alone."""
+    """Return what distinguishes a line within its panel: loss, synthetic images and dropout.
+
+    Together with ``panel_settings`` this is the whole request except the seed, so runs of one line differ only in that.
+    """
     images = result.request.get("synthetic")
-    if images is not None:  # the generator's name has its kind and its seed
+    if images is not None:  # the generator's name already contains its kind and seed
         images = {key: value for key, value in images.items() if key not in ("kind", "seed", "source")}
     return {
         "choice": result.choices["loss"],
@@ -37,7 +40,7 @@ def line_settings(result: Result) -> dict[str, Any]:
 
 
 def names_of(result: Result) -> dict[str, str]:
-    """What panels can be filtered by."""
+    """Return the values by which panels can be filtered: model, data set and augmentation."""
     named = {**result.request, "choice": result.choices}
     return {
         "model": model_name(named),
@@ -47,7 +50,7 @@ def names_of(result: Result) -> dict[str, str]:
 
 
 def facts_of(result: Result) -> str:
-    """The line under a panel's title; a number and what it counts are not parted."""
+    """Return the text under a panel's title. Non-breaking spaces keep each number with its unit."""
     parts = [
         f"{result.choices['augmentation']} augmentation",
         f"{result.train_images:,} training images",
@@ -57,7 +60,7 @@ def facts_of(result: Result) -> str:
 
 
 def differing(settings: Sequence[Settings]) -> list[list[str]]:
-    """For each of them its own values of the settings that are not the same in all, as ``recipe.epochs=12``."""
+    """Return, for each of several settings, the values that are not equal in all, such as ``recipe.epochs=12``."""
     flat = [dict(_dotted(one)) for one in settings]
     keys = [key for key in dict.fromkeys(key for one in flat for key in one) if not key.endswith("_target_")]
     different = [key for key in keys if any(one.get(key) != flat[0].get(key) for one in flat)]
@@ -65,7 +68,7 @@ def differing(settings: Sequence[Settings]) -> list[list[str]]:
 
 
 def line_labels(settings: Sequence[Settings]) -> list[str]:
-    """One for each line: the loss, and the settings that are not the same in all lines of that loss."""
+    """Return a label for each line: its loss, and the settings that differ between lines of that loss."""
     labels = [str(one["choice"]) for one in settings]
     for loss in set(labels):
         same = [index for index, one in enumerate(settings) if one["choice"] == loss]
@@ -75,7 +78,10 @@ def line_labels(settings: Sequence[Settings]) -> list[str]:
 
 
 def line_order(settings: Settings) -> int:
-    """Where a line stands among those of its panel; a stable sort leaves the rest as it came."""
+    """Return a line's rank within its panel.
+
+    A stable sort by it leaves lines other than plain CE and ISDA in their order.
+    """
     is_plain = settings["choice"] in FIRST and settings["synthetic"] is None
     return FIRST.index(settings["choice"]) if is_plain else len(FIRST)
 

@@ -1,7 +1,7 @@
-"""The page: one file with everything in it, which neither needs nor is allowed any other.
+"""HTML page of the report: a single file that contains everything and may not load anything else.
 
-The plotting library and the runs are in it compressed, as text; the browser unpacks them when a curve is wanted. A
-content security policy lets only our own scripts run, known by their digests, and nothing at all be loaded.
+The plotting library and the runs are embedded as compressed text, which the browser unpacks when they are needed. A
+content security policy allows only the page's own scripts, identified by their digests, and no requests at all.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ from isda_repro.tables.render.html import html
 
 
 def cells_of(shown: Shown, numbers: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """The cells of a table, for JSON, by ``<table>/<slug>`` and, in its reduced parts, ``<table>/reduced-<n>/<slug>``.
+    """Return the cells of a table for JSON.
+
+    Their keys are ``<table>/<slug>``, or ``<table>/reduced-<n>/<slug>`` in its reduced tables.
 
     Args:
         shown: the table.
-        numbers: run id -> number of the run on the page.
+        numbers: run id -> index of the run on the page.
     """
     cells: dict[str, dict[str, Any]] = {}
     for place, part in _parts(shown.filled):
@@ -51,35 +53,36 @@ def _parts(filled: FilledTable) -> Iterator[tuple[str, FilledTable]]:
 
 
 def _cell(filled: FilledTable, cell: FilledCell, numbers: Mapping[str, int], is_whole: bool) -> dict[str, Any]:
+    """Return one cell for JSON. Missing seeds are listed only for the table itself, not for its reduced tables."""
     name = ", ".join(cell.cell.labels) or cell.cell.name
     return {
         "table": filled.table.name,
         "name": name if is_whole else f"{name} (reduced)",
         "runs": [numbers[cell.records[seed].run_id] for seed in sorted(cell.records)],
         "missing": list(cell.missing) if is_whole else [],
-        "command": shlex.join(["python", "train.py", *cell.cell.overrides]),  # and seed=
+        "command": shlex.join(["python", "train.py", *cell.cell.overrides]),  # without seed=
     }
 
 
 SCRIPTS = ("unpack.js", "tables.js", "panels.js", "plots.js", "runs.js", "details.js", "start.js")
-"""Of the page's behaviour, in this order; ``theme.js`` comes before them, so that nothing flashes."""
+"""Scripts of the page, in this order. ``theme.js`` comes earlier, so that the page never shows the wrong colours."""
 
 
 @dataclass(frozen=True)
 class TablePart:
-    """One table of the page: how far it is, and its HTML."""
+    """One table of the page: its progress and its HTML."""
 
     progress: TableProgress
     html: str
 
 
 def page(evidence: Evidence, runs_dir: Path, results_dir: Path) -> str:
-    """The whole page.
+    """Return the whole page.
 
     Args:
-        evidence: what is there.
-        runs_dir: where runs are made.
-        results_dir: where they are kept, and our measurements of what ISDA costs.
+        evidence: tables and results.
+        runs_dir: folder of the runs.
+        results_dir: folder of stored results, and of our measurements of ISDA's cost.
     """
     data, library = _data(evidence), _plotly()
     theme, behaviour = _asset("theme.js"), "\n".join(map(_asset, SCRIPTS))
@@ -115,7 +118,7 @@ def _part(shown: Shown, runs_dir: Path, results_dir: Path) -> TablePart:
 
 
 def _quickest(tables: Sequence[Shown]) -> Shown:
-    """The demo takes minutes; of any other table, who asked for it knows."""
+    """Return the table that the page suggests to start with: the demo, which takes minutes, or else the first."""
     return next((shown for shown in tables if shown.filled.table.name == "demo"), tables[0])
 
 
@@ -124,6 +127,7 @@ def _sweep(shown: Shown, runs_dir: Path) -> str:
 
 
 def _data(evidence: Evidence) -> dict[str, Any]:
+    """Return everything that the page's scripts read, for JSON."""
     data = described(evidence.results, evidence.runs)
     numbers = {run["id"]: number for number, run in enumerate(data["runs"])}
     cells: dict[str, Any] = {}
@@ -134,7 +138,7 @@ def _data(evidence: Evidence) -> dict[str, Any]:
 
 
 def _named(evidence: Evidence, key: str) -> list[str]:
-    """What the segments of all runs say under a key, each once."""
+    """Return the distinct values of a key in the segments of all runs, sorted."""
     segments = (segment for _, result in evidence.results.values() for segment in result.segments)
     return sorted({str(segment[key]) for segment in segments if segment.get(key)})
 
@@ -174,10 +178,10 @@ def _asset(name: str) -> str:
 
 
 def _digest(script: str) -> str:
-    """As a content security policy takes it."""
+    """Return a script's digest in the syntax of a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 def _packed(text: str) -> str:
-    """Compressed, as ASCII; the same text gives the same bytes."""
+    """Compress text and encode it as ASCII. Equal texts give equal bytes."""
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()

@@ -1,4 +1,4 @@
-"""Every finished run as the page's script takes it: panels of lines of runs, with shared values and thinned curves."""
+"""JSON data of all finished runs for the page's scripts: panels with lines of runs, and thinned curves."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from isda_repro.tables.curves import learning_rate_drops
 
 
 class Pool:
-    """Values by number, in the order in which they came."""
+    """Distinct values, numbered in the order in which they were added."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
         self.values: list[Any] = []
 
     def number(self, value: Any) -> int:
-        """The number of a value, which is anything that JSON knows; equal ones have the same."""
+        """Return the number of a JSON value, adding it if it is new. Equal values have the same number."""
         text = json.dumps(value, sort_keys=True)
         if text not in self._numbers:
             self._numbers[text] = len(self.values)
@@ -38,22 +38,24 @@ class Pool:
 
 
 CURVES = ("test_error", "train_error", "test_loss", "train_loss")
-NUMBERS = 2_000_000  # in all curves of a page: some 10 MB, of which compression leaves a third
-FEWEST = 24  # epochs of a curve, however many runs there are
-DIGITS = 4  # significant ones of a loss; errors have two decimals, as in the tables
+NUMBERS = 2_000_000  # numbers in all curves of a page: about 10 MB, a third of that when compressed
+FEWEST = 24  # epochs that a curve keeps at least, however many runs there are
+DIGITS = 4  # significant digits of a loss; errors have two decimals, as in the tables
 
 
 def epochs_each(runs: int) -> int:
-    """How many epochs of each run the page keeps."""
+    """Return the number of epochs that the page keeps of each run."""
     return max(FEWEST, NUMBERS // (len(CURVES) * max(runs, 1)))
 
 
 def epochs_kept(rates: Sequence[float], most: int) -> list[int]:
-    """Epochs, counted from 1: all of them, or ``most`` spread evenly, the first, the last and those around each drop.
+    """Return the epochs to keep, counted from 1: all, or about ``most`` spread evenly.
+
+    The first and last epoch, and the two at each drop of the learning rate, are always kept.
 
     Args:
         rates: the learning rate of each epoch.
-        most: how many to keep; more are kept only where the drops alone are more.
+        most: number of epochs to keep; exceeded only if the epochs that are always kept are more.
     """
     count = len(rates)
     if count <= most:
@@ -65,7 +67,7 @@ def epochs_kept(rates: Sequence[float], most: int) -> list[int]:
 
 
 def curves_of(result: Result, epochs: Sequence[int]) -> dict[str, list[float]]:
-    """The kept epochs of each curve that the result has, rounded to what a screen shows."""
+    """Return the kept epochs of each complete curve of the result, rounded to what a screen can show."""
     return {
         name: [_rounded(result.curves[name][epoch - 1], name) for epoch in epochs]
         for name in CURVES
@@ -78,21 +80,22 @@ def _rounded(value: Any, name: str) -> float:
 
 
 def slim(result: Result) -> Result:
-    """The same with its curves in a fifth of the memory: thousands are held at once."""
+    """Return a copy whose curves take a fifth of the memory, because thousands of results are held at once."""
     curves = {name: array("d", values) for name, values in result.curves.items()}
     return replace(result, curves=cast(dict[str, list[float]], curves))
 
 
 def described(results: Mapping[str, tuple[str, Result]], order: Iterable[str] = ()) -> dict[str, Any]:
-    """All runs, for JSON.
+    """Return the data of all runs, for JSON.
 
     Args:
-        results: by run id, with the file that each came from.
-        order: run ids in the order of the tables, which panels and lines follow; runs that it lacks come last.
+        results: run id -> (file, result).
+        order: run ids in the order of the tables, which panels and lines follow; runs that are not in it come last.
 
     Returns:
-        ``panels`` with their ``lines``, the numbers of whose ``runs`` point into ``runs``; ``epochs_each``, the most
-        that a curve keeps; ``settings``, ``sizes``, ``environments``, ``segments``, ``epochs``: what runs point to.
+        A dictionary with ``runs``; ``panels``, whose ``lines`` have the indices of their ``runs``; ``epochs_each``, the
+        most epochs that a curve keeps; and the shared values to which runs refer by number: ``settings``, ``sizes``,
+        ``environments``, ``segments``, ``epochs``.
     """
     names = [name for name in dict.fromkeys((*order, *sorted(results))) if name in results]
     most = epochs_each(len(names))
@@ -107,6 +110,7 @@ def described(results: Mapping[str, tuple[str, Result]], order: Iterable[str] = 
 
 
 def _run(result: Result, file: str, most: int, pools: Mapping[str, Pool]) -> dict[str, Any]:
+    """Return one run for JSON. Values that runs may share are replaced by their number in ``pools``."""
     kept = epochs_kept(result.curves["lr"], most)
     shared = {key: value for key, value in result.request.items() if key != "seed"}
     sizes = {
@@ -138,7 +142,11 @@ def _run(result: Result, file: str, most: int, pools: Mapping[str, Pool]) -> dic
 
 
 def _panels(results: list[Result]) -> list[dict[str, Any]]:
-    """Runs that differ in their seed alone are one line; lines that differ in loss and dropout alone, one panel."""
+    """Group runs into panels and lines.
+
+    Runs that differ only in their seed are one line. Lines that differ only in loss, synthetic images and dropout are
+    one panel.
+    """
     keys, lines, members = Pool(), Pool(), dict[int, dict[int, list[int]]]()
     for number, result in enumerate(results):
         panel, line = keys.number(panel_settings(result)), lines.number(line_settings(result))
@@ -153,6 +161,7 @@ def _panels(results: list[Result]) -> list[dict[str, Any]]:
 
 
 def _panel(results: list[Result], by_line: Mapping[int, list[int]], labels: Sequence[str]) -> dict[str, Any]:
+    """Return one panel for JSON, with its title, its facts and its lines."""
     own = [results[run] for runs in by_line.values() for run in runs]
     names = names_of(own[0])
     lines = [
@@ -171,7 +180,7 @@ def _panel(results: list[Result], by_line: Mapping[int, list[int]], labels: Sequ
 
 
 def _tell_apart(panels: list[dict[str, Any]], settings: list[Any]) -> None:
-    """Add to the facts of panels that would read the same the settings in which they differ."""
+    """Extend the facts of panels that would look the same by the settings in which they differ."""
     alike: dict[tuple[str, ...], list[int]] = {}
     for number, panel in enumerate(panels):
         alike.setdefault((panel["title"], panel["facts"], panel["on"]), []).append(number)

@@ -1,4 +1,4 @@
-"""How far each table is: its cells by state, its runs by number, and what is left to compute."""
+"""Progress of each table: the states of its cells, the numbers of its runs, and the computation that is left."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from isda_repro.tables.costs import SOURCE, cost_of
 from isda_repro.tables.missing import in_all, missing_runs
 
 State = Literal["done", "partial", "reduced", "not run"]
-BY = f" by the measurements of {SOURCE}"  # the page says so once
+BY = f" by the measurements of {SOURCE}"  # removed from each table, because the page says it once
 STATES: tuple[State, ...] = ("done", "partial", "reduced", "not run")
 
 
 @dataclass(frozen=True)
 class CellProgress:
-    """One cell. ``reduced``: only runs with other settings than its own are there."""
+    """Progress of one cell. In the state ``reduced`` it has only runs whose settings are not its own."""
 
     name: str
     slug: str
@@ -32,29 +32,29 @@ class CellProgress:
 
 @dataclass(frozen=True)
 class TableProgress:
-    """One table."""
+    """Progress of one table."""
 
     name: str
     title: str
     cells: tuple[CellProgress, ...]
-    done: int  # runs
-    wanted: int
-    begun: int  # runs that have written something and no result yet
-    petaflop_left: float  # of the runs of which it is known
-    left: str  # what is missing and what it costs, for people; empty where nothing is
+    done: int  # runs whose result is in its cell
+    wanted: int  # all runs
+    begun: int  # runs that have written metrics and no result yet
+    petaflop_left: float  # of the unfinished runs whose cost is known
+    left: str  # the missing runs and their cost, as text; "" if none is missing
 
     def count(self, state: State) -> int:
-        """Cells in a state."""
+        """Return the number of cells in a state."""
         return Counter(cell.state for cell in self.cells)[state]
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing in it has finished."""
+        """True if no run has finished, in the table or in its reduced tables."""
         return all(cell.state == "not run" for cell in self.cells)
 
 
 def progress_of(shown: Shown, runs_dir: Path) -> TableProgress:
-    """Cells that show two metrics of the same runs count once."""
+    """Return the progress of a table. Cells that show two metrics of the same runs count once."""
     table, runs, finished = shown.filled.table, shown.runs, shown.finished
     left = missing_runs(shown.filled, shown.plan)
     return TableProgress(
@@ -70,12 +70,13 @@ def progress_of(shown: Shown, runs_dir: Path) -> TableProgress:
 
 
 def petaflop_of(runs: Iterable[Run]) -> float:
-    """Of all runs of which it is known."""
+    """Return the total cost in PFLOP of the runs whose cost is known."""
     costs = (cost_of(run.settings) for run in runs)
     return sum(cost.petaflop for cost in costs if cost is not None)
 
 
 def _cells(shown: Shown) -> tuple[CellProgress, ...]:
+    """Return the progress of each cell, once per slug."""
     reduced = {key for part in shown.filled.reduced for key, cell in part.filled.cells.items() if cell.values}
     cells: dict[str, CellProgress] = {}
     for key, filled in shown.filled.cells.items():

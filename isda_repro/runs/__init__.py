@@ -1,1 +1,1 @@
-"""What a run leaves on disk, and how it is read back: records, directory, lock, exit status, index of results."""
+"""Files that a run leaves on disk, and how to read them: records, directory, lock, exit status, result index."""

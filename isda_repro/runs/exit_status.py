@@ -1,4 +1,4 @@
-"""``ended.json`` in a run's folder: how the last process that worked on it left, if it left without a result."""
+"""Exit status of a run's last process, kept in the run's ``ended.json`` if the process left without a result."""
 
 from __future__ import annotations
 
@@ -12,32 +12,38 @@ from isda_repro.errors import EXIT_INTERRUPTED, EXIT_STOPPED
 
 NAME = "ended.json"
 LOG = "log.txt"
-STOPPED = (EXIT_STOPPED, EXIT_INTERRUPTED)  # a run's exit codes that mean: saved, the same command goes on
+STOPPED = (EXIT_STOPPED, EXIT_INTERRUPTED)  # exit codes after saving: the same command continues the run
 
 
 class ExitStatus(NamedTuple):
-    """A process's exit code, negative for a signal, and what it said last."""
+    """Exit code of a process (negative for a signal), and its last message."""
 
     exit_code: int
     said: str
 
     @property
     def is_stop(self) -> bool:
-        """Whether it was asked to, and has saved."""
+        """True if the process was asked to stop, and saved before it did."""
         return self.exit_code in STOPPED
 
 
 def write_exit_status(folder: Path, ending: ExitStatus, keep: bool = False) -> None:
-    """Write it, if the run has a folder; ``keep``: what stands there already says more."""
+    """Write an exit status into a run's folder; do nothing if there is no such folder, or if writing fails.
+
+    Args:
+        folder: the run's folder.
+        ending: the status.
+        keep: leave a file that is already there, since it says more.
+    """
     if not folder.is_dir():
         return
     mode = "x" if keep else "w"
-    with suppress(OSError), (folder / NAME).open(mode, encoding="utf-8") as file:  # a full disk is told otherwise
+    with suppress(OSError), (folder / NAME).open(mode, encoding="utf-8") as file:  # a full disk is reported elsewhere
         file.write(json.dumps({"exit_code": ending.exit_code, "said": ending.said}) + "\n")
 
 
 def read_exit_status(folder: Path) -> ExitStatus | None:
-    """What was noted; None where nothing was, or it cannot be read."""
+    """Return the recorded exit status, or None if there is none or it cannot be read."""
     try:
         noted = json.loads((folder / NAME).read_text(encoding="utf-8"))
         return ExitStatus(int(noted["exit_code"]), str(noted["said"]))
@@ -46,12 +52,16 @@ def read_exit_status(folder: Path) -> ExitStatus | None:
 
 
 def clear_exit_status(folder: Path) -> None:
-    """Somebody works on the run again."""
+    """Delete the recorded exit status, because a process works on the run again."""
     (folder / NAME).unlink(missing_ok=True)
 
 
 def exit_status_of(folder: Path, exit_code: int) -> ExitStatus:
-    """How a process of the run has left that has ended with ``exit_code``: as it noted, or as far as the code tells."""
+    """Return how a run's process ended that has left with ``exit_code``.
+
+    A status that the process recorded itself comes first. Otherwise the message is the signal's name, or the last error
+    of the run's log, or the log's last line, or the exit code.
+    """
     noted = read_exit_status(folder)
     if noted is not None:
         return noted
@@ -62,7 +72,7 @@ def exit_status_of(folder: Path, exit_code: int) -> ExitStatus:
 
 
 def last_error(log: Path) -> str | None:
-    """The last line of a log that tells of an error; None where there is none."""
+    """Return the last line of a log that contains an error, or None if there is none."""
     errors = [line for line in _lines(log) if "error: " in line or "Error: " in line]
     return errors[-1] if errors else None
 

@@ -1,8 +1,8 @@
-"""Results of finished runs from W&B alone, by its public API.
+"""Results of finished runs, rebuilt from W&B alone through its public API.
 
-The runs are those that ``isda_repro.tracking`` has marked as ours. A result is rebuilt from the record in the summary
-and the curves in the history. What fails for a moment (a connection, too many requests, a server's error) is tried
-again; a run that cannot be used is passed over by name, and the others still count.
+Only runs that ``isda_repro.tracking`` has marked are read. A result is rebuilt from the record in the run's summary and
+the curves in its history. Temporary failures (a lost connection, too many requests, a server error) are retried. A run
+that cannot be used is reported by name, and does not stop the rest.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 
 def record_of(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The result without its curves, and their names.
+    """Return the record in a run's summary: the result without its curves, and the names of those.
 
     Raises:
-        RecordError: the summary has none: the run did not come to its end, or is another program's.
+        RecordError: the summary has no record, because the run did not finish or another program wrote it.
     """
     text = summary.get(RECORD)
     if not isinstance(text, str):
@@ -49,14 +49,14 @@ def record_of(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def result_from(record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> Result:
-    """The result, as it was when the run had ended.
+    """Rebuild a result from its record and its history.
 
     Args:
-        record: what ``record_of`` gives.
-        rows: the history, in the order in which it was logged; those without an epoch are not ours.
+        record: what ``record_of`` returns.
+        rows: the history in the order in which it was logged; rows without an epoch are ignored.
 
     Raises:
-        RecordError: an epoch, or a number of one, is missing, or the rows are not those that the result was made of.
+        RecordError: an epoch or one of its numbers is missing, or the rows do not give the recorded error.
     """
     names = record[CURVES]
     by_epoch = {row[EPOCH]: row for row in rows if EPOCH in row}
@@ -72,8 +72,8 @@ def result_from(record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) ->
     return result
 
 
-CONTACT_SECONDS = 8  # for the first answer: whoever has no network learns it soon
-ANSWER_SECONDS = 60  # for each later one
+CONTACT_SECONDS = 8  # timeout of the first request, short so that a missing network is reported soon
+ANSWER_SECONDS = 60  # timeout of each later request
 WAITS = (2.0, 10.0)  # seconds before the second and third attempt
 RUNS_PER_PAGE = 100
 HISTORIES_AT_ONCE = 8
@@ -83,14 +83,14 @@ Answer = TypeVar("Answer")
 
 
 def connect() -> Api:
-    """W&B's API with the account that this machine knows.
+    """Return W&B's API, with the account that is configured on this machine.
 
     Raises:
-        UserError: there is no account, its key is wrong, or W&B cannot be reached.
+        UserError: there is no account, its key is refused, or W&B cannot be reached.
     """
     import wandb
 
-    patience = wandb.Settings(  # of W&B's own, which would try for many minutes, and of a history without an end
+    patience = wandb.Settings(  # by default W&B retries for many minutes, and when reading a history without end
         x_graphql_retry_max=2,
         x_graphql_retry_wait_min_seconds=1,
         x_graphql_retry_wait_max_seconds=4,
@@ -115,7 +115,7 @@ def connect() -> Api:
 
 @contextmanager
 def _unasked() -> Iterator[None]:
-    """On a terminal W&B's client would ask for a key, and wait."""
+    """Replace stdin by an empty one: on a terminal W&B's client would ask for a key and wait."""
     kept = sys.stdin
     with Path(os.devnull).open() as nobody:
         sys.stdin = nobody
@@ -128,16 +128,16 @@ def _unasked() -> Iterator[None]:
 def results_from_wandb(
     entity: str | None, project: str, api: Api | None = None, wait: Callable[[float], None] = time.sleep
 ) -> Iterator[Finding]:
-    """Each finished run of a project, and one sentence for each of ours that cannot be used.
+    """Yield each finished run of a W&B project, and a RecordError for each run of ours that cannot be used.
 
     Args:
-        entity: W&B user or team; None: the account's default.
-        project: its project.
-        api: W&B's API; None: ``connect()``.
-        wait: how to wait before another attempt.
+        entity: W&B user or team; None means the account's default.
+        project: name of the project.
+        api: W&B's API; None means ``connect()``.
+        wait: function that sleeps for some seconds before another attempt.
 
     Raises:
-        UserError: W&B cannot be asked, or the project cannot be read.
+        UserError: W&B cannot be reached, or the project cannot be read.
     """
     api = api or connect()
     source = _Source(api, f"{entity or api.default_entity}/{project}", wait)
@@ -149,11 +149,14 @@ def results_from_wandb(
 
 
 def results_offline(runs_dir: Path) -> Iterator[Finding]:
-    """Each finished run of a folder of runs, from its W&B file alone, and one sentence for each that cannot be used."""
+    """Yield each finished run that left an offline W&B file in ``runs_dir``, and a RecordError for each unusable one.
+
+    Only the W&B files are read, not the ``result.json`` beside them.
+    """
     for path in offline_files(runs_dir):
         try:
             run = read_offline(path)
-            if run.about.get("job_type", JOB_TYPE) != JOB_TYPE:  # generators are told of, too
+            if run.about.get("job_type", JOB_TYPE) != JOB_TYPE:  # generators are tracked too
                 continue
             if run.exit_code != 0:
                 raise RecordError("it is not finished")
@@ -163,16 +166,19 @@ def results_offline(runs_dir: Path) -> Iterator[Finding]:
 
 
 class _Source:
-    """One project of W&B's, asked patiently."""
+    """One W&B project, queried with retries."""
 
     def __init__(self, api: Api, path: str, wait: Callable[[float], None]) -> None:
         self._api, self.path, self._wait = api, path, wait
-        self._unanswered = 0  # histories, one after the other
+        self._unanswered = 0  # consecutive runs whose history could not be fetched
 
     def runs(self, filters: dict[str, Any], whole: bool) -> Iterator[Any]:
-        """The runs that fit, page by page; ``whole``: with config and summary.
+        """Yield the runs that match ``filters``, fetched page by page; with ``whole``, including config and summary.
 
-        By their index: an iterator of W&B's that has failed leaves out a run when it goes on.
+        Runs are fetched by index, because W&B's iterator skips a run when it continues after a failure.
+
+        Raises:
+            UserError: the project cannot be read.
         """
         try:
             found = self._api.runs(self.path, filters=filters, per_page=RUNS_PER_PAGE, lazy=not whole)
@@ -182,14 +188,18 @@ class _Source:
                 except IndexError:
                     return
                 yield run
-        except Exception as error:  # W&B's own have no common class
+        except Exception as error:  # W&B's errors have no common base class
             raise UserError(
                 f"W&B's project {self.path} cannot be read ({_reason(error)}): check entity= and project=, "
                 "and whether your account may see it"
             ) from error
 
     def result_of(self, run: Any) -> Finding:
-        """The result of a finished run, or what is wrong with it."""
+        """Return the result of a finished run, or the RecordError that says what is wrong with it.
+
+        Raises:
+            UserError: more than ``HISTORIES_AT_ONCE`` runs in a row could not be fetched; W&B has stopped answering.
+        """
         origin = f"W&B run {self.path}/{run.id}"
         try:
             record = record_of(run.summary_metrics)
@@ -200,7 +210,7 @@ class _Source:
                 raise RecordError(f"it holds the result of {result.run_id}")
         except RecordError as error:
             return RecordError(f"{origin}: {error}")
-        except Exception as error:  # deleted since it was listed, or no answer in spite of patience
+        except Exception as error:  # deleted since it was listed, or no answer after all retries
             self._unanswered += _is_passing(error)
             if self._unanswered > HISTORIES_AT_ONCE:
                 raise UserError(f"W&B has stopped answering ({_reason(error)}): try again later") from error
@@ -209,6 +219,7 @@ class _Source:
         return Found(origin, result)
 
     def _patiently(self, ask: Callable[[], Answer]) -> Answer:
+        """Call ``ask``, and repeat it after each of ``WAITS`` as long as the failure may be temporary."""
         for seconds in WAITS:
             try:
                 return ask()
@@ -220,7 +231,10 @@ class _Source:
 
 
 def _is_passing(error: Exception) -> bool:
-    """Whether the same question may be answered later. W&B's errors carry the HTTP status of the answer, 0 for none."""
+    """Return whether a request may succeed if it is repeated.
+
+    W&B's errors carry the HTTP status of the response, or 0 if there was none.
+    """
     cause: Any = getattr(error, "exc", None) or error
     if isinstance(cause, ConnectionError | TimeoutError):
         return True

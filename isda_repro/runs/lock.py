@@ -1,9 +1,11 @@
-"""One process at a time writes in a run's folder.
+"""Lock on a run's directory, so that only one process at a time writes in it.
 
-Two locks, because neither is enough. The operating system's file lock (``lock``) is given up when its owner dies,
-however it dies, but some shared file systems keep it within one host, and some have none. ``owner.json``, which one
-process alone can create, holds across hosts, but outlives its owner: it is touched as long as the owner lives, and one
-that is no longer touched is stale.
+Two mechanisms work together, because neither is enough alone:
+
+- The operating system's file lock (``lock``) is released when its owner dies, however it dies. But some shared file
+  systems keep it within one host, and some have none.
+- ``owner.json`` can be created by one process only and holds across hosts, but it outlives its owner. A living owner
+  touches it regularly; a file that is no longer touched is stale.
 """
 
 from __future__ import annotations
@@ -28,11 +30,15 @@ from isda_repro.errors import UserError
 from isda_repro.files import named
 
 NAME = "owner.json"
-ALIVE_SECONDS = 60.0  # its file is touched every 20 s
+ALIVE_SECONDS = 60.0  # an owner on another host counts as alive this long after a heartbeat (one every 20 s)
 
 
 def here() -> dict[str, str]:
-    """This host, as long as it runs: after a restart no process of before lives, and names may be given twice."""
+    """Return the name of this host and the id of its current boot.
+
+    The boot id tells whether a recorded pid can still be meant: after a restart no earlier process is alive, and its
+    pid may belong to another one. It is empty on systems other than Linux.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:  # not Linux
@@ -41,7 +47,10 @@ def here() -> dict[str, str]:
 
 
 def lives(folder: Path) -> bool:
-    """Whether a process works on it: as far as this host knows, else by the file that it touches."""
+    """Return whether a process is working on the run in ``folder``.
+
+    On this host the process table decides. For an owner on another host, the age of the last heartbeat does.
+    """
     about = _owner(folder)
     if "pid" not in about:
         return False
@@ -54,16 +63,16 @@ def lives(folder: Path) -> bool:
 
 
 def pid_here(folder: Path) -> int | None:
-    """The process that works on it, if it is on this host and lives."""
+    """Return the pid of the process that works on the run, or None if none is alive on this host."""
     about = _owner(folder)
-    if not here().items() <= about.items():  # of before a restart: another process may have its number now
+    if not here().items() <= about.items():  # from before a restart: another process may have this pid now
         return None
     pid = about.get("pid")
     return pid if isinstance(pid, int) and process_exists(pid) else None
 
 
 def _owner(folder: Path) -> dict[str, Any]:
-    """What its file says; nothing where there is none, or a torn one."""
+    """Return the content of ``owner.json``, or {} if the file is absent or torn."""
     try:
         about = json.loads((folder / NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -72,7 +81,7 @@ def _owner(folder: Path) -> dict[str, Any]:
 
 
 def process_exists(pid: int) -> bool:
-    """Return whether this host has a process with this number, anybody's."""
+    """Return whether a process with this pid exists on this host, of whatever user."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -83,34 +92,36 @@ def process_exists(pid: int) -> bool:
 
 
 HEARTBEAT_SECONDS = 20.0
-STALE_SECONDS = 120.0  # several heartbeats, and what a shared file system may take to show one
-LOOK_SECONDS = 1.0  # between two looks at another's heartbeat
+STALE_SECONDS = 120.0  # several heartbeats, plus the delay with which a shared file system may show one
+LOOK_SECONDS = 1.0  # interval at which another owner's heartbeat is polled
 NO_FILE_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class LockedError(UserError):
-    """Another process writes in the folder."""
+    """Another process writes in the directory, or has taken over the lock of this one."""
 
 
 class _Owner(NamedTuple):
-    """What ``owner.json`` says, and when it was last touched, by the file system's clock."""
+    """Content of ``owner.json``, and the time of its last heartbeat by the file system's clock."""
 
     about: dict[str, Any]
     touched: float
 
 
 class FolderLock:
-    """Held in a ``with`` block.
+    """Exclusive lock on a run's directory, held for the duration of a ``with`` block.
 
-    An owner on this host is refused or succeeded at once. One on another host, and one that the operating system knows
-    nothing certain about, is watched until its heart has beaten or it is stale, two minutes at most: a run that was
-    moved to another host goes on by itself.
+    If the recorded owner is on this host, entering either fails or takes the lock over at once. If the owner is on
+    another host, or the operating system cannot say for certain that it is dead, entering watches ``owner.json`` until
+    the owner touches it (then it fails) or it is stale (then it takes over), for two minutes at most. So a run that was
+    moved to another host continues without help.
 
     Args:
-        folder: what is locked; must exist.
+        folder: the directory to lock; must exist.
 
     Raises:
-        LockedError: on entering, when another process holds it; names host, pid and start, and says how to break it.
+        LockedError: on entering, if another process holds the lock; the message names its host, pid and start time, and
+            says how to break the lock.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -147,15 +158,15 @@ class FolderLock:
             self._lock.release()
 
     def follow(self, folder: Path) -> None:
-        """The folder that is locked has been renamed."""
+        """Continue to hold the lock after its directory has been renamed to ``folder``."""
         self._folder, self._path = folder, folder / NAME
 
     def ensure_held(self) -> None:
-        """To be called before each write.
+        """Check that this process still holds the lock; call it before each write.
 
         Raises:
-            LockedError: another process took this one for dead (it slept, or the file system did) and goes on with the
-                run; nothing more may be written.
+            LockedError: another process took this one for dead (it slept, or the file system did) and has continued the
+                run; this process must write nothing more.
         """
         if not self._is_ours():
             raise self._locked(_read(self._path), "this one stood still for too long and has lost the run")
@@ -163,10 +174,11 @@ class FolderLock:
     # ------------------------------------------------------------------------------------------------ taking it over
 
     def _take(self, path: Path) -> None:
-        """Become the one whom the file names; of several that find its owner dead, one does.
+        """Make this process the owner that ``path`` names.
 
-        That one is who can create the claim. It may die before the claim has become the file: then the claim is a file
-        whose owner is dead, and is taken likewise.
+        Of several processes that find the previous owner dead, one wins: the one that creates the claim file. It may
+        die before it has renamed the claim to ``path``. Then the claim is itself an owner file whose owner is dead, and
+        the next process takes it over in the same way.
         """
         previous = _read(path)
         if previous is not None and not self._is_dead(previous):
@@ -178,9 +190,9 @@ class FolderLock:
         self._take(claim)
         now = _read(path)
         if now == previous:
-            with suppress(FileNotFoundError):  # somebody took us for dead, and the claim
+            with suppress(FileNotFoundError):  # another process took us for dead and took over the claim
                 claim.rename(path)
-        else:  # another was faster, and is done
+        else:  # another process was faster and has finished
             claim.unlink(missing_ok=True)
             if now is None:
                 self._create(path)
@@ -189,13 +201,24 @@ class FolderLock:
             raise self._locked(now, "wait for it")
 
     def _is_dead(self, owner: _Owner) -> bool:
-        """Whether this host can tell: it has just said that nobody holds the file lock, and knows no such process."""
+        """Return whether this host can tell that an owner is dead.
+
+        It can if the owner was started here since the last boot, this process holds the file lock, and no other process
+        has the owner's pid.
+        """
         about = owner.about
         is_here = here().items() <= about.items()
         return self._lock.is_locked and is_here and not _runs(about.get("pid"))
 
     def _watch(self, path: Path, owner: _Owner) -> _Owner | None:
-        """Return it when it is stale, None when it has gone. Trusts no two clocks to agree."""
+        """Watch an owner's heartbeat: return the owner once it is stale, None if its file disappears.
+
+        It compares no clock with another host's: only this process's monotonic clock, and the file system's with
+        itself.
+
+        Raises:
+            LockedError: the owner is alive, since its file has changed.
+        """
         left = min(STALE_SECONDS, STALE_SECONDS - self._age(owner))
         deadline = time.monotonic() + left
         if left > 0:
@@ -211,12 +234,19 @@ class FolderLock:
         return owner
 
     def _age(self, owner: _Owner) -> float:
-        """Seconds since it was touched, by the file system's own clock."""
+        """Return the seconds since an owner's last heartbeat, by the file system's own clock."""
         with tempfile.TemporaryFile(dir=self._folder) as probe:
             return os.fstat(probe.fileno()).st_mtime - owner.touched
 
     def _create(self, path: Path) -> None:
-        """Write who we are into a file that must not be there: the act that one process alone can do, on any host."""
+        """Create the owner file with this process's identity.
+
+        The file must not exist yet: exclusive creation is the one step that only a single process can do, on any host.
+
+        Raises:
+            LockedError: another process has created it first.
+            OSError: it cannot be written; the error names the file.
+        """
         started = time.strftime("%Y-%m-%d %H:%M:%S %z")
         about = {**here(), "pid": os.getpid(), "started": started, "token": self._token}
         try:
@@ -234,11 +264,12 @@ class FolderLock:
     # -------------------------------------------------------------------------------------------------------- holding
 
     def _beat(self) -> None:
+        """Touch the owner file every ``HEARTBEAT_SECONDS`` until the lock is released; runs in a thread of its own."""
         while not self._released.wait(HEARTBEAT_SECONDS):
             try:
                 if self._is_ours():
                     os.utime(self._path)
-            except OSError:  # the folder is gone or cannot be reached: others will see no heartbeat
+            except OSError:  # the directory is gone or out of reach: other processes will see no heartbeat
                 continue
 
     def _is_ours(self) -> bool:
@@ -250,7 +281,10 @@ class FolderLock:
 
 
 def _runs(pid: Any) -> bool:
-    """Return whether another process has this number; if it is not the owner, the lock is watched in vain."""
+    """Return whether a process other than this one has this pid.
+
+    It need not be the owner, since pids are reused. Then watching the lock costs time but does no harm.
+    """
     return isinstance(pid, int) and pid != os.getpid() and process_exists(pid)
 
 
@@ -262,9 +296,12 @@ def _who(owner: _Owner | None) -> str:
 
 
 def _read(path: Path) -> _Owner | None:
-    """None where there is none. A torn one tells nothing but its age."""
+    """Return the owner that a file names, or None if there is no file.
+
+    A torn file gives an empty owner with its age.
+    """
     try:
-        with path.open("rb") as file:  # opening asks a shared file system for news, a bare stat does not
+        with path.open("rb") as file:  # opening refreshes the attributes on a shared file system, a bare stat does not
             touched = os.fstat(file.fileno()).st_mtime
             content = file.read()
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""The offline W&B runs on this disk: what `wandb sync` will send, read before it does.
+"""W&B runs recorded offline on this disk, read before ``wandb sync`` sends them.
 
-W&B's own `wandb leet inspect` reads the files, which are in a format of its own.
+The files are in W&B's own format, so W&B's ``wandb leet inspect`` reads them.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ READ_SECONDS = 60
 
 @dataclass
 class OfflineRun:
-    """What one file holds; ``about`` has the run's id, group, tags and config."""
+    """Content of one offline W&B file."""
 
-    about: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)  # the run's id, group, tags and config
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    system: list[dict[str, Any]] = field(default_factory=list)
-    exit_code: int | None = None  # None: the file ends in the middle of the run
+    rows: list[dict[str, Any]] = field(default_factory=list)  # the history, as it was logged
+    system: list[dict[str, Any]] = field(default_factory=list)  # system metrics
+    exit_code: int | None = None  # None: the file ends before the run did
 
 
 def offline_files(runs_dir: Path) -> list[Path]:
-    """The offline W&B runs of a folder of runs."""
+    """Return the paths of all offline W&B files in a folder of runs, sorted."""
     return sorted(runs_dir.glob("*/wandb/offline-run-*/run-*.wandb"))
 
 
 def read_offline(path: Path) -> OfflineRun:
-    """One ``run-<id>.wandb``.
+    """Read one ``run-<id>.wandb``.
 
     Raises:
-        RecordError: W&B's program is missing, or cannot read the file.
+        RecordError: W&B's program is missing, fails, takes longer than ``READ_SECONDS``, or cannot read the file.
     """
     run = OfflineRun()
     for record in _records(path):
@@ -62,6 +62,7 @@ def read_offline(path: Path) -> OfflineRun:
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a W&B file, as ``wandb leet inspect --json`` prints them."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
     try:
         answer = subprocess.run(

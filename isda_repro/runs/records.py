@@ -1,10 +1,10 @@
-"""What a run leaves behind, as versioned schemas: the lines of ``metrics.jsonl`` and ``result.json``.
+"""Versioned schemas of the records that a run leaves: the lines of ``metrics.jsonl``, and ``result.json``.
 
-This is the one place that knows these fields. The trainer writes them, tables and figures read them.
+This is the only module that knows these fields. The trainer writes them; tables and figures read them.
 
-``metrics.jsonl`` is the authority on what happened: one JSON object a line, each with its ``kind``.
-``result.json`` is written last and atomically; its presence is what "finished" means.
-Everything that depends on the clock sits under ``timing``, so that two runs can be compared without it.
+``metrics.jsonl`` is the authority on what happened: one JSON object per line, each with its ``kind``. ``result.json``
+is written last and atomically; a run is finished if and only if the file is there. Everything that depends on the clock
+is under ``timing``, so that two runs can be compared without it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import orjson
 from isda_repro.errors import UserError
 from isda_repro.files import atomic_write
 
-# The schemas that can be read, of which the last is written: add one when fields, or their meanings, change.
-METRICS_SCHEMAS = (2, 3, 4)  # of EpochRecord and SegmentRecord; 3: the top-5 error; 4: eager_because
-RESULT_SCHEMAS = (1, 2)  # of Result; 2: the top-5 error
-GENERATOR = "generator"  # what the result of another kind of run calls itself, see generator_records.py
+# The schema versions that this code reads; it writes the last. Add one when fields, or their meanings, change.
+METRICS_SCHEMAS = (2, 3, 4)  # EpochRecord and SegmentRecord; 3 added the top-5 error, 4 eager_because
+RESULT_SCHEMAS = (1, 2)  # Result; 2 added the top-5 error
+GENERATOR = "generator"  # the kind of a GeneratorResult, which read_result refuses
 LAST_EPOCHS = 10  # Table 2's caption: "the average test error over the last 10 epochs"
 
 METRICS = {
@@ -35,30 +35,35 @@ METRICS = {
     "test_error_best": "best epoch, chosen on the images it is reported on",
     "test_top5_error_final": "last epoch, images whose class is not among the five likeliest",
 }
-"""The fields of a Result that a table can show, and how its caption calls them."""
+"""Fields of a Result that a table can show, with the description in the table's caption."""
 
 
 class RecordError(UserError):
-    """A record file is damaged or foreign; the message names it and says why."""
+    """A record file is damaged, or is not of this project; the message names the file and the reason."""
 
 
 class OtherKindError(RecordError):
-    """A whole record of a run of another kind."""
+    """A record file is intact, but belongs to a run of another kind (classifier or generator)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnyRecord:
-    """JSON in, JSON out, strict about fields: a missing or unknown one is an error, never a silent default.
+    """Base class of records: dataclasses that are written as JSON and read back strictly.
 
-    A field that not every run has is None there, and not written.
+    A missing or unknown field is an error, never a silent default. A field that not every run has defaults to None, and
+    is left out of the file where it is None.
     """
 
     kind: ClassVar[str]
-    schemas: ClassVar[tuple[int | str, ...]]  # those that can be read, of which the last is written
+    schemas: ClassVar[tuple[int | str, ...]]  # the versions that can be read; the last one is written
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """From what ``as_json`` gave; RecordError says which fields are missing or unknown."""
+        """Build the record from the JSON object that ``as_json`` returns.
+
+        Raises:
+            RecordError: fields are missing or unknown; the message lists them.
+        """
         fields = cls.__dataclass_fields__
         known = fields.keys() - {"kind"}
         needed = {name for name in known if fields[name].default is dataclasses.MISSING}
@@ -71,80 +76,90 @@ class AnyRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentRecord(AnyRecord):
-    """One uninterrupted stretch of a run: where it began and what each ``auto`` became there."""
+    """One uninterrupted stretch of a run: the step at which it began, and what each ``auto`` setting resolved to."""
 
     kind: ClassVar[str] = "segment"
     schemas: ClassVar = METRICS_SCHEMAS
-    step: int  # optimizer steps already taken when the segment began
+    step: int  # optimizer steps taken before the segment began
     device: str  # e.g. "cpu", "cuda"
-    hardware: str  # the processor's own name
+    hardware: str  # model name of the processor or GPU
     precision: str  # fp32 | bf16
     tf32: bool
     channels_last: bool
     compile: bool
     deterministic: bool
-    eager_because: str | None = None  # on a GPU: why steps were not captured as a CUDA graph; None: they were
+    eager_because: str | None = None  # on a GPU: why steps were not captured as a CUDA graph; None if they were
     world_size: int
-    threads: int  # of one process; on a CPU another number may round differently
-    git_revision: str | None  # of the code; None outside a checkout
-    git_clean: bool | None  # whether the checkout was that revision
+    threads: int  # CPU threads per process; another number may round differently
+    git_revision: str | None  # commit of the code; None outside a checkout
+    git_clean: bool | None  # whether the checkout had no changes on top of git_revision
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord(AnyRecord):
-    """One epoch. Losses are means over samples; errors are percentages."""
+    """One training epoch of a classifier. Losses are means over samples; errors are in percent."""
 
     kind: ClassVar[str] = "epoch"
     schemas: ClassVar = METRICS_SCHEMAS
     epoch: int  # counted from 1
-    step: int  # optimizer steps taken at its end
+    step: int  # optimizer steps taken by the end of the epoch
     lr: float
-    train_loss: float  # of the criterion, ISDA's included
-    train_error: float  # of the plain logits, on augmented images, while the network was learning
+    train_loss: float  # the criterion that is minimised, e.g. ISDA's
+    train_error: float  # of the plain logits on augmented images, accumulated while the network was learning
     test_loss: float  # plain cross-entropy
     test_error: float
-    test_top5_error: float | None = None  # images whose class is not among the five likeliest; of more than 5 classes
+    test_top5_error: float | None = None  # class not among the five likeliest; only with more than 5 classes
     timing: dict[str, float]  # seconds: train, data_wait, evaluation, saving, and criterion (not on a GPU);
     # images_per_s; peak_memory_mib
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result(AnyRecord):
-    """A finished run. Errors are percentages on ``evaluated_on``; lists have one entry an epoch."""
+    """Result of a finished classifier run.
+
+    Errors are in percent on ``evaluated_on``; curves have one entry per epoch.
+    """
 
     kind: ClassVar[str] = "result"
     schemas: ClassVar = RESULT_SCHEMAS
     run_id: str
-    request: dict[str, Any]  # what was asked, without what cannot change the result (paths, devices, tracking)
-    choices: dict[str, str]  # the name chosen in each configuration group
+    request: dict[str, Any]  # the settings that can change the result: no paths, devices or tracking
+    choices: dict[str, str]  # configuration group -> the option chosen in it
     evaluated_on: str  # "test", or "holdout" when dataset.holdout is set
-    test_error_last10: float  # mean over the last 10 epochs: Table 2's figure
+    test_error_last10: float  # mean over the last 10 epochs, as Table 2 reports
     test_error_final: float
     test_error_best: float
     test_top5_error_final: float | None = None  # as in EpochRecord
     epochs: int
     steps: int
-    parameters: int  # of the network, its head included
+    parameters: int  # parameters of the network, including its head
     feature_dim: int
     train_images: int
     test_images: int
     curves: dict[
         str, list[float]
     ]  # test_error, test_loss, train_error, train_loss, lr; test_top5_error if there is one
-    timing: dict[str, float]  # the run's totals, as in EpochRecord
-    segments: list[dict[str, Any]]  # each as in SegmentRecord
-    environment: dict[str, Any]  # git revision, whether the tree was clean, versions
+    timing: dict[str, float]  # totals over the run, with the keys of EpochRecord.timing
+    segments: list[dict[str, Any]]  # one SegmentRecord each, as JSON
+    environment: dict[str, Any]  # git revision, whether the tree was clean, package versions
 
 
 def mean_of_last(errors: list[float], count: int = LAST_EPOCHS) -> float:
-    """The mean of the last ``count`` entries; of all of them if a run has fewer epochs."""
+    """Return the mean of the last ``count`` errors, or of all of them if there are fewer.
+
+    Raises:
+        ValueError: ``errors`` is empty.
+    """
     if not errors:
         raise ValueError("a run without epochs has no error to report")
     return fmean(errors[-count:])
 
 
 def as_json(record: AnyRecord) -> dict[str, Any]:
-    """The record as a JSON object, with its ``kind`` and ``schema``."""
+    """Return the record as a JSON object, with its ``kind`` and ``schema``.
+
+    Optional fields that are None are left out.
+    """
     optional = {field.name for field in dataclasses.fields(record) if field.default is None}
     body = dataclasses.asdict(record)
     given = {name: value for name, value in body.items() if value is not None or name not in optional}
@@ -155,15 +170,23 @@ Epoch = TypeVar("Epoch", bound=AnyRecord)
 
 
 def read_metrics(path: Path, length: int | None = None) -> Iterator[SegmentRecord | EpochRecord]:
-    """The records of a classifier's ``metrics.jsonl``, or of its first ``length`` bytes, in order.
+    """Yield the records of a classifier's ``metrics.jsonl`` in order.
 
-    RecordError names the file and the line that is damaged.
+    Args:
+        path: the file.
+        length: read only the first ``length`` bytes; None reads the whole file.
+
+    Raises:
+        RecordError: a line is damaged; the message names the file and the line.
     """
     return read_lines(path, EpochRecord, length)
 
 
 def read_lines(path: Path, epochs: type[Epoch], length: int | None = None) -> Iterator[SegmentRecord | Epoch]:
-    """Likewise, of a run whose epochs are described by ``epochs``."""
+    """Yield the records of a ``metrics.jsonl`` whose epochs have the type ``epochs``.
+
+    Arguments and errors are those of ``read_metrics``, which reads the epochs of classifiers.
+    """
     kinds: dict[str, type[SegmentRecord] | type[Epoch]] = {"segment": SegmentRecord, "epoch": epochs}
     text = path.read_bytes()[:length].decode(errors="replace")
     for number, line in enumerate(text.splitlines(), start=1):
@@ -178,8 +201,8 @@ def read_lines(path: Path, epochs: type[Epoch], length: int | None = None) -> It
 
 
 def write_result(path: Path, result: AnyRecord) -> None:
-    """Write ``result.json`` so that it is either whole or absent."""
-    body = sorted(as_json(result).items())  # a line a field: small, and readable in a diff
+    """Write ``result.json`` atomically: the file is complete or absent."""
+    body = sorted(as_json(result).items())  # one line per field: small, and readable in a diff
     lines = (f"{json.dumps(key)}: {json.dumps(value, sort_keys=True, allow_nan=False)}" for key, value in body)
     text = "{\n" + ",\n".join(lines) + "\n}"
     with atomic_write(path) as file:
@@ -187,7 +210,12 @@ def write_result(path: Path, result: AnyRecord) -> None:
 
 
 def read_result(path: Path) -> Result:
-    """A ``result.json``. RecordError names the file and says why it cannot be used."""
+    """Read a classifier's ``result.json``.
+
+    Raises:
+        OtherKindError: it is the result of a generator.
+        RecordError: the file is missing, damaged or of an unknown schema; the message names it and the reason.
+    """
     try:
         return result_of(parsed(path.read_bytes()))
     except OtherKindError as error:
@@ -197,7 +225,12 @@ def read_result(path: Path) -> Result:
 
 
 def result_of(data: Any) -> Result:
-    """A result from the JSON object that ``as_json`` makes of one. RecordError says why it cannot be used."""
+    """Build a Result from the JSON object that ``as_json`` returns.
+
+    Raises:
+        OtherKindError: it is the result of a generator.
+        RecordError: fields, schema or test errors are not as they must be.
+    """
     try:
         _check_object(data)
         if data.get("kind") == GENERATOR:
@@ -212,7 +245,14 @@ def result_of(data: Any) -> Result:
 
 
 def parsed(content: bytes) -> Any:
-    """JSON; what is none, and NaN, which orjson does not read, is left to Python's own, which says more of it."""
+    """Parse JSON with orjson, and with Python's ``json`` what orjson rejects.
+
+    ``json`` accepts NaN, which orjson does not, and its errors for invalid text say more.
+
+    Raises:
+        RecordError: the content is empty.
+        ValueError: it is not JSON, or not UTF-8.
+    """
     if not content.strip():
         raise RecordError("empty")
     try:
@@ -232,7 +272,7 @@ def _check_schema(data: Mapping[str, Any], readable: tuple[int | str, ...]) -> N
 
 
 def reason(error: Exception) -> str:
-    """What went wrong with a file, in a few words."""
+    """Describe in a few words why a file could not be read."""
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON ({error.msg}, column {error.colno})"
     if isinstance(error, UnicodeDecodeError):
@@ -244,46 +284,54 @@ def reason(error: Exception) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorEpoch(AnyRecord):
-    """One epoch: each real image was seen once by a discriminator. Losses and scores are means over its images."""
+    """One epoch of training a generator: each real image was shown once to a discriminator.
+
+    Losses and scores are means over the images of the epoch.
+    """
 
     kind: ClassVar[str] = "epoch"
     schemas: ClassVar = ("generator-1",)
     epoch: int  # counted from 1
-    step: int  # that discriminators have taken, at its end
-    generator_steps: int  # that generators have taken
+    step: int  # discriminator steps taken by the end of the epoch
+    generator_steps: int  # generator steps taken by the end of the epoch
     discriminator_loss: float
-    generator_loss: float | None = None  # of an epoch in which a generator took a step
-    real_score: float  # what the discriminator says of real images: a mean probability, or the critic's value
-    fake_score: float  # and of generated ones
-    real_class_loss: float | None = None  # ACGAN's discriminator, naming the class of real images
-    fake_class_loss: float | None = None  # and of generated ones
-    code_loss: float | None = None  # infoGAN's squared error of the codes
+    generator_loss: float | None = None  # None if no generator took a step in this epoch
+    real_score: float  # discriminator output for real images: mean probability, or the critic's value
+    fake_score: float  # discriminator output for generated images
+    real_class_loss: float | None = None  # ACGAN: classification loss of the discriminator on real images
+    fake_class_loss: float | None = None  # ACGAN: classification loss of the discriminator on generated images
+    code_loss: float | None = None  # infoGAN: squared error of the predicted codes
     timing: dict[str, float]  # seconds: train, data_wait, evaluation, saving; images_per_s; peak_memory_mib
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorResult(AnyRecord):
-    """Generators that are trained. Lists have one entry an epoch."""
+    """Result of a run that has trained one or more generators. Curves have one entry per epoch."""
 
     kind: ClassVar[str] = GENERATOR
     schemas: ClassVar = ("generator-1",)
     run_id: str
-    request: dict[str, Any]  # as in records.Result, and so on
+    request: dict[str, Any]  # request, choices, timing, segments and environment are as in Result
     choices: dict[str, str]
     epochs: int
     steps: int
     generator_steps: int
-    generators: int  # how many: WGAN's one for each class, or one
-    parameters: int  # of all of them together, without the discriminators
+    generators: int  # number of generators: one per class for WGAN, otherwise one
+    parameters: int  # parameters of all generators together, without the discriminators
     train_images: int
-    curves: dict[str, list[float | None]]  # discriminator_loss, generator_loss, real_score and so on
+    curves: dict[str, list[float | None]]  # the losses and scores of GeneratorEpoch
     timing: dict[str, float]
     segments: list[dict[str, Any]]
     environment: dict[str, Any]
 
 
 def read_generator_result(path: Path) -> GeneratorResult:
-    """A generator's ``result.json``. RecordError names the file and says why it cannot be used."""
+    """Read a generator's ``result.json``.
+
+    Raises:
+        OtherKindError: it is not the result of a generator.
+        RecordError: the file is missing, damaged or of an unknown schema; the message names it and the reason.
+    """
     try:
         data = parsed(path.read_bytes())
         if not isinstance(data, dict):

@@ -1,8 +1,8 @@
-"""Results of any source -> one valid record for each run: its numbers, its request, and where it can be read again.
+"""Index of results: from any sources to one validated record per run.
 
-A result enters a table only if it is whole, finite, and consistent with itself and with its name. Only the record is
-kept, so that tens of thousands of runs fit; curves are read from the file again. What the seeds of a cell have in
-common is kept once.
+A result enters a table only if it is complete, finite, and consistent with itself and with its run id. The index holds
+only the numbers, so that tens of thousands of runs fit in memory; curves are read from the file again when they are
+needed. Settings that the seeds of a cell share are stored once.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from isda_repro.runs.sources import Finding, Found
 
 
 def read_valid_result(path: Path) -> Result:
-    """One result of a file.
+    """Read and validate one result.
 
     Raises:
-        RecordError: damaged, not finite, or its settings are not those that its run id stands for.
+        RecordError: the file is damaged, has numbers that are not finite, or its settings do not hash to its run id.
     """
     result = read_result(path)
     ResultChecker()(result, str(path))
@@ -34,16 +34,16 @@ def read_valid_result(path: Path) -> Result:
 
 
 class ResultChecker:
-    """Checks results; what all seeds of a cell have in common is kept, and named, once."""
+    """Validator of results. It computes what all seeds of a cell have in common only once."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, tuple[bytes, Callable[[int], str]]] = {}
 
     def __call__(self, result: Result, origin: str) -> bytes:
-        """What was asked of it, as ``asked`` has it.
+        """Validate a result and return its request without the seed, as ``asked`` encodes it.
 
         Raises:
-            RecordError: it is not as it must be; ``origin`` says where.
+            RecordError: the result is invalid; the message begins with ``origin``.
         """
         with _named(origin):
             for problem in _contradictions(result):
@@ -58,14 +58,14 @@ class ResultChecker:
 
 
 def asked(request: Mapping[str, Any], choices: Mapping[str, str]) -> bytes:
-    """JSON of the request without the seed, and of the names chosen: what all seeds of a cell have in common."""
+    """Encode what all seeds of a cell share as canonical JSON: the request without its seed, and the chosen options."""
     common = {key: value for key, value in request.items() if key not in ("seed", "numerics_version")}
     return orjson.dumps([common, choices], option=orjson.OPT_SORT_KEYS)
 
 
 @contextmanager
 def _named(origin: str) -> Iterator[None]:
-    """Whatever a foreign file has in place of numbers and lists."""
+    """Turn the errors that malformed content of a foreign file causes into a RecordError that names ``origin``."""
     try:
         yield
     except RecordError:
@@ -75,6 +75,7 @@ def _named(origin: str) -> Iterator[None]:
 
 
 def _contradictions(result: Result) -> Iterator[str]:
+    """Yield what is wrong with a result: numbers that are not finite or contradict its curves, malformed fields."""
     errors = result.curves["test_error"]
     for name, curve in result.curves.items():
         if len(curve) != result.epochs:
@@ -106,23 +107,23 @@ def _contradictions(result: Result) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What tables keep of a result."""
+    """Entry of the index: the numbers of one result, and where to read the rest."""
 
     run_id: str
     seed: int
-    asked: bytes  # as in checked.asked; shared by all seeds
-    numbers: Mapping[str, float | None]  # of METRICS; None where the run has no such number
+    asked: bytes  # what ``asked`` returns: one object, shared by all seeds of a cell
+    numbers: Mapping[str, float | None]  # METRICS -> value; None where the run has no such number
     evaluated_on: str
-    precisions: tuple[str, ...]  # of its segments
-    origin: str  # for people
-    path: str | None
-    held: Result | None  # of a source that has no file
+    precisions: tuple[str, ...]  # the precisions of its segments, each once
+    origin: str  # shown to the user
+    path: str | None  # the file; None if the source has none
+    held: Result | None  # the whole result, if its source has no file
 
     def read(self) -> Result:
-        """The whole result, with its curves.
+        """Return the whole result with its curves, reading its file again if it has one.
 
         Raises:
-            RecordError: its file has changed or gone since.
+            RecordError: the file has changed or disappeared since it was indexed.
         """
         if self.held is not None:
             return self.held
@@ -134,15 +135,15 @@ class Record:
 
 @dataclass
 class ResultIndex:
-    """All runs of some sources, once each."""
+    """All valid runs of some sources, each once."""
 
     records: dict[str, Record] = field(default_factory=dict)  # by run id
-    kept: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # table -> run ids and files kept for it
-    problems: list[str] = field(default_factory=list)  # what was passed over, one sentence each
+    kept: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # table -> (run id, file) stored for it
+    problems: list[str] = field(default_factory=list)  # one sentence for each result that was passed over
 
     @cached_property
     def by_request(self) -> dict[bytes, list[Record]]:
-        """The runs that differ in their seed alone, together."""
+        """Records grouped by ``Record.asked``: the runs of a group differ only in their seed."""
         together: dict[bytes, list[Record]] = {}
         for record in self.records.values():
             together.setdefault(record.asked, []).append(record)
@@ -150,7 +151,11 @@ class ResultIndex:
 
 
 def index_results(findings: Iterable[Finding]) -> ResultIndex:
-    """Check each and keep its numbers. Of two results of one run, the first counts; if they differ, that is said."""
+    """Validate every result and index its numbers.
+
+    The first result of a run counts. A later one with other numbers is reported in ``problems``, as are invalid
+    results.
+    """
     index, check = ResultIndex(), ResultChecker()
     for finding in findings:
         try:

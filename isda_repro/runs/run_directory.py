@@ -1,7 +1,7 @@
-"""The folder of a run, ``runs/<run_id>/``, and the record of where its numbers come from.
+"""Directory of a run, ``runs/<run_id>/``, and the record of the code and machine that produced its numbers.
 
-``environment.json`` and a part of ``result.json`` name the revision, the versions and the machine. Any training that
-has a run id can live in such a folder.
+``environment.json`` and a part of ``result.json`` name the revision, the package versions and the machine. Any training
+with a run id, of a classifier or a generator, uses such a directory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from isda_repro.revision import revision
 
 
 class RunDirectory:
-    """The files of one run. The presence of ``result.json``, written last, is what "finished" means."""
+    """Paths of one run's files. The run is finished if ``result.json``, which is written last, is there."""
 
     def __init__(self, runs_dir: Path, run_id: str) -> None:
         self.run_id = run_id
@@ -34,7 +34,7 @@ class RunDirectory:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has a result."""
+        """True if the run has a result."""
         return self.result.exists()
 
 
@@ -42,9 +42,10 @@ PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", 
 
 
 def provenance() -> dict[str, Any]:
-    """What decides a number besides its request: the code's revision and the versions. No paths, no host.
+    """Return what can change a number besides the request: the code's revision, the platform and the package versions.
 
-    To be taken when a run starts: the checkout may have moved on when it ends.
+    It contains no paths and no host name. Call it when a run starts: by its end the checkout may be at another
+    revision.
     """
     code = revision()
     return {
@@ -57,9 +58,14 @@ def provenance() -> dict[str, Any]:
 
 
 def write_environment(path: Path, origin: dict[str, Any], machine: Mapping[str, Any]) -> None:
-    """``environment.json``: the provenance, and what helps to find out why two runs differ.
+    """Write ``environment.json``: the provenance, and details that help to find out why two runs differ.
 
-    That of a resumed run keeps the ones ``before``.
+    A resumed run keeps the records of its earlier processes under ``before``.
+
+    Args:
+        path: the file.
+        origin: what ``provenance`` returned when this process started.
+        machine: further entries about the machine.
     """
     body = {
         **origin,
@@ -75,7 +81,7 @@ def write_environment(path: Path, origin: dict[str, Any], machine: Mapping[str, 
 
 
 def _earlier(path: Path) -> list[dict[str, Any]]:
-    """Those of the run's earlier processes, oldest first; whatever else the file may hold helps nobody."""
+    """Return the records of the run's earlier processes, oldest first; none if the file is absent or malformed."""
     try:
         last = json.loads(path.read_text(encoding="utf-8"))
         return [*last.pop("before", []), last]

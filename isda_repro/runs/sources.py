@@ -1,7 +1,7 @@
-"""Results from wherever they are: ``runs/``, where runs are made, and ``results/``, where they are kept.
+"""Iterators over results on disk: ``runs/``, where runs are trained, and ``results/``, where results are committed.
 
-A source yields each result with where it is from, and for each one that cannot be used an error that says why, as a
-value: one damaged file among ten thousand must stop nobody. Another source (``from_wandb``) is another such iterator.
+A source yields each result with its origin. For a result that cannot be used it yields, as a value, an error that says
+why: one damaged file among ten thousand must not stop the rest. ``from_wandb`` has iterators of the same kind for W&B.
 """
 
 from __future__ import annotations
@@ -19,22 +19,25 @@ RESULT = "result.json"
 
 @dataclass(frozen=True)
 class Found:
-    """A result and where it is from."""
+    """A result and its origin."""
 
-    origin: str  # for people: a path, or where in W&B
+    origin: str  # shown to the user: a path, or the run in W&B
     result: Result
-    path: Path | None = None  # the file in which it can be read again; None: it has to be held
-    kept_for: str | None = None  # the table under whose name it is kept in results/
+    path: Path | None = None  # file from which it can be read again; None: it must be held in memory
+    kept_for: str | None = None  # the table under whose name it is stored in results/
 
 
 Finding = Found | RecordError
 
 
 def runs_folder(runs_dir: str, standard: str = "runs") -> Path:
-    """The folder of runs that a user has named. The standard one may not be there yet: nothing has been run.
+    """Return the folder of runs that the user has named.
+
+    The ``standard`` folder may be absent, which means that nothing has been run yet.
 
     Raises:
-        UserError: another is not there: a slip, which would look as if nothing had been run.
+        UserError: another folder was named and does not exist. This is probably a typing error, and would otherwise
+            look as if nothing had been run.
     """
     folder = Path(runs_dir)
     if runs_dir != standard and not folder.is_dir():
@@ -43,19 +46,22 @@ def runs_folder(runs_dir: str, standard: str = "runs") -> Path:
 
 
 def results_on_disk(runs_dir: Path, results_dir: Path) -> Iterator[Finding]:
-    """All of both folders; those of ``runs_dir`` first, which count where a run is in both."""
+    """Yield the results of both folders, those of ``runs_dir`` first: they count where a run is in both."""
     yield from results_of_runs(runs_dir)
     yield from kept_results(results_dir)
 
 
 def results_of_runs(runs_dir: Path) -> Iterator[Finding]:
-    """``<run_id>/result.json`` of each finished run; a folder must hold the result of its own run."""
+    """Yield the result of each finished run, from ``<run_id>/result.json``.
+
+    Unfinished runs and generators are skipped. A file whose run id is not the name of its folder gives a RecordError.
+    """
     for folder in _below(runs_dir, 1):
         if isinstance(folder, RecordError):
             yield folder
             continue
         finding = _read(folder / RESULT)
-        if isinstance(finding, OtherKindError):  # generators live there too
+        if isinstance(finding, OtherKindError):  # generators are stored in the same folder
             continue
         if isinstance(finding, RecordError) and _is_absent(finding, folder / RESULT):
             continue
@@ -65,7 +71,7 @@ def results_of_runs(runs_dir: Path) -> Iterator[Finding]:
 
 
 def kept_results(results_dir: Path) -> Iterator[Finding]:
-    """``<table>/<cell>/<seed>.json`` of every table; a run may be kept for several."""
+    """Yield the results in ``<table>/<cell>/<seed>.json`` of every table. A run may be stored for several tables."""
     for path in _below(results_dir, 3):
         if isinstance(path, RecordError):
             yield path
@@ -74,10 +80,11 @@ def kept_results(results_dir: Path) -> Iterator[Finding]:
 
 
 def results_in(folder: Path) -> Iterator[Finding]:
-    """Whatever results a folder holds: those of a checkout's ``runs/`` and ``results/``, or of a heap of files.
+    """Yield all results that a folder contains.
 
-    In a heap each file that ends in .json is taken for one, however deep it lies; in a run's folder, in which there is
-    a ``config.yaml``, ``result.json`` alone.
+    A folder with ``runs/`` or ``results/`` is read as a checkout. Otherwise it is searched recursively: every .json
+    file is taken for a result, except in the folder of a run (recognised by its ``config.yaml``), where only
+    ``result.json`` is. Hidden folders are skipped.
     """
     runs_dir, results_dir = folder / "runs", folder / "results"
     if runs_dir.is_dir() or results_dir.is_dir():
@@ -92,7 +99,10 @@ def results_in(folder: Path) -> Iterator[Finding]:
 
 
 def _below(folder: Path, levels: int) -> Iterator[Path | RecordError]:
-    """Everything that lies so many levels down, in order; of a folder that is closed to us, why."""
+    """Yield all paths exactly ``levels`` levels below a folder, in order.
+
+    For a folder that cannot be read, yield a RecordError.
+    """
     try:
         paths = sorted(folder.iterdir(), key=lambda path: path.name)
     except (FileNotFoundError, NotADirectoryError):
@@ -115,5 +125,8 @@ def _read(path: Path, kept_for: str | None = None) -> Finding:
 
 
 def _is_absent(error: RecordError, path: Path) -> bool:
-    """Whether there is no such file: the run has not finished. A link that leads nowhere is another matter."""
+    """Return whether an error means that there is no such file, that is, the run has not finished.
+
+    A symbolic link that leads nowhere does not count as absent: it is reported.
+    """
     return isinstance(error.__cause__, FileNotFoundError | NotADirectoryError) and not path.is_symlink()

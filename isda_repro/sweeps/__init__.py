@@ -1,1 +1,1 @@
-"""Running what a table still misses: on this machine or on SLURM, with status and cancel."""
+"""Sweeps: run what a table still lacks, on this machine or on SLURM, and show or cancel its runs."""

@@ -1,4 +1,4 @@
-"""A sweep on this machine: the missing runs of a table, one after the other in the terminal, or several at once."""
+"""Sweeps on this machine: the missing runs of a table, one at a time in the terminal, or several at once."""
 
 from __future__ import annotations
 
@@ -27,23 +27,25 @@ from isda_repro.sweeps.sweep import TRAIN, Missing, SweepOptions, missing, sweep
 
 @dataclass(frozen=True)
 class WorkerSlots:
-    """Where runs can be at the same time: the environment variables of each, and whether they share the terminal."""
+    """Slots in which runs execute at the same time, each with the environment variables of its run."""
 
     variables: tuple[Mapping[str, str], ...]
 
     @property
     def is_one(self) -> bool:
-        """Then a run has the terminal to itself."""
+        """True if there is a single slot, whose run has the terminal to itself."""
         return len(self.variables) == 1
 
 
 def worker_slots(options: SweepOptions, gpus: Sequence[str] | None = None) -> WorkerSlots:
-    """``jobs=`` of them, or on GPUs ``runs_per_gpu=`` on each; the processor's cores are divided among them.
+    """Return ``jobs=`` slots, or ``runs_per_gpu=`` slots for each GPU, and divide the CPU cores among them.
 
-    ``gpus`` are those to be used; None: all that PyTorch sees.
+    Args:
+        options: the options of the sweep.
+        gpus: names of the GPUs to use, as in CUDA_VISIBLE_DEVICES; None means all that PyTorch sees.
 
     Raises:
-        UserError: a number that is none, or GPUs that are not there.
+        UserError: a number is less than 1, or there are not enough GPUs.
     """
     for name in ("jobs", "runs_per_gpu"):
         value = getattr(options, name)
@@ -69,47 +71,47 @@ def worker_slots(options: SweepOptions, gpus: Sequence[str] | None = None) -> Wo
 
 
 def _visible() -> list[str]:
-    """The GPUs, by the names that CUDA_VISIBLE_DEVICES knows them by."""
-    import torch  # takes seconds, and is for sweeps on GPUs alone
+    """Return the names under which CUDA_VISIBLE_DEVICES knows the GPUs that PyTorch sees."""
+    import torch  # imported here because it takes seconds, and only these sweeps need it
 
     count = torch.cuda.device_count()
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return named[:count] or [str(index) for index in range(count)]  # CUDA ignores those behind one that is not there
+    return named[:count] or [str(index) for index in range(count)]  # CUDA ignores all names after an invalid one
 
 
 LOOK_SECONDS = 0.05
-REPORT_SECONDS = 60.0  # between two words about runs that are in progress, when nobody sees their own
-SAVE_SECONDS = 30.0  # of minutes=, the last ones: runs save and leave in them
-START_SECONDS = 60.0  # before those, in which no run is started
+REPORT_SECONDS = 60.0  # interval of progress messages about runs that write to a log instead of the terminal
+SAVE_SECONDS = 30.0  # the last seconds of minutes=, in which runs save and exit
+START_SECONDS = 60.0  # the seconds before SAVE_SECONDS, in which no run is started
 
 
 def sweep_here(options: SweepOptions, compose: Compose, command: Sequence[str] = TRAIN) -> int:
-    """Run what is missing; a run that fails is reported and the others still run.
+    """Run what is missing. A failed run is reported, and the remaining runs still start.
 
-    Signals that ask to stop are passed on to the runs in progress, and end the sweep with them; so does the end of
-    ``minutes=``, see ``Clock``.
+    A stop signal is passed on to the runs in progress and ends the sweep once they have stopped. The end of
+    ``minutes=`` does the same, see ``Clock``.
 
     Args:
-        options: the command line.
+        options: the options of the sweep.
         compose: ``isda_repro.config.compose``.
-        command: what starts one run; the path of its frozen configuration is appended.
+        command: the command that starts one run; the path of its frozen configuration is appended.
 
     Returns:
-        The exit code: 0, 1 if a run failed; 75 or (after Ctrl-C) 130 if the sweep or a run was asked to stop, or time
-        is up, and something is left to do.
+        The exit code: 0; 1 if a run failed; 75, or 130 after Ctrl-C, if the sweep was stopped or ran out of time with
+        runs left to do.
     """
     clock = Clock(options.minutes)
     return _Sweep(missing(options, compose), worker_slots(options), command, clock).run()
 
 
 class Clock:
-    """The time that a sweep has: ``minutes=`` from when it begins, or no end.
+    """Time limit of a sweep: ``minutes=`` from its start, or none.
 
-    - ``SAVE_SECONDS`` before the end, runs are asked to save, by the signal that a stop sends. What has not left at the
-      end is killed, and will go on from its last checkpoint.
-    - In the ``START_SECONDS`` before that no run is started: imports, data and compilation can take as long, and the
+    - ``SAVE_SECONDS`` before the end, runs are asked to save, by the signal that a stop sends. Runs that have not
+      exited at the end are killed; they will continue from their last checkpoint.
+    - In the ``START_SECONDS`` before that, no run is started: imports, data and compilation can take as long, and the
       few steps that would be left are not worth it.
-    - Each of the two takes a quarter of the time at most, so that runs can start in the first half of however little.
+    - Each of the two takes at most a quarter of the time, so that runs can start in the first half of any limit.
     """
 
     def __init__(self, minutes: float | None) -> None:
@@ -123,7 +125,7 @@ class Clock:
 
 @dataclass
 class _Process:
-    """A run in progress."""
+    """A run in progress: its process, its slot, and when it started."""
 
     run: Run
     position: str
@@ -147,7 +149,7 @@ class _Sweep:
         self._reported = time.monotonic()
 
     def run(self) -> int:
-        """All of them; the exit code."""
+        """Run all of them and return the exit code."""
         runs = self._what.runs
         self._waiting = [(f"[{number}/{len(runs)}] {run.run_id}", run) for number, run in enumerate(runs, start=1)]
         with handle_stop_signals(self._take):
@@ -167,12 +169,15 @@ class _Sweep:
 
     @property
     def _ends(self) -> bool:
-        """Whether nothing more is to be started."""
+        """True if no further run may be started."""
         late = time.monotonic() >= self._clock.last_start and not self._what.options.dry_run
         return late or self._asked is not None or self._stopped is not None
 
     def _take(self, asked: signal.Signals) -> None:
-        """Pass a signal on: the runs save at the first, leave at once at the second, and are ended at the third."""
+        """Pass a stop signal on to all runs in progress.
+
+        Runs save at the first signal and exit at once at the second. At the third they are killed.
+        """
         self._asked, self._times = self._asked or asked, self._times + 1
         for one in self._running:
             one.process.send_signal(asked if self._times < 3 else signal.SIGKILL)
@@ -190,7 +195,10 @@ class _Sweep:
     # ------------------------------------------------------------------------------------------------------- starting
 
     def _start_next(self) -> bool:
-        """Deal with the first run that can be; False where none can now."""
+        """Start the first waiting run that is ready, or report that it is done or cannot start.
+
+        Return False if no run is ready.
+        """
         for index, (position, run) in enumerate(self._waiting):
             if self._ends:
                 return False
@@ -208,7 +216,10 @@ class _Sweep:
         return False
 
     def _is_elsewhere(self, run: Run, position: str) -> bool:
-        """Whether another process works on it, of a second sweep for example: then it is waited for."""
+        """Return whether another process, for example of a second sweep, works on the run.
+
+        The sweep then waits for it.
+        """
         if not lives(self._what.folder(run)):
             return False
         if run.run_id not in self._elsewhere:
@@ -217,6 +228,7 @@ class _Sweep:
         return True
 
     def _deal_with(self, run: Run, position: str) -> None:
+        """Start a run, or report that it is done, or in a dry run what would be started."""
         folder = self._what.folder(run)
         if self._what.is_over(run):
             say(f"{position}: {self._already(run)}")
@@ -226,6 +238,7 @@ class _Sweep:
             self._start(run, folder, position)
 
     def _already(self, run: Run) -> str:
+        """Return the message for a run that is already done. A result that cannot be used counts as a failure."""
         try:
             return f"already done, {self._what.says(run)}"
         except RecordError as error:
@@ -233,6 +246,7 @@ class _Sweep:
             return "FAILED, its result cannot be used"
 
     def _start(self, run: Run, folder: Path, position: str) -> None:
+        """Write the run's frozen configuration and start its process in a free slot."""
         place = next(place for place in range(len(self._where.variables)) if place not in self._places_taken())
         say(f"{position}: starts{'' if self._where.is_one else f', says more in {folder / LOG}'}")
         try:
@@ -250,7 +264,7 @@ class _Sweep:
             return
         self._started += 1
         self._running.append(_Process(run, position, process, place))
-        if self._asked is not None:  # it came while the process was being made
+        if self._asked is not None:  # the signal came while the process was being started
             process.send_signal(self._asked)
 
     def _places_taken(self) -> set[int]:
@@ -258,7 +272,7 @@ class _Sweep:
 
     @contextmanager
     def _output(self, folder: Path) -> Iterator[IO[bytes] | None]:
-        """The terminal, for a run that has it to itself; else a file."""
+        """Yield None for a run that has the terminal to itself, otherwise its open log file."""
         if self._where.is_one:
             yield None
             return
@@ -268,11 +282,11 @@ class _Sweep:
     # --------------------------------------------------------------------------------------------------------- ending
 
     def _collect(self) -> None:
-        """Say how each has gone that has ended."""
+        """Report each run whose process has ended."""
         for one in [one for one in self._running if one.process.poll() is not None]:
             self._running.remove(one)
             code = one.process.returncode
-            if code == EXIT_USER_ERROR and self._is_elsewhere(one.run, one.position):  # which was faster
+            if code == EXIT_USER_ERROR and self._is_elsewhere(one.run, one.position):  # it lost the race for the lock
                 self._waiting.append((one.position, one.run))
                 continue
             say(f"{one.position}: {self._how_it_went(one.run, code)} after {time.monotonic() - one.begun:.1f} s")
@@ -280,11 +294,12 @@ class _Sweep:
                 self._stopped = code
 
     def _how_it_went(self, run: Run, code: int) -> str:
+        """Return the message for a run whose process has ended, and record a failure in ``ended.json``."""
         folder = self._what.folder(run)
         if code in STOPPED or (code != 0 and self._asked is not None):
             return f"stopped with exit code {code}"
         if code != 0:
-            if read_exit_status(folder) is None:  # killed, or before it had come to its own errors
+            if read_exit_status(folder) is None:  # it was killed, or failed before it could record its error
                 write_exit_status(folder, exit_status_of(folder, code))
             self._failed[folder.name] = self._why(folder, code)
             return f"FAILED with exit code {code}"
@@ -296,12 +311,12 @@ class _Sweep:
             return "FAILED without a result"
 
     def _why(self, folder: Path, code: int) -> str:
-        if self._where.is_one:  # it has said so itself
+        if self._where.is_one:  # the error is already in the terminal
             return f"exit code {code}"
         return f"exit code {code}: {exit_status_of(folder, code).said}; all of it is in {folder / LOG}"
 
     def _report(self) -> None:
-        """Now and then a word about the runs that nobody sees."""
+        """Once every ``REPORT_SECONDS``, report the progress of runs that write to a log."""
         if self._where.is_one or time.monotonic() - self._reported < REPORT_SECONDS:
             return
         self._reported = time.monotonic()
@@ -309,6 +324,7 @@ class _Sweep:
             say(f"{one.position}: {describe_progress(self._what.folder(one.run), one.run) or NOT_YET}")
 
     def _end(self) -> int:
+        """Print the summary of the sweep, and return 1 if a run failed, otherwise 0."""
         runs = self._what.runs
         done = sum(run.run_id not in self._failed and self._what.is_done(run) for run in runs)
         now = f", {self._started} started now" if self._started else ""

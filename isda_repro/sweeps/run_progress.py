@@ -1,4 +1,4 @@
-"""How far an unfinished run has come, from what it leaves in its folder."""
+"""Progress of an unfinished run, read from the files in its folder."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from isda_repro.runs.records import EpochRecord, GeneratorEpoch, RecordError, re
 from isda_repro.tracking.progress_bar import duration
 
 TIMED = ("train", "evaluation", "saving")
-TAIL_BYTES = 4096  # a dozen lines; status wants the last one of hundreds of runs
+TAIL_BYTES = 4096  # about a dozen lines: `status` only needs the last one, for hundreds of runs
 
 
-NOT_YET = "not yet training"  # what is said of a run that works, and of which nothing is written yet
+NOT_YET = "not yet training"  # shown for a run whose process works but has written nothing yet
 
 
 def describe_progress(folder: Path, run: Run) -> str | None:
-    """Epoch, error so far and time left; None where it has not begun. A torn line hides none of those before it."""
+    """Return the epoch, the test error so far and the time left, as text; None if the run has not begun.
+
+    A torn last line hides none of the lines before it. If the file is damaged otherwise, the text says so.
+    """
     path = folder / "metrics.jsonl"
     if not path.exists():
         return None
@@ -40,7 +43,10 @@ Epoch = EpochRecord | GeneratorEpoch
 
 
 def _last_epoch(path: Path, kind: type[Epoch]) -> Epoch | None:
-    """The last whole one at the end of the file; None where there is none, as after many resumptions in one epoch."""
+    """Return the last complete epoch within the final ``TAIL_BYTES`` of the file.
+
+    None if there is no epoch among these lines, as after many resumptions within one epoch.
+    """
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL_BYTES))
         lines = file.read().splitlines()

@@ -1,7 +1,8 @@
-"""A sweep on a SLURM cluster: arrays of frozen configurations, submitted by submitit.
+"""Sweeps on a SLURM cluster: job arrays of frozen configurations, submitted by submitit.
 
-A job trains until it is done, or until it is asked to stop, before its time limit or to make room for another: then it
-saves, and is put back into the queue. The same sweep again submits what is neither finished nor in the queue.
+A job trains until the run is finished, or until SLURM asks it to stop, shortly before its time limit or because of a
+preemption. Then the run saves and the job is requeued. The same sweep command submits again what is neither finished
+nor in the queue.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from isda_repro.sweeps.slurm_queue import SUBMITTED, job_of, note_job, query_que
 from isda_repro.sweeps.sweep import Missing, SweepOptions, has_result, missing, sweep_command, write_frozen_runs
 
 ROOT = CONF_DIR.parent
-SIGNAL_DELAY_SECONDS = 120  # before the limit; SLURM's own clock is up to a minute late, and saving takes a while
-NEVER = 10**6  # times that a job may reach its limit
+SIGNAL_DELAY_SECONDS = 120  # before the time limit: SLURM's signal may be a minute late, and saving takes a while
+NEVER = 10**6  # how often a job may reach its time limit before submitit gives up
 LOOK_SECONDS = 5.0
 FIRST_PORT, PORTS = 20000, 20000
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
@@ -39,12 +40,14 @@ FORWARDED = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
 
 @dataclass
 class TrainingJob:
-    """What a job does, on each of its nodes; submitit calls it, and ``checkpoint`` before the job must end.
+    """Callable that trains one run; it is executed on each node of a job.
+
+    submitit calls it, and calls ``checkpoint`` before the job must end.
 
     Args:
         config: the run's frozen configuration.
-        nodes: of the job.
-        processes: on each node.
+        nodes: number of nodes of the job.
+        processes: number of training processes on each node.
     """
 
     config: Path
@@ -52,11 +55,15 @@ class TrainingJob:
     processes: int
 
     def __call__(self) -> str:
-        """Train to the end; what is raised makes the job fail."""
+        """Train to the end and return the path of ``result.json``.
+
+        Raises:
+            RuntimeError: the run has stopped or failed, which makes the job fail.
+        """
         folder = self.config.parent
         with (folder / LOG).open("ab", buffering=0) as log:
             log.write(f"--- job {os.environ.get('SLURM_JOB_ID')} on {os.environ.get('SLURMD_NODENAME')}\n".encode())
-            while lives(folder):  # a job before this one, whose node SLURM took for dead, or somebody else
+            while lives(folder):  # an earlier job, whose node SLURM took for dead, or another sweep
                 time.sleep(LOOK_SECONDS)
             if has_result(folder):
                 return str(folder / "result.json")
@@ -70,14 +77,14 @@ class TrainingJob:
         if has_result(folder):
             return str(folder / "result.json")
         ending = read_exit_status(folder)
-        if ending is not None and ending.is_stop:  # somebody asked the processes themselves: who, will end the job
+        if ending is not None and ending.is_stop:  # a signal reached the processes directly, not through this job
             raise RuntimeError(f"{folder.name} has stopped: {ending.said}")
         if ending is None:
             write_exit_status(folder, exit_status_of(folder, code))
         raise RuntimeError(f"{folder.name} has failed with exit code {code}: {exit_status_of(folder, code).said}")
 
     def checkpoint(self) -> Any:
-        """Have the run save and stop; what the job does when it runs again."""
+        """Make the run save and stop, and return the submission with which the requeued job continues."""
         from submitit.helpers import DelayedSubmission
 
         if self._lives():
@@ -87,7 +94,7 @@ class TrainingJob:
         return DelayedSubmission(TrainingJob(self.config, self.nodes, self.processes))
 
     def command(self) -> list[str]:
-        """What trains: one process, or torchrun on each node, whose processes meet on the first."""
+        """Return the command that trains: one process, or torchrun on each node with its rendezvous on the first."""
         train = ["train.py", str(self.config)]
         if self.nodes == self.processes == 1:
             return [sys.executable, *train]
@@ -107,7 +114,10 @@ class TrainingJob:
         ]
 
     def _lives(self) -> bool:
-        """Whether it has not ended. ``poll`` is not safe in a signal handler that may have interrupted it."""
+        """Return whether the training process is still running.
+
+        It uses ``waitid``, because ``Popen.poll`` is not safe in a signal handler that may have interrupted it.
+        """
         process = getattr(self, "_process", None)
         if process is None or process.returncode is not None:
             return False
@@ -118,13 +128,13 @@ class TrainingJob:
 
 
 def sweep_on_slurm(options: SweepOptions, compose: Compose) -> int:
-    """Submit what is neither finished nor in the queue; the exit code.
+    """Submit the runs that are neither finished nor in the queue, and return exit code 0.
 
     Raises:
-        UserError: no SLURM here, an option is wrong, or SLURM refuses the jobs.
+        UserError: SLURM is not available here, an option is invalid, or SLURM refuses the jobs.
     """
     parameters = _parameters(options)
-    absent = [command for command in ("sbatch", "srun") if shutil.which(command) is None]  # submitit asks for srun too
+    absent = [command for command in ("sbatch", "srun") if shutil.which(command) is None]  # submitit needs srun too
     if absent and not options.dry_run:
         raise UserError(
             f"cluster=slurm: {absent[0]} is not here; run this where jobs are submitted, or use cluster=local"
@@ -140,7 +150,7 @@ def sweep_on_slurm(options: SweepOptions, compose: Compose) -> int:
 
 
 def _to_submit(what: Missing) -> tuple[list[Run], dict[str, str | None]]:
-    """The runs that are neither finished nor in the queue; and of all runs the last job."""
+    """Return the runs to submit, which are neither finished nor in the queue, and the last job id of every run."""
     jobs = {run.run_id: job_of(what.folder(run)) for run in what.runs}
     queue = query_queue(job for job in jobs.values() if job is not None)
     open_runs = [run for run in what.runs if not what.is_over(run)]
@@ -153,7 +163,11 @@ def _to_submit(what: Missing) -> tuple[list[Run], dict[str, str | None]]:
 
 
 def _parameters(options: SweepOptions) -> dict[str, Any]:
-    """As submitit's executor takes them."""
+    """Return the sweep's options as parameters of submitit's executor.
+
+    Raises:
+        UserError: an option is invalid, or is only for ``cluster=local``.
+    """
     if local := [name for name in ("jobs", "runs_per_gpu", "minutes") if getattr(options, name) is not None]:
         raise UserError(f"{local[0]}= is for cluster=local; SLURM takes time= of a job and max_parallel= jobs at once")
     for name, least in (("nodes", 1), ("gpus", 0), ("cpus", 1), ("max_parallel", 1)):
@@ -182,10 +196,12 @@ def _parameters(options: SweepOptions) -> dict[str, Any]:
 
 
 def minutes(limit: str) -> int:
-    """A time limit as sbatch takes it: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
+    """Parse a time limit of sbatch and return it in minutes, rounded up.
+
+    sbatch accepts minutes, minutes:seconds, hours:minutes:seconds and days-hours[:minutes[:seconds]].
 
     Raises:
-        UserError: it is none.
+        UserError: the text has none of these forms, or is less than a minute.
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(limit))
     if match is None:
@@ -203,7 +219,7 @@ def minutes(limit: str) -> int:
 
 
 def _submit(what: Missing, runs: Sequence[Run], jobs: dict[str, str | None], parameters: dict[str, Any]) -> None:
-    """Those that wait for the same others are one array; those that are needed come first."""
+    """Submit runs in dependency order, one array for all that wait for the same jobs."""
     left, options = list(runs), what.options
     coming = {run.run_id for run in left}
     while left:
@@ -226,6 +242,7 @@ def _submit(what: Missing, runs: Sequence[Run], jobs: dict[str, str | None], par
 def _submit_array(
     what: Missing, wave: list[Run], jobs: dict[str, str | None], needed: tuple[str, ...], parameters: dict[str, Any]
 ) -> None:
+    """Submit runs as one array that starts when the jobs ``needed`` have succeeded; add the new job ids to ``jobs``."""
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError
 
@@ -246,7 +263,7 @@ def _submit_array(
             submitted = [executor.submit(task) for task in tasks]
     except FailedJobError as error:
         lines = (str(error).strip() or "no reason given").splitlines()
-        reason = next((line for line in reversed(lines) if "error: " in line), lines[0])  # below may stand advice
+        reason = next((line for line in reversed(lines) if "error: " in line), lines[0])  # advice may follow the error
         raise UserError(f"SLURM refuses the jobs: {reason}") from error
     for run, job in zip(wave, submitted, strict=True):
         jobs[run.run_id] = job.job_id

@@ -1,4 +1,4 @@
-"""What SLURM says of jobs: ``squeue`` for those that wait or run, ``sacct`` for those that have ended."""
+"""SLURM's view of jobs: ``squeue`` for those that wait or run, ``sacct`` for those that have ended."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from typing import NamedTuple
 from isda_repro.errors import UserError
 from isda_repro.files import atomic_write
 
-NAME = "job.json"  # in a run's folder: the job that it was submitted as
-SUBMITTED = ".slurm"  # beside the runs' folders: submitit's own files
-SECONDS = 30.0  # that SLURM may take to answer
+NAME = "job.json"  # in a run's folder: the job as which it was last submitted
+SUBMITTED = ".slurm"  # folder beside the runs' folders, for submitit's own files
+SECONDS = 30.0  # timeout of a SLURM command
 
 
 class Waiting(NamedTuple):
-    """A job that has not ended: SLURM's state, the time that is left of it, and why it waits."""
+    """A job that has not ended: SLURM's state, its remaining time, and the reason why it waits."""
 
     state: str
     time_left: str
@@ -30,39 +30,42 @@ class Waiting(NamedTuple):
 
     @property
     def runs(self) -> bool:
-        """Whether it has a node; COMPLETING, too."""
+        """True if the job has a node, which includes the state COMPLETING."""
         return self.state not in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
 
 
 @dataclass
 class Queue:
-    """All jobs of this user that wait or run, by job id, and how others have ended."""
+    """Jobs of this user by job id: those that wait or run, and the final states of others."""
 
     waiting: dict[str, Waiting] = field(default_factory=dict)
     ended: dict[str, str] = field(default_factory=dict)
 
 
 def note_job(folder: Path, job_id: str) -> None:
-    """Keep which job a run was submitted as."""
+    """Record in a run's folder the job as which the run was submitted."""
     with atomic_write(folder / NAME) as file:
         file.write((json.dumps({"cluster": "slurm", "job_id": job_id}) + "\n").encode())
 
 
 def job_of(folder: Path) -> str | None:
-    """The last job that a run was submitted as."""
+    """Return the id of the job as which a run was last submitted, or None."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         return str(json.loads((folder / NAME).read_text(encoding="utf-8"))["job_id"])
     return None
 
 
 def log_of(runs_dir: Path, job_id: str) -> Path:
-    """What a job has said that was not yet, or no longer, a run: where Python cannot start for example."""
+    """Return the path of submitit's log of a job.
+
+    It contains what the job printed outside the run, for example the error if Python cannot start.
+    """
     return runs_dir / SUBMITTED / f"{job_id}_0_log.out"
 
 
 @contextmanager
 def submitting(runs_dir: Path) -> Iterator[None]:
-    """Within the block no other sweep submits; the next one then sees in the queue what this one has submitted."""
+    """Lock against other sweeps that submit: the next one will find in the queue what this one has submitted."""
     (runs_dir / SUBMITTED).mkdir(parents=True, exist_ok=True)
     with (runs_dir / SUBMITTED / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -70,7 +73,13 @@ def submitting(runs_dir: Path) -> Iterator[None]:
 
 
 def query_queue(job_ids: Iterable[str]) -> Queue:
-    """What has become of these jobs; nothing where there are none, or no SLURM."""
+    """Ask SLURM for the states of these jobs. The result is empty if there are no jobs, or no SLURM.
+
+    On a cluster without accounting, the states of ended jobs are missing.
+
+    Raises:
+        UserError: ``squeue`` fails, or does not answer.
+    """
     known = set(job_ids)
     if not known or shutil.which("squeue") is None:
         return Queue()
@@ -87,7 +96,10 @@ def query_queue(job_ids: Iterable[str]) -> Queue:
 
 
 def _each(jobs: str) -> Iterator[str]:
-    """A job, or those tasks of an array that never began, which sacct names together: ``77_[0-3,5%2]``."""
+    """Yield the job ids that a JobID of ``sacct`` stands for.
+
+    sacct combines the tasks of an array that never started, as in ``77_[0-3,5%2]``.
+    """
     together = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", jobs)
     if together is None:
         yield jobs
@@ -98,16 +110,16 @@ def _each(jobs: str) -> Iterator[str]:
 
 
 def cancel_jobs(job_ids: Iterable[str]) -> None:
-    """End them; those that run get a signal and save first."""
+    """Cancel jobs. Those that run get a signal first and save."""
     if ids := sorted(job_ids):
         call_slurm("scancel", *ids)
 
 
 def call_slurm(*command: str) -> list[str]:
-    """The lines that one of SLURM's commands prints.
+    """Run one of SLURM's commands and return the lines that it prints.
 
     Raises:
-        UserError: it is not here, fails, or does not answer.
+        UserError: the command is not installed here, fails, or does not answer within ``SECONDS``.
     """
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)

@@ -1,4 +1,4 @@
-"""How far a table's runs are, wherever they run; and how to end them."""
+"""Commands ``status`` and ``cancel`` of a sweep: show and stop a table's runs, wherever they execute."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ ALL = "all"
 
 
 def status(options: SweepOptions, compose: Compose) -> Iterator[str]:
-    """For each table a line, then one for each cell."""
+    """Yield the lines to print.
+
+    For each table these are a summary, the generators and other runs that it needs, and a line per cell.
+    """
     tables = [Survey(one, compose) for one in _each(options)]
     folders = {name: folder for table in tables for name, folder in table.folders.items()}
     jobs = {name: job for name, folder in folders.items() if not has_result(folder) and (job := job_of(folder))}
@@ -45,7 +48,10 @@ def status(options: SweepOptions, compose: Compose) -> Iterator[str]:
 
 
 def cancel(options: SweepOptions, compose: Compose) -> int:
-    """Ask all runs of a table to stop that wait or run, as jobs or on this host; they save. The exit code."""
+    """Ask all runs of a table that wait or run, as jobs or on this host, to stop; running ones save.
+
+    Return exit code 0.
+    """
     folders = {folder for one in _each(options) for folder in Survey(one, compose).folders.values()}
     jobs = {job for folder in folders if not has_result(folder) and (job := job_of(folder))}
     waiting = query_queue(jobs).waiting
@@ -65,6 +71,7 @@ def _each(options: SweepOptions) -> list[SweepOptions]:
 
 
 def _of_cell(runs: tuple[Run, ...], states: list[str]) -> str:
+    """Summarise a cell: how many of its runs are done, and the state of each run that has begun or is queued."""
     done, open_states = states.count("done"), [state for state in states if state not in ("done", "not started")]
     if not open_states:
         return f"done {done} of {len(runs)}" if done else "not started"
@@ -73,7 +80,11 @@ def _of_cell(runs: tuple[Run, ...], states: list[str]) -> str:
 
 
 def _state(run: Run, folder: Path, job: str | None, queue: Queue) -> str:
-    """One of: done, running, queued, failed, stopped, interrupted, not started; and what there is to know of it."""
+    """Return the state of a run as text.
+
+    It begins with done, running, queued, failed, cancelled, stopped, interrupted or not started, followed by what is
+    known about it.
+    """
     if has_result(folder):
         return "done"
     progress, ending = describe_progress(folder, run), read_exit_status(folder)
@@ -95,7 +106,7 @@ def _state(run: Run, folder: Path, job: str | None, queue: Queue) -> str:
 
 
 def _failed_job(folder: Path, job: str, how: str) -> str:
-    """Of one that SLURM ended, or that ended before it was a run: its last error, and where there is more."""
+    """Describe a job that SLURM ended, or that ended before training began: its last error, and the log to read."""
     logs = [log for log in (log_of(folder.parent, job), folder / LOG) if log.exists()]
     said = [log for log in logs if last_error(log)]
     log = next(iter([*said, *reversed(logs)]), None)

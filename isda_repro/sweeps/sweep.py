@@ -1,4 +1,4 @@
-"""A sweep: which runs of a table are missing, and the frozen files that train them."""
+"""Runs that a sweep has to make: a table's missing runs, what they need, and their frozen configuration files."""
 
 from __future__ import annotations
 
@@ -32,20 +32,24 @@ from isda_repro.runs.sources import RESULT, kept_results
 
 
 def has_result(folder: Path) -> bool:
-    """Its presence is what finished means."""
+    """Return whether the run in ``folder`` is finished, that is, has a ``result.json``."""
     return (folder / RESULT).exists()
 
 
 def is_over(folder: Path) -> bool:
-    """Whether nothing is left to do; with checkpoints beside the result, its process died before its last acts."""
+    """Return whether nothing is left to do for a run.
+
+    If checkpoints are left beside the result, its process died before it had cleaned up, and the run is started again.
+    """
     return has_result(folder) and not any(folder.glob("checkpoint-*.pt"))
 
 
 def load_kept_results(results_dir: str | None, standard: str = "results") -> ResultIndex:
-    """The runs that are kept in ``results_dir``, of every table; none if it is null.
+    """Index the results stored in ``results_dir`` for any table; the index is empty if ``results_dir`` is None.
 
     Raises:
-        UserError: it is not the standard folder, and not there: a slip, which would have all of them made again.
+        UserError: a folder other than the standard one was named and does not exist. This is probably a typing error,
+            and would make all of these runs again.
     """
     if results_dir not in (None, standard) and not Path(str(results_dir)).is_dir():
         raise UserError(f"results_dir={results_dir} is no folder; results_dir=null counts no kept result")
@@ -55,7 +59,14 @@ def load_kept_results(results_dir: str | None, standard: str = "results") -> Res
 def to_make(
     chosen: Iterable[str], instead: Container[str], folders: Mapping[str, Path], needs: Mapping[str, Iterable[str]]
 ) -> set[str]:
-    """Return the chosen runs that have no result, and none that is kept ``instead``, and those that these need."""
+    """Return the runs that have to be made: the chosen ones without a result, and whatever these need in turn.
+
+    Args:
+        chosen: names of the runs that the user asked for.
+        instead: names of runs that a stored result replaces.
+        folders: name -> folder, for all runs of the sweep.
+        needs: name -> names of the runs that it needs.
+    """
     found: set[str] = set()
     left = set(chosen)
     while left:
@@ -72,16 +83,16 @@ def kept_instead(
     folders: Mapping[str, Path],
     needs: Mapping[str, Iterable[str]],
 ) -> dict[str, Record]:
-    """The runs that need not be made, since their results are kept.
+    """Return the stored results that make runs unnecessary, by run.
 
-    A kept result has the numbers of a run and none of its weights. So a run that is needed by one which is still to be
-    made counts as finished only in its own folder.
+    A stored result has the numbers of a run but not its weights. So if a run that is still to be made needs another
+    run, that other run counts as finished only if its own folder has the result.
 
     Args:
-        kept_runs: what is kept, by run.
-        chosen: the runs that are wanted for themselves.
-        folders: of all runs, by name.
-        needs: which others each of them needs.
+        kept_runs: all stored results, by run.
+        chosen: names of the runs that the user asked for.
+        folders: name -> folder, for all runs of the sweep.
+        needs: name -> names of the runs that it needs.
     """
     instead = {name: record for name, record in kept_runs.items() if name in folders and not has_result(folders[name])}
     while True:
@@ -97,38 +108,44 @@ TRAIN = (sys.executable, "train.py")
 
 @dataclass
 class SweepOptions:
-    """What ``scripts/sweep.py`` takes."""
+    """Options of ``scripts/sweep.py``."""
 
     table: str = MISSING
     cluster: str = "local"
     dry_run: bool = False
     runs_dir: str = "runs"
-    results_dir: str | None = "results"  # where results are kept, whose runs count as done; null: none do
+    results_dir: str | None = "results"  # folder of stored results, whose runs count as done; null: none
     data_dir: str | None = None
     set: list[str] = field(default_factory=list)
     only: list[str] = field(
         default_factory=list, metadata={"example": "[ResNet-32,CIFAR-100]"}
-    )  # labels; none: all cells
-    seeds: list[int] = field(default_factory=list)  # of those that the table lists; none: all
-    jobs: int | None = None  # local: runs at once; null: one, or on GPUs runs_per_gpu on each
-    runs_per_gpu: int | None = None
-    minutes: float | None = None  # local: until the runs save, and the sweep stops; null: until all is done
-    partition: str | None = None  # slurm, and all that follows
-    time: str = "24:00:00"  # of one job; a run goes on in the next
+    )  # labels; empty: all cells
+    seeds: list[int] = field(default_factory=list)  # some of the seeds that the table lists; empty: all
+    jobs: int | None = None  # local: number of runs at once; null: one, or with runs_per_gpu= as many as fit
+    runs_per_gpu: int | None = None  # local: number of runs at once on each GPU
+    minutes: float | None = None  # local: time limit of the sweep, including saving; null: none
+    partition: str | None = None  # this option and all below are for cluster=slurm
+    time: str = "24:00:00"  # time limit of one job; a longer run continues when the job is requeued
     nodes: int = 1
-    gpus: int = 1  # of each node, and processes; 0: one process without
-    cpus: int | None = None  # of each process; null: the cluster's default
-    memory: str | None = None  # of each node, as 32G
-    max_parallel: int | None = None  # jobs at once
-    slurm: list[str] = field(default_factory=list)  # more of sbatch's options, as slurm=[account=x,constraint=h100]
+    gpus: int = 1  # GPUs per node, with one process each; 0: one process per node without a GPU
+    cpus: int | None = None  # CPU cores per process; null: the cluster's default
+    memory: str | None = None  # memory per node, for example 32G
+    max_parallel: int | None = None  # number of jobs at once
+    slurm: list[str] = field(default_factory=list)  # further options of sbatch: slurm=[account=x,constraint=h100]
 
 
 NAME_RUNS = ("runs_dir", "results_dir", "set", "only", "seeds")
-"""The options besides ``table=`` that say which runs are meant, and where they are."""
+"""Options that, besides ``table=``, determine which runs are meant and where they are."""
 
 
 def sweep_command(options: SweepOptions, tables: str | None = None, action: str | None = None) -> str:
-    """Return the command that goes on with a sweep, or that has an ``action``, as status, with its runs."""
+    """Return the command line that continues a sweep, or that applies ``action`` (status or cancel) to its runs.
+
+    Args:
+        options: the options of the sweep; only those that differ from the defaults are written.
+        tables: name for ``table=``; None means the table of ``options``.
+        action: the action; with one, only the options in ``NAME_RUNS`` are written.
+    """
     standard, words = SweepOptions(), [*([action] if action else []), f"table={tables or options.table}"]
     for name, value in vars(options).items():
         is_meant = name in NAME_RUNS if action else name not in ("table", "dry_run")
@@ -138,7 +155,7 @@ def sweep_command(options: SweepOptions, tables: str | None = None, action: str 
 
 
 def planned(options: SweepOptions, compose: Compose) -> tuple[Table, Plan]:
-    """The table and its runs; the two folders, which name no run, go into every frozen configuration."""
+    """Load the table and plan its runs, with the folders of runs and data set in every frozen configuration."""
     table = load_table(options.table)
     return table, plan_runs(table, compose, [*options.set, *_folders(options)])
 
@@ -149,44 +166,44 @@ def _folders(options: SweepOptions) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """A value that Hydra's grammar must not read anything into."""
+    """Quote a value, so that Hydra's grammar takes it literally."""
     return "'" + text.replace("'", "\\'") + "'"
 
 
 @dataclass
 class Missing:
-    """The runs of a table, each once, and which of them wait for which others."""
+    """The runs that a sweep goes through, each once and in order, and which of them wait for which others."""
 
     table: Table
     options: SweepOptions
     runs: list[Run]
     needs: dict[str, frozenset[str]]
-    kept: dict[str, Record]  # by name, those that need not be made, since results_dir has their results
+    kept: dict[str, Record]  # by name, runs that need not be made because results_dir has their results
 
     def folder(self, run: Run) -> Path:
-        """Where it lives."""
+        """Return the run's folder in ``runs_dir``."""
         return Path(self.options.runs_dir) / run.run_id
 
     def is_done(self, run: Run) -> bool:
-        """Whether its result is there or kept."""
+        """Return whether the run has a result, in its folder or stored."""
         return run.run_id in self.kept or has_result(self.folder(run))
 
     def is_over(self, run: Run) -> bool:
-        """Whether nothing is left to do for it."""
+        """Return whether nothing is left to do for the run."""
         return run.run_id in self.kept or is_over(self.folder(run))
 
     def unmet(self, run: Run) -> list[str]:
-        """The runs that it needs and that are not done; none if it has its own result."""
+        """Return the names of the unfinished runs that a run waits for; none if it has a result itself."""
         if self.is_done(run):
             return []
         runs_dir = Path(self.options.runs_dir)
         return [name for name in self.needs[run.run_id] if name not in self.kept and not has_result(runs_dir / name)]
 
     def says(self, run: Run) -> str:
-        """The result of a finished run.
+        """Return the result of a finished run in a few words.
 
         Raises:
-            RecordError: it cannot be used.
+            RecordError: the result cannot be used.
         """
         if (record := self.kept.get(run.run_id)) is not None:
             return self._said(record.origin, record.evaluated_on, record.numbers[self.table.metric])
@@ -205,12 +222,13 @@ class Missing:
 
 
 class Survey:
-    """A table's runs, all or those that ``only=`` and ``seeds=`` choose, and the runs that these need.
+    """All runs of a table that ``only=`` and ``seeds=`` select, and the runs that they need.
 
-    Those are the generators that they train on, and the runs of cells that ``needs:`` names, with all their seeds.
+    A run needs the generator on whose images it trains, and the runs of the cells that ``needs:`` names, with all of
+    their seeds.
 
     Args:
-        options: the command line.
+        options: the options of the sweep.
         compose: overrides -> frozen configuration.
     """
 
@@ -227,7 +245,7 @@ class Survey:
         self.folders = {name: Path(options.runs_dir) / name for name in (*self.needed, *self.names)}
 
     def _needed_cells(self) -> set[Cell]:
-        """Return the cells that the chosen ones need, directly or by others."""
+        """Return the cells that the selected ones need, directly or indirectly."""
         found: set[Cell] = set()
         left = set(self.plan)
         while left:
@@ -236,7 +254,7 @@ class Survey:
         return found
 
     def _needs(self, concerned: Plan) -> dict[str, frozenset[str]]:
-        """For each run the names of those that must be finished before it is begun."""
+        """Return, for each run, the names of the runs that must be finished before it starts."""
         needs: dict[str, frozenset[str]] = dict.fromkeys(self.needed, frozenset())
         for cell, runs in concerned.items():
             needed = frozenset(run.run_id for other in self.table.needed_by(cell) for run in self.whole[other])
@@ -247,20 +265,23 @@ class Survey:
         return needs
 
     def kept(self, in_results: Mapping[str, Record]) -> dict[str, Record]:
-        """Those that need not be made, of the results that are kept."""
+        """Return the stored results that make runs of this survey unnecessary."""
         return kept_instead(in_results, self.names, self.folders, self.needs)
 
     def wanted(self, instead: Container[str]) -> set[str]:
-        """What the runs need that are to be made."""
+        """Return the names of the runs that the runs to be made need.
+
+        ``instead`` has the runs that a stored result replaces.
+        """
         made = to_make(self.names, instead, self.folders, self.needs)
         return {other for name in made for other in self.needs[name]}
 
 
 def missing(options: SweepOptions, compose: Compose) -> Missing:
-    """All runs of a table, those of its generators first where a run that is to be made needs them.
+    """Return all selected runs of a table, preceded by the generators and runs that those to be made need.
 
     Raises:
-        UserError: the table or an option is wrong.
+        UserError: the table or an option is invalid, or a needed generator is neither trained nor part of this sweep.
     """
     survey = Survey(options, compose)
     plan = tag_runs(survey.table, survey.whole)
@@ -284,7 +305,10 @@ def missing(options: SweepOptions, compose: Compose) -> Missing:
 
 
 def write_frozen_runs(run: Run, path: Path) -> None:
-    """Write the configuration, unless this very one is there; one that differs does so in folders or devices only."""
+    """Write a run's frozen configuration, unless the file has exactly this content.
+
+    A file that differs is replaced: since the run id is the same, it differs in folders, devices or tracking only.
+    """
     config = run.config
     if path.exists() and path.read_bytes() == OmegaConf.to_yaml(config).encode():
         return

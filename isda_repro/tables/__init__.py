@@ -1,4 +1,4 @@
-"""Showing tables: finished runs become cells, statistics, Markdown, LaTeX, HTML, CSV, figures and W&B dashboards.
+"""Presentation of tables: finished runs become cells, statistics, Markdown, LaTeX, HTML, CSV, figures and dashboards.
 
-Imports no torch: a table must be printed in an instant.
+Nothing here imports torch, so that a table is printed without delay.
 """

@@ -1,7 +1,8 @@
-"""Finished runs -> the values of each cell.
+"""Aggregation of finished runs into the cells of a table.
 
-A run enters a cell only by its id, which is a hash of its settings, and only if all of it was trained in precisions
-that the cell accepts. Those that differ in known ways are in tables of their own beside it (``reduced``).
+A run enters a cell only by its run id, which is a hash of its settings, and only if all its segments were trained in
+precisions that the cell accepts. Runs that differ from a cell in known ways fill separate tables beside it, see
+``Reduced`` and ``off_spec_runs``.
 """
 
 from __future__ import annotations
@@ -22,67 +23,70 @@ Runs = Mapping[Cell, Mapping[int, Record]]
 
 @dataclass(frozen=True)
 class FilledCell:
-    """A cell with what its finished runs gave; empty if none has finished."""
+    """A cell with the values of its finished runs; ``values`` is empty if no run has finished."""
 
     cell: Cell
-    values: dict[int, float] = field(default_factory=dict)  # by seed, as are the records
-    records: dict[int, Record] = field(default_factory=dict)
+    values: dict[int, float] = field(default_factory=dict)  # seed -> value of the cell's metric
+    records: dict[int, Record] = field(default_factory=dict)  # seed -> record
     summary: Summary | None = None
-    difference: Difference | None = None  # to the baseline, where both have values
-    paper_difference: Difference | None = None  # of the paper's values, where it has both
+    difference: Difference | None = None  # from the baseline, if both cells have values
+    paper_difference: Difference | None = None  # the same from the paper's values, if it has both
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """The seeds that have not finished."""
+        """Seeds without a finished run."""
         return tuple(seed for seed in self.cell.seeds if seed not in self.values)
 
     @property
     def origins(self) -> dict[int, str]:
-        """By seed, where each value is from, for people."""
+        """Seed -> the origin of its value, as shown to the user."""
         return {seed: record.origin for seed, record in self.records.items()}
 
     @property
     def files(self) -> dict[int, Path]:
-        """By seed, the files of those that are on disk."""
+        """Seed -> the file with its result, for results that are on disk."""
         return {seed: Path(record.path) for seed, record in self.records.items() if record.path is not None}
 
     def results(self) -> dict[int, Result]:
-        """By seed, the whole results, read again: for curves, and all that is known of each run.
+        """Read the whole results again, by seed: for curves, and for all that is known of each run.
 
         Raises:
-            RecordError: a file has changed or gone since it was index.
+            RecordError: a file has changed or disappeared since it was indexed.
         """
         return {seed: record.read() for seed, record in self.records.items()}
 
 
 @dataclass(frozen=True)
 class FilledTable:
-    """A table with what is there: every renderer and figure starts from this."""
+    """A table filled with the results that exist. All renderers and figures start from it."""
 
     table: Table
     cells: dict[tuple[Label, Label], FilledCell]
     evaluated_on: str  # test | holdout
-    problems: tuple[str, ...]  # results passed over, one sentence each
+    problems: tuple[str, ...]  # one sentence for each result that was passed over
     reduced: tuple[Reduced, ...] = ()
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """Runs that are a cell's but for the settings named: a table of their own, of those cells alone."""
+    """A separate table of runs that differ from a table's cells only in the named settings.
+
+    It has only cells with such runs.
+    """
 
     settings: tuple[str, ...]  # "recipe.epochs=12 instead of 160", "bf16, which the cells do not accept"
     filled: FilledTable
 
 
 def aggregate(table: Table, plan: Plan, index: ResultIndex, reduced: bool = False) -> FilledTable:
-    """Fill the table.
+    """Fill a table with the results of its runs.
 
     Args:
-        table: the specification that ``plan`` was expanded from.
-        plan: its cells and their runs.
-        index: the results that there are, of whatever tables.
-        reduced: the plan has settings other than the table's own, so that what is kept for the table is no surprise,
-            and nothing is shown beside it.
+        table: the specification from which ``plan`` was expanded.
+        plan: the table's cells and their runs.
+        index: all available results, of whatever tables.
+        reduced: True if the plan's settings are not the table's own (``set=``). Then results stored for the table are
+            expected not to fit, so they are not reported, and no separate tables are added.
     """
     entered = {cell: {run.seed: index.records[run.run_id] for run in runs if run.run_id in index.records}
                for cell, runs in plan.items()}  # fmt: skip
@@ -113,7 +117,7 @@ def _records(runs: Runs) -> list[Record]:
 
 
 def _filled(table: Table, runs: Runs) -> FilledTable:
-    """The table with these runs, and the problems that only its metrics have with them."""
+    """Fill the table with these runs. Its problems are the runs that lack the metric of their cell."""
     cells, problems = {}, []
     for cell, records in runs.items():
         values = {seed: value for seed, record in records.items() if (value := record.numbers[cell.metric]) is not None}
@@ -127,6 +131,7 @@ def _filled(table: Table, runs: Runs) -> FilledTable:
 
 
 def _compared(table: Table, filled: FilledCell, cells: Mapping[tuple[Label, Label], FilledCell]) -> FilledCell:
+    """Return a filled cell with its differences from the baseline added, if it has one."""
     where = table.baseline_of(filled.cell.row, filled.cell.column)
     baseline = None if where is None else cells.get(where)
     if baseline is None:

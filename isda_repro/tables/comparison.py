@@ -1,9 +1,11 @@
-"""Which cells of a table are compared with each other, and which of them is printed in bold.
+"""Rules for which cells of a table are compared with each other, and which of them is printed in bold.
 
-The paper prints in bold, in Tables 1 to 3, the better of each pair of a network without and with ISDA; in Tables 4
-and 5, whose rows are the methods, the best of each column. So: cells that are compared with one baseline compete with
-it; where nothing in a row is compared, the rows of a column compete if the paper has the table, and else the columns
-of a row, as in a search.
+In Tables 1 to 3 the paper prints in bold the better of each pair of a network without and with ISDA. In Tables 4 and 5,
+whose rows are the methods, it is the best of each column. The rules follow it:
+
+- Cells that are compared with one baseline compete with it.
+- If nothing in a row is compared, the rows of a column compete if the paper has the table.
+- Otherwise the columns of a row compete, as in a search.
 """
 
 from __future__ import annotations
@@ -17,18 +19,18 @@ Key = tuple[Label, Label]
 
 
 def comparison(table: Table, row: Label) -> str:
-    """What the differences in a row are."""
+    """Return the label of the differences in a row, for example "ISDA − Basic" or "minus Basic"."""
     pairs = [_method(key, other) for key, other in _compared(table, row)]
     mine, theirs = ({pair[side] for pair in pairs} for side in (0, 1))
     if len(theirs) != 1:
-        return "minus baseline"  # ``baselines`` says which
+        return "minus baseline"  # the caption lists them, see ``baselines``
     if table.baseline is not None and len(mine) == 1:
         return f"{mine.pop()} {MINUS} {theirs.pop()}"
     return f"minus {theirs.pop()}"
 
 
 def baselines(table: Table) -> str:
-    """A sentence on the baselines of rows that have several; none where a row has one."""
+    """Return a sentence that lists the baselines of rows that have several, or "" if every row has at most one."""
     by_baseline: dict[str, dict[str, None]] = {}
     for row in table.rows:
         pairs = [(key, _method(key, other)[1]) for key, other in _compared(table, row)]
@@ -40,20 +42,23 @@ def baselines(table: Table) -> str:
 
 
 def _compared(table: Table, row: Label) -> Iterator[tuple[Key, Key]]:
-    """The cells of a row that are compared, each with its baseline."""
+    """Yield the compared cells of a row, each with its baseline."""
     for cell in table.cells:
         if cell.row == row and (other := table.baseline_of(row, cell.column)) is not None:
             yield (row, cell.column), other
 
 
 def _method(key: Key, other: Key) -> tuple[str, str]:
-    """The labels in which two compared cells differ."""
+    """Return the first label in which two compared cells differ, as a pair."""
     mine, theirs = (*key[0], *key[1]), (*other[0], *other[1])
     return next((one, another) for one, another in zip(mine, theirs, strict=True) if one != another)
 
 
 def best(table: Table, means: Mapping[Key, float]) -> set[Key]:
-    """The cells with the lowest mean among those that they compete with, ties as they are printed; alone, none is."""
+    """Return the cells with the lowest mean among those that they compete with.
+
+    Means are compared as they are printed, so ties give several cells. A cell without competitors is never the best.
+    """
     groups: dict[Key | Label, dict[Key, float]] = {}
     for key, mean in means.items():
         groups.setdefault(_group(table, key), {})[key] = round(mean, DECIMALS)
@@ -63,7 +68,7 @@ def best(table: Table, means: Mapping[Key, float]) -> set[Key]:
 
 
 def competes(table: Table) -> str:
-    """How the caption calls those that compete."""
+    """Return the caption's description of the cells that are printed in bold."""
     if table.baseline is not None:
         return f"the lowest of {table.baseline} and what is compared with it"
     return "the lowest of each column" if _rows_are_methods(table) else "the lowest of each row"

@@ -1,4 +1,4 @@
-"""The columns of Tables 1 and 2 that no run fills: parameters, and what ISDA costs in computation and in time."""
+"""Columns of Tables 1 and 2 that no run fills: parameters, and the cost that ISDA adds in computation and in time."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from isda_repro.tables.costs import AddedCost, cost_of, table1_costs
 
 @dataclass(frozen=True)
 class CostColumn:
-    """A column with our number and the paper's for some rows."""
+    """A column with our value and the paper's value for some of the rows."""
 
     title: str
-    name: str  # for machines
+    name: str  # identifier in CSV files
     unit: str
-    decimals: int  # ours, in text
-    printed: int  # the paper's
-    leads: bool  # stands before the table's columns; otherwise behind them
+    decimals: int  # decimals of our values in text
+    printed: int  # decimals of the paper's values in text
+    leads: bool  # True: before the table's own columns; False: after them
     ours: dict[Label, float]
     papers: dict[Label, float]
     caption: str
 
     def our_text(self, row: Label) -> str:
-        """With its unit."""
+        """Return our value for a row as text, with its unit."""
         return f"{formatting.format_number(self.ours[row], self.decimals)}{self.unit}"
 
     def papers_text(self, row: Label) -> str:
-        """As it is printed."""
+        """Return the paper's value for a row as the paper prints it, with its unit."""
         return f"{formatting.format_number(self.papers[row], self.printed)}{self.unit}"
 
 
 def cost_columns(table: Table, plan: Plan, results_dir: Path) -> tuple[CostColumn, ...]:
-    """Those for which the paper's table of this name has numbers.
+    """Return the cost columns for which the paper's table of this name has values.
 
     Args:
         table: the table.
-        plan: its runs, whose settings say which network a row has.
-        results_dir: has our measurements of the wall time.
+        plan: its runs, whose settings determine the network of each row.
+        results_dir: folder with our measurements of the wall time.
     """
     papers = _papers(table)
     if not papers:
@@ -85,7 +85,7 @@ def _added(costs: Mapping[Label, AddedCost], papers: Mapping[Label, Mapping[str,
 
 
 def _papers(table: Table) -> dict[Label, Mapping[str, Any]]:
-    """The row of reported.yaml for each row of ours, if the paper's table has more than errors."""
+    """Return the rows of reported.yaml for our rows; none if the rows of the paper's table are not networks."""
     rows = {str(row.get("network")): row for row in reported().get(table.name, {}).get("rows", [])}
     return {label: rows[label[-1]] for label in table.rows if label[-1] in rows}
 

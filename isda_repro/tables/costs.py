@@ -1,7 +1,7 @@
-"""What a run costs, from its frozen settings alone, and what ISDA adds to it: Table 1's two cost columns.
+"""Estimated cost of a run, from its frozen settings alone, and the cost that ISDA adds (last two columns of Table 1).
 
-``costs.json`` beside this file has the multiply-adds of every network of ``conf/model``, counted on the networks
-themselves by ``python scripts/models.py data=isda_repro/tables/costs.json``; nothing here needs torch.
+``costs.json`` beside this file has the multiply-adds of every network in ``conf/model``, counted on the networks
+themselves by ``python scripts/models.py data=isda_repro/tables/costs.json``. So nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from typing import Any, NamedTuple
 
 from isda_repro.errors import UserError
 
-# What changes neither a network's parameters nor its multiply-adds; whatever else is not in costs.json may.
+# Settings that change neither a network's parameters nor its multiply-adds. Any other setting may, so a network whose
+# other settings are not in costs.json has no known cost.
 NO_MATTER = (
     *("weights", "weights_sha256", "official_init", "pretrained", "dropout", "checkpointed"),
     *("zero_init_last", "shift", "image_size"),
 )
-WITHOUT_BIAS = ("large_margin",)  # losses on a head without
+WITHOUT_BIAS = ("large_margin",)  # losses whose head has no bias
 
 
 class _Images(NamedTuple):
     classes: int
     training: int
-    pixels: int  # of a side
+    pixels: int  # side length
 
 
 DATASETS = {
@@ -37,11 +38,11 @@ DATASETS = {
     "imagenet": _Images(1000, 1_281_167, 224),
     "imagenet_packed": _Images(1000, 1_281_167, 224),
 }
-"""Of folders nobody knows how many images they have before they are read."""
+"""Sizes of the data sets. Folders are not here: their number of images is unknown until they are read."""
 
 
 class Measured(NamedTuple):
-    """A training on CIFAR that somebody timed: a network of costs.json, and ours with layers like its."""
+    """Published training time of a network on CIFAR, and the networks of ours whose layers are similar."""
 
     network: str
     epochs: int
@@ -58,7 +59,7 @@ ON_GTX_980 = (
     Measured("shake_shake26_2x32d", 1800, 33 + 49 / 60, ("shake_shake26_2x32d",)),
     Measured("shake_shake26_2x112d model.width=96", 1800, 101 + 32 / 60, ("shake_shake26_2x112d",)),
 )
-ON_V100 = Measured("wrn28_10", 200, 3 + 41 / 60, ())  # in batches of 512; other networks' layers are smaller
+ON_V100 = Measured("wrn28_10", 200, 3 + 41 / 60, ())  # batches of 512; other networks' layers are smaller
 
 
 WORTH_SAYING = 0.01  # hours
@@ -66,11 +67,11 @@ WORTH_SAYING = 0.01  # hours
 
 @dataclass(frozen=True)
 class Estimate:
-    """Hours on one GPU, from a measurement that is not ours."""
+    """Estimated hours on one GPU, derived from a measurement that others published."""
 
     hours: float
     gpu: str
-    at_least: bool  # at the rate of a network whose layers are larger
+    at_least: bool  # a lower bound: the measured network has larger layers, which run at a higher rate
     source: str = SOURCE
 
     def __str__(self) -> str:
@@ -80,12 +81,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a network and its training; evaluation and the loss are not in it."""
+    """Cost of a network and of its training. Evaluation and the loss are not included."""
 
-    parameters: int  # its head for the data set's classes included
-    multiply_adds: int  # of one image's forward pass
+    parameters: int  # including the head for the data set's classes
+    multiply_adds: int  # of the forward pass of one image
     feature_dim: int
-    petaflop: float  # three forward passes a step: the gradients of inputs and of weights are one each
+    petaflop: float  # of the whole training, see ``training_petaflop``
     estimates: tuple[Estimate, ...]
 
     def __str__(self) -> str:
@@ -94,14 +95,14 @@ class Cost:
 
 
 def cost_of(settings: Mapping[str, Any]) -> Cost | None:
-    """What the training of a run takes.
+    """Return the cost of training a run.
 
     Args:
-        settings: its frozen settings, ``Run.settings``; or the ``request`` of a result with its ``choice``.
+        settings: frozen settings (``Run.settings``), or the ``request`` of a result together with its ``choice``.
 
     Returns:
-        None where it is not known: a network that is not in costs.json (timm's, another depth), images whose number
-        or size is not (a folder's).
+        None if the cost is unknown: for a network that is not in costs.json (timm's, or another depth), and for images
+        whose number or size is unknown (a folder's).
     """
     model, dataset, recipe = settings["choice"]["model"], settings["dataset"], settings["recipe"]
     images, network = DATASETS.get(settings["choice"]["dataset"]), _network(settings["model"])
@@ -126,12 +127,20 @@ def cost_of(settings: Mapping[str, Any]) -> Cost | None:
 
 
 def training_petaflop(multiply_adds: int, images: int) -> float:
-    """Two operations a multiply-add, three forward passes for a training step on each of the images."""
+    """Return the operations of a training, in units of 1e15.
+
+    A multiply-add is two operations. A training step costs three forward passes: one forward, and one each for the
+    gradients of inputs and weights.
+
+    Args:
+        multiply_adds: of the forward pass of one image.
+        images: images processed in the whole training.
+    """
     return 3 * 2 * multiply_adds * images / 1e15
 
 
 def estimates(model: str, petaflop: float, pixels: int) -> Iterator[Estimate]:
-    """At the rates of the published trainings; those on the old GPU only for images of CIFAR's size."""
+    """Yield estimated hours at the rates of the published trainings; on the GTX 980 only for images of CIFAR's size."""
     for measured in ON_GTX_980:
         if model in measured.like_it and pixels == DATASETS["cifar10"].pixels:
             yield Estimate(petaflop / rate(measured), "GTX 980", at_least=False)
@@ -139,19 +148,19 @@ def estimates(model: str, petaflop: float, pixels: int) -> Iterator[Estimate]:
 
 
 def rate(measured: Measured) -> float:
-    """PFLOP an hour."""
+    """Return the rate of a published training in PFLOP per hour."""
     network, cifar = networks()[measured.network], DATASETS["cifar10"]
     multiply_adds = network["body_multiply_adds"][str(cifar.pixels)] + network["feature_dim"] * cifar.classes
     return training_petaflop(multiply_adds, cifar.training * measured.epochs) / measured.hours
 
 
 def counted(petaflop: float) -> str:
-    """Whole ones, where there are any."""
+    """Format a number of PFLOP: as an integer with thousands separators, or with one significant digit below 0.95."""
     return f"{petaflop:,.0f}" if petaflop >= 0.95 else f"{petaflop:.1g}"
 
 
 def rounded(hours: float) -> str:
-    """Two digits at least."""
+    """Format hours with at least two significant digits."""
     return f"{hours:,.0f}" if hours >= 10 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}"
 
 
@@ -160,14 +169,18 @@ def rounded(hours: float) -> str:
 
 @cache
 def networks() -> dict[str, dict[str, Any]]:
-    """Name and overrides -> what decides its size, and its ``body``, that is, without the head."""
+    """Return the counted networks by their name and overrides.
+
+    Each entry has the settings that determine its size, its ``feature_dim``, and its ``body``: the counts without the
+    head.
+    """
     text = (resources.files(__package__) / "costs.json").read_text(encoding="utf-8")
     counted: dict[str, dict[str, Any]] = json.loads(text)
     return counted
 
 
 def size_settings(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of ``model`` on which its size depends, or may depend."""
+    """Return the settings of ``model`` on which its size depends, or may depend."""
     return {str(key): value for key, value in model.items() if key not in NO_MATTER and value is not None}
 
 
@@ -181,12 +194,12 @@ def _network(model: Mapping[str, Any]) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class WallTime:
-    """A measurement of ours: ``python benchmarks/overhead.py``, whole training steps, CE and ISDA in turns."""
+    """Our measurement with ``python benchmarks/overhead.py``: whole training steps, with CE and ISDA in turns."""
 
-    percent: float  # the time that a step spends in ISDA's criterion beyond CE's, over the step with CE: median
-    low: float  # quartiles over the turns
-    high: float
-    step_percent: float  # the same from whole steps: medians of ISDA's over CE's, with all the noise of the network
+    percent: float  # extra time of a step in ISDA's criterion compared with CE's, relative to the step with CE: median
+    low: float  # lower quartile over the turns
+    high: float  # upper quartile
+    step_percent: float  # the same from the medians of whole steps, which includes the noise of the network's time
     batch_size: int
     precision: str
     hardware: str
@@ -195,19 +208,25 @@ class WallTime:
 
 @dataclass(frozen=True)
 class AddedCost:
-    """Table 1's last two columns for one network, in percent."""
+    """Cost that ISDA adds for one network, in percent: Table 1's last two columns."""
 
     theoretical: float  # 5 C A over the multiply-adds of a forward pass
-    official: float | None  # likewise with the authors' first channels, where those are others (DenseNets)
-    wall: WallTime | None  # None: not measured
+    official: float | None  # the same for the authors' number of first channels, where it differs (DenseNets)
+    wall: WallTime | None  # None if it was not measured
 
 
 def table1_costs(model: str, results_dir: Path = Path("results")) -> AddedCost | None:
-    """What ISDA adds to a training step on ImageNet; None for a network that is not counted at its size.
+    """Return the cost that ISDA adds to a training step on ImageNet.
+
+    None if the network is not counted at that image size.
 
     Args:
-        model: its name in ``conf/model``.
-        results_dir: has ``benchmarks/overhead_*.json``; one of an accelerator is preferred to one of a CPU.
+        model: name in ``conf/model``.
+        results_dir: folder with ``benchmarks/overhead_*.json``; measurements on an accelerator come before those on a
+            CPU.
+
+    Raises:
+        UserError: a measurement file is malformed.
     """
     theoretical = _theoretical(model)
     if theoretical is None:
@@ -216,6 +235,10 @@ def table1_costs(model: str, results_dir: Path = Path("results")) -> AddedCost |
 
 
 def _theoretical(name: str) -> float | None:
+    """Return ISDA's added computation on ImageNet in percent: 5 C A over the multiply-adds of a forward pass.
+
+    None if the network is not counted at ImageNet's size.
+    """
     images, network = DATASETS["imagenet"], networks().get(name, {})
     body = network.get("body_multiply_adds", {}).get(str(images.pixels))
     if body is None:
@@ -225,6 +248,7 @@ def _theoretical(name: str) -> float | None:
 
 
 def _wall_time(model: str, results_dir: Path) -> WallTime | None:
+    """Return the measurement for a model on ImageNet, preferably on an accelerator; None if there is none."""
     on_cpu: list[WallTime] = []
     on_accelerator: list[WallTime] = []
     for path in sorted((results_dir / "benchmarks").glob("overhead_*.json")):

@@ -1,6 +1,6 @@
-"""A table's runs -> the lines of its figure: the mean over seeds, in a band from the smallest to the largest.
+"""Error curves of a table's runs: the mean over seeds, and a band from the smallest to the largest value.
 
-A finished run's curve is in its result; one that is still running, or was stopped, has left its ``metrics.jsonl``.
+The curve of a finished run is in its result. A run that is still training, or was stopped, has its ``metrics.jsonl``.
 """
 
 from __future__ import annotations
@@ -19,32 +19,33 @@ from isda_repro.tables.aggregate import FilledCell, FilledTable
 
 @dataclass(frozen=True)
 class Curve:
-    """One line: an entry an epoch, in percent."""
+    """One line of a figure. ``mean``, ``low`` and ``high`` have one entry per epoch, in percent."""
 
     name: str
     seeds: int
-    unfinished: str | None  # "unfinished: epoch 12 of 160"
+    unfinished: str | None  # for example "unfinished: epoch 12 of 160"; None if finished
     mean: list[float]
     low: list[float]
     high: list[float]
-    drops: list[int]  # the epochs, counted from 1, that are the first at a lower learning rate
-    floor: float  # half an image: where an error of 0 is drawn on a logarithmic axis
-    value: float | None  # the mean of the table; None while no run is finished
+    drops: list[int]  # epochs, counted from 1, that are the first at a lower learning rate
+    floor: float  # where an error of 0 is drawn on a logarithmic axis: half an image, or half the smallest error
+    value: float | None  # the mean printed in the table; None while no run is finished
 
     @property
     def label(self) -> str:
-        """For a legend."""
+        """Text for a legend: name, number of seeds, and progress if unfinished."""
         return f"{self.name} ({', '.join(filter(None, (seeds(self.seeds), self.unfinished)))})"
 
 
 def panels(filled: FilledTable, plan: Plan | None = None, runs_dir: Path | None = None) -> dict[str, dict[str, Curve]]:
-    """Panel title -> line label -> curve; cells without a run that has got anywhere are left out.
+    """Return panel title -> line label -> curve. Cells with nothing to draw are omitted.
 
     Args:
-        filled: the table. A panel is one row and the leading labels of a column, its lines are the last ones; where
-            ``figure: {lines: rows}`` says so, a panel is a column and its lines are the rows.
-        plan: its runs. Of a cell of which none is finished, those that have begun are drawn as far as they are.
-        runs_dir: where those are.
+        filled: the table. A panel is one row with the leading labels of a column, and its lines are the last labels.
+            With ``figure: {lines: rows}`` a panel is one column and its lines are the rows.
+        plan: the table's runs. If none of a cell's runs is finished, those that have begun are drawn as far as they
+            are.
+        runs_dir: folder of those runs.
     """
     found: dict[str, dict[str, Curve]] = {}
     by_row = filled.table.figure.lines == "rows"
@@ -63,7 +64,7 @@ def _joined(title: Label) -> str:
 
 
 def _finished(name: str, cell: FilledCell) -> Curve:
-    """All runs of a cell have the same number of epochs and the same schedule."""
+    """Return the curve of a cell's finished runs, which all have the same number of epochs and the same schedule."""
     results = list(cell.results().values())
     errors = [result.curves["test_error"] for result in results]
     floor = 50 / max(result.test_images for result in results)
@@ -73,7 +74,7 @@ def _finished(name: str, cell: FilledCell) -> Curve:
 
 
 def _unfinished(name: str, runs: Sequence[Run], runs_dir: Path) -> Curve | None:
-    """As far as all have got that have begun."""
+    """Return the curve of the runs that have begun, up to the last epoch that all have; None if none has begun."""
     begun = [so_far for run in runs if (so_far := list(_so_far(runs_dir / run.run_id / "metrics.jsonl")))]
     if not begun:
         return None
@@ -86,7 +87,7 @@ def _unfinished(name: str, runs: Sequence[Run], runs_dir: Path) -> Curve | None:
 
 
 def _so_far(path: Path) -> Iterator[EpochRecord]:
-    """The epochs of a run, up to a line that is being written, or damaged."""
+    """Yield the epochs that a run has recorded, up to the first line that is damaged or still being written."""
     try:
         for record in read_metrics(path):
             if isinstance(record, EpochRecord):
@@ -109,12 +110,15 @@ def _curve(
 
 
 def seeds(count: int) -> str:
-    """How many."""
+    """Return the number of seeds as text."""
     return f"{count} seed{'s' if count > 1 else ''}"
 
 
 def learning_rate_drops(rates: Sequence[float]) -> list[int]:
-    """The epochs, counted from 1, at which a step-wise schedule drops; none of a cosine, which falls all the time."""
+    """Return the epochs, counted from 1, that are the first after a drop of a step-wise learning rate to half or less.
+
+    Schedules that never hold a rate for two epochs, such as a cosine, have no drops.
+    """
     steps = list(itertools.pairwise(rates))
     if not any(before == after for before, after in steps):  # a step-wise schedule holds a rate for some time
         return []

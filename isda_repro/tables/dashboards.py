@@ -1,8 +1,8 @@
-"""Dashboards for W&B as code: a workspace with a section for each table and figure, and a report with the tables.
+"""W&B dashboards as code: a workspace with a section for each table and figure, and a report with the tables.
 
-A section's panels show the runs that have its table's own metrics (``<table>/...``, of the sweeps of that table, and of
-those of another whose runs are all the table's too); a panel grid of the report shows a table's runs by their ids,
-whatever has started them.
+The panels of a section select runs by the table's own metrics (``<table>/...``). Those belong to runs that a sweep of
+this table started, and to runs of another table if all runs of that table are also in this one. A panel grid of the
+report selects a table's runs by their ids, however they were started.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Section, Workspace
 
 NAME = "isda_repro: tables and figures"
-GROUP = "Group"  # W&B's: all seeds of a cell
-MOST_RUNS = 500  # that a panel takes; W&B's own default is 10
-TABLE_WIDTH = 24  # of the workspace's grid: all of it
+GROUP = "Group"  # W&B's run group; ours has all seeds of a cell
+MOST_RUNS = 500  # runs that a panel shows at most; W&B's default is 10
+TABLE_WIDTH = 24  # the full width of the workspace's grid
 ALL_RUNS = ("train_loss", "train_error", "test_loss", "lr", "timing/images_per_s", "timing/peak_memory_mib")
-"""What the last section shows of all runs, whatever their table."""
+"""Metrics that the last section shows for all runs, whatever their table."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A table, its runs, and its text as Markdown."""
+    """A table, its runs, and its text in Markdown."""
 
     table: Table
     plan: Plan
@@ -41,12 +41,12 @@ class Shown:
 
     @property
     def run_ids(self) -> list[str]:
-        """All runs of its cells, once each."""
+        """Ids of all runs of its cells, each once."""
         return list(dict.fromkeys(run.run_id for runs in self.plan.values() for run in runs))
 
 
 def require_workspaces() -> None:
-    """Raises UserError: the package is not installed."""
+    """Raise UserError if wandb-workspaces is not installed."""
     try:
         import wandb_workspaces  # noqa: F401
     except ImportError as error:
@@ -54,7 +54,7 @@ def require_workspaces() -> None:
 
 
 def workspace(entity: str, project: str, shown: Sequence[Shown]) -> Workspace:
-    """A section for each table and figure, and one for all runs."""
+    """Return a W&B workspace with a section for each table and figure, and one for all runs."""
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces import expr
 
@@ -73,7 +73,7 @@ def workspace(entity: str, project: str, shown: Sequence[Shown]) -> Workspace:
 
 
 def sections(shown: Sequence[Shown]) -> list[Section]:
-    """Those of the workspace."""
+    """Return the sections of the workspace."""
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
@@ -92,21 +92,21 @@ def sections(shown: Sequence[Shown]) -> list[Section]:
 
 
 def _within(one: Shown, shown: Sequence[Shown]) -> list[str]:
-    """The table, and the others that have no run which is not its own: Figure 6 has those of Table 4."""
+    """Return the table's name, and the names of tables whose runs are all its own too, as Figure 6 and Table 4."""
     ours = set(one.run_ids)
     others = [other.table.name for other in shown if other is not one and ours.issuperset(other.run_ids)]
     return [one.table.name, *others]
 
 
 def report(entity: str, project: str, shown: Sequence[Shown]) -> Report:
-    """Each table as it is now, over the curves of its runs."""
+    """Return a W&B report that shows each table as it is now, above the curves of its runs."""
     import wandb_workspaces.reports.v2 as wr
 
     return wr.Report(entity=entity, project=project, title=NAME, blocks=blocks(shown), width="fluid")
 
 
 def blocks(shown: Sequence[Shown]) -> list[Any]:
-    """Those of the report."""
+    """Return the blocks of the report."""
     import wandb_workspaces.reports.v2 as wr
     from wandb_workspaces import expr
 
@@ -123,7 +123,7 @@ def blocks(shown: Sequence[Shown]) -> list[Any]:
 
 
 def _panels(curves: list[str], values: list[str]) -> list[Any]:
-    """The mean curve of each cell's seeds between the lowest and the highest, and each cell's number."""
+    """Return two panels: each cell's mean curve with a band from lowest to highest seed, and each cell's value."""
     import wandb_workspaces.reports.v2 as wr
 
     bars = wr.BarPlot(
@@ -156,7 +156,7 @@ def _curves(metrics: list[str], title: str, log_y: bool | None = None) -> LinePl
 
 
 def written(folder: Path, made: Workspace | Report, name: str) -> Path:
-    """What would be sent, as JSON."""
+    """Write a dashboard as the JSON that would be sent to W&B, and return the path."""
     model = made._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
     path = folder / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,20 +166,24 @@ def written(folder: Path, made: Workspace | Report, name: str) -> Path:
 
 
 def sent(made: Workspace | Report, there: str | None = None) -> str:
-    """Save it at W&B, anew or in the place of the one whose URL is given; where it can be seen.
+    """Save a dashboard at W&B and return its URL.
+
+    Args:
+        made: the workspace or report.
+        there: URL of a dashboard to replace; None creates a new one.
 
     Raises:
-        UserError: W&B refuses it, or has none at that URL.
+        UserError: W&B refuses the dashboard, or has none at that URL.
     """
     try:
         return str(_in_place(made, there).save().url)
-    except Exception as error:  # W&B's, its client's and GraphQL's have no common class
+    except Exception as error:  # the errors of W&B, its client and GraphQL have no common base class
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"W&B does not take the dashboard for {made.entity}/{made.project}: {reason}") from error
 
 
 def _in_place(made: Any, url: str | None) -> Any:
-    """What is there, with the content of what was made."""
+    """Return the dashboard at ``url`` with the content of ``made``; without a URL, ``made`` itself."""
     if url is None:
         return made
     kept = type(made).from_url(url)

@@ -1,7 +1,7 @@
-"""Finished runs -> ``results/``, which is committed: one small file for each, under the cells that it belongs to.
+"""Export of finished runs to ``results/``, which is committed: one small file per run, under each of its cells.
 
-The file is the run's ``result.json``, with every number as it was: hardware, versions and git revision are in it. What
-is kept already is never replaced unasked.
+The file is the run's ``result.json`` with all of its numbers; hardware, versions and git revision are in it. A file
+that is already there is replaced only on request.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from isda_repro.runs.result_index import Record, ResultIndex
 
 @dataclass
 class Exported:
-    """What has become of the results that were offered."""
+    """Outcome of an export."""
 
-    taken: list[tuple[str, Path]] = field(default_factory=list)  # from where, as which file
-    same: list[Path] = field(default_factory=list)  # kept already, as they are
-    passed_over: list[str] = field(default_factory=list)  # one sentence each
-    known: set[str] = field(default_factory=set)  # the runs that belong to a cell
+    taken: list[tuple[str, Path]] = field(default_factory=list)  # (origin, file written)
+    same: list[Path] = field(default_factory=list)  # files that had the same result already
+    passed_over: list[str] = field(default_factory=list)  # one sentence for each result that was not written
+    known: set[str] = field(default_factory=set)  # ids of the runs that belong to a cell
 
 
 def export_results(
     plans: Iterable[tuple[Table, Plan]], index: ResultIndex, results_dir: Path, overwrite: bool = False
 ) -> Exported:
-    """Write those that are runs of the tables to ``results_dir/<table>/<cell>/<seed>.json``.
+    """Write the results of the tables' runs to ``results_dir/<table>/<cell>/<seed>.json``.
 
     Args:
         plans: the tables and their runs.
-        index: what is offered.
-        results_dir: where results are kept.
-        overwrite: replace files that are there and differ; otherwise they stay, and are named.
+        index: the results on offer.
+        results_dir: folder of stored results.
+        overwrite: replace files that are there and differ; otherwise they stay, and are reported as passed over.
     """
     kept = Exported(passed_over=list(index.problems))
     done: set[Path] = set()
@@ -52,6 +52,7 @@ def export_results(
 
 
 def _keep_one(kept: Exported, cell: Cell, record: Record, target: Path, overwrite: bool) -> None:
+    """Write one result to ``target``, unless its precision is refused or another file is there; record the outcome."""
     if refused := [name for name in record.precisions if name not in cell.precisions]:
         kept.passed_over.append(f"passed over: {record.origin}: {refused[0]}, which {cell.name} does not accept")
         return
@@ -72,7 +73,7 @@ def _keep_one(kept: Exported, cell: Cell, record: Record, target: Path, overwrit
 
 
 def _difference(path: Path, result: Result) -> str | None:
-    """What the file there has instead of this result; "" if it has the same, None if there is no file."""
+    """Return how the existing file differs from this result: "" if it is the same, None if there is no file."""
     if not path.exists():
         return None
     try:
@@ -85,7 +86,7 @@ def _difference(path: Path, result: Result) -> str | None:
 
 
 def runs_of_no_cell(kept: Exported, index: ResultIndex, of: str) -> list[str]:
-    """One sentence for each result that was offered and is no run of the tables, which ``of`` names."""
+    """Return one sentence for each offered result that is no run of the tables, which ``of`` names."""
     return [
         f"passed over: {record.origin}: {record.run_id} is no run of {of}"
         for record in index.records.values()

@@ -1,8 +1,8 @@
-"""Error curves of a table's runs, for a paper: readable without colour, the same file from the same runs.
+"""Error curves of a table's runs, ready for a paper: readable without colour, and reproducible byte by byte.
 
-One panel for each row (and each leading column axis), one line for each label of the last column axis, on a logarithmic
-axis; where the table's file asks for a ``detail``, as detailed.py draws them. Dotted verticals mark the drops of the
-learning rate.
+There is one panel for each row (and for each combination of leading column labels), with one line for each label of the
+last column axis, on a logarithmic axis. Tables whose file asks for a ``detail`` are drawn by ``many_curves`` instead.
+Dotted vertical lines mark the drops of the learning rate.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # matplotlib takes half a second to import
 
 __all__ = ["draw_curves", "learning_rate_drops"]
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; each with a dash pattern and a marker of its own.
+# Colours of Okabe and Ito, which colour-blind readers can tell apart, each with its own dash pattern and marker.
 LOOKS: tuple[tuple[str, Any, str], ...] = (
     ("#0072B2", (0, (5, 2)), "o"),
     ("#D55E00", "-", "s"),
@@ -33,21 +33,22 @@ LOOKS: tuple[tuple[str, Any, str], ...] = (
 )
 TICKS = (0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100)  # per cent, on the logarithmic axis
 MORE_TICKS = (1.5, 2.5, 4, 6, 7, 8, 15, 25, 40, 60, 70, 80)  # where the axis spans less than a factor of 6
-PANEL = (4.6, 3.1)  # inches
+PANEL = (4.6, 3.1)  # width and height of a panel, inches
 PANELS_ABREAST = 3
 
 
 def draw_curves(filled: FilledTable, path: Path, plan: Plan | None = None, runs_dir: Path | None = None) -> list[Path]:
-    """Draw ``path`` and its twin, as PNG and SVG.
+    """Draw a table's error curves as PNG and SVG.
 
     Args:
         filled: the table.
-        path: of the figure.
-        plan: its runs, and
-        runs_dir: where they are: what has begun and is not finished is drawn as far as it is, and says so.
+        path: file of the figure; the other format is written beside it.
+        plan: the table's runs. With ``runs_dir``, runs that have begun and are not finished are drawn as far as they
+            are, and marked as unfinished.
+        runs_dir: folder of those runs.
 
     Returns:
-        The files written, ``path`` with its own suffix first; none if there is nothing to draw.
+        The files written, first the one with the suffix of ``path``; empty if there is nothing to draw.
     """
     drawn = panels(filled, plan, runs_dir)
     if not drawn:
@@ -65,7 +66,7 @@ def draw_curves(filled: FilledTable, path: Path, plan: Plan | None = None, runs_
 
 
 def _figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, abreast: int = 1) -> Figure:
-    """``abreast``: the panels of one row of the table, which stand side by side if they can."""
+    """Draw all panels. ``abreast`` is the number of panels of one table row, which stay side by side if they fit."""
     from matplotlib.figure import Figure
 
     rows = -(-len(drawn) // (abreast if 1 < abreast <= PANELS_ABREAST else PANELS_ABREAST))
@@ -77,7 +78,7 @@ def _figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, abreast: int 
         for label, curve in lines.items():
             _draw(axes, curve, LOOKS[labels.index(label) % len(LOOKS)], shift=labels.index(label))
         _dress(axes, title, list(lines.values()), evaluated_on)
-    for axes in list(grid):  # what the panels left over
+    for axes in list(grid):  # positions of the grid without a panel
         axes.set_visible(False)
     return figure
 
@@ -87,7 +88,7 @@ def _draw(axes: Any, curve: Curve, look: tuple[str, Any, str], shift: int) -> No
     epochs = range(1, len(curve.mean) + 1)
     low, mean, high = ([max(e, curve.floor) for e in errors] for errors in (curve.low, curve.mean, curve.high))
     axes.fill_between(epochs, low, high, color=colour, alpha=0.16, linewidth=0)
-    spacing = max(1, len(mean) // 10)  # some ten markers a line, those of neighbouring lines apart
+    spacing = max(1, len(mean) // 10)  # about ten markers per line, shifted between neighbouring lines
     axes.plot(
         epochs, mean, color=colour, linestyle=dashes, label=curve.label,
         marker=marker, markersize=4, markerfacecolor="white", markevery=(shift * spacing // 3 % spacing, spacing),
@@ -95,7 +96,7 @@ def _draw(axes: Any, curve: Curve, look: tuple[str, Any, str], shift: int) -> No
 
 
 def _dress(axes: Any, title: str, curves: list[Curve], evaluated_on: str) -> None:
-    """Scales, ticks, the marks of the learning rate and the legend."""
+    """Set scales, ticks, the marks of learning rate drops, and the legend."""
     from matplotlib.ticker import MaxNLocator
 
     least = min(max(error, curve.floor) for curve in curves for error in curve.low) * 0.85

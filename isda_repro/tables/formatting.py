@@ -1,4 +1,4 @@
-"""How the numbers of a table are written, for every renderer alike."""
+"""Text of a table's numbers, shared by all renderers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ NOT_RUN = "not run"
 DECIMALS = 2
 
 VERDICTS = {"better": " better", "worse": " worse", "open": " open", "unknown": ", no interval"}
-"""What follows a difference and its interval; the caption says what it means."""
+"""Verdict -> text after a difference and its interval; the caption explains the words."""
 
 
 def format_number(value: float, decimals: int = DECIMALS, sign: bool = False) -> str:
-    """Rounded; a minus that is one, and none for what is rounded to zero."""
+    """Round and format a number, with a typographic minus. Values that round to zero get no sign."""
     text = f"{value:+,.{decimals}f}" if sign else f"{value:,.{decimals}f}"
     return text.lstrip("+-") if float(text.replace(",", "")) == 0 else text.replace("-", MINUS)
 
 
 def format_value(filled: FilledCell | None) -> str:
-    """Ours: mean ± standard deviation (n = k of the planned)."""
+    """Format our value of a cell: mean ± standard deviation (n = runs, "of planned" if some are missing)."""
     if filled is None:
         return NO_CELL
     if filled.summary is None:
@@ -36,16 +36,17 @@ def format_value(filled: FilledCell | None) -> str:
 
 
 def format_paper_value(paper: PaperValue, decimals: int) -> str:
-    """As the paper prints it, and of how many runs."""
+    """Format the paper's value as it prints it, with its number of runs."""
     return f"{_spread(paper.mean, paper.std, decimals)} (n = {paper.n})"
 
 
 def format_difference(difference: Difference, runs: int | None = None) -> str:
-    """The difference, its 95% interval and the verdict in a word.
+    """Format a difference with its 95% interval and its verdict.
 
     Args:
         difference: method minus baseline.
-        runs: of the larger of both cells; what the difference is taken of is said where it is not these, in pairs.
+        runs: number of runs of the larger of the two cells. If the difference is not taken over that many pairs, the
+            text says over how many, or that the interval is Welch's. None: it does not.
     """
     interval = ""
     if difference.low is not None and difference.high is not None:
@@ -57,13 +58,16 @@ def format_difference(difference: Difference, runs: int | None = None) -> str:
 
 
 def printed_decimals(values: Iterable[PaperValue]) -> int:
-    """As many as the paper's numbers of one table need."""
+    """Return the largest number of decimals among the paper's numbers of a table."""
     numbers = [one for value in values for one in (value.mean, value.std) if one is not None]
     return max((len(repr(one).partition(".")[2].rstrip("0")) for one in numbers), default=DECIMALS)
 
 
 def describe_metrics(table: Table) -> str:
-    """What the cells show; where they differ in it, by the labels that belong to one metric alone."""
+    """Describe the metric that the cells show.
+
+    If cells show different metrics, each description is preceded by the labels that belong to that metric alone.
+    """
     by_metric: dict[str, list[Cell]] = {}
     for cell in table.cells:
         by_metric.setdefault(cell.metric, []).append(cell)

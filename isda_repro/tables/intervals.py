@@ -1,9 +1,12 @@
-"""The numbers of a table: means, SAMPLE standard deviations (n - 1), and differences with their 95% intervals.
+"""Statistics of a table: means, SAMPLE standard deviations (n - 1), and differences with their 95% intervals.
 
-Which interval a difference gets is settled by its seeds, never by its outcome: with two or more seeds in common it is
-Student's t over the pairs; otherwise Welch's over all runs of both cells, if each has two. One common seed alone
-allows none, so where all runs together do they are taken as unpaired. Where nothing varies at all (all runs of
-each cell the same, or all pairs equally far apart) the spread is not known, and there is no interval either.
+The kind of interval depends on the seeds of the two cells, never on the outcome:
+
+- With two or more seeds in common it is Student's t over the pairs.
+- Otherwise it is Welch's over all runs of both cells, if each cell has at least two. One common seed allows no paired
+  interval, so these runs are treated as unpaired.
+- There is no interval where nothing varies (all runs of each cell are equal, or all pairs equally far apart), because
+  the spread is unknown.
 """
 
 from __future__ import annotations
@@ -14,14 +17,14 @@ from statistics import fmean, stdev
 from typing import Literal
 
 CONFIDENCE = 0.95
-ROUNDING = 1e-9  # percentage points: below it a spread is what floating-point numbers leave of equal ones
+ROUNDING = 1e-9  # percentage points: a smaller spread is floating-point error between equal values
 
 Verdict = Literal["better", "worse", "open", "unknown"]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """``std`` is the sample standard deviation (divisor n - 1); None for a single value."""
+    """Summary of some values. ``std`` is the sample standard deviation (divisor n - 1), or None for a single value."""
 
     n: int
     mean: float
@@ -30,11 +33,12 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """Method minus baseline, of errors: below zero the method is better.
+    """Difference of errors, method minus baseline: the method is better below zero.
 
-    With ``pairs`` > 0 it is the mean of the differences of the runs that share a seed, which start from the same
-    weights and see the same batches, and ``std`` is theirs. With 0: the difference of the two means, without ``std``.
-    ``low`` and ``high`` are the ends of the 95% confidence interval; None where n does not allow one.
+    With ``pairs`` > 0 it is the mean difference of the runs that share a seed, which start from the same weights and
+    see the same batches, and ``std`` is the standard deviation of these differences. With ``pairs`` = 0 it is the
+    difference of the two means, and ``std`` is None. ``low`` and ``high`` are the ends of the 95% confidence interval,
+    or None where n does not allow one.
     """
 
     mean: float
@@ -45,20 +49,23 @@ class Difference:
 
     @property
     def verdict(self) -> Verdict:
-        """``better`` or ``worse`` than the baseline; ``open``: the interval has 0; ``unknown``: there is none."""
+        """Verdict on the method: ``better`` or ``worse`` than the baseline if the interval excludes 0.
+
+        ``open`` if the interval contains 0, ``unknown`` if there is no interval.
+        """
         if self.low is None or self.high is None:
             return "unknown"
         return "better" if self.high < 0 else "worse" if self.low > 0 else "open"
 
 
 def summarise(values: Iterable[float]) -> Summary:
-    """n, mean and sample standard deviation of at least one value."""
+    """Return n, mean and sample standard deviation of one or more values."""
     listed = list(values)
     return Summary(len(listed), fmean(listed), stdev(listed) if len(listed) > 1 else None)
 
 
 def difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference:
-    """The difference of two cells, each at least one value by seed."""
+    """Return the difference of two cells. Each has one or more values by seed."""
     shared = sorted(set(values) & set(baseline))
     a, b = summarise(values.values()), summarise(baseline.values())
     if not shared or (len(shared) == 1 and a.n > 1 and b.n > 1):
@@ -71,9 +78,10 @@ def difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Di
 
 
 def welch(mean_a: float, std_a: float | None, n_a: int, mean_b: float, std_b: float | None, n_b: int) -> Difference:
-    """``a`` minus ``b`` of two independent samples, from what a paper prints of them: mean, sample std and n.
+    """Return ``a`` minus ``b`` for two independent samples.
 
-    The interval is Welch's, of unequal variances, with Welch and Satterthwaite's degrees of freedom.
+    Mean, sample standard deviation and n of each are what papers print. The interval is Welch's for unequal variances,
+    with the Welch-Satterthwaite degrees of freedom.
     """
     mean = mean_a - mean_b
     if std_a is None or std_b is None or min(n_a, n_b) < 2 or max(std_a, std_b) < ROUNDING:
@@ -86,7 +94,7 @@ def welch(mean_a: float, std_a: float | None, n_a: int, mean_b: float, std_b: fl
 
 
 def _quantile(freedom: float) -> float:
-    """Student's t that is exceeded, on either side, with probability 1 - CONFIDENCE."""
-    from scipy.special import stdtrit  # a quarter of a second to import, which no status should wait for
+    """Return the two-sided quantile of Student's t at ``CONFIDENCE``."""
+    from scipy.special import stdtrit  # imported here because it takes a quarter of a second
 
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))

@@ -1,7 +1,8 @@
-"""A filled table as the renderers take it: header, blocks of lines, caption, notes, and what is missing.
+"""Renderer-independent layout of a filled table: header, blocks of lines, caption, notes, and missing runs.
 
-A row of the table is a block of lines: ours, the paper's, the difference of both, and where cells are compared the
-method minus its baseline, ours and from the paper's own numbers. So a wide table grows downwards and still fits a page.
+A row of the table becomes a block of lines: our value, the paper's value, and their difference; if cells are compared,
+also the method minus its baseline, for our values and for the paper's. So a wide table grows in height and still fits
+on a page.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from isda_repro.tables.missing import Missing, missing_runs
 
 
 def caption(filled: FilledTable, cost_columns: Sequence[CostColumn], settings: Sequence[str]) -> str:
-    """A few sentences.
+    """Return the caption.
 
     Args:
         filled: the table.
         cost_columns: its columns that no run fills.
-        settings: in what its runs are not those of the specification; then the paper is left out.
+        settings: settings in which its runs differ from the specification; if there are any, the paper is not
+            mentioned.
     """
     table, where = filled.table, filled.evaluated_on.capitalize()
     said = [
@@ -57,7 +59,7 @@ Kind = Literal["ours", "paper", "minus-paper", "difference", "paper-difference"]
 
 @dataclass(frozen=True)
 class Entry:
-    """One field: its text, and the unrounded number behind it, if there is one."""
+    """One entry of a line: its text, and the unrounded number behind it, if there is one."""
 
     text: str = ""
     number: float | None = None
@@ -66,7 +68,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Line:
-    """One entry for each of the layout's columns."""
+    """A line of a block, with one entry for each column of the layout."""
 
     kind: Kind
     label: str
@@ -75,7 +77,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Block:
-    """A row of the table."""
+    """The lines of one row of the table."""
 
     row: Label
     lines: tuple[Line, ...]
@@ -83,7 +85,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Head:
-    """A label above one column or several."""
+    """A header label above one or more columns."""
 
     text: str
     span: int = 1
@@ -91,44 +93,44 @@ class Head:
 
 @dataclass(frozen=True)
 class Layout:
-    """All that a renderer needs. Nothing in it is escaped yet."""
+    """Everything that a renderer needs. Its texts are not yet escaped."""
 
     title: str
     filled: FilledTable
     plan: Plan
-    cost_columns: tuple[CostColumn, ...]  # further columns, those that lead among them
+    cost_columns: tuple[CostColumn, ...]  # the cost columns, which ``columns`` has too
     columns: tuple[Label | CostColumn, ...]
-    header: tuple[tuple[Head, ...], ...]  # from the top; the last has a label for each column
+    header: tuple[tuple[Head, ...], ...]  # header lines from the top; the last has a label for each column
     blocks: tuple[Block, ...]
     caption: str
     notes: tuple[str, ...]
-    settings: tuple[str, ...]  # in what its runs are not those of the specification: then it is a reduced table
-    extra: tuple[str, ...]  # the same as overrides, where the plan has them
-    sweep: str  # the command that runs all that is missing
+    settings: tuple[str, ...]  # how its runs differ from the specification; not empty for a reduced table
+    extra: tuple[str, ...]  # the same as overrides (``set=``), if the plan was made with them
+    sweep: str  # the command that makes all missing runs
     missing: tuple[Missing, ...]
     reduced: tuple[Layout, ...]
 
     @property
     def is_of_other_runs(self) -> bool:
-        """Whether it has what was found and fits no plan: such runs can be shown and not be missed."""
+        """True if the table consists of runs that were found and fit no plan: then no run can be missing."""
         return bool(self.settings) and not self.extra
 
     @property
     def has_kinds(self) -> bool:
-        """Whether lines must say what they are; a table of single lines need not."""
+        """True if lines need a label that says what they are. A table of single lines does not."""
         return any(len(block.lines) > 1 for block in self.blocks)
 
 
 def layout(
     filled: FilledTable, plan: Plan, sweep: str, extra: Sequence[str] = (), cost_columns: Sequence[CostColumn] = ()
 ) -> Layout:
-    """Lay out a table, and behind it those of its reduced runs.
+    """Lay out a table and the tables of its reduced runs.
 
     Args:
         filled: the table.
-        plan: what it was filled from; the settings of its runs say what those cost that are missing.
-        sweep: the command that runs all that is missing.
-        extra: overrides behind those of every cell (``set=`` on the command line): what it shows is reduced then.
+        plan: the plan from which it was filled; the settings in it determine the cost of missing runs.
+        sweep: the command that makes all missing runs.
+        extra: overrides appended to those of every cell (``set=`` on the command line); with them the table is reduced.
         cost_columns: columns that no run fills, from ``cost_columns.cost_columns``.
     """
     reduced = tuple(_laid_out(one.filled, plan, sweep, tuple(one.settings)) for one in filled.reduced)
@@ -144,6 +146,10 @@ def _laid_out(
     cost_columns: tuple[CostColumn, ...] = (),
     reduced: tuple[Layout, ...] = (),
 ) -> Layout:
+    """Lay out one table.
+
+    Rows without values are left out if ``settings`` come from runs that were found, not planned.
+    """
     table, columns = filled.table, _columns(filled.table, cost_columns)
     found_only = bool(settings) and not extra
     rows = [row for row in table.rows if not found_only or _has_values(filled, row)]
@@ -178,7 +184,7 @@ def _columns(table: Table, cost_columns: Sequence[CostColumn]) -> tuple[Label | 
 
 
 def _header(columns: Sequence[Label | CostColumn], levels: int) -> tuple[tuple[Head, ...], ...]:
-    """A line of heads for each axis of the columns; equal labels below equal ones are one head, but for the last."""
+    """Return a header line for each axis of the columns. Equal adjacent labels are merged, except in the last line."""
     padded = [(*[""] * (levels - 1), column.title) if isinstance(column, CostColumn) else column for column in columns]
     return (*(tuple(_heads(padded, level)) for level in range(levels - 1)), tuple(Head(one[-1]) for one in padded))
 
@@ -192,7 +198,7 @@ def _heads(labels: Sequence[Label], level: int) -> Iterator[Head]:
 
 
 class _Rows:
-    """The lines of a table's rows."""
+    """Builder of a table's blocks."""
 
     def __init__(self, filled: FilledTable, columns: Sequence[Label | CostColumn], with_paper: bool) -> None:
         self.filled, self.table, self.columns = filled, filled.table, columns
@@ -203,7 +209,7 @@ class _Rows:
         self.bold, self.bold_papers = best(self.table, ours), best(self.table, printed)
 
     def block(self, row: Label) -> Block:
-        """Lines in which nothing stands are left out, but for ours."""
+        """Return the block of a row. Our line is always there; the other lines only if they have an entry."""
         lines = [self._line("ours", "ours" if self.has_paper else "error", row, self._ours)]
         if self.has_paper:
             lines.append(self._line("paper", "paper", row, self._paper))

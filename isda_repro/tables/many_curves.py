@@ -1,6 +1,7 @@
-"""Error curves of many methods: the whole training above, the epochs that decide it below, larger, each line named.
+"""Error curves of many methods: the whole training above, and below, enlarged, the last epochs with each line named.
 
-Lines are told apart by the name at their end, then by dashes and marker, and by colour last: a print in grey is enough.
+Lines can be told apart by the name at their end, then by dashes and marker, and only then by colour, so a grey print is
+readable.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LineStyle:
-    """Of a line."""
+    """Appearance of a line."""
 
     colour: str
     dashes: Any
@@ -33,7 +34,7 @@ BOLD = (
     LineStyle("#C43E00", "-", "s", width=1.9, filled=True),
     LineStyle("#C43E00", (0, (4, 1.2)), "D", width=1.9),
 )
-OTHERS = (  # darker and lighter in turns, so that neighbours differ in grey too
+OTHERS = (  # dark and light alternate, so that neighbours also differ in grey
     LineStyle("#0072B2", (0, (5, 2)), "o"),
     LineStyle("#56B4E9", (0, (2, 1)), "v", filled=True),
     LineStyle("#00694C", (0, (6, 1.5, 1, 1.5)), "^"),
@@ -49,52 +50,55 @@ OTHERS = (  # darker and lighter in turns, so that neighbours differ in grey too
 
 
 def line_styles(names: Sequence[str], bold: str | None) -> dict[str, LineStyle]:
-    """A look for each name; of those that fit the pattern ``bold``, the last has the heaviest."""
+    """Return a style for each name.
+
+    Names that match the pattern ``bold`` (fnmatch) get heavy styles, of which the last name gets the heaviest.
+    """
     heavy = [name for name in names if bold is not None and fnmatch.fnmatchcase(name, bold)]
     light = [name for name in names if name not in heavy]
     looks = {name: BOLD[i % len(BOLD)] for i, name in enumerate(reversed(heavy))}
     return looks | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(light)}
 
 
-WIDTH, MARGIN, GAP = 2.35, 0.52, 0.2  # inches: of a panel's curves, for what stands left of them, between panels
-SAMPLE, VALUE = 0.4, 0.36  # of what stands before a name, and of the number behind it
-COURSE, DETAIL, BETWEEN, TOP, BOTTOM, FOOT = 1.25, 1.95, 0.32, 0.28, 0.45, 0.2  # likewise in height
-SIZE = 7.5  # points
+WIDTH, MARGIN, GAP = 2.35, 0.52, 0.2  # widths in inches: curves of a panel, axis labels left of them, between panels
+SAMPLE, VALUE = 0.4, 0.36  # widths in inches: sample of the line before its name, number after it
+COURSE, DETAIL, BETWEEN, TOP, BOTTOM, FOOT = 1.25, 1.95, 0.32, 0.28, 0.45, 0.2  # heights in inches
+SIZE = 7.5  # font size in points
 MOST_ABREAST = 3
-CAP = 3.2  # times the smallest error: how much of the noisy beginning is seen
-SETTLED = 0.1  # of the detail's epochs, in which the errors have fallen: those are not all seen
+CAP = 3.2  # the upper axes end at this multiple of the smallest error, which cuts off the noisy beginning
+SETTLED = 0.1  # fraction of the enlarged epochs in which errors still fall; the range of the lower axes ignores it
 
 
 @dataclass(frozen=True)
 class _Writing:
-    """What is written beside the lines of a figure."""
+    """Text beside the lines of a figure."""
 
-    usual: int  # how many seeds most curves are of
+    usual: int  # the number of seeds that most curves have
     name_width: float  # inches
 
     @property
     def width(self) -> float:
-        """Of all of it, in inches."""
+        """Width of line sample, name and number together, in inches."""
         return SAMPLE + self.name_width + VALUE
 
     def name(self, curve: Curve) -> str:
-        """With what is not usual about it."""
+        """Return the name of a curve, followed by what is unusual about it."""
         return ", ".join((curve.name, *self.unusual(curve)))
 
     def unusual(self, curve: Curve) -> list[str]:
-        """What is."""
+        """Return what is unusual about a curve: another number of seeds than most, or unfinished runs."""
         count = None if curve.seeds == self.usual else seeds(curve.seeds)
         return [one for one in (count, curve.unfinished) if one is not None]
 
 
 def detailed_figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, metric: str, how: PlotSpec) -> Figure:
-    """A pair of axes for each panel, and the names of its lines beside the lower one.
+    """Return a figure with a pair of axes for each panel, and the names of the lines beside the lower axes.
 
     Args:
         drawn: panel title -> line label -> curve.
         evaluated_on: "test" or "holdout".
-        metric: what the numbers are, for people.
-        how: what the table's file says.
+        metric: description of the numbers beside the names.
+        how: the table's ``figure:``.
     """
     from matplotlib.figure import Figure
 
@@ -129,7 +133,7 @@ def detailed_figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, metri
 
 
 def _writing(curves: Sequence[Curve]) -> _Writing:
-    """Measured as if all names were bold."""
+    """Measure the longest name, as if all names were bold."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextPath
 
@@ -138,7 +142,7 @@ def _writing(curves: Sequence[Curve]) -> _Writing:
     widths = []
     for curve in curves:
         name = TextPath((0, 0), _Writing(usual, 0).name(curve), size=SIZE, prop=font).get_extents().width / 72
-        widths.append(name - (VALUE if curve.value is None else 0))  # which has no number behind it
+        widths.append(name - (VALUE if curve.value is None else 0))  # a curve without a number may use its space
     return _Writing(usual, max(widths) + 0.06)
 
 
@@ -148,7 +152,7 @@ def _writing(curves: Sequence[Curve]) -> _Writing:
 def _panel(
     course: Any, detail: Any, lines: dict[str, Curve], looks: dict[str, LineStyle], drops: int
 ) -> tuple[float, float]:
-    """Draw all lines in both axes; what the lower ones show from bottom to top."""
+    """Draw all lines in both axes, and return the range of errors that the lower axes show."""
     curves = list(lines.values())
     last = max(len(curve.mean) for curve in curves)
     first = first_of_detail(curves, drops)
@@ -165,14 +169,17 @@ def _panel(
 
 
 def first_of_detail(curves: Sequence[Curve], detail: int) -> int:
-    """The epoch from which on the curves are drawn larger: a drop of the learning rate, counted from the last."""
+    """Return the epoch from which the curves are enlarged: the ``detail``-th drop of the learning rate, from the last.
+
+    If there is no such drop, or it is the last epoch, return the epoch at 60% of the training.
+    """
     last = max(len(curve.mean) for curve in curves)
     drops = sorted({drop for curve in curves for drop in curve.drops})
     return drops[-detail] if len(drops) >= detail and drops[-detail] < last else max(1, round(0.6 * last))
 
 
 def _range(curves: Sequence[Curve], first: int, last: int) -> tuple[float, float]:
-    """Of the errors from an epoch on, those right behind it apart."""
+    """Return the range of errors from ``first`` on, without the first ``SETTLED`` of these epochs, plus a margin."""
     begin = first - 1 + round(SETTLED * (last - first))
     seen = [curve for curve in curves if len(curve.mean) > begin]
     low = min(min(curve.low[begin:]) for curve in seen)
@@ -182,7 +189,16 @@ def _range(curves: Sequence[Curve], first: int, last: int) -> tuple[float, float
 
 
 def _draw(axes: Any, curve: Curve, look: LineStyle, epochs: range, markers: int, shift: float) -> None:
-    """The part of a line that is among ``epochs``, with so many markers, the first after a part of a space."""
+    """Draw the part of a line that is within ``epochs``.
+
+    Args:
+        axes: the axes.
+        curve: the line.
+        look: its style.
+        epochs: the epochs that the axes show.
+        markers: number of markers on the line.
+        shift: position of the first marker, as a fraction of the distance between markers.
+    """
     low, mean, high = (errors[epochs.start - 1 : epochs.stop - 1] for errors in (curve.low, curve.mean, curve.high))
     seen = range(epochs.start, epochs.start + len(mean))
     bold = look in BOLD
@@ -212,7 +228,7 @@ def _dress(axes: Any, curves: Sequence[Curve], across: tuple[int, int], up: tupl
 
 
 def mark_drops(axes: Any, curves: Sequence[Curve], label: str | None = None) -> None:
-    """Dotted verticals where the learning rate drops; the first has the label."""
+    """Mark drops of the learning rate by dotted vertical lines. ``label`` is the first line's entry in the legend."""
     for number, drop in enumerate(sorted({drop for curve in curves for drop in curve.drops})):
         axes.axvline(drop - 0.5, color="0.35", linestyle=(0, (1, 2)), linewidth=0.9, zorder=0,
                      label=None if number else label)  # fmt: skip
@@ -224,7 +240,7 @@ def mark_drops(axes: Any, curves: Sequence[Curve], label: str | None = None) -> 
 def _write(
     axes: Any, lines: dict[str, Curve], looks: dict[str, LineStyle], ends: tuple[float, float], writing: _Writing
 ) -> None:
-    """Beside the curves: from each line's end to its name and its number in the table."""
+    """Write names and table values beside the curves, and connect them to the ends of the lines."""
     axes.set_axis_off()
     axes.set_xlim(0, writing.width)
     axes.set_ylim(*ends)
@@ -249,11 +265,17 @@ def _write(
 
 
 def spread(targets: Sequence[float], gap: float, ends: tuple[float, float]) -> list[float]:
-    """Places in rising order, ``gap`` apart, each as near to its target as that allows, within ``ends`` if they fit.
+    """Return positions near the targets that are at least ``gap`` apart.
 
-    Least squares: neighbours that would overlap form a block, whose middle is the mean of what its members want.
+    They minimise the sum of squared distances to the targets: neighbours that would overlap are merged into a block,
+    which is placed where the distances of its members to their targets average to zero.
+
+    Args:
+        targets: preferred positions in ascending order.
+        gap: minimum distance.
+        ends: lowest and highest position; the result stays half a gap inside them if it fits.
     """
-    blocks: list[tuple[float, int]] = []  # the mean of target - index * gap, and how many
+    blocks: list[tuple[float, int]] = []  # (mean of target - index * gap, number of members)
     for index, target in enumerate(targets):
         mean, count = target - index * gap, 1
         while blocks and blocks[-1][0] > mean:

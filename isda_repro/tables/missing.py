@@ -1,4 +1,4 @@
-"""What a table lacks: the commands that would run it, and what they cost."""
+"""Missing runs of a table: the commands that make them, and their cost."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from isda_repro.tables.costs import SOURCE, Cost, Estimate, cost_of
 
 @dataclass(frozen=True)
 class Missing:
-    """The seeds of a cell that have not been run."""
+    """The seeds of one cell that have not finished."""
 
     cell: Cell
     seeds: tuple[int, ...]
-    command: str  # of the first, which stands for the others
-    cost: Cost | None  # of one run
-    generator: str | None = None  # the run whose images it trains on, which costs something too
+    command: str  # runs the first of these seeds
+    cost: Cost | None  # cost of one run; None if unknown
+    generator: str | None = None  # run id of the generator that it needs, whose cost is not included
 
     @property
     def what(self) -> str:
-        """For people."""
+        """The cell and its missing seeds, as text."""
         name = ", ".join(self.cell.labels) or self.cell.name
         return f"{name}, seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
 
     @property
     def remark(self) -> str:
-        """For people: what one run costs."""
+        """The cost of one run, as text."""
         cost = f"{'each ' if len(self.seeds) > 1 else ''}{self.cost}" if self.cost is not None else "cost not known"
         return cost if self.generator is None else f"{cost}; its generator's apart"
 
 
 def command(filled: FilledCell, extra: Sequence[str] = ()) -> str:
-    """Of one run of a cell: the first that is missing, if any is."""
+    """Return the command that makes the first missing run of a cell, or its first run if none is missing."""
     seed = (*filled.missing, *filled.cell.seeds)[0]
     return shlex.join(["python", "train.py", *filled.cell.overrides, *extra, f"seed={seed}"])
 
 
 def missing_runs(filled: FilledTable, plan: Plan, extra: Sequence[str] = ()) -> tuple[Missing, ...]:
-    """By cell, in the table's order; cells that show two metrics of the same runs are one.
+    """Return the missing runs of each cell, in the table's order. Cells that show the same runs are listed once.
 
     Args:
         filled: the table.
-        plan: its runs, whose settings say what they cost.
-        extra: overrides behind those of every cell.
+        plan: its runs, whose settings determine their cost.
+        extra: overrides appended to those of every cell.
     """
     listed: dict[str, Missing] = {}
     for filled_cell in filled.cells.values():
@@ -62,7 +62,7 @@ def missing_runs(filled: FilledTable, plan: Plan, extra: Sequence[str] = ()) -> 
 
 
 def in_all(missing: Sequence[Missing]) -> str:
-    """How many runs, and what they cost together, for people; the hours with their source."""
+    """Describe the number of missing runs and their total cost. If hours are given, their source is named."""
     runs = sum(len(one.seeds) for one in missing)
     known = [(len(one.seeds), one.cost) for one in missing if one.cost is not None]
     parts = [f"{runs} run{'s' if runs > 1 else ''}"]
@@ -75,7 +75,10 @@ def in_all(missing: Sequence[Missing]) -> str:
 
 
 def _together(costs: Sequence[tuple[int, Cost]]) -> Cost:
-    """Of several runs of each; on a GPU for which all of them have an estimate."""
+    """Return the total cost of several kinds of runs, given as (number of runs, cost of one).
+
+    GPU hours are included only for GPUs for which every cost has an estimate.
+    """
     each = [estimate for n, cost in costs for estimate in _times(n, cost.estimates)]
     by_gpu = {gpu: [one for one in each if one.gpu == gpu] for gpu in dict.fromkeys(one.gpu for one in each)}
     estimates = tuple(

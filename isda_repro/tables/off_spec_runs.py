@@ -1,9 +1,11 @@
-"""Runs that are a cell's but for settings which make them shorter, smaller or cheaper.
+"""Runs that differ from a cell only in settings which make them shorter, smaller or cheaper.
 
-They enter no cell: they fill tables of their own, one for each set of such settings, whose titles say what they are. So
-do runs in a precision that the cell does not accept, and seeds that it does not list. Whatever else differs is another
-experiment and shows up in no table of the cell's: another learning rate, another loss; and images held out of the
-training set, whose error is no test error, and for which the searches have tables that ask for it.
+They enter no cell. They fill separate tables, one for each set of such settings, whose titles name the settings. So do
+runs in a precision that the cell does not accept, and runs with a seed that it does not list.
+
+A run that differs in any other setting, such as learning rate or loss, is another experiment, and appears in no table
+of the cell. This includes runs with images held out of the training set: their error is no test error, and searches
+have their own tables for it.
 """
 
 from __future__ import annotations
@@ -23,36 +25,36 @@ from isda_repro.runs.result_index import Record, ResultIndex, asked
 EPOCHS, MILESTONES = "recipe.epochs", "recipe.schedule.milestones"
 MAY_DIFFER = (EPOCHS, MILESTONES, "recipe.passes", "recipe.batch_size", "dataset.train_limit", "dataset.test_limit")
 MAY_DIFFER_BELOW = "compute."
-HANDED_ON = ("dataset.source.train_limit", "dataset.source.test_limit")  # the same again, as the data set is given them
+HANDED_ON = ("dataset.source.train_limit", "dataset.source.test_limit")  # copies of dataset.train_limit, test_limit
 
 Free = Mapping[str, Any]
 
 
 class Deviation(NamedTuple):
-    """How a run differs from its cell."""
+    """Differences between a run and its cell."""
 
-    settings: tuple[tuple[str, str], ...]  # of the run: "recipe.epochs", "12"
-    precisions: tuple[str, ...]  # that the cell does not accept
-    is_other_seed: bool
+    settings: tuple[tuple[str, str], ...]  # (key, value of the run), for example ("recipe.epochs", "12")
+    precisions: tuple[str, ...]  # precisions of the run that the cell does not accept
+    is_other_seed: bool  # the cell does not list the run's seed
 
 
 @dataclass
 class OffSpecGroup:
-    """Runs that differ in one way from their cells."""
+    """All runs that differ from their cells in the same way."""
 
     way: Deviation
     runs: dict[Cell, dict[int, Record]] = field(default_factory=dict)
-    _instead: dict[str, dict[str, None]] = field(default_factory=dict)  # what their cells have, each once
+    _instead: dict[str, dict[str, None]] = field(default_factory=dict)  # key -> values of the cells, each once
 
     def add(self, cell: Cell, record: Record, theirs: Free) -> None:
-        """A run with the cell that it is nearest to, and that cell's settings."""
+        """Add a run with its nearest cell, and that cell's settings."""
         self.runs.setdefault(cell, {})[record.seed] = record
         for key, _ in self.way.settings:
             self._instead.setdefault(key, {})[_text(theirs.get(key))] = None
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """One phrase for each."""
+        """Descriptions of the differences, one phrase each."""
         said = [f"{key}={value} instead of {' or '.join(self._instead[key])}" for key, value in self.way.settings]
         if self.way.precisions:
             said.append(f"{' and '.join(self.way.precisions)}, which the cells do not accept")
@@ -61,7 +63,7 @@ class OffSpecGroup:
         return tuple(said)
 
     def table(self, whole: Table) -> Table:
-        """The part of the table that has such runs, with nothing of the paper's beside them."""
+        """Return the part of a table that has such runs, without the paper's values."""
         overrides = tuple(f"{key}={value}" for key, value in self.way.settings)
         cells = tuple(
             replace(
@@ -83,7 +85,10 @@ class OffSpecGroup:
 
 
 def off_spec_runs(plan: Plan, index: ResultIndex) -> list[OffSpecGroup]:
-    """The runs that differ so from a cell of the plan, each with the nearest, grouped by how they differ."""
+    """Find the indexed runs that differ from a cell of the plan only in permitted ways.
+
+    Each run is assigned to the nearest cell. Runs are grouped by how they differ.
+    """
     cells: dict[bytes, dict[bytes, list[Cell]]] = {}
     for cell, runs in plan.items():
         settings = runs[0].settings
@@ -105,7 +110,7 @@ def off_spec_runs(plan: Plan, index: ResultIndex) -> list[OffSpecGroup]:
 
 
 def _nearest(free: Free, cells: Mapping[bytes, list[Cell]]) -> Iterator[tuple[Cell, Free]]:
-    """Those with the fewest settings that differ: one, or several that show other numbers of the same runs."""
+    """Yield the cells with the fewest differing settings: one, or several that show other numbers of the same runs."""
     candidates = [(theirs, fitting) for own, fitting in cells.items() if _may_be(free, theirs := _divided(own)[1])]
     if candidates:
         theirs, fitting = min(candidates, key=lambda one: len(_differing(free, one[0])))
@@ -113,12 +118,12 @@ def _nearest(free: Free, cells: Mapping[bytes, list[Cell]]) -> Iterator[tuple[Ce
 
 
 def _may_be(free: Free, theirs: Free) -> bool:
-    """Milestones differ with the epochs, or else it is another schedule."""
+    """Return whether schedules are compatible: with equal epochs, milestones must be equal too."""
     return free.get(EPOCHS) != theirs.get(EPOCHS) or free.get(MILESTONES) == theirs.get(MILESTONES)
 
 
 def _differing(free: Free, theirs: Free) -> list[str]:
-    """The settings that differ, without the milestones that the epochs bring with them."""
+    """Return the settings that differ, except milestones that only follow from a different number of epochs."""
     keys = [key for key in sorted({*free, *theirs}) if free.get(key) != theirs.get(key)]
     if MILESTONES in keys and free.get(MILESTONES) == _following(free, theirs):
         keys.remove(MILESTONES)
@@ -132,7 +137,7 @@ def _following(free: Free, theirs: Free) -> list[int] | None:
 
 @cache
 def _divided(body: bytes) -> tuple[bytes, Free]:
-    """What was asked, in two: what must be a cell's own, and what may differ from it."""
+    """Divide a request into the settings that must equal the cell's, and those that may differ (key -> value)."""
     requested, choices = orjson.loads(body)
     flat = dict(_flat(requested, ""))
     free = {key: value for key, value in flat.items() if key in MAY_DIFFER or key.startswith(MAY_DIFFER_BELOW)}
@@ -149,5 +154,5 @@ def _flat(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _text(value: Any) -> str:
-    """As on a command line; a setting that a request leaves out is null."""
+    """Return a value as the command line takes it; a setting that a request omits is null."""
     return value if isinstance(value, str) else orjson.dumps(value).decode()

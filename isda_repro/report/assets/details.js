@@ -1,4 +1,4 @@
-// What the address behind # names: a run, a cell or a curve in the window for details; anything else in the page itself.
+// The details dialog: it shows the run, cell or curve that the URL's fragment names. Other fragments scroll.
 "use strict";
 
 function nameOf(hash) {
@@ -42,7 +42,7 @@ function pairs(entries) {
   return element("table", { class: "pairs" }, element("tbody", {}, ...rows));
 }
 
-// A nested object as lines of dotted keys.
+// Flatten a nested object to [dotted key, value] pairs.
 function dotted(node, prefix = "") {
   if (Array.isArray(node))
     return [[prefix, node.map((one) => (typeof one === "object" ? JSON.stringify(one) : one)).join(", ")]];
@@ -57,7 +57,7 @@ function command(text) {
       await navigator.clipboard.writeText(text);
       button.textContent = "Copied";
     } catch {
-      getSelection().selectAllChildren(button.previousElementSibling); // where a page may not write to the clipboard
+      getSelection().selectAllChildren(button.previousElementSibling); // the page may not write to the clipboard
     }
   });
   return element("div", { class: "command" }, element("code", { tabindex: "0" }, text), button);
@@ -106,7 +106,7 @@ function resultOf(run) {
   return [...errors, ["hours", hoursOf(run).toPrecision(2)]];
 }
 
-// The command: of the cell that it is in, or the configuration that lies in its folder.
+// The command that repeats a run: its cell's command, or train.py with the configuration in the run's folder.
 function repeat(data, run) {
   const cell = data.cellsOf[run.number].map((key) => data.cells[key]).find((one) => one.command);
   if (cell) return command(`${cell.command} seed=${run.seed}`);
@@ -123,7 +123,7 @@ function whereItCounts(data, run) {
   return links.length ? element("ul", {}, ...links) : element("p", {}, "In no table.");
 }
 
-// Both errors of one run, drawn as a panel of two lines.
+// The test and training error of one run, drawn as a panel with two lines.
 function runCurves(data, run) {
   const panel = data.panels.find((one) => one.lines.some((line) => line.runs.includes(run.number)));
   const named = [
@@ -146,7 +146,7 @@ function runCurves(data, run) {
   ];
 }
 
-// The runs of a cell or a curve, and what of a cell is missing.
+// The list of runs of a cell or curve, and the missing seeds of a cell.
 function listDetails(data, list) {
   const runs = list.runs.map((number) => data.runs[number]);
   const rows = runs.map((run) =>

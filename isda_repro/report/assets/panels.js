@@ -1,8 +1,8 @@
-// The filters above the curves, and the panels that pass them.
+// Filters above the curves, and the panels that match them.
 "use strict";
-const PANELS = 12; // drawn at once; a button shows as many more
+const PANELS = 12; // number of panels drawn at first; a button shows as many more
 
-// Names for lines, and the table that each run is in; what is derived from the data once.
+// Add derived data once: indices by run id, the tables and cells of each run, and the lines by key.
 function prepare(data) {
   data.numbers = new Map(data.runs.map((run, number) => [run.id, number]));
   data.tablesOf = data.runs.map(() => new Set());
@@ -16,7 +16,7 @@ function prepare(data) {
   data.panels.forEach((panel, index) => giveLooks(data, panel, index));
 }
 
-// Cross-entropy and ISDA look the same in every panel; others take what is free.
+// Give each line of a panel a look: Cross-entropy and ISDA the same in every panel, other lines a free one.
 function giveLooks(data, panel, index) {
   const fixed = { ce: 0, isda: 1 };
   const taken = new Set();
@@ -39,7 +39,7 @@ function choicesOf(form) {
   return chosen;
 }
 
-// [panel, its lines] that pass; nothing chosen in a group means all of it.
+// Return [panel, matching lines] for each panel with matching lines. A group without a choice matches everything.
 function passing(data, chosen) {
   const has = (name, value) => !chosen[name].length || chosen[name].includes(value);
   const inTable = (line) =>
@@ -103,13 +103,13 @@ function makePanel(data, panel, lines, options) {
   };
 }
 
-// The line's last value, which leads to its run, or to the list of its runs.
+// A line's last value as a link to its run, or to the list of its runs.
 function valueLink(data, line, curve) {
   const target = line.runs.length === 1 ? data.runs[line.runs[0]].id : line.key;
   return element("a", { class: "value", href: `#${encodeURIComponent(target)}` }, lastValue(data, line, curve));
 }
 
-// Mean ± sample standard deviation over seeds.
+// The last value of a curve as text: mean ± sample standard deviation over seeds.
 function lastValue(data, line, curve) {
   const values = line.runs
     .map((number) => data.runs[number].curves[curve]?.at(-1))
@@ -135,7 +135,7 @@ function swatch(look) {
   return svg;
 }
 
-// Plotly's mark of a line, small.
+// A small copy of the line's marker in plotly.
 function mark(look) {
   const shapes = [
     "M15 2a3 3 0 1 0 .01 0z",

@@ -1,7 +1,7 @@
-// One panel's lines as plotly takes them.
+// Plotly traces and layout of one panel.
 "use strict";
-// Told apart by colour, by dashes and by marks, as in the figures of results/; the colours are style.css's.
-// Of five, seven and six there are, with no common divisor: the seventh line looks like none before it.
+// Lines differ in colour, dashes and markers, as in the figures of results/. The colours are defined in style.css.
+// There are 5 dashes, 7 markers and 6 colours. The numbers have no common divisor, so combinations do not repeat early.
 const DASHES = ["5px,2px", "solid", "1px,2px", "6px,2px,1px,2px", "9px,3px"];
 const MARKS = [
   "circle-open",
@@ -27,7 +27,7 @@ function isError(curve) {
   return curve.endsWith("error");
 }
 
-// The epochs and, over the runs of a line that have the curve, its mean, smallest and largest value.
+// The mean, smallest and largest value of a curve at each epoch, over the runs of a line that have the curve.
 function bandOf(data, runs, curve) {
   const having = runs.map((number) => data.runs[number]).filter((run) => run.curves[curve]);
   if (!having.length) return null;
@@ -88,7 +88,7 @@ function meanTrace(line, band, drawn, curve, digits) {
   };
 }
 
-// plotly reads a few tags in what it is given; names from files are words.
+// Escape text from files, because plotly interprets some HTML tags.
 function escaped(text) {
   return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 }
@@ -143,7 +143,7 @@ function layoutOf(panel, traces, options) {
       font: { size: 12, color: style.getPropertyValue("--ink").trim() },
     },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: ink.text, activecolor: style.getPropertyValue("--accent").trim() },
-    dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // a finger scrolls
+    dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // on a touch screen, dragging scrolls the page
     xaxis: {
       title: { text: "epoch", standoff: 6, font: { size: 11 } },
       showgrid: false,
@@ -191,14 +191,14 @@ function layoutOf(panel, traces, options) {
 const CONFIG = {
   displaylogo: false,
   responsive: true,
-  modeBarButtons: [["toImage", "resetScale2d"]], // those that plotly would add send the chart away
+  modeBarButtons: [["toImage", "resetScale2d"]], // plotly's default buttons would send the chart away
   plotlyServerURL: "",
 };
 
 async function draw(place, data, panel, lines, options) {
   const Plotly = await plotly();
   const traces = tracesOf(data, panel, lines, options);
-  if (!place.isConnected) return; // other panels have taken its place
+  if (!place.isConnected) return; // it was replaced by other panels in the meantime
   await Plotly.react(place, traces, layoutOf(panel, traces, options), CONFIG);
   place.removeAllListeners("plotly_click");
   place.on("plotly_click", (event) => {

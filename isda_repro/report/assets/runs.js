@@ -1,6 +1,6 @@
-// The list of runs below the curves: those that pass the same filters, sorted as data, since not all are drawn.
+// The list of runs below the curves. The same filters apply; the data is sorted, not the rows, as not all are drawn.
 "use strict";
-const ROWS = 50; // at once; a button shows ten times as many more
+const ROWS = 50; // number of rows at first; a button shows ten times as many more
 
 const RUN_COLUMNS = [
   (run) => run.id,

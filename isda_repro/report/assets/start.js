@@ -1,4 +1,4 @@
-// What happens when the page has been read.
+// Set-up when the page has been loaded.
 "use strict";
 
 function startTheme(button, redrawAll) {
@@ -13,7 +13,7 @@ function startTheme(button, redrawAll) {
     try {
       localStorage.setItem("theme", theme);
     } catch {
-      // kept for this visit only
+      // storage is blocked, so the choice lasts for this visit only
     }
     show();
     redrawAll();
@@ -23,7 +23,7 @@ function startTheme(button, redrawAll) {
     redrawAll();
   });
   addEventListener("beforeprint", () => {
-    setTheme("light"); // paper is white
+    setTheme("light"); // for white paper
     redrawAll();
   });
   addEventListener("afterprint", () => {
@@ -38,7 +38,7 @@ function startTables() {
   document.querySelectorAll("details.table table").forEach(boxed);
 }
 
-// A table wider than the screen scrolls in a box of its own, which the keyboard reaches.
+// Wrap a table in a scrollable box that can be focused by keyboard, for tables wider than the screen.
 function boxed(table) {
   if (table.parentElement.classList.contains("scroll")) return;
   const box = element("div", {
@@ -51,7 +51,7 @@ function boxed(table) {
   box.append(table);
 }
 
-// Our numbers become buttons that open their runs.
+// Turn our numbers in the tables into links to their runs.
 function linkCells(data) {
   for (const place of document.querySelectorAll("details.table")) {
     const reduced = [...place.querySelectorAll("section.reduced")];
@@ -84,7 +84,7 @@ function startCurves(data, place) {
     more.textContent = `Show more of ${plural(found.length, "panel")}`;
     showRuns(runs.sort((a, b) => a - b));
     const drawn = panels;
-    for (const panel of drawn) if (drawn === panels) await panel.redraw(); // one after the other: the page stays awake
+    for (const panel of drawn) if (drawn === panels) await panel.redraw(); // one at a time, to stay responsive
   };
   form.addEventListener("change", () => {
     count = PANELS;

@@ -1,11 +1,11 @@
-// Tables that are sorted by a click on a heading: the lines of one table row, a <tbody>, stay together.
+// Sorting of tables by a click on a heading. The lines of one table row are a <tbody> and stay together.
 "use strict";
 
 function makeSortable(table) {
   const bodies = [...table.tBodies];
   const original = new Map(bodies.map((body, index) => [body, index]));
   columnsOf(table).forEach(({ heading, column }) => {
-    if (cellAt(bodies[0]?.rows[0], column)?.classList.contains("kind")) return; // the same words in every row
+    if (cellAt(bodies[0]?.rows[0], column)?.classList.contains("kind")) return; // the same labels in every row
     const button = element("button", { type: "button", class: "sort" });
     if (!heading.textContent.trim()) button.setAttribute("aria-label", "row");
     button.append(...heading.childNodes);
@@ -14,7 +14,7 @@ function makeSortable(table) {
   });
 }
 
-// The headings of single columns, each with the number of its column: those that reach down to the last header line.
+// Return the headings of single columns with their column number: those that reach the last header line.
 function columnsOf(table) {
   const rows = [...(table.tHead?.rows ?? [])];
   const taken = rows.map(() => []);
@@ -33,7 +33,7 @@ function columnsOf(table) {
   return found;
 }
 
-// Up, down, then as it was: null.
+// Cycle through ascending, descending and null, which is the original order.
 function nextOrder(table, heading) {
   const before = heading.getAttribute("aria-sort");
   const order = before === "ascending" ? "descending" : before === "descending" ? null : "ascending";
@@ -58,14 +58,14 @@ function cellAt(row, column) {
   return [...(row?.cells ?? [])].find((cell) => column < (at += cell.colSpan));
 }
 
-// What a cell is sorted by: its number where it has one, its words otherwise; null where it is empty.
+// The value by which a cell is sorted: its number if it has one, otherwise its text; null if it is empty.
 function sortKey(row, column) {
   const cell = cellAt(row, column);
   if (cell?.dataset.value !== undefined) return Number(cell.dataset.value);
   return cell?.textContent.trim() || null;
 }
 
-// Empty cells come last, whichever way.
+// Compare two sort keys. Empty cells come last in either direction.
 function compared(a, b, direction) {
   if (a === null || b === null) return (a === null) - (b === null);
   if (typeof a === "number" && typeof b === "number") return direction * (a - b);

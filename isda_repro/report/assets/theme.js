@@ -1,4 +1,4 @@
-// Light, dark, or as the system has it; kept in this browser where it lets us.
+// Colour theme: light, dark, or that of the system. The choice is stored in the browser if it permits that.
 "use strict";
 const THEMES = ["auto", "light", "dark"];
 const SYSTEM = matchMedia("(prefers-color-scheme: dark)");
@@ -7,7 +7,7 @@ function storedTheme() {
   try {
     return localStorage.getItem("theme") || "auto";
   } catch {
-    return "auto"; // some browsers keep nothing for files
+    return "auto"; // some browsers have no storage for local files
   }
 }
 

@@ -1,4 +1,4 @@
-// What lies in the page compressed: the runs, as JSON, and the plotting library, as a script.
+// Compressed contents of the page (the runs as JSON, the plotting library as a script), and helpers for all scripts.
 "use strict";
 
 async function unpacked(id) {
@@ -8,7 +8,7 @@ async function unpacked(id) {
   return new Response(stream).text();
 }
 
-let library = null; // a promise: it is unpacked once, when the first curve comes into sight
+let library = null; // a promise: unpacked once, when the first curve comes into view
 
 function plotly() {
   library ??= unpacked("library").then((text) => {
@@ -20,7 +20,7 @@ function plotly() {
   return library;
 }
 
-// An element with attributes and children; text stays text, whatever is in it.
+// Create an element with attributes and children. Strings become text nodes, never HTML.
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {

@@ -1,4 +1,4 @@
-"""A layout as Markdown, LaTeX, CSV or HTML."""
+"""Renderers of a layout: Markdown, LaTeX, CSV and HTML."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ FORMATS: dict[str, Callable[[Sequence[Layout]], str]] = {
     "csv": csv_file,
     "html": page,
 }
-"""By suffix: several tables -> the text of one file."""
+"""File suffix -> function that renders several tables as the text of one file."""
 
 __all__ = ["FORMATS", "csv", "html", "latex", "markdown"]

@@ -1,8 +1,11 @@
-"""HTML: a fragment to embed, in ASCII, with what a script needs to sort it; and a page of such fragments.
+"""HTML renderer: a table as an ASCII fragment to embed, with attributes for sorting, and a page of such fragments.
 
-One ``<tbody>`` for each row of the table, so that its lines stay together when rows are sorted. Each ``<tr>`` has the
-kind of its line as its class. A ``<td>`` has ``data-column``, counted from 0; behind a number ``data-value``, which is
-not rounded; and in our line ``data-cell``, the folder of the cell under ``results/``.
+Each row of the table is a ``<tbody>``, so that its lines stay together when rows are sorted. Each ``<tr>`` has the kind
+of its line as its class. A ``<td>`` has these attributes:
+
+- ``data-column``: its column, counted from 0;
+- ``data-value``, if there is a number behind it: that number, unrounded;
+- ``data-cell``, in our line: the folder of the cell under ``results/``.
 """
 
 from __future__ import annotations
@@ -42,13 +45,18 @@ code {{ overflow-wrap: anywhere }}
 
 
 def page(layouts: Sequence[Layout]) -> str:
-    """A file that a browser opens by itself."""
+    """Return a complete HTML file with these tables."""
     title = layouts[0].title if len(layouts) == 1 else "Tables"
     return PAGE.format(title=_escaped(title), body="\n".join(map(html, layouts)))
 
 
 def html(layout: Layout, level: int = 2) -> str:
-    """One table in a ``<section>``, its heading of this level, notes, what is missing, and the reduced tables."""
+    """Return one table as a ``<section>`` with heading, notes, missing runs and reduced tables.
+
+    Args:
+        layout: the table.
+        level: heading level; reduced tables are one level lower.
+    """
     name = escape(layout.filled.table.name)
     kind = f' class="reduced" data-settings="{_escaped("; ".join(layout.settings))}"' if layout.settings else ""
     parts = [f'<section{kind} data-table="{name}">', f"<h{level}>{_escaped(layout.title)}</h{level}>"]
@@ -120,5 +128,5 @@ def _missing(layout: Layout) -> Iterator[str]:
 
 
 def _escaped(text: str) -> str:
-    """In ASCII, so that a fragment means the same in a page of any encoding."""
+    """Escape text for HTML, in ASCII, so that a fragment is valid in a page of any encoding."""
     return escape(text).encode("ascii", "xmlcharrefreplace").decode()

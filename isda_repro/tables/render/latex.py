@@ -1,6 +1,7 @@
-r"""LaTeX: a file that compiles as it is, and as ``\input`` in a document that has booktabs and graphicx.
+r"""LaTeX renderer: a file that compiles alone, and as ``\input`` in a document that loads booktabs and graphicx.
 
-A table that is wider than the line, or higher than a page, is made smaller. Commands can be copied from the page.
+A table that is wider than the line or higher than 0.8 of the page's text is scaled down. Commands can be copied from
+the printed page.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from isda_repro.tables.layout import Block, Entry, Head, Layout, Line
 from isda_repro.tables.missing import in_all
 
-# Where a document class has been loaded, \documentclass is an error message: then the preamble is passed over.
+# Once a document class has been loaded, \documentclass is \@twoclasseserror; then the preamble is skipped.
 HEAD = r"""% Compiles as it is, and as \input in a document with \usepackage{booktabs,graphicx}.
 \expandafter\ifx\csname @twoclasseserror\endcsname\documentclass
   \let\isdareproend\relax
@@ -23,7 +24,7 @@ HEAD = r"""% Compiles as it is, and as \input in a document with \usepackage{boo
   \begin{document}
 \fi
 """
-NEXT = "\n\\clearpage\n"  # or a large table would float behind the next one's list
+NEXT = "\n\\clearpage\n"  # without it a large table could float behind the list of the next table
 LIST = "\n\\begin{itemize}\\footnotesize\\raggedright\\itemsep0pt\\parskip0pt\n"
 FOOT = "\\isdareproend\n"
 
@@ -61,7 +62,7 @@ SPECIAL = {
     "\N{SUBSCRIPT ZERO}": "$_0$",
     "\N{SUPERSCRIPT TWO}": "$^2$",
 }
-IN_A_COMMAND = {  # the typewriter font's own signs, which can be copied from the page
+IN_A_COMMAND = {  # characters of the typewriter font, which can be copied from the page
     **{character: f"\\char{ord(character)} " for character in "\\_{}~^<>|"},
     "'": r"\textquotesingle{}",
     "`": r"\textasciigrave{}",
@@ -70,21 +71,21 @@ SYMBOLS = {r"lambda\_0": r"$\lambda_0$", "(n = ": "($n$ = "}
 
 
 def document(layouts: Sequence[Layout]) -> str:
-    """A file with these tables."""
+    """Return a complete LaTeX file with these tables."""
     return f"{HEAD}\n{NEXT.join(map(latex, layouts))}{FOOT}"
 
 
 def latex(layout: Layout) -> str:
-    """One table as a float, what is missing behind it, and the reduced tables."""
+    """Return one table as a float, followed by its notes, its missing runs and its reduced tables."""
     filling = {
         "title": _text(
             re.sub(r"^Table (\d+), (.*)", r"\2 (Table \1 of the paper)", layout.title)
-        ),  # TeX numbers it anew
+        ),  # LaTeX assigns its own number
         "label": "" if layout.settings else f"\\label{{tab:{layout.filled.table.name}}}",
         "tabular": "\n".join(_tabular(layout)),
         "caption": _text(layout.caption),
     }
-    below = "".join((*_notes(layout), *_missing(layout)))  # outside the float: may go on on the next page
+    below = "".join((*_notes(layout), *_missing(layout)))  # outside the float, so that page breaks are possible
     return TABLE % filling + below + "".join(f"\n{latex(one)}" for one in layout.reduced)
 
 
@@ -111,7 +112,7 @@ def _head(head: Head) -> str:
 
 
 def _rules(heads: Sequence[Head], names: int) -> Iterator[str]:
-    """A line below each head of several columns."""
+    """Yield a rule below each head that spans several columns."""
     first = names + 1
     for head in heads:
         if head.span > 1 and head.text:
@@ -120,7 +121,7 @@ def _rules(heads: Sequence[Head], names: int) -> Iterator[str]:
 
 
 def _block(block: Block, above: Sequence[str], has_kinds: bool, is_paired: bool) -> Iterator[str]:
-    """Of a row's labels those are left out that stand right above."""
+    """Yield the lines of a block. Row labels that repeat those of the row above are left out."""
     same = 0
     while same < len(block.row) - 1 and block.row[: same + 1] == tuple(above[: same + 1]):
         same += 1
@@ -131,7 +132,11 @@ def _block(block: Block, above: Sequence[str], has_kinds: bool, is_paired: bool)
 
 
 def _entries(line: Line, is_paired: bool) -> Iterator[str]:
-    """Where columns are compared, a difference also takes the empty field before it, the baseline's: it is long."""
+    """Yield the entries of a line.
+
+    Where columns are compared, a difference also takes the empty entry before it, which is the baseline's, because it
+    is long.
+    """
     entries = list(line.entries)
     while entries:
         entry = entries.pop(0)
@@ -164,7 +169,10 @@ def _missing(layout: Layout) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    """Characters that are not in ``SPECIAL`` stay: those of Latin scripts every TeX knows."""
+    """Escape text for LaTeX.
+
+    Characters that are not in ``SPECIAL`` are unchanged: every TeX knows those of Latin scripts.
+    """
     quoted = re.sub(r'"([^"]*)"', r"``\1''", text)
     escaped = "".join(SPECIAL.get(character, character) for character in quoted)
     for plain, symbol in SYMBOLS.items():
@@ -173,7 +181,7 @@ def _text(text: str) -> str:
 
 
 def _command(text: str) -> str:
-    """Broken at its spaces, and behind an equals sign or a comma."""
+    """Escape a command. It may be broken at spaces, and after an equals sign, a comma or a slash."""
     escaped = "".join({**SPECIAL, **IN_A_COMMAND}.get(character, character) for character in text)
     breakable = re.sub(r"([=,/])", r"\1\\allowbreak{}", escaped)
     return f"\\texttt{{{breakable}}}"

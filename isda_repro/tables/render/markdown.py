@@ -1,4 +1,4 @@
-"""Markdown that also reads well in a terminal."""
+"""Markdown renderer, whose output is also readable as plain text in a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from isda_repro.tables.missing import Missing, in_all
 
 
 def markdown(layout: Layout, level: int = 2) -> str:
-    """The table under a heading of this level, its caption, notes, what is missing, and the reduced tables."""
+    """Return a table with heading, caption, notes, missing runs and reduced tables.
+
+    Args:
+        layout: the table.
+        level: heading level; reduced tables are one level lower.
+    """
     parts = [f"{'#' * level} {_escaped(layout.title)}", "\n".join(_grid(layout)), _escaped(layout.caption)]
     if layout.notes:
         parts += ["The paper and this table:", "\n".join(f"- {_escaped(note)}" for note in layout.notes)]
@@ -22,7 +27,7 @@ def markdown(layout: Layout, level: int = 2) -> str:
 
 
 def _grid(layout: Layout) -> Iterator[str]:
-    """A table, padded so that its columns also line up as plain text; names to the left, numbers to the right."""
+    """Yield the lines of the table, padded to align as plain text: names to the left, numbers to the right."""
     names = 2 if layout.has_kinds else 1
     header = [""] * names + [
         _escaped(one.title if isinstance(one, CostColumn) else ", ".join(one)) for one in layout.columns
@@ -55,7 +60,7 @@ def _missing(missing: Missing) -> str:
 
 
 def _escaped(text: str) -> str:
-    """A label stays what it is: no column of its own, no emphasis, no HTML."""
+    """Escape characters that would start a column, a code span, emphasis or HTML."""
     return re.sub(r"([\\`*|<])", r"\\\1", text)
 
 

@@ -1,7 +1,7 @@
-"""CSV to compute with: a line for each cell of each table, numbers unrounded; RFC 4180.
+"""CSV renderer for further computation (RFC 4180): one line for each cell of each table, numbers unrounded.
 
-Percentages throughout. What is not there is empty. The columns that no run fills (parameters, costs) are lines too,
-with their own ``metric``; and so are the cells of reduced tables, which say under ``reduced`` what is not the table's.
+Errors and differences are in percent. Absent values are empty. Cost columns give lines too, with their own ``metric``.
+So do the cells of reduced tables, whose field ``reduced`` names the settings that differ from the table's.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ FIELDS = (
 
 
 def csv(layout: Layout) -> str:
-    """One table and its reduced ones, with a header."""
+    """Return one table and its reduced tables, with a header."""
     return csv_file([layout])
 
 
 def csv_file(layouts: Sequence[Layout]) -> str:
-    """Several tables below one header."""
+    """Return several tables below one header."""
     text = io.StringIO()
     writer = standard.DictWriter(text, FIELDS)
     writer.writeheader()
@@ -43,6 +43,7 @@ def csv_file(layouts: Sequence[Layout]) -> str:
 
 
 def _lines(layout: Layout) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a table: its cells, its cost columns, and then those of its reduced tables."""
     of_table = {"table": layout.filled.table.name, "reduced": "; ".join(layout.settings)}
     missing = {one.cell.slug: one for one in layout.missing}
     for cell in layout.filled.cells.values():
@@ -104,7 +105,7 @@ def _interval(difference: Difference) -> dict[str, Any]:
 
 
 def _costs(missing: Missing | None) -> dict[str, Any]:
-    """Of a cell that has not been run; the hours are the first estimate's."""
+    """Return the cost fields of a cell with missing runs; the hours are those of the first estimate."""
     if missing is None or missing.cost is None:
         return {}
     line: dict[str, Any] = {"petaflop_of_a_run": missing.cost.petaflop}
