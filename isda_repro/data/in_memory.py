@@ -46,7 +46,7 @@ class InMemoryLoader(Loader):
 
     @property
     def has_static_batches(self) -> bool:
-        """True if ``batch_from`` can make every batch: shuffled real images, integer draws, no windows or host draws."""
+        """True if ``batch_from`` can make every batch: shuffled real images, integer draws, no window or host draws."""
         are_whole = all(not dtype.is_floating_point for dtype in self._draw_types.values())
         is_one_step = not self._augmentation.wants_many and not self._augmentation.host_draws
         return self._shuffle and self._synthetic is None and is_one_step and are_whole
