@@ -16,7 +16,7 @@ CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 
 
 def _match(key: object, rules: Mapping[str, Any]) -> Any:
-    """Resolve ``${match:KEY, {PATTERN: VALUE, ...}}`` to the value of the first pattern that matches the key (fnmatch)."""
+    """Resolve ``${match:KEY, {PATTERN: VALUE, ...}}``: the value of the first pattern (fnmatch) that fits the key."""
     for pattern, value in rules.items():
         if fnmatch.fnmatchcase(str(key), str(pattern)):
             return OmegaConf.create(value) if isinstance(value, list) else value
@@ -83,7 +83,7 @@ def _declared(name: str, *, _root_: DictConfig) -> Any:
 
 
 def _half(value: object) -> object:
-    """Resolve ``${half:${dataset.image_size}}``, rounded down; a value that is not a count is returned for ``check``."""
+    """Resolve ``${half:${dataset.image_size}}``, rounded down; a value that is no count is returned for ``check``."""
     return cast(int, value) // 2 if is_count(value) else value
 
 

@@ -147,7 +147,7 @@ class WandbTracker:
             shutil.rmtree(folder)
 
     def _catch_up(self, until: int | None = None) -> None:
-        """Send the epochs of ``metrics.jsonl`` before ``until`` that W&B lacks: all if offline, some after an outage."""
+        """Send epochs of ``metrics.jsonl`` before ``until`` that W&B lacks: all if offline, some after an outage."""
         end = math.inf if until is None else until
         if end <= self._sent + 1:
             return
