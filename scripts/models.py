@@ -91,7 +91,7 @@ class Options:
 
 
 class Counted(NamedTuple):
-    """Parameters, multiply-adds, bytes per image for the gradient, feature width and the recipe's PFLOP of a network."""
+    """Parameters, multiply-adds, bytes per image for the gradient, feature width and recipe PFLOP of a network."""
 
     parameters: int
     multiply_adds: int
