@@ -3,7 +3,7 @@
 Hydra is used in this package, in ``train.py`` and in ``scripts/``, and nowhere else. The steps are:
 
 1. ``compose`` (or Hydra's own command line) merges the files of ``conf/`` and the overrides.
-2. ``freeze`` resolves every resolver, checks the fields, also against each other, and names the run.
+2. ``freeze`` resolves every interpolation, checks the fields, also against each other, and names the run.
 3. ``build`` instantiates a node that has a ``_target_``.
 
 Generators have their own ``compose_generator``, ``freeze_generator`` and ``read_frozen_generator``.

@@ -47,7 +47,7 @@ def generator_kind(cfg: Mapping[str, Any]) -> str | None:
 
 
 def check(cfg: Mapping[str, Any]) -> None:
-    """Check the configuration of a classifier, without its names.
+    """Check the settings of a classifier.
 
     Raises:
         ConfigError: for the first wrong setting, with its key, its value and the values that it can have.

@@ -26,6 +26,9 @@ def read_frozen_as(
 ) -> DictConfig:
     """Read a frozen configuration of one kind of run.
 
+    If the file is in the folder of its run, ``runs_dir`` is set to the parent folder, so that a run that was moved
+    continues in its new place.
+
     Args:
         path: ``config.yaml`` of a run.
         check_it: checks the settings and raises ConfigError.

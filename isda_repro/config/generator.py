@@ -64,7 +64,7 @@ def generator_overrides(cfg: Mapping[str, Any]) -> list[str]:
 
 
 def check_generator(cfg: Mapping[str, Any]) -> None:
-    """Check the configuration of a generator, without its names.
+    """Check the settings of a generator.
 
     Raises:
         ConfigError: for the first wrong setting, with its key, its value and the values that it can have.

@@ -29,7 +29,7 @@ def request(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that can change the result.
 
     Nulls, and mappings that hold nothing else, are left out. A new option, or a new group of options, therefore renames
-    no run if it defaults to null.
+    no run if it defaults to null. Floats without a fraction become integers, so that 1 and 1.0 name the same run.
     """
     plain = cfg if isinstance(cfg, dict) else cast(dict[str, Any], OmegaConf.to_container(cast(DictConfig, cfg)))
     identity = ("run_id", "numerics_version")

@@ -83,7 +83,7 @@ def _declared(name: str, *, _root_: DictConfig) -> Any:
 
 
 def _half(value: object) -> object:
-    """Resolve ``${half:${dataset.image_size}}``, rounded down; a value that is no count is returned for ``check``."""
+    """Resolve ``${half:${dataset.image_size}}``, rounded down; any other value than a count is returned unchanged."""
     return cast(int, value) // 2 if is_count(value) else value
 
 

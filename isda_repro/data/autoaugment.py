@@ -43,7 +43,7 @@ class AutoAugment(Augmentation):
 
     Args:
         policy: ``cifar10`` (which its authors also use for CIFAR-100) or ``imagenet``, as listed by torchvision.
-        interpolation: of shear, translation and rotation; ``nearest`` (torchvision's default) or ``bilinear``.
+        interpolation: mode for shear and rotation; ``nearest`` (torchvision's default) or ``bilinear``.
         fill: grey level of pixels that come from outside of the image; torchvision uses 0, the ISDA authors 128.
         one_way_rotation: always rotate counter-clockwise, as the ISDA authors' code does, instead of drawing the sign.
 

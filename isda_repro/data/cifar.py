@@ -51,7 +51,7 @@ def load_cifar(
 
 
 def cifar_class(name: str) -> Any:
-    """Return torchvision's data set class for ``name``; torchvision is imported here to keep this module light.
+    """Return torchvision's data set class for ``name``; torchvision is only imported here.
 
     Raises:
         DataError: ``name`` is not a CIFAR data set.

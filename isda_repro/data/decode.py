@@ -106,7 +106,7 @@ def _rising_pair(name: str, pair: object, highest: float) -> tuple[float, float]
 
 
 def _middle(height: int, width: int, ratio: Sequence[float]) -> Box:
-    """The largest part in the middle whose shape is allowed."""
+    """Return the largest centred box whose aspect ratio is within ``ratio``."""
     crop_height, crop_width = height, width
     if width / height < ratio[0]:
         crop_height = max(1, round(width / ratio[0]))

@@ -1,7 +1,7 @@
 """Image folders in the layout of ImageNet: ``train/<class>/*.JPEG`` and ``val/<class>/*.JPEG``.
 
 Only file names are read here. They are kept in an index in the user's cache, so that the next start reads one file
-instead of scanning every folder; a part (``train`` or ``val``) that has changed since is a reason to scan again.
+instead of scanning every folder. If a folder has changed since, all are scanned again.
 """
 
 from __future__ import annotations

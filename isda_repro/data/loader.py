@@ -80,7 +80,8 @@ class Loader(ABC):
         passes: number of passes over the split per epoch, each in its own order.
         seed: seed of the run; the random streams of order and augmentation are derived from it here.
         device: device of the batches.
-        memory_format: of the batches: ``torch.contiguous_format`` or ``torch.channels_last``; neither costs a copy.
+        memory_format: layout of the batches, ``torch.contiguous_format`` or ``torch.channels_last``; neither costs a
+            copy.
         share: part of each global batch that this loader yields.
         synthetic: generated images to mix with the real ones; None uses real images alone.
 

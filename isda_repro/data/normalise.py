@@ -26,7 +26,7 @@ class Normalise:
         mean, std: per channel, in units where the largest pixel is 1.
         image_width: W; needed because in channels_last the constants are laid out along a whole row of pixels.
         device: device of the images.
-        memory_format: of the output; no copy is made if the input already has it.
+        memory_format: layout of the output; no copy is made if the input already has it.
 
     Raises:
         UserError: ``mean`` and ``std`` have different lengths, or a ``std`` is not positive.

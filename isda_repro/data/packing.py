@@ -41,7 +41,7 @@ class Packing:
     Args:
         size: shorter side in pixels; smaller images keep their size. Evaluation at 224 needs 256.
         format: ``raw``, pixels that need no decoding; or ``jpeg``, a tenth of the size.
-        quality: of ``jpeg``, from 1 to 100.
+        quality: JPEG quality from 1 to 100; not used by ``raw``.
         images_per_archive: images in one archive, which is also the most work that an interruption can lose.
 
     Raises:

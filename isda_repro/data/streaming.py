@@ -257,7 +257,7 @@ def _as_it_is(fetched: Any) -> Any:
 
 
 def _belong_to_parent(worker: int) -> None:
-    """Make a worker ignore the stop signals of the run, and die with the process that started it."""
+    """Shield a worker from signals that are meant for the run, and make it die with the process that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)  # drop the run's handlers, which fork has inherited
