@@ -106,7 +106,7 @@ def _keys_below(node: Any, prefix: str) -> list[str]:
 
 @explain()
 def settled(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return a composed configuration as plain containers, with all interpolations resolved and without the ``hydra`` node.
+    """Return a composed configuration as plain containers, with all interpolations resolved, without ``hydra``.
 
     Raises:
         ConfigError: a setting has no value, or an override adds a key that nothing reads.

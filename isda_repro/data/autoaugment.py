@@ -1,7 +1,7 @@
 """AutoAugment (Cubuk et al., 2019) on many images at once: images that get the same operation are processed together.
 
-The sub-policies and the operations are torchvision's. This module adds draws that depend only on the position in the
-epoch, and the grouping. Sizes: N images; a *stage* is the first or the second operation of a sub-policy.
+The sub-policies and the operations are torchvision's. This module adds the draws, which are functions of (seed, epoch,
+position), and the grouping. Sizes: N images; a *stage* is the first or the second operation of a sub-policy.
 """
 
 import math

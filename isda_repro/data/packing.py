@@ -1,5 +1,6 @@
-"""Write a folder of images as a few archives of smaller images, so that epochs spend less time decoding; see
-``packed.py``.
+"""Write a folder of images as a few archives of smaller images, so that epochs spend less time decoding.
+
+``packed.py`` reads the archives.
 """
 
 from __future__ import annotations
