@@ -28,7 +28,7 @@ from isda_repro.losses.sampled import covariance_root
 from isda_repro.plotting import write_figure
 
 DRAWS = (1, 10, 100, 1000)
-ESTIMATES = 100  # number of estimates; those with fewer draws use the first draws of the largest
+ESTIMATES = 100  # number of estimates per lambda; an estimate with M draws uses the first M of the 1000
 SAMPLES = 64
 LAMBDAS = torch.linspace(0, 1, 9)  # the grid of the paper ends there
 

@@ -209,7 +209,7 @@ def _indexed(archives: list[Path]) -> dict[str, np.ndarray[Any, Any]]:
     stated = [[str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size] for path in archives]
     key = hashlib.sha256(json.dumps([INDEX_VERSION, stated]).encode()).hexdigest()[:16]
     file = cache_folder() / f"archives-{key}.npz"
-    with suppress(Exception), np.load(file, allow_pickle=False) as stored:  # a damaged cache is made anew
+    with suppress(Exception), np.load(file, allow_pickle=False) as stored:  # a damaged cache is rebuilt
         return {name: stored[name] for name in ("archive", "offset", "size", "names")}
     entries: list[tuple[int, int, int, bytes]] = []
     for number, path in enumerate(tqdm(archives, desc="reading archives", unit="", disable=None, leave=False)):
