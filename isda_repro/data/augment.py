@@ -2,7 +2,7 @@
 
 Drawing happens on the CPU for every position of the epoch at once, so the augmentation of the sample at position p is a
 function of (seed, epoch, p). Applying is tensor arithmetic without random numbers and without synchronising with the
-device. It works on uint8 pixels; augmentations that are defined on normalised images have a second hook, ``apply_normalised``.
+device. It works on uint8 pixels; augmentations that are defined on normalised images use ``apply_normalised``.
 """
 
 from abc import ABC, abstractmethod
