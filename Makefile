@@ -1,4 +1,4 @@
-# `make demo` and `make test` set everything up themselves; nothing else needs to be run first.
+# `make demo` and `make test` set everything up; nothing else needs to be run first.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 MINUTES ?= 9
 DATA_DIR ?= data
 MORE ?=
-SHARED := -n 2 --dist worksteal --durations=10  # two tests at a time, one thread each (tests/conftest.py)
+SHARED := -n 2 --dist worksteal --durations=10  # two tests in parallel, one thread each (tests/conftest.py)
 
 .PHONY: help setup demo test test-slow test-slurm test-browser faults gpu gpu-rehearsal lint format docs bench revision clean
 
@@ -26,7 +26,7 @@ help:
 
 setup: $(STAMP)
 
-# The lock has exact versions of everything; the project itself is installed from this folder, editable.
+# requirements.lock has exact versions of all packages; the project itself is installed from this folder in editable mode.
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
@@ -54,7 +54,7 @@ faults: $(STAMP)
 	$(RUN) tests/faults/faults_of_several.py output=results/faults_of_several.md
 	$(RUN) tests/faults/faults_of_slurm.py output=results/faults_of_slurm.md
 
-# No set-up: on a borrowed GPU the environment is often somebody else's.
+# Does not set up the environment, because on a borrowed GPU it often belongs to somebody else.
 gpu:
 	$(RUN) benchmarks/gpu.py minutes=$(MINUTES) data_dir=$(DATA_DIR) $(MORE)
 

@@ -1,4 +1,4 @@
-"""One training run. ``python train.py --help`` lists the settings; ``conf/`` holds them.
+"""Train a classifier, or run a frozen configuration. ``python train.py --help`` lists the settings of ``conf/``.
 
 python train.py model=wrn28_10 loss=isda
 python train.py runs/<run_id>/config.yaml
@@ -10,7 +10,7 @@ import sys
 from isda_repro.errors import check_installation, one_sentence_errors
 from isda_repro.stopping import exit_on_interrupt, hard_exit_if_distributed
 
-exit_on_interrupt()  # what is imported below takes a moment
+exit_on_interrupt()  # the imports below take a moment
 check_installation()
 
 import hydra
@@ -22,8 +22,8 @@ from isda_repro.console import say
 
 
 def run_frozen(cfg: DictConfig) -> None:
-    """Run a frozen configuration; torch is imported only now, so that ``--help`` and mistakes are instant."""
-    if "gan" in cfg:  # scripts/train_gan.py composes these
+    """Run a frozen configuration. It imports torch only now, so that ``--help`` and usage errors are instant."""
+    if "gan" in cfg:  # composed by scripts/train_gan.py
         from isda_repro.gan.run import train_generator as run
     else:
         from isda_repro.training.run import run  # type: ignore[assignment]
@@ -32,8 +32,8 @@ def run_frozen(cfg: DictConfig) -> None:
 
 @hydra.main(version_base=None, config_path="conf", config_name="train")
 def compose_and_run(cfg: DictConfig) -> None:
-    """Freeze what Hydra composed from the command line, then run it."""
-    with one_sentence_errors():  # here already: Hydra would add a line to an exception that passes through it
+    """Freeze what Hydra composed from the command line, and run it."""
+    with one_sentence_errors():  # inside, because Hydra adds a line to an exception that passes through it
         frozen = freeze(cfg, HydraConfig.get().overrides.task)
         if (notice := rescaled_milestones(cfg)) and os.environ.get("RANK", "0") == "0":
             say(notice)

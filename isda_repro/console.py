@@ -1,4 +1,4 @@
-"""What people are told on the standard streams. Nobody has to listen: a reader that is gone does not end a run."""
+"""Messages on standard output and standard error. A closed pipe or terminal does not end a run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-GONE = (errno.EPIPE, errno.EIO)  # a closed pipe, a closed terminal
+GONE = (errno.EPIPE, errno.EIO)  # errors of writing to a closed pipe and to a closed terminal
 
 
 @contextmanager
 def ignore_broken_pipe(stream: TextIO) -> Iterator[None]:
-    """Within the block, a stream that cannot be written raises nothing; one whose reader is gone leads nowhere then."""
+    """Ignore OSErrors within the block; if the reader of ``stream`` is gone, redirect it to the null device."""
     try:
         yield
     except OSError as error:
@@ -23,20 +23,23 @@ def ignore_broken_pipe(stream: TextIO) -> Iterator[None]:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print at once, on standard output if nothing else is said."""
+    """Print a line and flush it, by default to standard output."""
     stream = stream or sys.stdout
     with ignore_broken_pipe(stream):
         print(text, file=stream, flush=True)
 
 
 def warn(sentence: str) -> None:
-    """Print a warning on standard error."""
+    """Print a warning to standard error."""
     say(f"warning: {sentence}", sys.stderr)
 
 
 def _silence(stream: TextIO) -> None:
-    """What is in its buffer would fail again, at the latest when Python ends, and change the exit code."""
-    with suppress(OSError):  # there is no file behind it
+    """Redirect a stream to the null device.
+
+    Otherwise its buffered text would fail again, at the latest when Python exits, and change the exit code.
+    """
+    with suppress(OSError):  # the stream has no file descriptor
         nowhere = os.open(os.devnull, os.O_WRONLY)
         try:
             os.dup2(nowhere, stream.fileno())

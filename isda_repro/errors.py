@@ -1,4 +1,4 @@
-"""What the user can mend is one sentence, not a traceback."""
+"""Errors and exit codes: an error that the user can fix prints one sentence instead of a traceback."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from typing import NoReturn
 from isda_repro.console import say
 
 EXIT_USER_ERROR = 2
-"""Exit code when a setting, a file or the data is wrong; a defect of the program ends with 1 and its traceback."""
+"""Exit code if a setting, a file or the data is wrong. Bugs exit with 1 and a traceback."""
 
 EXIT_INTERRUPTED = 130
-"""Exit code after Ctrl-C, the shell's own."""
+"""Exit code after Ctrl-C, by the shell's convention."""
 
 
 EXIT_STOPPED = 75
-"""Exit code after SIGTERM, SIGUSR1, SIGUSR2 or SIGHUP, when the state is saved: the same command goes on from there."""
+"""Exit code after SIGTERM, SIGUSR1, SIGUSR2 or SIGHUP with the state saved: the same command resumes the run."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-"""Those that ask a process to save and leave; the last comes when its terminal is closed."""
+"""Signals that ask a process to save and exit; SIGHUP is sent when its terminal is closed."""
 
 
 INTERRUPTED = "\ninterrupted; the same command starts it again"
-"""What a process says that Ctrl-C has ended where there was nothing to save."""
+"""Message of a process that Ctrl-C ends when there is nothing to save."""
 
 
 class StoppedError(Exception):
-    """A signal has asked a run to stop, and it has saved its state. The message says how to go on.
+    """A run was asked to stop by a signal, and has saved its state. The message says how to resume it.
 
     Args:
-        message: one sentence; none where another process of the run says it.
-        exit_code: what the process leaves with.
+        message: one sentence; empty if another process of the run prints it.
+        exit_code: exit code of the process.
     """
 
     def __init__(self, message: str, exit_code: int) -> None:
@@ -44,11 +44,14 @@ class StoppedError(Exception):
 
 
 class UserError(ValueError):
-    """Something that the user can mend. The message is one sentence: what was wrong, where, and what to do."""
+    """Error that the user can fix. The message is one sentence: what is wrong, where, and what to do."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it is Python's error, or one of PyTorch's, which on a CPU are told by their words alone."""
+    """Return whether an error is Python's MemoryError or one of PyTorch's errors for exhausted memory.
+
+    On a CPU PyTorch raises a plain RuntimeError, which only its message identifies.
+    """
     words = (
         "allocate memory",
         "out of memory",
@@ -64,9 +67,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def one_sentence_errors() -> Iterator[None]:
-    """Print a ``UserError`` as ``error: <sentence>`` on standard error and leave with ``EXIT_USER_ERROR``.
+    """Print a ``UserError`` in the block as ``error: <sentence>`` on standard error, and exit with ``EXIT_USER_ERROR``.
 
-    So are a file that cannot be read or written, memory that is exhausted, and Ctrl-C.
+    An OSError and exhausted memory are reported in the same way. ``StoppedError`` exits with its own code, and Ctrl-C
+    with ``EXIT_INTERRUPTED``. Any other exception passes.
     """
     try:
         yield
@@ -80,7 +84,7 @@ def one_sentence_errors() -> Iterator[None]:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         _leave(f"out of memory ({reason}): end other processes, or run this where there is more")
     except StoppedError as stop:
-        for number in STOP_SIGNALS:  # an echo of the one that was heeded must not change how the process leaves
+        for number in STOP_SIGNALS:  # a repeated signal must not change how the process exits
             signal.signal(number, signal.SIG_IGN)
         if str(stop):
             say(str(stop), sys.stderr)
@@ -91,9 +95,9 @@ def one_sentence_errors() -> Iterator[None]:
 
 
 def check_installation() -> None:
-    """Leave with one sentence if Python is too old for training, or, from now on, where an import finds no package.
+    """Exit with one sentence if Python is too old for training or, from now on, if an import finds no package.
 
-    Commands call this before their other imports: ``pip install isda_repro`` brings torch alone.
+    Commands call this before their other imports, because ``pip install isda_repro`` only installs torch.
     """
     if sys.version_info < (3, 11):
         _leave(f"this command needs Python 3.11 or later, and runs on {platform.python_version()}")

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever happens while they are written."""
+"""Atomic writing of files, and other helpers for files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file to write into, which takes the place of ``path`` when the block ends; on an error nothing is changed.
+    """Open a temporary file that replaces ``path`` when the block ends; after an error ``path`` is unchanged.
 
-    It and its name have reached the disk when the block has been left.
+    The content and the name are on the disk (fsync) when the block has been left.
 
     Raises:
-        OSError: with the file's name, also where the block's own error was but a consequence of it.
+        OSError: names ``path``, also if the block's own error was only a consequence of it.
     """
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # its own: two may write one file
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # unique: two processes may write `path`
     try:
         with temporary.open("wb") as file:
             yield file
@@ -31,7 +31,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if (cause := _os_error(error)) is not None:
-            if cause.filename == str(temporary):  # which nobody knows
+            if cause.filename == str(temporary):  # a name that means nothing to the user
                 cause.filename = None
             raise named(cause, path) from error
         raise
@@ -43,18 +43,18 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def cache_folder() -> Path:
-    """The user's cache: its files can be deleted at any time."""
+    """Return the cache folder of this package below the user's; its files can be deleted at any time."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isda_repro"
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, in hexadecimal digits."""
+    """Return the SHA-256 of a file's content in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def rename_aside(path: Path, why: str) -> Path:
-    """Give a file or folder the first free name ``<name>.<why>-<n>``, and return it."""
+    """Rename a file or folder to the first free name ``<name>.<why>-<n>``, and return the new path."""
     names = (path.with_name(f"{path.name}.{why}-{number}") for number in itertools.count(1))
     aside = next(name for name in names if not name.exists())
     path.rename(aside)
@@ -62,12 +62,12 @@ def rename_aside(path: Path, why: str) -> Path:
 
 
 def named(error: OSError, path: Path) -> OSError:
-    """The error with a file's name: those of writing into an open file have none."""
+    """Return the error with a file name; errors of writing to an open file have none."""
     return OSError(error.errno, error.strerror or str(error), str(path)) if error.filename is None else error
 
 
 def _os_error(error: BaseException | None) -> OSError | None:
-    """The OSError that an error is or came of."""
+    """Return the OSError that ``error`` is or was caused by, or None."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error

@@ -1,4 +1,4 @@
-"""What scripts that measure share: their argument, the lines about the machine, bars, and where a report goes."""
+"""Helpers of scripts that measure: their argument, the lines about the machine, and the output of the report."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ THREADS = 2
 
 
 def output_argument(arguments: list[str]) -> Path | None:
-    """``output=FILE``, the only argument of a benchmark."""
+    """Parse ``output=FILE``, the only argument of a benchmark; None if it is not given."""
     match arguments:
         case []:
             return None
@@ -28,7 +28,7 @@ def output_argument(arguments: list[str]) -> Path | None:
 
 
 def machine() -> list[str]:
-    """Two lines: what it was measured on, and with which versions."""
+    """Return two lines of text: the hardware, and the versions of the software."""
     capability = torch.backends.cpu.get_cpu_capability()
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision"))
     return [
@@ -38,7 +38,13 @@ def machine() -> list[str]:
 
 
 def conclude(lines: Iterable[str], missed: Iterable[str], output: Path | None) -> None:
-    """Print the report, write it if asked, and leave with 1 and the bars' names if any was missed."""
+    """Print the report, write it to ``output`` if given, and exit with 1 and the missed bars if there are any.
+
+    Args:
+        lines: lines of the report.
+        missed: descriptions of the performance bars that were missed.
+        output: file of the report, or None.
+    """
     text = "\n".join(lines)
     print(text)
     if output is not None:

@@ -1,4 +1,4 @@
-"""Files of figures: PNG and SVG in one style, the same bytes each time."""
+"""Figure files in one style, as PNG and SVG; the same data gives the same bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".svg")
 
 STYLE: dict[str, Any] = {
-    "font.family": "STIXGeneral",  # a Times, and matplotlib brings it along
+    "font.family": "STIXGeneral",  # similar to Times, and bundled with matplotlib
     "mathtext.fontset": "stix",
     "font.size": 10,
     "axes.linewidth": 0.7,
@@ -26,16 +26,16 @@ STYLE: dict[str, Any] = {
     "ytick.direction": "out",
     "legend.edgecolor": "none",
     "legend.framealpha": 0.9,
-    "svg.fonttype": "path",  # looks the same where the font is missing
-    "svg.hashsalt": "isda_repro",  # ids that do not change from one drawing to the next
+    "svg.fonttype": "path",  # looks the same if the font is not installed
+    "svg.hashsalt": "isda_repro",  # makes ids reproducible
 }
 
 
 def figure_files(path: Path) -> list[Path]:
-    """A figure's file, and the twin in the other format that is written beside it.
+    """Return the paths of a figure: ``path`` itself, and the same name with the other suffix.
 
     Raises:
-        UserError: another ending, or a folder.
+        UserError: the suffix is neither .png nor .svg, or ``path`` is a folder.
     """
     if path.suffix not in SUFFIXES or path.is_dir():
         raise UserError(f"figure={path} must be a file that ends in .png or .svg; the other is written beside it")
@@ -43,15 +43,18 @@ def figure_files(path: Path) -> list[Path]:
 
 
 def write_figure(path: Path, make: Callable[[], Figure]) -> list[Path]:
-    """Write what ``make`` draws to ``path`` and its twin, as PNG and SVG, in our style; the same bytes each time."""
+    """Write the figure that ``make`` draws as PNG and SVG, in this project's style; return both paths.
+
+    The same figure gives the same bytes each time.
+    """
     import matplotlib as mpl
 
     with mpl.rc_context():
-        mpl.rcdefaults()  # whatever the user's matplotlibrc says
+        mpl.rcdefaults()  # ignore the user's matplotlibrc
         mpl.rcParams.update(cast(Any, STYLE))
         paths = figure_files(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         for file in paths:
             undated: dict[str, Any] = {"Date": None} if file.suffix == ".svg" else {"Software": None}
-            make().savefig(file, dpi=200, metadata=undated)  # drawn anew: saving moves its parts by a hair
+            make().savefig(file, dpi=200, metadata=undated)  # draw it again, because saving shifts parts of a figure
     return paths

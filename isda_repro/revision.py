@@ -1,6 +1,6 @@
-"""The git revision of this code: of its checkout, or as ``make revision`` recorded it for copies without ``.git``.
+"""Git revision of this code: of its checkout, or as ``make revision`` recorded it for copies without ``.git``.
 
-python -m isda_repro.revision    # records it in revision.json, to be copied with the code; needs Python and git alone
+python -m isda_repro.revision    # writes revision.json, to be copied with the code; needs only Python and git
 """
 
 from __future__ import annotations
@@ -18,12 +18,18 @@ from isda_repro.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = "revision.json"
-CODE = ("isda_repro", "conf", "train.py")  # what decides a number
+CODE = ("isda_repro", "conf", "train.py")  # files that can change a result
 
 
 @dataclass(frozen=True)
 class Revision:
-    """A commit, whether ``CODE`` is as it is there, and what else ``git diff`` says; None where that is unknown."""
+    """Git revision of the code; a field is None if it is unknown.
+
+    Attributes:
+        git_revision: hash of the commit.
+        git_clean: True if ``CODE`` has no uncommitted changes.
+        git_diff: output of ``git diff HEAD``, over the whole checkout.
+    """
 
     git_revision: str | None = None
     git_clean: bool | None = None
@@ -31,15 +37,15 @@ class Revision:
 
 
 def revision() -> Revision:
-    """Return the revision of this code. ``revision.json`` counts only where there is no ``.git``.
+    """Return the revision of this code. ``revision.json`` is read only if there is no ``.git``.
 
-    Code that was changed after it was recorded is not clean.
+    Code that was changed after recording is not clean.
     """
     return _of_checkout() if (ROOT / ".git").exists() else _recorded()
 
 
 def why_unknown() -> str:
-    """Return a sentence for people: that the revision is unknown, and what to do about it."""
+    """Return a sentence that the revision is unknown, and what to do about it."""
     if (ROOT / ".git").exists():
         advice = f"git cannot read {ROOT / '.git'}, which git status explains"
     else:
@@ -48,10 +54,10 @@ def why_unknown() -> str:
 
 
 def record() -> Path:
-    """Write ``revision.json``.
+    """Write ``revision.json`` and return its path.
 
     Raises:
-        UserError: this is no git checkout.
+        UserError: the code is not in a git checkout with a commit.
     """
     found = _of_checkout()
     if found.git_revision is None:
@@ -62,7 +68,7 @@ def record() -> Path:
 
 
 def _of_checkout() -> Revision:
-    """Git's answer about this folder, and not about a repository that it was copied into."""
+    """Return the revision that git reports, unless the repository belongs to a folder above this one."""
     if _git("rev-parse", "--show-toplevel") != str(ROOT) or (commit := _git("rev-parse", "HEAD")) is None:
         return Revision()
     changes = _git("status", "--porcelain", "--", *CODE)
@@ -79,7 +85,7 @@ def _recorded() -> Revision:
 
 
 def _digest() -> str:
-    """Return a hash of ``CODE``: of names and contents."""
+    """Return a hash of the names and contents of the files of ``CODE``."""
     found = [path for name in CODE for path in (ROOT / name, *(ROOT / name).rglob("*"))]
     digest = hashlib.sha256()
     for path in sorted(path for path in found if path.is_file() and "__pycache__" not in path.parts):

@@ -1,4 +1,4 @@
-"""Signals that ask a process to stop. Each means: save, and leave so that the same command can go on."""
+"""Signals that ask a process to stop: it saves its state and exits, so that the same command can resume it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from types import FrameType
 
 from isda_repro.errors import EXIT_INTERRUPTED, EXIT_STOPPED, INTERRUPTED, STOP_SIGNALS
 
-ECHO_SECONDS = 1.0  # a cluster, a terminal and our own parent may each pass on the same request
+ECHO_SECONDS = 1.0  # a cluster, a terminal and the parent process may each deliver the same request
 
 
 @contextmanager
 def handle_stop_signals(take: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Within the block, ``take`` is called for each request, in the main thread, instead of what signals did before.
+    """Call ``take`` in the main thread for each stop signal within the block, and restore the handlers afterwards.
 
-    One that comes within a second of another is its echo. Those that whoever started the process has it ignore (SIGHUP
-    under nohup, Ctrl-C in a shell's background) stay ignored.
+    A signal within ``ECHO_SECONDS`` of the last one taken is ignored as a repetition. Signals that the process was
+    started to ignore (SIGHUP under nohup, Ctrl-C in a background job) stay ignored. Outside of the main thread this
+    does nothing.
     """
-    if threading.current_thread() is not threading.main_thread():  # which alone may say what signals do
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
     taken_at = -ECHO_SECONDS
@@ -46,10 +47,9 @@ def handle_stop_signals(take: Callable[[signal.Signals], None]) -> Iterator[None
 
 
 def exit_on_interrupt() -> None:
-    """From now on until a block of ``handle_stop_signals``, Ctrl-C ends the process at once, in whichever line it is.
+    """Make Ctrl-C end the process at once, wherever it is, except within ``handle_stop_signals``.
 
-    Python's own way, an exception, gets lost in places where none can be raised, and is a traceback while a module is
-    being imported.
+    Python's KeyboardInterrupt is lost where no exception can be raised, and prints a traceback during imports.
     """
 
     def leave(_number: int, _frame: FrameType | None) -> None:
@@ -62,10 +62,11 @@ def exit_on_interrupt() -> None:
 
 @contextmanager
 def hard_exit_if_distributed() -> Iterator[None]:
-    """A process of several ends here, when the block has: with its exit code, and not in Python's finalisation.
+    """End a process of a distributed run with ``os._exit`` after the block, with its exit code.
 
-    There threads of PyTorch's gloo, which live as long as anything refers to their process group, free their last
-    tensors; Python ends such a thread, and that aborts the process: one in ten, after all had been done.
+    This skips Python's finalisation, during which threads of PyTorch's gloo free their last tensors. They live as long
+    as anything refers to their process group. Python ends such a thread, which aborts the process: it happened in one
+    of ten processes, after all work was done.
     """
     code = 0
     try:
@@ -83,5 +84,5 @@ def hard_exit_if_distributed() -> Iterator[None]:
 
 
 def exit_code(asked: signal.Signals) -> int:
-    """What a process leaves with that has heeded a signal."""
+    """Return the exit code of a process that a signal has stopped."""
     return EXIT_INTERRUPTED if asked is signal.SIGINT else EXIT_STOPPED

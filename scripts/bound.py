@@ -1,10 +1,11 @@
-"""Draw the closed form against explicit sampling, for the features of a finished ISDA run. From the repository root:
+"""Plot ISDA's closed form against explicit sampling, on the features of a finished ISDA run. From the repository root:
 
 python scripts/bound.py run=runs/<run_id>                                     # one of table=demo, for example
 python scripts/bound.py run=runs/<run_id> figure=results/figures/bound.png    # and .svg
 
-For lambda from 0 on: equation 4; the expectation that it bounds (equation 3); and, with M draws for each image
-(equation 2), where 90% of the estimates lie. The first evaluated images, the network's head, the run's covariances.
+For lambda from 0 to 1, the figure shows the closed form (equation 4), the expectation that it bounds (equation 3), and
+the interval that holds 90% of the estimates with M draws per image (equation 2). They are computed on the first
+evaluated images, with the network's head and the run's covariances. data_dir= gives the data folder if it has moved.
 """
 
 import sys
@@ -27,14 +28,14 @@ from isda_repro.losses.sampled import covariance_root
 from isda_repro.plotting import write_figure
 
 DRAWS = (1, 10, 100, 1000)
-ESTIMATES = 100  # of the largest number of draws; the smaller ones are parts of it
+ESTIMATES = 100  # number of estimates per lambda; an estimate with M draws uses the first M of the 1000
 SAMPLES = 64
 LAMBDAS = torch.linspace(0, 1, 9)  # the grid of the paper ends there
 
 
 @dataclass
 class BoundOptions:
-    """What this script takes."""
+    """Options of this script."""
 
     run: str = MISSING
     figure: str = "runs/bound.png"
@@ -42,7 +43,7 @@ class BoundOptions:
 
 
 class Curves(NamedTuple):
-    """For each lambda: cross-entropy's bound, its expectation, and for each M its 5% and 95% quantile."""
+    """Cross-entropy at each lambda: the closed form, its expectation, and the 5% and 95% quantiles for each M."""
 
     closed: Tensor
     expected: Tensor
@@ -50,7 +51,7 @@ class Curves(NamedTuple):
 
 
 class Features(NamedTuple):
-    """Of a batch, with the head and the covariances of the run."""
+    """Features and labels of a batch, with the head and the class covariances of the run."""
 
     features: Tensor
     targets: Tensor
@@ -59,7 +60,11 @@ class Features(NamedTuple):
 
 
 def features_of(options: BoundOptions) -> Features:
-    """Run the network once."""
+    """Return the features of the first ``SAMPLES`` evaluated images of a run, with its head and covariances.
+
+    Raises:
+        UserError: the run does not have full covariances in unpacked form.
+    """
     from isda_repro.training import builders
     from isda_repro.training.finished_run import load_finished_run
 
@@ -74,7 +79,7 @@ def features_of(options: BoundOptions) -> Features:
 
 @torch.no_grad()
 def curves(batch: Features) -> Curves:
-    """Equation 4 exactly, equations 2 and 3 by ``ESTIMATES`` times 1000 draws for each image."""
+    """Compute equation 4 exactly, and equations 2 and 3 from ``ESTIMATES`` times 1000 draws per image."""
     features, targets, head, covariance = batch
     classes = BatchClasses(None, targets)
     closed = [
@@ -85,13 +90,13 @@ def curves(batch: Features) -> Curves:
     labels_NM = targets[:, None].expand(-1, DRAWS[-1])
     estimates: dict[int, list[Tensor]] = {draws: [] for draws in DRAWS}
     for _ in range(ESTIMATES):
-        # the logits of the noise, [N, M, C]; that of lambda is sqrt(lambda) times as large
+        # logits of the noise at lambda = 1, [N, M, C]; at another lambda they are sqrt(lambda) times as large
         moved_NMC = torch.randn(len(targets), DRAWS[-1], features.shape[1]) @ (root_NAA.mT @ head.weight.T)
         of_lambdas = []
         for strength in LAMBDAS:
             logits_NMC = head(features)[:, None] + strength.sqrt() * moved_NMC
             of_lambdas.append(F.cross_entropy(logits_NMC.mT, labels_NM, reduction="none").mean(0))
-        losses = torch.stack(of_lambdas, 1)  # [M, lambdas], a mean over the images each
+        losses = torch.stack(of_lambdas, 1)  # [M, lambdas], means over the images
         for draws in DRAWS:
             estimates[draws].append(losses[:draws].mean(0))
     found = {draws: torch.stack(values) for draws, values in estimates.items()}
@@ -100,7 +105,7 @@ def curves(batch: Features) -> Curves:
 
 
 def figure_of(result: Curves) -> Figure:
-    """In black and shades of grey."""
+    """Plot the curves in black and shades of grey."""
     figure = Figure(figsize=(5.4, 3.6), layout="constrained")
     axes = figure.subplots()
     for shade, (draws, band) in zip(("0.92", "0.82", "0.68", "0.45"), result.bands.items(), strict=True):
@@ -114,7 +119,7 @@ def figure_of(result: Curves) -> Figure:
 
 
 def main(arguments: list[str]) -> None:
-    """Compute, draw, print."""
+    """Compute the curves, write the figure and print the numbers."""
     options = parse_options(BoundOptions, arguments)
     torch.manual_seed(0)
     result = curves(features_of(options))

@@ -1,7 +1,7 @@
-"""Build the dashboards of a W&B project: a workspace with a section for each table and figure, a report with tables.
+"""Build the dashboards of a W&B project: a workspace with a section per table and figure, and a report with tables.
 
 python scripts/dashboard.py entity=my-team project=isda_repro
-python scripts/dashboard.py entity=my-team workspace=URL report=URL     # in the place of those, instead of new ones
+python scripts/dashboard.py entity=my-team workspace=URL report=URL     # replace existing ones
 python scripts/dashboard.py dry_run=true                                # write what would be sent; needs no account
 """
 
@@ -30,22 +30,22 @@ KINDS: dict[str, Callable[..., Any]] = {"workspace": dashboards.workspace, "repo
 
 @dataclass
 class DashboardOptions:
-    """What this script takes."""
+    """Options of this script."""
 
-    entity: str | None = None  # null: the account's own
+    entity: str | None = None  # null: the account's default
     project: str = "isda_repro"
     table: str = ALL
-    source: str | None = None  # of the tables, as in scripts/tables.py; null: wandb, and in a dry run what is on disk
+    source: str | None = None  # of the tables, as in scripts/tables.py; null: wandb, or runs in a dry run
     runs_dir: str = "runs"
     results_dir: str = "results"
-    workspace: str | None = None  # the URL of one whose place it takes; null: a new one
+    workspace: str | None = None  # URL of a workspace to replace; null: a new one
     report: str | None = None
     dry_run: bool = False
-    output: str = "${runs_dir}/dashboards"  # the folder of a dry run
+    output: str = "${runs_dir}/dashboards"  # output folder of a dry run
 
 
 def shown(options: DashboardOptions, source: str, entity: str) -> list[Shown]:
-    """Each table, as it is now."""
+    """Render every table from the current results; print problems to standard error."""
     asked = TableOptions(
         table=options.table,
         runs_dir=options.runs_dir,
@@ -63,7 +63,7 @@ def shown(options: DashboardOptions, source: str, entity: str) -> list[Shown]:
 
 
 def dry_run(options: DashboardOptions) -> None:
-    """Write a JSON file of each."""
+    """Write each dashboard as a JSON file."""
     if options.workspace is not None or options.report is not None:
         raise UserError("workspace= and report= name dashboards that are there already; a dry run looks at none")
     entity = options.entity or "ENTITY"
@@ -73,7 +73,7 @@ def dry_run(options: DashboardOptions) -> None:
 
 
 def send(options: DashboardOptions) -> None:
-    """Save each at W&B."""
+    """Save each dashboard at W&B."""
     account = connect()
     entity = options.entity or str(account.default_entity)
     tables = shown(options, options.source or "wandb", entity)
@@ -82,7 +82,7 @@ def send(options: DashboardOptions) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """A dry run writes, anything else sends."""
+    """Write the dashboards in a dry run, otherwise send them."""
     options = parse_options(DashboardOptions, arguments)
     dashboards.require_workspaces()
     dry_run(options) if options.dry_run else send(options)

@@ -1,15 +1,18 @@
-"""Look at a data set and prepare it. From the repository root:
+"""Verify, show or pack a data set. From the repository root:
 
 python scripts/data.py verify dataset=cifar10                             # also data_dir=data
 python scripts/data.py verify dataset=imagenet data_dir=FOLDER            # decodes every image; also workers=
 python scripts/data.py show augmentation=autoaugment dataset=cifar10      # also output=FILE.png faithful=official
 python scripts/data.py pack dataset=imagenet data_dir=FOLDER output=OTHER # also size=256 format=raw|jpeg quality=90
 
-`verify` lists files with their checksums, images that cannot be read, and the images of each class; exits with 2, and
-says what to do, if something is wrong. `show` takes train.py's settings and writes a picture: a row an image of another
-class, first as it is on disk, then as training sees it in its first epochs. `pack` writes smaller images of a folder
-into a few archives, which are faster to read: dataset=imagenet_packed, or dataset=folder for other images. Interrupted,
-the same command goes on.
+`verify` lists the files with their checksums, the images that cannot be read, and the number of images of each class.
+If something is wrong, it says what to do and exits with status 2.
+
+`show` takes the settings of train.py and writes a picture with one row per class: an image as it is on disk, then as
+training sees it in its first epochs.
+
+`pack` writes smaller copies of the images of a folder into a few archives, which are faster to read. Train on them with
+dataset=imagenet_packed, or with dataset=folder for other images. If it is interrupted, the same command resumes it.
 """
 
 import os
@@ -29,12 +32,12 @@ from isda_repro.config.options import parse_options
 
 CORES = os.cpu_count() or 1
 ROWS, VERSIONS = 10, 10
-ENLARGED_TO, SHRUNK_TO = 64, 100  # pixels, about, for small images and large ones
+ENLARGED_TO, SHRUNK_TO = 64, 100  # approximate side of an image in the picture, in pixels, for small and large images
 
 
 @dataclass
 class VerifyOptions:
-    """``dataset``: its name; ``data_dir``: where it is, by default $ISDA_DATA or data; ``workers``: that decode."""
+    """``dataset``: its name; ``data_dir``: its folder, by default $ISDA_DATA or data; ``workers``: for decoding."""
 
     dataset: str = MISSING
     data_dir: str = os.environ.get("ISDA_DATA", "data")
@@ -43,14 +46,14 @@ class VerifyOptions:
 
 @dataclass
 class ShowOptions:
-    """``output``: the picture's file; the other options are settings of train.py."""
+    """``output``: file of the picture; all other options are settings of train.py."""
 
     output: str = "runs/augmentation.png"
 
 
 @dataclass
 class PackOptions:
-    """``dataset``: imagenet or folder; ``output``: where to write; the others as in ``isda_repro.data.Packing``."""
+    """``dataset``: imagenet or folder; ``output``: the new folder; the rest as in ``isda_repro.data.Packing``."""
 
     dataset: str = MISSING
     output: str = MISSING
@@ -64,7 +67,11 @@ class PackOptions:
 
 
 def verify(arguments: list[str]) -> None:
-    """Verify and report."""
+    """Verify a data set and print the findings.
+
+    Raises:
+        UserError: something is wrong with it.
+    """
     from isda_repro.data import verify as verify_data
 
     options = parse_options(VerifyOptions, arguments)
@@ -88,7 +95,7 @@ def verify(arguments: list[str]) -> None:
 
 
 def show(arguments: list[str]) -> None:
-    """Write the picture."""
+    """Write the picture of original and augmented images."""
     own = [argument for argument in arguments if argument.startswith("output=")]
     output = Path(parse_options(ShowOptions, own).output)
     if output.suffix != ".png":
@@ -125,7 +132,7 @@ def show(arguments: list[str]) -> None:
 
 
 def pack(arguments: list[str]) -> None:
-    """Write archives, and say what they are worth."""
+    """Write the archives, then print their size and how much faster they are to read."""
     from isda_repro.data import Packing, load_folder, load_packed, speed_up
     from isda_repro.data import pack as pack_data
 
@@ -155,7 +162,7 @@ def pack(arguments: list[str]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Do what the first word says."""
+    """Run the command that the first argument names."""
     commands = {"verify": verify, "show": show, "pack": pack}
     if not arguments or arguments[0] not in commands:
         raise UserError("say what to do: python scripts/data.py verify|show|pack dataset=cifar10")

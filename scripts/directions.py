@@ -1,14 +1,15 @@
-"""What ISDA's semantic directions are, in real images. From the repository root:
+"""Show ISDA's semantic directions in real images. From the repository root:
 
 python scripts/directions.py classifier=runs/<run_id>                               # of loss=isda
 python scripts/directions.py classifier=... "images=[7,12]" directions=4 "steps=[-4,-2,2,4]" lambda=0.5
 python scripts/directions.py classifier=... output=results/directions
 
 The features of an image are moved by k sqrt(lambda) standard deviations along the principal directions of its class's
-covariance, the widest first, and shown is the real image whose features are nearest: what ISDA takes the image for when
-it augments it. Writes directions.png, directions.md and directions.json into output=, if not given the classifier's
-folder. Also: count=4 (images, if not named; the first ones of each class), classes=[0,1] (of which; all, if not given),
-part=train|test (where all images are from), device=auto, data_dir=.
+covariance, the widest first. The script shows the real image with the nearest features, which is what the augmented
+features look like to the classifier. It writes directions.png, directions.md and directions.json into output=, by
+default the classifier's folder. Also: count=4 (number of images if images= is not given: the first ones of each class),
+classes=[0,1] (classes of these images, by default all), part=train|test (part of the data set that all images are
+from), device=auto, data_dir=.
 """
 
 import json
@@ -33,13 +34,13 @@ if TYPE_CHECKING:
     from isda_repro.data import Split
     from isda_repro.training.finished_run import FinishedRun
 
-LONGEST_STEP, LARGEST_LAMBDA = 1000, 1e6  # beyond, nothing is near, and numbers overflow
+LONGEST_STEP, LARGEST_LAMBDA = 1000, 1e6  # beyond these no image is near, and numbers overflow
 PICTURE, PAGE, NUMBERS = "directions.png", "directions.md", "directions.json"
 
 
 @dataclass
 class DirectionsOptions:
-    """What this script takes; ``lambda_``: null for the strength that the classifier was trained with at the end."""
+    """Options of this script; ``lambda_``: null for the final strength that the classifier was trained with."""
 
     classifier: str = MISSING
     images: list[int] | None = None
@@ -55,7 +56,11 @@ class DirectionsOptions:
 
 
 def checked(options: DirectionsOptions, classifier: "FinishedRun") -> tuple[float, list[int]]:
-    """Lambda, and the classes that images are taken of."""
+    """Check the options, and return lambda and the classes to take images from.
+
+    Raises:
+        UserError: an option is out of range.
+    """
     isda, classes = classifier.isda, classifier.source.num_classes
     if not 1 <= options.directions <= isda.feature_dim:
         raise UserError(f"directions={options.directions} must be a whole number from 1 to {isda.feature_dim}")
@@ -74,7 +79,7 @@ def checked(options: DirectionsOptions, classifier: "FinishedRun") -> tuple[floa
 def looked_for(
     classifier: "FinishedRun", split: "Split", indices: list[int], options: DirectionsOptions, strength: float
 ) -> list[dict[str, Any]]:
-    """A row for each image and direction: the nearest real images, step by step."""
+    """Return a row for each image and direction, with the nearest real image of every step."""
     from isda_repro.inversion.directions import neighbours
     from isda_repro.inversion.loading import feature_map
 
@@ -101,7 +106,7 @@ def looked_for(
 
 
 def picture(split: "Split", rows: list[dict[str, Any]], steps: list[float]) -> "Tensor":
-    """The image in the middle, beside it where it is moved to; framed, what is of another class."""
+    """Draw a row per direction: the image between the nearest images; images of another class are framed."""
     import torch
 
     from isda_repro.inversion.report import titled
@@ -115,7 +120,7 @@ def picture(split: "Split", rows: list[dict[str, Any]], steps: list[float]) -> "
 
 
 def page(found: dict[str, Any], command: str) -> str:
-    """Picture, settings and numbers in Markdown."""
+    """Return the picture, the settings and the numbers as Markdown."""
     steps, rows = found["steps"], found["rows"]
     same = sum(name == row["class"] for row in rows for name in row["classes"]) / (len(rows) * len(steps))
     lines = [
@@ -146,7 +151,7 @@ def page(found: dict[str, Any], command: str) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Find, write, print."""
+    """Find the nearest images, write the files and print the numbers."""
     options = parse_options(DirectionsOptions, arguments)
     from isda_repro.gan.pictures import write_picture
     from isda_repro.inversion.loading import choose_images, name_of, split_of

@@ -1,10 +1,10 @@
-"""Evaluate weights: those of a finished run again, or any file of weights. From the repository root:
+"""Evaluate a finished run again, or any file of weights. From the repository root:
 
 python scripts/evaluate.py run=runs/<run_id>                        # also data_dir=data device=auto
 python scripts/evaluate.py model=resnet32 dataset=cifar10 model.weights=FILE    # the settings of train.py
 python scripts/evaluate.py model=timm model.name=resnet18 dataset=cifar10 recipe=resnet model.weights=FILE
 
-Prints the loss and the error; for a run, beside the error that its result reports.
+Prints the loss and the error, and for a run also the error that its result reports.
 """
 
 import sys
@@ -24,7 +24,7 @@ from isda_repro.config.options import parse_options
 
 @dataclass
 class EvaluateOptions:
-    """``run``: a run's folder; ``data_dir``: where the data is, if not where it was; ``device``: auto, cpu or gpu."""
+    """``run``: folder of a run; ``data_dir``: folder of the data, if it has moved; ``device``: auto, cpu or gpu."""
 
     run: str = MISSING
     data_dir: str | None = None
@@ -32,7 +32,11 @@ class EvaluateOptions:
 
 
 def of_a_file(settings: list[str]) -> tuple[DictConfig, Path]:
-    """The configuration that they compose, and the file of weights."""
+    """Return the configuration that the settings compose, and its file of weights.
+
+    Raises:
+        ConfigError: there is no ``model.weights``.
+    """
     cfg = compose(settings)
     if cfg.model.weights is None:
         raise ConfigError("give run=runs/<run_id>, or model= and dataset= with model.weights=FILE")
@@ -40,7 +44,10 @@ def of_a_file(settings: list[str]) -> tuple[DictConfig, Path]:
 
 
 def evaluate_weights(cfg: DictConfig, weights: Path, *, of_run: bool) -> None:
-    """Load, evaluate, say."""
+    """Load the weights, evaluate them and print the loss and the error.
+
+    ``of_run`` is True for the weights of a run, whose classes have to be those of the data.
+    """
     from isda_repro.models.weights import load_weights
     from isda_repro.training import builders
     from isda_repro.training.checkpoint import load
@@ -62,7 +69,7 @@ def evaluate_weights(cfg: DictConfig, weights: Path, *, of_run: bool) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """A run's folder, or train.py's settings."""
+    """Evaluate a run's folder, or the weights that settings of train.py name."""
     if not any(argument.startswith("run=") for argument in arguments):
         evaluate_weights(*of_a_file(arguments), of_run=False)
         return

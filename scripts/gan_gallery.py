@@ -1,8 +1,8 @@
-"""A page of trained generators: their last grids, settings and quality. From the repository root:
+"""Write a page about trained generators, with their last sample grids, settings and quality. From the repository root:
 
 python scripts/gan_gallery.py runs=[runs/<run_id>,runs/<run_id>] output=results/generators/digits.md
 
-The grids are copied beside the page. ``gan_quality.py`` has to have judged each of them.
+The grids are copied into the folder of the page. Run ``gan_quality.py`` on each generator first.
 """
 
 import json
@@ -28,14 +28,18 @@ HEAD = (
 
 @dataclass
 class GalleryOptions:
-    """Folders of finished generators, and the page."""
+    """``runs``: folders of finished generators; ``output``: file of the page."""
 
     runs: list[str] = MISSING
     output: str = MISSING
 
 
 def described(folder: Path) -> tuple[GeneratorResult, dict[str, Any], Path]:
-    """What there is of one: its result, its quality, its last grid."""
+    """Return a generator's result, its quality, and the path of its last sample grid.
+
+    Raises:
+        ConfigError: quality.json is missing or damaged.
+    """
     result, quality = read_generator_result(folder / "result.json"), folder / "quality.json"
     try:
         found = json.loads(quality.read_text(encoding="utf-8"))
@@ -48,7 +52,11 @@ def described(folder: Path) -> tuple[GeneratorResult, dict[str, Any], Path]:
 
 
 def page(runs: list[Path], output: Path) -> str:
-    """The page; copies the grids."""
+    """Return the page as Markdown, and copy the grids next to ``output``.
+
+    Raises:
+        ConfigError: the generators were not judged in the same way, or two are of the same kind.
+    """
     rows: list[str] = []
     pictures: list[str] = []
     judges = {(described(folder)[1]["classifier"], described(folder)[1]["images"]) for folder in runs}
@@ -90,7 +98,7 @@ def page(runs: list[Path], output: Path) -> str:
 
 
 def command(folder: Path) -> str:
-    """What trains it: the settings that are not the standard ones."""
+    """Return the command that trains a generator, with the settings that differ from the defaults."""
     cfg = read_frozen_generator(folder / "config.yaml")
     kind, dataset = cfg.choice.gan, cfg.choice.dataset
     standard = compose_generator([f"gan={kind}", f"dataset={dataset}"])

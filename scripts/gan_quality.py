@@ -1,11 +1,11 @@
-"""How good a generator's images are, by a classifier that was trained on real ones. From the repository root:
+"""Measure the quality of generated images with a classifier trained on real ones. From the repository root:
 
 python scripts/gan_quality.py generator=runs/<run_id> classifier=runs/<run_id>      # also images=10000 device=auto
 
-Prints, and writes into the generator's folder as quality.json: how many generated images the classifier takes for the
-class that was asked for, in all and class by class, and the Frechet distance to real images in the classifier's
-features. That is not the FID of the literature, which has another network's: compare it with no number but those of the
-same classifier.
+Prints, and writes to quality.json in the generator's folder: the share of generated images that the classifier assigns
+to the requested class, overall and for each class, and the Frechet distance to real images in the classifier's
+features. This is not the FID of the literature, which uses another network: compare it only with values from the same
+classifier.
 """
 
 import json
@@ -25,17 +25,21 @@ from isda_repro.errors import one_sentence_errors
 
 @dataclass
 class QualityOptions:
-    """Two folders of finished runs, how many images are made, and where."""
+    """Folders of two finished runs, the number of images to generate, and the device."""
 
     generator: str = MISSING
     classifier: str = MISSING
     images: int = 10000
     device: str = "auto"
-    data_dir: str | None = None  # where the data is, if not where it was
+    data_dir: str | None = None  # folder of the data, if it has moved
 
 
 def measured(options: QualityOptions) -> dict[str, Any]:
-    """Load both, generate, judge."""
+    """Load both runs, generate images, and return the contents of quality.json.
+
+    Raises:
+        ConfigError: the runs are of different data sets, or the generator is not asked for classes.
+    """
     import torch
 
     from isda_repro.config import read_frozen_generator
@@ -90,7 +94,7 @@ def measured(options: QualityOptions) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
-    """Print and write."""
+    """Print the measurements and write quality.json."""
     options = parse_options(QualityOptions, arguments)
     if options.images < 2:
         raise ConfigError(f"images={options.images} must be a whole number from 2 on")

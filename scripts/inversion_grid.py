@@ -1,11 +1,11 @@
-"""What Appendix C leaves open, eta and lambda, tried on a few images. From the repository root:
+"""Try values of eta and lambda, which Appendix C leaves open, on a few images. From the repository root:
 
 python scripts/inversion_grid.py generator=runs/<run_id> classifier=runs/<run_id> output=results/inversion/grid
 python scripts/inversion_grid.py ... "etas=[0,0.01,1]" "lambdas=[0.5,2]" count=3 eta=0.01
 
-Step I with each of etas=; then, from what it found with eta=, Step II of a feature moved with each of lambdas=, always
-along the same direction. Writes etas.png, lambdas.png and grid.md into output=, and prints the latter. The options are
-those of invert.py otherwise.
+Runs Step I with each of etas=. Then, starting from the result for eta=, it runs Step II on features that are moved with
+each of lambdas=, always in the same direction. Writes etas.png, lambdas.png and grid.md into output=, and prints
+grid.md. All other options are those of invert.py.
 """
 
 import shlex
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class GridOptions:
-    """What this script takes."""
+    """Options of this script."""
 
     generator: str = MISSING
     classifier: str = MISSING
@@ -52,7 +52,10 @@ class GridOptions:
 
 @dataclass
 class Few:
-    """The images that both are tried on, and how: rows are image by image, and of each the values in their order."""
+    """Images that both steps are tried on, and the settings.
+
+    Rows of tensors are ordered by image, and within an image by the values in their order.
+    """
 
     reversal: "Reversal"
     images: "Tensor"
@@ -63,7 +66,11 @@ class Few:
 
 
 def of_etas(few: Few) -> "tuple[list[str], Tensor, Tensor]":
-    """Lines, pictures [N, etas, ...], and the numbers found with eta=."""
+    """Run Step I with every eta.
+
+    Returns:
+        lines of a table, pictures [N, etas, ...], and the generator's inputs found with ``options.eta``.
+    """
     import torch
 
     from isda_repro.inversion import STEP_ONE, step_one
@@ -91,7 +98,11 @@ def of_etas(few: Few) -> "tuple[list[str], Tensor, Tensor]":
 
 
 def of_lambdas(few: Few, isda: "ISDALoss", found: "Tensor") -> "tuple[list[str], Tensor]":
-    """Lines and pictures [N, lambdas, ...], from the numbers that Step I found."""
+    """Run Step II with every lambda, starting from the generator's inputs ``found`` by Step I.
+
+    Returns:
+        lines of a table, and pictures [N, lambdas, ...].
+    """
     import torch
 
     from isda_repro.inversion import STEP_TWO, augmented, step_two
@@ -118,7 +129,7 @@ def of_lambdas(few: Few, isda: "ISDALoss", found: "Tensor") -> "tuple[list[str],
 
 
 def page(options: GridOptions, images: int, etas: list[str], lambdas: list[str], command: str) -> str:
-    """In Markdown."""
+    """Return the page as Markdown."""
     return "\n".join(
         [
             "# η and λ of Appendix C",
@@ -146,7 +157,11 @@ def page(options: GridOptions, images: int, etas: list[str], lambdas: list[str],
 
 
 def checked(options: GridOptions) -> None:
-    """All combinations, as ``invert.py`` would."""
+    """Check all combinations of eta and lambda as ``invert.py`` does.
+
+    Raises:
+        UserError: a value is out of range, ``eta`` is not one of ``etas``, or ``lambdas`` is empty.
+    """
     from isda_repro.inversion import STEP_ONE, Settings
 
     if options.eta not in options.etas or not options.lambdas:
@@ -157,7 +172,7 @@ def checked(options: GridOptions) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Try them, write, print."""
+    """Run both steps, write the files and print the page."""
     options = parse_options(GridOptions, arguments)
     checked(options)
     import torch

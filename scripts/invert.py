@@ -1,14 +1,15 @@
-"""Appendix C: what ISDA's augmented features look like, as Figures 3 and 5 show it. From the repository root:
+"""Show ISDA's augmented features as images, as in Appendix C (Figures 3 and 5). From the repository root:
 
 python scripts/invert.py generator=runs/<run_id> classifier=runs/<run_id>     # of gan=wgan, and of loss=isda
 python scripts/invert.py generator=... classifier=... "images=[7,12]" augmentations=7 eta=0.01 lambda=0.5
 python scripts/invert.py generator=... classifier=... output=results/inversion
 
-Step I finds the numbers from which the generator makes a given image, Step II those of the image whose features are
-ISDA's augmented ones. Writes inversion.png (original, reconstruction, augmentations), inversion.md (the settings, and
-how far both objectives fell, which is also printed) and inversion.json into output=, if not given the classifier's
-folder. Also: count=8 (images, if not named; the first ones of each class), part=train|test (where they are from),
-iterations=10000, seed=0, at_once=64 (sought together), device=auto, data_dir=.
+Step I finds the input from which the generator makes a given image; Step II finds the input of an image whose features
+are ISDA's augmented features. Writes inversion.png (original, reconstruction, augmentations), inversion.md (the
+settings, and how far both objectives fell, which is also printed) and inversion.json into output=, by default the
+classifier's folder. Also: count=8 (number of images if images= is not given: the first ones of each class),
+part=train|test (part of the data set that they are from), iterations=10000, seed=0, at_once=64 (searches run together),
+device=auto, data_dir=.
 """
 
 import json
@@ -30,7 +31,7 @@ from isda_repro.measurements import machine
 
 @dataclass
 class InvertOptions:
-    """What this script takes; ``lambda_``: null for the strength that the classifier was trained with at the end."""
+    """Options of this script; ``lambda_``: null for the final strength that the classifier was trained with."""
 
     generator: str = MISSING
     classifier: str = MISSING
@@ -49,7 +50,7 @@ class InvertOptions:
 
 
 def main(arguments: list[str]) -> None:
-    """Load, invert, write, print."""
+    """Load both runs, invert the images, write the files and print the numbers."""
     options = parse_options(InvertOptions, arguments)
     from isda_repro.gan.pictures import write_picture
     from isda_repro.inversion import STEP_ONE, STEP_TWO, Settings, invert

@@ -1,7 +1,7 @@
-"""lambda_0: what is in force for each network, data set and variant, and what a search proposes. From the root:
+"""List lambda_0 of each network, data set and variant of ISDA, or propose values from a search. From the root:
 
 python scripts/lambda_0.py                          # conf/lambda_0.yaml, resolved
-python scripts/lambda_0.py table=lambda_cifar       # the best of each row of that search, as entries for it
+python scripts/lambda_0.py table=lambda_cifar       # the best value of each row of that search, as entries of that file
 """
 
 import sys
@@ -26,7 +26,7 @@ IMAGENET = ("resnet50", "resnet101", "resnet152", "densenet121", "densenet265", 
 
 @dataclass
 class SearchOptions:
-    """What this script takes."""
+    """Options of this script."""
 
     table: str | None = None
     runs_dir: str = "runs"
@@ -34,13 +34,13 @@ class SearchOptions:
 
 
 def in_force() -> list[str]:
-    """A line for every network of the paper, with each data set and variant of its tables."""
+    """Return a line for every network of ``conf/model`` but timm's, with each data set and variant of the tables."""
     networks = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml") if path.stem != "timm")
     losses = sorted(path.stem for path in (CONF_DIR / "loss").glob("isda*.yaml"))
     lines = []
     for network in networks:
         for dataset in ("imagenet",) if network in IMAGENET else ("cifar10", "cifar100"):
-            variants = losses if network == "wrn28_10" else ["isda"]  # Table 5 has the others on that one alone
+            variants = losses if network == "wrn28_10" else ["isda"]  # Table 5 has only this network
             for loss in variants:
                 entry = lambda_0_of(network, dataset, loss)
                 lines.append(f"{network:22} {dataset:9} {loss:14} {entry['value']:<5g} {entry['source']}")
@@ -48,7 +48,7 @@ def in_force() -> list[str]:
 
 
 def proposed(filled: FilledTable) -> list[str]:
-    """An entry for each row all of whose cells have finished; for another, what it lacks."""
+    """Return an entry for each row whose cells have all finished, and a comment about what any other row lacks."""
     return [_entry(row, [filled.cells[row, column] for column in filled.table.columns]) for row in filled.table.rows]
 
 
@@ -72,7 +72,7 @@ def _entry(row: Label, cells: list[FilledCell]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Show, or propose."""
+    """List the values, or print the proposed entries."""
     options = parse_options(SearchOptions, arguments)
     if options.table is None:
         print(*in_force(), sep="\n")

@@ -1,13 +1,13 @@
-"""What each network is and costs: prints a table of them.
+"""Count the parameters, cost and memory of each network, and print a table of them.
 
     python scripts/models.py
     python scripts/models.py only=[resnet32,resnet50]
     python scripts/models.py output=results/models.md data=isda_repro/tables/costs.json      # both committed files
 
-Parameters, multiply-adds, width of the features and memory for the gradient, counted on the network itself at the size
-of its images, beside the paper's figures; and ISDA's theoretical cost, Table 1's: 5 C A over the multiply-adds of a
-forward pass. Nothing is trained and nothing measured: the counter is PyTorch's own. ``data=`` gets the multiply-adds
-alone, from which isda_repro/tables/costs.py says what a run costs.
+The table shows parameters, multiply-adds, the width of the features and the memory for the gradient, counted on the
+network itself at the size of its images, next to the paper's figures. It also shows ISDA's theoretical cost as in
+Table 1: 5 C A over the multiply-adds of a forward pass. Nothing is trained or timed; PyTorch's flop counter counts.
+``data=`` writes the multiply-adds, from which isda_repro/tables/costs.py computes the cost of a run.
 """
 
 import json
@@ -50,11 +50,11 @@ PAPERS_NAMES = {
     "resnext50_32x4d": "ResNeXt-50, 32x4d",
     "resnext101_32x8d": "ResNeXt-101, 32x8d",
 }
-VARIANTS = [  # the authors' fewer first channels, and DenseNets that compute concatenations again
+VARIANTS = [  # the authors' fewer first channels, and DenseNets that recompute concatenations to save memory
     *((model, "faithful=official") for model in ("densenet121", "densenet265", "densenet_bc190_40")),
     *((model, "model.checkpointed=true") for model in ("densenet_bc100_12", "densenet_bc190_40")),
 ]
-COUNTED_TOO = [  # for costs.json alone: the authors' other sizes, and a network that was timed
+COUNTED_TOO = [  # only in costs.json: other networks whose size differs in the authors' code, and one that was timed
     *((model, "faithful=official") for model in ("densenet_bc100_12", "shake_shake26_2x32d", "shake_shake26_2x112d")),
     ("shake_shake26_2x112d", "model.width=96"),
 ]
@@ -83,7 +83,7 @@ far from reaching.
 
 @dataclass
 class Options:
-    """What is typed behind the script."""
+    """Options of this script."""
 
     output: str | None = None
     data: str | None = None
@@ -91,7 +91,7 @@ class Options:
 
 
 class Counted(NamedTuple):
-    """Of one network: parameters, multiply-adds and bytes for the gradient of an image, A, and of its recipe."""
+    """Parameters, multiply-adds, bytes per image for the gradient, feature width and recipe PFLOP of a network."""
 
     parameters: int
     multiply_adds: int
@@ -101,19 +101,19 @@ class Counted(NamedTuple):
 
 
 def on_imagenet(model: str) -> bool:
-    """Whether the paper has it in Table 1."""
+    """Return whether the paper's Table 1 (ImageNet) has the model."""
     return any(row["network"] == PAPERS_NAMES.get(model) for row in REPORTED["table1"]["rows"])
 
 
 def built(model: str, *overrides: str) -> tuple[DictConfig, Network]:
-    """Its configuration, and the network for its data set's classes."""
+    """Compose the configuration of a model, and build its network for the classes of its data set."""
     size = [f"model.image_size={IMAGENET.pixels}"] if on_imagenet(model) else []
     cfg = compose([f"model={model}", *size, *overrides])
     return cfg, build_model(cfg, (IMAGENET if on_imagenet(model) else CIFAR).classes)
 
 
 def multiply_adds(network: Network, pixels: int) -> int:
-    """Of the forward pass of one image, head included."""
+    """Return the multiply-adds of the forward pass of one image, head included."""
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         network.eval()(torch.randn(1, 3, pixels, pixels))
@@ -121,7 +121,7 @@ def multiply_adds(network: Network, pixels: int) -> int:
 
 
 def count(model: str, *overrides: str) -> Counted:
-    """Count, on one image of noise."""
+    """Count everything about a model on one image of noise."""
     images = IMAGENET if on_imagenet(model) else CIFAR
     cfg, network = built(model, *overrides)
     parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -132,7 +132,7 @@ def count(model: str, *overrides: str) -> Counted:
 
 
 def entry(model: str, *overrides: str) -> dict[str, Any]:
-    """What costs.json has of a network: at the sizes of the images that it is trained on."""
+    """Return the entry of a network in costs.json: its multiply-adds at the image sizes that it is trained on."""
     cfg, network = built(model, *overrides)
     sizes = (CIFAR.pixels, IMAGENET.pixels) if on_imagenet(model) else (SMALL, CIFAR.pixels)
     weights, biases = network.head.weight.numel(), network.head.out_features
@@ -145,7 +145,7 @@ def entry(model: str, *overrides: str) -> dict[str, Any]:
 
 
 def write_data(path: Path, models: list[str]) -> None:
-    """A line a network, so that a difference can be read."""
+    """Write costs.json with one line per network, so that diffs are readable."""
     variants = [one for one in (*VARIANTS, *COUNTED_TOO) if not one[1].startswith("model.checkpointed")]
     counted = {" ".join(one): entry(*one) for one in [*((model,) for model in models), *variants]}
     lines = (f"{json.dumps(name)}: {json.dumps(counted[name], sort_keys=True)}" for name in sorted(counted))
@@ -154,9 +154,9 @@ def write_data(path: Path, models: list[str]) -> None:
 
 
 def bytes_for_gradient(network: Network, one: Tensor) -> int:
-    """What autograd keeps of one image in fp32, weights apart; each storage once."""
+    """Return the bytes that autograd saves for one image in fp32, without weights; each storage counts once."""
     weights = {tensor.untyped_storage()._cdata for tensor in [*network.parameters(), *network.buffers()]}
-    kept: dict[int, torch.UntypedStorage] = {}  # holding them keeps their addresses from being used again
+    kept: dict[int, torch.UntypedStorage] = {}  # keeps the storages alive, so that their addresses are not reused
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -170,7 +170,7 @@ def bytes_for_gradient(network: Network, one: Tensor) -> int:
 
 
 def row(model: str, *overrides: str) -> str:
-    """A line of the table."""
+    """Return a line of the table."""
     counted = count(model, *overrides)
     images = IMAGENET if on_imagenet(model) else CIFAR
     said = paper(model)
@@ -193,7 +193,7 @@ def row(model: str, *overrides: str) -> str:
 
 
 def published() -> str:
-    """The times on the GTX 980."""
+    """Return the published training times on the GTX 980 as text."""
     return ",\n".join(
         f"`{one.network}` ({int(one.hours)} h {round(one.hours % 1 * 60):02}, {one.epochs} epochs)"
         for one in costs.ON_GTX_980
@@ -201,13 +201,13 @@ def published() -> str:
 
 
 def paper(model: str) -> dict[str, Any]:
-    """The paper's row."""
+    """Return the paper's row about a model, or an empty dictionary."""
     rows = [*REPORTED["table1"]["rows"], *REPORTED["table2"]["rows"]]
     return next((one for one in rows if one["network"] == PAPERS_NAMES.get(model)), {})
 
 
 def main() -> None:
-    """Count all, print the table."""
+    """Count the chosen models and print the table."""
     options = parse_options(Options, sys.argv[1:])
     models = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml") if path.stem != "timm")
     chosen = [model for model in models if not options.only or model in options.only]

@@ -1,7 +1,7 @@
-"""Write one HTML page with all tables, their curves and every run; it needs no network. From the repository root:
+"""Write one HTML page with all tables, their curves and every run; it works offline. From the repository root:
 
 python scripts/report.py                                          # runs/report.html
-python scripts/report.py table=small_data,lambda_small_data output=results/report.html     # of these tables alone
+python scripts/report.py table=small_data,lambda_small_data output=results/report.html     # only these tables
 """
 
 import sys
@@ -26,7 +26,7 @@ ALL = "all"
 
 @dataclass
 class ReportOptions:
-    """What this script takes; ``table=``: all, one, or several with commas between them."""
+    """Options of this script; ``table=``: all, or one or more names separated by commas."""
 
     table: str = ALL
     runs_dir: str = "runs"
@@ -35,13 +35,13 @@ class ReportOptions:
 
 
 def write(options: ReportOptions) -> tuple[Path, Evidence]:
-    """Gather, render, and put the page where it was asked for.
+    """Collect the results, render the page and write it to ``options.output``.
 
     Returns:
-        Where it is, and what it shows.
+        path of the page, and the evidence that it shows.
 
     Raises:
-        UserError: there is no such table, or no such folder.
+        UserError: an unknown table, or no such folder of runs.
     """
     names = _all_tables() if options.table == ALL else list(dict.fromkeys(options.table.split(",")))
     remembered = ComposeCache(compose, cache_folder())
@@ -56,12 +56,12 @@ def write(options: ReportOptions) -> tuple[Path, Evidence]:
 
 
 def _all_tables() -> list[str]:
-    """The paper's tables first, then its figures."""
+    """Return the names of all tables: the paper's tables first, then its figures, then the rest."""
     return sorted(table_names(), key=lambda name: (not name.startswith("table"), not name.startswith("figure"), name))
 
 
 def main(arguments: list[str]) -> None:
-    """Say where it is, how large, and what it could not use."""
+    """Write the page; print its path and size, and what could not be used."""
     options = parse_options(ReportOptions, arguments)
     if not options.output.endswith((".html", ".htm")):
         raise UserError(f"output={options.output} must end in .html")

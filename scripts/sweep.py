@@ -2,13 +2,13 @@
 
 python scripts/sweep.py table=demo                     # one after the other; also runs_dir=runs data_dir=data
 python scripts/sweep.py table=demo jobs=4              # four at once; on GPUs: runs_per_gpu=4
-python scripts/sweep.py table=table2 minutes=8         # saves before 8 minutes are over; status 75: give it again
+python scripts/sweep.py table=table2 minutes=8         # saves and exits with 75 within 8 minutes; repeat it to resume
 python scripts/sweep.py table=table4 cluster=slurm partition=gpu gpus=1 cpus=8 time=12:00:00 max_parallel=16
-python scripts/sweep.py table=demo dry_run=true        # say what would run
+python scripts/sweep.py table=demo dry_run=true        # list the runs without starting them
 python scripts/sweep.py table=demo set=[recipe.epochs=2,dataset.train_limit=500]    # a reduced sweep: other runs
 python scripts/sweep.py table=table2 "only=['ResNeXt-29, 8x64d',ISDA]" seeds=[0]    # a part of a table, by its labels
 python scripts/sweep.py status table=demo              # each cell: done, running, queued, failed; table=all
-python scripts/sweep.py cancel table=demo              # ends what waits or runs; what runs saves first
+python scripts/sweep.py cancel table=demo              # end waiting and running jobs; running ones save first
 """
 
 import sys
@@ -18,7 +18,7 @@ from pathlib import Path
 from isda_repro.errors import UserError, check_installation, one_sentence_errors
 from isda_repro.stopping import exit_on_interrupt
 
-exit_on_interrupt()  # what is imported below takes a moment
+exit_on_interrupt()  # the imports below take a moment
 check_installation()
 
 from isda_repro.config import compose_run
@@ -36,7 +36,7 @@ CLUSTERS: dict[str, Callable[[SweepOptions, Compose], int]] = {"local": sweep_he
 
 
 def main(arguments: list[str]) -> int:
-    """``status`` prints, ``cancel`` ends, anything else runs."""
+    """Print the status, cancel the runs, or start those that are missing; return the exit code."""
     if not Path("train.py").is_file():
         raise UserError("train.py is not here: run this from the repository root")
     action = arguments[0] if arguments and arguments[0] in ("status", "cancel") else None

@@ -2,13 +2,13 @@
 
 python scripts/tables.py table=demo                               # printed; and runs/demo.png, runs/demo.svg
 python scripts/tables.py table=table2 format=tex                  # md, tex, csv, html
-python scripts/tables.py table=all format=csv output=all.csv      # every table there is, the paper's first
+python scripts/tables.py table=all format=csv output=all.csv      # every table, the paper's first
 python scripts/tables.py table=all format=all output=results/tables     # a file for each table and format
 python scripts/tables.py table=demo output=demo.html format=html figure=results/figures/demo.png
 python scripts/tables.py table=demo set=[recipe.epochs=2]         # of a reduced sweep
 python scripts/tables.py table=all source=wandb entity=E project=P    # from W&B alone; source=offline: files in runs
 python scripts/tables.py export table=demo                        # keep the finished runs under results/; table=all
-python scripts/tables.py import from=DIR                          # and those of another checkout, or a folder of files
+python scripts/tables.py import from=DIR                          # keep those of another checkout, or a folder of files
 """
 
 import sys
@@ -46,27 +46,27 @@ from isda_repro.tables.render import FORMATS
 
 @dataclass
 class TableOptions:
-    """What is taken where nothing is kept."""
+    """Options without a command."""
 
     table: str = MISSING  # or all
     format: str = "md"  # or all
     runs_dir: str = "runs"
     results_dir: str = "results"
-    output: str | None = None  # a file with the suffix of the format, or a folder
-    figure: str | None = "auto"  # a file; auto: in runs_dir, of a single table; null: none
+    output: str | None = None  # a file with the suffix of the format, or a folder; null: print
+    figure: str | None = "auto"  # a file; auto: in runs_dir if there is one table; null: no figure
     set: list[str] = field(default_factory=list)
-    source: str = "runs"  # runs and results_dir; wandb, with entity and project; offline: the W&B files of runs_dir
+    source: str = "runs"  # runs: runs_dir and results_dir; wandb: needs entity; offline: W&B's files in runs_dir
     entity: str | None = None
     project: str = "isda_repro"
 
 
 def show(options: TableOptions) -> None:
-    """Print or write the tables; what else there is to say goes to standard error."""
+    """Print or write the tables, and draw the figure; problems go to standard error."""
     formats = formats_of(options)
     if options.table == ALL and options.figure not in (None, "auto"):
         raise UserError(f"figure={options.figure} is one file: give it with one table")
     if options.figure not in (None, "auto"):
-        figure_files(Path(options.figure))  # before there is anything to lose
+        figure_files(Path(options.figure))  # check the path before the tables are written
     index = index_results(findings(options))
     layouts = [laid_out(table, plan, index, options, extra) for table, plan, extra in changed_plans(options)]
     if problems := list(dict.fromkeys(problem for one in layouts for problem in one.filled.problems)):
@@ -84,7 +84,7 @@ def show(options: TableOptions) -> None:
 
 
 def formats_of(options: TableOptions) -> list[str]:
-    """One format, or all, which need a folder."""
+    """Return the format, or all of them, for which ``output`` has to be a folder."""
     if options.format == ALL:
         if options.output is None or Path(options.output).suffix.removeprefix(".") in FORMATS:
             raise UserError(f"format={ALL} writes several files: name a folder for them, output=FOLDER")
@@ -95,7 +95,7 @@ def formats_of(options: TableOptions) -> list[str]:
 
 
 def findings(options: TableOptions) -> Iterable[Finding]:
-    """Results from where the user says they are."""
+    """Return the results of the chosen source."""
     if options.source == "runs":
         return results_on_disk(runs_folder(options.runs_dir), Path(options.results_dir))
     if options.source == "offline":
@@ -110,7 +110,10 @@ def findings(options: TableOptions) -> Iterable[Finding]:
 
 
 def changed_plans(options: TableOptions) -> Iterator[tuple[Table, Plan, Sequence[str]]]:
-    """Each table with its runs and what of ``set=`` makes them other runs than its own: all of it, or nothing."""
+    """Yield each table with its runs and the overrides of ``set=`` that make them a reduced sweep.
+
+    These overrides are all of ``set=``, or none if it changes no run of the table.
+    """
     if not options.set:
         yield from ((table, plan, ()) for table, plan in plans(options.table))
         return
@@ -119,20 +122,24 @@ def changed_plans(options: TableOptions) -> Iterator[tuple[Table, Plan, Sequence
 
 
 def run_ids(plan: Plan) -> list[str]:
-    """Of all its runs."""
+    """Return the ids of all runs of a plan."""
     return [run.run_id for runs in plan.values() for run in runs]
 
 
 def laid_out(table: Table, plan: Plan, index: ResultIndex, options: TableOptions, extra: Sequence[str] = ()) -> Layout:
-    """A table, filled."""
+    """Fill a table with results and lay it out."""
     filled = aggregate(table, plan, index, reduced=bool(extra))
-    name = table.name if options.table == ALL else options.table  # or the file that it is from
+    name = table.name if options.table == ALL else options.table  # `options.table` can also be a file
     sweep = sweep_command(SweepOptions(name, runs_dir=options.runs_dir, set=options.set))
     return layout(filled, plan, sweep, extra, cost_columns(table, plan, Path(options.results_dir)))
 
 
 def files(output: Path, formats: list[str], layouts: list[Layout]) -> Iterator[tuple[Path, str]]:
-    """One file, if it has the suffix of its format; otherwise a folder with one for each table and format."""
+    """Yield the path and text of each file to write.
+
+    This is one file if ``output`` has the suffix of the format, else one file per table and format in the folder
+    ``output``.
+    """
     if output.suffix == f".{formats[0]}":
         yield output, FORMATS[formats[0]](layouts)
         return
@@ -142,7 +149,7 @@ def files(output: Path, formats: list[str], layouts: list[Layout]) -> Iterator[t
 
 
 def write(texts: Iterable[tuple[Path, str]]) -> None:
-    """Each whole or not at all."""
+    """Write each file atomically."""
     for path, text in texts:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
@@ -155,7 +162,7 @@ def write(texts: Iterable[tuple[Path, str]]) -> None:
 
 @dataclass
 class ExportOptions:
-    """What ``export`` takes."""
+    """Options of ``export``."""
 
     table: str = MISSING
     runs_dir: str = "runs"
@@ -165,7 +172,7 @@ class ExportOptions:
 
 @dataclass
 class ImportOptions:
-    """What ``import`` takes."""
+    """Options of ``import``."""
 
     from_: str = MISSING
     table: str = ALL
@@ -185,7 +192,7 @@ def export_runs(options: ExportOptions) -> None:
 
 
 def import_results(options: ImportOptions) -> None:
-    """Copy results from elsewhere into ``results_dir``."""
+    """Copy results from another folder into ``results_dir``."""
     folder = Path(options.from_)
     if not folder.is_dir():
         raise UserError(f"from={folder} is no folder: give a checkout, its runs/ or results/, or a heap of files")
@@ -198,7 +205,7 @@ def import_results(options: ImportOptions) -> None:
 
 
 def plans(name: str, extra: Sequence[str] = ()) -> Iterator[tuple[Table, Plan]]:
-    """One table, or all of them, the paper's first, with their runs."""
+    """Yield a table with its runs, or all tables with theirs, the paper's tables first."""
     names = sorted(table_names(), key=lambda one: (not one.removeprefix("table").isdigit(), one))
     remembered = ComposeCache(compose, cache_folder())
     try:
@@ -209,14 +216,14 @@ def plans(name: str, extra: Sequence[str] = ()) -> Iterator[tuple[Table, Plan]]:
 
 
 def report(kept: Exported, passed_over: list[str]) -> None:
-    """What was taken, and what was not, and why."""
+    """Print which results were copied, and which were not and why."""
     print(*passed_over, sep="\n", end="\n" if passed_over else "", file=sys.stderr)
     print(*(f"{origin} -> {target}" for origin, target in kept.taken), sep="\n", end="\n" if kept.taken else "")
     print(f"{len(kept.taken)} new or changed, {len(kept.same)} kept already, {len(passed_over)} passed over")
 
 
 def main(arguments: list[str]) -> None:
-    """``export`` and ``import`` keep, anything else shows."""
+    """Run ``export`` or ``import``, or show tables."""
     match arguments:
         case ["export", *rest]:
             export_runs(parse_options(ExportOptions, rest))

@@ -11,7 +11,7 @@ import sys
 from isda_repro.errors import check_installation, one_sentence_errors
 from isda_repro.stopping import exit_on_interrupt, hard_exit_if_distributed
 
-exit_on_interrupt()  # what is imported below takes a moment
+exit_on_interrupt()  # the imports below take a moment
 check_installation()
 
 import hydra
@@ -22,7 +22,7 @@ from isda_repro.config import CONF_DIR, freeze_generator, read_frozen_generator,
 
 
 def run_frozen(cfg: DictConfig) -> None:
-    """Train what a frozen configuration asks for; torch is imported only now."""
+    """Train the generator of a frozen configuration; torch is imported only now."""
     from isda_repro.gan.run import train_generator
 
     train_generator(cfg)
@@ -30,8 +30,8 @@ def run_frozen(cfg: DictConfig) -> None:
 
 @hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="train_gan")
 def compose_and_run(cfg: DictConfig) -> None:
-    """Freeze what Hydra composed from the command line, then train."""
-    with one_sentence_errors():  # here already: Hydra would add a line to an exception that passes through it
+    """Freeze what Hydra composed from the command line, and train."""
+    with one_sentence_errors():  # inside, because Hydra adds a line to an exception that passes through it
         run_frozen(freeze_generator(cfg, HydraConfig.get().overrides.task))
 
 

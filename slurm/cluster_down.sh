@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# cluster_down.sh - stop what cluster_up.sh started, by recorded pid; jobs first, then slurmd's, slurmctld, slurmdbd, mariadbd, munged.
+# cluster_down.sh - stop what cluster_up.sh started, by recorded pid: first the jobs, then slurmd, slurmctld, slurmdbd, mariadbd, munged.
 SLURM_DIR=${SLURM_DIR:-/tmp/isda_slurm}; export SLURM_CONF=$SLURM_DIR/slurm.conf
 [ -d "$SLURM_DIR/pid" ] || { echo "nothing to stop"; exit 0; }
 ids=$(timeout 5 squeue -h -o %A 2>/dev/null | sort -u)
 if [ -n "$ids" ]; then   # running steps outlive their slurmd, so end them first
   timeout 10 scancel $ids; for _ in $(seq 100); do [ -z "$(timeout 5 squeue -h 2>/dev/null)" ] && break; sleep 0.2; done
 fi
-gone() { # dead, or a zombie that this machine's init has yet to reap
+gone() { # true if dead, or a zombie that init has not reaped yet
   case "$(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null)" in ''|Z*|X*) return 0;; *) return 1;; esac; }
 cd "$SLURM_DIR/pid" || exit 1
 for tier in 'slurmd.*.pid' slurmctld.pid slurmdbd.pid mariadbd.pid munged.pid; do

@@ -2,16 +2,16 @@
 # cluster_up.sh - a real SLURM (22.05, Debian 12 packages) on one host, as root, no systemd, no cgroups.
 # All state (config, keys, spool, logs, pids, database) is under $SLURM_DIR; listens on 127.0.0.1 only.
 # Use it:   bash cluster_up.sh && . $SLURM_DIR/env.sh && sinfo
-# Knobs (environment):
+# Settings (environment variables):
 SLURM_DIR=${SLURM_DIR:-/tmp/isda_slurm}
 NODES=${NODES:-4}            # virtual nodes node1..nodeN, each its own slurmd (+ own UTS hostname)
-CPUS=${CPUS:-4}              # claimed CPUs per node (config_overrides: need not exist)
+CPUS=${CPUS:-4}              # claimed CPUs per node (need not exist, because of config_overrides)
 MEM_MB=${MEM_MB:-4000}       # claimed memory per node (not enforced)
-GPUS=${GPUS:-2}              # fake GPUs per node (--gres=gpu:N, --gpus-per-node); 0 = none, as where mknod is refused
+GPUS=${GPUS:-2}              # fake GPUs per node (--gres=gpu:N, --gpus-per-node); 0: none; also set to 0 if mknod is refused
 DBD=${DBD:-1}                # 1: slurmdbd + private mariadbd, so sacct works (submitit polls it); 0: no accounting
 BASE_PORT=${BASE_PORT:-26810}
-NODE_TIMEOUT=${NODE_TIMEOUT:-60} # seconds of silence after which a node is taken for dead
-UTS=${UTS:-$(unshare --uts true 2>/dev/null && echo 1 || echo 0)}  # 1: each slurmd in its own UTS namespace, so jobs see hostname nodeN
+NODE_TIMEOUT=${NODE_TIMEOUT:-60} # seconds without an answer after which a node counts as dead
+UTS=${UTS:-$(unshare --uts true 2>/dev/null && echo 1 || echo 0)}  # 1: each slurmd has its own UTS namespace, so that jobs see hostname nodeN
 set -euo pipefail; set +m   # no job control: setsid below must not fork, so that $! is the daemon
 [ "$(id -u)" = 0 ] || { echo "must be root" >&2; exit 1; }
 t0=$(date +%s.%N); lap() { printf '[%6.2fs] %s\n' "$(echo "$(date +%s.%N) $t0" | awk '{print $1-$2}')" "$*"; }
@@ -26,7 +26,7 @@ missing=(); for p in "${pkgs[@]}"; do dpkg-query -W -f '${Status}' "$p" 2>/dev/n
 if [ ${#missing[@]} -gt 0 ]; then
   export DEBIAN_FRONTEND=noninteractive
   apt-get -o DPkg::Lock::Timeout=300 update -qq || { echo "cluster_up: packages cannot be installed here: no package lists" >&2; exit 1; }
-  if [ ! -e /usr/sbin/policy-rc.d ]; then   # packages must not start daemons of their own
+  if [ ! -e /usr/sbin/policy-rc.d ]; then   # keep packages from starting daemons
     printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d; trap 'rm -f /usr/sbin/policy-rc.d' EXIT; fi
   apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends "${missing[@]}" >/tmp/slurm_apt.$$.log 2>&1 ||
     { tail -20 /tmp/slurm_apt.$$.log >&2; echo "cluster_up: packages cannot be installed here: ${missing[*]}" >&2; exit 1; }
@@ -170,7 +170,7 @@ CONF
   )
   start slurmdbd slurmdbd -D
   wait_for 60 slurmdbd sacctmgr -n show cluster
-  sacctmgr -i -Q add cluster test >/dev/null 2>&1 || true        # slurmctld would add it too; this avoids its first error
+  sacctmgr -i -Q add cluster test >/dev/null 2>&1 || true        # slurmctld would add it too, but with an error message
   lap "slurmdbd up"
 fi
 

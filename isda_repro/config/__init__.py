@@ -1,10 +1,10 @@
-"""From what a user types to one frozen, checked, named configuration.
+"""Configuration: from the command line to one frozen, checked and named configuration.
 
-Hydra is met here, in ``train.py`` and in ``scripts/``, and nowhere else. The steps, in this order:
+Hydra is used in this package, in ``train.py`` and in ``scripts/``, and nowhere else. The steps are:
 
-1. ``compose`` (or Hydra's own command line) puts the files of ``conf/`` and the overrides together;
-2. ``freeze`` resolves every rule, checks fields against each other, and names the run;
-3. ``build`` makes an object of a node that has a ``_target_``.
+1. ``compose`` (or Hydra's own command line) merges the files of ``conf/`` and the overrides.
+2. ``freeze`` resolves every interpolation, checks the fields, also against each other, and names the run.
+3. ``build`` instantiates a node that has a ``_target_``.
 
 Generators have their own ``compose_generator``, ``freeze_generator`` and ``read_frozen_generator``.
 """

@@ -1,4 +1,4 @@
-"""Objects of nodes that have a ``_target_``."""
+"""Instantiation of configuration nodes that have a ``_target_``."""
 
 from __future__ import annotations
 
@@ -11,29 +11,39 @@ from isda_repro.errors import UserError
 
 
 def build_model(cfg: DictConfig, num_classes: int) -> Any:
-    """The network of ``cfg.model`` as its class draws it; ``model.weights`` is for whoever wants it loaded."""
+    """Build the network of ``cfg.model`` with random weights.
+
+    ``model.weights``, its digest and ``model.official_init`` are ignored here: they are the caller's.
+    """
     arguments = [str(key) for key in cfg.model if key not in ("weights", "weights_sha256", "official_init")]
     return build(OmegaConf.masked_copy(cfg.model, arguments), num_classes=num_classes)
 
 
 def build_loss(cfg: DictConfig, **arguments: Any) -> Any:
-    """The loss of ``cfg.loss``; what ``loss.sync`` asks for is for whoever starts several processes."""
+    """Build the loss of ``cfg.loss``.
+
+    ``loss.sync`` is ignored: it concerns the code that sets up the processes of a distributed run.
+    """
     known = [str(key) for key in cfg.loss if key != "sync"]
     return build(OmegaConf.masked_copy(cfg.loss, known), **arguments)
 
 
 def target_class(node: DictConfig) -> type:
-    """The class that a node's ``_target_`` names."""
+    """Return the class that a node's ``_target_`` names."""
     from hydra.utils import get_class
 
     return get_class(node["_target_"])
 
 
 def build(node: DictConfig, **arguments: Any) -> Any:
-    """Make the object that a node's ``_target_`` names.
+    """Instantiate the ``_target_`` of a node.
+
+    Args:
+        node: a node with a ``_target_``; its other keys are arguments.
+        arguments: further arguments of the target.
 
     Raises:
-        UserError: the object's own, or in one sentence what it refused.
+        UserError: raised by the target, or a ``ConfigError`` that wraps its ValueError or TypeError in one sentence.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
@@ -47,6 +57,6 @@ def build(node: DictConfig, **arguments: Any) -> Any:
         if isinstance(error.__cause__, ValueError | TypeError):
             given = ", ".join(f"{key}={value}" for key, value in plain.items() if key != "_target_")
             raise ConfigError(f"{plain['_target_']} cannot be made with {given}: {error.__cause__}") from error
-        if error.__cause__ is not None:  # a defect of the program, which Hydra's error would hide
+        if error.__cause__ is not None:  # a bug, which Hydra's error would hide
             raise error.__cause__ from error
         raise

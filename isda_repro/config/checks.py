@@ -1,4 +1,4 @@
-"""Is a composed configuration sensible? Fields against each other and against what they can be."""
+"""Checks of a composed configuration: the range of each field, and fields that depend on each other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from isda_repro.errors import UserError
 MODEL_COUNTS = ("depth", "width", "growth", "first_channels", "cardinality", "base_width", "se_reduction", "image_size")
 
 
-NOT_OF_MODELS = {  # which timm's constructor would take
+NOT_OF_MODELS = {  # arguments of timm's constructor that `model.` must not set, and what to use instead
     "checkpoint_path": "weights from a file are model.weights=",
     "num_classes": "the data set has its number of classes",
     "features_only": "a network without its classifier has no logits",
@@ -22,14 +22,14 @@ NOT_OF_MODELS = {  # which timm's constructor would take
 
 
 class ConfigError(UserError):
-    """A setting is wrong; the message is one sentence that says which, why and what to do."""
+    """A setting is wrong; the message is one sentence that says which setting, why, and what to do."""
 
 
 GENERATORS = ("wgan", "cgan", "acgan", "infogan")
 
 
 def is_count(value: object) -> bool:
-    """Whether it is a whole number from 1 on; True is none."""
+    """Return whether ``value`` is an integer of at least 1 (and not True)."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
@@ -38,16 +38,19 @@ def _is_number(value: object) -> bool:
 
 
 def generator_kind(cfg: Mapping[str, Any]) -> str | None:
-    """Whose images are among those that are trained on; None: nobody's. Frozen files may be older than the setting."""
+    """Return the kind of generator whose images are trained on, or None.
+
+    Frozen files may be older than this setting.
+    """
     kind: str | None = (cfg.get("synthetic") or {}).get("kind")
     return kind
 
 
 def check(cfg: Mapping[str, Any]) -> None:
-    """Fields against each other and against sense.
+    """Check the settings of a classifier.
 
     Raises:
-        ConfigError: the first that is wrong, with its key, its value and what it can be.
+        ConfigError: for the first wrong setting, with its key, its value and the values that it can have.
     """
     recipe, dataset = cfg["recipe"], cfg["dataset"]
     check_seed(cfg)
@@ -95,14 +98,14 @@ def check(cfg: Mapping[str, Any]) -> None:
 
 
 def check_seed(cfg: Mapping[str, Any]) -> None:
-    """The seed of a run."""
+    """Check that the seed is an integer of at least 0."""
     seed = cfg["seed"]
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ConfigError(f"seed={seed!r} must be a whole number from 0 on")
 
 
 def check_limits(dataset: Mapping[str, Any]) -> None:
-    """How much of a data set is used."""
+    """Check the settings that choose a part of a data set, and its source."""
     for key in ("train_limit", "test_limit", "holdout"):
         value = dataset[key]
         require(value is None or is_count(value), f"dataset.{key}", value, "a whole number from 1 on, or null")
@@ -110,9 +113,9 @@ def check_limits(dataset: Mapping[str, Any]) -> None:
 
 
 def check_life(cfg: Mapping[str, Any]) -> None:
-    """What a run of any kind has: where it is, on what, when it saves, and who is told of it."""
+    """Check the settings that runs of every kind have: compute, checkpoint, folders, ``force`` and tracking."""
     compute, tracking = cfg["compute"], cfg["tracking"]
-    waits = compute.get("timeout_minutes", 10)  # files that were frozen before there was such a setting have none
+    waits = compute.get("timeout_minutes", 10)  # missing in files that were frozen before this setting existed
     require(_is_number(waits) and waits > 0, "compute.timeout_minutes", waits, "a number above 0")
     micro = compute["micro_batch"]
     require(micro is None or is_count(micro), "compute.micro_batch", micro, "a whole number from 1 on, or null")
@@ -144,7 +147,7 @@ def check_life(cfg: Mapping[str, Any]) -> None:
 
 
 def _check_synthetic(synthetic: Mapping[str, Any]) -> None:
-    """A kind of generator and its share of each batch, or neither."""
+    """Check that both a kind of generator and its share of each batch are given, or neither."""
     kind, fraction = synthetic.get("kind"), synthetic.get("fraction")
     if kind is None:
         require(fraction is None, "synthetic.fraction", fraction, "null without a generator; choose synthetic=")
@@ -183,7 +186,7 @@ def _check_milestones(recipe: Mapping[str, Any]) -> None:
 
 
 def _check_streamed(dataset: Mapping[str, Any]) -> None:
-    """What only data sets have whose images stay on disk."""
+    """Check the settings that only data sets on disk have."""
     if "train_crop" not in dataset:
         return
     require(is_count(dataset["image_size"]), "dataset.image_size", dataset["image_size"], "a whole number from 1 on")
@@ -217,13 +220,13 @@ def _check_choices(cfg: Mapping[str, Any]) -> None:
 
 
 def _check_among(allowed: Mapping[str, tuple[Any, Sequence[Any]]]) -> None:
-    """By key, its value and those that it can have."""
+    """Check for each key that its value is one of the allowed values."""
     for key, (value, values) in allowed.items():
         same = any(value == candidate and type(value) is type(candidate) for candidate in values)
         require(same, key, value, "one of " + ", ".join("null" if v is None else str(v).lower() for v in values))
 
 
 def require(holds: bool, key: str, value: object, what: str) -> None:
-    """One sentence on a setting that is not what it must be."""
+    """Raise a ConfigError about the setting ``key`` unless ``holds``; ``what`` says what its value must be."""
     if not holds:
         raise ConfigError(f"{key}={value} must be {what}")

@@ -1,4 +1,4 @@
-"""A classifier's configuration, from what a user types to what is run."""
+"""Configuration of classifiers: composing, freezing, and reading frozen files."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from isda_repro.files import sha256
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
-    """The frozen configuration that ``python train.py OVERRIDES`` would run."""
+    """Return the frozen configuration that ``python train.py OVERRIDES`` would run."""
     return compose_from("train", overrides, freeze)
 
 
 def freeze(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Resolve, check and name a composed configuration; nothing of Hydra's remains in it.
+    """Resolve, check and name a composed configuration; the result contains nothing of Hydra's.
 
     Raises:
         ConfigError: a setting is wrong, or an override adds a key that nothing reads.
     """
     plain = settled(cfg, overrides)
-    del plain["dataset"]["augment"]  # the model and the augmentation have what they made of it
+    del plain["dataset"]["augment"]  # the model and the augmentation hold the values resolved from it
     check(plain)
     if plain["model"]["weights"] is not None:
         plain["model"]["weights_sha256"] = weights_digest(plain["model"])
@@ -41,10 +41,10 @@ def freeze(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def weights_digest(model: Mapping[str, Any]) -> str:
-    """What is in the file ``model.weights``, in one number, of which a run's name is made; the path may differ.
+    """Return the SHA-256 of the file ``model.weights``. It is part of the run's name, while the path is not.
 
     Raises:
-        ConfigError: there is no such file, or another than when it was frozen.
+        ConfigError: there is no such file, or its SHA-256 is not ``model.weights_sha256``.
     """
     path, expected = Path(model["weights"]), model["weights_sha256"]
     if not path.is_file():
@@ -56,7 +56,10 @@ def weights_digest(model: Mapping[str, Any]) -> str:
 
 
 def rescaled_milestones(cfg: DictConfig) -> str | None:
-    """One sentence if ``recipe.epochs`` alone was changed and the milestones followed it; before ``freeze`` only."""
+    """Return a sentence if ``recipe.epochs`` was changed and the milestones were rescaled with it, else None.
+
+    The configuration must not be frozen yet: freezing resolves the rule that is looked for.
+    """
     rules = cast(dict[str, Any], OmegaConf.to_container(cfg.recipe.schedule))
     rule = re.search(r"rescale:(\[.*?\]),(\d+)", str(rules.get("milestones")))
     if rule is None or int(rule[2]) == cfg.recipe.epochs:
@@ -66,9 +69,9 @@ def rescaled_milestones(cfg: DictConfig) -> str | None:
 
 
 def read_frozen(path: Path) -> DictConfig:
-    """Read ``runs/<run_id>/config.yaml``.
+    """Read ``runs/<run_id>/config.yaml`` of a classifier.
 
     Raises:
-        ConfigError: not a frozen configuration, edited since, or frozen by code with other numerics.
+        ConfigError: it is not a frozen configuration, was edited since, or was frozen by code with other numerics.
     """
     return read_frozen_as(path, check, run_id)

@@ -1,4 +1,4 @@
-"""The command lines of ``train.py`` and ``scripts/train_gan.py``: frozen files, or settings that Hydra composes."""
+"""Command lines of ``train.py`` and ``scripts/train_gan.py``: a frozen file, or settings that Hydra composes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from isda_repro.errors import one_sentence_errors
 
 
 def compose_run(overrides: Sequence[str] = ()) -> DictConfig:
-    """The frozen configuration of a generator where the first override is ``gan=``, else of a classifier."""
+    """Return the frozen configuration of a generator if the first override is ``gan=``, else of a classifier."""
     return (compose_generator if overrides and overrides[0].startswith("gan=") else compose)(overrides)
 
 
 def read_frozen_run(path: Path) -> DictConfig:
-    """Read ``runs/<run_id>/config.yaml`` of either.
+    """Read ``runs/<run_id>/config.yaml`` of a classifier or a generator.
 
     Raises:
-        ConfigError: not a frozen configuration, edited since, or frozen by code with other numerics.
+        ConfigError: it is not a frozen configuration, was edited since, or was frozen by code with other numerics.
     """
     return (read_frozen_generator if is_frozen_generator(path) else read_frozen)(path)
 
@@ -33,14 +33,20 @@ def read_frozen_run(path: Path) -> DictConfig:
 def run_command_line(
     arguments: Sequence[str], run_file: Callable[[Path], None], compose_and_run: Callable[[], None]
 ) -> None:
-    """A frozen file runs as it is; anything else is Hydra's command line, which ``compose_and_run`` reads itself."""
+    """Run a frozen file with ``run_file``, or call ``compose_and_run``, which parses Hydra's command line itself.
+
+    Args:
+        arguments: command line; a frozen file is recognised by its suffix, ``.yaml`` or ``.yml``.
+        run_file: called with the path of a frozen file.
+        compose_and_run: called for any other command line.
+    """
     with one_sentence_errors():
         if arguments and arguments[0].endswith((".yaml", ".yml")):
             if len(arguments) > 1:
                 raise ConfigError(f"{arguments[0]} is frozen and takes no further settings: {' '.join(arguments[1:])}")
             run_file(Path(arguments[0]))
             return
-        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us whole: `explain` makes the sentence
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra must not shorten exceptions, which `explain` reads
         register_resolvers()
         with explain():
             compose_and_run()

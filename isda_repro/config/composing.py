@@ -1,4 +1,4 @@
-"""The files of ``conf/`` and a command line, put together and resolved; what is mistyped is one sentence."""
+"""Composition of the files of ``conf/`` with a command line; Hydra's errors become one sentence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from isda_repro.config.rules import CONF_DIR, register_resolvers
 def compose_from(
     root: str, overrides: Sequence[str], freeze_it: Callable[[DictConfig, Sequence[str]], DictConfig]
 ) -> DictConfig:
-    """What ``conf/<root>.yaml`` and the overrides compose, frozen."""
+    """Compose ``conf/<root>.yaml`` with the overrides, and freeze the result with ``freeze_it``."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.hydra_config import HydraConfig
@@ -32,7 +32,7 @@ def compose_from(
 
 @contextmanager
 def _apart() -> Iterator[None]:
-    """What Hydra keeps for a whole process is as it was after the block: this may be a part of another composing."""
+    """Clear Hydra's global state within the block and restore it afterwards, because compositions can be nested."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.singleton import Singleton
 
@@ -49,7 +49,7 @@ def _apart() -> Iterator[None]:
 
 @contextmanager
 def explain() -> Iterator[None]:
-    """Turn what Hydra says of a mistyped command line, often five lines, into one sentence."""
+    """Turn Hydra's message about a mistyped command line, often five lines, into a one-sentence ConfigError."""
     from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 
     try:
@@ -62,7 +62,7 @@ def explain() -> Iterator[None]:
         raise ConfigError(_one_sentence(str(error))) from error
     except OmegaConfBaseException as error:
         first: BaseException | None = error
-        while first is not None and not isinstance(first, ConfigError):  # a rule's own sentence
+        while first is not None and not isinstance(first, ConfigError):  # a sentence that a resolver raised
             first = first.__cause__ or first.__context__
         raise ConfigError(" ".join(str(first or error).splitlines()[:2])) from error
     except ValueError as error:
@@ -72,7 +72,7 @@ def explain() -> Iterator[None]:
 
 
 def _one_sentence(message: str) -> str:
-    """What Hydra wrote, without its advice to add the unknown key with a plus sign."""
+    """Shorten Hydra's message, and replace its advice to add an unknown key with ``+`` by similar keys that exist."""
     unknown = re.search(r"Could not override '([^']+)'", message)
     if unknown is None:
         return " ".join(message.split("\nSee https")[0].split())
@@ -88,7 +88,7 @@ def _one_sentence(message: str) -> str:
 
 
 def _known_keys() -> list[str]:
-    """Every key that a command line can set, for suggestions."""
+    """Return every key that a command line can set, for suggestions."""
     keys: list[str] = []
     for path in sorted(CONF_DIR.rglob("*.yaml")):
         group = path.parent.relative_to(CONF_DIR).as_posix().removeprefix(".")
@@ -106,7 +106,7 @@ def _keys_below(node: Any, prefix: str) -> list[str]:
 
 @explain()
 def settled(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
-    """A composed configuration with every rule resolved, as plain containers, without Hydra's own part.
+    """Return a composed configuration as plain containers, with all interpolations resolved, without ``hydra``.
 
     Raises:
         ConfigError: a setting has no value, or an override adds a key that nothing reads.
@@ -122,7 +122,11 @@ def settled(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _refuse_additions(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Hydra suggests ``+key=value`` for an unknown key, and would then let it pass under a new run name."""
+    """Refuse overrides that add or delete keys, or that set names under ``choice``.
+
+    Hydra suggests ``+key=value`` for an unknown key, which would be ignored and only change the run's name. Nodes with
+    a ``_target_`` are exempt, because their keys are arguments.
+    """
     for override in overrides:
         if override.lstrip("+").startswith("choice."):
             raise ConfigError(f"{override!r}: the names under choice follow from model=, dataset= and so on")

@@ -1,4 +1,4 @@
-"""Frozen configurations on disk."""
+"""Reading and writing of frozen configurations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from isda_repro.files import atomic_write
 
 
 def write_frozen(cfg: DictConfig, path: Path) -> None:
-    """Write a frozen configuration as YAML; the run may have been started from this very file, which stays whole."""
+    """Write a frozen configuration as YAML, atomically: the run may have been started from this very file."""
     with atomic_write(path) as file:
         file.write(OmegaConf.to_yaml(cfg).encode())
 
@@ -24,7 +24,19 @@ def write_frozen(cfg: DictConfig, path: Path) -> None:
 def read_frozen_as(
     path: Path, check_it: Callable[[Mapping[str, Any]], None], name_it: Callable[[Mapping[str, Any]], str]
 ) -> DictConfig:
-    """Likewise, of a kind of run with checks and names of its own."""
+    """Read a frozen configuration of one kind of run.
+
+    If the file is in the folder of its run, ``runs_dir`` is set to the parent folder, so that a run that was moved
+    continues in its new place.
+
+    Args:
+        path: ``config.yaml`` of a run.
+        check_it: checks the settings and raises ConfigError.
+        name_it: returns the run id of the settings.
+
+    Raises:
+        ConfigError: it is not a frozen configuration, was edited since, or was frozen by code with other numerics.
+    """
     try:
         cfg = OmegaConf.load(path)
     except (OSError, ValueError, OmegaConfBaseException) as error:
@@ -39,7 +51,7 @@ def read_frozen_as(
             f"{naming.NUMERICS_VERSION}: check out the older code, or compose the run anew"
         )
     defaults = cast(DictConfig, OmegaConf.load(CONF_DIR / "train.yaml"))
-    for key in ("checkpoint", "force"):  # younger than some frozen files, and without influence on a result
+    for key in ("checkpoint", "force"):  # newer than some frozen files, and without influence on a result
         if key not in cfg:
             cfg[key] = defaults[key]
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg))
@@ -52,6 +64,6 @@ def read_frozen_as(
         raise ConfigError(f"{path} is not a whole frozen run: {error} is missing or damaged") from error
     if stated != found:
         raise ConfigError(f"{path} was edited after it was frozen as {stated}: compose a new run instead")
-    if path.resolve().parent.name == stated:  # the run lives where its file lies, wherever it was begun
+    if path.resolve().parent.name == stated:  # the run continues in the folder of its file, which may have been moved
         cfg.runs_dir = str(path.resolve().parent.parent)
     return cfg

@@ -1,4 +1,4 @@
-"""A generator's configuration, from what a user types to what is run."""
+"""Configuration of generators: composing, freezing, and reading frozen files."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from isda_repro.config.frozen import read_frozen_as
 from isda_repro.config.naming import dataset_name, request
 
 ROOT = "train_gan"
-OF_CLASSIFIERS = ("recipe", "faithful")  # groups that data sets speak to, and that train no generator
-OF_NETWORKS = ("mean", "std", "augment")  # of a data set, likewise
+OF_CLASSIFIERS = ("recipe", "faithful")  # groups that data set configs refer to, but that only classifiers use
+OF_NETWORKS = ("mean", "std", "augment")  # keys of a data set that only classifiers use
 NOT_READ = (
     *(f"dataset.{name}" for name in (*OF_NETWORKS, "test_limit")),
     *("compute.micro_batch", "compute.sync_bn", "compute.compile"),
@@ -26,15 +26,15 @@ NOT_READ = (
 
 
 def compose_generator(overrides: Sequence[str] = ()) -> DictConfig:
-    """The frozen configuration that ``python scripts/train_gan.py OVERRIDES`` would run."""
+    """Return the frozen configuration that ``python scripts/train_gan.py OVERRIDES`` would run."""
     return compose_from(ROOT, overrides, freeze_generator)
 
 
 def freeze_generator(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Resolve, check and name a composed configuration; what trains no generator is left out.
+    """Resolve, check and name a composed configuration, without the settings that only classifiers use.
 
     Raises:
-        ConfigError: a setting is wrong, or an override sets what nothing reads.
+        ConfigError: a setting is wrong, or an override sets a key that generators do not read.
     """
     for override in overrides:
         key = override.lstrip("+").partition("=")[0]
@@ -52,9 +52,10 @@ def freeze_generator(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def generator_overrides(cfg: Mapping[str, Any]) -> list[str]:
-    """What ``scripts/train_gan.py`` is given for the generator that a classifier's configuration asks for.
+    """Return the overrides for ``scripts/train_gan.py`` that train the generator of a classifier's configuration.
 
-    It is trained on the images that the classifier is: those that are held out, or beyond a limit, are in neither.
+    The generator is trained on the same images as the classifier: images that are held out or beyond a limit are
+    excluded from both.
     """
     synthetic, dataset = cfg["synthetic"], cfg["dataset"]
     limits = [f"dataset.{key}={dataset[key]}" for key in ("train_limit", "holdout") if dataset[key] is not None]
@@ -63,10 +64,10 @@ def generator_overrides(cfg: Mapping[str, Any]) -> list[str]:
 
 
 def check_generator(cfg: Mapping[str, Any]) -> None:
-    """Fields against sense.
+    """Check the settings of a generator.
 
     Raises:
-        ConfigError: the first that is wrong, with its key, its value and what it can be.
+        ConfigError: for the first wrong setting, with its key, its value and the values that it can have.
     """
     gan = cfg["gan"]
     check_seed(cfg)
@@ -87,14 +88,14 @@ def check_generator(cfg: Mapping[str, Any]) -> None:
 
 
 def generator_id(cfg: Mapping[str, Any]) -> str:
-    """``<gan>-<dataset>-s<seed>-<hash of the request>``."""
+    """Return the run id: ``<gan>-<dataset>-s<seed>-<hash of the request>``."""
     requested = json.dumps({**request(cfg), "numerics_version": naming.NUMERICS_VERSION}, sort_keys=True)
     digest = hashlib.sha256(requested.encode()).hexdigest()[:10]
     return f"{cfg['choice']['gan']}-{dataset_name(cfg)}-s{cfg['seed']}-{digest}"
 
 
 def is_frozen_generator(path: Path) -> bool:
-    """Whether it is a configuration of generators, if it is one at all."""
+    """Return whether a file is the configuration of a generator, provided that it is a frozen configuration at all."""
     try:
         return "\ngan:\n" in path.read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -102,10 +103,10 @@ def is_frozen_generator(path: Path) -> bool:
 
 
 def read_frozen_generator(path: Path) -> DictConfig:
-    """Read the ``config.yaml`` of generators.
+    """Read the ``config.yaml`` of a generator.
 
     Raises:
-        ConfigError: it is none, was edited since, or was frozen by code with other numerics.
+        ConfigError: it is not a generator's, was edited since, or was frozen by code with other numerics.
     """
     if path.exists() and not is_frozen_generator(path):
         raise ConfigError(f"{path} is not a frozen run of generators: it has no gan")

@@ -1,4 +1,4 @@
-"""A run's name: what was asked for, and a hash of it."""
+"""Names of runs: the choices in words, the seed, and a hash of the request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from isda_repro.config.checks import generator_kind
 
 NUMERICS_VERSION = 2
-"""Raise it whenever the same request would give other numbers: every run then gets a new name."""
+"""Increment this whenever the same request would give other numbers, so that every run gets a new name."""
 
 NOT_REQUESTED = (
     *("choice", "data_dir", "runs_dir", "dataset.source.data_dir", "compute.device", "tracking"),
@@ -20,15 +20,16 @@ NOT_REQUESTED = (
     *("dataset.source.root", "dataset.workers"),
     *("checkpoint", "force", "model.weights"),  # model.weights_sha256 is requested instead
 )
-"""Keys that cannot change a result. They are no part of a run's identity, and stay out of ``result.json``."""
+"""Keys that cannot change a result. They are not part of a run's identity, and not written to ``result.json``."""
 
-_SEED = "\0seed\0"  # where the seed comes; no setting can be this
+_SEED = "\0seed\0"  # placeholder for the seed; no setting can have this value
 
 
 def request(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that can change the result.
 
-    Nulls are left out, and what holds nothing else: a new option, or a new group of them, starts as nulls.
+    Nulls, and mappings that hold nothing else, are left out. A new option, or a new group of options, therefore renames
+    no run if it defaults to null. Floats without a fraction become integers, so that 1 and 1.0 name the same run.
     """
     plain = cfg if isinstance(cfg, dict) else cast(dict[str, Any], OmegaConf.to_container(cast(DictConfig, cfg)))
     identity = ("run_id", "numerics_version")
@@ -46,17 +47,23 @@ def _pruned(node: Any, path: str) -> Any:
 
 
 def run_id(cfg: Mapping[str, Any]) -> str:
-    """``<model>-<dataset>-<augmentation>-<loss>-s<seed>-<hash of the request>``."""
+    """Return the run id: ``<model>-<dataset>-<augmentation>-<loss>[-<generator>]-s<seed>-<hash of the request>``."""
     return requested_run_id(request(cfg), cfg["choice"])
 
 
 def requested_run_id(requested: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
-    """The same, of what ``request`` gave: runs that have finished keep their request and the names chosen."""
+    """Return the run id of a request as ``request`` returns it.
+
+    Finished runs store their request and ``choice``, but not the whole configuration.
+    """
     return run_names(requested, choice)(requested["seed"])
 
 
 def run_names(requested: Mapping[str, Any], choice: Mapping[str, Any]) -> Callable[[int], str]:
-    """Seed -> run id, of runs that differ in their seed alone: to name thousands takes little longer than one."""
+    """Return a function from the seed to the run id, for runs that differ in their seed alone.
+
+    The hash of the common part is computed once, so naming thousands of runs takes little longer than naming one.
+    """
     body = {**requested, "numerics_version": NUMERICS_VERSION, "seed": _SEED}
     head, tail = json.dumps(body, sort_keys=True, separators=(",", ":")).encode().split(json.dumps(_SEED).encode())
     begun, cell = hashlib.sha256(head), cell_name({**requested, "choice": choice})
@@ -70,19 +77,19 @@ def run_names(requested: Mapping[str, Any], choice: Mapping[str, Any]) -> Callab
 
 
 def model_name(cfg: Mapping[str, Any]) -> str:
-    """The model that was chosen; of timm's, which one."""
+    """Return the name of the model; for ``model=timm``, ``timm_`` and timm's name of it."""
     chosen = str(cfg["choice"]["model"])
     return f"timm_{cfg['model']['name']}".replace("/", "_") if chosen == "timm" else chosen
 
 
 def dataset_name(cfg: Mapping[str, Any]) -> str:
-    """The data set that was chosen; of folders, which one."""
+    """Return the name of the data set; for ``dataset=folder``, ``folder_`` and the name of the folder."""
     chosen = str(cfg["choice"]["dataset"])
     return f"folder_{cfg['dataset']['name']}" if chosen == "folder" else chosen
 
 
 def cell_name(cfg: Mapping[str, Any]) -> str:
-    """``<model>-<dataset>-<augmentation>-<loss>[-<generator>]``: what the runs of all seeds have in common."""
+    """Return ``<model>-<dataset>-<augmentation>-<loss>[-<generator>]``, which the runs of all seeds have in common."""
     choice, kind = cfg["choice"], generator_kind(cfg)
     parts = [model_name(cfg), dataset_name(cfg), choice["augmentation"], choice["loss"], *([kind] if kind else [])]
     return "-".join(parts)

@@ -1,4 +1,4 @@
-"""What is typed behind a script, ``key=value``, as a typed object; a mistake is one sentence."""
+"""Command lines of scripts: ``key=value`` arguments parsed into a dataclass, with one-sentence errors."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from isda_repro.errors import UserError
 
 Options = TypeVar("Options")
 LISTS = {"list[int]": "[1,2]", "list[float]": "[0.5,1]", "list": "[a=1,b=2]"}
-"""What a list of each type looks like, where a field's metadata has no ``example``."""
+"""Example of a list of each type, used if a field's metadata has no ``example``."""
 
 
 def typed(value: object) -> str:
-    """Return a value as the command line takes it, so that ``parse_options`` reads the same again."""
+    """Format a value so that ``parse_options`` reads the same value again."""
     if isinstance(value, list):
         return f"[{','.join(_item(one) for one in value)}]"
     if isinstance(value, float) and value.is_integer():
@@ -27,7 +27,7 @@ def typed(value: object) -> str:
 
 
 def _item(value: object) -> str:
-    """Return an item of a list: text that YAML would not read as it stands is quoted."""
+    """Format one item of a list; text that YAML would read as something else is quoted."""
     try:
         is_plain = not isinstance(value, str) or OmegaConf.from_cli([f"x=[{value}]"]).x == [value]
     except Exception:  # OmegaConf's, or PyYAML's own hierarchy
@@ -38,9 +38,8 @@ def _item(value: object) -> str:
 def parse_options(schema: type[Options], arguments: Sequence[str]) -> Options:
     """Fill the dataclass ``schema`` from the command line of a script.
 
-    A field whose name would be a word of Python's ends in an underscore, which the command line leaves out.
-
-    ``--help`` prints what the script says of itself, and ends it.
+    A field whose name would be a Python keyword ends in an underscore, which the command line leaves out. ``--help``
+    prints the docstring of the script and exits.
 
     Raises:
         UserError: an unknown option, a value of the wrong type, or a mandatory option left out.

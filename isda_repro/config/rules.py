@@ -1,4 +1,4 @@
-"""The rules inside YAML: what ``conf/`` is written with beside plain values."""
+"""OmegaConf resolvers that the files of ``conf/`` use, such as ``${rescale:...}``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 
 
 def _match(key: object, rules: Mapping[str, Any]) -> Any:
-    """``${match:KEY, {PATTERN: VALUE, ...}}``: the value of the first pattern that the key fits (fnmatch)."""
+    """Resolve ``${match:KEY, {PATTERN: VALUE, ...}}``: the value of the first pattern (fnmatch) that fits the key."""
     for pattern, value in rules.items():
         if fnmatch.fnmatchcase(str(key), str(pattern)):
             return OmegaConf.create(value) if isinstance(value, list) else value
@@ -24,26 +24,28 @@ def _match(key: object, rules: Mapping[str, Any]) -> Any:
 
 
 def _rescale(milestones: Sequence[int], paper_epochs: int, epochs: object) -> ListConfig:
-    """``${rescale:[80,120],160,${recipe.epochs}}``: milestones in proportion to another number of epochs.
-
-    No drop comes before epoch 2, and one that would fall past the end is left out.
-    """
-    if not is_count(epochs):  # the checks that follow say so properly
+    """Resolve ``${rescale:[80,120],160,${recipe.epochs}}``: milestones in proportion to another number of epochs."""
+    if not is_count(epochs):  # `check` reports it later with a better message
         return OmegaConf.create(list(milestones))
     return OmegaConf.create(rescaled(milestones, paper_epochs, cast(int, epochs)))
 
 
 def rescaled(milestones: Sequence[int], epochs: int, length: int) -> list[int]:
-    """The milestones of ``epochs`` epochs, in proportion to ``length`` epochs."""
+    """Scale milestones from a run of ``epochs`` epochs to one of ``length`` epochs.
+
+    Milestones are rounded to the nearest epoch and are at least 2; those past the end are left out.
+    """
     scaled = [max(2, math.floor(milestone * length / epochs + 0.5)) for milestone in milestones]
     return [milestone for milestone in scaled if milestone <= length]
 
 
 def lambda_0_of(model: object, dataset: object, loss: object) -> dict[str, Any]:
-    """The entry of ``conf/lambda_0.yaml`` for a network, a data set and a loss: its ``value`` and its ``source``.
+    """Return the entry of ``conf/lambda_0.yaml`` for a model, a data set and a loss, with its ``value`` and ``source``.
+
+    The first entry whose patterns match counts.
 
     Raises:
-        ConfigError: none fits.
+        ConfigError: no entry matches.
     """
     names = {"model": str(model), "dataset": str(dataset), "loss": str(loss)}
     for entry in cast(list[dict[str, Any]], OmegaConf.to_container(OmegaConf.load(CONF_DIR / "lambda_0.yaml"))):
@@ -61,11 +63,11 @@ DECLARED = {
     "autoaugment_policy": "cifar10 or imagenet",
     "autoaugment_cutout_length": "the side in pixels of the square blanked after AutoAugment (0: none)",
 }
-"""What a data set declares under ``dataset.augment``, and what can be written there."""
+"""Keys that a data set can declare under ``dataset.augment``, and the values that they can have."""
 
 
 def _declared(name: str, *, _root_: DictConfig) -> Any:
-    """``${declared:NAME}``: the data set's ``dataset.augment.NAME``.
+    """Resolve ``${declared:NAME}``: the data set's ``dataset.augment.NAME``.
 
     Raises:
         ConfigError: the data set does not declare it.
@@ -81,12 +83,12 @@ def _declared(name: str, *, _root_: DictConfig) -> Any:
 
 
 def _half(value: object) -> object:
-    """``${half:${dataset.image_size}}``, rounded down; checks of the value itself come later."""
+    """Resolve ``${half:${dataset.image_size}}``, rounded down; any other value than a count is returned unchanged."""
     return cast(int, value) // 2 if is_count(value) else value
 
 
 def _choices(*groups: str) -> str:
-    """``${choices:model,loss}``, for ``--help``: a line for each group, without the files that are parts of others."""
+    """Resolve ``${choices:model,loss}`` for ``--help``: one line per group, without files whose names begin with _."""
     from hydra.core.global_hydra import GlobalHydra
 
     options = GlobalHydra.instance().config_loader().get_group_options
@@ -95,7 +97,7 @@ def _choices(*groups: str) -> str:
 
 
 def register_resolvers() -> None:
-    """Teach OmegaConf the rules that ``conf/`` is written with. May be called any number of times."""
+    """Register the resolvers that ``conf/`` uses; calling it again is allowed."""
     OmegaConf.register_new_resolver("match", _match, replace=True)
     OmegaConf.register_new_resolver("rescale", _rescale, replace=True)
     OmegaConf.register_new_resolver("lambda_0", lambda *names: lambda_0_of(*names)["value"], replace=True)

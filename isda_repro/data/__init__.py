@@ -1,7 +1,8 @@
-"""Files on disk become normalised float batches on the device, in an order that the seed alone decides.
+"""Data loading: from files on disk to normalised float batches on the device.
 
-This package knows nothing of models, losses, configuration or the trainer. Importing it imports torch and nothing else
-of weight: torchvision and scikit-learn are met only when a data set of theirs is loaded.
+The order of the samples depends on the seed alone. This package does not depend on models, losses, the configuration
+or the trainer. Importing it imports torch but not torchvision or scikit-learn, which are imported when a data set that
+needs them is loaded.
 """
 
 from isda_repro.data.augment import Augmentation, Chain, Cutout, Draws, NoAugmentation, PadCropFlip

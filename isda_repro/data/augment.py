@@ -1,8 +1,8 @@
-"""Augmentation in two phases: numbers are drawn for a whole epoch, then applied to batches on the device.
+"""Augmentation in two phases: random numbers are drawn for a whole epoch, then applied to batches on the device.
 
-Drawing happens on the CPU for every position of the epoch at once, so what happens to the sample at position p is a
-function of (seed, epoch, p). Applying is arithmetic on tensors: no random numbers, no wait for the device. It happens
-to the pixels, uint8, and, for what is defined there, once more to the normalised floats.
+Drawing happens on the CPU for every position of the epoch at once, so the augmentation of the sample at position p is a
+function of (seed, epoch, p). Applying is tensor arithmetic without random numbers and without synchronising with the
+device. It works on uint8 pixels; augmentations that are defined on normalised images use ``apply_normalised``.
 """
 
 from abc import ABC, abstractmethod
@@ -16,64 +16,68 @@ from torch import Tensor
 
 from isda_repro.errors import UserError
 
-# Named numbers, the samples along the first dimension of each: `{name: numbers[a:b]}` is what a batch or a rank takes.
+# Named tensors with one row per sample: a batch or a rank takes `{name: numbers[a:b]}`.
 Draws = Mapping[str, Tensor]
 
 IMAGES_AT_ONCE = 256
 
 
 class Augmentation(ABC):
-    """What is done to each training image, as a function of the image and of its own draws alone.
+    """Base class of augmentations: each output image is a function of the input image and its own draws alone.
 
-    Because no sample sees another, a loader may apply it to a batch, to a rank's part of one or to a window of many
-    batches, and the images are the same. Names in the draws are unique to the augmentation, so several can follow each
-    other by merging their draws and applying one after another.
+    Because samples do not influence each other, a loader may apply an augmentation to a batch, to a rank's part of it
+    or to a window of many batches, with the same result. The names of the draws are unique to the augmentation, so a
+    sequence of augmentations can merge its draws into one mapping.
     """
 
-    #: Whether many images at once are much faster than a batch at a time.
+    #: True if applying it to many images at once is much faster than applying it batch by batch.
     wants_many: bool = False
-    #: The draws that ``apply`` wants on the CPU, because they choose what is computed; the others go to the device.
+    #: Names of draws that ``apply`` needs on the CPU because they choose what is computed; the rest go to the device.
     host_draws: frozenset[str] = frozenset()
 
     @abstractmethod
     def draw(self, num_samples: int, image_size: tuple[int, int], generator: torch.Generator) -> Draws:
-        """Numbers for ``num_samples`` images of ``image_size`` (H, W): CPU tensors with ``num_samples`` rows."""
+        """Draw the random numbers for ``num_samples`` images of ``image_size`` (H, W).
+
+        Returns:
+            CPU tensors with ``num_samples`` rows.
+        """
 
     @abstractmethod
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        """Images uint8 [n, C, H, W] on a device, with n rows of the draws -> uint8 [n, C, H, W].
+        """Augment uint8 images [n, C, H, W] on a device, given n rows of the draws; return uint8 [n, C, H, W].
 
-        The input may be a view of the resident images, so it is never written to; a channels_last input gives a
+        The input may be a view of the data set in memory, so it must not be written to. A channels_last input gives a
         channels_last output.
         """
 
     def apply_normalised(self, images: Tensor, draws: Draws) -> Tensor:
-        """What follows when the images are normalised, float32 [n, C, H, W], the same draws; may write to them."""
+        """Augment the normalised images, float32 [n, C, H, W], with the same draws; may work in place."""
         return images
 
 
 @dataclass(frozen=True)
 class NoAugmentation(Augmentation):
-    """Images as they are."""
+    """Augmentation that leaves the images unchanged."""
 
     def draw(self, num_samples: int, image_size: tuple[int, int], generator: torch.Generator) -> Draws:
-        """No numbers."""
+        """Return no draws."""
         return {}
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        """The images themselves."""
+        """Return ``images``."""
         return images
 
 
 @dataclass(frozen=True)
 class PadCropFlip(Augmentation):
-    """Pad each side, crop a random window of the old size, mirror half of the images: the baseline augmentation.
+    """Baseline augmentation: pad each side, crop a random window of the original size, mirror half of the images.
 
     Args:
-        padding: pixels on each side; the window's corner is uniform over the (2 padding + 1)^2 places.
-        padding_mode: ``zeros`` (black, before normalisation, as in the works the paper cites) or ``reflect`` (without
-            repeating the border, as in the authors' code).
-        flip: whether to mirror left-right with probability 1/2.
+        padding: pixels on each side; the window's corner is uniform over the (2 padding + 1)^2 positions.
+        padding_mode: ``zeros`` (black before normalisation, as in the works that the paper cites) or ``reflect``
+            (without repeating the border, as in the authors' code).
+        flip: mirror each image left-right with probability 1/2.
 
     Raises:
         UserError: padding below zero or, for ``reflect``, not smaller than the image; an unknown padding mode.
@@ -92,7 +96,7 @@ class PadCropFlip(Augmentation):
             raise UserError(f"flip={self.flip!r} must be true or false.")
 
     def draw(self, num_samples: int, image_size: tuple[int, int], generator: torch.Generator) -> Draws:
-        """``crop_top`` and ``crop_left`` int64 [N] in [0, 2 padding], and ``flip`` bool [N]."""
+        """Draw ``crop_top`` and ``crop_left``, int64 [N] in [0, 2 padding], and, if flipping, ``flip``, bool [N]."""
         if self.padding_mode == "reflect" and self.padding >= min(image_size):
             raise UserError(f"padding={self.padding} with 'reflect' must be smaller than the image, {image_size}.")
 
@@ -100,12 +104,12 @@ class PadCropFlip(Augmentation):
             return torch.randint(2 * self.padding + 1, (num_samples,), generator=generator)
 
         draws = {"crop_top": corners(), "crop_left": corners()}
-        if self.flip:  # last, so that switching it off leaves the crops as they were
+        if self.flip:  # drawn last, so that the crops are the same without flipping
             draws["flip"] = torch.randint(2, (num_samples,), generator=generator, dtype=torch.bool)
         return draws
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        """Each image and its mirror image are padded, and each row of the crop is copied as a whole out of one."""
+        """Pad each image and its mirror image, then copy the crop out of one of them, a whole row at a time."""
         if not self.padding and not self.flip:
             return images
         if images.device.type == "cpu" and len(images) > IMAGES_AT_ONCE:
@@ -116,14 +120,14 @@ class PadCropFlip(Augmentation):
         if self.flip:
             mirrored = draws["flip"].long()
             left = torch.where(draws["flip"], 2 * self.padding - left, left)
-        # In memory an image is its planes below each other or, in channels_last, one plane of pixels of C numbers.
+        # In memory an image is C consecutive planes or, in channels_last, one plane whose pixels have C numbers.
         channels_last = images.is_contiguous(memory_format=torch.channels_last)
         planes = images.permute(0, 2, 3, 1).unsqueeze(1) if channels_last else images.contiguous().unsqueeze(-1)
         rows = take_rows(self._padded(planes), mirrored, draws["crop_top"], left, planes.shape[2], planes.shape[3])
         return rows.squeeze(1).permute(0, 3, 1, 2) if channels_last else rows.squeeze(-1)
 
     def _padded(self, planes: Tensor) -> Tensor:
-        """[N, K, H, W, E] -> padded, and where there are flips mirrored too: [1 or 2, N, K, *, *, E]."""
+        """Pad [N, K, H, W, E] and, if flipping, stack the mirrored images behind it: [1 or 2, N, K, *, *, E]."""
         height, width = planes.shape[2:4]
         if self.padding_mode == "reflect":
             for dimension, size in ((2, height), (3, width)):
@@ -141,17 +145,17 @@ class PadCropFlip(Augmentation):
 
 
 def take_rows(sources: Tensor, source: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
-    """``out[n, k, i, j] = sources[source[n], n, k, top[n] + i, left[n] + j]``; [S, N, K, *, *, E] -> [N, K, H, W, E].
+    """Copy crops: ``out[n, k, i, j] = sources[source[n], n, k, top[n] + i, left[n] + j]``.
 
-    Each row is one copy out of memory: several times faster on a CPU than a gather of pixels, whose index takes eight
-    times the bytes of the pixels.
+    ``sources`` is [S, N, K, *, *, E] and the output [N, K, H, W, E]. Each row of a crop is one copy in memory. On a CPU
+    this is several times faster than gathering pixels, whose index takes eight times the bytes of the pixels.
     """
     _, num_images, planes, source_height, source_width, numbers = sources.shape
     device = sources.device
     image_and_plane = torch.arange(num_images * planes, device=device).view(num_images, planes)
     first_row = ((source[:, None] * num_images * planes + image_and_plane) * source_height + top[:, None])[:, :, None]
     first_pixel = (first_row + torch.arange(height, device=device)) * source_width + left[:, None, None]
-    # Entry p of this view is the row that begins at pixel p; they overlap.
+    # Entry p of this view is the row of `width` pixels that begins at pixel p, so entries overlap.
     pixels = sources.numel() // numbers
     rows = sources.as_strided((pixels - width + 1, width * numbers), (numbers, 1))
     return rows.index_select(0, first_pixel.flatten()).view(num_images, planes, height, width, numbers)
@@ -159,15 +163,17 @@ def take_rows(sources: Tensor, source: Tensor, top: Tensor, left: Tensor, height
 
 @dataclass(frozen=True)
 class Cutout(Augmentation):
-    """Blank one square, its centre uniform over the pixels of the image, the square clipped at the border.
+    """Blank one square per image, clipped at the border. Its centre is uniform over the pixels of the image.
 
-    So an image loses at least a quarter of the square, and on average less than the whole. The published code's square
-    reaches from length // 2 above the centre to length // 2 below it, which for an even length is this one too.
+    An image therefore loses at least a quarter of the square, and on average less than the whole. In the published code
+    the square reaches from length // 2 above the centre to length // 2 below it; for an even length that is the same
+    square.
 
     Args:
-        length: side of the square in pixels; 16 on CIFAR-10, 8 on CIFAR-100 in the paper that introduces it; 0: none.
-        fill: ``mean``, zero after normalisation, as there (section 3.2); or ``black``, zero before it, as in the ISDA
-            authors' code.
+        length: side of the square in pixels. The paper that introduces Cutout uses 16 on CIFAR-10 and 8 on CIFAR-100.
+            0 turns it off.
+        fill: ``mean`` (zero after normalisation, as in section 3.2 of that paper) or ``black`` (zero before
+            normalisation, as in the ISDA authors' code).
 
     Raises:
         UserError: a length below zero, or an unknown fill.
@@ -183,26 +189,26 @@ class Cutout(Augmentation):
             raise UserError(f"Cutout's fill={self.fill!r} must be 'mean' or 'black'.")
 
     def draw(self, num_samples: int, image_size: tuple[int, int], generator: torch.Generator) -> Draws:
-        """``cutout_row`` and ``cutout_column``, the square's centre: int64 [N] in [0, H) and [0, W)."""
+        """Draw the centres of the squares, int64 [N]: ``cutout_row`` in [0, H) and ``cutout_column`` in [0, W)."""
         return {
             name: torch.randint(size, (num_samples,), generator=generator)
             for name, size in zip(("cutout_row", "cutout_column"), image_size, strict=True)
         }
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        """The images themselves, unless they are blanked before they are normalised."""
+        """Blank a copy of the images if ``fill`` is ``black``; otherwise return ``images``."""
         return self._blank(_dense_copy(images), draws) if self.fill == "black" else images
 
     def apply_normalised(self, images: Tensor, draws: Draws) -> Tensor:
-        """Write zeros, which are the mean, into the square, unless it is black already."""
+        """Set the square to 0, the mean, in place if ``fill`` is ``mean``; otherwise return ``images``."""
         return self._blank(images, draws) if self.fill == "mean" else images
 
     def _blank(self, images: Tensor, draws: Draws) -> Tensor:
-        """Write zeros, only where the square is: a mask of the whole image takes twice as long on a CPU."""
+        """Set the square to 0 in place by index; a mask of the whole image takes twice as long on a CPU."""
         num_images, channels, height, width = images.shape
         around = torch.arange(self.length, device=images.device) - self.length // 2
 
-        def places(centre: Tensor, size: int) -> Tensor:  # those beyond the border are moved to it, into the square
+        def places(centre: Tensor, size: int) -> Tensor:  # clamping repeats border pixels, which are in the square
             return (centre[:, None] + around).clamp(0, size - 1)
 
         rows_NL, columns_NL = places(draws["cutout_row"], height), places(draws["cutout_column"], width)
@@ -217,22 +223,23 @@ class Cutout(Augmentation):
 
 
 def _dense_copy(images: Tensor) -> Tensor:
-    """Copy images, which may be a view, in the layout that they have."""
+    """Return a dense copy of ``images``, which may be a view, in the same memory format."""
     channels_last = images.is_contiguous(memory_format=torch.channels_last)
     return images.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 class Chain(Augmentation):
-    """Several augmentations, applied in the order in which they are given by name.
+    """Sequence of augmentations, applied in the order of the keyword arguments.
 
-    The numbers are drawn in that order too, so leaving the last ones out leaves the draws of the others as they were.
+    The random numbers are drawn in the same order, so leaving out the last steps does not change the draws of the
+    earlier ones.
 
     Args:
-        steps: name=augmentation; one that is None or false is left out.
+        steps: name=augmentation; a step that is None or false is left out.
 
     Raises:
-        UserError: a step that is neither an augmentation nor left out.
-        ValueError: two steps that draw numbers of the same name.
+        UserError: a step that is neither an augmentation, None nor false.
+        ValueError: two steps draw numbers of the same name (raised by ``draw``).
     """
 
     def __init__(self, **steps: Augmentation | bool | None) -> None:
@@ -248,7 +255,7 @@ class Chain(Augmentation):
         self.host_draws = frozenset().union(*(step.host_draws for step in self.steps))
 
     def draw(self, num_samples: int, image_size: tuple[int, int], generator: torch.Generator) -> Draws:
-        """The numbers of all steps."""
+        """Draw the numbers of all steps and merge them into one mapping."""
         drawn = [step.draw(num_samples, image_size, generator) for step in self.steps]
         repeated = [name for name, times in Counter(name for draws in drawn for name in draws).items() if times > 1]
         if repeated:
@@ -256,13 +263,13 @@ class Chain(Augmentation):
         return {name: numbers for draws in drawn for name, numbers in draws.items()}
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        """Each step's, in turn."""
+        """Apply each step in turn."""
         for step in self.steps:
             images = step.apply(images, draws)
         return images
 
     def apply_normalised(self, images: Tensor, draws: Draws) -> Tensor:
-        """Each step's, in turn."""
+        """Apply each step's ``apply_normalised`` in turn."""
         for step in self.steps:
             images = step.apply_normalised(images, draws)
         return images

@@ -1,7 +1,7 @@
-"""AutoAugment (Cubuk et al., 2019) for many images at once: those that get the same operation get it together.
+"""AutoAugment (Cubuk et al., 2019) on many images at once: images that get the same operation are processed together.
 
-The sub-policies and the operations are torchvision's; what is added here is the drawing, a function of the position in
-the epoch alone, and the grouping. Sizes: N images; a *stage* is the first or the second operation of a sub-policy.
+The sub-policies and the operations are torchvision's. This module adds the draws, which are functions of (seed, epoch,
+position), and the grouping. Sizes: N images; a *stage* is the first or the second operation of a sub-policy.
 """
 
 import math
@@ -24,7 +24,7 @@ POLICIES = {"cifar10": "CIFAR10", "imagenet": "IMAGENET"}
 
 @dataclass(frozen=True)
 class Operation:
-    """One of the operations at one of its ten levels; ``level`` is None where there is nothing to measure."""
+    """AutoAugment operation at one of its ten levels; ``level`` is None for operations without a magnitude."""
 
     name: str
     level: int | None = None
@@ -32,21 +32,23 @@ class Operation:
 
 
 IDENTITY = Operation("Identity")
-Numbers = tuple[int, ...]  # per sign, the operation's place in the table
+Numbers = tuple[int, ...]  # per sign, the operation's index in `AutoAugment.operations`
 
 
 @dataclass(frozen=True)
 class AutoAugment(Augmentation):
-    """One of 25 sub-policies per image: two operations, each carried out with a probability, at a level, with a sign.
+    """AutoAugment policy: each image gets one of 25 sub-policies, drawn uniformly.
+
+    A sub-policy is two operations, each applied with its own probability, at a fixed level and with a random sign.
 
     Args:
-        policy: ``cifar10`` (which its authors use for CIFAR-100 too) or ``imagenet``: the lists that torchvision has.
-        interpolation: of shear, translation and rotation; ``nearest`` (torchvision's) or ``bilinear``.
-        fill: grey level of what these bring in from outside of the image; torchvision's is 0, the ISDA authors' 128.
-        one_way_rotation: always rotate counter-clockwise, as the ISDA authors' code does; else the sign is drawn.
+        policy: ``cifar10`` (which its authors also use for CIFAR-100) or ``imagenet``, as listed by torchvision.
+        interpolation: mode for shear and rotation; ``nearest`` (torchvision's default) or ``bilinear``.
+        fill: grey level of pixels that come from outside of the image; torchvision uses 0, the ISDA authors 128.
+        one_way_rotation: always rotate counter-clockwise, as the ISDA authors' code does, instead of drawing the sign.
 
     Raises:
-        UserError: a policy, interpolation or fill that there is not.
+        UserError: an unknown policy or interpolation, or a fill outside [0, 255].
     """
 
     policy: Literal["cifar10", "imagenet"] = "cifar10"
@@ -68,7 +70,7 @@ class AutoAugment(Augmentation):
             raise UserError(f"AutoAugment's one_way_rotation={self.one_way_rotation!r} must be true or false.")
 
     def draw(self, num_samples: int, image_size: tuple[int, int], generator: torch.Generator) -> Draws:
-        """Per stage the operation's place in ``operations``, int64 [N]; 0, the identity, where none is carried out."""
+        """Draw for each stage the index in ``operations``, int64 [N]; 0, the identity, where it is not applied."""
         numbers, probabilities = self._places
         policy = torch.randint(len(numbers), (num_samples,), generator=generator)
         chance = torch.rand(len(STAGES), num_samples, generator=generator)
@@ -79,13 +81,17 @@ class AutoAugment(Augmentation):
         }
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        """Stage by stage, one call for all the images that get the same operation."""
+        """Apply the stages in turn, with one call for all images that get the same operation.
+
+        Raises:
+            UserError: the images have neither 1 nor 3 channels.
+        """
         if images.shape[-3] not in (1, 3):
             raise UserError(f"AutoAugment needs grey or coloured images, but these have {images.shape[-3]} channels.")
         layout = torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else None
-        # Planes one below the other are what torchvision's operations are fast on.
+        # torchvision's operations are fast on contiguous planes.
         images = images.contiguous(memory_format=torch.contiguous_format)
-        place = torch.arange(len(images))  # of each image in the given order
+        place = torch.arange(len(images))  # index of each image in the input
         for stage in STAGES:
             operation = draws[stage][place]
             order = operation.argsort(stable=True)
@@ -97,7 +103,7 @@ class AutoAugment(Augmentation):
         return images if layout is None else images.contiguous(memory_format=layout)
 
     def _carry_out(self, images: Tensor, counts: list[int]) -> None:
-        """In place: the first ``counts[0]`` images get operation 0, the next ``counts[1]`` operation 1, and so on."""
+        """Apply operation 0 to the first ``counts[0]`` images, 1 to the next ``counts[1]``, and so on, in place."""
         height, width = images.shape[-2:]
         end = 0
         for operation, count in zip(self.operations, counts, strict=False):
@@ -108,12 +114,12 @@ class AutoAugment(Augmentation):
 
     @property
     def operations(self) -> tuple[Operation, ...]:
-        """All that occur in the policy, the identity first."""
+        """All operations of the policy, the identity first."""
         return self._table[0]
 
     @cached_property
     def _table(self) -> tuple[tuple[Operation, ...], list[list[tuple[float, Numbers]]]]:
-        """The operations, and for each sub-policy and stage the probability and, per sign, which of them."""
+        """All operations and, for each sub-policy and stage, the probability and the index for each sign."""
         operations = [IDENTITY]
 
         def number(operation: Operation) -> int:
@@ -133,23 +139,24 @@ class AutoAugment(Augmentation):
 
     @cached_property
     def _places(self) -> tuple[Tensor, Tensor]:
-        """The places of operations, int64 [sub-policy, stage, sign], and the probabilities, [sub-policy, stage]."""
+        """Operation indices, int64 [sub-policy, stage, sign], and probabilities, float32 [sub-policy, stage]."""
         sub_policies = self._table[1]
         numbers = torch.tensor([[numbers for _, numbers in stages] for stages in sub_policies])
         return numbers, torch.tensor([[probability for probability, _ in stages] for stages in sub_policies])
 
 
 def published_sub_policies(policy: str) -> list[tuple[tuple[str, float, int | None], ...]]:
-    """torchvision's list of 25: two of (operation, probability, level)."""
+    """Return torchvision's 25 sub-policies, each two tuples (operation, probability, level)."""
     from torchvision import transforms
 
     return list(transforms.AutoAugment(transforms.AutoAugmentPolicy[POLICIES[policy]]).policies)
 
 
 def magnitude(operation: Operation, height: int, width: int) -> float:
-    """What its level means for images of this size, in the unit of torchvision's function; 0 where there is none.
+    """Return the magnitude of an operation on images of this size, in the unit that torchvision's function takes.
 
-    The ten levels are the same fp32 numbers as torchvision's, because some pixels are rounded otherwise with others.
+    It is 0 for operations without a level. The ten levels are the same fp32 numbers as torchvision's, because other
+    roundings of them change some pixels.
     """
     if operation.level is None:
         return 0.0
@@ -170,7 +177,7 @@ def magnitude(operation: Operation, height: int, width: int) -> float:
 def function(
     operation: Operation, height: int, width: int, interpolation: str, fill: int
 ) -> Callable[[Tensor], Tensor]:
-    """uint8 [n, C, H, W] -> the same with the operation carried out: torchvision's function, with its arguments."""
+    """Return a function that applies an operation to uint8 [n, C, H, W]: torchvision's, with its arguments bound."""
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional
 
@@ -178,7 +185,7 @@ def function(
     outside: dict[str, Any] = {"interpolation": InterpolationMode(interpolation), "fill": [float(fill)]}
 
     def sheared(x: float, y: float) -> Any:
-        """About the corner by so many pixels a row or column, which torchvision wants as angles."""
+        """Shear about the top left corner by x (y) pixels per row (column); torchvision takes angles in degrees."""
         angles = [math.degrees(math.atan(x)), math.degrees(math.atan(y))]
         return partial(
             functional.affine, angle=0.0, translate=[0, 0], scale=1.0, shear=angles, center=[0.0, 0.0], **outside
@@ -188,7 +195,7 @@ def function(
         "Identity": lambda: lambda images: images,
         "ShearX": lambda: sheared(value, 0.0),
         "ShearY": lambda: sheared(0.0, value),
-        # Whole pixels to the right or down: what comes in at one side, and goes out at the other.
+        # Translate by whole pixels to the right or down: pad on one side, crop (negative padding) on the other.
         "TranslateX": lambda: partial(functional.pad, padding=[int(value), 0, -int(value), 0], fill=outside["fill"]),
         "TranslateY": lambda: partial(functional.pad, padding=[0, int(value), 0, -int(value)], fill=outside["fill"]),
         "Rotate": lambda: partial(functional.rotate, angle=value, **outside),

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as torchvision knows them: its files, its checksums, its download."""
+"""CIFAR-10 and CIFAR-100, loaded, checked and downloaded with torchvision's classes."""
 
 import http.client
 import socket
@@ -25,18 +25,18 @@ def load_cifar(
     test_limit: int | None = None,
     holdout: int | None = None,
 ) -> Source:
-    """CIFAR, from ``data_dir`` if it is there whole, else downloaded into it (170 MB).
+    """Load CIFAR from ``data_dir``, downloading it (170 MB) if it is missing or damaged there.
 
     Args:
         name: ``cifar10`` or ``cifar100``.
-        data_dir: the folder that holds, or will hold, ``cifar-10-batches-py`` or ``cifar-100-python``. An archive of
-            that name from the data set's site is used instead of the network if it lies there.
-        download: whether what is missing or damaged may be fetched.
-        train_limit, test_limit: take that many images, stratified, for quick runs.
-        holdout: evaluate on that many training images, stratified, taken out of training, instead of the test set.
+        data_dir: folder that holds, or will hold, ``cifar-10-batches-py`` or ``cifar-100-python``. If the archive from
+            the data set's site is in this folder, it is unpacked instead of downloaded.
+        download: allow fetching missing or damaged files.
+        train_limit, test_limit: number of images to use, stratified by class, for quick runs; None uses all.
+        holdout: number of training images, stratified by class, to hold out and evaluate on instead of the test set.
 
     Raises:
-        DataError: files missing or damaged that cannot be fetched, or a count that does not fit the data.
+        DataError: files are missing or damaged and cannot be fetched, or a count does not fit the data.
     """
     torchvision_class = cifar_class(name)
     data_dir = Path(data_dir).expanduser()
@@ -51,7 +51,11 @@ def load_cifar(
 
 
 def cifar_class(name: str) -> Any:
-    """torchvision's class for ``name``, imported only now."""
+    """Return torchvision's data set class for ``name``; torchvision is only imported here.
+
+    Raises:
+        DataError: ``name`` is not a CIFAR data set.
+    """
     from torchvision import datasets
 
     if name not in CIFAR_NAMES:
@@ -60,14 +64,14 @@ def cifar_class(name: str) -> Any:
 
 
 def expected_files(torchvision_class: Any) -> list[tuple[str, str]]:
-    """(path below the data folder, md5) of every file the data set consists of."""
+    """Return (path below the data folder, md5) of every file of the data set."""
     meta = (torchvision_class.meta["filename"], torchvision_class.meta["md5"])
     listed = [*torchvision_class.train_list, *torchvision_class.test_list, meta]
     return [(f"{torchvision_class.base_folder}/{file}", md5) for file, md5 in listed]
 
 
 def _problems(torchvision_class: Any, data_dir: Path) -> Iterator[str]:
-    """What keeps torchvision from taking the files as whole, one phrase each."""
+    """Yield one phrase per missing or damaged file."""
     from torchvision.datasets.utils import check_integrity
 
     if not (data_dir / torchvision_class.base_folder).is_dir():
@@ -81,7 +85,11 @@ def _problems(torchvision_class: Any, data_dir: Path) -> Iterator[str]:
 
 
 def _fetch(name: str, torchvision_class: Any, data_dir: Path, download: bool) -> None:
-    """Put the whole data set into ``data_dir``, or say in one sentence why not and what to do."""
+    """Fetch the whole data set into ``data_dir``.
+
+    Raises:
+        DataError: it could not be fetched; the message says why and what to do.
+    """
     problems = list(_problems(torchvision_class, data_dir))
     reason = "downloading was not allowed"
     if download:
@@ -100,9 +108,9 @@ def _fetch(name: str, torchvision_class: Any, data_dir: Path, download: bool) ->
 
 
 def _download(torchvision_class: Any, data_dir: Path) -> None:
-    """Fetch and unpack in a folder apart, then move each file into place.
+    """Download and unpack into a temporary folder, then move each file into place.
 
-    So a download that is killed leaves nothing that looks like data, and several runs that start at once on an empty
+    A download that is killed leaves nothing that looks like data, and runs that start at the same time on an empty
     folder do not write into each other's files.
     """
     from torchvision.datasets import utils
@@ -122,7 +130,10 @@ def _download(torchvision_class: Any, data_dir: Path) -> None:
 
 @contextmanager
 def _socket_timeout(seconds: float) -> Iterator[None]:
-    """torchvision opens its connections without a time limit; without a network they could hang for minutes."""
+    """Set the default socket timeout within the block.
+
+    torchvision opens connections without a time limit and could hang for minutes without a network.
+    """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

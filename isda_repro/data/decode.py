@@ -1,9 +1,8 @@
-"""An image file's bytes become pixels of one size: decoded, cropped, scaled.
+"""Decoding, cropping and scaling of image files to pixels of one size.
 
-This is what worker processes do, image by image, because files differ in size; all that follows happens in batches on
-the device. Decoding is Pillow's, or for ordinary JPEG files simplejpeg's, which has the same library inside, gives the
-same pixels and is faster; scaling is torchvision's on uint8 (several times faster than Pillow's, and within one grey
-level of it).
+Worker processes do this image by image, because files differ in size; everything after it runs in batches on the
+device. Pillow decodes, except for ordinary JPEG files, which simplejpeg decodes faster with the same library and to the
+same pixels. torchvision scales uint8 pixels, several times faster than Pillow and within one grey level of it.
 """
 
 import io
@@ -19,28 +18,28 @@ from torch import Tensor
 
 from isda_repro.errors import UserError
 
-ATTEMPTS = 10  # at a crop that fits, before the middle of the image is taken, as torchvision's RandomResizedCrop does
+ATTEMPTS = 10  # tries to draw a crop that fits before falling back to the centre, as in torchvision's RandomResizedCrop
 PPM_HEADER = re.compile(rb"P6\n(\d{1,9}) (\d{1,9})\n255\n")
 JPEG_BEGINS = b"\xff\xd8\xff"
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 
 class UnreadableError(Exception):
-    """Bytes that are no image, or a damaged one; the reason, in a phrase."""
+    """The bytes are not an image, or a damaged one; the message is a phrase that gives the reason."""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """What is taken out of an image, and the size that it gets.
+    """Crop of an image, scaled to a square of ``size`` pixels.
 
     Args:
-        size: the sides of the square that comes out, in pixels.
-        kind: ``random_resized``, a random part of the image, anew in each epoch; or ``center``, the middle of the image
-            after its shorter side has been scaled to ``resize``.
-        resize: for ``center``; None is 8/7 of the size, 256 for 224.
-        scale: for ``random_resized``: share of the image's area, least and most.
-        ratio: likewise: width over height, least and most.
-        flip: whether to mirror left-right with probability 1/2; it costs nothing here.
+        size: side of the output in pixels.
+        kind: ``random_resized``, a random part of the image, drawn anew in each epoch; or ``center``, the centre of the
+            image after its shorter side has been scaled to ``resize``.
+        resize: shorter side for ``center``; None is 8/7 of ``size``, for example 256 for 224.
+        scale: smallest and largest share of the image's area, for ``random_resized``.
+        ratio: smallest and largest aspect ratio (width over height), for ``random_resized``.
+        flip: mirror left-right with probability 1/2; it costs nothing here.
 
     Raises:
         UserError: numbers out of range, or an unknown kind.
@@ -67,7 +66,7 @@ class Crop:
             object.__setattr__(self, name, _rising_pair(name, getattr(self, name), highest))
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """Pixels uint8 [H, W, 3] -> uint8 [size, size, 3]."""
+        """Crop and scale pixels uint8 [H, W, 3] to uint8 [size, size, 3]."""
         height, width = image.shape[:2]
         if self.kind == "random_resized":
             cropped = scaled(image, self.box(height, width, generator), (self.size, self.size))
@@ -79,11 +78,11 @@ class Crop:
 
     @property
     def resized(self) -> int:
-        """The shorter side, for ``center``."""
+        """Shorter side of the image before a ``center`` crop, in pixels."""
         return self.resize or round(self.size * 8 / 7)
 
     def box(self, height: int, width: int, generator: torch.Generator) -> Box:
-        """Where a random part of the image is: torchvision's rule, area and shape first, then the place."""
+        """Draw a random box as torchvision's RandomResizedCrop does: area and aspect ratio first, then the position."""
         numbers = torch.rand(2 * ATTEMPTS + 2, generator=generator, dtype=torch.float64).tolist()
         low, high = (math.log(ratio) for ratio in self.ratio)
         for attempt in range(ATTEMPTS):
@@ -107,7 +106,7 @@ def _rising_pair(name: str, pair: object, highest: float) -> tuple[float, float]
 
 
 def _middle(height: int, width: int, ratio: Sequence[float]) -> Box:
-    """The largest part in the middle whose shape is allowed."""
+    """Return the largest centred box whose aspect ratio is within ``ratio``."""
     crop_height, crop_width = height, width
     if width / height < ratio[0]:
         crop_height = max(1, round(width / ratio[0]))
@@ -117,33 +116,33 @@ def _middle(height: int, width: int, ratio: Sequence[float]) -> Box:
 
 
 def shorter_side(height: int, width: int, length: int) -> tuple[int, int]:
-    """Height and width after the shorter of them has become ``length``, rounded down as torchvision's Resize does."""
+    """Return (height, width) scaled to a shorter side of ``length``, rounded down as torchvision's Resize does."""
     if height <= width:
         return length, int(length * width / height)
     return int(length * height / width), length
 
 
 def scaled(image: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
-    """A part of uint8 [H, W, 3], scaled bilinearly with antialiasing: uint8 [*size, 3]."""
+    """Scale a box of the image uint8 [H, W, 3] bilinearly with antialiasing; return uint8 [*size, 3]."""
     from torchvision.transforms.v2 import functional
 
     top, left, height, width = box
     part = image[top : top + height, left : left + width]
     if (height, width) == size:
         return part
-    # A dense part: of others it would make planes, which is slower by itself and when they become pixels again.
+    # Contiguous, because otherwise torchvision converts to planes, which makes scaling and later steps slower.
     resized: Tensor = functional.resize_image(part.contiguous().permute(2, 0, 1), list(size), antialias=True)
     return resized.permute(1, 2, 0)
 
 
 def decoded(content: bytes | bytearray) -> Tensor:
-    """An image file's content -> its pixels, uint8 [H, W, 3]; grey, palette and CMYK become red, green and blue.
+    """Decode an image file's content to pixels, uint8 [H, W, 3]; grey, palette and CMYK images are converted to RGB.
 
-    16-bit grey levels lose their lower byte. The orientation that a camera notes is not followed: torchvision's
-    ImageFolder does not follow it either, and published weights are trained on such pixels.
+    16-bit grey levels lose their lower byte. The EXIF orientation is ignored, as torchvision's ImageFolder does:
+    published weights were trained on such pixels.
 
     Raises:
-        UnreadableError: no image, or a damaged one.
+        UnreadableError: the content is not an image, or a damaged one.
     """
     from PIL import Image
 
@@ -153,13 +152,13 @@ def decoded(content: bytes | bytearray) -> Tensor:
     try:
         with Image.open(io.BytesIO(content)) as image:
             return torch.from_numpy(np.array(_coloured(image)))
-    except Exception as error:  # Pillow's decoders raise whatever their formats make them
+    except Exception as error:  # Pillow's decoders raise many types of exceptions
         text = str(error).replace("\n", " ") if content else "the file is empty"
         raise UnreadableError(text if isinstance(error, OSError) else f"{type(error).__name__}: {text}") from error
 
 
 def _packed_pixels(content: bytes | bytearray) -> Tensor | None:
-    """Those of a file as ``packing.py`` writes it, without a copy; None of others."""
+    """Return a view of the pixels of a PPM file as ``packing.py`` writes it; None for any other file."""
     header = PPM_HEADER.match(content) if isinstance(content, bytearray) else None
     if header is None:
         return None
@@ -170,7 +169,7 @@ def _packed_pixels(content: bytes | bytearray) -> Tensor | None:
 
 
 def _ordinary_jpeg(content: bytes | bytearray) -> Tensor | None:
-    """The pixels of a JPEG file in colour that nothing is wrong with; None otherwise."""
+    """Return the pixels of an undamaged colour (YCbCr) JPEG file; None for any other file."""
     import simplejpeg
 
     if not content.startswith(JPEG_BEGINS):
@@ -180,11 +179,11 @@ def _ordinary_jpeg(content: bytes | bytearray) -> Tensor | None:
             return None
         return torch.from_numpy(simplejpeg.decode_jpeg(content, "RGB"))
     except ValueError:
-        return None  # Pillow knows more kinds, forgives more, and says better what is wrong
+        return None  # Pillow reads more variants, tolerates more, and has better error messages
 
 
 def _coloured(image: Any) -> Any:
-    """A Pillow image -> the same in RGB."""
+    """Convert a Pillow image to RGB."""
     from PIL import Image
 
     if image.mode.startswith("I;16") or image.mode == "I":

@@ -1,18 +1,21 @@
-"""scikit-learn's bundled handwritten digits: real, small, and nothing to download."""
+"""scikit-learn's bundled handwritten digits: a small real data set that needs no download."""
 
 import torch
 
 from isda_repro.data.source import Source, Split, narrowed, stratified_order
 
-TEST_IMAGES = 360  # of 1797: a fifth, as is usual for this set, which comes without a split of its own
+TEST_IMAGES = 360  # of 1797: a fifth, the usual choice for this set, which has no split of its own
 LARGEST_GREY = 16
 
 
 def load_digits(train_limit: int | None = None, test_limit: int | None = None, holdout: int | None = None) -> Source:
-    """The 1797 digits at their native 8x8 pixels, grey repeated to three channels: 1437 to train, 360 to test.
+    """Load the 1797 digits: 1437 for training, 360 for testing, uint8 [N, 3, 8, 8] (grey repeated to three channels).
+
+    Args:
+        train_limit, test_limit, holdout: see ``narrowed``.
 
     Raises:
-        DataError: a count that is not positive or larger than the data.
+        DataError: a count is not positive or larger than the data.
     """
     from sklearn import datasets  # here, because it takes a second to import
 

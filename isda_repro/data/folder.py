@@ -1,7 +1,7 @@
-"""Image folders as ImageNet comes: ``train/<class>/*.JPEG`` and ``val/<class>/*.JPEG``. Only names are read here.
+"""Image folders in the layout of ImageNet: ``train/<class>/*.JPEG`` and ``val/<class>/*.JPEG``.
 
-What is in a folder is kept in an index in the user's cache, so that a second start reads one file instead of looking
-into every folder; a folder that has changed since is looked through again.
+Only file names are read here. They are kept in an index in the user's cache, so that the next start reads one file
+instead of scanning every folder. If a folder has changed since, all are scanned again.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ INDEX_VERSION = 1
 
 @dataclass(frozen=True)
 class FileSplit:
-    """One part of a data set whose images stay on disk: what ``Split`` is to images in memory.
+    """One part of a data set whose images stay on disk; the counterpart of ``Split`` for images in memory.
 
     Args:
-        root: the folder that the names are in.
-        names: path of each image below it, as bytes [N]: a numpy array, which processes share without copying it.
-        targets: int64 [N].
-        image_size: (H, W) of the pixels that are made of them.
+        root: folder that the names are relative to.
+        names: path of each image below ``root``, as bytes [N]; a numpy array, which processes share without copying it.
+        targets: labels, int64 [N].
+        image_size: (H, W) of the images after decoding and cropping.
+        channels: C of the images after decoding.
     """
 
     root: Path
@@ -49,23 +50,23 @@ class FileSplit:
         return self.targets.numel()
 
     def select(self, indices: Tensor) -> FileSplit:
-        """The images at ``indices``, distinct int64 [K] in any order, kept in the order they have here."""
+        """Return the images at ``indices``, distinct int64 [K] in any order, in their order in this split."""
         indices = indices.sort().values
         return FileSplit(self.root, self.names[indices.numpy()], self.targets[indices], self.image_size)
 
     def where(self, index: int) -> str:
-        """The file of an image, for people."""
+        """Return the path of an image, for messages."""
         return str(self.root / os.fsdecode(bytes(self.names[index])))
 
     def fingerprint(self) -> str:
-        """Of the names and labels: other files have another one."""
+        """Return a hash of the folder, the names and the labels, which differs for any other set of files."""
         digest = hashlib.sha256(os.fsencode(self.root))
         for part in (self.names, self.targets.numpy()):
             digest.update(np.ascontiguousarray(part).tobytes())
         return digest.hexdigest()
 
     def read(self, index: int) -> bytes:
-        """The file's content."""
+        """Return the content of an image file."""
         return Path(self.where(index)).read_bytes()
 
 
@@ -78,17 +79,19 @@ def load_folder(
     test_limit: int | None = None,
     holdout: int | None = None,
 ) -> Source:
-    """Images in ``root/train/<class>/`` and ``root/val/<class>/``; the classes are numbered in their names' order.
+    """Load images from ``root/train/<class>/`` and ``root/val/<class>/``; classes are numbered in name order.
+
+    A folder that holds packed archives (see ``load_packed``) is read as such.
 
     Args:
-        name: what the data set is called; ``imagenet``'s folder may be ``root`` itself or ``root/imagenet``.
-        root: the folder.
-        image_size: sides of the pixels that are made of each image.
-        num_classes: how many there must be; None is as many as there are.
+        name: name of the data set; its folder may be ``root/<name>`` or ``root`` itself.
+        root: folder of the data.
+        image_size: side in pixels of the square that each image is cropped to.
+        num_classes: expected number of classes; None accepts any number.
         train_limit, test_limit, holdout: see ``narrowed``.
 
     Raises:
-        DataError: no such folders, no images, or classes that differ between the two.
+        DataError: the folders do not exist or hold no images, or the classes of the two parts differ.
     """
     if packed := next((one for one in candidate_folders(name, root) if is_packed(one)), None):
         return load_packed(name, packed, image_size, num_classes, train_limit, test_limit, holdout)
@@ -122,23 +125,23 @@ def _found(name: str, root: Path | str) -> Path:
 
 @dataclass(frozen=True)
 class Part:
-    """What is in ``train`` or ``val``."""
+    """Content of the folder ``train`` or ``val``."""
 
     classes: list[str]
     names: np.ndarray[Any, Any]  # bytes [N], path below the part
     targets: Tensor
-    ignored: int = 0  # files that are no images by their names
-    changed: dict[str, int] = field(default_factory=dict)  # each folder below it: when it was changed, in ns
+    ignored: int = 0  # number of files without an image extension
+    changed: dict[str, int] = field(default_factory=dict)  # modification time of each folder below it, in ns
 
 
 def read_index(root: Path) -> dict[str, Part]:
-    """What is in ``root``: from the cache, if no folder has changed since, or by looking, with a bar."""
+    """Return the content of ``root``: from the cache if no folder has changed since, else by scanning it."""
     cache = _cache_file(root)
     index = _cached(cache)
     if index is not None and all(_is_current(root / part, index[part]) for part in PARTS):
         return index
     index = {part: _scan(root / part) for part in PARTS}
-    with suppress(OSError):  # a cache that cannot be written costs the next start some time
+    with suppress(OSError):  # without a cache the next start is merely slower
         _write(cache, index)
     return index
 
@@ -149,7 +152,7 @@ def _cache_file(root: Path) -> Path:
 
 
 def _scan(part: Path) -> Part:
-    """Look into every folder."""
+    """List the images in every folder below ``part``."""
     classes = sorted(entry.name for entry in os.scandir(part) if entry.is_dir())
     names: list[bytes] = []
     counts, ignored, changed = [], 0, {"": part.stat().st_mtime_ns}
@@ -168,7 +171,7 @@ def _scan(part: Path) -> Part:
 
 
 def _walk(path: Path, name: str) -> Iterator[tuple[str, int, list[str]]]:
-    """A folder and those below it, in order: its name, when it was changed, and its files."""
+    """Yield the name, modification time and sorted files of a folder and, recursively, of those below it in order."""
     modified = path.stat().st_mtime_ns
     files: list[str] = []
     folders: list[str] = []
@@ -199,7 +202,7 @@ def _write(cache: Path, index: dict[str, Part]) -> None:
 
 
 def _cached(cache: Path) -> dict[str, Part] | None:
-    """None where there is none, or one that cannot be read."""
+    """Return the stored index, or None if there is none or it cannot be read."""
     try:
         with np.load(cache, allow_pickle=False) as arrays:
             about = json.loads(arrays["about"].tobytes().decode("utf-8", "surrogateescape"))
@@ -241,6 +244,6 @@ def _check_classes(name: str, root: Path, train: Part, val: Part, num_classes: i
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:
-    """A few of them."""
+    """Join the first ``most`` names and say how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -1,4 +1,4 @@
-"""The loader for data sets that fit on the device: all images live there as uint8 and become batches there."""
+"""Loader for data sets that fit on the device: all images are kept there as uint8, and batches are made there."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from isda_repro.data.loader import Loader, Plan
 from isda_repro.data.source import Split
 from isda_repro.randomness import stream_seed
 
-# Images that are augmented at once where that is faster: what a CPU's cache has room for; on an accelerator more, so
-# that the host, which starts hundreds of operations for each window, stays ahead of it.
-WINDOW_BYTES = 2**24  # 5461 of CIFAR's
+# Size of the window of images that is augmented at once where that is faster. On a CPU it fits into the cache. On an
+# accelerator it is larger, so that the host, which launches hundreds of operations per window, stays ahead.
+WINDOW_BYTES = 2**24  # 5461 CIFAR images
 ACCELERATOR_WINDOW_BYTES = 2**26
 
 
 class InMemoryLoader(Loader):
     """Batches of a split, gathered, augmented and normalised on the device.
 
-    The order and the draws are made for the whole epoch on the CPU and moved to the device once, and a batch takes its
+    The order and the draws are made on the CPU for the whole epoch and copied to the device once; each batch takes a
     slice. After that nothing waits for the device. An augmentation that is faster on many images gets a window of
-    several batches at a time.
+    several batches.
 
     Args:
-        split: the images; they are copied to ``device`` once, in the memory format of the batches.
-        options: see ``Loader``, errors too.
+        split: images in memory; they are copied to ``device`` once, in the memory format of the batches.
+        options: see ``Loader``, which also lists the errors.
     """
 
     def __init__(self, split: Split, **options: Any) -> None:
@@ -46,16 +46,16 @@ class InMemoryLoader(Loader):
 
     @property
     def has_static_batches(self) -> bool:
-        """True if ``batch_from`` makes every batch: the images are real, and each is augmented by itself."""
+        """True if ``batch_from`` can make every batch: shuffled real images, integer draws, no window or host draws."""
         are_whole = all(not dtype.is_floating_point for dtype in self._draw_types.values())
         is_one_step = not self._augmentation.wants_many and not self._augmentation.host_draws
         return self._shuffle and self._synthetic is None and is_one_step and are_whole
 
     def numbers_of_batches(self, epoch: int, first_step: int = 0) -> Iterator[Tensor]:
-        """Yield what ``batch_from`` makes each batch of, from ``first_step`` on: each sample's image and draws.
+        """Yield the input of ``batch_from`` for each batch from ``first_step`` on: image indices and draws.
 
         Yields:
-            int64 [1 + draws, n], on the device; nothing is copied to it but once an epoch.
+            int64 [1 + draws, n] on the device; they are views of one tensor that is copied to it once per epoch.
         """
         plan = self._plan(epoch)
         assert plan.images is not None
@@ -67,8 +67,8 @@ class InMemoryLoader(Loader):
     def batch_from(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Assemble the batch of ``numbers`` int64 [1 + draws, n]: float32 [n, C, H, W] and int64 [n].
 
-        The batch is the one that ``epoch`` gives. Everything happens on the device and its shapes depend on n alone,
-        so that a CUDA graph can capture it.
+        The batch is the same as the one that ``epoch`` yields. Everything runs on the device, and the shapes depend on
+        n alone, so a CUDA graph can capture it.
         """
         draws = {name: row.to(dtype) for row, (name, dtype) in zip(numbers[1:], self._draw_types.items(), strict=True)}
         images, targets = self._gathered(numbers[0], slice(None))
@@ -93,7 +93,7 @@ class InMemoryLoader(Loader):
                 yield self._augmentation.apply_normalised(normalised, here_in_batch), targets[batch]
 
     def _put_generated(self, images: Tensor, begin: int, epoch: int, step: int, plan: Plan) -> None:
-        """Generated images in the places of a step that are theirs; its samples begin at ``begin`` in ``images``."""
+        """Write a step's generated images into ``images``, in which the step's samples begin at row ``begin``."""
         if self._synthetic is None or not plan.generated:
             return
         generated = plan.generated[step]
@@ -102,7 +102,7 @@ class InMemoryLoader(Loader):
         images[begin + generated.rows.to(self._device, non_blocking=True)] = made.to(self._device)
 
     def _gathered(self, order: Tensor | None, window: slice) -> tuple[Tensor, Tensor]:
-        """The window's images as they are stored, uint8 [n, C, H, W], and labels."""
+        """Return a window's images as they are stored, uint8 [n, C, H, W], and its labels, int64 [n]."""
         if order is None:
             stored, targets = self._stored[window], self._targets[window]
         else:

@@ -1,4 +1,4 @@
-"""What all loaders keep to: the order of an epoch and every draw are functions of (seed, epoch, position) alone."""
+"""Base class of the loaders: the order of an epoch and every draw are functions of (seed, epoch, position) alone."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from isda_repro.randomness import stream_seed
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of each global batch is this process's: the ``rank``-th of ``world_size`` nearly equal ones."""
+    """Part of each global batch that belongs to this process: the ``rank``-th of ``world_size`` nearly equal parts."""
 
     rank: int = 0
     world_size: int = 1
 
     def of(self, start: int, stop: int) -> slice:
-        """Its positions among ``start`` to ``stop``; there may be none."""
+        """Return this process's positions among ``start`` to ``stop``; the slice may be empty."""
         each, more = divmod(stop - start, self.world_size)
         begin = start + self.rank * each + min(self.rank, more)
         return slice(begin, begin + each + (self.rank < more))
@@ -36,12 +36,12 @@ WHOLE = Share()
 
 @dataclass(frozen=True)
 class Generated:
-    """The generated images of a step, on the CPU.
+    """Generated images of one step; the tensors are on the CPU.
 
     Attributes:
-        labels: of all processes, int64.
-        part: which of these are this process's.
-        rows: where among its samples of the step they belong, int64.
+        labels: labels of the step's generated images on all processes, int64.
+        part: slice of ``labels`` that belongs to this process.
+        rows: rows of the generated images among this process's samples of the step, int64.
     """
 
     labels: Tensor
@@ -51,14 +51,14 @@ class Generated:
 
 @dataclass(frozen=True)
 class Plan:
-    """An epoch as this process sees it, on the CPU.
+    """One epoch from the point of view of this process; the tensors are on the CPU.
 
     Attributes:
-        positions: of its samples in the epoch, int64 [n]; None: all N, in order.
-        images: which image each is, int64 [n]; None: the natural order.
-        draws: the augmentation's numbers for each.
-        starts: of each step's samples among them, and the end: [steps + 1].
-        generated: of each step; empty where nothing is generated.
+        positions: positions of its samples in the epoch, int64 [n]; None: all N, in order.
+        images: image index of each sample, int64 [n]; None: the natural order.
+        draws: the augmentation's draws for each sample.
+        starts: index of the first sample of each step, and the end: [steps + 1].
+        generated: generated images of each step; empty if none are generated.
     """
 
     positions: Tensor | None
@@ -72,21 +72,22 @@ class Loader(ABC):
     """Batches of a split, augmented and normalised on the device.
 
     Args:
-        split: the images.
-        batch_size: images per global batch; the last batch of an epoch holds what is left.
+        split: images and labels.
+        batch_size: images in a global batch; the last batch of an epoch holds the remainder.
         mean, std: per channel, in units where the largest pixel is 1.
-        augmentation: what is done to the uint8 images; None is ``NoAugmentation``.
-        shuffle: whether each epoch has an order of its own (training) or the natural one (evaluation).
-        passes: over the split in an epoch, each in an order of its own.
-        seed: the run's seed; the streams are named in here.
-        device: where the batches are.
-        memory_format: of the batches: ``torch.contiguous_format`` or ``torch.channels_last``, each without a copy.
-        share: which part of each global batch is given out here.
-        synthetic: generated images that are among the real ones; None: real ones alone.
+        augmentation: applied to the uint8 images and then to the normalised ones; None is ``NoAugmentation``.
+        shuffle: give each epoch its own random order (training) instead of the natural order (evaluation).
+        passes: number of passes over the split per epoch, each in its own order.
+        seed: seed of the run; the random streams of order and augmentation are derived from it here.
+        device: device of the batches.
+        memory_format: layout of the batches, ``torch.contiguous_format`` or ``torch.channels_last``; neither costs a
+            copy.
+        share: part of each global batch that this loader yields.
+        synthetic: generated images to mix with the real ones; None uses real images alone.
 
     Raises:
         DataError: a batch size that is not positive or, when shuffling, larger than the split.
-        UserError: constants that do not fit the images.
+        UserError: ``mean`` and ``std`` do not fit the images.
         ValueError: another memory format.
     """
 
@@ -108,7 +109,7 @@ class Loader(ABC):
     ) -> None:
         self._images, self._passes, self._synthetic = len(split), passes, synthetic
         self._targets_on_host = split.targets
-        self.num_samples = passes * len(split)  # of an epoch
+        self.num_samples = passes * len(split)  # in an epoch
         if synthetic is not None:
             self.num_samples = synthetic.samples_of_epoch(self.num_samples)
         if batch_size < 1:
@@ -122,7 +123,7 @@ class Loader(ABC):
             raise UserError(f"The images have {split.channels} channels, but mean and std have {len(mean)}.")
         self.steps_per_epoch = -(-self.num_samples // batch_size)
         self.batch_size, self.share = batch_size, share
-        self.may_fall_short = False  # of images: those that cannot be read
+        self.may_fall_short = False  # True if unreadable images can make a batch smaller
         self._seed, self._shuffle, self._device = seed, shuffle, device
         self._augmentation = augmentation or NoAugmentation()
         self._image_size = split.image_size
@@ -131,19 +132,19 @@ class Loader(ABC):
         self._normalise = Normalise(mean, std, image_width=width, device=device, memory_format=memory_format)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The epoch's batches from ``first_step`` on: float32 [n, C, H, W] and int64 [n], on the device.
+        """Iterate over the epoch's batches from ``first_step`` on: float32 [n, C, H, W] and int64 [n], on the device.
 
-        They are the very batches that the epoch has there when it runs from its start.
+        These are exactly the batches that the epoch yields there when it runs from its start.
 
         Raises:
-            ValueError: ``first_step`` is not a step of the epoch, nor its end.
+            ValueError: ``first_step`` is neither a step of the epoch nor its end.
         """
         if not 0 <= first_step <= self.steps_per_epoch:
             raise ValueError(f"first_step={first_step} is outside the epoch's {self.steps_per_epoch} steps.")
         return self._batches(epoch, first_step)
 
     def part_of(self, step: int) -> tuple[int, int]:
-        """Where this process's samples begin in the global batch of a step of the epoch, and how many that has."""
+        """Return the offset of this process's samples in the global batch of a step, and the size of that batch."""
         start = step * self.batch_size
         stop = min(start + self.batch_size, self.num_samples)
         return self.share.of(start, stop).start - start, stop - start
@@ -152,7 +153,7 @@ class Loader(ABC):
     def _batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]: ...
 
     def _plan(self, epoch: int) -> Plan:
-        """What this process has to do in an epoch."""
+        """Return the plan of an epoch for this process."""
         order = self._order(epoch) if self._shuffle else None
         draws = self._augmentation.draw(self.num_samples, self._image_size, self._generator("augmentation", epoch))
         batches = range(0, self.num_samples, self.batch_size)
@@ -168,7 +169,7 @@ class Loader(ABC):
         return Plan(positions, images, own, starts, self._generated(order))
 
     def _generated(self, order: Tensor | None) -> list[Generated]:
-        """What is to be made in each step of an epoch, of the classes of the real images that are in ``order``."""
+        """Return the generated images of each step; their classes are those of the images in ``order``."""
         if self._synthetic is None or order is None:
             return []
         chosen, labels = self._synthetic.positions(self.num_samples), self._targets_on_host[order]
@@ -182,7 +183,7 @@ class Loader(ABC):
         return Generated(labels[start:stop][chosen[start:stop]], slice(before, before + len(rows)), rows)
 
     def _order(self, epoch: int) -> Tensor:
-        """Which image each sample is; of a generated one, whose class it has."""
+        """Return the image index of each sample; for a generated sample, the index of an image whose class it takes."""
         generator = self._generator("order", epoch)
         real = torch.cat([torch.randperm(self._images, generator=generator) for _ in range(self._passes)])
         if self._synthetic is None or not self._synthetic.covers_all:
@@ -195,7 +196,7 @@ class Loader(ABC):
         return order
 
     def _placed(self, draws: Draws) -> dict[str, Tensor]:
-        """Where the augmentation wants them."""
+        """Move the draws to the device, except those that the augmentation needs on the CPU."""
         on_host = self._augmentation.host_draws
         return {name: numbers if name in on_host else numbers.to(self._device) for name, numbers in draws.items()}
 

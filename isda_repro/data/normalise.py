@@ -20,16 +20,16 @@ LARGEST_PIXEL = 255
 
 
 class Normalise:
-    """uint8 [N, C, H, W] -> float32 [N, C, H, W], (pixel / 255 - mean) / std, in one memory format.
+    """Normalisation of uint8 [N, C, H, W] to float32 [N, C, H, W]: (pixel / 255 - mean) / std, in one memory format.
 
     Args:
         mean, std: per channel, in units where the largest pixel is 1.
-        image_width: W, because in channels_last the constants are laid out along a whole row of pixels.
-        device: where the images are.
-        memory_format: of the output; free if the input has it.
+        image_width: W; needed because in channels_last the constants are laid out along a whole row of pixels.
+        device: device of the images.
+        memory_format: layout of the output; no copy is made if the input already has it.
 
     Raises:
-        UserError: ``mean`` and ``std`` of unequal length, or a ``std`` that is not positive.
+        UserError: ``mean`` and ``std`` have different lengths, or a ``std`` is not positive.
         ValueError: another memory format.
     """
 
@@ -59,20 +59,20 @@ class Normalise:
         )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images uint8 [N, C, H, W], in any strides -> float32 of the same shape, in the memory format."""
+        """Normalise images uint8 [N, C, H, W] of any strides to float32 of the same shape, in the memory format."""
         images = images.contiguous(memory_format=self.memory_format)
         if self.memory_format == torch.contiguous_format:
             return images.to(torch.float32).sub_(self._shift).mul_(self._scale)
         pixels_NHWC = images.permute(0, 2, 3, 1).to(torch.float32)
-        pixels_NHWC.flatten(2).sub_(self._shift).mul_(self._scale)  # flatten is a view of the rows
+        pixels_NHWC.flatten(2).sub_(self._shift).mul_(self._scale)  # in place, because flatten returns a view
         return pixels_NHWC.permute(0, 3, 1, 2)
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over all pixels of uint8 [N, C, H, W], in units of [0, 1].
+    """Return the mean and standard deviation of each channel over all pixels of uint8 [N, C, H, W], in units of [0, 1].
 
-    Exact up to the last rounding: pixel values are counted, not summed. The deviation is the population's, as in the
-    constants usually published.
+    They are exact up to the last rounding, because pixel values are counted, not summed. The deviation is the
+    population's (no Bessel correction), as in the constants that are usually published.
     """
     values = torch.arange(LARGEST_PIXEL + 1, dtype=torch.float64) / LARGEST_PIXEL
     means, deviations = [], []
@@ -90,9 +90,9 @@ Constants = tuple[Sequence[float], Sequence[float]]
 
 
 def stored_statistics(split: StoredSplit) -> Constants:
-    """Mean and standard deviation of each channel of ``IMAGES`` images, stratified, of the middle of each.
+    """Return the mean and standard deviation of each channel over the centre crops of ``IMAGES`` stratified images.
 
-    The same files give the same numbers; they are computed once and read from the user's cache from then on.
+    The same files give the same numbers. They are computed once and then read from the user's cache.
 
     Raises:
         DataError: none of the images can be read.
@@ -115,9 +115,9 @@ def _computed(split: StoredSplit) -> Constants:
     chosen = stratified_order(split.targets, "channel statistics")[:IMAGES].sort().values.tolist()
     crop, generator, images = Crop(split.image_size[0], "center"), torch.Generator(), []
     for index in tqdm(chosen, desc="normalisation constants", unit=" images", disable=None, leave=False):
-        with suppress(UnreadableError, OSError):  # training names them
+        with suppress(UnreadableError, OSError):  # training reports unreadable files
             images.append(crop(decoded(split.read(index)), generator))
     if not images:
         raise DataError(f"none of {len(chosen)} images can be read, the first being {split.where(0)}")
     mean, std = channel_statistics(torch.stack(images).permute(0, 3, 1, 2))
-    return mean, tuple(max(one, 1 / 255) for one in std)  # of one colour alone: what one grey level is
+    return mean, tuple(max(one, 1 / 255) for one in std)  # a constant channel gets one grey level

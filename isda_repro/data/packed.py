@@ -1,11 +1,11 @@
-"""Data sets packed into a few ZIP archives, uncompressed: written by ``packing.py``, and read here without unpacking.
+"""Data sets packed into a few uncompressed ZIP archives, which ``packing.py`` writes and this module reads in place.
 
-    packed.json         how it was made, and of what
+    packed.json         settings of the packing, and the classes and numbers of images
     train-00000.zip ... <class>/<name>.ppm, or .jpg
     val-00000.zip ...
-    SHA256SUMS          one line for each archive that is whole; ``sha256sum -c`` reads it too
+    SHA256SUMS          one line for each finished archive, readable by ``sha256sum -c``
 
-An archive is a file that any tool opens. What it lists is kept in an index in the user's cache.
+Any ZIP tool opens the archives. Their directories are kept in an index in the user's cache.
 """
 
 from __future__ import annotations
@@ -37,16 +37,17 @@ INDEX_VERSION = 1
 
 @dataclass(frozen=True)
 class PackedSplit:
-    """One part of a data set in archives; see ``FileSplit``, whose place it can take.
+    """One part of a data set in archives; a drop-in replacement for ``FileSplit``.
 
     Args:
-        archives: the files.
-        archive: which of them each image is in, int64 [N].
-        offset: of its entry in the file, in bytes, int64 [N].
-        size: of its content, in bytes, int64 [N].
-        names: of the entries, as bytes [N].
-        targets: int64 [N].
-        image_size: (H, W) of the pixels that are made of them.
+        archives: paths of the archives.
+        archive: index of each image's archive, int64 [N].
+        offset: offset of each image's entry in its archive, in bytes, int64 [N].
+        size: size of each image's content, in bytes, int64 [N].
+        names: entry names, as bytes [N].
+        targets: labels, int64 [N].
+        image_size: (H, W) of the images after decoding and cropping.
+        channels: C of the images after decoding.
     """
 
     archives: tuple[str, ...]
@@ -62,7 +63,7 @@ class PackedSplit:
         return self.targets.numel()
 
     def select(self, indices: Tensor) -> PackedSplit:
-        """The images at ``indices``, distinct int64 [K] in any order, kept in the order they have here."""
+        """Return the images at ``indices``, distinct int64 [K] in any order, in their order in this split."""
         indices = indices.sort().values
         taken = {
             field.name: getattr(self, field.name)[indices.numpy()]
@@ -74,21 +75,21 @@ class PackedSplit:
         )
 
     def where(self, index: int) -> str:
-        """The archive and the entry of an image, for people."""
+        """Return the archive and the entry of an image, for messages."""
         return f"{self.archives[self.archive[index]]}, entry {os.fsdecode(bytes(self.names[index]))}"
 
     def fingerprint(self) -> str:
-        """Of the names, sizes and labels: other images have another one."""
+        """Return a hash of the archives' paths, the names, the sizes and the labels, which differs for other images."""
         digest = hashlib.sha256("\0".join(self.archives).encode())
         for part in (self.names, self.size, self.targets.numpy()):
             digest.update(np.ascontiguousarray(part).tobytes())
         return digest.hexdigest()
 
     def read(self, index: int) -> bytearray:
-        """The image file's content.
+        """Return the content of an image file.
 
         Raises:
-            OSError: the archive is not there, shorter than it was, or another one.
+            OSError: the archive is missing, shorter than it was, or a different one.
         """
         file, offset = _descriptor(self.archives[self.archive[index]]), int(self.offset[index])
         signature, *lengths = LOCAL_HEADER.unpack(os.pread(file, LOCAL_HEADER.size, offset).ljust(LOCAL_HEADER.size))
@@ -101,12 +102,15 @@ class PackedSplit:
 
 @cache
 def _descriptor(archive: str) -> int:
-    """Of a file that stays open. Processes may share it: every read names its own place."""
+    """Open an archive once and return its file descriptor.
+
+    Processes can share it, because every read gives its own offset.
+    """
     return os.open(archive, os.O_RDONLY)
 
 
 def is_packed(root: Path) -> bool:
-    """Whether a folder holds archives of ours."""
+    """Return whether ``root`` holds a data set that ``packing.py`` has written (possibly unfinished)."""
     return (root / MANIFEST).is_file()
 
 
@@ -119,10 +123,12 @@ def load_packed(
     test_limit: int | None = None,
     holdout: int | None = None,
 ) -> Source:
-    """What ``python scripts/data.py pack`` has written to ``root`` or ``root/name``. Arguments as in ``load_folder``.
+    """Load the data set that ``python scripts/data.py pack`` has written to ``root`` or ``root/name``.
+
+    The arguments are those of ``load_folder``.
 
     Raises:
-        DataError: nothing is packed there, it is not finished, or an archive is missing or cannot be read.
+        DataError: nothing is packed there, the packing is not finished, or an archive is missing or cannot be read.
     """
     tried = candidate_folders(name, root)
     folder = next((one for one in tried if is_packed(one)), None)
@@ -148,10 +154,10 @@ def load_packed(
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """``packed.json``.
+    """Read ``packed.json``.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, or lacks a key.
     """
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -163,13 +169,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def archive_names(manifest: dict[str, Any], part: str) -> list[str]:
-    """The archives of ``train`` or ``val``."""
+    """Return the names of all archives of ``train`` or ``val``."""
     count = -(-manifest["images"][part] // manifest["images_per_archive"])
     return [f"{part}-{number:05}.zip" for number in range(count)]
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """Archive -> its SHA-256; those that are finished."""
+    """Return the SHA-256 of each finished archive by its name; empty if there is no ``SHA256SUMS``."""
     with suppress(OSError):
         lines = (folder / SUMS).read_text().splitlines()
         return {name: digest for digest, _, name in (line.partition("  ") for line in lines) if name}
@@ -199,11 +205,11 @@ def _split(folder: Path, manifest: dict[str, Any], part: str, classes: list[str]
 
 
 def _indexed(archives: list[Path]) -> dict[str, np.ndarray[Any, Any]]:
-    """archive, offset, size and names of all entries, from the cache if the archives are what they were."""
+    """Return archive, offset, size and names of all entries, from the cache if the archives have not changed."""
     stated = [[str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size] for path in archives]
     key = hashlib.sha256(json.dumps([INDEX_VERSION, stated]).encode()).hexdigest()[:16]
     file = cache_folder() / f"archives-{key}.npz"
-    with suppress(Exception), np.load(file, allow_pickle=False) as stored:  # a damaged cache is made anew
+    with suppress(Exception), np.load(file, allow_pickle=False) as stored:  # a damaged cache is rebuilt
         return {name: stored[name] for name in ("archive", "offset", "size", "names")}
     entries: list[tuple[int, int, int, bytes]] = []
     for number, path in enumerate(tqdm(archives, desc="reading archives", unit="", disable=None, leave=False)):

@@ -1,4 +1,7 @@
-"""Write a folder of images as a few archives of smaller ones, so that epochs decode less; see ``packed.py``."""
+"""Write a folder of images as a few archives of smaller images, so that epochs spend less time decoding.
+
+``packed.py`` reads the archives.
+"""
 
 from __future__ import annotations
 
@@ -27,23 +30,23 @@ from isda_repro.data.source import PARTS, DataError, Source
 from isda_repro.errors import UserError
 from isda_repro.files import atomic_write, sha256
 
-Encoded = tuple[bytes | None, str]  # an image as it will be written, or None, and why
-TRIED = 64  # images, for the estimate of the size
-LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the same bytes whenever they are written
+Encoded = tuple[bytes | None, str]  # (content of the file, ""), or (None, reason) if the image cannot be read
+TRIED = 64  # images per part that are encoded to estimate the size
+LONG_AGO = (1980, 1, 1, 0, 0, 0)  # a fixed date, so that archives are the same bytes whenever they are written
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Settings of how images are written.
+    """Settings of the packed images.
 
     Args:
-        size: their shorter side in pixels; those that are smaller stay as they are. Evaluation at 224 wants 256.
+        size: shorter side in pixels; smaller images keep their size. Evaluation at 224 needs 256.
         format: ``raw``, pixels that need no decoding; or ``jpeg``, a tenth of the size.
-        quality: of ``jpeg``.
-        images_per_archive: how many one file holds; what an interruption costs at most.
+        quality: JPEG quality from 1 to 100; not used by ``raw``.
+        images_per_archive: images in one archive, which is also the most work that an interruption can lose.
 
     Raises:
-        UserError: an unknown format, or a number that cannot be.
+        UserError: an unknown format, or a number out of range.
     """
 
     size: int = 256
@@ -62,11 +65,11 @@ class Packing:
 
     @property
     def extension(self) -> str:
-        """The extension of the entries' names."""
+        """File name extension of the entries."""
         return ".ppm" if self.format == "raw" else ".jpg"
 
     def encoded(self, pixels: Tensor) -> bytes:
-        """uint8 [H, W, 3] -> the content of a file."""
+        """Scale pixels uint8 [H, W, 3] down to ``size`` and encode them as the content of an image file."""
         from PIL import Image
 
         height, width = pixels.shape[:2]
@@ -90,10 +93,19 @@ def pack(
     skip_unreadable: bool,
     report: Callable[[str], None],
 ) -> None:
-    """Write all images of a source to archives in ``folder``; what is finished there already stays.
+    """Write all images of a source to archives in ``folder``; archives that are already finished there are kept.
+
+    Args:
+        source: a data set whose splits are ``FileSplit``.
+        folder: output folder; empty, new, or with an unfinished packing of the same images and settings.
+        packing: size and format of the images.
+        workers: number of processes that encode images; below 2 this process does it.
+        skip_unreadable: leave out images that cannot be read instead of raising an error.
+        report: called with each line of the report.
 
     Raises:
-        DataError: an image cannot be read and is not to be skipped, there is no room, or something else is there.
+        DataError: an image cannot be read and ``skip_unreadable`` is false, the disk is too small, or the folder holds
+            something else.
     """
     if not (isinstance(source.train, FileSplit) and isinstance(source.test, FileSplit)):
         raise DataError(f"{source.name} is not a folder of image files: there is nothing to pack")
@@ -140,7 +152,7 @@ def _manifest(source: Source, packing: Packing) -> dict[str, Any]:
 
 
 def _check_room(splits: dict[str, Any], folder: Path, packing: Packing, report: Callable[[str], None]) -> None:
-    """Say how large it will be, and refuse where that does not fit."""
+    """Report the estimated size of the archives, and raise DataError if they do not fit on the disk."""
     needed = 0.0
     for split in splits.values():
         sizes = []
@@ -166,7 +178,7 @@ def _write_archive(
     skip_unreadable: bool,
     report: Callable[[str], None],
 ) -> None:
-    """One archive, whole or not at all."""
+    """Write one archive atomically."""
     with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for index, (content, reason) in images:
             if content is None:
@@ -183,7 +195,7 @@ def _write_archive(
 
 
 def _encoded(split: FileSplit, packing: Packing, index: int) -> Encoded:
-    """An image as it will be written; None and the reason, where it cannot be read."""
+    """Return the content of an image as it will be written, or None and the reason if it cannot be read."""
     try:
         return packing.encoded(decoded(split.read(index))), ""
     except (UnreadableError, OSError) as error:
@@ -192,7 +204,7 @@ def _encoded(split: FileSplit, packing: Packing, index: int) -> Encoded:
 
 @contextmanager
 def _encoder(workers: int, split: FileSplit, packing: Packing) -> Iterator[Callable[[range], Iterator[Encoded]]]:
-    """Encodes images, in order, in so many processes."""
+    """Yield a function that encodes images in order, in ``workers`` processes."""
     if workers < 2:
         yield lambda indices: (_encoded(split, packing, index) for index in indices)
         return
@@ -204,11 +216,11 @@ def _encoder(workers: int, split: FileSplit, packing: Packing) -> Iterator[Calla
         pool.join()
 
 
-_task: list[Any] = []  # of a worker process: what it was started for
+_task: list[Any] = []  # in a worker process: the split and the packing it was started with
 
 
 def _begin_worker(split: FileSplit, packing: Packing) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # is for the process that started it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent process
     torch.set_num_threads(1)
     _task[:] = [split, packing]
 
@@ -219,7 +231,14 @@ def _encoded_here(index: int) -> Encoded:
 
 
 def speed_up(before: FileSplit, after: Any, image_size: int, images: int = 200) -> float:
-    """Return how many times faster random parts of images are read from archives than from files, on one core."""
+    """Return how many times faster random crops are read from archives than from files, on one core.
+
+    Args:
+        before: the image files.
+        after: the packed split of the same images.
+        image_size: side of the crops in pixels.
+        images: largest number of images to read.
+    """
     crop, generator = Crop(image_size), torch.Generator()
     seconds = []
     count = min(images, len(before), len(after))
@@ -227,7 +246,7 @@ def speed_up(before: FileSplit, after: Any, image_size: int, images: int = 200) 
         generator.manual_seed(0)
         begin = time.perf_counter()
         for index in torch.linspace(0, len(split) - 1, count).long().tolist():
-            with suppress(UnreadableError, OSError):  # one that was left out
+            with suppress(UnreadableError, OSError):  # an unreadable image, which packing has left out
                 crop(decoded(split.read(index)), generator)
         seconds.append((time.perf_counter() - begin) / count)
-    return seconds[2] / seconds[3]  # the first two have warmed up
+    return seconds[2] / seconds[3]  # the first two are a warm-up

@@ -1,4 +1,4 @@
-"""What a data set is: images, in memory or in files, their labels, and which part of them is evaluated."""
+"""Data sets: images in memory or in files, their labels, and the part that is evaluated."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,16 +10,20 @@ from torch import Tensor
 from isda_repro.errors import UserError
 from isda_repro.randomness import stream_seed
 
-# Never the run's seed: a holdout, a limit and the digits' test set are part of the data, the same for every run.
+# Not the run's seed: a holdout, a limit and the test set of digits are part of the data and the same for every run.
 SPLIT_SEED = 0
 
 
 def stratified_order(targets: Tensor, purpose: str) -> Tensor:
-    """An order of the data of which every beginning is stratified: int64 [N] indices, a permutation.
+    """Return a permutation of the data of which every prefix is stratified: int64 [N] indices.
 
-    The first K indices hold each class in proportion, to within one image, for any K, also for K below the number of
-    classes; and a smaller beginning is part of a larger one. (scikit-learn's stratified splits give neither, and refuse
-    a part smaller than the number of classes.) ``purpose`` names the stream of random numbers.
+    For any K, also below the number of classes, the first K indices hold each class in proportion, to within one image,
+    and a shorter prefix is part of a longer one. (scikit-learn's stratified splits give neither, and refuse a part that
+    is smaller than the number of classes.)
+
+    Args:
+        targets: labels, int64 [N].
+        purpose: name of the stream of random numbers.
     """
     generator = torch.Generator().manual_seed(stream_seed(SPLIT_SEED, purpose))
     shuffled = torch.randperm(targets.numel(), generator=generator)
@@ -29,7 +33,7 @@ def stratified_order(targets: Tensor, purpose: str) -> Tensor:
     class_starts = class_sizes.cumsum(0) - class_sizes
     rank_in_class = torch.empty_like(labels)
     rank_in_class[by_class] = torch.arange(labels.numel()) - class_starts[labels[by_class]]
-    # Image r of a class of n stands at (r + 1/2) / n of the way; equal places stay in the shuffled order.
+    # Image r of a class of n gets the position (r + 1/2) / n in [0, 1]; ties keep the shuffled order.
     place = (rank_in_class.double() + 0.5) / class_sizes[labels]
     return shuffled[place.argsort(stable=True)]
 
@@ -38,51 +42,55 @@ PARTS = ("train", "val")
 
 
 def candidate_folders(name: str, root: Path | str) -> tuple[Path, Path]:
-    """Where the data set ``name`` may be below ``root``, in the order in which to look: ``root/name``, ``root``."""
+    """Return the folders in which to look for the data set ``name``, in order: ``root/name``, ``root``."""
     root = Path(root).expanduser()
     return root / name, root
 
 
 class DataError(UserError):
-    """Data that cannot be used: one sentence saying what is wrong, where, and what to do."""
+    """The data cannot be used; the message is one sentence that says what is wrong, where, and what to do."""
 
 
 EvaluatedOn = Literal["test", "holdout"]
 
 
 class AnySplit(Protocol):
-    """One part of a data set, wherever its images are."""
+    """One part of a data set, in memory or on disk."""
 
     @property
     def targets(self) -> Tensor:
-        """int64 [N], on the CPU."""
+        """Labels, int64 [N], on the CPU."""
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(H, W) of every image as it reaches a network."""
+        """(H, W) of every image in a batch."""
 
     @property
     def channels(self) -> int:
-        """C of every image."""
+        """Number of channels C of every image."""
 
     def __len__(self) -> int:
-        """N."""
+        """Return the number of images N."""
 
     def select(self, indices: Tensor) -> Self:
-        """The images at ``indices``, distinct int64 [K] in any order, kept in the order they have here."""
+        """Return the images at ``indices``, distinct int64 [K] in any order, in their order in this split."""
 
 
 class StoredSplit(AnySplit, Protocol):
-    """One whose images stay on disk, each the content of an image file."""
+    """Split whose images stay on disk, each as the content of an image file."""
 
     def read(self, index: int) -> bytes | bytearray:
-        """The content; raises an ``OSError`` where it cannot be read."""
+        """Return the content of an image file.
+
+        Raises:
+            OSError: it cannot be read.
+        """
 
     def where(self, index: int) -> str:
-        """Where that is, for people."""
+        """Return the location of an image, for messages."""
 
     def fingerprint(self) -> str:
-        """Of the names and labels: other images have another one."""
+        """Return a hash of the names and labels, which differs for other images."""
 
 
 Kind = TypeVar("Kind", bound=AnySplit)
@@ -90,7 +98,12 @@ Kind = TypeVar("Kind", bound=AnySplit)
 
 @dataclass(frozen=True)
 class Split:
-    """One part of a data set in memory: ``images`` uint8 [N, C, H, W] on the CPU, and ``targets`` int64 [N]."""
+    """One part of a data set in memory.
+
+    Args:
+        images: uint8 [N, C, H, W] on the CPU.
+        targets: labels, int64 [N].
+    """
 
     images: Tensor
     targets: Tensor
@@ -100,26 +113,33 @@ class Split:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(H, W)."""
+        """(H, W) of every image."""
         height, width = self.images.shape[-2:]
         return height, width
 
     @property
     def channels(self) -> int:
-        """C."""
+        """Number of channels C."""
         return self.images.shape[1]
 
     def select(self, indices: Tensor) -> "Split":
-        """The images at ``indices``, distinct int64 [K] in any order, kept in the order they have here."""
+        """Return the images at ``indices``, distinct int64 [K] in any order, in their order in this split."""
         indices = indices.sort().values
         return Split(self.images[indices], self.targets[indices])
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set ready for loaders; ``test`` is what is evaluated, and ``evaluated_on`` says what that is.
+    """Data set that is ready for loaders.
 
-    With a holdout, ``test`` is the part held out of the training images, and the true test set is not in here at all.
+    Args:
+        name: name of the data set.
+        train: training part.
+        test: part to evaluate on. With a holdout this is the part held out of the training images, and the true test
+            set is not included at all.
+        num_classes: number of classes C.
+        class_names: name of each class.
+        evaluated_on: ``test`` or ``holdout``: what ``test`` is.
 
     Raises:
         DataError: images or labels of the wrong type or shape, or a label outside [0, num_classes).
@@ -138,14 +158,19 @@ class Source:
 
 
 def narrowed(source: Source, *, train_limit: int | None, test_limit: int | None, holdout: int | None) -> Source:
-    """Hold out, then limit; None leaves things as they are.
+    """Return a source with a holdout and limits applied, in this order; None leaves a part unchanged.
 
     The subsets are stratified and drawn with fixed seeds of their own: every method and every run of a table sees the
     same ones, whatever its seed, and a smaller limit is part of a larger one. With a holdout the true test set is
     dropped, so that hyper-parameters cannot be chosen on it by accident.
 
+    Args:
+        source: the whole data set.
+        train_limit, test_limit: number of images to keep.
+        holdout: number of training images to evaluate on instead of the test set.
+
     Raises:
-        DataError: a count that is not positive, or larger than the data.
+        DataError: a count is not positive, or larger than the data.
     """
     train, test, evaluated_on = source.train, source.test, source.evaluated_on
     if holdout is not None:

@@ -1,4 +1,4 @@
-"""The loader for data sets that stay on disk: worker processes decode and crop, the rest happens on the device."""
+"""Loader for data sets that stay on disk: worker processes decode and crop, the rest happens on the device."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ from isda_repro.randomness import stream_seed
 FORKS = sys.platform == "linux"
 SHARED_MEMORY = Path("/dev/shm")
 PARENT_DEATH_SIGNAL = 1  # Linux's prctl option
-PREFETCHED = 2  # batches a worker makes ahead
+PREFETCHED = 2  # batches that each worker prepares ahead
 
 
 class StreamingLoader(Loader):
     """Batches of a split whose images are files.
 
-    Workers only fetch: what becomes of the sample at a position of an epoch is a function of (seed, epoch, position),
-    so their number changes nothing, nor does starting in the middle of an epoch. They stay from one epoch to the next,
-    and end with the process that started them, however it ends.
+    The crop of the sample at a position of an epoch is a function of (seed, epoch, position), so neither the number of
+    workers nor starting in the middle of an epoch changes it. Workers are kept from one epoch to the next, and end with
+    the process that started them, however it ends.
 
     Args:
-        split: the images.
-        crop: what is taken out of each.
-        workers: processes that decode; 0: this one does.
-        unreadable: what to do about a file that is no image or a damaged one: ``stop``, or ``skip`` it, so that its
-            batch is smaller.
-        report: is told of each file that is skipped, once: its path and the reason.
-        options: see ``Loader``, errors too.
+        split: image files and labels.
+        crop: crop of each image.
+        workers: number of processes that decode; with 0 this process decodes.
+        unreadable: ``stop`` at a file that is not an image or is damaged, or ``skip`` it, which makes its batch
+            smaller.
+        report: called once with the path of each skipped file and the reason.
+        options: see ``Loader``, which also lists the errors.
 
     Raises:
-        UserError: the workers need more shared memory than there is, where batches go to an accelerator.
-        DataError: while iterating: a file cannot be read, and was not to be skipped.
+        UserError: the workers need more shared memory than there is (if batches go to an accelerator).
+        DataError: while iterating: a file cannot be read, and ``unreadable`` is ``stop``.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class StreamingLoader(Loader):
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
             raise DataError(f"workers={workers!r} must be a number of processes, 0 or more.")
         self.unreadable: dict[str, str] = {}
-        """Files skipped so far, and why."""
+        """Reason of each file skipped so far."""
         self._targets, self.may_fall_short = split.targets, unreadable == "skip"
         self.report = report
         slots = PREFETCHED * workers + 2 if workers and self._device.type == "cpu" and FORKS else 0
@@ -77,7 +77,7 @@ class StreamingLoader(Loader):
             _check_shared_memory(workers, -(-self.batch_size // self.share.world_size), *self._image_size)
         self._loader: DataLoader[Any] = DataLoader(
             _Fetcher(split, crop, self._seed, self._slots),
-            batch_sampler=self._requests,  # any iterable will do
+            batch_sampler=self._requests,  # PyTorch accepts any iterable
             collate_fn=_as_it_is,
             num_workers=workers,
             multiprocessing_context="fork" if slots else None,
@@ -85,7 +85,7 @@ class StreamingLoader(Loader):
             pin_memory=self._device.type == "cuda",
             **({"persistent_workers": True, "prefetch_factor": PREFETCHED} if workers else {}),  # type: ignore[arg-type]
         )
-        decoded(ONE_PIXEL)  # imports what decoding needs, once for all workers
+        decoded(ONE_PIXEL)  # import the decoders once, before the workers are forked
 
     def _batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         plan = self._plan(epoch)
@@ -107,7 +107,11 @@ class StreamingLoader(Loader):
             yield images, targets.to(self._device, non_blocking=True)
 
     def _without(self, failures: Sequence[Failure], samples: int) -> Tensor:
-        """Indices of those that were read; those that were not are reported."""
+        """Return the indices of the samples that were read, int64, and report the failures.
+
+        Raises:
+            DataError: there is a failure, and ``unreadable`` is ``stop``.
+        """
         for failure in failures:
             if not self.may_fall_short:
                 raise DataError(
@@ -129,7 +133,7 @@ ONE_PIXEL = b"P6 1 1 255 abc"
 
 
 class Request(NamedTuple):
-    """What a worker is asked for: a step's samples, and the slot to put them into, if there are slots."""
+    """Request to a worker: the samples of one step, and the slot to write them into, if there are slots."""
 
     epoch: int
     slot: int | None
@@ -138,7 +142,7 @@ class Request(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """An image that cannot be read."""
+    """Image that cannot be read."""
 
     offset: int  # in the batch
     where: str
@@ -146,7 +150,10 @@ class Failure(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """A step's samples: pixels uint8 [n, H, W, 3], black where there are failures, here or in a slot."""
+    """Samples of one step, uint8 [n, H, W, 3], black at failures.
+
+    ``pixels`` holds them if there are no slots; otherwise they are in slot number ``slot``.
+    """
 
     pixels: Tensor | None
     slot: int | None
@@ -154,10 +161,10 @@ class Fetched(NamedTuple):
 
 
 def _shared_slots(slots: int, samples: int, height: int, width: int) -> Tensor:
-    """uint8 [slots, samples, H, W, 3] that forked workers write and this process reads.
+    """Allocate memory that forked workers write and this process reads: uint8 [slots, samples, H, W, 3].
 
-    Memory that stays is nearly twice as fast as what PyTorch would share anew for each batch, and is not taken from
-    ``/dev/shm``, of which containers have little. An accelerator's batches are pinned instead, by PyTorch.
+    Reusing this memory is nearly twice as fast as PyTorch's sharing, which allocates anew for each batch, and does not
+    use ``/dev/shm``, which is small in containers. Batches for an accelerator are pinned by PyTorch instead.
     """
     if not slots:
         return torch.empty(0, samples, height, width, 3, dtype=torch.uint8)
@@ -166,12 +173,12 @@ def _shared_slots(slots: int, samples: int, height: int, width: int) -> Tensor:
 
 
 def _check_shared_memory(workers: int, samples: int, height: int, width: int, place: Path = SHARED_MEMORY) -> None:
-    """Refuse a run whose workers would be killed by SIGBUS, when the memory that PyTorch shares is used up.
+    """Refuse a run whose workers would be killed by SIGBUS once PyTorch's shared memory is used up.
 
     Raises:
-        UserError: the batches that can be waiting at once are larger than what is free there.
+        UserError: the batches that can wait at once are larger than the free space there.
     """
-    if not place.is_dir():  # not Linux, where sharing works otherwise
+    if not place.is_dir():  # other systems than Linux share memory differently
         return
     needed, free = (PREFETCHED * workers + 1) * samples * height * width * 3, shutil.disk_usage(place).free
     if needed > free:
@@ -182,20 +189,20 @@ def _check_shared_memory(workers: int, samples: int, height: int, width: int, pl
 
 
 class _Requests:
-    """What a ``DataLoader`` asks its workers for; told anew for each epoch."""
+    """Sampler of a ``DataLoader`` that yields the requests of one epoch; ``of_epoch`` sets them."""
 
     def __init__(self, slots: int) -> None:
         self._slots, self._free = slots, deque(range(slots))
         self._made: Callable[[], Iterator[list[Request]]] = lambda: iter(())
 
     def give_back(self, slot: int | None) -> None:
-        """Its pixels are no longer needed."""
+        """Mark a slot as free: its pixels are no longer needed."""
         if slot is not None:
             self._free.append(slot)
 
     def of_epoch(self, epoch: int, plan: Plan, first_step: int) -> None:
         def made() -> Iterator[list[Request]]:
-            self._free = deque(range(self._slots))  # an epoch that was left before its end gave none back
+            self._free = deque(range(self._slots))  # an epoch that was abandoned did not give its slots back
             for step in range(first_step, len(plan.starts) - 1):
                 batch = slice(plan.starts[step], plan.starts[step + 1])
                 natural = np.arange(batch.start, batch.stop)
@@ -210,13 +217,13 @@ class _Requests:
 
 
 class _Fetcher(Dataset[Any]):
-    """What runs in a worker."""
+    """Data set that runs in the workers: reads, decodes and crops the samples of a request."""
 
     def __init__(self, split: StoredSplit, crop: Crop, seed: int, slots: Tensor) -> None:
         self._split, self._crop, self._seed, self._slots = split, crop, seed, slots
 
     def __getitems__(self, requests: list[Request]) -> Fetched:
-        """The samples of one request, which PyTorch hands over as a list."""
+        """Fetch the samples of one request, which PyTorch passes as a list."""
         (request,) = requests
         height, width = self._split.image_size
         generator = torch.Generator()
@@ -238,7 +245,7 @@ class _Fetcher(Dataset[Any]):
 
 
 def _shared_pixels(samples: int, height: int, width: int) -> Tensor:
-    """uint8 [n, H, W, 3], in a worker where the main process can read it without a copy."""
+    """Allocate uint8 [n, H, W, 3]; in a worker, in shared memory that the main process reads without a copy."""
     if torch.utils.data.get_worker_info() is None:
         return torch.empty(samples, height, width, 3, dtype=torch.uint8)
     storage = torch.UntypedStorage._new_shared(samples * height * width * 3, device="cpu")
@@ -250,13 +257,13 @@ def _as_it_is(fetched: Any) -> Any:
 
 
 def _belong_to_parent(worker: int) -> None:
-    """A worker is deaf to the signals that the run heeds, and dies with the process that started it."""
+    """Shield a worker from signals that are meant for the run, and make it die with the process that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_DFL)  # not the run's handlers, which it has inherited
-    os.setsid()  # what is sent to the run's group, by a terminal or SLURM, is for the run
+        signal.signal(number, signal.SIG_DFL)  # drop the run's handlers, which fork has inherited
+    os.setsid()  # signals that a terminal or SLURM sends to the process group are for the run
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
-        if parent == 1 or os.getppid() != parent:  # it has died already
+        if parent == 1 or os.getppid() != parent:  # the parent has already died
             os._exit(1)

@@ -1,8 +1,8 @@
-"""Generated images among real ones: which of an epoch's samples they are, and of which class.
+"""Generated images among real ones: which samples of an epoch are generated, and of which class.
 
-Of the samples of an epoch, counted from 1 in the order in which they are trained on, each sixth (for a share of 1/6) is
-a generated image: the batch of samples s to e has ``floor(e / 6) - floor(s / 6)`` of them, whatever its size and
-however it is divided among processes.
+The samples of an epoch are counted from 1 in the order in which they are trained on. For a share of 1/6, every sixth
+sample is a generated image. The batch of samples s to e has ``floor(e / 6) - floor(s / 6)`` of them, for any batch size
+and any number of processes.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ LARGEST_DENOMINATOR = 1000
 
 
 class ImageSource(Protocol):
-    """Whatever makes images of classes."""
+    """Generator of images of given classes."""
 
     def sample(self, labels: Tensor, generator: torch.Generator, part: slice = slice(None)) -> Tensor:
-        """uint8 [n, C, H, W], an image of each of ``labels[part]``; the draws are made for all of ``labels``."""
+        """Return an image for each of ``labels[part]``, uint8 [n, C, H, W].
+
+        The random numbers are drawn for all of ``labels``, so that the images do not depend on the number of processes.
+        """
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,14 @@ class Synthetic:
     """Generated images for a loader.
 
     Args:
-        source: makes them.
-        fraction: of the samples of an epoch; taken for the nearest fraction with a denominator up to 1000.
-        covers_all: whether an epoch goes on until it has had every real image, so that it has more steps; otherwise
-            each generated image stands in the place of a real one, another one in each epoch, and has its class.
+        source: generator of the images.
+        fraction: share of generated images among the samples of an epoch, rounded to the nearest fraction with a
+            denominator up to 1000.
+        covers_all: extend the epoch until it has used every real image, so that it has more steps. Otherwise each
+            generated image replaces a real one, a different one in each epoch, and has its class.
 
     Raises:
-        UserError: a fraction that is not between 0 and 1, or too close to one of them.
+        UserError: a fraction that is not between 0 and 1, or that rounds to 0 or 1.
     """
 
     source: ImageSource
@@ -50,20 +54,20 @@ class Synthetic:
 
     @property
     def share(self) -> Fraction:
-        """The fraction, exactly: 1/6 is no floating-point number."""
+        """Exact fraction: 1/6 is not a floating-point number."""
         return Fraction(self.fraction).limit_denominator(LARGEST_DENOMINATOR)
 
     def samples_of_epoch(self, real: int) -> int:
-        """How many samples an epoch has, of ``real`` images that it would have without."""
+        """Return the number of samples of an epoch that has ``real`` samples without generated images."""
         share = self.share
         return real + int(real * share / (1 - share)) if self.covers_all else real
 
     def count(self, start: int, stop: int) -> int:
-        """How many of the samples ``start`` to ``stop`` are generated."""
+        """Return the number of generated samples among the samples ``start`` to ``stop``."""
         return int(stop * self.share) - int(start * self.share)
 
     def positions(self, samples: int) -> Tensor:
-        """Which of an epoch's samples are generated: bool [samples]."""
+        """Return a mask of the generated samples of an epoch, bool [samples]."""
         numerator, denominator = self.share.numerator, self.share.denominator
         ends = torch.arange(samples + 1) * numerator // denominator
         return ends.diff() > 0

@@ -1,4 +1,4 @@
-"""A look at a data set: its files counted, its images decoded, and a sheet of augmented images."""
+"""Verification of a data set: checksums of its files, decoding of its images, and a sheet of augmented images."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ IMAGENET_IMAGES = {"train": 1_281_167, "val": 50_000}
 
 @dataclass(frozen=True)
 class FileCheck:
-    """One file of a data set: its path below the data folder, its size, and its checksum beside that it should have."""
+    """Result of checking one file: path below the data folder, size in bytes, found and expected checksum."""
 
     path: str
     num_bytes: int | None
@@ -35,7 +35,7 @@ class FileCheck:
 
     @property
     def state(self) -> Literal["ok", "missing", "fails its checksum"]:
-        """What is wrong with it, if anything."""
+        """State of the file: ``ok``, ``missing`` or ``fails its checksum``."""
         if self.found is None:
             return "missing"
         return "ok" if self.found == self.expected else "fails its checksum"
@@ -43,9 +43,14 @@ class FileCheck:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found. The counts, one number per class, are None where a file is missing or damaged.
+    """Findings of ``verify``.
 
-    ``problems`` are phrases: images that cannot be read, numbers that are not the data set's.
+    Attributes:
+        name: name of the data set.
+        files: check of each file.
+        class_names: name of each class.
+        train_counts, test_counts: number of images per class; None if a file is missing or damaged.
+        problems: phrases about images that cannot be read, and about counts that are not the data set's.
     """
 
     name: str
@@ -57,11 +62,11 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether every file is there and whole."""
+        """True if every file is present and intact, and there are no problems."""
         return not self.problems and all(file.state == "ok" for file in self.files)
 
     def lines(self) -> Iterator[str]:
-        """The findings for people, one line per file and one per class."""
+        """Yield the findings as text, one line per file and one per class."""
         for file in self.files:
             size = "-" if file.num_bytes is None else f"{file.num_bytes:,}"
             yield f"{file.state:<18}  {size:>12} bytes  {file.kind} {file.found or '-':<32}  {file.path}"
@@ -75,17 +80,17 @@ class Verification:
 
 
 def verify(name: str, data_dir: Path, workers: int = 0) -> Verification:
-    """Check every file of a data set and count its classes; nothing is downloaded.
+    """Check every file of a data set and count the images of its classes; nothing is downloaded.
 
     Args:
         name: ``digits``, ``cifar10``, ``cifar100``, ``imagenet``, ``imagenet_packed`` or ``folder``.
-        data_dir: where it is.
-        workers: processes that decode the images of the last three, every one of them.
+        data_dir: folder of the data.
+        workers: processes that decode every image of the last three; not used for the others.
 
     Raises:
-        DataError: no such data set, folders that are none, or labels that do not belong to it.
+        DataError: an unknown data set, missing folders, or labels that do not belong to the data set.
     """
-    if name == "digits":  # inside scikit-learn, so without files of its own
+    if name == "digits":  # bundled with scikit-learn, so it has no files of its own
         return _verification(name, (), load_digits())
     if name in STORED_NAMES:
         return _verify_stored(name, Path(data_dir).expanduser(), workers)
@@ -109,7 +114,7 @@ def _verification(name: str, files: tuple[FileCheck, ...], source: Source | None
 
 
 def _verify_stored(name: str, data_dir: Path, workers: int) -> Verification:
-    """Archives by their checksums, and every image by decoding it."""
+    """Verify archives by their checksums, and every image by decoding it."""
     load = load_packed if name == "imagenet_packed" else load_folder
     called = data_dir.resolve().name if name == "folder" else name
     source = load(called, data_dir, image_size=8, num_classes=None if name == "folder" else 1000)
@@ -171,14 +176,17 @@ def contact_sheet(
     versions: int,
     enlarged: int,
 ) -> Tensor:
-    """Images below each other, first as they are, then ``versions`` augmented ones of each: uint8 [3, height, width].
+    """Draw a sheet with one image per row: first as evaluated, then ``versions`` augmented versions of it.
 
     Args:
-        evaluated: gives the images as they are evaluated, in one batch.
-        trained: gives the same images in the same order as they are trained on; each version is an epoch of it.
-        mean, std: of both, by which normalised floats become pixels again.
-        versions: how many.
-        enlarged: each pixel becomes a square of so many.
+        evaluated: loader of the images as they are evaluated, in one batch.
+        trained: loader of the same images in the same order as they are trained on; each version is one of its epochs.
+        mean, std: normalisation of both loaders, which is inverted here.
+        versions: number of augmented versions.
+        enlarged: side in output pixels of the square that each image pixel becomes.
+
+    Returns:
+        uint8 [3, height, width].
     """
     batches = [evaluated.epoch(0), *(trained.epoch(epoch) for epoch in range(versions))]
     columns = [_pixels(next(batch)[0].cpu(), mean, std) for batch in batches]
@@ -191,9 +199,9 @@ def _pixels(normalised: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
 
 
 def _arranged(images: Tensor, enlarged: int) -> Tensor:
-    """uint8 [rows, columns, 3, H, W] -> one picture on white, a wider gap after the first column."""
+    """Arrange images uint8 [rows, columns, 3, H, W] on a white sheet, with a wider gap after the first column."""
     rows, columns, channels, height, width = images.shape
-    first = 2 * GAP  # more
+    first = 2 * GAP  # extra width of the gap after the first column
     sheet = torch.full((channels, rows * (height + GAP) + GAP, columns * (width + GAP) + GAP + first), WHITE)
     sheet = sheet.to(torch.uint8)
     for row in range(rows):

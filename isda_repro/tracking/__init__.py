@@ -1,4 +1,4 @@
-"""What happens in a run, told to people and to files: JSON lines, the progress bar, W&B."""
+"""Metrics of a run: JSON lines, the progress bar, and W&B."""
 
 from isda_repro.tracking.jsonl import JsonLines
 from isda_repro.tracking.progress_bar import Progress

@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: the authority on what happened in a run, one JSON object a line."""
+"""``metrics.jsonl``: the authoritative record of a run, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -12,28 +12,33 @@ from isda_repro.tracking.tracker import Record
 
 
 class JsonLines:
-    """Appends the records of training to a file, each line on the disk before the next step is taken.
+    """Tracker that appends records to a file and flushes each line to the disk before training goes on.
 
-    The result is not one of them: it has a file of its own, written last.
+    The result is not written here: it has its own file, which is written last.
 
     Args:
-        path: the file; made if it is not there.
-        keep: bytes of it to keep: the lines of the steps that a resumed run does not take again.
-        before_write: called before each line; what it raises keeps the line from being written.
+        path: the file; created if it does not exist.
+        keep: number of bytes to keep, which hold the steps that a resumed run does not repeat; the rest is cut off.
+        before_write: called before each line; an exception from it prevents the line from being written.
     """
 
     def __init__(self, path: Path, keep: int = 0, before_write: Callable[[], None] = lambda: None) -> None:
         self._path, self._before_write = path, before_write
-        self._file = path.open("ab", buffering=0)  # a line that did not fit is not tried again when the file is closed
+        self._file = path.open("ab", buffering=0)  # unbuffered: closing must not retry a line that did not fit
         self._file.truncate(keep)
 
     @property
     def bytes_written(self) -> int:
-        """The length of the file."""
+        """Length of the file in bytes."""
         return self._file.seek(0, os.SEEK_END)
 
     def log(self, record: Record) -> None:
-        """Append one line. NaN and infinity are no JSON and raise ValueError; OSError names the file."""
+        """Append one record; records of kind "result" are ignored.
+
+        Raises:
+            ValueError: the record has NaN or infinity, which JSON cannot represent.
+            OSError: the file cannot be written; the error names it.
+        """
         if record["kind"] == "result":
             return
         self._before_write()

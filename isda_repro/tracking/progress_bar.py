@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a bar on a terminal, plain lines in a log file."""
+"""Progress of a run: a bar on a terminal, plain lines in a log file."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tqdm import tqdm
 from isda_repro.console import ignore_broken_pipe
 from isda_repro.tracking.tracker import Record
 
-BAR_SECONDS = 0.5  # between two looks at the running loss: on a GPU each look waits for the device
-LINE_SECONDS = 60.0  # likewise where there is no terminal
+BAR_SECONDS = 0.5  # time between updates of the loss in the bar, because on a GPU reading it waits for the device
+LINE_SECONDS = 60.0  # time between lines if there is no terminal
 
 
 class Progress:
-    """A bar over all epochs with loss, error, images/s and the time left, and one line an epoch.
+    """Tracker that shows a bar over all epochs with loss, error, images/s and remaining time, and one line per epoch.
 
     Args:
-        epochs: of the whole run.
-        images_per_epoch: training images in one.
-        images_done: those trained on before, when a run is resumed.
-        stream: where to write; a bar is drawn only on a terminal.
+        epochs: number of epochs of the whole run.
+        images_per_epoch: number of training images in an epoch.
+        images_done: number of images trained on before a resumed run continues.
+        stream: output stream, by default standard error; the bar is drawn only on a terminal.
     """
 
     def __init__(self, epochs: int, images_per_epoch: int, images_done: int = 0, stream: TextIO | None = None) -> None:
@@ -46,7 +46,13 @@ class Progress:
         self._seen_at_begin = self._seen
 
     def advance(self, images: int, epoch: int, running: Callable[[], Any]) -> None:
-        """``images`` more were trained on; ``running`` gives what ``running_words`` takes, and is asked seldom."""
+        """Advance the bar.
+
+        Args:
+            images: number of images trained on since the last call.
+            epoch: number of the epoch, counted from 1.
+            running: returns the argument of ``running_words``; called only when the text is updated.
+        """
         self._seen += images
         with ignore_broken_pipe(self._stream):
             self._bar.update(images)
@@ -65,7 +71,7 @@ class Progress:
         self._say(f"epoch {epoch}/{self._epochs} at {part:4.0%}: {words}, {speed:,.0f} images/s, {duration(left)} left")
 
     def log(self, record: Record) -> None:
-        """Say one line about an epoch that ended."""
+        """Print one line about a finished epoch; other records are ignored."""
         if record["kind"] != "epoch":
             return
         timing = record["timing"]
@@ -77,12 +83,12 @@ class Progress:
         )
 
     def running_words(self, running: Any) -> str:
-        """An epoch's loss and error so far."""
+        """Format the running loss and error of the current epoch."""
         loss, error = running
         return f"loss {loss:.3f}, error {error:.2f}%"
 
     def epoch_words(self, record: Record) -> str:
-        """What an epoch came to."""
+        """Format the learning rate, losses and errors of a finished epoch."""
         top5 = f" top-5 {record['test_top5_error']:6.2f}%" if "test_top5_error" in record else ""
         return (
             f"lr {record['lr']:<7.4g} train loss {record['train_loss']:.4f} error {record['train_error']:6.2f}%  "
@@ -90,7 +96,7 @@ class Progress:
         )
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Close the bar."""
         with ignore_broken_pipe(self._stream):
             self._bar.close()
 
@@ -100,7 +106,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """``h:mm:ss``, or ``m:ss``."""
+    """Format a duration as ``h:mm:ss``, or ``m:ss`` below one hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

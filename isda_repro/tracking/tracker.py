@@ -1,4 +1,4 @@
-"""The contract between the trainer and everything that records a run."""
+"""Interface between the trainer and everything that records a run."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 Record = Mapping[str, Any]
-"""A JSON object with its ``kind``: "segment" when training starts or resumes, "epoch" after each, "result" last."""
+"""JSON object with a ``kind``: "segment" when training starts or resumes, "epoch" after each epoch, "result" last."""
 
 
 class Tracker(Protocol):
-    """Receives the records of one run, in order."""
+    """Receiver of the records of one run, in order."""
 
     def log(self, record: Record) -> None:
-        """Take one record."""
+        """Process one record."""
 
     def close(self) -> None:
-        """The run has ended, finished or not. Called once."""
+        """End tracking, whether or not the run has finished. Called once."""

@@ -1,4 +1,4 @@
-"""W&B. Whatever goes wrong with it is one warning: a run never waits for it long, and never fails because of it."""
+"""Weights & Biases (W&B). A failure of W&B becomes one warning: it neither blocks a run for long nor stops it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from isda_repro.console import warn
 from isda_repro.tracking.tracker import Record
 from isda_repro.tracking.wandb_record import EPOCH, JOB_TYPE, config_of, ran_on, row_of, summary_of
 
-INIT_TIMEOUT_SECONDS = 7.0  # with W&B's own start, a run waits for less than 10 s
-FINISH_TIMEOUT_SECONDS = 30.0  # what is not sent by then stays on the disk, for `wandb sync`
+INIT_TIMEOUT_SECONDS = 7.0  # together with W&B's start-up, a run waits for less than 10 s
+FINISH_TIMEOUT_SECONDS = 30.0  # data that is not sent by then stays on the disk for `wandb sync`
 Arguments = ParamSpec("Arguments")
 
 
@@ -25,7 +25,7 @@ def _never_fatal(method: Callable[Concatenate[WandbTracker, Arguments], None]) -
     def guarded(self: WandbTracker, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
         try:
             method(self, *args, **kwargs)
-        except Exception as error:  # the network, a full disk, W&B's own: none is worth a training run
+        except Exception as error:  # the network, a full disk, a bug of W&B's: none of them may stop training
             self.give_up()
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             warn(f"W&B is off for this run, training goes on: {reason}")
@@ -34,24 +34,25 @@ def _never_fatal(method: Callable[Concatenate[WandbTracker, Arguments], None]) -
 
 
 class WandbTracker:
-    """One W&B run, named by its ``run_id``; what it is told is defined in ``isda_repro.tracking.wandb_record``.
+    """Tracker that writes one W&B run, identified by its ``run_id``; ``tracking/wandb_record.py`` defines its content.
 
-    Online it is logged live. Offline it is written when the run has finished, by replaying ``metrics.jsonl``: an
-    offline run cannot be resumed, and so an interrupted run still appears once and whole.
+    In online mode, records are logged as they come. In offline mode, the W&B run is written when training has finished,
+    by replaying ``metrics.jsonl``: offline runs cannot be resumed, so this way an interrupted run still appears once
+    and complete.
 
     Args:
         mode: "online" or "offline".
         project: W&B project.
         entity: W&B user or team; None is the account's default.
-        run_id: identifies the run, also when it is resumed.
+        run_id: id and name of the W&B run, also when it is resumed.
         config: the frozen configuration, shown as the run's config.
-        group: runs to be seen together, for example all seeds of a cell.
-        tags: what else it can be found by, for example its cell.
-        tables: those that it belongs to.
-        table_metric: the field of the result that is its ``table_value``; None: Table 2's.
-        job_type: what it trains: tables read classifiers alone.
-        summary_of: makes the summary of a result, the metric and the tables.
-        metrics_path: the run's ``metrics.jsonl``; its folder's ``environment.json`` becomes a file of the W&B run.
+        group: name of the runs to be shown together, for example all seeds of a cell.
+        metrics_path: the run's ``metrics.jsonl``; ``environment.json`` in its folder becomes a file of the W&B run.
+        tags: further tags to find the run by, for example its cell.
+        tables: names of the tables that the run belongs to.
+        table_metric: field of the result that becomes its ``table_value``; None: Table 2's.
+        job_type: W&B job type; tables only read those of classifiers, "train".
+        summary_of: function from a result, the metric and the tables to the summary.
     """
 
     def __init__(
@@ -87,11 +88,11 @@ class WandbTracker:
         }
         self._run: Any = None
         self._is_off = self._is_whole = False
-        self._sent = 0  # the last epoch that W&B has
+        self._sent = 0  # last epoch that was sent to W&B
 
     @_never_fatal
     def log(self, record: Record) -> None:
-        """Log where the run goes on, an epoch, or the summary of the finished run."""
+        """Log the start of a segment, an epoch, or the summary of the finished run."""
         if self._is_off or (self._offline and record["kind"] != "result"):
             return
         if self._run is None:
@@ -108,19 +109,19 @@ class WandbTracker:
 
     @_never_fatal
     def close(self) -> None:
-        """End the W&B run; one that has no result is marked as failed until it goes on."""
+        """End the W&B run; a run without a result is marked as failed until it is resumed."""
         if self._run is not None:
             self._run.finish(exit_code=0 if self._is_whole else 1)
 
     def give_up(self) -> None:
-        """Log nothing any more."""
+        """Stop logging for the rest of the run."""
         self._run, self._is_off = None, True
 
     def _begin(self) -> None:
         import wandb
 
-        # A W&B service inherited from a parent process may be gone, or be on the host that submitted the job; and one
-        # that runs takes the id of a run that was killed, or that found no server, to be in use.
+        # A W&B service inherited from a parent process may have ended, or run on the host that submitted the job. A
+        # running one treats the id of a run that was killed, or that found no server, as still in use.
         os.environ.pop("WANDB_SERVICE", None)
         if self._offline:
             self._remove_unfinished()
@@ -136,17 +137,17 @@ class WandbTracker:
         if self._run.resumed:
             self._sent = int(self._run.summary.get(EPOCH) or 0)
         environment = self._metrics_path.with_name("environment.json")
-        if environment.exists():  # it has what the config has no room for: the command, the host, the diff
-            copy = shutil.copy(environment, self._run.dir)  # W&B would link it, and say so
+        if environment.exists():  # has what the config does not: the command, the host, the diff
+            copy = shutil.copy(environment, self._run.dir)  # a copy, because W&B prints a message if it makes a link
             self._run.save(copy, base_path=self._run.dir, policy="now", glob=False)
 
     def _remove_unfinished(self) -> None:
-        """What a process left that died while it replayed this run; all of it is in ``metrics.jsonl``."""
+        """Remove what a process left behind that died while replaying this run; ``metrics.jsonl`` has all of it."""
         for folder in (self._metrics_path.parent / "wandb").glob(f"offline-run-*-{self._arguments['id']}"):
             shutil.rmtree(folder)
 
     def _catch_up(self, until: int | None = None) -> None:
-        """Send what ``metrics.jsonl`` has before epoch ``until`` and W&B has not: all, or after an outage some."""
+        """Send epochs of ``metrics.jsonl`` before ``until`` that W&B lacks: all if offline, some after an outage."""
         end = math.inf if until is None else until
         if end <= self._sent + 1:
             return
@@ -158,6 +159,9 @@ class WandbTracker:
                 self._send_epoch(record)
 
     def _send_epoch(self, record: Record) -> None:
-        """A row; an epoch that a resumed run trains again gets one more, and the reader takes the later."""
+        """Send the row of an epoch.
+
+        If a resumed run repeats an epoch, W&B has two rows of it, and readers use the later one.
+        """
         self._run.log(row_of(record, self._tables))
         self._sent = record["epoch"]

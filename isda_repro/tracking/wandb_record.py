@@ -1,15 +1,15 @@
-"""What a run tells W&B, and under which names; ``isda_repro.runs.from_wandb`` makes its result from it again.
+"""Names and contents of what a run sends to W&B; ``isda_repro.runs.from_wandb`` restores the result from them.
 
-- the config: the request, the names chosen in each group, and under ``ran_on`` the last stretch's device, hardware,
-  precision and revision;
-- the history: a row an epoch, with the numbers of its record and ``timing/...``;
-- the summary: ``table_value``, the number that enters the table, what else the result has as numbers, the run's totals
-  as ``total/...``, and as one text under ``record`` all of the result but its curves;
-- of a run that belongs to tables, its test error and its number once more under ``<table>/...``: a panel of W&B's
-  workspaces shows the runs that have its metric, and knows no other filter.
+- Config: the request, the names chosen in each group and, under ``ran_on``, the device, hardware, precision and
+  revision of the last segment.
+- History: one row per epoch, with the numbers of its record and ``timing/...``.
+- Summary: ``table_value``, the number that enters the table; the other numbers of the result; the run's total times as
+  ``total/...``; and, as one text under ``record``, the whole result except its curves.
+- If the run belongs to tables: its test error and its table value once more under ``<table>/...``, because a panel of a
+  W&B workspace shows the runs that have its metric and cannot filter otherwise.
 
-No name of the summary is one of the history: W&B writes a row's numbers into the summary too, the last of them late.
-Knows nothing of W&B's package.
+The names of the summary and the history are disjoint, because W&B also writes the last row of the history into the
+summary, sometimes late. This module does not import W&B.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ from typing import Any
 from isda_repro.tracking.tracker import Record
 
 SCHEMA = 1
-"""Raise it when the names below, or their meanings, change."""
+"""Increment this when the names below, or their meanings, change."""
 
-SCHEMA_KEY = "isda_repro_schema"  # of the config: a run that is ours
+SCHEMA_KEY = "isda_repro_schema"  # config key that marks a run of this project
 JOB_TYPE = "train"
-RAN_ON = "ran_on"  # of the config: the last segment
-TABLE_VALUE = "table_value"  # of the summary
-TABLE_METRIC = "table_metric"  # likewise: which field of the result that is
-RECORD = "record"  # likewise: the result without its curves, as JSON text
-CURVES = "curves"  # in that text: the names of the curves, each a column of the history
-TEST_ERROR = "test_error"  # of the history
-EPOCH = "epoch"  # of the history: counts from 1; of two rows with one epoch the later counts
+RAN_ON = "ran_on"  # config key: the last segment
+TABLE_VALUE = "table_value"  # summary key: the number that enters the table
+TABLE_METRIC = "table_metric"  # summary key: the field of the result that holds this number
+RECORD = "record"  # summary key: the result without its curves, as JSON text
+CURVES = "curves"  # key in this text: names of the curves, each a column of the history
+TEST_ERROR = "test_error"  # column of the history
+EPOCH = "epoch"  # column of the history, counted from 1; of two rows with the same epoch the later one counts
 
-DEFAULT_METRIC = "test_error_last10"  # Table 2's figure
+DEFAULT_METRIC = "test_error_last10"  # the metric of Table 2
 
 
 def in_table(table: str, name: str) -> str:
-    """What ``name`` is called of the runs of a table alone."""
+    """Return the W&B name of the metric ``name`` for the runs of one table."""
     return f"{table.replace('+', '_')}/{name}"
 
 
 def config_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The config that W&B shows: ``settings``, marked as ours."""
+    """Return the W&B config: ``settings`` and the key that marks a run of this project."""
     return {**settings, SCHEMA_KEY: SCHEMA}
 
 
 def ran_on(segment: Record) -> dict[str, Any]:
-    """What is added to the config when a stretch of the run begins."""
+    """Return the update of the W&B config at the start of a segment."""
     return {RAN_ON: {key: value for key, value in segment.items() if key not in ("kind", "schema", "step")}}
 
 
 def row_of(epoch: Record, tables: Sequence[str] = ()) -> dict[str, float]:
-    """The history's row of an epoch, of a run that belongs to ``tables``."""
+    """Return the history row of an epoch, for a run that belongs to ``tables``."""
     numbers = {key: value for key, value in epoch.items() if isinstance(value, int | float) and key != "schema"}
     return {
         **numbers,
@@ -62,7 +62,13 @@ def row_of(epoch: Record, tables: Sequence[str] = ()) -> dict[str, float]:
 
 
 def summary_of(result: Record, metric: str | None = None, tables: Sequence[str] = ()) -> dict[str, Any]:
-    """The summary of a finished run; ``metric`` names the field that enters its ``tables``, if the result has it."""
+    """Return the summary of a finished run.
+
+    Args:
+        result: content of ``result.json``.
+        metric: field of the result that enters the tables; ``DEFAULT_METRIC`` if it is None or missing in the result.
+        tables: names of the tables that the run belongs to.
+    """
     metric = metric if metric is not None and result.get(metric) is not None else DEFAULT_METRIC
     bare = {key: value for key, value in result.items() if key not in ("kind", "schema")}
     numbers = {key: value for key, value in bare.items() if isinstance(value, int | float | str)}
