@@ -46,8 +46,8 @@ LAST_WORDS = 5  # seconds that a section has to end in when its time is up
 WITH_GPU_TESTS = (
     "tests/gpu",
     "tests/losses/test_kernels.py",
-    "tests/losses/test_criterion.py",
-    "tests/data/test_resident.py",
+    "tests/losses/test_criterion_devices.py",
+    "tests/data/test_in_memory.py",
 )
 AT_LEAST = 60  # seconds that cells are worth beginning with
 CELLS = ["ResNet-32", "ResNet-110", "CIFAR-10", "CIFAR-100"]

@@ -2,7 +2,7 @@
 
 Only the classes of the batch cost anything. Every kernel runs on a grid that depends on shapes alone; a program whose
 class is absent leaves at once, so that the host never waits and a CUDA graph can capture all of it. No kernel uses an
-atomic operation: two runs agree bit for bit. ``statistics.py`` and ``quadratic.py`` are the same in plain torch.
+atomic operation: two runs agree bit for bit. ``class_statistics.py`` and ``quadratic.py`` are the same in plain torch.
 
 A batch takes one row for each class where it can hold all of them (N >= C); otherwise N rows, of which row s belongs to
 the class of the s-th sample, in the order of the classes, if that is the first of its class.
@@ -12,7 +12,7 @@ Shapes: N samples, C classes, A features, U = min(N, C) rows, P tiles of the fea
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -21,43 +21,15 @@ from torch import Tensor
 
 from isda_repro.losses.class_statistics import ClassStatistics
 from isda_repro.losses.quadratic import first_order
+from isda_repro.losses.sorted_batch import SortedBatch, class_of, sort_by_class
 
 SAMPLES = 16  # of a class at a time; the least that tl.dot takes
 TILE = 64  # of a covariance, in both directions
 DEPTH = 32  # of a step of the product with a covariance
 MOST_CLASSES = 128  # of a tile of products
-QUERIES = 32  # of samples and classes that are sorted by one program
 WIDE = 128  # of a tile of a vector
 
 Strength = float | Tensor
-
-
-class SortedBatch(NamedTuple):
-    """Targets int64 [N]; int32 [N], samples ordered by class (ignored ones first); int32 [C + 1], where each begins."""
-
-    targets: Tensor
-    order: Tensor
-    starts: Tensor
-
-    @property
-    def rows(self) -> int:
-        """U."""
-        return min(len(self.targets), len(self.starts) - 1)
-
-    @property
-    def row_is_class(self) -> bool:
-        """True if row c is that of class c, for all C of them."""
-        return self.rows == len(self.starts) - 1
-
-
-def sort_by_class(targets: Tensor, num_classes: int, count: Tensor | None = None) -> SortedBatch:
-    """Sort a batch; ``targets`` are in [0, C), or negative where ignored. ``count`` int64 [C] grows by its samples."""
-    targets = targets.contiguous()
-    order = targets.new_empty(len(targets), dtype=torch.int32)
-    starts = targets.new_empty(num_classes + 1, dtype=torch.int32)
-    grid = (triton.cdiv(len(targets) + num_classes + 1, QUERIES),)
-    _sort_by_class[grid](targets, order, starts, count, len(targets), num_classes, QUERIES, WIDE)
-    return SortedBatch(targets, order, starts)
 
 
 def update(statistics: ClassStatistics, features: Tensor, targets: Tensor) -> SortedBatch:
@@ -131,52 +103,6 @@ class _AddHalfSigma2(torch.autograd.Function):
 
 
 @triton.jit
-def _sort_by_class(
-    targets: tl.tensor,
-    order: tl.tensor,
-    starts: tl.tensor,
-    count: tl.tensor,
-    samples: tl.tensor,
-    classes: tl.tensor,
-    QUERIES: tl.constexpr,
-    SIZE: tl.constexpr,
-) -> None:
-    """Count, for each sample and for each of C + 1 classes, the samples before it; that is where it begins."""
-    query = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
-    is_sample, label = query < samples, query - samples
-    key = tl.where(is_sample, tl.load(targets + query, mask=is_sample, other=0).to(tl.int32), label)
-    position = tl.where(is_sample, query, 0)
-    before, alike = tl.zeros([QUERIES], tl.int32), tl.zeros([QUERIES], tl.int32)
-    for start in range(0, samples, SIZE):
-        other = start + tl.arange(0, SIZE)
-        target = tl.load(targets + other, mask=other < samples, other=2**31 - 1).to(tl.int32)
-        is_alike = target[None, :] == key[:, None]
-        is_before = (target[None, :] < key[:, None]) | (is_alike & (other[None, :] < position[:, None]))
-        before += tl.sum(is_before.to(tl.int32), 1)
-        alike += tl.sum(is_alike.to(tl.int32), 1)
-    tl.store(order + before, query, mask=is_sample)
-    tl.store(starts + label, before, mask=(query >= samples) & (label <= classes))
-    if count is not None:
-        is_class = (query >= samples) & (label < classes)
-        tl.store(count + label, tl.load(count + label, mask=is_class, other=0) + alike, mask=is_class)
-
-
-@triton.jit
-def _class_of(
-    row: tl.tensor, targets: tl.tensor, order: tl.tensor, starts: tl.tensor, ROW_IS_CLASS: tl.constexpr
-) -> tl.tensor:
-    """Return the class of a row and the range of its samples in ``order``, which is empty where it has none."""
-    if ROW_IS_CLASS:
-        label = row.to(tl.int64)
-        first, last = tl.load(starts + label), tl.load(starts + label + 1)
-    else:
-        label = tl.maximum(tl.load(targets + tl.load(order + row)), 0)
-        first, last = tl.load(starts + label), tl.load(starts + label + 1)
-        last = tl.where(first == row, last, first)
-    return label, first, last
-
-
-@triton.jit
 def _move_means(
     features: tl.tensor,
     mean: tl.tensor,
@@ -192,7 +118,7 @@ def _move_means(
 ) -> None:
     """Equation 9 in place, for a tile of one class's mean; ``moved`` [U, A] is by how much."""
     row = tl.program_id(1)
-    label, first, last = _class_of(row, targets, order, starts, ROW_IS_CLASS)
+    label, first, last = class_of(row, targets, order, starts, ROW_IS_CLASS)
     if first == last:
         return
     a = tl.program_id(0) * TILE + tl.arange(0, TILE)
@@ -245,7 +171,7 @@ def _merge_covariances(
     Programs are numbered along the rows of the lower triangle of tiles: tile (i, j) is number i (i + 1) / 2 + j.
     """
     row = tl.program_id(1)
-    label, first, last = _class_of(row, targets, order, starts, ROW_IS_CLASS)
+    label, first, last = class_of(row, targets, order, starts, ROW_IS_CLASS)
     if first == last:
         return
     number = tl.program_id(0)
@@ -296,7 +222,7 @@ def _products(
 ) -> None:
     """``Sigma_c (w_j - w_c)`` for a span of j and a tile of features, and what these add to sigma2, [U, P, C]."""
     row = tl.program_id(2)
-    label, first, last = _class_of(row, targets, order, starts, ROW_IS_CLASS)
+    label, first, last = class_of(row, targets, order, starts, ROW_IS_CLASS)
     if first == last:
         return
     tile = tl.program_id(1)
@@ -365,7 +291,7 @@ def _factors(
 ) -> None:
     """The gradient [N, C] summed over the samples of each row, times ``strength``, [U, C]; 0 where it has none."""
     row = tl.program_id(1)
-    _, first, last = _class_of(row, targets, order, starts, ROW_IS_CLASS)
+    _, first, last = class_of(row, targets, order, starts, ROW_IS_CLASS)
     j = tl.program_id(0) * TILE + tl.arange(0, TILE)
     total = tl.zeros([TILE], tl.float32)
     for start in range(first, last, SIZE):

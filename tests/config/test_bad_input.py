@@ -158,7 +158,7 @@ def test_two_settings_that_exclude_each_other_are_both_named(settings, changed, 
     [("lq", "truncation", 2), ("focal", "alpha", [1]), ("isda", "foo", 1), ("isda_constant", "lambda_schedule", None)],
 )
 def test_a_setting_that_a_loss_refuses_is_an_error_that_names_it(composed, loss, key, value):
-    """tests/losses/test_criterion.py has all that they refuse."""
+    """tests/losses/test_criterion_bad_input.py has all that they refuse."""
     cfg = composed(f"loss={loss}")
     OmegaConf.update(cfg, f"loss.{key}", value, force_add=True)
     with pytest.raises(ConfigError) as error:

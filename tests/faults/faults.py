@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 import torch
 from fault_target import ROOT, RUN, FaultTarget, fill, fingerprint, small_disk
+from file_damage import append, both, flip, halve, metrics, newest
 
 from isda_repro.config import compose
 from isda_repro.config.options import parse_options
@@ -293,39 +294,6 @@ def _is_as_it_was(path: Path, content: bytes) -> bool:
     """A checkpoint whose writing had begun when the process was stopped still takes the oldest one's place."""
     is_gone = path.name.startswith("checkpoint-") and not path.exists()
     return is_gone or path.read_bytes() == content
-
-
-def flip(path: Path) -> None:
-    """One bit in the middle."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def append(path: Path, text: str) -> None:
-    """To the end of a file."""
-    with path.open("a") as file:
-        file.write(text)
-
-
-def newest(folder: Path) -> list[Path]:
-    """The last checkpoint."""
-    return [max(folder.glob("checkpoint-*.pt"))]
-
-
-def metrics(folder: Path) -> list[Path]:
-    """The lines of the epochs."""
-    return [folder / "metrics.jsonl"]
-
-
-def both(folder: Path) -> list[Path]:
-    """All checkpoints."""
-    return list(folder.glob("checkpoint-*.pt"))
-
-
-def halve(path: Path) -> None:
-    """Cut off the second half."""
-    os.truncate(path, path.stat().st_size // 2)
 
 
 def all_of(faults: Faults, options: Options) -> list[Callable[[], Outcome]]:
