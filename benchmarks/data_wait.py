@@ -30,7 +30,7 @@ DATA_DIR = os.environ.get("ISDA_DATA", "data")
 
 @dataclass(frozen=True)
 class Case:
-    """A network, an augmentation, and how many images an epoch has: ten seconds of a CPU, the largest a minute."""
+    """A network, an augmentation, and the images of an epoch: about ten seconds of a CPU, a minute for the largest."""
 
     model: str
     images: int
@@ -54,7 +54,7 @@ CASES = [
 
 
 def second_epoch(case: Case) -> EpochRecord:
-    """Of a real run."""
+    """Train two epochs with the trainer and return the record of the second."""
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere:
         choices = [f"model={case.model}", f"augmentation={case.augmentation}", "loss=isda", "tracking=none"]
         sizes = [f"dataset.train_limit={case.images}", "dataset.test_limit=10", "recipe.epochs=2", "recipe.lr=0.01"]

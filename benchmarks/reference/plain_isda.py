@@ -1,4 +1,4 @@
-"""ISDA as a straightforward script computes it, to compare with in benchmarks and tests. Not meant to be fast.
+"""ISDA as a straightforward script computes it, for comparison in benchmarks and tests. It is not meant to be fast.
 
 Written from a description of the authors' code and what is known of it (the weights gathered, the differences built
 for each of the two products, 0/0 mended by masks; a leaner form without these three takes about 1.1 ms instead of 1.3
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class PlainISDALoss(nn.Module):
-    """Same arguments and same numbers as ``isda_repro.losses.ISDALoss``."""
+    """ISDA with full covariances; same arguments and same values as ``isda_repro.losses.ISDALoss``."""
 
     mean: Tensor
     covariance: Tensor
@@ -28,7 +28,7 @@ class PlainISDALoss(nn.Module):
         self.register_buffer("count", torch.zeros(num_classes))
 
     def forward(self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float) -> Tensor:
-        """Update the statistics, then the loss."""
+        """Update the statistics and return the loss; ``progress`` is that of training, from 0 to 1."""
         self._update(features.detach(), targets)
         samples, width = features.shape
         weight_NCA = head.weight.expand(samples, self.num_classes, width)
@@ -63,14 +63,14 @@ class PlainISDALoss(nn.Module):
         self.count = self.count + amount_C
 
     def _weight(self, amount: Tensor, count: Tensor) -> Tensor:
-        """The batch's share in its class, elementwise; 0/0, a class never seen, is mended afterwards."""
+        """Return the batch's weight in each entry of its class; 0 for classes never seen, where the quotient is 0/0."""
         weight = amount / (amount + count.expand_as(amount))
         weight[weight != weight] = 0
         return weight
 
 
 class PlainDiagonalISDALoss(nn.Module):
-    """The same for diagonal covariances, the authors' form on ImageNet: per sample, in tensors of N x C x A."""
+    """ISDA with diagonal covariances in the authors' form for ImageNet: per sample, in tensors of N x C x A."""
 
     mean: Tensor
     variance: Tensor
@@ -84,7 +84,7 @@ class PlainDiagonalISDALoss(nn.Module):
         self.register_buffer("count", torch.zeros(num_classes))
 
     def forward(self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float) -> Tensor:
-        """Update the statistics, then the loss."""
+        """Update the statistics and return the loss; ``progress`` is that of training, from 0 to 1."""
         self._update(features.detach(), targets)
         samples, width = features.shape
         weight_NCA = head.weight.expand(samples, self.num_classes, width)
