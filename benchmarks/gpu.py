@@ -95,9 +95,8 @@ def environment(folder: Path, options: Options) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONUSERBASE": site.getuserbase(),
     }
-    here = (
-        {} if options.rehearse else {"NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo"}
-    )  # there may be no other interface
+    # The loopback interface may be the only one.
+    here = {} if options.rehearse else {"NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo"}
     return {**here, **os.environ, **caches, **hidden, **quiet, **packages}
 
 

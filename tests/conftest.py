@@ -58,7 +58,7 @@ def _load_script(name: str) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def load_script() -> Callable[[str], ModuleType]:
-    """Return an importer: ``load_script("tables")`` is scripts/tables.py, ``load_script("benchmarks/loss")`` that file."""
+    """Return an importer: ``load_script("tables")`` for scripts/tables.py, or ``load_script("benchmarks/loss")``."""
     return _load_script
 
 

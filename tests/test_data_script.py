@@ -48,7 +48,7 @@ def test_show_draws_what_training_sees(data, tmp_path):
         chosen, batch_size=10, augmentation=build(cfg.augmentation), shuffle=False, seed=3, **pixels
     )
     columns = [chosen.images, *(next(loader.epoch(epoch))[0].round().to(torch.uint8) for epoch in range(10))]
-    expected = torch.stack(columns).permute(2, 1, 3, 0, 4).reshape(3, 10 * 8, 11 * 8)  # rows are images, columns versions
+    expected = torch.stack(columns).permute(2, 1, 3, 0, 4).reshape(3, 10 * 8, 11 * 8)  # image x version
     assert torch.equal(without_gaps(small), expected)
 
 

@@ -44,7 +44,7 @@ def make(name, size=24, classes=7, width=5, dtype=torch.float64, **options):
 
 
 def step(criterion, head, features, targets, progress=0.7):
-    """Loss, its gradients and the state after it, on copies."""
+    """Return loss, gradients and the state after a training step; criterion and head are copied first."""
     criterion, head = copy.deepcopy(criterion), copy.deepcopy(head)
     features = features.detach().clone().requires_grad_()
     criterion.begin_step(0, 10, torch.Generator().manual_seed(0))

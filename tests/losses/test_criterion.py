@@ -38,7 +38,7 @@ def test_accelerators_way_gives_the_same(name, samples, accelerator, monkeypatch
         earlier = features.detach().flip(0) + 0.1
         criterion(earlier, head(earlier), targets, head=head, progress=0.5)
         results.append(step(criterion, head, features, targets))
-        monkeypatch.undo()  # the second time as on a CPU
+        monkeypatch.undo()  # the second time takes the CPU's path
     assert_same(*results)
 
 
@@ -74,7 +74,7 @@ def test_under_autocast_each_computes_in_float32(name, dtype):
     assert logits.dtype == dtype
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss.detach(), reference[0], rtol=0.02, atol=0.01)
-    (loss * 1024).backward()  # as a gradient scaler would
+    (loss * 1024).backward()  # the scale of a gradient scaler
     assert half.grad.isfinite().all()
     for key, tensor in criterion.named_buffers():
         torch.testing.assert_close(tensor, reference[3][key])
@@ -128,7 +128,7 @@ def test_state_goes_through_state_dict_deepcopy_and_pickle(name):
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_head_may_be_any_linear_layer(name):
-    """Weight-normalised, so that its weight is computed anew from parameters of its own; frozen; without a bias."""
+    """The heads are weight-normalised (the weight is recomputed from other parameters), frozen, and without a bias."""
     criterion, head, features, targets = make(name)
     bare = nn.Linear(5, 7, bias=False).double()
     bare.weight.data.copy_(head.weight)
@@ -146,7 +146,7 @@ def test_head_may_be_any_linear_layer(name):
 
 @pytest.mark.parametrize("name", ["isda", "isda_diagonal", "isda_shared", "isda_packed"])
 def test_features_without_variance_give_cross_entropy_for_3000_classes(name):
-    """Each class seen once or a few times, most never."""
+    """Four classes are seen, ten times each; all others never."""
     criterion, head, _, _ = make(name, classes=3000, width=4, dtype=torch.float32)
     constant, targets = torch.ones(40, 4), torch.arange(40) % 4
     loss, of_features, gradients, state = step(criterion, head, constant, targets)
@@ -157,8 +157,9 @@ def test_features_without_variance_give_cross_entropy_for_3000_classes(name):
 
 @pytest.mark.parametrize("name", WITHOUT_DRAWS)
 def test_two_batches_before_one_backward_pass_give_the_gradients_of_two_passes(name):
-    """Nothing that the first batch saves for its gradient is changed by the second."""
-    together, apart = (make(name, size=64) for _ in range(2))  # enough for all classes to be taken at once
+    """The second batch must not change tensors that the first one saved for its gradient."""
+    # 64 samples are enough for the path that handles all classes at once.
+    together, apart = (make(name, size=64) for _ in range(2))
     losses = []
     for (criterion, head, features, targets), is_apart in ((together, False), (apart, True)):
         for part, labels in zip(features.split(32), targets.split(32), strict=True):
@@ -183,11 +184,14 @@ def test_draws_of_a_part_are_those_of_its_samples_in_the_whole_batch(name):
 
 @pytest.mark.parametrize("name", WITHOUT_DRAWS)
 def test_derivatives_equal_finite_differences_or_are_refused(name, monkeypatch):
-    """The second ones too; of ISDA for the features alone, and where the head's weight is involved they are refused."""
+    """Second derivatives are checked too.
+
+    ISDA has them for the features alone; those that involve the head's weight raise NotImplementedError.
+    """
     criterion, head, features, targets = make(name, size=8)
     features = (features.detach() + 0.1).requires_grad_()  # away from the origin, where an angle has no derivative
     criterion(features, head(features), targets, head=head, progress=0.7)
-    if getattr(criterion, "statistics", None) is not None:  # constants, as the gradient takes them
+    if getattr(criterion, "statistics", None) is not None:  # the gradient treats statistics as constants
         monkeypatch.setattr(criterion.statistics, "update", lambda features, targets: None)
 
     def value(features, weight):

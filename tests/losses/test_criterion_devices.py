@@ -36,7 +36,7 @@ def test_loss_compiles_into_one_graph_that_takes_any_progress(name, samples):
 
 
 def test_a_progress_that_is_a_number_is_compiled_twice():
-    """Dynamo sees that it changes; AOTAutograd of PyTorch 2.11 specialises on it all the same."""
+    """Dynamo makes the changing float dynamic, but AOTAutograd of PyTorch 2.11 still specialises on it."""
     torch._dynamo.reset()
     criterion, head, features, targets = make("isda", 4)
     graphs = CompileCounterWithBackend("eager")
@@ -84,7 +84,7 @@ def test_a_cuda_graph_replays_it(name):
     progress, eager = torch.tensor(0.5, device="cuda"), copy.deepcopy(criterion)
     twin = copy.deepcopy(criterion.state_dict())
     stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):  # a warm-up, as capturing wants
+    with torch.cuda.stream(stream):  # warm-up, which capturing requires
         for _ in range(3):
             criterion(features, head(features), targets, head=head, progress=progress).backward()
     torch.cuda.current_stream().wait_stream(stream)

@@ -1,4 +1,4 @@
-"""How far runs are, as their folders tell, and how those of this host are ended."""
+"""The status of runs as their folders tell it, and how the runs of this host are stopped."""
 
 import json
 import os
@@ -18,12 +18,12 @@ from isda_repro.sweeps.run_progress import describe_progress
 from isda_repro.sweeps.status import cancel, status
 from isda_repro.sweeps.sweep import SweepOptions
 
-NOBODY = 2**22 + 1  # a process number that is never given
+NOBODY = 2**22 + 1  # larger than any process id of Linux
 
 
 @pytest.fixture
 def options(tmp_path, monkeypatch):
-    """Of the demo, in an empty directory."""
+    """Return the options of the demo in an empty directory."""
     monkeypatch.chdir(tmp_path)
     return SweepOptions("demo")
 
@@ -40,7 +40,7 @@ def write_epochs(folder, *records, torn=""):
 
 
 def states(options):
-    """The first word of the state of each run that is begun and not done, by cell and seed."""
+    """Return the state of each started, unfinished run: its first word, by cell and seed."""
     said = {}
     for line in list(status(options, compose))[1:]:
         name, _, rest = line.strip().partition("  ")

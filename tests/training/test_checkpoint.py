@@ -1,4 +1,4 @@
-"""What a checkpoint holds and when it is saved: host copies, layouts, finite weights, full disks, intervals."""
+"""Checkpoints: host copies, memory layouts, finite weights, full disks, and intervals between them."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from isda_repro.training.trainer import Trainer
 
 
 def test_momentum_takes_the_layout_that_the_weights_have_now(tmp_path):
-    """A GPU's fused optimizer refuses another one."""
+    """A fused optimizer on a GPU refuses momentum with another layout than the weights."""
     trainers = []
     for channels_last in ("false", "true"):
         cfg = settings(tmp_path, f"compute.channels_last={channels_last}")
@@ -32,7 +32,7 @@ def test_momentum_takes_the_layout_that_the_weights_have_now(tmp_path):
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
-    """The loss of step 0 is finite, the weights after it are not."""
+    """The loss of step 0 is finite, but the weights after it are not."""
 
     def spoil(self, *_arguments):
         self.network.head.weight.data[0, 0] = torch.inf

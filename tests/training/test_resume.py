@@ -72,9 +72,11 @@ def test_run_killed_between_training_and_saving_evaluates_again(tmp_path, monkey
 
 @pytest.mark.parametrize("epochs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_process_killed_at_any_file_operation_is_gone_on_from(tmp_path, monkeypatch, epochs):
-    """A killed process leaves its folder as it is then: before each operation on files a copy is taken, with its lock,
-    and each copy is gone on from to the end that the run itself came to."""
-    more = ("checkpoint.steps=1", f"recipe.epochs={epochs}", "dataset.train_limit=100")  # of two steps each
+    """The folder is copied before each file operation, as a killed process would leave it.
+
+    Each copy is resumed, with its lock, and must end like the run itself.
+    """
+    more = ("checkpoint.steps=1", f"recipe.epochs={epochs}", "dataset.train_limit=100")  # two steps in an epoch
     cfg = settings(tmp_path / "whole", *more)
     folder, copies, one_at_a_time = tmp_path / "whole" / cfg.run_id, {}, threading.RLock()
 
@@ -138,7 +140,7 @@ def test_forced_run_that_was_killed_goes_on(tmp_path, monkeypatch, undisturbed):
 
 
 def test_finished_run_is_moved_aside_only_once_by_two_that_are_told_to(tmp_path, monkeypatch, undisturbed):
-    """Of two, the second finds when it has the lock that the first has begun anew."""
+    """The second of two processes finds, once it has the lock, that the first has already started anew."""
     cfg = settings(tmp_path, "force=true")
     run(cfg)
 
@@ -153,7 +155,7 @@ def test_finished_run_is_moved_aside_only_once_by_two_that_are_told_to(tmp_path,
 
 
 class Log:
-    """A tracker that keeps what it is told."""
+    """A tracker that records the kinds of its records."""
 
     def __init__(self):
         self.kinds = []
@@ -166,7 +168,7 @@ class Log:
 
 
 def test_what_was_left_to_do_after_the_result_is_done_by_the_next_command(tmp_path, monkeypatch):
-    """The process died when it had written the result, before it told W&B."""
+    """The process died after it had written the result and before it told W&B."""
     cfg, logs = settings(tmp_path), []
 
     def trackers(*arguments):

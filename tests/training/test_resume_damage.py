@@ -1,4 +1,4 @@
-"""Resume when a checkpoint or the metrics are damaged, unreadable, or belong to another run or version."""
+"""Resumption when a checkpoint or the metrics are damaged, unreadable, or belong to another run or version."""
 
 import errno
 import json
@@ -116,7 +116,7 @@ def test_damaged_checkpoint_names_the_file(tmp_path, monkeypatch, content):
         path.write_bytes(content)
     elif content is not None:
         checkpoint.torch.save({"epoch": 1, "network": {}} if isinstance(content, OSError) else content, path)
-    if isinstance(content, OSError):  # what some damaged archives make PyTorch raise
+    if isinstance(content, OSError):  # PyTorch raises it for some damaged archives
 
         def failing(*arguments, **options):
             raise content
