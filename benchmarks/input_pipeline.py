@@ -122,7 +122,7 @@ def _rates(contest: Contest, split: Split) -> Rates:
     loaders = {f"ours, {name}": _resident(contest, split, layout) for name, layout in LAYOUTS.items()}
     rates: dict[str, list[float]] = {name: [] for name in ("torchvision", *loaders)}
     for loader in loaders.values():
-        _resident_rate(loader)  # first touch of the memory
+        _resident_rate(loader)  # warm-up: first access to the memory
     for _ in range(REPEATS):
         rates["torchvision"].append(_reference_rate(contest, split))
         for name, loader in loaders.items():

@@ -26,7 +26,7 @@ class Findings:
 
     @property
     def device(self) -> torch.device:
-        """The GPU; in a rehearsal the CPU."""
+        """Device of the benchmark: the GPU, or the CPU in a rehearsal."""
         return torch.device("cpu" if self.rehearse else "cuda")
 
     def add(self, kind: str, name: str, value: Any) -> None:

@@ -60,7 +60,7 @@ class Case:
     model: str
     dataset: str
     batch_size: int
-    steps: int  # in a turn
+    steps: int
     turns: int = 5
     share: float | None = None
     paper: float | None = None

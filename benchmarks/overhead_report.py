@@ -22,7 +22,7 @@ class Row:
     pixels: int
     batch_size: int
     turns: int
-    ms_ce: float  # medians
+    ms_ce: float  # medians over the turns
     ms_isda: float
     inside_ce_percent: float
     inside_isda_percent: float  # relative to the step with ISDA

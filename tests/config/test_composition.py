@@ -91,7 +91,7 @@ STDS = {"cifar10": [0.247032, 0.243485, 0.261588], "cifar100": [0.267334, 0.2564
 
 @pytest.mark.parametrize(
     ("overrides", "values"),
-    [  # key, the paper's value, the authors' code's
+    [  # key, value in the paper, value in the authors' code
         (
             "dataset=cifar100 loss=isda augmentation=cutout model=shake_shake26_2x32d",
             {

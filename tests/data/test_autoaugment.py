@@ -11,7 +11,7 @@ from isda_repro.data.autoaugment import IDENTITY, SIGNED, STAGES, Operation, fun
 NAMES = sorted(set(v2.AutoAugment._AUGMENTATION_SPACE))
 HEIGHT, WIDTH = 32, 28
 EXACT_ON_PIL = {"Invert", "Equalize", "Posterize", "Brightness", "TranslateX", "TranslateY"}
-# Pixels of an image that take another neighbour, where one lies exactly between two: at two of the levels of a shear.
+# Pixels that may take another neighbour because they lie exactly between two, which happens at two levels of a shear.
 TIES_ON_PIL = {"ShearX": 100, "ShearY": 100, "Rotate": 1}
 
 
@@ -162,6 +162,6 @@ def test_one_way_rotation_is_counter_clockwise_and_the_rest_stays():
             first, second = both.operations[ours], one_way.operations[other]
             assert second == (Operation("Rotate", first.level) if first.name == "Rotate" else first)
     image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-    image[..., 16, 28] = 255  # right of the middle: counter-clockwise moves it up
+    image[..., 16, 28] = 255  # right of the centre, so that a counter-clockwise rotation moves it up
     turned = function(Operation("Rotate", 9), 32, 32, "nearest", 0)(image)
     assert int(turned[0, 0].nonzero()[0, 0]) < 12

@@ -162,7 +162,7 @@ def test_killed_packing_goes_on_with_what_is_not_finished(tmp_path, source):
     process = context.Process(target=pack_and_hang, args=(source, tmp_path / "out", theirs))
     process.start()
     theirs.close()
-    assert ours.recv()  # an EOFError if it has died
+    assert ours.recv()  # raises EOFError if the process has died
     process.kill()
     process.join()
     assert list((tmp_path / "out").glob("*.tmp"))

@@ -242,7 +242,7 @@ def test_workers_end_with_the_process_that_started_them(split, end):
     process = context.Process(target=load_and_wait, args=(split, theirs))
     process.start()
     theirs.close()
-    workers = ours.recv()  # an EOFError if it has died
+    workers = ours.recv()  # raises EOFError if the process has died
     assert len(workers) == 2
     with contextlib.ExitStack() as stack:
         ends = [stack.enter_context(process_end(pid)) for pid in workers]

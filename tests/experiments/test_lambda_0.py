@@ -135,7 +135,7 @@ def test_what_is_in_force_is_shown_for_every_network(load_script, capsys):
     assert ["resnet101", "imagenet", "isda", "5"] in lines
 
 
-@pytest.mark.parametrize("name", ["table5", "small_data"])  # some of whose cells set lambda_0
+@pytest.mark.parametrize("name", ["table5", "small_data"])  # tables in which some cells set lambda_0
 def test_a_table_that_is_no_search_is_named(load_script, name):
     with pytest.raises(UserError, match=name):
         load_script("lambda_0").main([f"table={name}"])

@@ -126,7 +126,7 @@ def test_flip_mirrors_half_of_the_images(tmp_path):
 
 
 def test_images_done_count_what_batches_held(tmp_path):
-    """With seven images of each class in batches of five, every second batch has two."""
+    """Seven images of each class in batches of five, so that every second batch has two."""
     learner = learner_of(settings("wgan", tmp_path, "gan.classes=null"), numbered(7))
     sizes = [len(targets) for epoch in (1, 2) for loader in learner.loaders for _, targets in loader.epoch(epoch)]
     assert learner.steps_per_epoch == 20

@@ -62,7 +62,7 @@ def test_a_run_captures_its_steps_and_says_so(settings, on_gpu):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_captured_run_equals_an_eager_one(settings, loss):
-    """In the 24 steps the disturbed labels, dropout, progress and the learning rate change from step to step."""
+    """Disturbed labels, dropout, progress and the learning rate change from step to step, for 24 steps."""
     more = (f"loss={loss}", *RESNET, "model.dropout=0.2", *EXACT)
     captured, eager = trained(settings, "captured", *more), trained(settings, "eager", *more, EAGER)
     assert captured.curves["lr"] == eager.curves["lr"]
@@ -138,7 +138,7 @@ def test_the_host_never_waits_in_a_step(settings, device, no_waiting, loss, form
 
 
 def test_a_group_of_one_rank_trains_as_a_process_alone(settings, device, tmp_path):
-    """With NCCL on a GPU this covers the exchange of gradients, features, buffers and objects."""
+    """Covers the exchange of gradients, features, buffers and objects, by NCCL on a GPU."""
     more = (*RESNET, "loss=isda", "recipe.epochs=2", *EXACT)
     expected = trained(settings, "alone", *more, EAGER)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

@@ -103,7 +103,7 @@ def test_1000_small_batches_in_float32_stay_close_to_float64(make):
 
 @pytest.mark.parametrize("count", [1, 2, 50])
 def test_mean_far_from_zero_costs_little_precision_and_covariances_are_never_negative(make, count):
-    """In the first batch the running mean is still zero, and differences from it would cancel."""
+    """The running mean is still zero at the first batch, and differences from it would cancel."""
     torch.manual_seed(0)
     features, targets = torch.randn(count, 12, 8) + 1e4, torch.randint(3, (count, 12))
     statistics = make(3, 8)

@@ -101,7 +101,7 @@ TRAININGS = {  # kind of covariance, samples of each process in each batch, trai
     "full": ("full", (5, 7), None),
     "diagonal": ("diagonal", (12, 0), None),
     "shared": ("shared", (4, 5, 3), None),
-    "accelerator": ("packed", (1, 1), None),  # fewer samples than a process has classes
+    "accelerator": ("packed", (1, 1), None),  # fewer samples than classes of a process
 }
 
 

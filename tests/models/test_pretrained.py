@@ -73,7 +73,7 @@ def test_two_classifiers_are_refused(name):
 
 
 class Scaled(nn.Module):
-    """Does something after its classifier."""
+    """A model that scales the output of its classifier."""
 
     def __init__(self, classifier):
         super().__init__()

@@ -25,7 +25,7 @@ def block_of_constants():
 
 
 def test_each_image_has_its_own_share_forward_and_another_backward():
-    """With branches x and 0 the output is (1 + share) x, and the gradient shows the share of the backward pass."""
+    """Branches x and 0 give (1 + share) x, and the gradient shows the share of the backward pass."""
     torch.manual_seed(0)
     block, images = block_of_constants(), torch.ones(64, 3, 2, 2, dtype=torch.float64)
     images.requires_grad_()

@@ -126,7 +126,7 @@ def test_another_network_is_named_key_by_key(tmp_path, theirs):
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items()), "nothing is touched"
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch's, of quantised tensors
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch raises it for quantised tensors
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -217,7 +217,7 @@ def test_a_damaged_file_is_refused(tmp_path, theirs, suffix, how):
     [
         (RuntimeError("can't allocate memory"), RuntimeError),
         (OSError(5, "Input/output error"), OSError),
-        (OSError(22, "Invalid argument"), WeightsError),  # what a damaged archive makes of PyTorch's reader
+        (OSError(22, "Invalid argument"), WeightsError),  # PyTorch's reader fails like this on a damaged archive
     ],
 )
 def test_memory_and_disk_are_not_blamed_on_the_file(tmp_path, monkeypatch, trouble, expected):

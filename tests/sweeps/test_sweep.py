@@ -79,7 +79,7 @@ def test_damaged_or_foreign_result_is_a_failure_and_is_not_overwritten(demo, opt
 
 
 def test_run_with_checkpoints_beside_its_result_is_started_again(demo, options, finish, tmp_path):
-    """Its process died after it wrote the result and before it removed the checkpoints."""
+    """The process died after it wrote the result and before it removed the checkpoints."""
     runs = all_runs(demo)
     for run in runs:
         finish(run, 2.0, path=folder_of(options, run) / "result.json")

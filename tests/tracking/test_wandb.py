@@ -33,7 +33,7 @@ def test_no_name_of_the_summary_is_one_of_the_history():
 
 
 def test_a_run_of_tables_has_its_error_and_its_number_once_more_for_each():
-    """A panel of a W&B workspace can select runs by the name of a metric only."""
+    """In a W&B workspace only the name of a metric tells the panels of different tables apart."""
     row = row_of(EPOCHS[2], tables=["table2", "table4+dropout"])
     assert {name: value for name, value in row.items() if name.startswith("table")} == {
         "table2/test_error": 8.0,
@@ -104,7 +104,7 @@ def test_the_result_is_made_again_from_an_offline_run(replayed):
 
 @pytest.mark.slow
 def test_wandb_sync_takes_the_folder(replayed):
-    """Its option --dry-run needs no account."""
+    """The option --dry-run of `wandb sync` needs no account."""
     path, _ = replayed
     command = [sys.executable, "-m", "wandb", "sync", "--dry-run", str(path.parent)]
     shown = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)

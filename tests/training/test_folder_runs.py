@@ -97,7 +97,7 @@ def test_unreadable_image_stops_the_run_and_is_named(pets, tmp_path):
 
 
 def test_skipped_images_are_named_once_and_whole_batches_may_be_missing(pets, tmp_path, monkeypatch, capsys):
-    """With two images in a batch and two thirds of them damaged, some batches are empty."""
+    """Two thirds of the images are damaged, so that some batches of two are empty."""
     names = [f"train/{name}/{number}.jpg" for name in CLASSES for number in range(8) if number % 3]
     damage(pets, *names, "val/cat/0.jpg")
     more = ("dataset.unreadable=skip", "recipe.batch_size=2", "dataset.workers=1", "dataset.mean=[0,0,0]")

@@ -107,7 +107,7 @@ def test_rates_of_all_groups_follow_the_schedule(tmp_path):
             seen.append([group["lr"] for group in trainer.optimizer.param_groups])
 
         def epoch_ended(self):
-            """Nothing is saved."""
+            """Save nothing."""
 
         stop_if_asked = epoch_ended
 

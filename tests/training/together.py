@@ -181,7 +181,7 @@ def own_statistics(processes, folder):
 
 
 def another_number(processes, folder):
-    """Resume the state of one process from the middle of epoch 2, and return the state of these, for one."""
+    """Resume one process's state from the middle of epoch 2; also return these processes' state, for one to resume."""
     resumed = trainer_of("isda", processes)
     resumed.load_state_dict(*torch.load(folder.parent / "of_one.pt", weights_only=False))
     of_these = state_after(trainer_of("isda", processes), 5)
