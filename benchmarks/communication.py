@@ -2,10 +2,12 @@
 
     python benchmarks/communication.py [output=results/benchmarks/communication.md]
 
-Gradients are reduced in a ring, 2 P (W - 1) / W numbers of 4 bytes from each of W processes; ISDA gathers the features
-of the batch, N A (W - 1) / W of them (and N labels of 8 bytes). So its share is N A / (2 P) of the gradients', however
-many processes there are. Bar: at most 4%. Measured: what goes through the loopback device in a step of CE and in one of
-ISDA, of two processes; and how much of the exchange of gradients is hidden behind the backward pass, for both.
+Gradients are reduced in a ring: each of W processes sends 2 P (W - 1) / W numbers of 4 bytes. ISDA gathers the features
+of the batch: N A (W - 1) / W numbers, and N labels of 8 bytes. Its share is therefore N A / (2 P) of the gradients' for
+any number of processes. Exits 1 if it is above 4% for a network.
+
+Measured with two processes: the bytes that pass through the loopback device in a step with CE and in one with ISDA, and
+the part of the exchange of gradients that the backward pass hides.
 """
 
 import os

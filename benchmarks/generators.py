@@ -3,8 +3,9 @@
 python benchmarks/generators.py                                              # some minutes on one core
 python benchmarks/generators.py output=results/benchmarks/generators_cpu.md  # also writes what it prints
 
-Images per second of each of Table 4's generators; and steps of a classifier on CIFAR-10's sizes, of real images alone,
-with ISDA, and with a sixth generated, which take turns. Weights are random, not trained: the time is the same.
+Images per second of each of Table 4's generators; and the time of training steps of classifiers with CIFAR-10's sizes:
+on real images alone, with ISDA, and with a sixth of the images generated. The variants take turns. Weights are random:
+training would not change the time.
 """
 
 import sys

@@ -4,12 +4,18 @@
     make gpu-rehearsal                                   # the same code, smaller, on a CPU
     python benchmarks/gpu.py minutes=2 only=[rates]      # some of the sections
 
-The sections run one after the other, each in a process of its own with a time limit: `machine` (versions, the card's
-ceilings), `tests` (`pytest -m gpu`, among them a group of one rank by NCCL), `runs` (every loss, stop and resume, the
-same bits twice, where the host waits), `rates` (images/s, kernels and host time of a step, memory), `forms` (ISDA's
-forms at five sizes, against float64), `loader`, and `cells` (Table 2 by scripts/sweep.py, for all of the time that is
-left). After each section the JSON file is written again: `<output>/<card>-<date>.json`, and a summary in Markdown
-beside it. Nothing is downloaded. The exit status is 0 if everything that ran was right.
+The sections run one after another, each in a process of its own with a time limit:
+
+- `machine`: versions, and the card's peak rates
+- `tests`: `pytest -m gpu`, among them a group of one rank by NCCL
+- `runs`: every loss, stop and resume, bitwise repetition, waits of the host
+- `rates`: images/s, kernels and host time of a step, memory
+- `forms`: ISDA's forms at five sizes, against float64
+- `loader`: images/s of batches on the device
+- `cells`: Table 2 by scripts/sweep.py, for all of the time that is left
+
+The JSON file `<output>/<card>-<date>.json` and a summary in Markdown beside it are written again after each section.
+Nothing is downloaded. The exit status is 0 if everything that ran was right.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python benchmarks/input_pipeline.py                                        # 2 minutes; uses $ISDA_DATA if it is set
     python benchmarks/input_pipeline.py output=results/benchmarks/input_cpu.md # also writes what it prints
 
-Normalised batches of 128 of the same images: the reference is torchvision's transforms on PIL images in a DataLoader
-with 2 workers, which run and are warm when the clock starts; Cutout, which torchvision lacks, is there as its authors
-publish it. The resident loader is timed over whole epochs, the drawing included. The two take turns; the medians are
-compared. Exits 1 when a bar is missed.
+All pipelines give normalised batches of 128 of the same images. The reference is torchvision's transforms on PIL images
+in a DataLoader with 2 workers, which are warm when the clock starts; Cutout, which torchvision lacks, is the code that
+its authors publish. Our in-memory loader is timed over whole epochs, its random draws included. The pipelines take
+turns, and the medians are compared. Exits 1 if a bar is missed.
 """
 
 import os

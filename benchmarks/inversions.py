@@ -3,10 +3,10 @@
 python benchmarks/inversions.py                                              # some minutes on two cores
 python benchmarks/inversions.py output=results/benchmarks/inversion_cpu.md   # also writes what it prints
 
-Iterations of Step I (equation 15) with the paper's networks, ResNet-32 and a WGAN's generators, 32 x 32 pixels, images
-of one class and of ten; weights are random, not trained: the time is the same. An image a minute is 10,000 such
+Iterations of Step I (equation 15) with the paper's networks: ResNet-32 and a WGAN's generators, 32 x 32 pixels, images
+of one class and of ten. Weights are random: training would not change the time. One image per minute means 10,000
 iterations in a minute. Batch sizes take turns, and each time is a median. The run also checks that the numbers found
-found are those found one by one.
+for several images at once are those found one by one.
 """
 
 import sys

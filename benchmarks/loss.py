@@ -3,19 +3,20 @@
     python benchmarks/loss.py                                         # 5 minutes, on an otherwise idle machine
     python benchmarks/loss.py output=results/benchmarks/loss_cpu.md   # also writes what it prints
 
-For N samples, C classes, A features, the head and its backward pass included in each, in one process, taking turns:
+The losses run in one process on N samples, C classes and A features, and take turns. Each time includes the head and
+its backward pass:
 
 - CE: `F.cross_entropy` alone;
-- W Sigma: the product of the head's weight with the covariance of each class in the batch, and nothing else: the least
-  that equation 4 can cost with full covariances;
+- W Sigma: the product of the head's weight with the covariance of each class in the batch, and nothing else, which is a
+  lower bound for equation 4 with full covariances;
 - ISDA and its variants: `ISDALoss`; sampled: equation 2 with M draws, `SampledISDALoss`;
 - plain: the forms in which the authors compute it, full and diagonal (benchmarks/reference/plain_isda.py);
 - Table 4's other losses.
 
-Each ratio or difference is the median over the turns of that within a turn: a machine's clock changes from one second
-to the next, and then does so for both. Memory is the most that is allocated at any time above what was there before the
-step, gradients included, the losses' own buffers not. Then: full covariances at ImageNet's size, by packed_cost.py.
-Exits 1 when a bar is missed.
+Each ratio or difference is the median over the turns of its value within a turn, because the machine's clock rate
+changes from second to second. Memory is the peak above what was allocated before the step, which includes gradients but
+not the losses' buffers. A last section, by packed_cost.py, covers full covariances at ImageNet's size. Exits 1 if a bar
+is missed.
 """
 
 import os

@@ -5,9 +5,9 @@
     python benchmarks/network_speed.py only=[resnet32,wrn16_8] compiled=[resnet32]
 
 Both forms have the same weights and images, and take turns; each ratio is the median over the turns of the ratio within
-a turn. A copy of our network takes turns too: its difference from ours is noise. Then, for our networks: what
-channels_last, bf16 and torch.compile add, and what DenseNet's checkpoints cost and save. On a GPU if there is one.
-Exits 1 if a network of ours is slower than the other form.
+a turn. A copy of our network takes turns too, and its difference from ours is the noise. Further columns show the gains
+of channels_last, bf16 and torch.compile for our networks, and a second table the time and memory of DenseNet's
+checkpoints. Uses a GPU if there is one. Exits 1 if a network of ours is slower than the other form.
 """
 
 import copy

@@ -4,11 +4,15 @@
     python benchmarks/overhead.py output=results/benchmarks/overhead_cpu.md    # also writes what it prints
     python benchmarks/overhead.py networks=table1 output=results/benchmarks/overhead_table1_cpu.md
 
-Whole steps on random images of the data set's size, network and optimiser included, in the precision that
-`compute=auto` chooses; CE and ISDA take turns. `networks=table1`: the paper's seven on ImageNet, with diagonal
-covariances; what it writes as JSON beside its output is the wall time in our Table 1. `clock=processor` counts the
-processor time of one thread, not the time on the wall: for a machine on which others work, too. Exits 1 when a bar is
-missed (time inside ISDA on CIFAR-100 on a CPU: at most 1% for WRN-28-10, 2.5% for DenseNet-BC-100-12).
+Whole training steps on random images of the data set's size, with network and optimiser, in the precision that
+`compute=auto` chooses; CE and ISDA take turns.
+
+- `networks=table1`: the paper's seven networks on ImageNet with diagonal covariances. The JSON file beside the output
+  is the source of the wall time in our Table 1.
+- `clock=processor`: the processor time of one thread instead of wall time, for a machine that others use too.
+
+Exits 1 if a bar is missed: on a CPU, the time inside ISDA on CIFAR-100 may be at most 1% of a step of WRN-28-10, and
+2.5% of one of DenseNet-BC-100-12.
 """
 
 import statistics

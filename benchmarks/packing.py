@@ -2,8 +2,9 @@
 
     python benchmarks/packing.py [output=results/benchmarks/packing_cpu.md]
 
-Four runs of ResNet-20 with ISDA on scikit-learn's digits: by ``jobs=1``, and by ``jobs=2``, or where there is a GPU by
-``runs_per_gpu=2`` and ``runs_per_gpu=4``. There is no bar: the gain depends on the machine.
+The sweep has four runs of ResNet-20 with ISDA on scikit-learn's digits. On a CPU it runs with ``jobs=1`` and
+``jobs=2``; on a GPU with ``jobs=1``, ``runs_per_gpu=2`` and ``runs_per_gpu=4``. There is no bar, because the gain
+depends on the machine.
 """
 
 import json

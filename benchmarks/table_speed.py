@@ -2,10 +2,10 @@
 
     python benchmarks/table_speed.py [output=results/benchmarks/tables.md] [clock=processor]
 
-The runs are made up: 100 cells of five networks, two data sets and ten losses; files as the trainer writes them, of
-200 epochs and five curves each, in a temporary folder (160 MB). The command is `scripts/tables.py` as a user starts it,
-in a process of its own. Bars: 3 s and 300 MB; with `clock=processor`, on a machine that others use too, 3 s of a
-processor, of which the command uses one.
+The runs are invented: 100 cells of five networks, two data sets and ten losses, as result files of 200 epochs and five
+curves each, in a temporary folder (160 MB). The command is `scripts/tables.py` as a user starts it, in a process of its
+own. Exits 1 if it takes more than 3 s or 300 MB; with `clock=processor`, for a machine that others use too, more than
+3 s of processor time on one processor.
 """
 
 import json

@@ -3,12 +3,12 @@
     python benchmarks/training_rate.py                                          # 6 minutes; CIFAR-100 under $ISDA_DATA
     python benchmarks/training_rate.py output=results/benchmarks/train_cpu.md   # also writes what it prints
 
-The plain form does what a straightforward script (the authors', for example) does: PIL transforms in a DataLoader with
-one worker, contiguous fp32, the loss as the authors compute it, loss and error fetched with `.item()` in each step.
-Ours is a real run of the trainer on a part of the data, its second epoch. They take turns, the plain form in a process
-of its own (the trainer sets the allocator of its process); each ratio is the median over the turns of the ratio within
-a turn. The forms from which `compute=auto` chooses stand beside, and the network's two passes alone. Then: how long the
-command line takes. A missed bar exits 1.
+The plain form does what a straightforward script does, the authors' among them: PIL transforms in a DataLoader with one
+worker, contiguous fp32, the loss as the authors compute it, loss and error fetched with `.item()` in each step. Ours is
+the second epoch of a real run of the trainer on a part of the data. They take turns, the plain form in a process of its
+own, because the trainer sets the allocator of its process. Each ratio is the median over the turns of the ratio within
+a turn. The table also has the forms from which `compute=auto` chooses, and the network's two passes alone. The command
+line's start-up time is measured last. Exits 1 if a bar is missed.
 """
 
 import os

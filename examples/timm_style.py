@@ -1,7 +1,7 @@
-"""ISDA in a loop as timm's users write it: any model with one linear classifier, mixed precision, accumulation,
-timm's schedule. On scikit-learn's digits: python examples/timm_style.py
+"""ISDA in a training loop in timm's style, on scikit-learn's digits: python examples/timm_style.py
 
-What ISDA adds is marked with a #.
+The model may be any one with a single linear classifier. The loop has mixed precision, gradient accumulation and timm's
+schedule. What ISDA adds is marked with a #.
 """
 
 import timm

@@ -1,11 +1,12 @@
 """ISDA as a straightforward script computes it, for comparison in benchmarks and tests. It is not meant to be fast.
 
-Written from a description of the authors' code and what is known of it (the weights gathered, the differences built
-for each of the two products, 0/0 mended by masks; a leaner form without these three takes about 1.1 ms instead of 1.3
-at (128, 10, 64), where `ISDALoss` was then only 2.3 to 2.8 times faster):
-features expanded to N x C x A by a one-hot mask, one batched scatter
-over all C classes, every C x A x A tensor built anew; then for each *sample* its covariance, all differences of the
-weights, and an N x C x C product of which the diagonal is kept.
+Written from a description of the authors' code. Features are expanded to N x C x A by a one-hot mask, followed by one
+batched scatter over all C classes, and every C x A x A tensor is built anew. The loss then takes the covariance and all
+differences of the weights for each *sample*, and keeps the diagonal of an N x C x C product.
+
+As in the authors' code, the weights are gathered, the differences are built for each of the two products, and masks
+replace 0/0. A leaner form without these three takes about 1.1 ms instead of 1.3 ms at (128, 10, 64), where `ISDALoss`
+was then only 2.3 to 2.8 times faster.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Reference implementations of the paper's networks: torchvision's, timm's, or a plain form.
 
-CIFAR's are put together from torchvision's and timm's blocks where those have them. Wide-ResNet and Shake-Shake, which
-they do not have, are written here as most repositories do.
+The CIFAR networks are assembled from blocks of torchvision and timm where these have them. Wide-ResNet and Shake-Shake,
+which they do not have, are written here as most repositories do.
 """
 
 from __future__ import annotations

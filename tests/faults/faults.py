@@ -4,9 +4,10 @@
     python tests/faults/faults.py output=results/faults.md                   # also writes what it prints
     python tests/faults/faults.py small=true                                 # one fault of each kind
 
-Each fault is inflicted on a run on digits. Then the same command is given again, without the fault. The run has
+Each fault is inflicted on a run on digits; then the same command is given again, without the fault. The run has
 survived if it ends with the weights, the statistics and the curves of an undisturbed run, bit for bit. Full and
-read-only disks are small file systems of their own, for which this must run as root. Exits 1 if a run did not survive.
+read-only disks are small file systems that are mounted for this, so that it must run as root. Exits 1 if a run did not
+survive.
 """
 
 import functools

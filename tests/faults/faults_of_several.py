@@ -4,9 +4,9 @@
     python tests/faults/faults_of_several.py output=results/faults_of_several.md # also writes what it prints
     python tests/faults/faults_of_several.py small=true                          # one fault of each kind
 
-As tests/faults/faults.py, under torchrun: each fault is inflicted on a run on digits, the same command is given again,
-and the run has survived if it ends with the weights, statistics and curves of an undisturbed run of two processes, bit
-for bit. Exits 1 if a run did not survive.
+Like tests/faults/faults.py, but under torchrun: each fault is inflicted on a run on digits, and the same command is
+given again. The run has survived if it ends with the weights, statistics and curves of an undisturbed run of two
+processes, bit for bit. Exits 1 if a run did not survive.
 """
 
 import json

@@ -4,9 +4,9 @@
     python tests/faults/faults_of_slurm.py output=results/faults_of_slurm.md # also writes what it prints
     python tests/faults/faults_of_slurm.py small=true                        # without lost nodes and time limits
 
-Runs on digits are submitted as users submit them, by scripts/sweep.py cluster=slurm or slurm/train.sbatch; then
-their jobs are disturbed. A run has survived if it ends, by itself or when the same sweep is given again, with
-the weights, statistics and curves of an undisturbed run, bit for bit. Exits 1 if one did not.
+Runs on digits are submitted as users submit them, by scripts/sweep.py cluster=slurm or slurm/train.sbatch; then their
+jobs are disturbed. A run has survived if it ends with the weights, statistics and curves of an undisturbed run, bit for
+bit, either by itself or after the same sweep is given again. Exits 1 if a run did not survive.
 """
 
 import json

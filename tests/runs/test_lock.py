@@ -128,7 +128,7 @@ def test_owner_that_may_live_is_believed_when_its_heart_beats(tmp_path, clock, a
     ("seconds_ago", "watched"), [(0, STALE_SECONDS), (60, STALE_SECONDS - 60), (1e4, 0), (-1e6, STALE_SECONDS)]
 )
 def test_owner_on_another_host_without_a_heartbeat_is_succeeded(tmp_path, clock, seconds_ago, watched):
-    """The clocks of the hosts may differ by any amount; real time between two readings of the clock shortens the watch."""
+    """The hosts' clocks may differ by any amount; real time between two readings of the clock shortens the watch."""
     watching = clock()
     owned_by(tmp_path, "elsewhere", seconds_ago)
     with FolderLock(tmp_path):
