@@ -8,7 +8,7 @@ DATA_DIR ?= data
 MORE ?=
 SHARED := -n 2 --dist worksteal --durations=10  # two tests at a time, one thread each (tests/conftest.py)
 
-.PHONY: help setup demo test test-slow test-slurm test-browser faults gpu gpu-rehearsal lint format bench revision clean
+.PHONY: help setup demo test test-slow test-slurm test-browser faults gpu gpu-rehearsal lint format docs bench revision clean
 
 help:
 	@echo "make demo       set up, then train CE and ISDA on scikit-learn's digits, three seeds each, and print the table"
@@ -20,6 +20,7 @@ help:
 	@echo "make gpu MINUTES=9   prove and measure everything on one GPU, then fill cells of Table 2 (RUN=python3: your own environment)"
 	@echo "make gpu-rehearsal   the same code, smaller, on the CPU, two minutes"
 	@echo "make bench      the speed benchmarks of this machine, against their bars, an hour"
+	@echo "make docs       the documentation as a site, build/site/index.html; a broken link is an error"
 	@echo "make format     format the code"
 	@echo "make revision   record the git revision for a copy without .git; before copying, sets nothing up"
 
@@ -69,6 +70,11 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+docs: $(STAMP)
+	mkdir -p build/docs
+	for name in README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff LICENSE train.py docs examples isda_repro results; do ln -sfn ../../$$name build/docs/$$name; done
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
 bench: $(STAMP)
 	$(RUN) benchmarks/loss.py

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from isda_repro.data import Split
+    from isda_repro.training.finished_run import FinishedRun
 
 LONGEST_STEP, LARGEST_LAMBDA = 1000, 1e6  # beyond, nothing is near, and numbers overflow
 PICTURE, PAGE, NUMBERS = "directions.png", "directions.md", "directions.json"

@@ -10,7 +10,7 @@ from isda_repro.config import CONF_DIR, compose_run
 from isda_repro.config.checks import ConfigError
 
 ROOT = CONF_DIR.parent
-DOCS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+DOCS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")))
 PROGRAM = re.compile(r"^ *(?:\$ )?(?:\w+=\S+ )*(?:python|torchrun .*?) ((?:scripts/train_gan|train)\.py)( [^#\n]*|$)")
 NOT_COMPOSED = ("--", "-m", "runs/", "...", "model.weights=", "<")  # options, missing files, and ellipses
 
@@ -36,7 +36,9 @@ def test_links_lead_to_files_and_headings(name):
 @pytest.mark.parametrize("name", DOCS)
 def test_files_and_choices_that_are_named_exist(name):
     text = (ROOT / name).read_text()
-    for file in re.findall(r"\b((?:scripts|examples|slurm)/\w+\.(?:py|sh)|conf/[\w/]+\.yaml)", text):
+    for file in re.findall(
+        r"\b((?:scripts|examples|slurm|benchmarks|isda_repro|tests)/[\w/]+\.(?:py|sh)|conf/[\w/]+\.yaml)", text
+    ):
         assert (ROOT / file).exists(), file
     groups = [path.name for path in CONF_DIR.iterdir() if path.is_dir()]
     for group, choices in re.findall(rf"(?<![\w.])({'|'.join(groups)})=([a-z]\w*(?:,[a-z]\w*)*)\b(?![./-])", text):

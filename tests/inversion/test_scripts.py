@@ -256,7 +256,7 @@ def test_image_is_in_the_middle_and_framed_are_those_of_another_class(load_scrip
 
 def test_benchmark_measures_each_way_and_its_bar_can_be_missed(load_script, monkeypatch):
     script = load_script("benchmarks/inversions")
-    compute = script.resolve({**script.compose(["model=resnet32", "dataset=cifar10"]).compute, "precision": "fp32"})
+    compute = script.resolve_compute({**script.compose(["model=resnet32", "dataset=cifar10"]).compute, "precision": "fp32"})
     monkeypatch.setattr(script, "LEAST_FACTOR", 1000)
     lines, (missed,) = script.report(compute, sizes=(1, 2), iterations=4, turns=1)
     rows = [line.split(" | ")[:2] for line in lines if line.startswith(("| 1 ", "| 2 "))]

@@ -81,7 +81,7 @@ def test_signal_that_comes_while_a_run_is_started_reaches_it(demo, options, monk
         path.parent.mkdir(parents=True)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(local, "freeze", freeze)
+    monkeypatch.setattr(local, "write_frozen_runs", freeze)
     assert sweep_here(options, compose, [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"]) == 75
     assert read_exit_status(folder_of(options, all_runs(demo)[0])) is None, (
         "it has not come to its end without a result"
@@ -166,7 +166,7 @@ def test_progress_of_runs_that_write_into_files_is_said_now_and_then(demo, optio
             (tmp_path / "reported").touch()
         return None if run.run_id == first else "epoch 8"
 
-    monkeypatch.setattr(local, "progress_of", progress)
+    monkeypatch.setattr(local, "describe_progress", progress)
     monkeypatch.setattr(local, "REPORT_SECONDS", 0.0)
     options.jobs = 2
     assert sweep_here(options, compose, [sys.executable, "-I", "-S", "-c", WAITS]) == 75

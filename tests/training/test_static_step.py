@@ -40,7 +40,7 @@ def static(monkeypatch):
         steps.append(step)
         take(self, numbers, progress, step)
 
-    monkeypatch.setattr(session, "resolve", resolved)
+    monkeypatch.setattr(session, "resolve_compute", resolved)
     monkeypatch.setattr(StaticStep, "take", counted)
     return steps
 
@@ -54,7 +54,7 @@ def both(tmp_path, monkeypatch, static, *more):
     cfg, other = settings(tmp_path / "static", *more), settings(tmp_path / "ordinary", *more)
     run(cfg)
     assert static == [0, 1, 3, 4]
-    monkeypatch.setattr(session, "resolve", resolve)
+    monkeypatch.setattr(session, "resolve_compute", resolve)
     run(other)
     assert len(static) == 4
     return tmp_path / "static" / cfg.run_id, tmp_path / "ordinary" / other.run_id
@@ -84,7 +84,7 @@ def test_every_way_to_make_a_batch_has_the_bits_of_ordinary_steps(tmp_path, monk
     cfg, other = (settings(tmp_path / name, *RESNET, *more) for name in ("static", "ordinary"))
     run(cfg)
     assert static
-    monkeypatch.setattr(session, "resolve", resolve)
+    monkeypatch.setattr(session, "resolve_compute", resolve)
     run(other)
     assert_same(tmp_path / "static" / cfg.run_id, tmp_path / "ordinary" / other.run_id)
 
@@ -96,7 +96,7 @@ def test_the_form_of_accelerators_has_the_numbers_of_ordinary_steps(tmp_path, mo
         compiling.setattr(torch.compiler, "is_compiling", lambda: True)
         cfg = settings(tmp_path / "static", f"loss={loss}", *RESNET)
         run(cfg)
-    monkeypatch.setattr(session, "resolve", resolve)
+    monkeypatch.setattr(session, "resolve_compute", resolve)
     run(settings(tmp_path / "ordinary", f"loss={loss}", *RESNET))
     found, expected = (outcome(tmp_path / name / cfg.run_id) for name in ("static", "ordinary"))
     for one, other in zip(found[1], expected[1], strict=True):
@@ -173,7 +173,7 @@ def test_a_loss_that_is_no_longer_finite_ends_a_static_run_at_the_step_of_an_ord
         with pytest.raises(DivergedError) as caught:
             run(settings(tmp_path / name, *more))
         said.append(str(caught.value))
-        monkeypatch.setattr(session, "resolve", resolve)
+        monkeypatch.setattr(session, "resolve_compute", resolve)
     assert static
     assert said[0] == said[1]
 
