@@ -118,7 +118,7 @@ def network_of(model: str, *overrides: str) -> Network:
 
 
 def batch_for(model: str, network: Network) -> Batch:
-    """Return a batch whose forward pass takes about a second: a power of two, at most 128 images."""
+    """Return a batch for a forward pass of about a second or less: a power of two from 4 to 128 images."""
     classes, pixels, _ = IMAGENET if on_imagenet(model) else CIFAR
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():

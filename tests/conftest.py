@@ -26,7 +26,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip GPU tests without a GPU; ISDA_REHEARSE_GPU=1 exempts tests/gpu, which a CPU can rehearse."""
+    """Skip GPU tests unless ``-m gpu`` selects them and there is a GPU.
+
+    ISDA_REHEARSE_GPU=1 runs tests/gpu on a CPU as well, which rehearses them.
+    """
     import torch
 
     if not (_selects_gpu(config) and torch.cuda.is_available()):

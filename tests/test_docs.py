@@ -10,7 +10,10 @@ from isda_repro.config import CONF_DIR, compose_run
 from isda_repro.config.checks import ConfigError
 
 ROOT = CONF_DIR.parent
-DOCS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")))
+DOCS = sorted(
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"))
+)
 PROGRAM = re.compile(r"^ *(?:\$ )?(?:\w+=\S+ )*(?:python|torchrun .*?) ((?:scripts/train_gan|train)\.py)( [^#\n]*|$)")
 NOT_COMPOSED = ("--", "-m", "runs/", "...", "model.weights=", "<")  # options, missing files, and ellipses
 

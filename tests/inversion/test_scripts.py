@@ -56,7 +56,7 @@ def both(runs, loss="isda"):
 
 
 def images_in(path, row_count, column_count):
-    """Return the images of a titled picture on white."""
+    """Return the part of a titled picture that holds the images, uint8 [3, H, W]."""
     with Image.open(path) as image:
         picture = torch.from_numpy(np.array(image.convert("RGB")))
     plain = arrange(torch.zeros(row_count, column_count, 3, 8, 8, dtype=torch.uint8))
@@ -256,7 +256,9 @@ def test_image_is_in_the_middle_and_framed_are_those_of_another_class(load_scrip
 
 def test_benchmark_measures_each_way_and_its_bar_can_be_missed(load_script, monkeypatch):
     script = load_script("benchmarks/inversions")
-    compute = script.resolve_compute({**script.compose(["model=resnet32", "dataset=cifar10"]).compute, "precision": "fp32"})
+    compute = script.resolve_compute(
+        {**script.compose(["model=resnet32", "dataset=cifar10"]).compute, "precision": "fp32"}
+    )
     monkeypatch.setattr(script, "LEAST_FACTOR", 1000)
     lines, (missed,) = script.report(compute, sizes=(1, 2), iterations=4, turns=1)
     rows = [line.split(" | ")[:2] for line in lines if line.startswith(("| 1 ", "| 2 "))]

@@ -33,7 +33,7 @@ def test_no_name_of_the_summary_is_one_of_the_history():
 
 
 def test_a_run_of_tables_has_its_error_and_its_number_once_more_for_each():
-    """In a W&B workspace only the name of a metric tells the panels of different tables apart."""
+    """Panels of different tables in a W&B workspace differ in the name of their metric only."""
     row = row_of(EPOCHS[2], tables=["table2", "table4+dropout"])
     assert {name: value for name, value in row.items() if name.startswith("table")} == {
         "table2/test_error": 8.0,
