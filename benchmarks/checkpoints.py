@@ -1,10 +1,10 @@
-"""What saving costs training: WRN-28-10 with ISDA on CIFAR-100, the state that a run of Table 2 saves.
+"""The cost of saving a checkpoint: WRN-28-10 with ISDA on CIFAR-100, the state that a run of Table 2 saves.
 
     python benchmarks/checkpoints.py                                       # half a minute; prints medians
     python benchmarks/checkpoints.py output=results/benchmarks/checkpoint.md
 
-Training waits while the state is copied; the copy is then written, with fsync, in the background. Bar: the copy
-takes less than 1% of the default interval.
+Training waits while the state is copied; the copy is then written, with fsync, in the background. Exits 1 if the copy
+takes more than 1% of the default interval between checkpoints.
 """
 
 import statistics
@@ -27,7 +27,7 @@ BAR = 0.01
 
 
 def state_of_a_run() -> dict[str, object]:
-    """Network, momentum and ISDA's statistics, as after a step."""
+    """Return a checkpoint's content after one step: network, momentum and ISDA's statistics."""
     network = WideResNet(depth=28, width=10, num_classes=100)
     criterion = ISDALoss(num_classes=100, feature_dim=network.feature_dim)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
@@ -43,7 +43,7 @@ def state_of_a_run() -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure, report, hold the bar."""
+    """Time the copy, the write and the load of a checkpoint, print a report, and exit with 1 if a bar is missed."""
     output = output_argument(sys.argv[1:])
     torch.set_num_threads(THREADS)
     interval = 60 * compose([]).checkpoint.minutes

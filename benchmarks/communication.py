@@ -1,11 +1,13 @@
-"""What several processes of a run send each other: by formula for every network, and measured with two of them.
+"""Bytes that the processes of a run send each other: by formula for every network, and measured for two processes.
 
     python benchmarks/communication.py [output=results/benchmarks/communication.md]
 
-Gradients are reduced in a ring, 2 P (W - 1) / W numbers of 4 bytes from each of W processes; ISDA gathers the features
-of the batch, N A (W - 1) / W of them (and N labels of 8 bytes). So its share is N A / (2 P) of the gradients', however
-many processes there are. Bar: at most 4%. Measured: what goes through the loopback device in a step of CE and in one of
-ISDA, of two processes; and how much of the exchange of gradients is hidden behind the backward pass, for both.
+Gradients are reduced in a ring: each of W processes sends 2 P (W - 1) / W numbers of 4 bytes. ISDA gathers the features
+of the batch: N A (W - 1) / W numbers, and N labels of 8 bytes. Its share is therefore N A / (2 P) of the gradients' for
+any number of processes. Exits 1 if it is above 4% for a network.
+
+Measured with two processes: the bytes that pass through the loopback device in a step with CE and in one with ISDA, and
+the part of the exchange of gradients that the backward pass hides.
 """
 
 import os
@@ -32,11 +34,11 @@ from isda_repro.training.step import Weighted, compute_gradients
 
 BAR = 0.04
 MEASURED = ("resnet32", "resnet110", "wrn16_8", "densenet_bc100_12", "resnet50", "densenet121")
-STEPS, PIXELS = 5, 32  # how many bytes are sent does not depend on the size of the images
+STEPS, PIXELS = 5, 32  # the number of bytes does not depend on the size of the images
 
 
 class Sizes(NamedTuple):
-    """Of a network and its recipe."""
+    """Numbers of a network and its recipe that determine what is sent; ``buffers`` is in bytes."""
 
     parameters: int
     buffers: int
@@ -45,17 +47,23 @@ class Sizes(NamedTuple):
 
     @property
     def gradient_bytes(self) -> int:
-        """Of all gradients, once."""
+        """Bytes of all gradients in float32, counted once."""
         return 4 * self.parameters
 
     @property
     def isda_share(self) -> float:
-        """Features by gradients, as both are sent."""
+        """Bytes of ISDA's features divided by those of the gradients, N A / (2 P), as both are sent."""
         return self.batch_size * self.feature_dim / (2 * self.parameters)
 
 
 class Measured(NamedTuple):
-    """Of a step of each of two processes: bytes sent, seconds of the exchange of gradients, and those hidden."""
+    """Means over the steps of each of two processes.
+
+    Attributes:
+        bytes_sent: bytes that a process sends in a step, TCP's headers included.
+        exchange: seconds of the exchange of gradients.
+        hidden: seconds of the exchange during which the backward pass still computes.
+    """
 
     bytes_sent: float
     exchange: float
@@ -63,13 +71,13 @@ class Measured(NamedTuple):
 
 
 def settings(model: str, loss: str) -> Any:
-    """A run's configuration; the covariances are those of the paper on this data."""
+    """Compose a run's configuration with the data set of the paper, and so with its kind of covariance."""
     data = ["dataset=imagenet"] if on_imagenet(model) else ["dataset=cifar100"]
     return compose([f"model={model}", *data, f"loss={loss}", "data_dir=none"])
 
 
 def sizes(model: str) -> Sizes:
-    """Count."""
+    """Build the network and count its parameters, buffers and features."""
     cfg = settings(model, "ce")
     network: Network = build_model(cfg, 1000 if on_imagenet(model) else 100)
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in network.buffers())
@@ -78,13 +86,13 @@ def sizes(model: str) -> Sizes:
 
 
 def sent_through_loopback() -> int:
-    """Bytes since the machine was started, by all of it."""
+    """Return the bytes that the whole machine has sent through its loopback device since it started."""
     (line,) = (line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
     return int(line.partition(":")[2].split()[8])
 
 
 def measure(model: str, loss: str, processes: Processes) -> Measured:
-    """Some steps of this process and the other."""
+    """Measure steps of this process and its peer; every process must call this at the same time."""
     cfg = settings(model, loss)
     classes, _, _ = IMAGENET if on_imagenet(model) else CIFAR
     classes = classes if on_imagenet(model) else 100
@@ -112,7 +120,7 @@ def measure(model: str, loss: str, processes: Processes) -> Measured:
             share=Weighted(),
         )
 
-    step()  # the first exchanges other buckets
+    step()  # DDP changes its buckets after the first step
     step()
     processes.all_reduce_max(0)
     before = sent_through_loopback()
@@ -126,7 +134,11 @@ def measure(model: str, loss: str, processes: Processes) -> Measured:
 
 
 def measured_by_two(model: str) -> dict[str, Measured]:
-    """By two processes that torchrun starts."""
+    """Measure CE and ISDA with two processes that torchrun starts.
+
+    Raises:
+        RuntimeError: torchrun failed; the message is its standard error.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, model]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
@@ -138,7 +150,7 @@ def measured_by_two(model: str) -> dict[str, Measured]:
 
 
 def one_of_two(model: str) -> None:
-    """What each of them does."""
+    """Measure CE and ISDA as one of the two processes; the main process prints the numbers."""
     torch.set_num_threads(1)
     with init_distributed(timeout_minutes=10) as processes:
         for loss in ("ce", "isda"):
@@ -148,7 +160,7 @@ def one_of_two(model: str) -> None:
 
 
 def main() -> None:
-    """Count, measure, report."""
+    """Compute the sizes, measure, print a report, and exit with 1 if ISDA's share is above the bar."""
     output = output_argument(sys.argv[1:])
     all_sizes = {model: sizes(model) for model in PAPERS_NAMES}
     lines = [

@@ -3,9 +3,10 @@
     python benchmarks/data_wait.py                                              # 8 minutes; uses $ISDA_DATA
     python benchmarks/data_wait.py output=results/benchmarks/data_wait_cpu.md   # also writes what it prints
 
-Real runs of the trainer on a part of CIFAR-10, two epochs, and what the second one's `metrics.jsonl` says: seconds in
-the loader over seconds of training. The quickest networks have each augmentation, the others the dearest. Exits 1 where
-it is 1% or more; AutoAugment with the two quickest, which the paper does not have, costs more, and has no bar.
+Real runs of the trainer on a part of CIFAR-10, two epochs each. The share is taken from the second epoch's line in
+`metrics.jsonl`: seconds in the loader over seconds of training. The fastest networks are measured with each
+augmentation, all others with the most expensive one. Exits 1 if a share is 1% or more. AutoAugment with the two fastest
+networks, which the paper does not have, costs more and has no bar.
 """
 
 import os
@@ -30,7 +31,7 @@ DATA_DIR = os.environ.get("ISDA_DATA", "data")
 
 @dataclass(frozen=True)
 class Case:
-    """A network, an augmentation, and how many images an epoch has: ten seconds of a CPU, the largest a minute."""
+    """A network, an augmentation, and the images of an epoch: about ten seconds of a CPU, a minute for the largest."""
 
     model: str
     images: int
@@ -54,7 +55,7 @@ CASES = [
 
 
 def second_epoch(case: Case) -> EpochRecord:
-    """Of a real run."""
+    """Train two epochs with the trainer and return the record of the second."""
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere:
         choices = [f"model={case.model}", f"augmentation={case.augmentation}", "loss=isda", "tracking=none"]
         sizes = [f"dataset.train_limit={case.images}", "dataset.test_limit=10", "recipe.epochs=2", "recipe.lr=0.01"]
@@ -66,7 +67,7 @@ def second_epoch(case: Case) -> EpochRecord:
 
 
 def main() -> None:
-    """Measure, print, write if asked, and hold the bar."""
+    """Measure all cases, print a table, write it if asked, and exit with 1 if a case misses the bar."""
     output = output_argument(sys.argv[1:])
     torch.set_num_threads(THREADS)
     lines = [

@@ -1,10 +1,11 @@
-"""What generated images cost. Prints a table; from the repository root:
+"""The cost of generated images. Prints a table; from the repository root:
 
 python benchmarks/generators.py                                              # some minutes on one core
 python benchmarks/generators.py output=results/benchmarks/generators_cpu.md  # also writes what it prints
 
-Images per second of each of Table 4's generators; and steps of a classifier on CIFAR-10's sizes, of real images alone,
-with ISDA, and with a sixth generated, which take turns. Weights are drawn, not trained: the time is the same.
+Images per second of each of Table 4's generators; and the time of training steps of classifiers with CIFAR-10's sizes:
+on real images alone, with ISDA, and with a sixth of the images generated. The variants take turns. Weights are random:
+training would not change the time.
 """
 
 import sys
@@ -27,13 +28,19 @@ from isda_repro.training.compute import Compute, resolve_compute
 
 KINDS = ("wgan", "cgan", "acgan", "infogan")
 SHAPE = Shape(num_classes=10, image_size=32, channels=3)
-IMAGES = 1280  # of the loader: ten batches
-SECONDS = 3.0  # of each measurement of images/s
+IMAGES = 1280  # images in the loader: ten batches
+SECONDS = 3.0  # duration of each measurement of images/s
 
 
 @dataclass
 class Options:
-    """``models``: of the classifiers, as model= takes them; ``turns``: of each step."""
+    """Options of the script.
+
+    Attributes:
+        models: classifiers to time, by the names that model= takes.
+        turns: timed steps of each variant.
+        output: Markdown file to write the report to.
+    """
 
     models: list[str] = field(default_factory=lambda: ["resnet20", "resnet110", "wrn28_10"])
     turns: int = 5
@@ -41,7 +48,7 @@ class Options:
 
 
 def drawn_generator(kind: str, device: torch.device) -> ImageGenerator:
-    """Of a kind, with weights as they are drawn."""
+    """Return an untrained generator of Table 4 for CIFAR-10; a WGAN has one network per class."""
     game: Game = build(compose_generator([f"gan={kind}", "dataset=cifar10"]).gan.game)
     torch.manual_seed(0)
     count = SHAPE.num_classes if game.one_for_each_class else 1
@@ -49,7 +56,7 @@ def drawn_generator(kind: str, device: torch.device) -> ImageGenerator:
 
 
 def images_per_second(generator: ImageGenerator, batch: int) -> float:
-    """In batches of so many."""
+    """Generate batches of ``batch`` images for ``SECONDS`` and return the rate."""
     labels, draws = torch.arange(batch) % SHAPE.num_classes, torch.Generator(generator.device).manual_seed(0)
     generator.sample(labels, draws)
     made, begin = 0, time.perf_counter()
@@ -61,7 +68,7 @@ def images_per_second(generator: ImageGenerator, batch: int) -> float:
 
 
 def steps(model: str, compute: Compute, turns: int) -> dict[str, float]:
-    """Median seconds of a whole step, its batch included: CE, ISDA, and CE with each kind's images."""
+    """Return median seconds of a training step, its batch included: CE, ISDA, and CE with images of each generator."""
     ways: dict[str, Callable[[], None]] = {
         "CE": _step(model, "ce", None, compute),
         "ISDA": _step(model, "isda", None, compute),
@@ -73,7 +80,7 @@ def steps(model: str, compute: Compute, turns: int) -> dict[str, float]:
             begin = time.perf_counter()
             take()
             _wait(compute.device)
-            if turn >= 2:  # the first ones warm up
+            if turn >= 2:  # the first two turns warm up
                 taken[name].append(time.perf_counter() - begin)
     return {name: median(seconds) for name, seconds in taken.items()}
 
@@ -124,7 +131,7 @@ def _wait(device: torch.device) -> None:
 
 
 def report(options: Options, compute: Compute) -> list[str]:
-    """The lines that are printed."""
+    """Measure the generators and classifiers and return the lines of the report."""
     lines = [
         f"# What generated images cost, {compute.hardware}, {torch.get_num_threads()} thread, {compute.precision}",
         "",
@@ -149,7 +156,7 @@ def report(options: Options, compute: Compute) -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure and print."""
+    """Print the report, and write it if ``output=`` names a file."""
     options = parse_options(Options, arguments)
     compute = resolve_compute(compose(["model=resnet20", "dataset=cifar10"]).compute)
     compute.apply()

@@ -4,12 +4,18 @@
     make gpu-rehearsal                                   # the same code, smaller, on a CPU
     python benchmarks/gpu.py minutes=2 only=[rates]      # some of the sections
 
-The sections run one after the other, each in a process of its own with a time limit: `machine` (versions, the card's
-ceilings), `tests` (`pytest -m gpu`, among them a group of one rank by NCCL), `runs` (every loss, stop and resume, the
-same bits twice, where the host waits), `rates` (images/s, kernels and host time of a step, memory), `forms` (ISDA's
-forms at five sizes, against float64), `loader`, and `cells` (Table 2 by scripts/sweep.py, for all of the time that is
-left). After each section the JSON file is written again: `<output>/<card>-<date>.json`, and a summary in Markdown
-beside it. Nothing is downloaded. The exit status is 0 if everything that ran was right.
+The sections run one after another, each in a process of its own with a time limit:
+
+- `machine`: versions, and the card's peak rates
+- `tests`: `pytest -m gpu`, among them a group of one rank by NCCL
+- `runs`: every loss, stop and resume, bitwise repetition, waits of the host
+- `rates`: images/s, kernels and host time of a step, memory
+- `forms`: ISDA's forms at five sizes, against float64
+- `loader`: images/s of batches on the device
+- `cells`: Table 2 by scripts/sweep.py, for all of the time that is left
+
+The JSON file `<output>/<card>-<date>.json` and a summary in Markdown beside it are written again after each section.
+Nothing is downloaded. The exit status is 0 if everything that ran was right.
 """
 
 from __future__ import annotations
@@ -38,18 +44,25 @@ from isda_repro.files import atomic_write
 from isda_repro.runs.run_directory import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = {"machine": 15, "tests": 90, "runs": 110, "rates": 115, "forms": 40, "loader": 20}  # at most, of nine minutes
+SECONDS = {
+    "machine": 15,
+    "tests": 90,
+    "runs": 110,
+    "rates": 115,
+    "forms": 40,
+    "loader": 20,
+}  # limit of each, if minutes=9
 SECTIONS = (*SECONDS, "cells")
-REHEARSED_SECONDS = 300.0  # of a section: on a CPU nothing is cut short
-MAY_BE_CUT = ("rates", "forms", "loader")  # what they have measured by then is right
-LAST_WORDS = 5  # seconds that a section has to end in when its time is up
+REHEARSED_SECONDS = 300.0  # limit of each section on a CPU, where nothing should be cut short
+MAY_BE_CUT = ("rates", "forms", "loader")  # a partial result of these is still valid
+LAST_WORDS = 5  # seconds between SIGINT and SIGKILL when a section's time is up
 WITH_GPU_TESTS = (
     "tests/gpu",
     "tests/losses/test_kernels.py",
-    "tests/losses/test_criterion.py",
-    "tests/data/test_resident.py",
+    "tests/losses/test_criterion_devices.py",
+    "tests/data/test_in_memory.py",
 )
-AT_LEAST = 60  # seconds that cells are worth beginning with
+AT_LEAST = 60  # seconds; with less time left, cells are skipped
 CELLS = ["ResNet-32", "ResNet-110", "CIFAR-10", "CIFAR-100"]
 
 
@@ -69,7 +82,7 @@ class Options:
 
 
 def limits(options: Options) -> dict[str, float]:
-    """Return the seconds of each section that is asked for, but `cells`, which takes what is left."""
+    """Return the time limit of each selected section in seconds; `cells` has none and gets the time that is left."""
     chosen = options.only or SECTIONS
     if unknown := set(chosen) - set(SECTIONS):
         raise UserError(f"only={sorted(unknown)} is no section; there are {', '.join(SECTIONS)}")
@@ -80,20 +93,24 @@ def limits(options: Options) -> dict[str, float]:
 
 
 def environment(folder: Path, options: Options) -> dict[str, str]:
-    """Variables of the sections: caches in a temporary folder, no network, no W&B; in a rehearsal no GPU."""
+    """Return the environment of the sections: temporary caches, no network, no W&B, and in a rehearsal no GPU."""
     caches = {name: str(folder / "cache") for name in ("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
     hidden = {"CUDA_VISIBLE_DEVICES": "", "ISDA_REHEARSE_GPU": "1", "TRITON_INTERPRET": "1"} if options.rehearse else {}
     quiet = {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "HOME": str(folder)}
-    packages = {  # those that were found here must be found there, in a new home too
+    packages = {  # sections must import the packages that this process imports, although HOME changes
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONUSERBASE": site.getuserbase(),
     }
-    here = {} if options.rehearse else {"NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo"}  # there may be no other
+    # The loopback interface may be the only one.
+    here = {} if options.rehearse else {"NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo"}
     return {**here, **os.environ, **caches, **hidden, **quiet, **packages}
 
 
 def ended(command: list[str], seconds: float, variables: dict[str, str], log: Path) -> tuple[int, float]:
-    """Run a command in a process group that ends with it; return its status (124: out of time) and seconds."""
+    """Run a command in its own process group, stop the group at the time limit, and return (status, seconds).
+
+    The status is 124 if the command ran out of time.
+    """
     begin = time.monotonic()
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -103,18 +120,18 @@ def ended(command: list[str], seconds: float, variables: dict[str, str], log: Pa
             status = process.wait(seconds)
         except subprocess.TimeoutExpired:
             status = 124
-            os.killpg(process.pid, signal.SIGINT)  # pytest says which tests have failed, others where they are
+            os.killpg(process.pid, signal.SIGINT)  # pytest then lists failed tests; the rest print a traceback
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(LAST_WORDS)
         finally:
-            with contextlib.suppress(ProcessLookupError):  # also what it has started and left behind
+            with contextlib.suppress(ProcessLookupError):  # children that outlived it, too
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     return status, time.monotonic() - begin
 
 
 def section(name: str, seconds: float, options: Options, folder: Path) -> dict[str, Any]:
-    """Run a section and return what it has measured, which is kept also when its time is up."""
+    """Run one section and return its findings, which include what it had measured when its time was up."""
     found, log = folder / f"{name}.json", folder / f"{name}.log"
     if name == "tests":
         several = ["-n", "4"] if options.rehearse is False and _has_xdist() else []
@@ -140,7 +157,7 @@ def section(name: str, seconds: float, options: Options, folder: Path) -> dict[s
 
 
 def cells(seconds: float, options: Options, folder: Path) -> dict[str, Any]:
-    """Run cells of Table 2 for that long; the runs stay in ``runs_dir``, and the same command goes on with them."""
+    """Run cells of Table 2 for ``seconds``; unfinished runs stay in ``runs_dir`` and resume at the next call."""
     data = Path(options.data_dir)
     if options.rehearse:
         more = ["table=demo", "seeds=[0]", "set=[recipe.epochs=1]", f"runs_dir={folder / 'runs'}"]
@@ -166,7 +183,7 @@ def _has_xdist() -> bool:
 
 
 def written(report: dict[str, Any], options: Options) -> Path:
-    """Write the report so far, and its summary."""
+    """Write the report as JSON and its summary as Markdown, and return the path of the JSON file."""
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
     card = re.sub(r"[^A-Za-z0-9]+", "-", report["card"]).strip("-").lower()
@@ -178,7 +195,7 @@ def written(report: dict[str, Any], options: Options) -> Path:
 
 
 def main() -> int:
-    """Run the sections, and say what was found."""
+    """Run the selected sections and return the exit status: 0 if everything that ran was right."""
     options = parse_options(Options, sys.argv[1:])
     chosen = limits(options)
     begin = time.monotonic()

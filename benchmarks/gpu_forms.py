@@ -17,7 +17,7 @@ DIAGONAL = (64, 1000, 2048)
 
 
 def forms(findings: Findings) -> None:
-    """ISDA's step beside cross-entropy's at the sizes of the paper, in each form, and its error against float64."""
+    """Compare each form of ISDA with cross-entropy at the paper's sizes: time, and error against float64."""
     shapes = [(16, 5, 8)] if findings.rehearse else SHAPES
     for samples, classes, width in shapes:
         makers: dict[str, Callable[[], nn.Module]] = {
@@ -34,7 +34,7 @@ def forms(findings: Findings) -> None:
 def compared(
     findings: Findings, makers: dict[str, Callable[[], nn.Module]], samples: int, classes: int, width: int
 ) -> None:
-    """The time of each form, and the distance of its gradient and statistics from float64's."""
+    """Record the time of each form, and the distance of its gradient and statistics from those in float64."""
     device = findings.device
     torch.manual_seed(0)
     head = nn.Linear(width, classes)
@@ -75,7 +75,7 @@ def calls(
     device: torch.device,
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    """Loss, gradients and statistics after some calls, float64 on the CPU."""
+    """Call a criterion on each batch; return loss, gradients and statistics of the last call in float64 on the CPU."""
     for features, targets in batches:
         own = features.to(device, dtype, copy=True).requires_grad_()
         head.zero_grad()

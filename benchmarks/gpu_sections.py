@@ -1,7 +1,7 @@
 """The sections of ``benchmarks/gpu.py``, a process each: ``gpu_sections.py SECTION JSON [rehearse]``.
 
-What has been measured is written after each figure, so that it is there when the time is up. On a CPU the same code
-runs with smaller networks and fewer steps.
+The file is written after each figure, so that a section that runs out of time keeps what it measured. On a CPU the same
+code runs with smaller networks and fewer steps.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CONSTANTS: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 
 
 def machine(findings: Findings) -> None:
-    """Versions, and what the card can do: bf16 products, and copies."""
+    """Record versions, and what the card can do: TFLOP/s of bf16 products, and GB/s of copies."""
     device, size = findings.device, 256 if findings.rehearse else 8192
     findings.add("figures", "CPU cores", os.cpu_count())
     if device.type == "cuda":
@@ -52,7 +52,7 @@ def machine(findings: Findings) -> None:
 
 
 def loader(findings: Findings) -> None:
-    """Images/s of batches on the device: from memory with each augmentation, and from JPEG files."""
+    """Record images/s of batches on the device: from memory with each augmentation, and from JPEG files."""
     device, count = findings.device, 500 if findings.rehearse else 50_000
     split = random_source(100, 32, count).train
     options: dict[str, Any] = {"batch_size": 128, "shuffle": True, "seed": 0, "device": device, **CONSTANTS}
@@ -85,7 +85,7 @@ def images_per_second(batches: Any, device: torch.device) -> float:
 
 
 def jpegs(folder: Path, each: int) -> Path:
-    """A data set of two classes of smooth random pictures."""
+    """Write a data set with two classes of smooth random pictures and return its folder."""
     draws = torch.Generator().manual_seed(0)
     for split in ("train", "val"):
         for label in ("a", "b"):
@@ -103,7 +103,7 @@ SECTIONS = {"machine": machine, "runs": runs, "rates": rates, "forms": forms, "l
 
 
 def main() -> None:
-    """Run one section."""
+    """Run the section that the command line names."""
     if len(sys.argv) < 3 or sys.argv[1] not in SECTIONS:
         raise UserError("benchmarks/gpu.py runs this")
     SECTIONS[sys.argv[1]](Findings(Path(sys.argv[2]), rehearse="rehearse" in sys.argv[3:]))

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def summary(report: dict[str, Any]) -> str:
-    """Return a page for people: what ran, what was right, and the tables."""
+    """Return the report as Markdown: the status of each section, and tables of the figures."""
     revision = (report["revision"] or "unknown")[:12] + ("" if report["clean"] in (True, None) else ", with changes")
     lines = [
         f"# {report['card']}, {report['date']}",
@@ -49,7 +49,7 @@ def _checks(report: dict[str, Any]) -> list[str]:
 
 
 def _tables(report: dict[str, Any]) -> list[str]:
-    """The flat dictionaries of numbers that the other sections give."""
+    """Return a table for each section whose figures are a flat dictionary of numbers."""
     lines = []
     for name in ("machine", "forms", "loader"):
         rows = report["sections"].get(name, {}).get("figures", {})

@@ -1,4 +1,4 @@
-"""Sections `runs` and `rates` of ``benchmarks/gpu.py``: whole runs and their steps, as `train.py` takes them."""
+"""Sections `runs` and `rates` of ``benchmarks/gpu.py``: whole runs, and single steps of the trainer."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from isda_repro.training.run import build_trainer, run
 from isda_repro.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
-WARM_UP = 8  # steps: those before the capture, the capture, and some replays
+WARM_UP = 8  # steps: some before the graph is captured, the capture, and some replays
 TURNS, TURN_SECONDS = 5, 0.25
-PASSES = 25  # an epoch has 400 steps, as of CIFAR: at its beginning the host waits for the GPU
+PASSES = 25  # for epochs of 400 steps, as on CIFAR: the host waits for the GPU when an epoch begins
 EXACT = ("compute.precision=fp32", "compute.tf32=false", "compute.deterministic=true")
 EAGER, COMPILED = "compute.cuda_graph=false", "compute.compile=true"
 DIGITS = ("dataset=digits", "model=resnet20", "model.depth=8", "recipe.batch_size=100", "tracking=none")
@@ -37,7 +37,7 @@ FEW = ("dataset.train_limit=100", "dataset.test_limit=20", "recipe.batch_size=50
 
 
 def runs(findings: Findings) -> None:
-    """Every loss on digits, the same bits twice and after a stop, waits of the host, and captured against eager."""
+    """Train with every loss on digits; check determinism, resumption, waits of the host, and captured against eager."""
     asked = (*DIGITS, *(("compute=cpu", *FEW) if findings.rehearse else ("compute=gpu",)))
     with tempfile.TemporaryDirectory() as folder:
         epochs = 1 if findings.rehearse else 4
@@ -58,7 +58,7 @@ def runs(findings: Findings) -> None:
 
 
 def _the_same_bits(findings: Findings, asked: tuple[str, ...], folder: Path) -> None:
-    """Three deterministic runs by the command line; the last one is stopped by SIGTERM and goes on."""
+    """Compare three deterministic runs by the command line; one is stopped by SIGTERM and resumed."""
     epochs = 10 if findings.rehearse else 20
     more = [*EXACT, "loss=isda", "model.dropout=0.1", f"recipe.epochs={epochs}", "checkpoint.steps=1"]
     curves = []
@@ -67,7 +67,7 @@ def _the_same_bits(findings: Findings, asked: tuple[str, ...], folder: Path) -> 
         command = [sys.executable, "train.py", *asked, *more, f"runs_dir={folder / name}"]
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-    processes = {name: started(name) for name in ("first", "again", "stopped")}  # starting takes most of their time
+    processes = {name: started(name) for name in ("first", "again", "stopped")}  # all at once: start-up dominates
     stopped = processes["stopped"]
     while stopped.poll() is None and not list((folder / "stopped").glob("*/checkpoint-*.pt")):
         time.sleep(0.02)
@@ -89,7 +89,7 @@ def _the_same_bits(findings: Findings, asked: tuple[str, ...], folder: Path) -> 
 
 
 def captured_against_eager(model: str, loss: str, findings: Findings) -> float:
-    """The largest relative difference of the running loss over 20 deterministic steps."""
+    """Return the largest relative difference of the running loss in 20 deterministic steps of both forms."""
     curves = []
     for form in ((), (EAGER,)):
         gc.collect()
@@ -105,7 +105,7 @@ def captured_against_eager(model: str, loss: str, findings: Findings) -> float:
 
 @contextmanager
 def waits_of_host(device: torch.device) -> Iterator[Counter[str]]:
-    """Count, by line of code, where the host waits for the GPU within the block."""
+    """Count, by line of code, the places within the block where the host waits for the GPU."""
     sites = Counter[str]()
     if device.type == "cuda":
         torch.cuda.set_sync_debug_mode("warn")
@@ -121,7 +121,7 @@ def waits_of_host(device: torch.device) -> Iterator[Counter[str]]:
 
 
 def _waits(findings: Findings) -> None:
-    """Count the waits of the host in steps that follow each other, but for the look at the loss every 50 steps."""
+    """Count waits of the host in consecutive steps, without those that read the loss every 50 steps."""
     model = "resnet8" if findings.rehearse else "resnet32"
     for loss in ("ce", "isda"):
         for name, form in (("graph", ()), ("eager", (EAGER,))):
@@ -135,7 +135,7 @@ def _waits(findings: Findings) -> None:
                 for _ in range(counted):
                     next(steps)
             findings.add("sync_sites", f"{model}/{loss}/{name}", dict(sites))
-            looks = sum(number for site, number in sites.items() if site.startswith("totals.py"))  # every 50 steps
+            looks = sum(number for site, number in sites.items() if site.startswith("running_metrics.py"))  # every 50 steps
             waits = (sum(sites.values()) - looks) / counted
             findings.add("syncs_per_step", f"{model}/{loss}/{name}", waits)
             if waits:
@@ -145,7 +145,7 @@ def _waits(findings: Findings) -> None:
 def trainer_of(
     model: str, loss: str, findings: Findings, *more: str, classes: int = 100, batch_size: int = 128, steps: int = 16
 ) -> Trainer:
-    """Build what `train.py` would train, on random images of ``steps`` batches an epoch; a CPU has no graph."""
+    """Build the trainer of `train.py` on random images; an epoch has ``steps`` batches. A CPU has no CUDA graph."""
     dataset, pixels = {10: ("cifar10", 32), 100: ("cifar100", 32), 1000: ("imagenet", 224)}[classes]
     where = "compute=cpu" if findings.rehearse else "compute=gpu"
     asked = [f"model={model}", f"dataset={dataset}", f"loss={loss}", f"recipe.batch_size={batch_size}", where, *more]
@@ -156,7 +156,7 @@ def trainer_of(
 
 
 def taking(trainer: Trainer) -> Iterator[None]:
-    """Take a step of training for each item; all batches are full."""
+    """Return an iterator that takes a training step for each item; all batches are full."""
     trainer.network.train()
     trainer.criterion.train()
     epoch = 0
@@ -168,20 +168,20 @@ def taking(trainer: Trainer) -> Iterator[None]:
 
 
 def milliseconds(steps: Iterator[None], device: torch.device, at_least: float = TURN_SECONDS) -> float:
-    """Return the milliseconds of a step in one turn."""
+    """Return the milliseconds of a step, averaged over one turn."""
     count, begin = 0, time.perf_counter()
     while not count or time.perf_counter() - begin < at_least:
         for _ in range(5 if device.type == "cuda" else 1):
             next(steps)
             count += 1
         if device.type == "cuda" and count % 20 == 0:
-            wait(device)  # or the host runs far ahead, and the clock sees it only
+            wait(device)  # otherwise the host runs far ahead, and the clock measures the host alone
     wait(device)
     return 1000 * (time.perf_counter() - begin) / count
 
 
 def rates(findings: Findings) -> None:
-    """Images/s, host time, kernels and memory of a step: CE and ISDA in turns, eager and captured, some compiled."""
+    """Record images/s, host time, kernels and memory of a step: CE and ISDA in turns, eager, captured and compiled."""
     cases = [("resnet32", 100), ("resnet32", 10), ("wrn28_10", 100), ("wrn28_10", 10), ("resnet110", 100)]
     cases += [("resnet50", 1000)]
     if findings.rehearse:
@@ -198,13 +198,13 @@ def rates(findings: Findings) -> None:
 
 
 def measured(findings: Findings, model: str, classes: int, form: str, *more: str) -> None:
-    """CE and ISDA in turns; the ratio is the median of those within a turn."""
+    """Measure CE and ISDA in turns; their ratio is the median of the ratios within a turn."""
     device, batch_size = findings.device, 8 if findings.rehearse else 128
-    network = f"{model}-10" if classes == 10 else model  # else with the classes of CIFAR-100 or ImageNet
+    network = f"{model}-10" if classes == 10 else model  # without suffix: CIFAR-100 or ImageNet
     turns: dict[str, list[float]] = {}
     contenders = {}
     for loss in ("ce", "isda"):
-        gc.collect()  # a trainer and its graph refer to each other, and hold gigabytes
+        gc.collect()  # a trainer and its graph form a reference cycle that holds gigabytes
         if device.type == "cuda":
             torch.cuda.empty_cache()
             before = torch.cuda.memory_reserved()
@@ -215,7 +215,7 @@ def measured(findings: Findings, model: str, classes: int, form: str, *more: str
         for _ in range(WARM_UP):
             next(steps)
         wait(device)
-        if device.type == "cuda":  # without what cuDNN has tried its algorithms in; a graph's memory stays reserved
+        if device.type == "cuda":  # drop the workspaces of cuDNN's search; a graph's memory stays reserved
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         step = {"kernels": kernels(steps, device), "host_milliseconds": host_milliseconds(steps, device)}
@@ -236,10 +236,10 @@ def measured(findings: Findings, model: str, classes: int, form: str, *more: str
 
 
 def host_milliseconds(steps: Iterator[None], device: torch.device) -> float:
-    """Return the milliseconds for which the host is busy with a step."""
+    """Return the median milliseconds that the host spends on a step."""
     seconds = []
     for _ in range(1 if device.type == "cpu" else 10):
-        wait(device)  # or the GPU's queue fills up, and the host waits for it
+        wait(device)  # otherwise the GPU's queue fills up, and the host waits for it
         begin = time.perf_counter()
         next(steps)
         seconds.append(time.perf_counter() - begin)
@@ -247,7 +247,7 @@ def host_milliseconds(steps: Iterator[None], device: torch.device) -> float:
 
 
 def kernels(steps: Iterator[None], device: torch.device) -> int:
-    """Count the kernels that the device runs in a step; on a CPU the operators."""
+    """Return the number of kernels that the device runs in a step; on a CPU that of operators."""
     kind = torch.profiler.ProfilerActivity.CUDA if device.type == "cuda" else torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(activities=[kind]) as profile:
         next(steps)

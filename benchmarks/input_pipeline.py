@@ -3,10 +3,10 @@
     python benchmarks/input_pipeline.py                                        # 2 minutes; uses $ISDA_DATA if it is set
     python benchmarks/input_pipeline.py output=results/benchmarks/input_cpu.md # also writes what it prints
 
-Normalised batches of 128 of the same images: the reference is torchvision's transforms on PIL images in a DataLoader
-with 2 workers, which run and are warm when the clock starts; Cutout, which torchvision lacks, is there as its authors
-publish it. The resident loader is timed over whole epochs, the drawing included. The two take turns; the medians are
-compared. Exits 1 when a bar is missed.
+All pipelines give normalised batches of 128 of the same images. The reference is torchvision's transforms on PIL images
+in a DataLoader with 2 workers, which are warm when the clock starts; Cutout, which torchvision lacks, is the code that
+its authors publish. Our in-memory loader is timed over whole epochs, its random draws included. The pipelines take
+turns, and the medians are compared. Exits 1 if a bar is missed.
 """
 
 import os
@@ -48,7 +48,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 @dataclass(frozen=True)
 class Contest:
-    """An augmentation, and how many times the reference's images per second there must be."""
+    """An augmentation, and the bar: how many times the reference's images per second our loader has to reach."""
 
     augmentation: str
     bar: float
@@ -57,11 +57,11 @@ class Contest:
 CONTESTS = [Contest("baseline", 8), Contest("cutout", 8), Contest("autoaugment", 6)]
 
 
-Rates = dict[str, list[float]]  # by contender, turn by turn
+Rates = dict[str, list[float]]  # contender -> images per second of each turn
 
 
 def main() -> None:
-    """Measure, print, write if asked, and hold the bars."""
+    """Measure all pipelines, print a report, write it if asked, and exit with 1 if a bar is missed."""
     output = output_argument(sys.argv[1:])
     torch.set_num_threads(THREADS)
     compute = resolve_compute(compose(["compute=cpu"]).compute)
@@ -90,7 +90,7 @@ HEADER = [
 
 
 def _rows(what: str, rates: Rates, bars: dict[str, float], missed: list[str]) -> Iterator[str]:
-    """The contenders beside the first, which is the reference; what misses its bar is added to ``missed``."""
+    """Yield a table row for each contender; the first is the reference. Missed bars are appended to ``missed``."""
     medians = {name: statistics.median(measured) for name, measured in rates.items()}
     reference = next(iter(medians.values()))
     for name, median in medians.items():
@@ -106,7 +106,7 @@ def _rows(what: str, rates: Rates, bars: dict[str, float], missed: list[str]) ->
 
 
 def _images() -> tuple[str, Split]:
-    """What they are, and the split."""
+    """Return a description of the images and the split: CIFAR-10 if it is on disk, otherwise random images."""
     data_dir = Path(os.environ.get("ISDA_DATA", "data"))
     if (data_dir / torchvision.datasets.CIFAR10.base_folder).is_dir():
         split = load_cifar("cifar10", data_dir, download=False).train
@@ -118,11 +118,11 @@ def _images() -> tuple[str, Split]:
 
 
 def _rates(contest: Contest, split: Split) -> Rates:
-    """Each contender's images per second, turn by turn. The reference's workers rest when it is not its turn."""
+    """Return the images per second of each contender, turn by turn; the reference's workers idle between its turns."""
     loaders = {f"ours, {name}": _resident(contest, split, layout) for name, layout in LAYOUTS.items()}
     rates: dict[str, list[float]] = {name: [] for name in ("torchvision", *loaders)}
     for loader in loaders.values():
-        _resident_rate(loader)  # first touch of the memory
+        _resident_rate(loader)  # warm-up: first access to the memory
     for _ in range(REPEATS):
         rates["torchvision"].append(_reference_rate(contest, split))
         for name, loader in loaders.items():
@@ -135,7 +135,7 @@ def _reference_rate(contest: Contest, split: Split) -> float:
 
 
 def _rate(batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> float:
-    """Of a pipeline with workers, once they are warm."""
+    """Return the images per second of a pipeline with workers, after a warm-up."""
     for _ in islice(batches, WARMUP_BATCHES):
         pass
     start, count = time.perf_counter(), 0
@@ -167,11 +167,11 @@ def _resident_rate(loader: InMemoryLoader) -> float:
 # ------------------------------------------------------------------------------------------------- images in files
 
 FILES_BATCH_SIZE, FILES_BARS = 32, {"files": 1.3, "packed, raw": 5.0}
-REPEATED = 20_000  # images an epoch
+REPEATED = 20_000  # images in an epoch
 
 
 def benchmark_files(missed: list[str]) -> Iterator[str]:
-    """Decoding and the standard augmentation of ImageNet's training images, from files and from archives."""
+    """Yield the report on decoding and augmenting ImageNet's training images, from files and from archives."""
     data_dir = Path(os.environ.get("ISDA_DATA", "data"))
     root = next(
         (data_dir / name for name in ("imagenet", "imagenet-full") if (data_dir / name / "train").is_dir()), None
@@ -179,7 +179,7 @@ def benchmark_files(missed: list[str]) -> Iterator[str]:
     if root is None:
         yield f"Images in files: not measured, there is neither imagenet nor imagenet-full in {data_dir}."
         return
-    torch.set_num_threads(1)  # the cores are the workers'
+    torch.set_num_threads(1)  # leave the cores to the workers
     with tempfile.TemporaryDirectory() as scratch:
         splits = _file_splits(root, Path(scratch))
         count = len(splits["files"])
@@ -205,7 +205,7 @@ def benchmark_files(missed: list[str]) -> Iterator[str]:
 
 
 def _file_splits(root: Path, scratch: Path) -> dict[str, StoredSplit]:
-    """The same images in files and packed."""
+    """Return the same images as files, and as archives of raw pixels and of JPEG, which are written to ``scratch``."""
     folder = scratch / "images"
     for part in ("train", "val"):
         (folder / part).parent.mkdir(exist_ok=True)
@@ -226,7 +226,7 @@ def _file_splits(root: Path, scratch: Path) -> dict[str, StoredSplit]:
 
 
 class Repeated:
-    """A split's images over and over."""
+    """A split whose images are repeated until it has the given length."""
 
     def __init__(self, split: StoredSplit, images: int) -> None:
         self._split, self._images = split, images
@@ -237,19 +237,19 @@ class Repeated:
         return self._images
 
     def select(self, indices: torch.Tensor) -> Self:
-        """Not needed here."""
+        """Raise NotImplementedError: the benchmark selects nothing."""
         raise NotImplementedError
 
     def where(self, index: int) -> str:
-        """Its file."""
+        """Return the path of an image's file."""
         return self._split.where(index % len(self._split))
 
     def fingerprint(self) -> str:
-        """The split's."""
+        """Return the fingerprint of the split."""
         return self._split.fingerprint()
 
     def read(self, index: int) -> bytes | bytearray:
-        """Its content."""
+        """Return the bytes of an image's file."""
         return self._split.read(index % len(self._split))
 
 

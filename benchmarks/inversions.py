@@ -3,10 +3,10 @@
 python benchmarks/inversions.py                                              # some minutes on two cores
 python benchmarks/inversions.py output=results/benchmarks/inversion_cpu.md   # also writes what it prints
 
-Iterations of Step I (equation 15) with the paper's networks, ResNet-32 and a WGAN's generators, 32 x 32 pixels, images
-of one class and of ten; weights are drawn, not trained: the time is the same. An image a minute is 10,000 such
-iterations in a minute. The ways take turns, and each is a median. In the same run it is looked at whether the numbers
-found are those found one by one.
+Iterations of Step I (equation 15) with the paper's networks: ResNet-32 and a WGAN's generators, 32 x 32 pixels, images
+of one class and of ten. Weights are random: training would not change the time. One image per minute means 10,000
+iterations in a minute. Batch sizes take turns, and each time is a median. The run also checks that the numbers found
+for several images at once are those found one by one.
 """
 
 import sys
@@ -27,14 +27,14 @@ from isda_repro.measurements import conclude, machine, output_argument
 from isda_repro.training.compute import Compute, resolve_compute
 
 SHAPE = Shape(num_classes=10, image_size=32, channels=3)
-LEAST_FACTOR = 1.5  # many at once must be so much faster than one by one
+LEAST_FACTOR = 1.5  # required speed-up of many images at once over one by one
 
 
 SIZES, ITERATIONS, TURNS = (1, 4, 16, 64), 20, 5
 
 
 def reversal_of(compute: Compute) -> Reversal:
-    """Of the paper's networks, as they are drawn."""
+    """Return the paper's networks with random weights: ResNet-32 and the ten generators of a WGAN."""
     cfg = compose(["model=resnet32", "dataset=cifar10"])
     game: Game = build(compose_generator(["gan=wgan", "dataset=cifar10"]).gan.game)
     torch.manual_seed(0)
@@ -45,7 +45,7 @@ def reversal_of(compute: Compute) -> Reversal:
 
 
 def sought(reversal: Reversal, images: Tensor, labels: Tensor, start: Tensor, iterations: int) -> Tensor:
-    """What Step I has of these after so many iterations, at least 4."""
+    """Run Step I for these images and return z after ``iterations`` iterations, at least 4."""
     device = reversal.features.device
     wanted, real = reversal.features.of_pixels(images), in_unit_range(images).to(device)
 
@@ -58,7 +58,7 @@ def sought(reversal: Reversal, images: Tensor, labels: Tensor, start: Tensor, it
 def report(
     compute: Compute, sizes: Sequence[int] = SIZES, iterations: int = ITERATIONS, turns: int = TURNS
 ) -> tuple[list[str], list[str]]:
-    """The lines that are printed, and the bars that were missed."""
+    """Measure, and return the lines of the report and the bars that were missed."""
     reversal, draws = reversal_of(compute), torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (max(sizes), 3, 32, 32), dtype=torch.uint8, generator=draws)
     start = torch.randn(len(images), reversal.generator.game.noise_dim, generator=draws)
@@ -68,7 +68,7 @@ def report(
         for size, classes in taken:
             begin = time.perf_counter()
             sought(reversal, images[:size], labels[classes][:size], start[:size], iterations)
-            if turn:  # the first ones warm up
+            if turn:  # the first turn warms up
                 taken[size, classes].append((time.perf_counter() - begin) / iterations)
     milliseconds = {way: 1000 * median(seconds) for way, seconds in taken.items()}
     rates = {way: 60_000 * way[0] / (one * STEP_ONE.iterations) for way, one in milliseconds.items()}
@@ -98,7 +98,7 @@ def report(
 
 
 def main(arguments: list[str]) -> None:
-    """Measure and print."""
+    """Print the report, write it if asked, and exit with 1 if a bar is missed."""
     output = output_argument(arguments)
     compute = resolve_compute({**compose(["model=resnet32", "dataset=cifar10"]).compute, "precision": "fp32"})
     compute.apply()

@@ -3,19 +3,20 @@
     python benchmarks/loss.py                                         # 5 minutes, on an otherwise idle machine
     python benchmarks/loss.py output=results/benchmarks/loss_cpu.md   # also writes what it prints
 
-For N samples, C classes, A features, the head and its backward pass included in each, in one process, taking turns:
+The losses run in one process on N samples, C classes and A features, and take turns. Each time includes the head and
+its backward pass:
 
 - CE: `F.cross_entropy` alone;
-- W Sigma: the product of the head's weight with the covariance of each class in the batch, and nothing else: the least
-  that equation 4 can cost with full covariances;
+- W Sigma: the product of the head's weight with the covariance of each class in the batch, and nothing else, which is a
+  lower bound for equation 4 with full covariances;
 - ISDA and its variants: `ISDALoss`; sampled: equation 2 with M draws, `SampledISDALoss`;
 - plain: the forms in which the authors compute it, full and diagonal (benchmarks/reference/plain_isda.py);
 - Table 4's other losses.
 
-Each ratio or difference is the median over the turns of that within a turn: a machine's clock changes from one second
-to the next, and then does so for both. Memory is the most that is allocated at any time above what was there before the
-step, gradients included, the losses' own buffers not. Then: full covariances at ImageNet's size, by packed_cost.py.
-Exits 1 when a bar is missed.
+Each ratio or difference is the median over the turns of its value within a turn, because the machine's clock rate
+changes from second to second. Memory is the peak above what was allocated before the step, which includes gradients but
+not the losses' buffers. A last section, by packed_cost.py, covers full covariances at ImageNet's size. Exits 1 if a bar
+is missed.
 """
 
 import os
@@ -26,7 +27,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which measures memory, is talkative
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences the profiler that measures memory
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +50,7 @@ from isda_repro.losses import (
 )
 from isda_repro.measurements import THREADS, conclude, machine, output_argument
 
-SECONDS_A_TURN = 0.05  # a contender that is quick is repeated this long in each of its turns
+SECONDS_A_TURN = 0.05  # a fast contender repeats its step for this long in each turn
 MAKERS: dict[str, Callable[[int, int], nn.Module]] = {
     "CE": CrossEntropy,
     "ISDA": ISDALoss,
@@ -72,7 +73,12 @@ PRODUCT = "W Sigma"
 
 @dataclass(frozen=True)
 class Bar:
-    """``first`` against ``second``, in ``measure``: times, ms above, or memory; ``limit`` is the most, or the least."""
+    """A limit on ``first`` compared with ``second``.
+
+    Attributes:
+        measure: "times" (ratio of times), "ms above" (difference in ms) or "memory" (ratio of peaks).
+        limit: the largest value allowed, or the smallest if ``at_least``.
+    """
 
     first: str
     second: str
@@ -88,7 +94,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Contest:
-    """Contenders on one batch, and their bars."""
+    """Contenders that are timed on the same batch, and the bars that they have to keep."""
 
     samples: int
     classes: int
@@ -99,7 +105,7 @@ class Contest:
 
     @property
     def name(self) -> str:
-        """The shape."""
+        """Shape of the batch: "N, C, A"."""
         return f"{self.samples}, {self.classes}, {self.features}"
 
 
@@ -147,7 +153,7 @@ CONTESTS = [
 
 
 class Steps:
-    """The steps of all contenders on one random batch, features as after a ReLU."""
+    """The steps of all contenders on one random batch, whose features are like the output of a ReLU."""
 
     def __init__(self, contest: Contest) -> None:
         torch.manual_seed(0)
@@ -186,7 +192,7 @@ class Steps:
 
 
 def turn(step: Callable[[], None]) -> float:
-    """Milliseconds of one step: the mean over a turn, after one step that does not count."""
+    """Return the milliseconds of one step: the mean over a turn, after one step of warm-up."""
     step()
     count, begin = 0, time.perf_counter()
     while not count or time.perf_counter() - begin < SECONDS_A_TURN:
@@ -196,7 +202,7 @@ def turn(step: Callable[[], None]) -> float:
 
 
 def peak_mib(step: Callable[[], None]) -> float:
-    """The most that PyTorch's allocator holds during a step above what it held before, in MiB."""
+    """Return the peak memory of a step in PyTorch's allocator, above what was allocated before it, in MiB."""
     step()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         step()
@@ -210,7 +216,7 @@ def peak_mib(step: Callable[[], None]) -> float:
 
 
 def measure(contest: Contest) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Milliseconds in each turn and peak MiB of each contender."""
+    """Return the milliseconds of each contender in each turn, and its peak memory in MiB."""
     steps = Steps(contest).steps
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(contest.turns):
@@ -220,7 +226,7 @@ def measure(contest: Contest) -> tuple[dict[str, list[float]], dict[str, float]]
 
 
 def found(bar: Bar, times: dict[str, list[float]], memory: dict[str, float]) -> float:
-    """The figure that a bar is about."""
+    """Return the figure that a bar limits: the median over turns, or the ratio of peaks."""
     if bar.measure == "memory":
         return memory[bar.first] / memory[bar.second]
     pairs = zip(times[bar.first], times[bar.second], strict=True)
@@ -228,7 +234,7 @@ def found(bar: Bar, times: dict[str, list[float]], memory: dict[str, float]) -> 
 
 
 def main() -> None:
-    """Measure, report, hold the bars."""
+    """Run all contests, print a report, write it if asked, and exit with 1 if a bar is missed."""
     output = output_argument(sys.argv[1:])
     torch.set_num_threads(THREADS)
     lines = [

@@ -1,4 +1,4 @@
-"""Figures of the sections of ``benchmarks/gpu.py``, the clock of a device, and random images."""
+"""Helpers of the sections of ``benchmarks/gpu.py``: findings in a file, timing on a device, random images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from isda_repro.files import atomic_write
 
 @dataclass
 class Findings:
-    """Findings of a section, in a file that is always whole."""
+    """Findings of a section; every change is written to ``path`` atomically."""
 
     path: Path
     rehearse: bool
@@ -26,16 +26,16 @@ class Findings:
 
     @property
     def device(self) -> torch.device:
-        """The GPU; in a rehearsal the CPU."""
+        """Device of the benchmark: the GPU, or the CPU in a rehearsal."""
         return torch.device("cpu" if self.rehearse else "cuda")
 
     def add(self, kind: str, name: str, value: Any) -> None:
-        """Keep one figure."""
+        """Record the figure ``name`` among those of ``kind``."""
         self.body.setdefault(kind, {})[name] = value
         self._write()
 
     def wrong(self, what: str) -> None:
-        """Keep what is not right; the others are still measured."""
+        """Record an error without stopping the section."""
         self.body.setdefault("wrong", []).append(what)
         self._write()
 
@@ -45,13 +45,13 @@ class Findings:
 
 
 def wait(device: torch.device) -> None:
-    """Let the device finish what it has been given."""
+    """Wait until the device has finished all work in its queue."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def seconds_of(call: Callable[[], object], device: torch.device, at_least: float = 0.3) -> float:
-    """Return the median seconds of a call, from a graph where there is a GPU."""
+    """Return the median seconds of a call, replayed from a CUDA graph if the device is a GPU."""
     if device.type == "cuda":
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -73,12 +73,12 @@ def seconds_of(call: Callable[[], object], device: torch.device, at_least: float
             call()
         wait(device)
         times.append((time.perf_counter() - start) / calls)
-        calls = max(1, int(0.02 / max(times[-1], 1e-7)))  # a turn long enough for the clock
+        calls = max(1, int(0.02 / max(times[-1], 1e-7)))  # 20 ms, long enough for the clock's resolution
     return statistics.median(times)
 
 
 def random_source(classes: int, pixels: int, images: int) -> Source:
-    """Random images in memory."""
+    """Return a data set of random images in memory: ``images`` for training and 500 for evaluation."""
     draws = torch.Generator().manual_seed(0)
 
     def split(count: int) -> Split:

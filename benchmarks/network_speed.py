@@ -5,9 +5,9 @@
     python benchmarks/network_speed.py only=[resnet32,wrn16_8] compiled=[resnet32]
 
 Both forms have the same weights and images, and take turns; each ratio is the median over the turns of the ratio within
-a turn. A copy of ours takes its turn too: what it differs from ours by is noise. Then, of ours, what channels_last,
-bf16 and torch.compile add, and what DenseNet's checkpoints cost and save. On a GPU if there is one. Exits 1 if a
-network of ours is slower than the other form.
+a turn. A copy of our network takes turns too, and its difference from ours is the noise. Further columns show the gains
+of channels_last, bf16 and torch.compile for our networks, and a second table the time and memory of DenseNet's
+checkpoints. Uses a GPU if there is one. Exits 1 if a network of ours is slower than the other form.
 """
 
 import copy
@@ -33,15 +33,21 @@ from isda_repro.measurements import THREADS, conclude, machine
 from isda_repro.models import Network, NetworkOutput
 
 PAIR_TURNS, FORM_TURNS, TURN_SECONDS = 16, 6, 1.0
-BAR = 0.95  # equal: a copy of a network differs from it by as much as a few percent on a machine of two cores
+BAR = 0.95  # counts as equal: a copy of a network differs from it by a few percent on two cores
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-BATCH_MULTIPLY_ADDS = 2e10 if DEVICE.type == "cpu" else 1e12  # of one forward pass: a second or less
+BATCH_MULTIPLY_ADDS = 2e10 if DEVICE.type == "cpu" else 1e12  # a forward pass of at most a second
 LARGEST_BATCH = 128
 
 
 @dataclass
 class Options:
-    """What is typed behind the script; ``compiled``: networks that are compiled too, minutes each on a CPU."""
+    """Options of the script.
+
+    Attributes:
+        output: Markdown file to write the report to.
+        only: models to measure; empty: all.
+        compiled: models that are also measured with torch.compile, which takes minutes each on a CPU.
+    """
 
     output: str | None = None
     only: list[str] = field(default_factory=list)
@@ -49,7 +55,7 @@ class Options:
 
 
 class Batch(NamedTuple):
-    """Noise."""
+    """Random images and labels."""
 
     images: Tensor
     targets: Tensor
@@ -59,7 +65,7 @@ Step = Callable[[Batch], None]
 
 
 def step_of(network: nn.Module, bf16: bool = False, compiled: bool = False) -> Step:
-    """Forward, cross-entropy, backward."""
+    """Return a training step without an optimizer: forward pass, cross-entropy, backward pass."""
     call = cast(nn.Module, torch.compile(network)) if compiled else network
 
     def step(batch: Batch) -> None:
@@ -74,7 +80,7 @@ def step_of(network: nn.Module, bf16: bool = False, compiled: bool = False) -> S
 
 
 def rate(step: Step, batch: Batch) -> float:
-    """Images per second in a turn."""
+    """Return the images per second of a step, measured for ``TURN_SECONDS``."""
     images, begin = 0, time.perf_counter()
     while time.perf_counter() - begin < TURN_SECONDS:
         step(batch)
@@ -85,7 +91,7 @@ def rate(step: Step, batch: Batch) -> float:
 
 
 def in_turns(steps: dict[str, tuple[Step, Batch]], turns: int) -> dict[str, list[float]]:
-    """The rates of several forms, one after the other in each turn, forwards and backwards; warmed up before."""
+    """Return the rates of several forms, measured in turns after a warm-up; every second turn reverses the order."""
     for step, batch in steps.values():
         step(batch)
     rates: dict[str, list[float]] = {name: [] for name in steps}
@@ -98,12 +104,12 @@ def in_turns(steps: dict[str, tuple[Step, Batch]], turns: int) -> dict[str, list
 
 
 def ratio(rates: dict[str, list[float]], name: str, base: str) -> float:
-    """Median of the ratios within the turns."""
+    """Return the median over the turns of the ratio of two rates."""
     return statistics.median(one / other for one, other in zip(rates[name], rates[base], strict=True))
 
 
 def network_of(model: str, *overrides: str) -> Network:
-    """Ours, in training."""
+    """Return our network of ``model=`` on the device, in training mode."""
     torch.manual_seed(0)
     classes, pixels, _ = IMAGENET if on_imagenet(model) else CIFAR
     size = [f"model.image_size={pixels}"] if on_imagenet(model) else []
@@ -112,7 +118,7 @@ def network_of(model: str, *overrides: str) -> Network:
 
 
 def batch_for(model: str, network: Network) -> Batch:
-    """As large as a second allows, 128 at most."""
+    """Return a batch for a forward pass of about a second or less: a power of two from 4 to 128 images."""
     classes, pixels, _ = IMAGENET if on_imagenet(model) else CIFAR
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
@@ -126,12 +132,12 @@ def batch_for(model: str, network: Network) -> Batch:
 
 
 def in_channels_last(batch: Batch) -> Batch:
-    """The same images in the other layout."""
+    """Return the batch with its images in channels_last."""
     return Batch(batch.images.contiguous(memory_format=torch.channels_last), batch.targets)
 
 
 def measure(model: str, compiled: bool) -> tuple[str, float]:
-    """A line of the table, and ours over the other form."""
+    """Return the table row of a model, and the ratio of our rate to that of the reference."""
     ours = network_of(model)
     batch = batch_for(model, ours)
     theirs = plain_network(model, ours.head.out_features).to(DEVICE).train()
@@ -158,11 +164,11 @@ def measure(model: str, compiled: bool) -> tuple[str, float]:
 
 
 def checkpoint_line(model: str) -> str:
-    """What DenseNet's checkpoints cost in time, and what they save of memory for the gradient."""
+    """Return the table row of a DenseNet with checkpointing: its relative speed, and the memory for its gradient."""
     plain, thrifty = network_of(model), network_of(model, "model.checkpointed=true")
     batch = batch_for(model, plain)
     rates = in_turns({"plain": (step_of(plain), batch), "checkpointed": (step_of(thrifty), batch)}, FORM_TURNS)
-    one = batch.images[:1].clone()  # not a part of the whole batch's memory, which would be counted
+    one = batch.images[:1].clone()  # a view would keep the memory of the whole batch, and count it
     kept = [bytes_for_gradient(network, one) / 2**20 for network in (plain, thrifty)]
     return (
         f"| `{model} model.checkpointed=true` | {ratio(rates, 'checkpointed', 'plain'):.2f} | {kept[1]:.1f} | "
@@ -171,7 +177,7 @@ def checkpoint_line(model: str) -> str:
 
 
 def report(models: Sequence[str], compiled: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The lines, and the names of those that miss the bar."""
+    """Return the lines of the report, and the names of models that miss the bar."""
     lines = [
         f"# Networks: images per second, forward and backward, {'CPU' if DEVICE.type == 'cpu' else 'GPU'}",
         "",
@@ -206,7 +212,7 @@ def report(models: Sequence[str], compiled: Sequence[str]) -> tuple[list[str], l
 
 
 def main() -> None:
-    """Measure, report, hold the bar."""
+    """Measure all models, print a report, write it if asked, and exit with 1 if a network of ours is slower."""
     torch.set_num_threads(THREADS)
     options = parse_options(Options, sys.argv[1:])
     models = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml") if path.stem != "timm")

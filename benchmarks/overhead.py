@@ -1,14 +1,18 @@
-"""What ISDA adds to a training step: time inside it, step time beside cross-entropy's, images per second, memory.
+"""The overhead of ISDA in a training step: time inside it, step time beside cross-entropy's, images per second, memory.
 
     python benchmarks/overhead.py                                              # CIFAR-100's; on a CPU 3 minutes
     python benchmarks/overhead.py output=results/benchmarks/overhead_cpu.md    # also writes what it prints
     python benchmarks/overhead.py networks=table1 output=results/benchmarks/overhead_table1_cpu.md
 
-Whole steps on random images of the data set's size, network and optimiser included, in the precision that
-`compute=auto` chooses; CE and ISDA take turns. `networks=table1`: the paper's seven on ImageNet, with diagonal
-covariances; what it writes as JSON beside its output is the wall time in our Table 1. `clock=processor` counts the
-processor time of one thread, not the time on the wall: for a machine on which others work, too. Exits 1 when a bar is
-missed (time inside ISDA on CIFAR-100 on a CPU: at most 1% for WRN-28-10, 2.5% for DenseNet-BC-100-12).
+Whole training steps on random images of the data set's size, with network and optimiser, in the precision that
+`compute=auto` chooses; CE and ISDA take turns.
+
+- `networks=table1`: the paper's seven networks on ImageNet with diagonal covariances. The JSON file beside the output
+  is the source of the wall time in our Table 1.
+- `clock=processor`: the processor time of one thread instead of wall time, for a machine that others use too.
+
+Exits 1 if a bar is missed: on a CPU, the time inside ISDA on CIFAR-100 may be at most 1% of a step of WRN-28-10, and
+2.5% of one of DenseNet-BC-100-12.
 """
 
 import statistics
@@ -40,7 +44,7 @@ CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 @dataclass
 class Options:
-    """What is typed behind the script."""
+    """Options of the script; the module's docstring describes them."""
 
     networks: str = "cifar"
     clock: str = "wall"
@@ -49,19 +53,25 @@ class Options:
 
 @dataclass(frozen=True)
 class Case:
-    """A network as the paper trains it; ``share`` is the bar of a CPU, ``paper`` Table 1's wall time in percent."""
+    """A network as the paper trains it.
+
+    Attributes:
+        steps: steps in a turn.
+        share: bar for the share of a step inside ISDA on a CPU.
+        paper: added wall time in Table 1, in percent.
+    """
 
     model: str
     dataset: str
     batch_size: int
-    steps: int  # in a turn
+    steps: int
     turns: int = 5
     share: float | None = None
     paper: float | None = None
 
     @property
     def size(self) -> tuple[int, int]:
-        """Classes and pixels."""
+        """Number of classes, and width of the images in pixels."""
         return (1000, 224) if self.dataset == "imagenet" else (100, 32)
 
 
@@ -78,25 +88,25 @@ TABLE_1 = ["resnet50", "resnet101", "resnet152", "densenet121", "densenet265", "
 
 
 def table_1(on_gpu: bool) -> list[Case]:
-    """The paper's networks; on a GPU the images of one of its eight, on a CPU an eighth of those."""
+    """Return the cases of Table 1; the batch is that of one of the paper's eight GPUs, on a CPU an eighth of it."""
     papers = [row["cost_wall_pct"] for row in REPORTED["table1"]["rows"]]
     size = {"batch_size": 64, "steps": 50} if on_gpu else {"batch_size": 8, "steps": 1}
     return [Case(model, "imagenet", paper=paper, **size) for model, paper in zip(TABLE_1, papers, strict=True)]
 
 
 class ProcessorStopwatch(Stopwatch):
-    """Counts the time for which the process had a processor."""
+    """A stopwatch that counts the processor time of the process instead of wall time."""
 
     @contextmanager
     def host(self, name: str) -> Iterator[None]:
-        """Time what the host does."""
+        """Add the processor time of the block to ``name``."""
         begin = time.process_time()
         yield
         self._seconds[name] += time.process_time() - begin
 
 
 class Contender:
-    """Training steps of one network with one loss, on one batch that stays."""
+    """A network and a loss that train on one fixed batch, and the times of their steps."""
 
     def __init__(self, case: Case, loss: str, compute: Compute, clock: str) -> None:
         torch.manual_seed(0)
@@ -113,12 +123,12 @@ class Contender:
         self.compute, self.steps = compute, case.steps
         self.clock = CLOCKS[clock]
         self.stopwatch = ProcessorStopwatch(compute.device) if clock == "processor" else Stopwatch(compute.device)
-        self.milliseconds: list[float] = []  # of a step, by turn
-        self.inside: list[float] = []  # likewise, of them in the criterion
-        self._turn()  # warm
+        self.milliseconds: list[float] = []  # mean of a step, for each turn
+        self.inside: list[float] = []  # part of them inside the criterion
+        self._turn()  # warm-up
 
     def turn(self) -> None:
-        """Some steps, and what they took."""
+        """Take the steps of a turn and append their mean times."""
         seconds, inside = self._turn()
         self.milliseconds.append(1000 * seconds / self.steps)
         self.inside.append(1000 * inside / self.steps)
@@ -149,7 +159,7 @@ class Contender:
 
 
 def measure(case: Case, compute: Compute, clock: str) -> Row:
-    """CE and ISDA in turns."""
+    """Train with CE and with ISDA in turns, and return the row of the table."""
     memory = [memory_mib(case, loss, compute, clock) for loss in ("ce", "isda")]
     ce, isda = (Contender(case, loss, compute, clock) for loss in ("ce", "isda"))
     for _ in range(case.turns):
@@ -178,16 +188,16 @@ def measure(case: Case, compute: Compute, clock: str) -> Row:
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
-    """The median first, then the lower and the upper one."""
+    """Return the median, the lower quartile and the upper quartile."""
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return median, low, high
 
 
 def memory_mib(case: Case, loss: str, compute: Compute, clock: str) -> float | None:
-    """Peak on a GPU, of a process that trains with one loss alone."""
+    """Return the peak memory in MiB of training with one loss on a GPU; None on a CPU."""
     if compute.device.type != "cuda":
         return None
-    contender = Contender(case, loss, compute, clock)  # has tried cuDNN's algorithms, whose workspaces are large
+    contender = Contender(case, loss, compute, clock)  # its warm-up ran cuDNN's search, with large workspaces
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     contender.turn()
@@ -195,7 +205,7 @@ def memory_mib(case: Case, loss: str, compute: Compute, clock: str) -> float | N
 
 
 def hardware(on_gpu: bool, clock: str) -> str:
-    """For people."""
+    """Return a description of the hardware for the report."""
     if on_gpu:
         return torch.cuda.get_device_name()
     threads = torch.get_num_threads()
@@ -204,7 +214,7 @@ def hardware(on_gpu: bool, clock: str) -> str:
 
 
 def main() -> None:
-    """Measure, report, hold the bars."""
+    """Measure all networks, print a report, write it if asked, and exit with 1 if a bar is missed."""
     options = parse_options(Options, sys.argv[1:])
     if options.networks not in ("cifar", "table1") or options.clock not in CLOCKS:
         raise UserError(f"networks= can be cifar or table1, and clock= {' or '.join(CLOCKS)}")

@@ -1,4 +1,4 @@
-"""What ``overhead.py`` found, as lines of a table and as JSON."""
+"""The results of ``overhead.py`` as a Markdown table and as JSON."""
 
 import json
 import time
@@ -12,24 +12,27 @@ from isda_repro.files import atomic_write
 
 @dataclass(frozen=True)
 class Row:
-    """What was found of one network, in the names of the JSON file; percent are of the step with CE, turn by turn."""
+    """Results for one network; the names are those of the JSON file.
+
+    Percentages are relative to the step with CE in the same turn, unless a comment says otherwise.
+    """
 
     model: str
     classes: int
     pixels: int
     batch_size: int
     turns: int
-    ms_ce: float  # medians
+    ms_ce: float  # medians over the turns
     ms_isda: float
-    inside_ce_percent: float  # of the step with CE
-    inside_isda_percent: float  # of the step with ISDA
-    added_percent: float  # the time in ISDA beyond that in CE: median, and quartiles
+    inside_ce_percent: float
+    inside_isda_percent: float  # relative to the step with ISDA
+    added_percent: float  # time inside ISDA minus time inside CE: median and quartiles
     added_low: float
     added_high: float
-    step_percent: float  # whole steps with ISDA beyond those with CE, likewise
+    step_percent: float  # whole step with ISDA minus that with CE: median and quartiles
     step_low: float
     step_high: float
-    mib_ce: float | None  # on a GPU
+    mib_ce: float | None  # peak memory on a GPU
     mib_isda: float | None
     paper_percent: float | None
 
@@ -56,7 +59,7 @@ HEADER = (
 
 
 def above(typed: str, where: str, precision: str) -> list[str]:
-    """What stands above the rows; ``typed``: behind the script."""
+    """Return the lines above the table; ``typed`` is the script's command line."""
     return [
         f"# ISDA's part of a training step, {where}, {precision}",
         "",
@@ -72,7 +75,11 @@ def above(typed: str, where: str, precision: str) -> list[str]:
 
 
 def write_json(path: Path, rows: list[Row], **about: Any) -> None:
-    """What isda_repro/tables/costs.py reads: the rows, and ``accelerator``, ``hardware``, ``precision``, ``clock``."""
+    """Write the rows with ``about`` as the JSON file that isda_repro/tables/costs.py reads.
+
+    ``about`` has ``accelerator``, ``hardware``, ``precision`` and ``clock``; the date and the version of torch are
+    added.
+    """
     listed = [{k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(row).items()} for row in rows]
     about = {**about, "date": time.strftime("%Y-%m-%d"), "torch": version("torch"), "rows": listed}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Full covariances at ImageNet's size, for loss.py: a formula, and what of it can be measured here."""
+"""Cost of full covariances at ImageNet's size, for loss.py: a formula, and measurements of single processes."""
 
 import statistics
 import time
@@ -8,31 +8,35 @@ from torch import nn
 
 from isda_repro.losses import ISDALoss, PackedStatistics
 
-RESNET50_MULTIPLY_ADDS = 4.089e9  # of one image of 224 x 224, forward; results/models.md
+RESNET50_MULTIPLY_ADDS = 4.089e9  # forward pass of one 224 x 224 image; results/models.md
 MEASURED = (64, 200, 1024)  # samples, classes, features
-IMAGENET = (64, 1000, 2048)  # on each of 8 processes
+IMAGENET = (64, 1000, 2048)  # samples on each of 8 processes, classes, features
 PROCESSES = 8
 UPDATES, UPDATED_FEATURES = 20_000, 1024
 
 
 def gigabytes(classes: int, features: int) -> tuple[float, float]:
-    """Of the covariances, square and packed."""
+    """Return the gigabytes of all covariances in float32, as square matrices and packed."""
     return 4 * classes * features**2 / 1e9, 2 * classes * features * (features + 1) / 1e9
 
 
 def classes_in_batch(samples: int, classes: int) -> float:
-    """Expected number of classes in a random batch, U."""
+    """Return U, the expected number of classes in a random batch."""
     return classes * (1 - (1 - 1 / classes) ** samples)
 
 
 def multiply_adds(samples: int, classes: int, features: int, processes: int = 1) -> float:
-    """Of one step on each process: U C A^2 for W Sigma, (N + U) A^2 for the scatter, U the classes in all batches."""
+    """Return the multiply-adds of one step on each process.
+
+    They are U C A^2 for W Sigma and (N + U) A^2 for the scatter, divided by the processes; N and U are the samples and
+    classes of the batches of all processes.
+    """
     present = classes_in_batch(samples * processes, classes)
     return (present * classes + samples * processes + present) * features**2 / processes
 
 
 def step_milliseconds(samples: int, classes: int, features: int, packed: bool) -> float:
-    """Of ISDA, head included."""
+    """Return the median milliseconds of a forward and backward pass of ISDA and the head."""
     torch.manual_seed(0)
     criterion, head = ISDALoss(classes, features, packed=packed), nn.Linear(features, classes)
     inputs = torch.randn(samples, features).relu().requires_grad_()
@@ -46,7 +50,11 @@ def step_milliseconds(samples: int, classes: int, features: int, packed: bool) -
 
 
 def error_of_many_updates() -> tuple[float, float]:
-    """After ``UPDATES`` updates of one sample each, against float64 at once: Frobenius, and largest over largest."""
+    """Return the relative error of a packed covariance after ``UPDATES`` updates of one sample each.
+
+    The reference is computed in float64 from all samples at once. The first number is the ratio of Frobenius norms, the
+    second that of the largest absolute values.
+    """
     torch.manual_seed(0)
     mixing = torch.randn(UPDATED_FEATURES, UPDATED_FEATURES) / UPDATED_FEATURES**0.5
     features = (torch.randn(UPDATES, UPDATED_FEATURES) @ mixing + 0.5).relu()
@@ -60,7 +68,7 @@ def error_of_many_updates() -> tuple[float, float]:
 
 
 def packed_report() -> list[str]:
-    """The section of the report."""
+    """Measure, and return the lines of this section of the report."""
     square, packed = (step_milliseconds(*MEASURED, packed=packed) for packed in (False, True))
     full_size = step_milliseconds(*IMAGENET, packed=True)
     predicted = packed * multiply_adds(*IMAGENET) / multiply_adds(*MEASURED)

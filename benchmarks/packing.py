@@ -2,8 +2,9 @@
 
     python benchmarks/packing.py [output=results/benchmarks/packing_cpu.md]
 
-Four runs of ResNet-20 with ISDA on scikit-learn's digits: by ``jobs=1``, and by ``jobs=2``, or where there is a GPU by
-``runs_per_gpu=2`` and ``runs_per_gpu=4``. Nothing is to be missed: what is gained depends on the machine.
+The sweep has four runs of ResNet-20 with ISDA on scikit-learn's digits. On a CPU it runs with ``jobs=1`` and
+``jobs=2``; on a GPU with ``jobs=1``, ``runs_per_gpu=2`` and ``runs_per_gpu=4``. There is no bar, because the gain
+depends on the machine.
 """
 
 import json
@@ -31,7 +32,7 @@ columns: [{{ISDA: loss=isda}}]
 
 
 def images_per_second(folder: Path, epochs: int, *options: str) -> tuple[float, list[float]]:
-    """Of the sweep, and of each of its runs while it trained."""
+    """Run the sweep; return the images per second of the sweep, and of each of its runs while it trained."""
     folder.mkdir()
     table = folder / "table.yaml"
     table.write_text(TABLE.format(seeds=list(range(SEEDS)), epochs=epochs))
@@ -46,7 +47,7 @@ def images_per_second(folder: Path, epochs: int, *options: str) -> tuple[float, 
 
 
 def main() -> None:
-    """Measure, report."""
+    """Measure, print a report, and write it if asked."""
     output = output_argument(sys.argv[1:])
     gpu = torch.cuda.is_available()
     epochs = EPOCHS_ON_GPU if gpu else EPOCHS

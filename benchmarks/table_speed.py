@@ -1,11 +1,11 @@
-"""How long it takes to read ten thousand finished runs and make a table of them, and how much memory.
+"""Time and memory of reading ten thousand finished runs and making a table of them.
 
     python benchmarks/table_speed.py [output=results/benchmarks/tables.md] [clock=processor]
 
-The runs are made up: 100 cells of five networks, two data sets and ten losses; files as the trainer writes them, of
-200 epochs and five curves each, in a temporary folder (160 MB). The command is `scripts/tables.py` as a user starts it,
-in a process of its own. To be missed: 3 s and 300 MB; by `clock=processor`, where others use the machine, 3 s of a
-processor, of which the command uses one.
+The runs are invented: 100 cells of five networks, two data sets and ten losses, as result files of 200 epochs and five
+curves each, in a temporary folder (160 MB). The command is `scripts/tables.py` as a user starts it, in a process of its
+own. Exits 1 if it takes more than 3 s or 300 MB; with `clock=processor`, for a machine that others use too, more than
+3 s of processor time on one processor.
 """
 
 import json
@@ -51,7 +51,7 @@ columns:
     "0.75": [loss=isda, loss.lambda_0=0.75]
     "1": [loss=isda, loss.lambda_0=1]
 """
-SEEDS, REDUCED_SEEDS = 96, 4  # of each of 100 cells
+SEEDS, REDUCED_SEEDS = 96, 4  # seeds of each of the 100 cells, whole and with fewer epochs
 VERSIONS = ("torch", "torchvision", "timm", "numpy", "hydra-core", "omegaconf", "scikit-learn", "wandb", "isda_repro")
 SEGMENT = SegmentRecord(
     step=0, device="cuda", hardware="a GPU", precision="bf16", tf32=True, channels_last=True, compile=True,
@@ -66,11 +66,11 @@ seconds = time.perf_counter() - begin
 used = resource.getrusage(resource.RUSAGE_CHILDREN)
 print(json.dumps([seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 1e6, done.returncode, done.stdout]))
 """
-"""Starts the command from a small process: as this one's child it would be counted with the memory of torch."""
+"""Program that runs the command from a small process; a child of this process would be charged the memory of torch."""
 
 
 class Taken(NamedTuple):
-    """What one call took."""
+    """Time and memory of one call of the command."""
 
     seconds: float
     processor_seconds: float
@@ -79,14 +79,14 @@ class Taken(NamedTuple):
 
 @dataclass
 class BenchmarkOptions:
-    """What this script takes."""
+    """Options of the script; ``clock`` is "wall" or "processor"."""
 
     output: str | None = None
     clock: str = "wall"
 
 
 def main() -> None:
-    """Make the runs, tabulate them, report."""
+    """Write the runs, time the command on them, print a report, and exit with 1 if a bar is missed."""
     options = parse_options(BenchmarkOptions, sys.argv[1:])
     if options.clock not in ("wall", "processor"):
         raise UserError(f"there is no clock={options.clock}; clock= can be wall or processor")
@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def report(taken: list[Taken], size: int, clock: str) -> tuple[list[str], list[str]]:
-    """The lines of the report, and the bars that were missed."""
+    """Return the lines of the report, and the bars that were missed."""
     later = Taken(*(min(one) for one in zip(*taken[1:], strict=True)))
     counted = later.seconds if clock == "wall" else later.processor_seconds
     megabytes = max(one.megabytes for one in taken)
@@ -129,7 +129,7 @@ def _line(call: str, taken: Taken) -> str:
 
 
 def make_runs(folder: Path) -> int:
-    """Write the table's specification and its runs; the bytes of all results."""
+    """Write the table's specification and the results of its runs; return the bytes of all results."""
     (folder / "many.yaml").write_text(TABLE.format(seeds=list(range(SEEDS)), epochs=EPOCHS), encoding="utf-8")
     table = load_table(str(folder / "many.yaml"))
     few = replace(table, cells=tuple(replace(cell, seeds=cell.seeds[:REDUCED_SEEDS]) for cell in table.cells))
@@ -148,7 +148,7 @@ def make_runs(folder: Path) -> int:
 
 
 def made_up(run: Run, epochs: int) -> Result:
-    """A result of this run, with curves of as many digits as real ones."""
+    """Return an invented result of this run, with curves of as many digits as real ones."""
     errors = [round(random.uniform(5, 60), 2) for _ in range(epochs)]
     losses = ("test_loss", "train_loss")
     curves = {name: [random.uniform(0, 3) for _ in range(epochs)] for name in losses}
@@ -179,7 +179,7 @@ def made_up(run: Run, epochs: int) -> Result:
 
 
 def tabulate(folder: Path) -> Taken:
-    """Call the command; its table must have all runs."""
+    """Call scripts/tables.py, check that its table has all runs, and return its cost."""
     command = [
         *(sys.executable, "scripts/tables.py", f"table={folder}/many.yaml", "figure=null"),
         *(f"runs_dir={folder}/runs", f"results_dir={folder}/results"),

@@ -3,12 +3,12 @@
     python benchmarks/training_rate.py                                          # 6 minutes; CIFAR-100 under $ISDA_DATA
     python benchmarks/training_rate.py output=results/benchmarks/train_cpu.md   # also writes what it prints
 
-The plain form is what a straightforward script does, the authors' among them: PIL transforms in a DataLoader with one
+The plain form does what a straightforward script does, the authors' among them: PIL transforms in a DataLoader with one
 worker, contiguous fp32, the loss as the authors compute it, loss and error fetched with `.item()` in each step. Ours is
-a real run of the trainer on a part of the data, its second epoch. They take turns, the plain form in a process of its
-own (the trainer sets the allocator of its process); each ratio is the median over the turns of the ratio within a turn.
-The forms from which `compute=auto` chooses stand beside, and the network's two passes alone. Then: how long the command
-line takes. A missed bar exits 1.
+the second epoch of a real run of the trainer on a part of the data. They take turns, the plain form in a process of its
+own, because the trainer sets the allocator of its process. Each ratio is the median over the turns of the ratio within
+a turn. The table also has the forms from which `compute=auto` chooses, and the network's two passes alone. The command
+line's start-up time is measured last. Exits 1 if a bar is missed.
 """
 
 import os
@@ -54,7 +54,7 @@ PASSES = "bf16, channels_last, forward and backward pass alone"
 
 
 def trainer_epoch(overrides: list[str]) -> EpochRecord:
-    """The second epoch of a real run of ``STEPS`` steps an epoch."""
+    """Train two epochs of ``STEPS`` steps with the trainer, and return the record of the second."""
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere:
         sizes = [f"dataset.train_limit={STEPS * BATCH_SIZE}", "dataset.test_limit=100", "recipe.epochs=2"]
         places = [f"runs_dir={folder}", f"data_dir={DATA_DIR}", "tracking=none"]
@@ -67,7 +67,7 @@ def trainer_epoch(overrides: list[str]) -> EpochRecord:
 
 
 def plain_batches() -> Iterator[list[torch.Tensor]]:
-    """CIFAR-100 as torchvision's users load it."""
+    """Return CIFAR-100's training batches as torchvision's transforms and a DataLoader give them."""
     statistics_of_images = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
     transform = transforms.Compose(
         [
@@ -82,7 +82,7 @@ def plain_batches() -> Iterator[list[torch.Tensor]]:
 
 
 def plain_rate() -> float:
-    """Images per second of the plain form."""
+    """Return the images per second of the plain form."""
     network = ResNet(32, num_classes=100)
     criterion = PlainISDALoss(num_classes=100, feature_dim=64, lambda_0=0.5)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
@@ -101,13 +101,16 @@ def plain_rate() -> float:
 
 
 def plain_rate_of_its_own_process() -> float:
-    """``plain_rate`` where nothing of ours has set the allocator, as the trainer does for its whole process."""
+    """Return ``plain_rate`` of a new process, whose allocator the trainer has not configured."""
     command = [sys.executable, __file__, "plain"]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def passes_rate() -> float:
-    """Images per second of the network's two passes and CE on a batch that stays: a trainer that costs nothing."""
+    """Return the images per second of both passes of the network with CE on one fixed batch.
+
+    This is the upper limit for a trainer: one that costs nothing besides PyTorch's kernels.
+    """
     compute = resolve_compute(compose(["compute=cpu", "compute.precision=bf16"]).compute)
     network = ResNet(32, num_classes=100).to(memory_format=compute.memory_format)
     images = torch.randn(BATCH_SIZE, 3, 32, 32).contiguous(memory_format=compute.memory_format)
@@ -124,14 +127,14 @@ def passes_rate() -> float:
 
 
 def command_seconds(*arguments: str) -> float:
-    """Wall time of ``python train.py ARGUMENTS``, from the start of the process to its end."""
+    """Return the wall time of ``python train.py ARGUMENTS``, from the start of the process to its end."""
     begin = time.perf_counter()
     subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, check=True, capture_output=True)
     return time.perf_counter() - begin
 
 
 def command_line_seconds() -> tuple[float, float]:
-    """Of ``train.py --help``, and of a run of one step and one evaluation on digits."""
+    """Return the seconds of ``train.py --help``, and of a run of one step and one evaluation on digits."""
     help_seconds = statistics.median(command_seconds("--help") for _ in range(3))
     with tempfile.TemporaryDirectory() as folder:
         tiny = ["dataset=digits", "model=resnet20", "recipe.epochs=1", "dataset.train_limit=64", "tracking=none"]
@@ -142,7 +145,7 @@ def command_line_seconds() -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measure, report, hold the bars."""
+    """Measure all forms, print a report, write it if asked, and exit with 1 if a bar is missed."""
     torch.set_num_threads(THREADS)
     if sys.argv[1:] == ["plain"]:
         print(plain_rate())

@@ -15,7 +15,7 @@ from isda_repro.losses import ISDALoss  #
 
 
 class Classifier(lightning.LightningModule):
-    """A small network on the 64 pixels of a digit."""
+    """A small network for the 64 pixels of a digit, trained with ISDA."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Classifier(lightning.LightningModule):
         self.criterion = ISDALoss(num_classes=10, feature_dim=32, lambda_0=0.5)  #
 
     def loss(self, batch: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Of a batch, with its logits; in evaluation it is plain cross-entropy."""
+        """Return the loss of a batch and its logits; in evaluation mode the loss is plain cross-entropy."""
         images, targets = batch
         features = self.backbone(images)
         logits = self.head(features)
@@ -32,21 +32,21 @@ class Classifier(lightning.LightningModule):
         return self.criterion(features, logits, targets, head=self.head, progress=progress), logits  #
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-        """One step."""
+        """Return the loss of a training batch."""
         return self.loss(batch)[0]
 
     def test_step(self, batch: list[Tensor], index: int) -> None:
-        """Log the loss and the error."""
+        """Log the loss and the error in percent."""
         loss, logits = self.loss(batch)
         self.log_dict({"loss": loss, "error": 100 * (logits.argmax(1) != batch[1]).float().mean()})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Plain SGD; the criterion has no parameters."""
+        """Return plain SGD; the criterion has no parameters to optimise."""
         return torch.optim.SGD(self.parameters(), lr=0.02, momentum=0.9)
 
 
 def main(**trainer_options: object) -> float:
-    """Train; returns the error on test images, in percent."""
+    """Train, and return the error on test images in percent."""
     lightning.seed_everything(0)
     images, labels = load_digits(return_X_y=True)
     parts = train_test_split(images / 16, labels, test_size=360, stratify=labels, random_state=0)

@@ -14,7 +14,7 @@ EPOCHS, BATCH_SIZE = 30, 64
 
 
 def main() -> float:
-    """Train; returns the error on test images, in percent."""
+    """Train, and return the error on test images in percent."""
     torch.manual_seed(0)
     images, labels = load_digits(return_X_y=True)
     parts = train_test_split(images / 16, labels, test_size=360, stratify=labels, random_state=0)

@@ -1,7 +1,7 @@
-"""ISDA in a loop as timm's users write it: any model with one linear classifier, mixed precision, accumulation,
-timm's schedule. On scikit-learn's digits: python examples/timm_style.py
+"""ISDA in a training loop in timm's style, on scikit-learn's digits: python examples/timm_style.py
 
-What ISDA adds is marked with a #.
+The model may be any one with a single linear classifier. The loop has mixed precision, gradient accumulation and timm's
+schedule. What ISDA adds is marked with a #.
 """
 
 import timm
@@ -18,7 +18,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def main() -> float:
-    """Train; returns the error on test images, in percent."""
+    """Train, and return the error on test images in percent."""
     torch.manual_seed(0)
     images, labels = load_digits(return_X_y=True)
     images = torch.tensor(images / 16 - 0.3, dtype=torch.float32).view(-1, 1, 8, 8)
@@ -41,7 +41,7 @@ def main() -> float:
             with torch.autocast(DEVICE.type, dtype=torch.float16 if scaler.is_enabled() else torch.bfloat16):
                 features = model.forward_head(model.forward_features(batch), pre_logits=True)  # instead of model(batch)
                 progress = (epoch + step / steps_per_epoch) / EPOCHS  #
-                loss = criterion(features, head(features), targets, head=head, progress=progress)  # in fp32 by itself
+                loss = criterion(features, head(features), targets, head=head, progress=progress)  # casts to fp32
             scaler.scale(loss / ACCUMULATED).backward()
             if (step + 1) % ACCUMULATED == 0:
                 scaler.step(optimizer)

@@ -1,4 +1,4 @@
-"""What the tests of several packages share."""
+"""Fixtures and hooks that the tests of several packages use."""
 
 import dataclasses
 import importlib.util
@@ -13,20 +13,23 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-os.environ["OMP_NUM_THREADS"] = "1"  # of each worker, and of the processes that tests start; before torch is imported
-os.environ["WANDB_MODE"] = "offline"  # no test may reach for the network
+os.environ["OMP_NUM_THREADS"] = "1"  # for workers and for child processes; must be set before torch is imported
+os.environ["WANDB_MODE"] = "offline"  # no test may use the network
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # looked at once a process, before a run can set it
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once, before a run could set it
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide the GPUs, unless ``-m gpu`` selects the tests that need one: the others pin what a CPU does."""
+    """Hide the GPUs unless ``-m gpu`` selects GPU tests, because all other tests pin results of a CPU."""
     if not _selects_gpu(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip the tests that need a GPU where none can be seen, but for those that a CPU can rehearse and is to."""
+    """Skip GPU tests unless ``-m gpu`` selects them and there is a GPU.
+
+    ISDA_REHEARSE_GPU=1 runs tests/gpu on a CPU as well, which rehearses them.
+    """
     import torch
 
     if not (_selects_gpu(config) and torch.cuda.is_available()):
@@ -42,7 +45,7 @@ def _selects_gpu(config: pytest.Config) -> bool:
 
 
 def _load_script(name: str) -> ModuleType:
-    """Import ``scripts/<name>.py``, or ``<name>.py`` of another folder, which may import its neighbours."""
+    """Import ``scripts/<name>.py``, or ``<name>.py`` of another folder, together with the modules beside it."""
     path = ROOT / (name if "/" in name else f"scripts/{name}")
     for folder in ("scripts", "benchmarks"):
         if str(ROOT / folder) not in sys.path:
@@ -58,13 +61,16 @@ def _load_script(name: str) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def load_script() -> Callable[[str], ModuleType]:
-    """``load_script("tables")`` imports scripts/tables.py, ``load_script("benchmarks/loss")`` that file."""
+    """Return an importer: ``load_script("tables")`` for scripts/tables.py, or ``load_script("benchmarks/loss")``."""
     return _load_script
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _signals_as_in_a_terminal() -> None:
-    """A shell's background and nohup have some of them ignored, which our programs respect."""
+    """Restore the default handlers of SIGINT and SIGHUP.
+
+    A background job of a shell and nohup ignore some of them, and our programs respect that.
+    """
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, handler)
@@ -72,13 +78,13 @@ def _signals_as_in_a_terminal() -> None:
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """The repository."""
+    """Return the root of the repository."""
     return ROOT
 
 
 @pytest.fixture(scope="session")
 def cifar_dir() -> Path:
-    """A folder with real CIFAR, from the environment variable ISDA_DATA."""
+    """Return the folder with real CIFAR, from the environment variable ISDA_DATA; skip the test without it."""
     folder = Path(os.environ.get("ISDA_DATA", "data"))
     if not (folder / "cifar-10-batches-py").is_dir() or not (folder / "cifar-100-python").is_dir():
         pytest.skip(f"no CIFAR under {folder} (set ISDA_DATA)")
@@ -87,7 +93,7 @@ def cifar_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def demo():
-    """The table ``demo`` and its plan."""
+    """Return the table ``demo`` and its plan."""
     from isda_repro import config
     from isda_repro.experiments.plan import plan_runs
     from isda_repro.experiments.specification import load_table
@@ -98,7 +104,7 @@ def demo():
 
 @pytest.fixture
 def finish(tmp_path):
-    """``finish(run, error)`` leaves the result of a finished run under tmp_path/runs, as the trainer would."""
+    """Return ``finish(run, error)``, which writes a finished run's result under tmp_path/runs, as the trainer would."""
     from synthetic import make_result
 
     from isda_repro.runs.records import write_result
@@ -114,7 +120,7 @@ def finish(tmp_path):
 
 @pytest.fixture
 def there(tmp_path):
-    """``there()``: all results under tmp_path/runs and tmp_path/results, as aggregation takes them."""
+    """Return ``there()``, which indexes all results under tmp_path/runs and tmp_path/results."""
     from isda_repro.runs.result_index import index_results
     from isda_repro.runs.sources import results_on_disk
 

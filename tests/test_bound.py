@@ -1,4 +1,4 @@
-"""scripts/bound.py on a short run: equation 4 against a double loop, its expectation against other draws."""
+"""``scripts/bound.py`` on a short run: equation 4 against a double loop, the expectation against independent draws."""
 
 import re
 
@@ -14,7 +14,7 @@ RUN = ["model=resnet8", "dataset=digits", "dataset.train_limit=100", "recipe.epo
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """``trained(loss)``: the folder of a run."""
+    """Return ``trained(loss)``, which trains a run and returns its folder."""
     folder = tmp_path_factory.mktemp("runs")
 
     def of(loss):
@@ -26,7 +26,7 @@ def trained(tmp_path_factory):
 
 
 def equation_4(batch, strength):
-    """In float64, a sample and a class at a time."""
+    """Return equation 4's loss in float64, computed one sample and one class at a time."""
     weight, losses = batch.head.weight.detach().double(), []
     for feature, target in zip(batch.features.double(), batch.targets.tolist(), strict=True):
         logits = weight @ feature + batch.head.bias.detach().double()
@@ -39,7 +39,7 @@ def equation_4(batch, strength):
 
 
 def expectation(batch, strength, draws=4000):
-    """Equation 3 by draws of the features themselves; and its standard error."""
+    """Return a Monte Carlo estimate of equation 3 from sampled features, and its standard error."""
     torch.manual_seed(1)
     means, variances = [], []
     for feature, target in zip(batch.features.double(), batch.targets.tolist(), strict=True):
@@ -58,7 +58,7 @@ def test_curves_and_printed_numbers_are_those_of_equations_2_to_4(load_script, t
     script.SAMPLES, script.ESTIMATES = 8, 20
     batch = script.features_of(script.BoundOptions(run=str(folder)))
     assert batch.features.shape == (8, 64)
-    batch = batch._replace(covariance=100 * batch.covariance)  # those of one epoch are small
+    batch = batch._replace(covariance=100 * batch.covariance)  # after one epoch they are small
     torch.manual_seed(0)
     closed, expected, bands = script.curves(batch)
     for index, strength in enumerate(script.LAMBDAS.tolist()):

@@ -1,4 +1,4 @@
-"""A real SLURM cluster on this host, and the shorter half of what tests/faults/faults_of_slurm.py does on it."""
+"""The shorter half of tests/faults/faults_of_slurm.py on a real SLURM cluster on this host."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What people are told on the standard streams, whether or not somebody reads it."""
+"""Output on the standard streams, with and without a reader."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ def test_an_error_that_is_not_the_streams_is_raised():
 
 
 def test_a_program_whose_reader_is_gone_goes_on_to_its_end(root, tmp_path):
-    """Standard output is a pipe that is closed before the program writes; buffers are written again when it ends."""
+    """The pipe is closed before the program writes; neither its writes nor Python's flush at exit may fail."""
     code = (
         "import sys; sys.stdin.read(); from isda_repro.console import say\n"
         "for line in range(3): say('x' * 70_000)\n"
@@ -35,7 +35,7 @@ def test_a_program_whose_reader_is_gone_goes_on_to_its_end(root, tmp_path):
         stderr=subprocess.PIPE, text=True,
     ) as program:  # fmt: skip
         program.stdout.close()
-        program.stdin.close()  # only now does it begin
+        program.stdin.close()  # the program starts writing now
         assert program.stderr.read() == ""
         assert program.wait(timeout=120) == 0
     assert path.read_text() == "done"

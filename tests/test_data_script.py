@@ -1,4 +1,4 @@
-"""``scripts/data.py``: what is on disk, what an augmentation makes of it, and archives of it."""
+"""The commands of ``scripts/data.py``: checks of data on disk, sheets of augmented images, packing into archives."""
 
 import runpy
 import sys
@@ -27,7 +27,7 @@ def pets(tmp_path, monkeypatch):
 
 
 def without_gaps(sheet):
-    """The images of a sheet side by side: a row or column that is white throughout is no image's."""
+    """Return the images of a sheet without the gaps: rows and columns that are white throughout."""
     gaps = (sheet == 255).all(0)
     return sheet[:, ~gaps.all(1)][:, :, ~gaps.all(0)]
 
@@ -48,12 +48,12 @@ def test_show_draws_what_training_sees(data, tmp_path):
         chosen, batch_size=10, augmentation=build(cfg.augmentation), shuffle=False, seed=3, **pixels
     )
     columns = [chosen.images, *(next(loader.epoch(epoch))[0].round().to(torch.uint8) for epoch in range(10))]
-    expected = torch.stack(columns).permute(2, 1, 3, 0, 4).reshape(3, 10 * 8, 11 * 8)  # a row each, a column a version
+    expected = torch.stack(columns).permute(2, 1, 3, 0, 4).reshape(3, 10 * 8, 11 * 8)  # image x version
     assert torch.equal(without_gaps(small), expected)
 
 
 def test_show_draws_images_in_files(data, pets, tmp_path):
-    """Large ones are shrunk: 64 pixels stay, 224 are halved."""
+    """Images of 64 pixels keep their size, those of 224 are halved."""
     shown = {}
     for size in (64, 224):
         file = tmp_path / f"{size}.png"
@@ -130,7 +130,7 @@ def test_packed_folder_is_trained_on_verified_and_mended(data, pets, tmp_path, c
 
 
 def test_speed_up_is_the_time_of_the_files_over_that_of_the_archives(monkeypatch):
-    """With a clock that goes on by three seconds for an image of the first kind, and by one for the second."""
+    """A fake clock advances 3 s for each image in a file, and 1 s for each one in an archive."""
 
     class Images:
         def __init__(self, seconds):

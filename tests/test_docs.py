@@ -1,4 +1,4 @@
-"""What the documents refer to is there: files, headings, and the choices and settings of the commands shown."""
+"""References of the documents: files, headings, and the options and settings of the commands they show must exist."""
 
 import re
 import shlex
@@ -15,11 +15,11 @@ DOCS = sorted(
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"))
 )
 PROGRAM = re.compile(r"^ *(?:\$ )?(?:\w+=\S+ )*(?:python|torchrun .*?) ((?:scripts/train_gan|train)\.py)( [^#\n]*|$)")
-NOT_COMPOSED = ("--", "-m", "runs/", "...", "model.weights=", "<")  # options, files that are not here, and ellipses
+NOT_COMPOSED = ("--", "-m", "runs/", "...", "model.weights=", "<")  # options, missing files, and ellipses
 
 
 def anchors(path):
-    """As GitHub makes them of headings."""
+    """Return the anchors that GitHub makes of a document's headings."""
     headings = [line.lstrip("# ").lower() for line in path.read_text().splitlines() if line.startswith("#")]
     return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings}
 
@@ -50,7 +50,7 @@ def test_files_and_choices_that_are_named_exist(name):
 
 
 def commands():
-    """The settings of the shown commands that train something here."""
+    """Return the settings of each command in the documents that could be composed here, by command."""
     found = {}
     for name in DOCS:
         for line in (ROOT / name).read_text().splitlines():

@@ -1,4 +1,4 @@
-"""How errors and signals end a process."""
+"""Exit codes and messages of processes that end by an error or a signal."""
 
 import os
 import signal
@@ -48,7 +48,7 @@ def test_error_of_the_user_is_one_line_and_an_exit_code(capsys, error, code, tok
     assert token in said
     assert said.strip().count("\n") == 0
     assert said.startswith("error: ") == (code == EXIT_USER_ERROR)
-    if isinstance(error, StoppedError):  # the echo of the signal must not change how the process leaves
+    if isinstance(error, StoppedError):  # a repeated signal must not change the exit code
         assert all(signal.getsignal(number) == signal.SIG_IGN for number in STOP_SIGNALS)
 
 
@@ -79,7 +79,7 @@ def test_out_of_memory_is_told_from_other_errors(error, is_one):
 @pytest.mark.parametrize("error", ["UserError('x')", "StoppedError('x', 75)", "OSError(5, 'x')", "KeyboardInterrupt()"])
 def test_exit_code_does_not_depend_on_a_reader(error):
     reader, writer = os.pipe()
-    os.close(reader)  # before the process begins
+    os.close(reader)  # before the process starts
     code = f"from isda_repro.errors import *\nwith one_sentence_errors(): raise {error}"
     process = subprocess.run([sys.executable, "-c", code], stderr=writer, timeout=60)
     os.close(writer)
@@ -105,7 +105,7 @@ def test_each_signal_is_heeded_once_and_its_echo_is_not(monkeypatch, number):
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_ignored_signal_stays_ignored(number):
-    """nohup and a shell's background have a process ignore them."""
+    """A process under nohup, or in a shell's background, inherits ignored signals."""
     signal.signal(number, signal.SIG_IGN)
     taken = []
     with stopping.handle_stop_signals(taken.append):
@@ -134,7 +134,7 @@ def test_interrupt_leaves_at_once(capfd, monkeypatch):
 
 @pytest.mark.parametrize(("leaving", "code"), [("pass", 0), ("sys.exit(3)", 3), ("sys.exit('words')", 1)])
 def test_process_of_several_leaves_with_its_code_after_its_last_words(leaving, code):
-    """``threading._shutdown`` would be next: Python's finalisation is not reached."""
+    """A process of several exits before ``threading._shutdown``, so that Python's finalisation is not reached."""
     program = (
         "import atexit, sys, threading; from isda_repro.stopping import hard_exit_if_distributed\n"
         "threading._register_atexit(lambda: print('finalised', flush=True))\n"

@@ -1,4 +1,4 @@
-"""scripts/evaluate.py: a finished run evaluated again, and a file of weights."""
+"""``scripts/evaluate.py`` on a finished run and on a file of weights."""
 
 import json
 import re
@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
 
 
 def numbers(text):
-    """Loss and error, and every other number with decimals."""
+    """Return every number with decimals in a text: the loss, the error, and others."""
     return [float(number) for number in re.findall(r"\d+\.\d+", text)]
 
 

@@ -1,4 +1,4 @@
-"""The files under examples/ are what a user copies: each runs as it is, in a folder of its own, and learns."""
+"""The files under examples/ run unchanged in an empty folder, and learn."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and reach the disk."""
+"""Atomic writes: a file is whole or absent, and is flushed to the disk."""
 
 import errno
 import hashlib
@@ -62,7 +62,7 @@ def test_error_while_writing_changes_nothing(tmp_path, error, expected):
 
 
 def test_error_that_came_of_a_full_disk_is_reported_as_one(tmp_path):
-    """torch.save raises a RuntimeError of its own when a write has failed."""
+    """torch.save raises a RuntimeError of its own after a write has failed; the OSError must be reported."""
 
     def write():
         with atomic_write(tmp_path / "file"):

@@ -1,4 +1,4 @@
-"""What works where torch alone is installed, and what the commands say there."""
+"""Imports and messages in an environment that has torch alone."""
 
 import re
 import subprocess
@@ -58,7 +58,7 @@ def distribution(name):
 
 
 def with_requirements(name, found):
-    """Add a distribution and what it needs, extras apart, to ``found``."""
+    """Add a distribution and its requirements to ``found``, recursively and without extras."""
     if distribution(name) not in found:
         found.add(distribution(name))
         for line in requires(name) or ():
@@ -74,7 +74,7 @@ INSTALLED = {distribution(name) for names in PROVIDERS.values() for name in name
 
 @pytest.fixture(scope="module")
 def hidden():
-    """The packages of this environment that torch does not bring."""
+    """Return the packages of this environment that torch does not require, separated by commas."""
     of_torch = with_requirements("torch", {distribution("isda_repro")})
     return ",".join(
         package for package, names in PROVIDERS.items() if not of_torch.intersection(map(distribution, names))

@@ -1,4 +1,4 @@
-"""Hydra's own way to many runs: ``-m`` and lists of values."""
+"""Hydra's multirun: ``-m`` and lists of values."""
 
 import subprocess
 import sys

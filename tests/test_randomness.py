@@ -1,4 +1,4 @@
-"""The streams: the same everywhere and for ever, and apart from each other."""
+"""Seeds of the random streams: fixed for all platforms and versions, and distinct."""
 
 from isda_repro.randomness import stream_seed
 

@@ -1,4 +1,4 @@
-"""Which revision a checkout, a copy of it, and a copy inside another repository say they are."""
+"""The revision that a checkout, a copy of it, and a copy inside another repository report."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def record(folder, *arguments):
 
 @pytest.fixture
 def checkout(tmp_path, root):
-    """A checkout with the part of this project that a revision takes, and a configuration."""
+    """Return a Git repository with the files of the project that determine a revision, and a configuration."""
     folder = tmp_path / "checkout"
     (folder / "conf").mkdir(parents=True)
     (folder / "isda_repro").mkdir()

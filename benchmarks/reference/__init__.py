@@ -1,1 +1,1 @@
-"""Plain forms that the benchmarks and tests compare with."""
+"""Plain implementations that benchmarks and tests compare the package with."""

@@ -1,4 +1,4 @@
-"""Input as torchvision's own transforms give it, image by image in the workers of a DataLoader: to compare with."""
+"""Input as torchvision's own transforms give it, image by image in the workers of a DataLoader."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 class PILImages(Dataset[tuple[Any, int]]):
-    """Images kept and handed out as torchvision's CIFAR10 does."""
+    """A data set in memory that returns PIL images, as torchvision's CIFAR10 does."""
 
     def __init__(self, split: Split, transform: Callable[[Any], Tensor]) -> None:
         self.data = split.images.permute(0, 2, 3, 1).contiguous().numpy()
@@ -31,13 +31,13 @@ class PILImages(Dataset[tuple[Any, int]]):
 
 
 class PlainCutout:
-    """A square of one normalised image set to zero, as its authors publish it (there is none in torchvision)."""
+    """Cutout of one normalised image as its authors publish it: a square is set to zero. torchvision has no Cutout."""
 
     def __init__(self, length: int) -> None:
         self.length = length
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Float [C, H, W] -> the same with the square."""
+        """Return the image, float [C, H, W], with the square set to zero."""
         height, width = image.shape[1:]
         row, column = int(torch.randint(height, ())), int(torch.randint(width, ()))
         half = self.length // 2
@@ -47,7 +47,10 @@ class PlainCutout:
 
 
 def cifar_transform(augmentation: str) -> Callable[[Any], Tensor]:
-    """``baseline``, ``cutout`` or ``autoaugment`` (with Cutout), from a PIL image to a normalised tensor."""
+    """Return a transform from a PIL image to a normalised tensor.
+
+    ``augmentation`` is "baseline" (crop and flip), "cutout", or "autoaugment", which includes Cutout.
+    """
     steps: list[Callable[[Any], Any]] = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
     if augmentation == "autoaugment":
         steps.append(transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10))
@@ -59,7 +62,7 @@ def cifar_transform(augmentation: str) -> Callable[[Any], Tensor]:
 
 
 class RepeatedFolder(Dataset[tuple[Any, int]]):
-    """torchvision's ImageFolder, its images over and over, as its ImageNet example transforms them."""
+    """torchvision's ImageFolder with the transforms of its ImageNet example, repeated to a given length."""
 
     def __init__(self, root: Path, images: int) -> None:
         transform = transforms.Compose(
@@ -81,7 +84,7 @@ class RepeatedFolder(Dataset[tuple[Any, int]]):
 
 
 def endless_batches(dataset: Dataset[Any], batch_size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Epoch after epoch, by workers that stay."""
+    """Yield the batches of epoch after epoch, from workers that persist."""
     loader: Iterable[Any] = DataLoader(
         dataset, batch_size=batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0
     )

@@ -1,11 +1,12 @@
-"""ISDA as a straightforward script computes it, to compare with in benchmarks and tests. Not meant to be fast.
+"""ISDA as a straightforward script computes it, for comparison in benchmarks and tests. It is not meant to be fast.
 
-Written from a description of the authors' code and what is known of it (the weights gathered, the differences built
-for each of the two products, 0/0 mended by masks; a leaner form without these three takes about 1.1 ms instead of 1.3
-at (128, 10, 64), where `ISDALoss` was then only 2.3 to 2.8 times faster):
-features expanded to N x C x A by a one-hot mask, one batched scatter
-over all C classes, every C x A x A tensor built anew; then for each *sample* its covariance, all differences of the
-weights, and an N x C x C product of which the diagonal is kept.
+Written from a description of the authors' code. Features are expanded to N x C x A by a one-hot mask, followed by one
+batched scatter over all C classes, and every C x A x A tensor is built anew. The loss then takes the covariance and all
+differences of the weights for each *sample*, and keeps the diagonal of an N x C x C product.
+
+As in the authors' code, the weights are gathered, the differences are built for each of the two products, and masks
+replace 0/0. A leaner form without these three takes about 1.1 ms instead of 1.3 ms at (128, 10, 64), where `ISDALoss`
+was then only 2.3 to 2.8 times faster.
 """
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 
 class PlainISDALoss(nn.Module):
-    """Same arguments and same numbers as ``isda_repro.losses.ISDALoss``."""
+    """ISDA with full covariances; same arguments and same values as ``isda_repro.losses.ISDALoss``."""
 
     mean: Tensor
     covariance: Tensor
@@ -28,7 +29,7 @@ class PlainISDALoss(nn.Module):
         self.register_buffer("count", torch.zeros(num_classes))
 
     def forward(self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float) -> Tensor:
-        """Update the statistics, then the loss."""
+        """Update the statistics and return the loss; ``progress`` is that of training, from 0 to 1."""
         self._update(features.detach(), targets)
         samples, width = features.shape
         weight_NCA = head.weight.expand(samples, self.num_classes, width)
@@ -63,14 +64,14 @@ class PlainISDALoss(nn.Module):
         self.count = self.count + amount_C
 
     def _weight(self, amount: Tensor, count: Tensor) -> Tensor:
-        """The batch's share in its class, elementwise; 0/0, a class never seen, is mended afterwards."""
+        """Return the batch's weight in each entry of its class; 0 for classes never seen, where the quotient is 0/0."""
         weight = amount / (amount + count.expand_as(amount))
         weight[weight != weight] = 0
         return weight
 
 
 class PlainDiagonalISDALoss(nn.Module):
-    """The same for diagonal covariances, the authors' form on ImageNet: per sample, in tensors of N x C x A."""
+    """ISDA with diagonal covariances in the authors' form for ImageNet: per sample, in tensors of N x C x A."""
 
     mean: Tensor
     variance: Tensor
@@ -84,7 +85,7 @@ class PlainDiagonalISDALoss(nn.Module):
         self.register_buffer("count", torch.zeros(num_classes))
 
     def forward(self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float) -> Tensor:
-        """Update the statistics, then the loss."""
+        """Update the statistics and return the loss; ``progress`` is that of training, from 0 to 1."""
         self._update(features.detach(), targets)
         samples, width = features.shape
         weight_NCA = head.weight.expand(samples, self.num_classes, width)

@@ -1,7 +1,7 @@
-"""Each network of the paper as others have it, to compare with: torchvision's, timm's, or a plain form of it.
+"""Reference implementations of the paper's networks: torchvision's, timm's, or a plain form.
 
-CIFAR's are put together from torchvision's and timm's blocks where those have them. Wide-ResNet and Shake-Shake, which
-they do not have, are written here as most repositories do.
+The CIFAR networks are assembled from blocks of torchvision and timm where these have them. Wide-ResNet and Shake-Shake,
+which they do not have, are written here as most repositories do.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from isda_repro.models import Network
 
 
 def plain_network(model: str, num_classes: int, dropout: float = 0.3) -> nn.Module:
-    """The other form of ``model=``, images -> logits; its parameters come in our order, the head's last.
+    """Return the reference network of ``model=``, images -> logits; its parameters come in our order, the head's last.
 
-    ``dropout`` is Wide-ResNet's; the others have none.
+    ``dropout`` applies to Wide-ResNet alone.
     """
     if model in ("resnet8", "resnet20", "resnet32", "resnet110"):
         return _residual(int(model.removeprefix("resnet")), num_classes, BasicBlock)
@@ -46,7 +46,7 @@ def plain_network(model: str, num_classes: int, dropout: float = 0.3) -> nn.Modu
 
 
 def same_weights(ours: Network, theirs: nn.Module) -> None:
-    """Copy ours into theirs, one after the other, as both are made in the order in which images pass."""
+    """Copy the weights of ours into theirs, one by one: both list modules in the order in which images pass them."""
     state = ours.state_dict()
     in_order = [name for name in state if not name.startswith("head.")] + ["head.weight", "head.bias"]
     places = theirs.state_dict()
@@ -69,7 +69,7 @@ def _se_block(channels_in: int, channels_out: int, stride: int, downsample: nn.M
 
 
 def _residual(depth: int, num_classes: int, block: Any) -> nn.Sequential:
-    """He et al. 2016, section 4.2, with projections."""
+    """Return the CIFAR ResNet of He et al. 2016, section 4.2, with projection shortcuts."""
     layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)]
     before = 16
     for channels, first_stride in ((16, 1), (32, 2), (64, 2)):
@@ -84,7 +84,7 @@ def _residual(depth: int, num_classes: int, block: Any) -> nn.Sequential:
 
 
 def _resnext(num_classes: int) -> nn.Sequential:
-    """ResNeXt-29, 8x64d: torchvision's, in its first three stages and with CIFAR's first convolution."""
+    """Return ResNeXt-29, 8x64d: three stages of torchvision's ResNeXt, with CIFAR's first convolution."""
     whole = torchvision.models.ResNet(Bottleneck, [3, 3, 3, 1], groups=8, width_per_group=64)
     stem = [nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True)]
     stages = [whole.layer1, whole.layer2, whole.layer3]
@@ -92,7 +92,7 @@ def _resnext(num_classes: int) -> nn.Sequential:
 
 
 def _densenet(depth: int, growth: int, num_classes: int) -> nn.Module:
-    """DenseNet-BC: torchvision's, with CIFAR's first convolution."""
+    """Return DenseNet-BC: torchvision's, with CIFAR's first convolution."""
     network: nn.Module = torchvision.models.DenseNet(
         growth, ((depth - 4) // 6,) * 3, 2 * growth, num_classes=num_classes
     )
@@ -126,7 +126,7 @@ class _PlainWideBlock(nn.Module):
 
 
 class PlainWideResNet(nn.Module):
-    """Zagoruyko and Komodakis 2016."""
+    """Wide-ResNet of Zagoruyko and Komodakis 2016."""
 
     def __init__(self, depth: int, width: int, num_classes: int, dropout: float) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class PlainWideResNet(nn.Module):
         self.fc = nn.Linear(before, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
+        """Return the logits [N, C]."""
         maps = F.relu(self.bn(self.blocks(self.conv1(images))), inplace=True)
         logits: Tensor = self.fc(F.adaptive_avg_pool2d(maps, 1).flatten(1))
         return logits
@@ -203,7 +203,7 @@ class _PlainShakeBlock(nn.Module):
 
 
 class PlainShakeShake(nn.Module):
-    """Gastaldi 2017, 26 2 x width d."""
+    """Shake-Shake of Gastaldi 2017, 26 2 x ``width`` d."""
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ class PlainShakeShake(nn.Module):
         self.fc = nn.Linear(before, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
+        """Return the logits [N, C]."""
         maps = F.relu(self.blocks(self.stem(images)))
         logits: Tensor = self.fc(F.adaptive_avg_pool2d(maps, 1).flatten(1))
         return logits

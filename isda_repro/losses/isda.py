@@ -161,12 +161,13 @@ class ISDALoss(Criterion):
     ) -> Tensor:
         """Update the statistics and return the augmented logits [N, C], by Triton kernels on the tensors' device."""
         from isda_repro.losses import kernels
+        from isda_repro.losses.sorted_batch import sort_by_class
 
         assert isinstance(self.statistics, ClassStatistics)
         with torch.cuda.device_of(logits):
             batch = kernels.update(self.statistics, all_features, all_targets)
             if all_targets is not targets:
-                batch = kernels.sort_by_class(targets, self.num_classes)
+                batch = sort_by_class(targets, self.num_classes)
             return kernels.add_half_sigma2(logits, weight, self.statistics.covariance, batch, strength)
 
     @torch.no_grad()

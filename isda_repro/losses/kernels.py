@@ -12,7 +12,7 @@ Shapes: N samples, C classes, A features, U = min(N, C) rows, P tiles of the fea
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -21,55 +21,15 @@ from torch import Tensor
 
 from isda_repro.losses.class_statistics import ClassStatistics
 from isda_repro.losses.quadratic import first_order
+from isda_repro.losses.sorted_batch import SortedBatch, class_of, sort_by_class
 
 SAMPLES = 16  # samples of a class read at a time; the minimum of tl.dot
 TILE = 64  # rows and columns of a tile of a covariance
 DEPTH = 32  # inner dimension of a step of the product with a covariance
 MOST_CLASSES = 128  # largest number of classes in a tile of products
-QUERIES = 32  # samples and classes that one program sorts
 WIDE = 128  # length of a tile of a vector
 
 Strength = float | Tensor
-
-
-class SortedBatch(NamedTuple):
-    """A batch sorted by class.
-
-    Attributes:
-        targets: int64 [N].
-        order: int32 [N], the samples in the order of their classes, ignored ones first.
-        starts: int32 [C + 1], where the samples of each class begin in ``order``.
-    """
-
-    targets: Tensor
-    order: Tensor
-    starts: Tensor
-
-    @property
-    def rows(self) -> int:
-        """Number of rows, U."""
-        return min(len(self.targets), len(self.starts) - 1)
-
-    @property
-    def row_is_class(self) -> bool:
-        """True if there is a row for each class: row c is class c."""
-        return self.rows == len(self.starts) - 1
-
-
-def sort_by_class(targets: Tensor, num_classes: int, count: Tensor | None = None) -> SortedBatch:
-    """Sort a batch by class.
-
-    Args:
-        targets: int64 [N] in [0, C), or negative for ignored samples.
-        num_classes: number of classes, C.
-        count: int64 [C], to which the samples of each class are added in place; None: no count.
-    """
-    targets = targets.contiguous()
-    order = targets.new_empty(len(targets), dtype=torch.int32)
-    starts = targets.new_empty(num_classes + 1, dtype=torch.int32)
-    grid = (triton.cdiv(len(targets) + num_classes + 1, QUERIES),)
-    _sort_by_class[grid](targets, order, starts, count, len(targets), num_classes, QUERIES, WIDE)
-    return SortedBatch(targets, order, starts)
 
 
 def update(statistics: ClassStatistics, features: Tensor, targets: Tensor) -> SortedBatch:
@@ -152,55 +112,6 @@ class _AddHalfSigma2(torch.autograd.Function):
 
 
 @triton.jit
-def _sort_by_class(
-    targets: tl.tensor,
-    order: tl.tensor,
-    starts: tl.tensor,
-    count: tl.tensor,
-    samples: tl.tensor,
-    classes: tl.tensor,
-    QUERIES: tl.constexpr,
-    SIZE: tl.constexpr,
-) -> None:
-    """Store the sorted position of each sample, and the start of each of C + 1 classes.
-
-    Each is the number of samples that come before it.
-    """
-    query = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
-    is_sample, label = query < samples, query - samples
-    key = tl.where(is_sample, tl.load(targets + query, mask=is_sample, other=0).to(tl.int32), label)
-    position = tl.where(is_sample, query, 0)
-    before, alike = tl.zeros([QUERIES], tl.int32), tl.zeros([QUERIES], tl.int32)
-    for start in range(0, samples, SIZE):
-        other = start + tl.arange(0, SIZE)
-        target = tl.load(targets + other, mask=other < samples, other=2**31 - 1).to(tl.int32)
-        is_alike = target[None, :] == key[:, None]
-        is_before = (target[None, :] < key[:, None]) | (is_alike & (other[None, :] < position[:, None]))
-        before += tl.sum(is_before.to(tl.int32), 1)
-        alike += tl.sum(is_alike.to(tl.int32), 1)
-    tl.store(order + before, query, mask=is_sample)
-    tl.store(starts + label, before, mask=(query >= samples) & (label <= classes))
-    if count is not None:
-        is_class = (query >= samples) & (label < classes)
-        tl.store(count + label, tl.load(count + label, mask=is_class, other=0) + alike, mask=is_class)
-
-
-@triton.jit
-def _class_of(
-    row: tl.tensor, targets: tl.tensor, order: tl.tensor, starts: tl.tensor, ROW_IS_CLASS: tl.constexpr
-) -> tl.tensor:
-    """Return the class of a row, and the range of its samples in ``order``, which is empty for an unused row."""
-    if ROW_IS_CLASS:
-        label = row.to(tl.int64)
-        first, last = tl.load(starts + label), tl.load(starts + label + 1)
-    else:
-        label = tl.maximum(tl.load(targets + tl.load(order + row)), 0)
-        first, last = tl.load(starts + label), tl.load(starts + label + 1)
-        last = tl.where(first == row, last, first)
-    return label, first, last
-
-
-@triton.jit
 def _move_means(
     features: tl.tensor,
     mean: tl.tensor,
@@ -216,7 +127,7 @@ def _move_means(
 ) -> None:
     """Apply equation 9 in place to a tile of one class's mean, and store by how much it moves in ``moved`` [U, A]."""
     row = tl.program_id(1)
-    label, first, last = _class_of(row, targets, order, starts, ROW_IS_CLASS)
+    label, first, last = class_of(row, targets, order, starts, ROW_IS_CLASS)
     if first == last:
         return
     a = tl.program_id(0) * TILE + tl.arange(0, TILE)
@@ -272,7 +183,7 @@ def _merge_covariances(
     Programs are numbered along the rows of the lower triangle of tiles: tile (i, j) is number i (i + 1) / 2 + j.
     """
     row = tl.program_id(1)
-    label, first, last = _class_of(row, targets, order, starts, ROW_IS_CLASS)
+    label, first, last = class_of(row, targets, order, starts, ROW_IS_CLASS)
     if first == last:
         return
     number = tl.program_id(0)
@@ -323,7 +234,7 @@ def _products(
 ) -> None:
     """Store ``Sigma_c (w_j - w_c)`` for a span of j and a tile of features, and the tile's part of sigma2 [U, P, C]."""
     row = tl.program_id(2)
-    label, first, last = _class_of(row, targets, order, starts, ROW_IS_CLASS)
+    label, first, last = class_of(row, targets, order, starts, ROW_IS_CLASS)
     if first == last:
         return
     tile = tl.program_id(1)
@@ -392,7 +303,7 @@ def _factors(
 ) -> None:
     """Store the gradient [N, C] summed over the samples of each row, times ``strength``: [U, C], 0 for unused rows."""
     row = tl.program_id(1)
-    _, first, last = _class_of(row, targets, order, starts, ROW_IS_CLASS)
+    _, first, last = class_of(row, targets, order, starts, ROW_IS_CLASS)
     j = tl.program_id(0) * TILE + tl.arange(0, TILE)
     total = tl.zeros([TILE], tl.float32)
     for start in range(first, last, SIZE):

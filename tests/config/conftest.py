@@ -6,7 +6,7 @@ from isda_repro import config
 
 @pytest.fixture(scope="session")
 def composed():
-    """``composed("a=1 b=2")``: what the overrides compose, as a copy; each is composed once, which takes 0.2 s."""
+    """Return ``composed("a=1 b=2")``, a copy of the composed configuration; composing takes 0.2 s and is done once."""
     known = {}
 
     def compose(overrides=""):
@@ -19,7 +19,7 @@ def composed():
 
 @pytest.fixture(scope="session")
 def settings(composed):
-    """The same as plain containers, without the run's name: what ``check`` and ``run_id`` take."""
+    """Return a function like ``composed`` whose result is plain containers without ``run_id``."""
 
     def plain(overrides="", **changed):
         node = composed(overrides)

@@ -1,4 +1,4 @@
-"""A wrong setting is an error of one line that names the key, and what else a user needs to find it."""
+"""Errors of wrong settings: one line that names the key, and what a user needs to correct it."""
 
 import pytest
 import yaml
@@ -47,7 +47,7 @@ def test_composing_a_wrong_override_is_an_error_that_names_it(override, named):
 
 WHOLE = "[0, -3, 1.5, true, ten, null]"
 FOLDER, WGAN = "dataset=folder data_dir=pets", "model=resnet110 synthetic=wgan"
-WRONG_VALUES = [  # what is composed, the key, values as YAML that it cannot have
+WRONG_VALUES = [  # overrides, a key, and a YAML list of values that it must refuse
     ("", "seed", "[-1, 1.5, a, true, null]"),
     ("", "recipe.epochs", WHOLE),
     ("", "recipe.batch_size", WHOLE),
@@ -158,7 +158,7 @@ def test_two_settings_that_exclude_each_other_are_both_named(settings, changed, 
     [("lq", "truncation", 2), ("focal", "alpha", [1]), ("isda", "foo", 1), ("isda_constant", "lambda_schedule", None)],
 )
 def test_a_setting_that_a_loss_refuses_is_an_error_that_names_it(composed, loss, key, value):
-    """tests/losses/test_criterion.py has all that they refuse."""
+    """The losses' own checks are in tests/losses/test_criterion_bad_input.py; here their errors must name the key."""
     cfg = composed(f"loss={loss}")
     OmegaConf.update(cfg, f"loss.{key}", value, force_add=True)
     with pytest.raises(ConfigError) as error:

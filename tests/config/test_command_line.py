@@ -1,4 +1,4 @@
-"""What a program does with its command line: a frozen file runs as it is, anything else is composed."""
+"""The command line of ``train.py``: a frozen file is run as it is, everything else is composed."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from isda_repro.errors import EXIT_USER_ERROR
 
 
 def outcome(arguments, composing=lambda: None):
-    """What ran."""
+    """Return what was called for these arguments: "composed", or the path of the frozen file."""
     ran = []
     run_command_line(arguments, ran.append, lambda: (ran.append("composed"), composing()))
     return [str(one) for one in ran]

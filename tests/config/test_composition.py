@@ -1,4 +1,4 @@
-"""What the files of conf/ compose: the paper's recipes, what a model and a data set bring, and which of them wins."""
+"""Composition of conf/: the paper's recipes, the settings that a model or a data set selects, and their precedence."""
 
 import pytest
 import yaml
@@ -91,7 +91,7 @@ STDS = {"cifar10": [0.247032, 0.243485, 0.261588], "cifar100": [0.267334, 0.2564
 
 @pytest.mark.parametrize(
     ("overrides", "values"),
-    [  # key, the paper's value, the authors' code's
+    [  # key, value in the paper, value in the authors' code
         (
             "dataset=cifar100 loss=isda augmentation=cutout model=shake_shake26_2x32d",
             {
@@ -155,7 +155,7 @@ def test_one_difference_can_be_chosen_alone(composed, override, key, value):
 
 
 FOLDER = "folder data_dir=pets"
-DECLARED = {  # the image's side, padding, flip, Cutout's square, AutoAugment's policy, the square after it
+DECLARED = {  # image size, padding, flip, Cutout's length, AutoAugment's policy, its Cutout's length
     "cifar10": (32, 4, True, 16, "cifar10", 16),
     "cifar100": (32, 4, True, 8, "cifar10", 16),
     "cifar100 faithful=official": (32, 4, True, 16, "cifar10", 16),
@@ -217,7 +217,7 @@ def test_imagenet_is_cropped_and_augmented_as_usual(composed, dataset):
     assert build(cfg.dataset.test_crop).resized == 256
     assert (list(cfg.dataset.mean), list(cfg.dataset.std)) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     crop_flip, policy, cutout = build(cfg.augmentation).steps
-    assert (crop_flip.padding, crop_flip.flip) == (0, False)  # the crop has done both
+    assert (crop_flip.padding, crop_flip.flip) == (0, False)  # the crop of the data set does both
     assert (policy.policy, cutout.length) == ("imagenet", 0)
     assert (cfg.loss.covariance, cfg.loss.lambda_0) == ("diagonal", 7.5)
     assert cfg.dataset.source.num_classes == 1000
@@ -247,7 +247,7 @@ def test_epochs_alone_rescale_the_milestones(composed):
     ):
         assert list(composed(f"model=resnet32 {overrides}").recipe.schedule.milestones) == milestones
     assert rescaled([80, 120], 160, 160) == [80, 120]
-    assert rescaled([1, 5, 9], 10, 5) == [2, 3, 5]  # none before epoch 2; halves are rounded up
+    assert rescaled([1, 5, 9], 10, 5) == [2, 3, 5]  # no milestone before epoch 2; halves are rounded up
     assert rescaled([10], 10, 3) == [3]
 
 

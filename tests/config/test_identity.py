@@ -1,4 +1,4 @@
-"""A run's name: what changes it and what does not; and the frozen file that carries it."""
+"""Run ids: which settings change them and which do not; and the frozen file that carries the id."""
 
 import hashlib
 import json
@@ -111,7 +111,7 @@ def test_the_name_has_the_choices_and_the_seed(composed, overrides, begin):
     ],
 )
 def test_runs_keep_the_names_that_finished_ones_have(composed, settings, overrides, name):
-    """As of numerics version 2, before there was ``synthetic=``; other numerics give other names."""
+    """Ids of numerics version 2 from before ``synthetic=`` existed; another version gives other ids."""
     assert composed(overrides).run_id == name
     assert "synthetic" not in request(composed(overrides))
     older = settings(overrides)

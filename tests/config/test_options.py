@@ -1,4 +1,4 @@
-"""The command lines of scripts, as dataclasses."""
+"""Command lines of scripts that are parsed into dataclasses."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""Small image folders for tests, of photographs that are drawn rather than taken."""
+"""Small folders of synthetic photographs for tests."""
 
 import io
 
@@ -10,7 +10,7 @@ CLASSES = ("ant", "bee", "cat")
 
 
 def picture(seed, height=40, width=56):
-    """Smooth colours that differ from seed to seed: uint8 [H, W, 3]."""
+    """Return a smooth image that depends on the seed: uint8 [H, W, 3]."""
     generator = torch.Generator().manual_seed(seed)
     small = torch.rand(1, 3, 5, 7, generator=generator)
     large = torch.nn.functional.interpolate(small, size=(height, width), mode="bicubic").clamp(0, 1)
@@ -24,7 +24,7 @@ def content(pixels, kind="JPEG", **options):
 
 
 def make_folder(root, train=8, val=4, classes=CLASSES, extension="jpg"):
-    """``root/{train,val}/<class>/<n>.jpg``, of different sizes."""
+    """Write ``root/{train,val}/<class>/<n>.<extension>`` with images of different sizes, and return ``root``."""
     for part, count in (("train", train), ("val", val)):
         for label, name in enumerate(classes):
             (root / part / name).mkdir(parents=True)
@@ -37,11 +37,11 @@ def make_folder(root, train=8, val=4, classes=CLASSES, extension="jpg"):
 
 
 def odd_files():
-    """Name -> content of images of unusual kinds, all of which can be read."""
+    """Return a dictionary from names to the bytes of unusual but readable images."""
     pixels = picture(1)
     image = Image.fromarray(pixels)
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
+    exif[0x0112] = 6  # orientation: rotated by 90 degrees
     palette = image.quantize(8)
 
     def saved(one, kind, **options):

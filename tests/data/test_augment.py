@@ -1,4 +1,4 @@
-"""Pad, crop and flip in batches against plain slicing of one image at a time with the same draws; chains of steps."""
+"""Pad, crop and flip of batches against slicing one image at a time with the same draws; chains of steps."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def random_images(n, height, width):
 
 
 def one_by_one(images, draws, padding, mode):
-    """NumPy's padding, and a slice of each image."""
+    """Return the images, padded by NumPy and cropped and flipped one at a time."""
     height, width = images.shape[2:]
     around = ((0, 0), (0, 0), (padding, padding), (padding, padding))
     padded = np.pad(images.numpy(), around, {"zeros": "constant", "reflect": "reflect"}[mode])
@@ -37,7 +37,7 @@ def one_by_one(images, draws, padding, mode):
 @pytest.mark.parametrize(("height", "width", "padding"), [(32, 32, 4), (8, 8, 1), (6, 9, 5), (8, 8, 0)])
 @pytest.mark.parametrize("flip", [True, False])
 def test_batch_is_cropped_as_image_by_image(memory_format, mode, height, width, padding, flip):
-    """Also a part of it with its part of the draws, and more images than are done at once."""
+    """A part of the batch with its part of the draws is cropped alike, and so are more images than fit one piece."""
     count = 24 if height == 32 else 2 * IMAGES_AT_ONCE + 7
     images = random_images(count, height, width).contiguous(memory_format=memory_format)
     before = images.clone()
@@ -59,7 +59,7 @@ def test_extreme_crops_with_and_without_flip(mode):
     draws = {"crop_top": torch.tensor(tops), "crop_left": torch.tensor(lefts), "flip": torch.tensor(flips)}
     image = random_images(1, 32, 32)
     images = image.expand(len(corners), -1, -1, -1)
-    augmentation = PadCropFlip() if mode == "zeros" else PadCropFlip(padding_mode=mode)  # four pixels by default
+    augmentation = PadCropFlip() if mode == "zeros" else PadCropFlip(padding_mode=mode)  # default padding: 4
     augmented = augmentation.apply(images, draws)
     assert torch.equal(augmented, one_by_one(images, draws, 4, mode))
     assert torch.equal(augmented[corners.index((4, 4, True))], image[0].flip(2))
@@ -71,7 +71,7 @@ def test_draws_are_uniform_and_independent():
     joint = torch.bincount((draws["crop_top"] * 9 + draws["crop_left"]) * 2 + draws["flip"].long(), minlength=162)
     chi_squared = ((joint - n / 162) ** 2 / (n / 162)).sum()
     assert len(joint) == 162
-    assert 100 < chi_squared < 230  # 161 degrees of freedom: 161 +- 18, four standard deviations
+    assert 100 < chi_squared < 230  # mean 161, standard deviation 18
 
 
 def test_take_rows_reaches_the_last_pixel():
@@ -105,7 +105,7 @@ def test_chain_applies_its_steps_in_their_order_to_any_part_of_a_batch():
 
 
 def test_draws_of_a_seed_are_those_that_results_were_made_with():
-    """Whatever changes them changes the results of the same settings; later steps leave earlier draws alone."""
+    """Other draws would change the results of the same settings, and later steps must not change earlier draws."""
     chain = Chain(crop=PadCropFlip(), policy=AutoAugment(), cutout=Cutout(16))
     draws = chain.draw(6, (32, 24), generator(7))
     assert {name: numbers.long().tolist() for name, numbers in draws.items()} == {

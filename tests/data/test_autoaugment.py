@@ -1,4 +1,4 @@
-"""AutoAugment in groups against torchvision's class on one image, and its draws against the policy."""
+"""AutoAugment of grouped images against torchvision's class on single images; its draws against the policy."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from isda_repro.data.autoaugment import IDENTITY, SIGNED, STAGES, Operation, fun
 NAMES = sorted(set(v2.AutoAugment._AUGMENTATION_SPACE))
 HEIGHT, WIDTH = 32, 28
 EXACT_ON_PIL = {"Invert", "Equalize", "Posterize", "Brightness", "TranslateX", "TranslateY"}
-# Pixels of an image that take another neighbour, where one lies exactly between two: at two of the levels of a shear.
+# Pixels that may take another neighbour because they lie exactly between two, which happens at two levels of a shear.
 TIES_ON_PIL = {"ShearX": 100, "ShearY": 100, "Rotate": 1}
 
 
@@ -20,7 +20,7 @@ def generator(seed=0):
 
 
 def pictures(n):
-    """Smooth and noisy images, dark and light ones, one of a single colour."""
+    """Return uint8 images: noisy and smooth ones, a dark one, and one of a single colour."""
     noise = torch.randint(0, 256, (n, 3, HEIGHT, WIDTH), dtype=torch.uint8, generator=generator())
     smooth = functional.gaussian_blur(noise, [9, 9], [3.0])
     images = torch.cat([noise[: n // 3], smooth[n // 3 :]])
@@ -30,7 +30,7 @@ def pictures(n):
 
 
 def of_torchvision(image, operation, interpolation="nearest", fill=0):
-    """The same operation, level and sign by torchvision's class: a tensor or a PIL image."""
+    """Apply the operation with its level and sign by torchvision's class, to a tensor or a PIL image."""
     levels, signed = v2.AutoAugment._AUGMENTATION_SPACE[operation.name]
     height, width = functional.get_size(image)
     values = levels(10, height, width)
@@ -69,8 +69,10 @@ def test_every_operation_on_a_batch_is_torchvisions_on_each_image(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_operation_is_within_a_grey_level_of_the_one_on_pil_images(name):
-    """Colour arithmetic rounds otherwise, by one level at most; solarisation may or may not invert the threshold
-    itself; of two neighbours at equal distance either is the nearest."""
+    """Colour arithmetic rounds differently, by at most one grey level.
+
+    Solarize may or may not invert the threshold itself, and of two neighbours at equal distance either may be chosen.
+    """
     images = pictures(6)
     for operation in every_operation(name):
         done = function(operation, HEIGHT, WIDTH, "nearest", 0)(images)
@@ -119,7 +121,7 @@ def test_grey_images_are_done_like_coloured_ones_of_three_equal_channels():
     coloured = augmentation.apply(grey.expand(-1, 3, -1, -1), draws)
     found = augmentation.apply(grey, draws)
     assert found.shape == grey.shape
-    assert int((found.int() - coloured.int()).abs().max()) <= 2  # two operations, each rounds
+    assert int((found.int() - coloured.int()).abs().max()) <= 2  # each of the two operations rounds
 
 
 @pytest.mark.parametrize("policy", ["cifar10", "imagenet"])
@@ -160,6 +162,6 @@ def test_one_way_rotation_is_counter_clockwise_and_the_rest_stays():
             first, second = both.operations[ours], one_way.operations[other]
             assert second == (Operation("Rotate", first.level) if first.name == "Rotate" else first)
     image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-    image[..., 16, 28] = 255  # right of the middle: counter-clockwise moves it up
+    image[..., 16, 28] = 255  # right of the centre, so that a counter-clockwise rotation moves it up
     turned = function(Operation("Rotate", 9), 32, 32, "nearest", 0)(image)
     assert int(turned[0, 0].nonzero()[0, 0]) < 12

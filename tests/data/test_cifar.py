@@ -1,4 +1,4 @@
-"""CIFAR on disk: whole, missing, half there, damaged, without a network. Small files stand in for the real ones."""
+"""CIFAR on disk: complete, missing, partial, damaged, and without a network. Small files replace the real ones."""
 
 import contextlib
 import functools
@@ -19,7 +19,7 @@ from torchvision import datasets
 from isda_repro.data import DataError, channel_statistics, cifar, load_cifar, verify
 
 ARCHIVE = "cifar-10-python.tar.gz"
-NOBODY_LISTENS = f"http://127.0.0.1:9/{ARCHIVE}"  # a connection to the discard port is refused at once
+NOBODY_LISTENS = f"http://127.0.0.1:9/{ARCHIVE}"  # connections to the discard port are refused at once
 FOLDER = "cifar-10-batches-py"
 
 
@@ -35,7 +35,7 @@ def write_batch(path, seed, images=20, classes=10):
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """A small CIFAR-10 with its own checksums: its archive and the folder unpacked beside it."""
+    """Return a folder with the archive of a small CIFAR-10, unpacked beside it; its checksums replace the real ones."""
     site = tmp_path / "site"
     folder = site / FOLDER
     folder.mkdir(parents=True)
@@ -58,7 +58,7 @@ def site(tmp_path, monkeypatch):
 
 @pytest.fixture
 def web(site):
-    """The address of a web server for the site's folder, on this machine."""
+    """Return the address of a local web server for the site's folder."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
@@ -72,7 +72,7 @@ def web(site):
 
 @pytest.fixture
 def data_dir(tmp_path, site):
-    """A data folder with all of the small CIFAR-10 in it, and no network to the site."""
+    """Return a data folder that holds the small CIFAR-10; no server is running."""
     data_dir = tmp_path / "data"
     shutil.copytree(site / FOLDER, data_dir / FOLDER)
     return data_dir
@@ -100,7 +100,7 @@ def test_download_leaves_the_unpacked_folder_alone(web, tmp_path, monkeypatch):
     assert [path.name for path in data_dir.iterdir()] == [FOLDER]
     (data_dir / FOLDER / "data_batch_3").unlink()
     (data_dir / FOLDER / "test_batch").write_bytes(b"half")
-    assert len(load_cifar("cifar10", data_dir).test) == 20  # half a folder is completed
+    assert len(load_cifar("cifar10", data_dir).test) == 20  # missing and damaged files are replaced
 
 
 def test_archive_in_the_folder_is_used_without_a_network(site, tmp_path):
@@ -176,7 +176,7 @@ def test_what_is_missing_or_damaged_is_named_with_where_to_get_it(data_dir, site
 
 
 def test_network_that_hangs_is_given_up(site, tmp_path, monkeypatch):
-    """The server answers nothing, and notes whether the client leaves by itself."""
+    """The server accepts and never answers; the client must close the connection by itself."""
     monkeypatch.setattr(cifar, "NETWORK_TIMEOUT_S", 0.2)
     left_by_itself = []
 

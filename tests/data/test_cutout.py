@@ -1,4 +1,4 @@
-"""Cutout's square: where it is, how large, and what fills it."""
+"""Position, size and fill of Cutout's square."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def generator(seed=0):
 
 
 def published(image, y, x, length):
-    """The published code, for an even length: clipped at each side."""
+    """Return the image with the square of the published code, for an even length: clipped at each edge."""
     out = image.clone()
     y1, y2 = max(0, y - length // 2), min(image.shape[1], y + length // 2)
     x1, x2 = max(0, x - length // 2), min(image.shape[2], x + length // 2)
@@ -31,12 +31,12 @@ def test_square_is_that_of_the_published_code(length, memory_format):
     centres = zip(draws["cutout_row"].tolist(), draws["cutout_column"].tolist(), strict=True)
     expected = torch.stack([published(image, y, x, length) for image, (y, x) in zip(images, centres, strict=True)])
     assert torch.equal(cutout.apply_normalised(images, draws), expected)
-    assert torch.equal(cutout.apply(before, draws), before)  # nothing happens to the pixels
+    assert torch.equal(cutout.apply(before, draws), before)  # the uint8 pixels do not change
     pixels = (before * 100).to(torch.uint8)
     black = Cutout(length, "black")
     pixels_before = pixels.clone()
     assert torch.equal(black.apply(pixels, draws), torch.where(expected == 0, 0, pixels))
-    assert torch.equal(pixels, pixels_before)  # they may be a view of those that stay
+    assert torch.equal(pixels, pixels_before)  # the input may be a view of stored images
     assert torch.equal(black.apply_normalised(before, draws), before)
 
 

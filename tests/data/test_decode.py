@@ -1,4 +1,4 @@
-"""Bytes of image files become pixels, and parts of them are taken, as by Pillow and torchvision."""
+"""Decoding of image files and crops of them, against Pillow and torchvision."""
 
 import io
 import math
@@ -23,7 +23,7 @@ def generator(seed=0):
 
 
 def as_image_folder_reads(data):
-    """torchvision's loader."""
+    """Return the pixels as torchvision's default loader decodes them, uint8 [H, W, 3]."""
     with Image.open(io.BytesIO(data)) as image:
         return torch.from_numpy(np.array(image.convert("RGB")))
 
@@ -34,7 +34,7 @@ def test_unusual_images_are_what_image_folder_reads(name):
     pixels = decoded(data)
     assert pixels.dtype == torch.uint8
     assert pixels.shape[2] == 3
-    if name == "sixteen_bits":  # there ImageFolder makes nearly everything white
+    if name == "sixteen_bits":  # ImageFolder clips these to white
         deep = np.array(Image.open(io.BytesIO(data))).astype(np.int64)
         assert torch.equal(pixels, torch.from_numpy(deep >> 8).to(torch.uint8)[:, :, None].expand(-1, -1, 3))
     else:
@@ -121,7 +121,7 @@ def test_random_parts_are_distributed_as_torchvisions():
             torch.searchsorted(one.sort().values, pooled, right=True)
             - torch.searchsorted(other.sort().values, pooled, right=True)
         ).abs().max() / n
-        assert distance < 1.95 * math.sqrt(2 / n)  # Kolmogorov and Smirnov, 0.1%
+        assert distance < 1.95 * math.sqrt(2 / n)  # Kolmogorov-Smirnov test at 0.1%
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1000), (1000, 1), (10, 40), (40, 10), (1, 1)])

@@ -1,4 +1,4 @@
-"""Image folders: what is found in them, the index that is kept, the constants of their images, and what is refused."""
+"""Image folders: their contents, the cached index, the constants of their images, and refused input."""
 
 import dataclasses
 import os
@@ -15,7 +15,7 @@ from isda_repro.data.source import stratified_order
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
-    """A user's cache of its own."""
+    """Return the project's folder in a user cache that is empty."""
     place = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(place))
     return place / "isda_repro"
@@ -28,7 +28,7 @@ def root(tmp_path):
 
 @pytest.fixture
 def scans(monkeypatch):
-    """How often a folder was looked through."""
+    """Return a list that grows by each folder that is scanned."""
     done, scan = [], folder._scan
     monkeypatch.setattr(folder, "_scan", lambda part: done.append(part) or scan(part))
     return done
@@ -50,7 +50,7 @@ def test_classes_are_numbered_by_name_and_images_are_those_of_the_files(root):
     part = source.train.select(torch.tensor([20, 3]))
     assert [part.where(i) for i in range(2)] == [source.train.where(3), source.train.where(20)]
     assert part.targets.tolist() == [0, 2]
-    assert load(root.parent).train.where(0) == source.train.where(0)  # a folder of the data set's name in root
+    assert load(root.parent).train.where(0) == source.train.where(0)  # root may contain a folder of the data set's name
     assert load(root).train.fingerprint() == source.train.fingerprint()
 
 
@@ -86,7 +86,7 @@ def test_second_start_reads_the_index(root, scans, cache):
 
 @pytest.mark.parametrize("change", ["added", "removed", "nested", "class"])
 def test_changed_folder_is_looked_through_again(root, scans, change):
-    for path in (root, *root.rglob("*")):  # as if written in 2001, so that any change now has another time
+    for path in (root, *root.rglob("*")):  # date everything 2001, so that any change has another time
         os.utime(path, (1e9, 1e9))
     load(root)
     if change == "added":
@@ -129,7 +129,7 @@ def test_other_files_are_left_out_and_links_and_unusual_names_are_followed(root)
 
 
 def test_start_with_an_index_looks_at_folders_and_not_at_images(root, scans, monkeypatch):
-    """So its time grows with the folders, whose times it asks for, and not with the images."""
+    """Loading an index checks the times of folders alone, so its duration does not grow with the images."""
     read_index(root)
 
     def listed(*_):

@@ -1,4 +1,4 @@
-"""Batches of images in memory are functions of (seed, epoch, position) alone."""
+"""Batches of images in memory depend on (seed, epoch, position) alone."""
 
 import pytest
 import torch
@@ -8,14 +8,14 @@ from isda_repro.errors import UserError
 from isda_repro.randomness import stream_seed
 
 CPU = torch.device("cpu")
-N = 150  # batches of 32: four whole ones and one of 22
-IDENTITY = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}  # normalised floats are the pixel values
+N = 150  # four batches of 32, and one of 22
+IDENTITY = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}  # normalised values equal the pixels
 
 
 @pytest.fixture(scope="module")
 def split():
     images = torch.randint(0, 256, (N, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return Split(images, torch.arange(N))  # the label names the image
+    return Split(images, torch.arange(N))  # the label identifies the image
 
 
 def loader(split, *, seed=0, **options):
@@ -33,7 +33,7 @@ def same(batches, others):
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("augmentation", [None, PadCropFlip(), PadCropFlip(padding_mode="reflect")])
 def test_batches_are_the_augmented_images_in_the_order_of_the_epoch(split, memory_format, augmentation):
-    """Written out with the streams' names, which are part of what a committed result means."""
+    """The expected batches use the streams' names, on which committed results depend."""
     order = torch.randperm(N, generator=torch.Generator().manual_seed(stream_seed(7, "order", 3)))
     expected = split.images[order]
     if augmentation is not None:
@@ -62,7 +62,7 @@ def test_epoch_of_several_passes_has_each_image_once_a_pass_in_another_order(spl
     assert not torch.equal(passes[0], passes[1])
     assert not torch.equal(passes[1], passes[2])
     one = torch.cat([targets for _, targets in loader(split).epoch(1)])
-    assert torch.equal(passes[0], one)  # the first pass is that of an epoch of one
+    assert torch.equal(passes[0], one)  # the first pass equals an epoch of one pass
     assert same(list(several.epoch(1))[4:], several.epoch(1, 4))
 
 
@@ -86,7 +86,7 @@ def test_augmenting_several_batches_at_once_changes_nothing(split, fill, monkeyp
     for memory_format in (torch.contiguous_format, torch.channels_last):
         monkeypatch.setattr(in_memory, "WINDOW_BYTES", 1)
         batches = list(loader(split, memory_format=memory_format, **options).epoch(1))
-        for window in (3 * 32 * 3 * 256, 2**24):  # three batches, the whole epoch
+        for window in (3 * 32 * 3 * 256, 2**24):  # three batches; the whole epoch
             monkeypatch.setattr(in_memory, "WINDOW_BYTES", window)
             windowed = loader(split, memory_format=memory_format, **options)
             assert windowed._steps_at_once == window // (32 * 3 * 256)
@@ -120,7 +120,7 @@ def test_images_survive_what_is_done_to_a_batch(split):
 def test_on_a_gpu_the_batches_are_the_same_and_nothing_waits(split, memory_format, mode):
     options = {"augmentation": PadCropFlip(padding_mode=mode), "memory_format": memory_format}
     batches = loader(split, device=torch.device("cuda"), **options).epoch(0)
-    on_gpu = [next(batches)]  # moves the epoch's order and draws
+    on_gpu = [next(batches)]  # copies the epoch's order and draws to the GPU
     torch.cuda.set_sync_debug_mode("error")
     try:
         on_gpu += list(batches)

@@ -1,4 +1,4 @@
-"""Pixels become floats as defined in float64."""
+"""Normalised pixels against the definition in float64."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Archives of smaller images: what is in them, what is read from them, interruptions and damage."""
+"""Archives of smaller images: contents, reading, interruptions and damage."""
 
 import multiprocessing
 import signal
@@ -54,7 +54,7 @@ def test_archives_hold_each_image_smaller_and_any_tool_opens_them(source, tmp_pa
         height, width = image.shape[:2]
         expected = image if stays else scaled(image, (0, 0, height, width), shorter_side(height, width, 32))
         assert torch.equal(pixels, expected)
-    lines = (tmp_path / "out/SHA256SUMS").read_text().splitlines()  # as sha256sum -c reads them
+    lines = (tmp_path / "out/SHA256SUMS").read_text().splitlines()  # the format of sha256sum -c
     assert lines == [f"{sha256(tmp_path / 'out' / name)}  {name}" for name in ARCHIVES]
 
 
@@ -71,7 +71,7 @@ def test_packed_source_is_the_source(source, tmp_path):
     assert (part.read(0), part.read(1)) == (packed.train.read(2), packed.train.read(17))
     assert part.targets.tolist() == [0, 2]
     assert len({one.fingerprint() for one in (packed.train, packed.test, part)}) == 3
-    again = load(tmp_path / "out")  # from the index in the cache
+    again = load(tmp_path / "out")  # now from the cached index
     assert again.train.fingerprint() == packed.train.fingerprint()
     assert [again.train.read(i) for i in range(24)] == [packed.train.read(i) for i in range(24)]
     by_folder = load_folder("pets", tmp_path / "out", image_size=16)  # dataset=folder finds archives too
@@ -83,7 +83,7 @@ def test_packed_source_is_the_source(source, tmp_path):
 
 
 def test_evaluation_sees_the_very_same_pixels(source, tmp_path):
-    """At 28 pixels, for which the shorter side is scaled to 32."""
+    """At 28 pixels the crop scales the shorter side to 32, the size in the archive."""
     write(source, tmp_path / "out")
     packed = load(tmp_path / "out", image_size=28)
     crop, generator = Crop(28, "center"), torch.Generator()
@@ -135,13 +135,13 @@ def test_interrupted_packing_goes_on_with_what_is_not_finished(source, tmp_path,
     )
     write(source, tmp_path / "out")
     assert written == ARCHIVES[2:]
-    write(source, tmp_path / "out")  # finished: nothing is written again
+    write(source, tmp_path / "out")  # finished: writes nothing
     assert written == ARCHIVES[2:]
     assert len(load(tmp_path / "out").train) == 24
 
 
 def pack_and_hang(source, folder, hangs):
-    """Packs until the first archive is finished and the second is begun, says so, and waits until it is ended."""
+    """Pack until the first archive is finished and the second has begun, report that, and wait to be killed."""
     torch.set_num_threads(1)
     encoded = packing._encoded
 
@@ -162,7 +162,7 @@ def test_killed_packing_goes_on_with_what_is_not_finished(tmp_path, source):
     process = context.Process(target=pack_and_hang, args=(source, tmp_path / "out", theirs))
     process.start()
     theirs.close()
-    assert ours.recv()  # an EOFError if it has died
+    assert ours.recv()  # raises EOFError if the process has died
     process.kill()
     process.join()
     assert list((tmp_path / "out").glob("*.tmp"))
@@ -190,7 +190,7 @@ def test_other_settings_or_images_are_not_mixed(source, tmp_path):
     (tmp_path / "mine/thesis.txt").write_text("x")
     with pytest.raises(DataError, match="mine"):
         write(source, tmp_path / "mine")
-    with pytest.raises(DataError, match="pets"):  # archives cannot be packed again
+    with pytest.raises(DataError, match="pets"):  # archives cannot be packed once more
         write(load(tmp_path / "out"), tmp_path / "again")
 
 
@@ -211,9 +211,9 @@ def test_missing_room_is_found_before_anything_is_written(source, tmp_path, monk
     with pytest.raises(DataError, match=r"out .*output=.*format=jpeg"):
         write(source, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
-    room.free = 200_000  # 36 images of about 32 x 40 pixels, three bytes each
+    room.free = 200_000  # enough for 36 images of about 32 x 40 pixels of 3 bytes
     write(source, tmp_path / "out")
-    room.free = 0  # what is there already needs no room
+    room.free = 0  # finished archives need no more space
     write(source, tmp_path / "out")
 
 
@@ -254,7 +254,7 @@ def test_archive_that_changes_while_it_is_read_is_an_error(source, tmp_path):
     path = tmp_path / "out/train-00002.zip"
     whole = path.read_bytes()
     for change in (whole[:100], whole[: packed.offset[23] + 100], b"x" * len(whole)):
-        with path.open("r+b") as file:  # in place: the file stays open
+        with path.open("r+b") as file:  # in place, since the split keeps the file open
             file.write(change)
             file.truncate()
         with pytest.raises(OSError, match="archive"):

@@ -12,7 +12,7 @@ from isda_repro.data.source import narrowed, stratified_order
 
 
 def numbered(targets):
-    """A split whose images carry their own number."""
+    """Return a split whose images encode their index."""
     targets = torch.as_tensor(targets)
     numbers = torch.arange(len(targets))
     return Split((numbers[:, None, None, None] // torch.tensor([1, 256]) % 256).to(torch.uint8), targets)
@@ -43,7 +43,7 @@ def test_holdout_is_disjoint_stratified_and_the_same_every_time(source):
     assert source.evaluated_on == "test"
     assert torch.equal(torch.cat([train, evaluated]).sort().values, torch.arange(1000))
     assert per_class(held.test).tolist() == [25] * 10
-    torch.manual_seed(123)  # independent of any run's seed
+    torch.manual_seed(123)  # the holdout must not depend on a run's seed
     assert torch.equal(numbers_of(take(source, holdout=250).test), evaluated)
 
 
@@ -143,7 +143,7 @@ def test_digits_are_scikit_learns_at_its_pixels_with_a_fifth_to_test():
 
 
 def test_digits_split_is_the_one_that_results_were_made_on():
-    # Committed results stand on this split; whatever changes it changes numerics_version too.
+    # Committed results depend on this split; a change of it requires another numerics_version.
     digits = load_digits(holdout=200, train_limit=500)
     digests = [hashlib.md5(s.images.numpy().tobytes()).hexdigest() for s in (digits.train, digits.test)]
     assert digests == ["248e6ca8a6759a4274b261c548dcd5fc", "5b0a1fdea3429b439e143e1b9a3a1018"]

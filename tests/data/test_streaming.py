@@ -1,4 +1,4 @@
-"""Batches of image files are functions of (seed, epoch, position), whoever decodes them; unreadable files; workers."""
+"""Batches of image files depend on (seed, epoch, position), not on the workers; unreadable files; ends of workers."""
 
 import contextlib
 import gc
@@ -45,7 +45,7 @@ def cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return make_folder(tmp_path_factory.mktemp("data") / "pets", train=13)  # 39: batches of 8, the last of 7
+    return make_folder(tmp_path_factory.mktemp("data") / "pets", train=13)  # 39 images: batches of 8, the last of 7
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_batches_do_not_depend_on_workers_nor_on_where_an_epoch_begins(split, wo
     assert same(several.epoch(0), expected[0])
     for first_step in (2, 4, 5):
         assert same(several.epoch(1, first_step), expected[1][first_step:])
-    for taken in (1, 2, 3):  # left in its middle, an epoch leaves nothing behind
+    for taken in (1, 2, 3):  # an abandoned epoch must not affect the next one
         begun = several.epoch(0)
         assert same([next(begun) for _ in range(taken)], expected[0][:taken])
         assert same(several.epoch(1), expected[1])
@@ -119,7 +119,7 @@ def test_two_loaders_at_once(split, root):
         assert sum(len(targets) for _, targets in other.epoch(0)) == 12
         found.append(batch)
     assert same(found, expected)
-    assert same(found, evaluated)  # batches that are kept keep their pixels
+    assert same(found, evaluated)  # memory of batches that are still in use is not recycled
 
 
 @pytest.mark.parametrize(("world_size", "workers"), [(2, 2), (3, 0), (8, 0)])
@@ -137,7 +137,7 @@ def test_batches_of_several_processes_are_those_of_one(split, world_size, worker
 
 @pytest.fixture
 def damaged(tmp_path):
-    """Some files of several kinds of damage, and their paths."""
+    """Return a split with several kinds of damaged files, and the sorted paths of these."""
     root = make_folder(tmp_path / "pets", train=13)
     bad = {
         root / "train/ant/0.jpg": b"",
@@ -211,7 +211,7 @@ def alive(pid):
 
 @contextlib.contextmanager
 def process_end(pid):
-    """A function that waits for the end of a process, at most so many seconds, and says whether it has ended."""
+    """Yield a function that waits for a process at most so many seconds, and returns True if it has ended."""
     descriptor = os.pidfd_open(pid)
     try:
         yield lambda seconds: bool(select.select([descriptor], [], [], seconds)[0])
@@ -222,11 +222,11 @@ def process_end(pid):
 
 
 def load_and_wait(split, pids):
-    """Tells which workers it has begun, and waits until it is ended."""
+    """Start an epoch, send the ids of its workers, and wait to be killed."""
     torch.set_num_threads(1)
     used = loader(split, 2)
     batches = used.epoch(0)
-    for _ in range(2):  # one of each worker
+    for _ in range(2):  # a batch of each worker
         next(batches)
     pids.send([worker.pid for worker in used._loader._iterator._workers])
     while True:
@@ -236,13 +236,13 @@ def load_and_wait(split, pids):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_the_process_that_started_them(split, end):
-    """Even those that cannot see to it themselves: these are stopped."""
+    """Workers end too if they cannot run any code themselves, because they are stopped."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     process = context.Process(target=load_and_wait, args=(split, theirs))
     process.start()
     theirs.close()
-    workers = ours.recv()  # an EOFError if it has died
+    workers = ours.recv()  # raises EOFError if the process has died
     assert len(workers) == 2
     with contextlib.ExitStack() as stack:
         ends = [stack.enter_context(process_end(pid)) for pid in workers]
@@ -261,7 +261,7 @@ def test_workers_are_deaf_to_interrupts_and_end_with_their_loader(split):
     first = list(used.epoch(0))
     processes = [worker.pid for worker in used._loader._iterator._workers]
     for pid in processes:
-        assert os.getsid(pid) == pid  # apart from the group that a terminal interrupts
+        assert os.getsid(pid) == pid  # Ctrl-C of a terminal does not reach another session
         os.kill(pid, signal.SIGINT)
     assert same(used.epoch(0), first)
     assert [worker.pid for worker in used._loader._iterator._workers] == processes

@@ -1,4 +1,4 @@
-"""Generated images take their places among real ones: how many, where, of which class, from which draws."""
+"""Generated images among real ones: their number, positions, classes and random draws."""
 
 from fractions import Fraction
 from itertools import chain
@@ -13,7 +13,7 @@ N, CLASSES = 53, 4
 
 
 class Marks:
-    """Its images are grey, of the class's own shade; their first pixel is drawn."""
+    """A source of grey images, one shade for each class, whose first pixel is random."""
 
     def __init__(self):
         self.asked = []
@@ -26,7 +26,7 @@ class Marks:
 
 
 def split(samples=N):
-    """Dark images, each with its number in it."""
+    """Return dark images that contain their own index."""
     images = torch.zeros(samples, 3, 8, 8, dtype=torch.uint8)
     images[:] = torch.arange(samples)[:, None, None, None]
     return Split(images, torch.arange(samples) % CLASSES)
@@ -59,7 +59,7 @@ def is_generated(images):
 @pytest.mark.parametrize("size", [1, 6, 10, 12, 53])
 @pytest.mark.parametrize("share", [1 / 6, 0.16666667, 0.5, 0.9])
 def test_each_batch_has_its_share_and_the_epoch_exactly(size, share):
-    """Batch t of size N: floor((t+1) N f) - floor(t N f)."""
+    """Batch t of size N has floor((t + 1) N f) - floor(t N f) generated images."""
     exact = Fraction(share).limit_denominator(1000)
     batches = epoch(loader(Synthetic(Marks(), share), batch_size=size))
     counts = [int(is_generated(images).sum()) for images, _ in batches]
@@ -77,7 +77,7 @@ def test_sixth_of_128_is_21_or_22():
 
 
 def test_generated_image_has_the_class_of_the_real_one_in_whose_place_it_is():
-    """So the labels are those of the run without, batch by batch."""
+    """The labels therefore equal those of a run without generated images, batch by batch."""
     source = Marks()
     mixed, real = epoch(loader(Synthetic(source, 1 / 6))), epoch(loader(None))
     for (images, targets), (others, other_targets) in zip(mixed, real, strict=True):
@@ -100,7 +100,7 @@ def test_each_epoch_replaces_others_and_draws_anew():
     drawn = [torch.cat([images[is_generated(images)][:, :, 0, 0] for images, _ in one]) for one in (first, second)]
     assert not torch.equal(drawn[0], drawn[1])
     firsts = [tuple(images[is_generated(images)][0, :, 0, 0].tolist()) for images, _ in first[1:-1]]
-    assert len(set(firsts)) == len(firsts)  # each step draws anew
+    assert len(set(firsts)) == len(firsts)  # each step has its own draws
 
 
 def test_covers_all_shows_every_real_image_and_takes_more_steps():
@@ -142,7 +142,7 @@ def test_epoch_begun_in_the_middle_goes_on_with_the_same_images():
 
 
 def test_generated_images_are_augmented_like_real_ones():
-    """Cutout, whose hole is mean grey, black here."""
+    """Cutout's hole is mean grey after normalisation, and 0 with the constants used here."""
     batches = epoch(loader(Synthetic(Marks(), 1 / 6), augmentation=Cutout(length=4)))
     for images, _ in batches:
         made = images[(images >= 200).flatten(1).any(1)]

@@ -1,4 +1,4 @@
-"""Composed configurations that are kept from one command to the next."""
+"""The cache of composed configurations, which persists from one command to the next."""
 
 import pytest
 from omegaconf import OmegaConf
@@ -11,7 +11,7 @@ OVERRIDES = ["model=resnet20", "dataset=digits"]
 
 
 class Counting:
-    """Composes what it was made with, and counts how often it is asked."""
+    """A ``compose`` function that counts its calls."""
 
     def __init__(self, **settings):
         self.settings, self.asked = settings, 0

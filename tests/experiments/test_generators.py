@@ -1,4 +1,4 @@
-"""Runs that train on generated images: a sweep makes their generators first."""
+"""Runs that train on generated images: a sweep trains their generators first."""
 
 import json
 import re
@@ -34,7 +34,7 @@ cells: [{row: ACGAN, needs: {generator: acgan}}, {row: ISDA, needs: {generator: 
 
 @pytest.fixture
 def options(tmp_path, monkeypatch):
-    """A sweep of a table with generators, in an empty directory."""
+    """Return the options of a sweep of a table with generators, in an empty directory."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.yaml").write_text(TABLE)
     return SweepOptions("own.yaml")
@@ -47,7 +47,7 @@ def plan(options):
 
 @pytest.fixture
 def generator(plan):
-    """The one that its runs need."""
+    """Return the one generator run that the plan needs."""
     (run,) = generators_of(plan, compose, []).values()
     return run
 

@@ -1,4 +1,4 @@
-"""lambda_0 and the other settings of the losses: the paper's where it has them, their source, and their searches."""
+"""Values of lambda_0 and of the losses' other settings: the paper's where it states them, otherwise their search."""
 
 import fnmatch
 import functools
@@ -110,7 +110,7 @@ def test_a_finished_search_proposes_its_best_and_an_unfinished_one_says_what_it_
     [("CIFAR-10", "1,000"), *(pytest.param(*one, marks=pytest.mark.slow) for one in LATER_SEARCHES)],
 )
 def test_small_data_has_what_its_search_proposes_for_its_number_of_images(load_script, root, data, images):
-    """The search's committed results: the best of a row is the value of the table's cell with ISDA."""
+    """The best value of the search's committed results is the one that the table's ISDA cell uses."""
     whole = load_table("lambda_small_data")
     (row,) = (row for row in whole.rows if row[0] == data and row[-1].startswith(images))
     table = replace(whole, rows=(row,), cells=tuple(cell for cell in whole.cells if cell.row == row))
@@ -135,7 +135,7 @@ def test_what_is_in_force_is_shown_for_every_network(load_script, capsys):
     assert ["resnet101", "imagenet", "isda", "5"] in lines
 
 
-@pytest.mark.parametrize("name", ["table5", "small_data"])  # some of whose cells set lambda_0
+@pytest.mark.parametrize("name", ["table5", "small_data"])  # tables in which some cells set lambda_0
 def test_a_table_that_is_no_search_is_named(load_script, name):
     with pytest.raises(UserError, match=name):
         load_script("lambda_0").main([f"table={name}"])

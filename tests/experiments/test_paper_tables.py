@@ -1,4 +1,4 @@
-"""The paper's tables: every row and column, composed; the paper's value beside each; who shares whose runs."""
+"""The paper's tables: every row and column is composed, with the paper's value; and the runs that tables share."""
 
 import functools
 import itertools
@@ -16,15 +16,15 @@ from isda_repro.runs.records import METRICS
 
 REPORTED = yaml.safe_load((config.CONF_DIR.parent / "isda_repro/experiments/reported.yaml").read_text())
 PAPER = ("table1", "table2", "table3", "table4", "table5")
-SEARCHES = [name for name in table_names() if name.startswith(("lambda_", "open_"))]  # columns that differ in a number
+SEARCHES = [name for name in table_names() if name.startswith(("lambda_", "open_"))]  # columns differ in one number
 WITH_RESULTS = ["short_cifar", "small_data"]
-OTHERS = [name for name in table_names() if name not in (*WITH_RESULTS, "figure6")]  # it has the cells of table4
+OTHERS = [name for name in table_names() if name not in (*WITH_RESULTS, "figure6")]  # figure6 has the cells of table4
 ALL = [*OTHERS, "table4+dropout"]
 
 
 @pytest.fixture(scope="session")
 def planned():
-    """``planned(name, fits)``: a table and the runs of its cells that fit; what has been composed once is kept."""
+    """Return ``planned(name, fits)``: a table and the runs of its cells that fit. Compositions are cached."""
     compose = functools.cache(lambda overrides: config.compose(list(overrides)))
 
     def plan(name, fits=lambda cell: True):
@@ -37,7 +37,7 @@ def planned():
 
 @pytest.fixture(scope="session")
 def sample(planned):
-    """``sample(name)``: the runs of the last cell of each row and of all cells of the first; of a search, fewer."""
+    """Return ``sample(name)``: runs of the last cell of each row and of the whole first row; fewer of a search."""
 
     @functools.cache
     def plan(name):
@@ -52,7 +52,7 @@ def sample(planned):
 
 
 def transcribed(name):
-    """Our row and column -> the paper's value, written out for each of the five tables."""
+    """Return (row, column) of our table -> the paper's value, with an explicit rule for each of the five tables."""
     spec, found = REPORTED[name], {}
     data, methods = {"CIFAR-10": "cifar10", "CIFAR-100": "cifar100"}, ("Basic", "ISDA")
     for row in spec["rows"]:
@@ -91,7 +91,7 @@ def test_every_value_of_the_paper_has_its_cell_with_as_many_seeds_and_every_cell
 
 
 def check(plan):
-    """Two cells have the same runs only where they show two numbers of them."""
+    """Check seeds, metrics and generators of a plan; two cells may share runs only if they show different numbers."""
     shown = [(run.run_id, cell.metric) for cell, runs in plan.items() for run in runs]
     assert len(set(shown)) == len(shown)
     for cell, runs in plan.items():

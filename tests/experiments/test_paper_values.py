@@ -1,4 +1,4 @@
-"""The paper's values as transcribed: each is found by its names, and each contradiction names its tables."""
+"""The paper's transcribed values: each is found by its names, and each contradiction names its tables."""
 
 import pytest
 import yaml

@@ -171,7 +171,7 @@ def test_rows_are_compared_with_the_first_of_their_baselines_that_the_column_has
     named = {key: None if where is None else where[0][0] for key, where in found.items()}
     assert named == {
         ("Basic", "A"): None,
-        ("Basic", "B"): "Basic + Dropout",  # not that there is such a cell
+        ("Basic", "B"): "Basic + Dropout",  # although there is no such cell
         ("Basic + Dropout", "A"): None,
         ("Basic + Dropout", "B"): None,
         ("Focal", "A"): "Basic",

@@ -1,4 +1,4 @@
-"""What sweeps tell W&B of the tables and cells that a run belongs to."""
+"""Tags and metrics by which sweeps tell W&B which tables and cells a run belongs to."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""A run on digits to which ``faults.py`` does something, and whether it ended as if nothing had been done."""
+"""A run on digits that ``faults.py`` disturbs, and its fingerprint for comparison with an undisturbed run."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ RUN = [
     *("dataset.train_limit=640", "dataset.test_limit=100", "tracking=none"),
 ]
 
-PATIENCE = 900.0  # seconds, with which a run ends on a machine that is busy with other things
+PATIENCE = 900.0  # seconds; enough for a run on a busy machine
 
 
 class FaultTarget:
-    """A run to which something is done, in a folder of its own; ``launcher`` is what starts ``train.py``."""
+    """A run that will be disturbed, in a directory of its own; ``launcher`` is the command that starts ``train.py``."""
 
     def __init__(self, runs_dir: Path, *more: str, launcher: Sequence[str] = (sys.executable,)) -> None:
         self.more = more
@@ -40,7 +40,7 @@ class FaultTarget:
         self.seen = ""
 
     def start(self) -> subprocess.Popen[str]:
-        """Begin it, and do not wait."""
+        """Start the run without waiting for it."""
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 (until the next one)
         return subprocess.Popen(
             self.command, cwd=ROOT, stdout=self._output, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -48,19 +48,19 @@ class FaultTarget:
 
     @property
     def times_gone_on(self) -> int:
-        """How often the process started last has said that it goes on from a checkpoint."""
+        """Number of times that the last process has reported to resume from a checkpoint."""
         return os.pread(self._output.fileno(), 1_000_000, 0).count(b"goes on after step")
 
     def held_by(self, pid: int) -> bool:
-        """Whether that process has taken the run's folder."""
+        """Return True if that process holds the lock of the run's directory."""
         owner = self.folder / "owner.json"
         try:
             return bool(json.loads(owner.read_text())["pid"] == pid)
-        except (FileNotFoundError, ValueError):  # not there, or being written
+        except (FileNotFoundError, ValueError):  # missing, or half written
             return False
 
     def wait_for(self, name: str) -> Path:
-        """Until the run has written into a file: an empty one will take more of the disk."""
+        """Wait until a file of the run is not empty, and return its path. An empty file will still grow on the disk."""
         deadline, path = time.monotonic() + PATIENCE, self.folder / name
         while not (path.exists() and path.stat().st_size):
             if time.monotonic() > deadline:
@@ -69,7 +69,7 @@ class FaultTarget:
         return path
 
     def wait_for_checkpoints(self, count: int = 2) -> None:
-        """Until the run has saved its state."""
+        """Wait until the run has saved ``count`` checkpoints."""
         deadline = time.monotonic() + PATIENCE
         while len(list(self.folder.glob("checkpoint-*.pt"))) < count:
             if time.monotonic() > deadline:
@@ -77,26 +77,26 @@ class FaultTarget:
             time.sleep(0.01)
 
     def stop(self, process: subprocess.Popen[str], number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal, and keep what the run said last."""
+        """Send a signal, then do as ``end``."""
         process.send_signal(number)
         self.end(process)
 
     def end(self, process: subprocess.Popen[str]) -> None:
-        """Wait for it, and keep what it said last and how it left."""
+        """Wait for the process; keep its messages in ``said``, and the last one with the exit code in ``seen``."""
         self.said = process.communicate(timeout=PATIENCE)[1].strip().splitlines()
         last = [line for line in self.said if line.startswith(("error", "warning", "SIG"))]
         seen = (last[-1] if last else "nothing").replace(str(self.runs_dir), "runs")
         self.seen = f"{seen} (exit code {process.returncode})"
 
     def interrupted(self) -> FaultTarget:
-        """Run until it has two checkpoints, then kill it."""
+        """Run until there are two checkpoints, kill the process, and return self."""
         process = self.start()
         self.wait_for_checkpoints()
         self.stop(process)
         return self
 
     def resumed(self) -> tuple[str, str]:
-        """Give the command again; what it said of trouble, and where it started."""
+        """Run the command to its end; return its warnings and errors, and the line that says where it started."""
         done = subprocess.run(self.command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE)
         warnings = [line for line in done.stderr.splitlines() if line.startswith(("error", "warning"))]
         start = next((line for line in done.stdout.splitlines() if line.startswith("goes on")), "starts at step 0")
@@ -104,7 +104,7 @@ class FaultTarget:
 
 
 def fingerprint(folder: Path) -> Any:
-    """Weights, statistics and curves of a finished run; None if it is not finished."""
+    """Return weights, statistics and curves of a finished run for comparison; None if it has not finished."""
     if not (folder / "result.json").exists():
         return None
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
@@ -116,7 +116,7 @@ def fingerprint(folder: Path) -> Any:
 
 @contextmanager
 def small_disk(mebibytes: int) -> Iterator[Path]:
-    """A file system of that size."""
+    """Mount a file system of that size in memory, which needs root."""
     folder = Path(tempfile.mkdtemp())
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)], check=True)
     try:
@@ -127,8 +127,8 @@ def small_disk(mebibytes: int) -> Iterator[Path]:
 
 
 def fill(disk: Path, leave_kib: int) -> Path:
-    """Take all room but that, or what the run itself leaves of it."""
+    """Write a file that leaves ``leave_kib`` KiB free, or less if the run writes meanwhile; return its path."""
     filler = disk / "filler"
-    with suppress(OSError):  # the run is writing at the same time: what fits of it is in the file
+    with suppress(OSError):  # the run writes at the same time: the file is then as long as fits
         filler.write_bytes(b"\0" * (shutil.disk_usage(disk).free - leave_kib * 1024))
     return filler

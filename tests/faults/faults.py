@@ -1,12 +1,13 @@
-"""What happens to a run when the machine fails it. Prints a table; real processes, real signals, real full disks.
+"""Faults of the machine during a run, and whether the run survives. Prints a table; real processes, signals and disks.
 
     python tests/faults/faults.py                                            # a quarter of an hour on one core
     python tests/faults/faults.py output=results/faults.md                   # also writes what it prints
     python tests/faults/faults.py small=true                                 # one fault of each kind
 
-Each fault is done to a run on digits. Then the same command is given again, without the fault, and the run has survived
-if it ends with the weights, the statistics and the curves of a run that nothing was done to, bit for bit. Full and
-read-only disks are small file systems of their own, for which this must run as root. Exits 1 if a run did not survive.
+Each fault is inflicted on a run on digits; then the same command is given again, without the fault. The run has
+survived if it ends with the weights, the statistics and the curves of an undisturbed run, bit for bit. Full and
+read-only disks are small file systems that are mounted for this, so that it must run as root. Exits 1 if a run did not
+survive.
 """
 
 import functools
@@ -30,6 +31,7 @@ from typing import Any, NamedTuple
 
 import torch
 from fault_target import ROOT, RUN, FaultTarget, fill, fingerprint, small_disk
+from file_damage import append, both, flip, halve, metrics, newest
 
 from isda_repro.config import compose
 from isda_repro.config.options import parse_options
@@ -46,7 +48,14 @@ ANSWERS = {True: "yes", False: "NO", None: "not tried"}
 
 @dataclass
 class Options:
-    """What is typed behind the script."""
+    """Options of the script.
+
+    Attributes:
+        output: Markdown file to write the table to.
+        kills: number of SIGKILLs at random times.
+        pairs: number of simultaneous launches.
+        small: try one fault of each kind.
+    """
 
     output: str | None = None
     kills: int = 50
@@ -55,7 +64,7 @@ class Options:
 
 
 class Outcome(NamedTuple):
-    """What was done, what the user saw, and whether the run survived; None: it could not be tried here."""
+    """A fault, the message that the user saw, and whether the run survived; None if it could not be tried here."""
 
     fault: str
     seen: str
@@ -63,14 +72,14 @@ class Outcome(NamedTuple):
 
 
 class Faults:
-    """The faults, one method each."""
+    """The faults, one method each; every run gets a directory under ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._references: dict[tuple[str, ...], Any] = {}
 
     def undisturbed(self, *more: str) -> Path:
-        """The folder of a run of these settings that nothing is done to."""
+        """Return the directory of a finished run with these settings, which nothing has disturbed."""
         target = FaultTarget(self.folder / "undisturbed", *more)
         if fingerprint(target.folder) is None:
             target.end(target.start())
@@ -78,13 +87,13 @@ class Faults:
         return target.folder
 
     def same(self, target: FaultTarget) -> bool:
-        """Whether the run has ended as the undisturbed one."""
+        """Return True if the run has ended with the fingerprint of the undisturbed run."""
         if target.more not in self._references:
             self._references[target.more] = fingerprint(self.undisturbed(*target.more))
         return bool(fingerprint(target.folder) == self._references[target.more])
 
     def kills(self, kills: int) -> Outcome:
-        """At random times of the clock from when a run takes its folder on; runs that end are begun anew."""
+        """Kill a run at random times after it has taken its lock; when a run ends in spite of this, start another."""
         timing = json.loads((self.undisturbed() / "result.json").read_text())["timing"]
         seconds = sum(timing[name] for name in ("train", "evaluation", "saving"))
         draw = random.Random(0)
@@ -108,7 +117,7 @@ class Faults:
         return Outcome(f"SIGKILL at {kills} random times", seen, same == finished)
 
     def full_disk(self, leave_kib: int, what: str) -> Outcome:
-        """The disk fills up; room is made; the run goes on."""
+        """Fill the disk to ``leave_kib`` KiB, let the run fail, free the disk, and resume."""
         with small_disk(24) as disk:
             target = FaultTarget(disk / "runs")
             process = target.start()
@@ -120,7 +129,7 @@ class Faults:
             return Outcome(f"disk full while writing {what}", f"{target.seen}; then {start}", self.same(target))
 
     def full_disk_at_the_result(self) -> Outcome:
-        """There is room for all of a run but the last page of its result."""
+        """Fill the disk so that everything fits but the last page of the result."""
         more = ("recipe.epochs=1", "recipe.batch_size=4", "checkpoint.steps=null")
         whole = self.undisturbed(*more)
         pages = [math.ceil((whole / name).stat().st_size / 4096) for name in ("checkpoint.pt", "result.json")]
@@ -136,7 +145,7 @@ class Faults:
             return Outcome("disk full while writing the result", target.seen, hit and self.same(target))
 
     def read_only(self) -> Outcome:
-        """The disk becomes read-only between two commands."""
+        """Make the disk read-only between two commands."""
         with small_disk(24) as disk:
             target = FaultTarget(disk / "runs").interrupted()
             subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
@@ -146,7 +155,7 @@ class Faults:
             return Outcome("run directory read-only", target.seen, self.same(target))
 
     def damaged(self, name: str, damage: Callable[[Path], None], files: Callable[[Path], list[Path]]) -> Outcome:
-        """Something is done to the files of an interrupted run."""
+        """Apply ``damage`` to some files of an interrupted run, and resume it."""
         target = FaultTarget(Path(tempfile.mkdtemp(dir=self.folder))).interrupted()
         for file in files(target.folder):
             damage(file)
@@ -154,7 +163,7 @@ class Faults:
         return Outcome(name, f"{warnings}; {start}", self.same(target))
 
     def foreign_lock(self, host: str, seconds: int) -> Outcome:
-        """A lock that its dead owner has left behind, or so it seems from here."""
+        """Leave a lock behind whose owner is dead: on this host, or on another with an old heartbeat."""
         target = FaultTarget(Path(tempfile.mkdtemp(dir=self.folder))).interrupted()
         owner = target.folder / "owner.json"
         mine = json.loads(owner.read_text())
@@ -166,7 +175,7 @@ class Faults:
         return Outcome(f"lock left behind by {host}, {seconds} s ago", seen, self.same(target))
 
     def lock_of_a_living_owner(self) -> Outcome:
-        """On another host, and its heart beats."""
+        """Hold the lock from another host whose heartbeat continues: the run must be refused."""
         target = FaultTarget(Path(tempfile.mkdtemp(dir=self.folder))).interrupted()
         owner = target.folder / "owner.json"
         mine = json.loads(owner.read_text())
@@ -188,7 +197,7 @@ class Faults:
         return Outcome("lock of another host whose heart beats", target.seen, refused and self.same(target))
 
     def stood_still(self) -> Outcome:
-        """The process is stopped; another host takes it for dead, goes on, and has not ended when it wakes."""
+        """Stop a process until another host has taken its run, and wake it: it must leave the run alone."""
         target = FaultTarget(Path(tempfile.mkdtemp(dir=self.folder)))
         process = target.start()
         target.wait_for_checkpoints()
@@ -206,7 +215,7 @@ class Faults:
         return Outcome(fault, target.seen, untouched and self.same(target))
 
     def signals(self) -> Outcome:
-        """SIGTERM at random times: in a step, in an evaluation, while a checkpoint is being written."""
+        """Send SIGTERM at random times: in a step, in an evaluation, while a checkpoint is being written."""
         draw, target = random.Random(1), FaultTarget(self.folder / "sigterm", "checkpoint.steps=1")
         codes: list[int] = []
         while not (target.folder / "result.json").exists():
@@ -216,13 +225,13 @@ class Faults:
             time.sleep(draw.uniform(0.1, 1.2))
             target.stop(process, signal.SIGTERM)
             codes.append(process.returncode)
-        *stopped, _ = codes  # the last had its result before the signal, or in spite of it
+        *stopped, _ = codes  # the last process finished, before or in spite of the signal
         good = set(stopped) == {EXIT_STOPPED} and self.same(target)
         seen = f"{len(stopped)} times stopped with exit code {EXIT_STOPPED}, then done"
         return Outcome("SIGTERM at random times, in steps, evaluations and checkpoints", seen, good)
 
     def data_deleted(self) -> Outcome:
-        """The data goes away while the run trains: it is on the device already."""
+        """Delete the data while the run trains; it must end all the same, because its data are on the device."""
         source = Path(os.environ.get("ISDA_DATA", "data")) / "cifar-10-batches-py"
         if not source.is_dir():
             return Outcome("data deleted during training", NO_CIFAR, None)
@@ -239,7 +248,7 @@ class Faults:
         return Outcome("data deleted during training", target.seen, same and not data.exists())
 
     def refused(self, name: str, words: str, *more: str, address_space: int | None = None) -> Outcome:
-        """A run that cannot end well says why, in these words, and leaves no result."""
+        """Start a run that cannot end well: it must exit with 2 and these words, without weights or a result."""
         target = FaultTarget(Path(tempfile.mkdtemp(dir=self.folder)), *more)
         limit = functools.partial(resource.setrlimit, resource.RLIMIT_AS, (address_space or -1,) * 2)
         done = subprocess.run(
@@ -254,7 +263,7 @@ class Faults:
         return Outcome(name, f"{seen} (exit code {done.returncode})", holds)
 
     def pairs(self, pairs: int) -> Outcome:
-        """The same run started by two processes at the same moment."""
+        """Start the same run in two processes at the same moment: exactly one must train."""
         context = multiprocessing.get_context("fork")
         good = 0
         for index in range(pairs):
@@ -273,7 +282,7 @@ class Faults:
 
 
 def _launch(runs_dir: Path, gate: Any, answers: Any) -> None:
-    """In a process of its own."""
+    """Run in a process of its own, and report "trained", "done" (by the other process) or "refused"."""
     torch.set_num_threads(1)
     cfg = compose([*RUN, "recipe.epochs=1", "dataset.train_limit=64", f"runs_dir={runs_dir}"])
     metrics = runs_dir / cfg.run_id / "metrics.jsonl"
@@ -290,46 +299,16 @@ def _launch(runs_dir: Path, gate: Any, answers: Any) -> None:
 
 
 def _is_as_it_was(path: Path, content: bytes) -> bool:
-    """A checkpoint whose writing had begun when the process was stopped still takes the oldest one's place."""
+    """Return True if the file is unchanged, or is a checkpoint that has been deleted.
+
+    A process that is stopped while it writes a checkpoint still replaces the oldest one by it when it wakes.
+    """
     is_gone = path.name.startswith("checkpoint-") and not path.exists()
     return is_gone or path.read_bytes() == content
 
 
-def flip(path: Path) -> None:
-    """One bit in the middle."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def append(path: Path, text: str) -> None:
-    """To the end of a file."""
-    with path.open("a") as file:
-        file.write(text)
-
-
-def newest(folder: Path) -> list[Path]:
-    """The last checkpoint."""
-    return [max(folder.glob("checkpoint-*.pt"))]
-
-
-def metrics(folder: Path) -> list[Path]:
-    """The lines of the epochs."""
-    return [folder / "metrics.jsonl"]
-
-
-def both(folder: Path) -> list[Path]:
-    """All checkpoints."""
-    return list(folder.glob("checkpoint-*.pt"))
-
-
-def halve(path: Path) -> None:
-    """Cut off the second half."""
-    os.truncate(path, path.stat().st_size // 2)
-
-
 def all_of(faults: Faults, options: Options) -> list[Callable[[], Outcome]]:
-    """List the faults; with ``small=true`` one of each kind, and of kills and pairs two."""
+    """List the faults; with ``small=true`` one of each kind, with two kills and two pairs."""
     damaged, refused = faults.damaged, faults.refused
     if options.small:
         return [
@@ -375,7 +354,7 @@ def all_of(faults: Faults, options: Options) -> list[Callable[[], Outcome]]:
 
 
 def main() -> None:
-    """Do them all, report."""
+    """Try all faults, print the table, and exit with 1 if a run did not survive."""
     options = parse_options(Options, sys.argv[1:])
     if os.geteuid() != 0:
         raise UserError("full and read-only disks are mounted for this: run it as root, in a container for example")

@@ -1,12 +1,12 @@
-"""What happens to a run of two processes when one of them, or what started them, fails. Prints a table.
+"""Faults of one of the two processes of a run, or of their launcher, and whether the run survives. Prints a table.
 
     python tests/faults/faults_of_several.py                                     # half an hour on two cores
     python tests/faults/faults_of_several.py output=results/faults_of_several.md # also writes what it prints
     python tests/faults/faults_of_several.py small=true                          # one fault of each kind
 
-As tests/faults/faults.py, under torchrun: each fault is done to a run on digits, the same command is given again, and
-the run has survived if it ends with the weights, statistics and curves of an undisturbed run of two processes, bit for
-bit. Exits 1 if a run did not survive.
+Like tests/faults/faults.py, but under torchrun: each fault is inflicted on a run on digits, and the same command is
+given again. The run has survived if it ends with the weights, statistics and curves of an undisturbed run of two
+processes, bit for bit. Exits 1 if a run did not survive.
 """
 
 import json
@@ -39,7 +39,13 @@ LONG = "recipe.epochs=60"
 
 @dataclass
 class Options:
-    """What is typed behind the script."""
+    """Options of the script.
+
+    Attributes:
+        output: Markdown file to write the table to.
+        kills: number of SIGKILLs at random times.
+        small: try one fault of each kind.
+    """
 
     output: str | None = None
     kills: int = 50
@@ -47,7 +53,7 @@ class Options:
 
 
 class Outcome(NamedTuple):
-    """What was done, what the user saw, the seconds until all processes had gone, and whether the run survived."""
+    """A fault, the message that the user saw, seconds until both processes had gone, and whether the run survived."""
 
     fault: str
     seen: str
@@ -57,7 +63,14 @@ class Outcome(NamedTuple):
 
 @dataclass
 class Tally:
-    """Of kills: how many, what came of them, and the seconds until both ranks had gone, at the longest."""
+    """Counts of kills and of their outcomes.
+
+    Attributes:
+        killed: kills of one rank.
+        resumed: resumptions from a checkpoint after them.
+        restarted: resumptions that torchrun's own restart brought about.
+        slowest: largest number of seconds until both ranks had gone.
+    """
 
     killed: int = 0
     resumed: int = 0
@@ -83,13 +96,13 @@ class Faults:
         return target.folder
 
     def same(self, target: FaultTarget) -> bool:
-        """Whether the run has ended as the undisturbed one."""
+        """Return True if the run has ended with the fingerprint of the undisturbed run."""
         if target.folder.name not in self._references:
             self._undisturbed(*target.more)
         return bool(fingerprint(target.folder) == self._references[target.folder.name])
 
     def kills(self, kills: int) -> Outcome:
-        """Of a random rank, at random times while a run trains; a run that has ended is followed by another."""
+        """Kill a random rank at random times while a run trains; when a run ends, start another."""
         draw, targets, tally = random.Random(0), [self._new(LONG, restarts=RESTARTS)], Tally()
         while self._killed_until_it_ends(targets[-1], kills, draw, tally).killed < kills:
             targets.append(self._new(LONG, restarts=RESTARTS))
@@ -103,7 +116,7 @@ class Faults:
         return Outcome(fault, seen, tally.slowest, good)
 
     def _killed_until_it_ends(self, target: TorchrunTarget, kills: int, draw: random.Random, tally: Tally) -> Tally:
-        """One run, as often as it takes; torchrun restarts its processes, and when it gives up it is started again."""
+        """Kill ranks of one run until it ends; when torchrun gives up restarting, start the command again."""
         launcher, heard = target.start(), 0
         ranks = target.until_training(launcher)
         while True:
@@ -114,7 +127,7 @@ class Faults:
                 begin = time.monotonic()
                 _kill(ranks[draw.randrange(2)])
                 target.until_gone(ranks)
-            if (target.folder / "result.json").exists():  # it came too late
+            if (target.folder / "result.json").exists():  # the kill came too late
                 break
             tally.killed, tally.slowest = tally.killed + 1, max(tally.slowest, time.monotonic() - begin)
             if target.until_going_on(launcher, heard):
@@ -129,14 +142,14 @@ class Faults:
         return tally
 
     def early_kills(self, kills: int) -> Outcome:
-        """Likewise between the start of the processes and the first checkpoint: there is nothing to go on from."""
+        """Kill a random rank between the start of the processes and the first checkpoint: nothing can be resumed."""
         draw, target = random.Random(1), self._new()
         killed, slowest = 0, 0.0
         while killed < kills:
             launcher = target.start()
             ranks = target.until_there(launcher)
             time.sleep(draw.uniform(0, self.start_up))
-            if target.checkpoints():  # too late
+            if target.checkpoints():  # the kill would come too late
                 target.stop(launcher)
                 target = self._new()
                 continue
@@ -148,7 +161,7 @@ class Faults:
         return Outcome(f"before their first checkpoint, {kills} random times", seen, slowest, self.same(target))
 
     def own_error(self) -> Outcome:
-        """Rank 1 alone meets an error. Its own comes first; the other's names it."""
+        """Raise an error in rank 1 alone: its message must come first, then rank 0's about the lost contact."""
         target = self._new()
         launch = target.command.index("train.py")
         target.command[launch] = str(self.folder / "faulty.py")
@@ -166,7 +179,7 @@ class Faults:
         return TorchrunTarget(Path(tempfile.mkdtemp(dir=self.folder)), *more, torchrun=[f"--max-restarts={restarts}"])
 
     def disturbed(self, fault: str, do: Callable[[subprocess.Popen[str], list[int]], Any], *more: str) -> Outcome:
-        """Something is done to a launch that trains; the next one ends it."""
+        """Apply ``do`` to the launcher and the ranks while they train, wait for their end, and resume."""
         target = self._new(*more)
         launcher = target.start()
         ranks = target.until_training(launcher)
@@ -176,7 +189,7 @@ class Faults:
         return Outcome(fault, seen, seconds, self.same(target) and _segments(target.folder) > 1)
 
     def elastic(self) -> Outcome:
-        """torchrun restarts the processes by itself."""
+        """Kill rank 0, then rank 1; torchrun must restart the processes by itself each time."""
         target = self._new(restarts=RESTARTS)
         launcher = target.start()
         for victim in (0, 1):
@@ -192,7 +205,7 @@ class Faults:
 
 
 def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):  # it has just come to its end
+    with suppress(ProcessLookupError):  # it has just ended
         os.kill(pid, signal.SIGKILL)
 
 
@@ -206,7 +219,7 @@ def _segments(folder: Path) -> int:
 
 
 def all_of(faults: Faults, options: Options) -> list[Callable[[], Outcome]]:
-    """List the faults; with ``small=true`` one of each kind, and two kills."""
+    """List the faults; with ``small=true`` one of each kind, with two kills."""
     to_rank, hang = faults.disturbed, f"compute.timeout_minutes={HANG_MINUTES}"
     if options.small:
         return [
@@ -230,7 +243,7 @@ def all_of(faults: Faults, options: Options) -> list[Callable[[], Outcome]]:
 
 
 def main() -> None:
-    """Do them all, report."""
+    """Try all faults, print the table, and exit with 1 if a run did not survive."""
     options = parse_options(Options, sys.argv[1:])
     os.environ["OMP_NUM_THREADS"] = "1"
     origin, outcomes = provenance(), []

@@ -1,12 +1,12 @@
-"""What happens to runs on a SLURM cluster: a real one, on this host, brought up and taken down. Prints a table.
+"""Faults of runs on a SLURM cluster, which is brought up on this host and taken down. Prints a table.
 
     python tests/faults/faults_of_slurm.py                                   # as root, on Debian; a quarter of an hour
     python tests/faults/faults_of_slurm.py output=results/faults_of_slurm.md # also writes what it prints
     python tests/faults/faults_of_slurm.py small=true                        # without lost nodes and time limits
 
-Runs on digits are submitted as a user submits them, by scripts/sweep.py cluster=slurm or slurm/train.sbatch; then
-something is done to their jobs. A run has survived if it ends, by itself or when the same sweep is given again, with
-the weights, statistics and curves of an undisturbed run, bit for bit. Exits 1 if one did not.
+Runs on digits are submitted as users submit them, by scripts/sweep.py cluster=slurm or slurm/train.sbatch; then their
+jobs are disturbed. A run has survived if it ends with the weights, statistics and curves of an undisturbed run, bit for
+bit, either by itself or after the same sweep is given again. Exits 1 if a run did not survive.
 """
 
 import json
@@ -34,14 +34,19 @@ from isda_repro.sweeps.slurm_queue import call_slurm, job_of
 
 @dataclass
 class Options:
-    """What is typed behind the script."""
+    """Options of the script.
+
+    Attributes:
+        output: Markdown file to write the table to.
+        small: leave out lost nodes and time limits.
+    """
 
     output: str | None = None
     small: bool = False
 
 
 class Outcome(NamedTuple):
-    """What was done, what was seen, and whether all went as it should."""
+    """A fault, the status that was seen, and whether the run survived."""
 
     fault: str
     seen: str
@@ -49,14 +54,14 @@ class Outcome(NamedTuple):
 
 
 class Faults:
-    """What is done on the cluster, one method each."""
+    """The faults on the cluster, one method each."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._references = Path(folder / "undisturbed")
 
     def _same(self, folder: Path, *more: str, launcher: tuple[str, ...] = (sys.executable,)) -> bool:
-        """Whether a run ended as one here that nothing is done to."""
+        """Return True if the run has ended with the fingerprint of an undisturbed run on this host."""
         undisturbed = FaultTarget(self._references / str(len(launcher)), *more, "compute=cpu", launcher=launcher)
         if fingerprint(undisturbed.folder) is None:
             undisturbed.end(undisturbed.start())
@@ -65,7 +70,7 @@ class Faults:
         return bool(fingerprint(folder) == reference)
 
     def two_nodes(self) -> Outcome:
-        """torchrun on two nodes, by slurm/train.sbatch."""
+        """Train with torchrun on two nodes through slurm/train.sbatch."""
         runs_dir = self.folder / "two"
         settings = [*SETTINGS, "loss=isda"]
         log = self.folder / "two.log"
@@ -81,7 +86,7 @@ class Faults:
         )
 
     def four_cells(self) -> Outcome:
-        """An array, throttled, and a cell that waits for another."""
+        """Submit an array of four cells, at most two at a time, of which one (ISDA) waits for another (CE)."""
         sweep = Sweep(self.folder / "four", TABLE, "max_parallel=2")
         said = sweep.submit()
         again = sweep.submit()
@@ -111,7 +116,7 @@ class Faults:
         )
 
     def multirun(self) -> Outcome:
-        """Hydra's own way, with its submitit launcher."""
+        """Train two runs with Hydra's multirun and its submitit launcher."""
         runs_dir = self.folder / "multirun"
         launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=main", "hydra.launcher.timeout_min=10"]
         few = [f"runs_dir={runs_dir}", "recipe.epochs=2", "loss=ce,isda"]
@@ -122,7 +127,7 @@ class Faults:
         return Outcome("python train.py -m hydra/launcher=submitit_slurm loss=ce,isda", f"{results} results", good)
 
     def preempted(self) -> Outcome:
-        """A job of a higher partition takes its node."""
+        """Preempt a job by one of a partition with higher priority; SLURM must requeue it."""
         sweep = Sweep(self.folder / "preempted", ONE, "partition=low", "cpus=4", "slurm=[nodelist=node1]")
         sweep.submit()
         folder = sweep.folder()
@@ -136,7 +141,7 @@ class Faults:
         return Outcome("preempted by a job of another partition", shown(queued), good and self._same(folder))
 
     def killed(self, name: str, whole_job: bool) -> Outcome:
-        """The training process is killed, or all of its job; that fails, and the same sweep submits it again."""
+        """Kill the training process or its whole job; the job fails, and the same sweep submits it again."""
         sweep = Sweep(self.folder / f"killed-{whole_job}", ONE)
         sweep.submit()
         folder = sweep.folder()
@@ -154,7 +159,7 @@ class Faults:
         return Outcome(f"{name}; submitted again", shown(failed), good and self._same(folder))
 
     def cancelled(self) -> Outcome:
-        """``sweep.py cancel``, and the same sweep again."""
+        """Cancel by ``sweep.py cancel``, and submit the same sweep again."""
         sweep = Sweep(self.folder / "cancelled", ONE)
         sweep.submit()
         folder = sweep.folder()
@@ -168,7 +173,7 @@ class Faults:
         return Outcome("scancel; submitted again", shown(stopped), good and self._same(folder))
 
     def node_lost(self, name: str, with_its_jobs: bool) -> Outcome:
-        """slurmd of a node is killed. After a while SLURM takes the node for dead and starts its job elsewhere."""
+        """Kill slurmd of a node; when SLURM declares the node dead, it must start the job on another."""
         sweep = Sweep(self.folder / f"lost-{with_its_jobs}", ONE, settings=(LONG,))
         sweep.submit()
         folder = sweep.folder("isda", LONG)
@@ -193,13 +198,13 @@ class Faults:
         )
 
     def begin_time_limit(self) -> Sweep:
-        """A run that is longer than its jobs may be."""
+        """Submit a run that takes longer than the time limit of its jobs."""
         sweep = Sweep(self.folder / "limit", ONE, "time=3", settings=(LONG,))
         sweep.submit()
         return sweep
 
     def time_limit(self, sweep: Sweep) -> Outcome:
-        """It has been put back into the queue until it was done."""
+        """Wait until the run has finished; SLURM must have requeued it at each time limit."""
         folder = sweep.folder("isda", LONG)
         sweep.until_finished(folder)
         log = (folder / "log.txt").read_text()
@@ -209,7 +214,7 @@ class Faults:
 
 
 def all_of(faults: Faults, options: Options) -> list[Callable[[], Outcome]]:
-    """List what is done, and begin the run that meets a time limit; ``small=true`` leaves out what waits for SLURM."""
+    """List the faults and begin the run that meets a time limit; ``small=true`` omits those that wait for SLURM."""
     small: list[Callable[[], Outcome]] = [
         faults.two_nodes,
         faults.four_cells,
@@ -231,11 +236,11 @@ def all_of(faults: Faults, options: Options) -> list[Callable[[], Outcome]]:
 
 
 def main() -> None:
-    """Do all, report."""
+    """Try all faults, print the table, and exit with 1 if a run did not survive."""
     options = parse_options(Options, sys.argv[1:])
     os.environ["OMP_NUM_THREADS"] = "1"
     origin, outcomes = provenance(), []
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name, cluster():  # what fails is said first
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name, cluster():  # an error of ours comes first
         for fault in all_of(Faults(Path(name)), options):
             outcomes.append(fault())
             print(f"{outcomes[-1].fault}: {outcomes[-1].seen}", file=sys.stderr, flush=True)

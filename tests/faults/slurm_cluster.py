@@ -1,4 +1,4 @@
-"""What ``faults_of_slurm.py`` works with: SLURM on this host, and sweeps of runs on digits that are submitted to it."""
+"""Tools of ``faults_of_slurm.py``: a SLURM cluster on this host, and sweeps of runs on digits submitted to it."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from isda_repro.errors import UserError
 from isda_repro.runs.records import SegmentRecord, read_metrics
 from isda_repro.sweeps.slurm_queue import call_slurm
 
-LONG = "recipe.epochs=400"  # minutes, for a time limit to come
+LONG = "recipe.epochs=400"  # several minutes, so that a time limit is reached
 SETTINGS = [*(setting for setting in RUN if not setting.startswith("loss=")), "checkpoint.steps=3", "compute=cpu"]
 TABLE = """
 title: four cells, of which one waits for another
@@ -46,7 +46,7 @@ columns:
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """SLURM on this host, for the commands of this process and its children."""
+    """Bring up SLURM on this host for this process and its children; take it down at the end."""
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise UserError("slurm/cluster_up.sh needs root on Debian: run this in a container for example")
     folder = tempfile.mkdtemp(prefix="slurm-")
@@ -60,7 +60,11 @@ def cluster() -> Iterator[None]:
 
 
 def until(what: str, holds: Callable[[], bool], seconds: float = 900) -> None:
-    """Wait for it."""
+    """Wait until ``holds()`` is true.
+
+    Raises:
+        TimeoutError: it was not within ``seconds``; the message has the queue.
+    """
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:
@@ -69,7 +73,7 @@ def until(what: str, holds: Callable[[], bool], seconds: float = 900) -> None:
 
 
 class Sweep:
-    """A table of its own, submitted to the cluster as a user does."""
+    """A table in a file of its own, submitted to the cluster by scripts/sweep.py as a user does."""
 
     def __init__(self, folder: Path, table: str, *options: str, settings: tuple[str, ...] = ()) -> None:
         folder.mkdir()
@@ -80,7 +84,7 @@ class Sweep:
         self._options = ["cluster=slurm", "gpus=0", "time=10", *options]
 
     def command(self, *words: str) -> str:
-        """What ``scripts/sweep.py`` says."""
+        """Run ``scripts/sweep.py`` and return its output."""
         done = subprocess.run(
             [sys.executable, "scripts/sweep.py", *words], cwd=ROOT, capture_output=True, text=True, check=False
         )
@@ -89,35 +93,35 @@ class Sweep:
         return done.stdout
 
     def submit(self, *more: str) -> str:
-        """Give the sweep."""
+        """Submit the sweep, and return the output."""
         return self.command(*self.names, *self._options, *more)
 
     def status(self) -> str:
-        """Its cells, a line each."""
+        """Return the status of the sweep, one line for each cell."""
         return self.command("status", *self.names).partition("\n")[2]
 
     def folder(self, loss: str = "isda", *settings: str) -> Path:
-        """Of the run with this loss."""
+        """Return the directory of the run with this loss."""
         return self.runs_dir / str(compose([*SETTINGS, f"loss={loss}", *settings]).run_id)
 
     def until_finished(self, folder: Path, seconds: float = 900) -> None:
-        """Wait for a result, and until the queue knows of it."""
+        """Wait until the run has its result."""
         until(f"result of {folder.name}", (folder / "result.json").exists, seconds)
 
 
 def checkpoints(folder: Path) -> Callable[[], bool]:
-    """Whether there are some, beyond those that were there when this was called."""
+    """Return a predicate: True once there are checkpoints that did not exist at this call."""
     before = set(folder.glob("checkpoint-*.pt"))
     return lambda: bool(set(folder.glob("checkpoint-*.pt")) - before)
 
 
 def segments(folder: Path) -> int:
-    """How often a process has begun or gone on with it."""
+    """Return the number of processes that have started or resumed the run."""
     return sum(isinstance(line, SegmentRecord) for line in read_metrics(folder / "metrics.jsonl"))
 
 
 def processes_of(job: str, and_watcher: bool = False) -> list[int]:
-    """All processes of a job, and if that is wanted those that SLURM watches it with."""
+    """Return the ids of all processes of a job; with ``and_watcher`` also of slurmstepd, which watches them."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -133,5 +137,5 @@ def processes_of(job: str, and_watcher: bool = False) -> list[int]:
 
 
 def shown(status: str) -> str:
-    """A line of status without folders."""
+    """Return a line of status without the names of directories."""
     return re.sub(r"\S*/(runs/\S*)", r"\1", status.partition("; ")[2] or status.split("  ")[-1])

@@ -29,48 +29,48 @@ runpy.run_path("train.py", run_name="__main__")
 
 
 class TorchrunTarget(FaultTarget):
-    """A run of two processes."""
+    """A run of two processes that torchrun launches."""
 
     def __init__(self, runs_dir: Path, *more: str, torchrun: Sequence[str] = ()) -> None:
         super().__init__(runs_dir, *more, launcher=(*TORCHRUN, *torchrun))
 
     def ranks(self, launcher: subprocess.Popen[str]) -> list[int]:
-        """The processes that torchrun has started, in the order of their ranks; none before it has."""
+        """Return the ids of torchrun's processes in the order of their ranks; empty before it has started them."""
         found: dict[int, int] = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
                 variables = (folder / "environ").read_bytes().split(b"\0") if parent == launcher.pid else []
-            except (OSError, IndexError):  # it has ended meanwhile
+            except (OSError, IndexError):  # the process has ended meanwhile
                 continue
             found |= {int(one[5:]): int(folder.name) for one in variables if one.startswith(b"RANK=")}
         return [found[rank] for rank in sorted(found)]
 
     def until_there(self, launcher: subprocess.Popen[str]) -> list[int]:
-        """Wait for its processes."""
+        """Wait until both processes exist, and return their ids."""
         return _wait(launcher, lambda: self.ranks(launcher), lambda ranks: len(ranks) == 2, "two processes")
 
     def until_training(self, launcher: subprocess.Popen[str]) -> list[int]:
-        """Wait for checkpoints of this launch; its processes."""
+        """Wait until this launch has written a checkpoint, and return the ids of its processes."""
         before = self.checkpoints()
         _wait(launcher, self.checkpoints, lambda now: bool(now - before), "a checkpoint")
         return self.ranks(launcher)
 
     def until_going_on(self, launcher: subprocess.Popen[str], heard: int) -> bool:
-        """Wait for word that it goes on from a checkpoint, beyond those ``heard`` already; False: none has come."""
+        """Wait until the launch has reported more than ``heard`` resumptions; return False if it ended first."""
         return _wait(launcher, lambda: self.times_gone_on, lambda times: times > heard, "word of going on") > heard
 
     def until_gone(self, ranks: Sequence[int]) -> None:
-        """Wait for the end of all of them."""
+        """Wait until all these processes have ended."""
         while any(_lives(pid) for pid in ranks):
             time.sleep(0.05)
 
     def checkpoints(self) -> set[Path]:
-        """Those that are there."""
+        """Return the paths of the checkpoints on disk."""
         return set(self.folder.glob("checkpoint-*.pt"))
 
     def ended(self, launcher: subprocess.Popen[str], ranks: Sequence[int]) -> float:
-        """Seconds until all of them have gone."""
+        """Wait until the launcher and all ranks have ended, and return the seconds that this took."""
         begin = time.monotonic()
         self.end(launcher)
         self.until_gone(ranks)
@@ -80,7 +80,7 @@ class TorchrunTarget(FaultTarget):
 def _wait(
     launcher: subprocess.Popen[str], look: Callable[[], Thing], is_so: Callable[[Thing], bool], what: str
 ) -> Thing:
-    """Look until it is so, or the launch has ended; what was seen last."""
+    """Call ``look`` until ``is_so`` accepts its value or the launcher has ended, and return the last value."""
     deadline = time.monotonic() + PATIENCE
     while not is_so(seen := look()) and launcher.poll() is None:
         if time.monotonic() > deadline:

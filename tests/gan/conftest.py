@@ -1,4 +1,4 @@
-"""Runs of generators that nothing was done to, one of each kind."""
+"""Finished generator runs that nothing has disturbed, one of each kind."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from isda_repro.gan.run import train_generator
 
 @pytest.fixture(autouse=True)
 def _nothing_is_drawn(monkeypatch):
-    """The curves of a run take longer to draw than the run; test_pictures.py draws some."""
+    """Skip drawing of curves, which takes longer than the runs; test_pictures.py draws some."""
     monkeypatch.setattr(Figure, "savefig", lambda _, path, **__: Path(path).write_bytes(b""))
 
 
 @pytest.fixture(scope="package")
 def undisturbed(tmp_path_factory):
-    """Gives the folder of a finished run of a kind; each is trained once."""
+    """Return ``undisturbed(kind)``, the folder of a finished run of that kind; each is trained once."""
     folder, found = tmp_path_factory.mktemp("undisturbed"), {}
 
     def of_kind(kind):

@@ -1,4 +1,4 @@
-"""What the tests of generators' runs have in common: short ones on digits, and how to compare two."""
+"""Helpers of tests of generator runs: short runs on digits, and how to compare two of them."""
 
 import json
 
@@ -21,7 +21,7 @@ WGAN = [
 
 
 class Killed(BaseException):
-    """What a test puts in the place of SIGKILL: nothing catches it."""
+    """Raised in place of SIGKILL; nothing catches it."""
 
 
 def settings(kind, folder, *more):
@@ -30,7 +30,7 @@ def settings(kind, folder, *more):
 
 
 def outcome(folder):
-    """Weights, epochs and last picture of finished generators, timing apart."""
+    """Return weights, epochs without timing, and the last picture of a finished run."""
     state = torch.load(folder / "checkpoint.pt", weights_only=True)["network"]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     epochs = [{**line, "timing": None} for line in lines if line["kind"] == "epoch"]
@@ -47,7 +47,7 @@ def assert_same(one, other):
 
 
 def killed_at(cfg, step, monkeypatch):
-    """Leave generators behind whose process ended when their ``step``-th step was to begin."""
+    """Run until the ``step``-th step is about to begin, and kill the run there."""
     original, count = GanTrainer._step, 0
 
     def fatal(self, *arguments):

@@ -1,4 +1,4 @@
-"""Classifiers that train on generated images: from the command line's settings to the result."""
+"""Classifiers that train on generated images, from the command line to the result."""
 
 import shlex
 
@@ -26,13 +26,13 @@ RUN = [
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The folder of a run that nothing was done to."""
+    """Return the folder for runs that are not interrupted."""
     return tmp_path_factory.mktemp("whole")
 
 
 @pytest.fixture
 def trained(undisturbed, tmp_path):
-    """A folder for runs, with a generator."""
+    """Return a folder for runs that contains a trained generator."""
     (tmp_path / compose(RUN).synthetic.generator).symlink_to(undisturbed("acgan"))
     return tmp_path
 
@@ -56,7 +56,7 @@ def test_each_setting_of_the_generated_images_gives_the_run_another_name():
 def test_a_sixth_of_what_is_trained_on_is_generated_and_nothing_of_what_is_evaluated(
     trained, monkeypatch, more, made, steps
 ):
-    """Of an epoch; where it covers all real images, a fifth as many come on top."""
+    """The sixth counts per epoch; if the epoch covers all real images, a fifth of their number is added."""
     counted, original = [], ImageGenerator.sample
 
     def sample(self, labels, *rest):

@@ -1,4 +1,4 @@
-"""The configuration of a generator: what it is composed of, its run's name, what is refused."""
+"""Configuration of a generator: composition, run id, refused settings."""
 
 import pytest
 from gan_runs import KINDS
@@ -8,7 +8,7 @@ from isda_repro.config.checks import ConfigError
 from isda_repro.errors import UserError
 from isda_repro.gan import Game
 
-TRAINED = {  # names of runs with the papers' settings, which a new setting must not change
+TRAINED = {  # ids of runs with the papers' settings; new settings must not change them
     "wgan": "wgan-cifar10-s0-28bcefe520",
     "cgan": "cgan-cifar10-s0-461087bd7f",
     "acgan": "acgan-cifar10-s0-3cbfe6e15f",

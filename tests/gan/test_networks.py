@@ -1,4 +1,4 @@
-"""Generator and discriminator: the sizes of their layers, the function they compute, how their weights are drawn."""
+"""Generator and discriminator: sizes of their layers, the function they compute, initial weights."""
 
 import pytest
 import torch
@@ -28,7 +28,10 @@ def test_each_game_makes_and_judges_images_of_the_shape_asked_for(kind, size):
 
 
 def test_layers_at_32_pixels_have_the_sizes_of_the_released_wasserstein_gan():
-    """martinarjovsky/WassersteinGAN, DCGAN_G and DCGAN_D with isize 32, nz 100, nc 3, ngf = ndf = 64."""
+    """The reference is DCGAN_G and DCGAN_D of martinarjovsky/WassersteinGAN.
+
+    Its arguments are isize 32, nz 100, nc 3, ngf = ndf = 64.
+    """
     generator, critic = (network.state_dict() for network in (Generator(100, 32), Discriminator(32)))
     convolutions = [tuple(weight.shape) for weight in generator.values() if weight.dim() == 4]
     assert convolutions == [(100, 256, 4, 4), (256, 128, 4, 4), (128, 64, 4, 4), (64, 3, 4, 4)]
@@ -38,7 +41,7 @@ def test_layers_at_32_pixels_have_the_sizes_of_the_released_wasserstein_gan():
 
 
 def parts(network, convolution):
-    """The weights of its convolutions, and its batch normalisations, in order."""
+    """Return the weights of a network's convolutions and its batch normalisations, in order."""
     modules = list(network.modules())
     norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
     return [module.weight for module in modules if isinstance(module, convolution)], norms
@@ -51,7 +54,10 @@ def by_hand(x, norm):
 
 
 def test_both_networks_compute_the_layers_of_dcgan():
-    """Radford et al. 2016: strided convolutions, normalised but for the images' own layer; ReLU, tanh; leaky 0.2."""
+    """Radford et al. 2016: strided convolutions, no normalisation in the layer next to the images.
+
+    Activations are ReLU and tanh in the generator, leaky ReLU with slope 0.2 in the discriminator.
+    """
     torch.manual_seed(0)
     generator, discriminator = Generator(7, 32, width=16), Discriminator(32, told_classes=3, named_classes=3, codes=2)
     inputs, targets = torch.randn(5, 7, dtype=torch.float64), torch.tensor([2, 0, 1, 1, 0])
@@ -77,7 +83,7 @@ def test_both_networks_compute_the_layers_of_dcgan():
 
 
 def test_weights_are_drawn_as_dcgan_draws_them():
-    """Normal with a deviation of 0.02, around 1 for batch normalisation."""
+    """Weights are normal with standard deviation 0.02; those of batch normalisation have mean 1."""
     torch.manual_seed(0)
     networks = [Generator(100, 32), Discriminator(32, named_classes=10)]
     for name, weight in (both for network in networks for both in network.state_dict().items()):

@@ -1,4 +1,4 @@
-"""Each game's losses, against the equations of its paper written out in float64."""
+"""The losses of each game against the equations of its paper, written out in float64."""
 
 import math
 
@@ -30,18 +30,18 @@ def mean(tensor):
 
 
 def binary(scores, real):
-    """Goodfellow et al. 2014: -log D or -log(1 - D)."""
+    """Return the loss of Goodfellow et al. 2014: the mean of -log D, or of -log(1 - D)."""
     return sum(-math.log(sigmoid(x) if real else 1 - sigmoid(x)) for x in scores.tolist()) / len(scores)
 
 
 def named(judged):
-    """Odena et al. 2017, L_C, negative: the mean of -log P(C = c)."""
+    """Return the negative of L_C of Odena et al. 2017 for the true classes: the mean of -log P(C = c)."""
     rows = judged.classes.tolist()
     return sum(math.log(sum(map(math.exp, row))) - row[c] for row, c in zip(rows, TARGETS.tolist(), strict=True)) / N
 
 
 def guessed(judged):
-    """The squared error of the codes, a mean over images and codes."""
+    """Return the mean squared error of the codes over images and codes."""
     return sum((a - b) ** 2 for a, b in zip(judged.codes.flatten().tolist(), CODES.flatten().tolist(), strict=True)) / (
         2 * N
     )
@@ -87,7 +87,7 @@ def test_losses_are_finite_where_a_discriminator_is_certain():
 
 
 def test_critic_takes_the_steps_of_algorithm_1_and_of_the_released_code():
-    """n_critic is 5; the released code's 100 come before the first 25 steps and before each 500th."""
+    """n_critic is 5; the released code takes 100 steps before each of the first 25 and before each 500th."""
     game = Wgan()
     steps = [game.discriminator_steps(taken) for taken in (0, 24, 25, 26, 499, 500, 501, 1000)]
     assert steps == [100, 100, 5, 5, 5, 100, 5, 100]

@@ -1,4 +1,4 @@
-"""What people look at while generators train: grids of images, curves, the words beside the bar."""
+"""Grids of images, curves, and the text of the progress bar of a generator run."""
 
 import pytest
 import torch

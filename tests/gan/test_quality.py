@@ -1,4 +1,4 @@
-"""How good generated images are: the Frechet distance, and what a classifier takes them for."""
+"""Quality of generated images: the Frechet distance, and the accuracy of a classifier on them."""
 
 from types import SimpleNamespace
 
@@ -28,7 +28,7 @@ def test_frechet_distance_is_that_of_the_formula():
 
 
 def test_frechet_distance_of_independent_numbers():
-    """It is the sum of the squared differences of means and of standard deviations."""
+    """For diagonal covariances it is the sum of squared differences of means and of standard deviations."""
     a = Moments(torch.tensor([1.0, 2.0]).double(), torch.diag(torch.tensor([4.0, 9.0]).double()))
     b = Moments(torch.tensor([0.0, 4.0]).double(), torch.diag(torch.tensor([1.0, 25.0]).double()))
     assert frechet_distance(a, b) == pytest.approx(1 + 4 + 1 + 4)
@@ -65,7 +65,7 @@ def test_classifier_judges_normalised_images_in_evaluation_mode():
 
 
 def test_quality_compares_generated_with_unknown_and_known_with_unknown_images():
-    """Images are single numbers: their label, and the noise of whoever made them."""
+    """Each image is two numbers, its label and noise, so that the distances are known."""
 
     def sample(labels, draws):
         noise.append(torch.randn(len(labels), generator=draws).double())
@@ -75,13 +75,13 @@ def test_quality_compares_generated_with_unknown_and_known_with_unknown_images()
         return images, torch.eye(3)[(images[:, 0].long() + (images[:, 1] > 100)) % 3]
 
     def real(count, spread, seed):
-        labels = torch.arange(count) % 4 // 2  # as many of each of two classes
+        labels = torch.arange(count) % 4 // 2  # equally many of two classes
         made = spread * torch.randn(count, generator=torch.Generator().manual_seed(seed)).double()
         return torch.stack([labels.double(), made], dim=1), labels
 
     noise, generator = [], SimpleNamespace(num_classes=3, sample=sample)
     train, test = real(1600, 1, 1), real(600, 2, 2)
-    test[0][:150, 1] += 1000  # the classifier is wrong on a quarter of them
+    test[0][:150, 1] += 1000  # the classifier errs on a quarter of them
     found = quality(generator, judge, train, test, count=1400, seed=0)
     assert len(torch.cat(noise).unique()) == 1400, "each has noise of its own"
     assert found.generated.accuracy == 100

@@ -1,4 +1,4 @@
-"""Generators from the frozen configuration to their folder."""
+"""Generator runs from the frozen configuration to their folder."""
 
 import json
 
@@ -34,7 +34,7 @@ def test_finished_run_has_its_result_its_pictures_and_generators_that_can_be_loa
     folder, wgan = undisturbed(kind), kind == "wgan"
     result = read_generator_result(folder / "result.json")
     assert (result.epochs, result.train_images, result.generators) == ((2, 20, 2) if wgan else (2, 100, 1))
-    # WGAN: batches of five of each class's ten, and both critics need 3 and then 2 of their 4 steps; else of ten of all
+    # WGAN: batches of 5 of each class's 10 images; its critics take 3, then 2 of their 4 steps. Others: batches of 10.
     assert (result.steps, result.generator_steps) == ((8, 2) if wgan else (20, 20))
     assert set(result.curves) == CURVES | MORE_CURVES.get(kind, set())
     assert all(len(curve) == 2 for curve in result.curves.values())
@@ -93,7 +93,7 @@ def test_generators_of_another_kind_or_other_images_than_are_wanted_are_refused(
 
 
 def numbered(images_of_each):
-    """Images of ten classes, interleaved, whose pixels are their number within the class; the right half is white."""
+    """Return ten interleaved classes whose pixels are the image's index in its class; the right half is white."""
     count = 10 * images_of_each
     images = (torch.arange(count, dtype=torch.uint8) // 10)[:, None, None, None].repeat(1, 3, 8, 8)
     images[..., 4:] = 255
@@ -126,7 +126,7 @@ def test_flip_mirrors_half_of_the_images(tmp_path):
 
 
 def test_images_done_count_what_batches_held(tmp_path):
-    """Seven images of each class in batches of five: every second batch has two."""
+    """Seven images of each class in batches of five, so that every second batch has two."""
     learner = learner_of(settings("wgan", tmp_path, "gan.classes=null"), numbered(7))
     sizes = [len(targets) for epoch in (1, 2) for loader in learner.loaders for _, targets in loader.epoch(epoch)]
     assert learner.steps_per_epoch == 20

@@ -1,4 +1,4 @@
-"""The scripts of generators: training, quality, the page of all of them."""
+"""The scripts of generators: training, quality, and the page that shows them all."""
 
 import json
 import shlex
@@ -20,7 +20,7 @@ from isda_repro.training.run import run
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
-    """The folder of one that has seen some digits."""
+    """Return the folder of a classifier that was trained for one epoch on 100 digits."""
     folder = tmp_path_factory.mktemp("classifier")
     digits = ["dataset=digits", "dataset.train_limit=100", "dataset.test_limit=50"]
     cfg = compose(
@@ -33,7 +33,7 @@ def classifier(tmp_path_factory):
 def test_quality_is_judged_by_the_classifier_on_its_images_of_the_generators_classes(
     classifier, undisturbed, load_script
 ):
-    folder = undisturbed("wgan")  # of classes 7 and 1
+    folder = undisturbed("wgan")  # has classes 7 and 1
     load_script("gan_quality").main([f"generator={folder}", f"classifier={classifier}", "images=20"])
     found = json.loads((folder / "quality.json").read_text())
     assert (found["generator"], found["classifier"], found["images"]) == (folder.name, classifier.name, 20)

@@ -1,4 +1,4 @@
-"""Two processes train the generators that one would, where no image sees the others of its batch."""
+"""Two processes train the same generators as one process, if no image depends on its batch."""
 
 import os
 import subprocess
@@ -28,14 +28,14 @@ with hard_exit_if_distributed():
 
 
 class OfOneImage(nn.GroupNorm):
-    """Takes the place of batch normalisation."""
+    """Group normalisation in place of batch normalisation, so that images are independent."""
 
     def __init__(self, maps):
         super().__init__(2, maps)
 
 
 def train(kind, folder):
-    """51 images in batches of five: of the last batch, one, a process has nothing."""
+    """Train on 51 images in batches of five: the last batch has one, so that one of two processes gets none."""
     more = ["dataset.train_limit=51", "gan.batch_size=5", "seed=4", "gan.epochs=1", "compute.precision=fp32"]
     train_generator(settings(kind, folder, *more))
 
@@ -57,7 +57,7 @@ def test_two_processes_give_the_weights_of_one(kind, tmp_path, monkeypatch):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RESTART_COUNT": "0",  # the store is ours
+        "TORCHELASTIC_RESTART_COUNT": "0",  # this process hosts the store
     }
     ranks = [
         subprocess.Popen(

@@ -1,4 +1,4 @@
-"""One step of each game against the same step written out, and what the steps of an epoch add up to."""
+"""One step of each game against the same step written out, and the sums over the steps of an epoch."""
 
 import copy
 import math
@@ -26,7 +26,7 @@ def compute():
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What the games of a test draw, in order."""
+    """Return a list that records the draws of all games, in order."""
     found, original = [], Game.draw
 
     def draw(self, *arguments):
@@ -66,10 +66,10 @@ def assert_same_weights(one, other):
     [Wgan(width=16, critic_steps=1, settling_for=0, clip=0.03), Cgan(width=16), Acgan(width=16), InfoGan(width=16)],
 )
 def test_step_is_gradient_descent_of_the_discriminator_and_then_of_the_generator(game, compute, drawn):
-    """Both see images of the same classes, made of noise of their own; the generator meets the new discriminator."""
+    """Both updates use the same classes and separate noise, and the generator sees the updated discriminator."""
     pair = pair_of(game)
     generator, discriminator = copy.deepcopy(pair.generator), copy.deepcopy(pair.discriminator)
-    pair.generator_steps = 1  # WGAN's critic takes more steps before the first
+    pair.generator_steps = 1  # before its first step, WGAN's critic would take 100 steps
     means = take(game, pair, compute)
     (noise, codes), (more_noise, more_codes) = drawn
     assert not torch.equal(noise, more_noise)

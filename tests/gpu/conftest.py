@@ -1,4 +1,4 @@
-"""``pytest -m gpu tests/gpu``; with ISDA_REHEARSE_GPU=1 the same tests run on a CPU, to show that they are sound."""
+"""Fixtures of ``pytest -m gpu tests/gpu``; ISDA_REHEARSE_GPU=1 runs the same tests on a CPU, to check the tests."""
 
 import contextlib
 
@@ -8,19 +8,19 @@ import torch
 
 @pytest.fixture
 def device():
-    """The GPU; in a rehearsal the CPU."""
+    """Return the GPU, or the CPU in a rehearsal."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture
 def on_gpu(device):
-    """False in a rehearsal."""
+    """Return False in a rehearsal on a CPU."""
     return device.type == "cuda"
 
 
 @pytest.fixture
 def no_waiting(on_gpu):
-    """Within the block, whatever makes the host wait for the GPU is an error."""
+    """Return a context manager in which a synchronisation of the host with the GPU is an error."""
 
     @contextlib.contextmanager
     def block():

@@ -1,4 +1,4 @@
-"""``make gpu`` as it is rehearsed on a CPU: every section runs, and its report is whole."""
+"""The CPU rehearsal of ``make gpu``: every section runs, and the report is complete."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Batches on a GPU are those of a CPU, in memory and from files."""
+"""Batches on a GPU equal those on a CPU, for images in memory and in files."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 def assert_alike(found, expected, of_largest):
-    """``of_largest``: the share of pixels that may be rounded otherwise."""
+    """Compare batches; at most the share ``of_largest`` of the pixels may differ by rounding."""
     for (images, targets), (others, labels) in zip(found, expected, strict=True):
         assert torch.equal(targets.cpu(), labels)
         differs = (images.cpu() - others).abs() > 1e-5

@@ -15,7 +15,7 @@ SMALL = [(16, 5, 8), (16, 100, 8)]
 
 
 def steps(criterion, head, batches, device, dtype):
-    """Loss, gradient of the head and of the features of the last of some calls."""
+    """Return loss, gradients and statistics after calls on several batches, in float64 on the CPU."""
     criterion, head = (copy.deepcopy(module).to(device, dtype) for module in (criterion, head))
     for features, targets in batches:
         features, targets = features.to(device, dtype, copy=True).requires_grad_(), targets.to(device)

@@ -1,4 +1,4 @@
-"""Whole runs on a GPU: what is captured equals what is not, runs resume, and the host does not wait."""
+"""Whole runs on a GPU: captured steps equal eager ones, runs resume, and the host does not wait."""
 
 import contextlib
 import gc
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.gpu
 
 RUN = [
     *("dataset=digits", "dataset.train_limit=60", "dataset.test_limit=20", "recipe.epochs=8", "recipe.batch_size=25"),
-    "tracking=none",  # two full batches an epoch and one of 10; the rate drops in epochs 4 and 6
+    "tracking=none",  # an epoch has two batches of 25 and one of 10; the rate drops in epochs 4 and 6
 ]
 EXACT = ("compute.precision=fp32", "compute.tf32=false", "compute.deterministic=true")
 EAGER = "compute.cuda_graph=false"
@@ -31,7 +31,7 @@ LOSSES = sorted({path.stem for path in (CONF_DIR / "loss").glob("*.yaml")} - {"i
 
 @pytest.fixture
 def settings(tmp_path, device):
-    """Overrides -> a run's configuration, in a folder of its own name."""
+    """Return a function from a folder's name and overrides to a run's configuration."""
 
     def composed(folder, *more):
         where = "compute=gpu" if device.type == "cuda" else "compute=cpu"
@@ -41,7 +41,7 @@ def settings(tmp_path, device):
 
 
 def trained(settings, folder, *more):
-    """The result of a run."""
+    """Train a run, and return its result."""
     return run(settings(folder, *more))
 
 
@@ -62,7 +62,7 @@ def test_a_run_captures_its_steps_and_says_so(settings, on_gpu):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_captured_run_equals_an_eager_one(settings, loss):
-    """24 steps; wrong labels, dropout, progress and the learning rate change from one to the next."""
+    """Disturbed labels, dropout, progress and the learning rate change from step to step, for 24 steps."""
     more = (f"loss={loss}", *RESNET, "model.dropout=0.2", *EXACT)
     captured, eager = trained(settings, "captured", *more), trained(settings, "eager", *more, EAGER)
     assert captured.curves["lr"] == eager.curves["lr"]
@@ -130,7 +130,7 @@ def test_the_host_never_waits_in_a_step(settings, device, no_waiting, loss, form
     for epoch in (1, 2, 3):
         batches = trainer.batches(epoch, 0)
         for _ in range(trainer.train_batches.steps_per_epoch):
-            batch = next(batches)  # the first one brings the epoch's numbers to the device
+            batch = next(batches)  # the first one copies the epoch's numbers to the device
             quiet = trainer.step > WARM_UP_STEPS + 1 and trainer.step % 50
             with no_waiting() if quiet else contextlib.nullcontext():
                 trainer.take_step(batch)
@@ -138,7 +138,7 @@ def test_the_host_never_waits_in_a_step(settings, device, no_waiting, loss, form
 
 
 def test_a_group_of_one_rank_trains_as_a_process_alone(settings, device, tmp_path):
-    """By NCCL: the exchange of gradients, features, buffers and objects."""
+    """Covers the exchange of gradients, features, buffers and objects, by NCCL on a GPU."""
     more = (*RESNET, "loss=isda", "recipe.epochs=2", *EXACT)
     expected = trained(settings, "alone", *more, EAGER)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -160,7 +160,7 @@ def test_too_little_memory_is_one_sentence(settings, on_gpu):
         pytest.skip("a CPU's memory cannot be limited here")
     gc.collect()
     torch.cuda.empty_cache()
-    room = torch.cuda.memory_reserved() + 100 * 2**20  # earlier tests have left workspaces; the step needs over 300 MiB
+    room = torch.cuda.memory_reserved() + 100 * 2**20  # earlier tests leave workspaces; the step needs over 300 MiB
     torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(0).total_memory)
     try:
         with pytest.raises(UserError, match=r"compute\.micro_batch"):

@@ -12,7 +12,7 @@ MANY = 20_000
 
 def covariances():
     factor = torch.randn(CLASSES, WIDTH, 2, generator=draws(), dtype=torch.float64)
-    return factor @ factor.mT  # of rank 2, as those of few samples are
+    return factor @ factor.mT  # rank 2, like covariances of few samples
 
 
 def several(**more):
@@ -25,7 +25,7 @@ def several(**more):
 
 @pytest.mark.parametrize("strength", [0.1, 0.5, 4.0])
 def test_draws_have_the_mean_and_the_covariance_asked_for(strength):
-    """Of each class lambda times its own Sigma; the tolerance is five standard errors."""
+    """The covariance of each class is lambda times its Sigma; the tolerance is five standard errors."""
     features, labels, found = several(strength=strength, draws=MANY)
     for row, label in enumerate(labels.tolist()):
         wanted = strength * covariances()[label]

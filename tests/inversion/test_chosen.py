@@ -1,4 +1,4 @@
-"""Which real images are looked at."""
+"""Selection of the real images that are inverted."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Gradient descent as Appendix C has it."""
+"""Gradient descent of Appendix C."""
 
 import pytest
 import torch
@@ -20,7 +20,10 @@ def test_settings_are_those_of_appendix_c():
 
 @pytest.mark.parametrize(("iterations", "quarter"), [(40, 10), (10, 3)])
 def test_descent_has_momentum_weight_decay_and_three_drops_of_the_rate(iterations, quarter):
-    """Of |M z|^2 by hand: v <- 0.9 v + g + 1e-4 z, z <- z - lr v, lr a tenth after each quarter, rounded up."""
+    """The objective |M z|^2 is minimised by hand: v <- 0.9 v + g + 1e-4 z, z <- z - lr v.
+
+    The rate is divided by 10 after each quarter of the iterations, rounded up.
+    """
     matrix = torch.randn(6, 4, generator=draws(), dtype=torch.float64) / 4
     start = torch.randn(3, 4, generator=draws(1), dtype=torch.float64)
     found = descend(start, lambda z: (z @ matrix.T).square().sum(1), Descent(lr=0.1, iterations=iterations), silent)

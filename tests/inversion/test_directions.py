@@ -1,4 +1,4 @@
-"""Semantic directions: principal axes of a covariance, and the real images that lie along them."""
+"""Semantic directions: principal axes of a covariance, and the real images nearest to them."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_nearest_image_is_another_one():
 
 
 def test_neighbours_lie_along_their_direction():
-    """Images on a cross: along the wide direction those of the wide arm are met, along the other the others."""
+    """For images on a cross, steps along an axis of the covariance reach the images on that arm."""
     features = torch.tensor([[0.0, 0.0], [2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
     found = neighbours(0, features, torch.diag(torch.tensor([4.0, 1.0])), directions=2, steps=[-1.0, 1.0], strength=1.0)
     assert found.indices.tolist() == [[2, 1], [4, 3]]

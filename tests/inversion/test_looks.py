@@ -1,4 +1,4 @@
-"""What people see of an inversion: pictures, its numbers, its progress."""
+"""Pictures, numbers and progress of an inversion."""
 
 import io
 import re
@@ -27,7 +27,7 @@ def test_titled_picture_has_the_images_in_their_places():
 
 
 def known():
-    """Of one image with two augmentations."""
+    """Return an inversion of one image with two augmentations."""
     return Inversion(
         reconstructions=pixels_at_random(1, seed=1),
         augmentations=pixels_at_random(2, seed=2)[None],
@@ -46,7 +46,7 @@ def test_sheet_is_original_reconstruction_augmentations():
 
 
 def test_numbers_and_table_say_how_far_both_objectives_fell():
-    """Equation 15 with eta 0.1, its two terms, equation 16 of both augmentations, how far these were moved."""
+    """The record has equation 15 with eta 0.1 and its two terms, equation 16 for each augmentation, and distances."""
     record = numbers_of(known(), Settings(eta=0.1, strength=0.5, seed=4), [{"index": 12, "class": "cat"}])
     assert (record["eta"], record["lambda"], record["augmentations"], record["seed"]) == (0.1, 0.5, 5, 4)
     (image,) = record["images"]
@@ -67,7 +67,7 @@ def test_numbers_and_table_say_how_far_both_objectives_fell():
 
 
 def test_progress_in_a_log_is_said_once_a_minute(monkeypatch):
-    """A fifth of 1,000 iterations in 90 seconds leaves 360 seconds; two fifths in 151 leave 226."""
+    """A fifth of 1,000 iterations in 90 s leaves 360 s; two fifths in 151 s leave 226 s."""
     stream, clock = io.StringIO(), iter([0.0, 30.0, 90.0, 100.0, 151.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     with InversionProgress(1000, stream) as bar:

@@ -12,7 +12,7 @@ ETA = 0.3
 
 
 def reference(z, label, features, image):
-    """Equations 15 and 16 of one image, written from the paper; (|f - a|^2, |G - x|^2)."""
+    """Return both terms of equation 15 for one image, |f - a|^2 and |G - x|^2, written from the paper."""
     mean = sum(float(one) for one in z) / len(z)
     deviation = (sum((one - mean) ** 2 for one in z) / (len(z) - 1)) ** 0.5
     z_hat = (z - mean) / deviation
@@ -24,7 +24,7 @@ def reference(z, label, features, image):
 
 @pytest.mark.parametrize("etas", [ETA, torch.tensor([0.0, 0.1, 1.0, 10.0]).double()])
 def test_objectives_are_equations_15_and_16(etas):
-    """Each image for itself; with one eta for all or one for each."""
+    """Each image has its own objective; eta may be one number or one for each image."""
     case, z, images = reversal(), 7 + 3 * noise(4), in_unit_range(pixels_at_random(4)).double()
     features = torch.randn(4, FEATURES, dtype=torch.float64)
     first = case.first_objective(z, LABELS, features, images, etas)
@@ -52,7 +52,7 @@ def test_generator_is_told_the_class_and_codes_of_zero(game):
 
 
 def test_features_of_pixels_are_those_that_the_network_was_trained_on():
-    """(pixel / 255 - mean) / std, as every loader gives them to it."""
+    """The loaders give (pixel / 255 - mean) / std to the network, and inversion must do the same."""
     images, net = pixels_at_random(4), network()
     found = FeatureMap(net, MEAN, STD).of_pixels(images)
     as_trained = Normalise(MEAN, STD, image_width=8, device=torch.device("cpu"))(images).double()

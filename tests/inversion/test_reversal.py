@@ -1,4 +1,4 @@
-"""Steps I and II: the numbers from which a generator makes an image of given features."""
+"""Steps I and II: find the z from which a generator makes an image with given features."""
 
 from dataclasses import replace
 
@@ -36,13 +36,13 @@ def inverted(settings=SHORT, rows=slice(None), advance=silent):
 
 @pytest.fixture(autouse=True)
 def _in_float64(monkeypatch):
-    """What Step I starts from is drawn in fp32 otherwise."""
+    """Let Step I start from float64 numbers; by default it draws fp32."""
     monkeypatch.setattr(module, "start_of", lambda *them: start_of(*them).double())
 
 
 @pytest.mark.slow
 def test_image_that_the_generator_makes_is_found():
-    """The features and the pixels of images of known numbers, with all 10,000 iterations."""
+    """The images come from known z, so that the full 10,000 iterations must find their features and pixels."""
     case, labels = reversal(), LABELS[:2]
     images = pixels(case.images(noise(2, seed=5), labels))
     settings = replace(SHORT, eta=1.0, first=STEP_ONE, second=STEP_TWO, augmentations=1)

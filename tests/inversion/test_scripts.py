@@ -33,7 +33,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A WGAN of classes 7 and 1, and classifiers with ISDA and with cross-entropy."""
+    """Return the folders of a WGAN of classes 7 and 1, and of classifiers with ISDA and with cross-entropy."""
     folder = tmp_path_factory.mktemp("runs")
     generator = settings("wgan", folder, "gan.epochs=1")
     train_generator(generator)
@@ -47,7 +47,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(runs):
-    """The reversal of both, and the classifier."""
+    """Return the reversal of the WGAN and the ISDA classifier, and that classifier."""
     return load_reversal(runs["generator"], runs["isda"])
 
 
@@ -56,7 +56,7 @@ def both(runs, loss="isda"):
 
 
 def images_in(path, row_count, column_count):
-    """The images of a titled picture on white."""
+    """Return the part of a titled picture that holds the images, uint8 [3, H, W]."""
     with Image.open(path) as image:
         picture = torch.from_numpy(np.array(image.convert("RGB")))
     plain = arrange(torch.zeros(row_count, column_count, 3, 8, 8, dtype=torch.uint8))
@@ -164,7 +164,7 @@ def test_grid_is_written_and_said(runs, load_script, tmp_path, capsys):
 
 
 def close(one, other):
-    """But for rounding."""
+    """Return True if the pixels differ by rounding at most."""
     return (one.int() - other.int()).abs().max() <= 2
 
 
@@ -215,7 +215,7 @@ def test_features_are_the_classifiers_and_both_networks_are_fixed(loaded):
 
 
 def test_directions_are_those_of_the_images_class(runs, loaded, load_script, tmp_path, capsys):
-    """Every row of a record is what ``neighbours`` gives for its image and its class's covariance."""
+    """Every row of a record equals ``neighbours`` for its image and the covariance of its class."""
     more = ["count=3", "classes=[1,4,7]", "directions=2", "steps=[2,-1,1]", f"output={tmp_path}"]
     load_script("directions").main([f"classifier={runs['isda']}", *more])
     record = json.loads((tmp_path / "directions.json").read_text())

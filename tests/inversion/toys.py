@@ -14,7 +14,7 @@ LABELS = torch.tensor([2, 0, 1, 0])
 
 
 class SmoothNetwork(Network):
-    """Differentiable everywhere, so that gradients can be checked by differences."""
+    """A network that is differentiable everywhere, so that gradients can be checked by finite differences."""
 
     def __init__(self):
         super().__init__(FEATURES, SHAPE.num_classes)
@@ -39,7 +39,7 @@ def generator(game=None, seed=0, **more):
     networks = [game.generator(SHAPE).double() for _ in range(SHAPE.num_classes if game.one_for_each_class else 1)]
     for one in networks:
         one.requires_grad_(False)
-        for module in one.modules():  # the small weights of DCGAN's initialisation make images without contrast
+        for module in one.modules():  # DCGAN's small initial weights would give images without contrast
             if isinstance(module, nn.ConvTranspose2d):
                 module.weight.normal_(0, 0.3)
     return ImageGenerator(game, networks, SHAPE, **more)
@@ -62,7 +62,7 @@ def noise(count, seed=0):
 
 
 def mosaic(picture, size, columns):
-    """The images of a picture on white, [rows, columns, 3, size, size], whatever its gaps and its enlargement."""
+    """Return the images of a picture on white, [rows, columns, 3, size, size], for any gaps and enlargement."""
     inked = (picture != 255).any(0)
     tight = picture[:, inked.any(1)][:, :, inked.any(0)]
     factor = tight.shape[2] // (columns * size)

@@ -1,4 +1,4 @@
-"""The accelerator's ways on a CPU."""
+"""The code path of accelerators, run on a CPU."""
 
 import pytest
 import torch
@@ -6,5 +6,5 @@ import torch
 
 @pytest.fixture
 def accelerator(monkeypatch):
-    """The losses take the CPU for a device whose values are not to be asked for, as they do in a compiled graph."""
+    """Let the losses treat the CPU like an accelerator, whose values the host must not read, as in a compiled graph."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)

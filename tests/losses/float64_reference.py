@@ -1,4 +1,4 @@
-"""ISDA written out literally, in float64: loops over samples and classes, nothing shared with the implementation."""
+"""ISDA and the compared losses written out literally in float64: loops over samples and classes, no shared code."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 
 
 def two_pass(features, targets, num_classes):
-    """Mean and population covariance of each class from all its samples at once; zero for a class without any."""
+    """Return mean and population covariance of each class from all its samples at once; zeros for an absent class."""
     width = features.shape[1]
     mean = torch.zeros(num_classes, width, dtype=torch.float64)
     covariance = torch.zeros(num_classes, width, width, dtype=torch.float64)
@@ -20,7 +20,7 @@ def two_pass(features, targets, num_classes):
 
 
 def merge(mean, covariance, count, features, targets):
-    """Equations 9, 10 and 11, class by class, as they are printed. Returns new tensors."""
+    """Merge a batch by equations 9, 10 and 11 as they are printed, class by class, into new tensors."""
     mean, covariance, count = mean.clone(), covariance.clone(), count.clone()
     for j in targets.unique().tolist():
         rows = features[targets == j].double()
@@ -36,7 +36,7 @@ def merge(mean, covariance, count, features, targets):
 
 
 def equation_4(features, weight, bias, targets, covariance, strength):
-    """The mean over samples of -log of equation 4's fraction, by a double loop over samples and classes."""
+    """Return the mean over samples of -log of equation 4's fraction, by a double loop over samples and classes."""
     total = features.new_zeros(())
     for a, y in zip(features, targets.tolist(), strict=True):
         exponents = []
@@ -52,13 +52,13 @@ def softmax_of(logits, y):
 
 
 def focal(logits, targets, alpha, gamma):
-    """The mean of -alpha (1 - p_y)^gamma log p_y."""
+    """Return the mean of -alpha (1 - p_y)^gamma log p_y."""
     probabilities = [softmax_of(row, y) for row, y in zip(logits, targets.tolist(), strict=True)]
     return sum(-alpha * (1 - p) ** gamma * p.log() for p in probabilities) / len(targets)
 
 
 def lq(logits, targets, q, truncation=None):
-    """The mean of (1 - p_y^q) / q, and of (1 - k^q) / q where p_y is at most k."""
+    """Return the mean of (1 - p_y^q) / q, or of (1 - k^q) / q for samples whose p_y is at most the truncation k."""
     total = 0
     for row, y in zip(logits, targets.tolist(), strict=True):
         p = softmax_of(row, y)
@@ -68,7 +68,10 @@ def lq(logits, targets, q, truncation=None):
 
 
 def l_softmax(features, weight, targets, margin, beta):
-    """Cross-entropy with the own logit (beta |w||a| cos(theta) + |w||a| psi(theta)) / (1 + beta), by angles."""
+    """Return the cross-entropy of L-Softmax, computed by angles.
+
+    The logit of the own class is (beta |w||a| cos(theta) + |w||a| psi(theta)) / (1 + beta).
+    """
     total = 0
     for a, y in zip(features, targets.tolist(), strict=True):
         logits = [w @ a for w in weight]
@@ -82,13 +85,13 @@ def l_softmax(features, weight, targets, margin, beta):
 
 
 def center_pull(features, centers, targets):
-    """1/2 of the mean squared distance to the own centre."""
+    """Return half the mean squared distance of the features to the centres of their classes."""
     pairs = zip(features, targets.tolist(), strict=True)
     return sum(((a - centers[y]) ** 2).sum() for a, y in pairs) / 2 / len(targets)
 
 
 def center_rule(features, centers, targets):
-    """What the centres move by, times minus their rate, class by class."""
+    """Return the update of the centres divided by minus their learning rate, class by class."""
     moves = torch.zeros_like(centers)
     for j in range(len(centers)):
         own = [a for a, y in zip(features, targets.tolist(), strict=True) if y == j]

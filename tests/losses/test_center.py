@@ -1,4 +1,4 @@
-"""Center loss: the pull on the features, and the centres' own rule."""
+"""Center loss: its pull on the features, and the update rule of the centres."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_value_and_gradients_equal_the_formulas():
 
 
 def test_batch_equals_a_calculation_by_hand():
-    """Two samples of class 0 at 3 and 6, its centre at 0: delta = -(3 + 6) / 3; a rate of 0.5 moves it to 1.5."""
+    """Two samples of class 0 at 3 and 6, its centre at 0: delta = -(3 + 6) / 3, and a rate of 0.5 moves it to 1.5."""
     criterion = CenterLoss(2, 1, weight=2.0)
     nn.init.constant_(criterion.centers, 0)
     optimizer = torch.optim.SGD(criterion.parameter_groups(), lr=9, momentum=0.9, nesterov=True, weight_decay=9)

@@ -1,4 +1,4 @@
-"""Running statistics against one pass over all samples together, and against the paper's equations."""
+"""Running statistics against one pass over all samples, and against the paper's equations."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ WAYS += [kind + way for kind in ("packed", "diagonal") for way in ("", "/acceler
 
 @pytest.fixture(params=WAYS)
 def make(request, monkeypatch):
-    """Each kind of statistics, with each of its ways to merge a batch."""
+    """Return the class of each kind of statistics, with each of its ways to merge a batch."""
     kind, _, way = request.param.partition("/")
     monkeypatch.setattr(module, "BATCHED_BYTES", 0 if way == "one by one" else 2**40)
     if way == "accelerator":
@@ -25,7 +25,7 @@ def make(request, monkeypatch):
 
 
 def covariances(statistics):
-    """[C, A, A]; of variances, the diagonal matrices."""
+    """Return the covariances [C, A, A]; variances become diagonal matrices."""
     if isinstance(statistics, ClassVariances):
         return torch.diag_embed(statistics.variance)
     if isinstance(statistics, PackedStatistics):
@@ -34,19 +34,19 @@ def covariances(statistics):
 
 
 def as_kept(statistics, covariance):
-    """What of an expected covariance [C, A, A] such statistics keep."""
+    """Return the part of a covariance [C, A, A] that such statistics keep: all of it, or the diagonal."""
     is_diagonal = isinstance(statistics, ClassVariances)
     return torch.diag_embed(covariance.diagonal(dim1=1, dim2=2)) if is_diagonal else covariance
 
 
 def error(statistics, covariance):
-    """The largest error over the largest entry."""
+    """Return the largest absolute error divided by the largest absolute entry."""
     covariance = as_kept(statistics, covariance)
     return ((covariances(statistics) - covariance).abs().max() / covariance.abs().max()).item()
 
 
 def batches(count, size, classes, width):
-    """Most batches lack some of the classes; each class has a mean and a variance of its own."""
+    """Yield random batches, most of which lack some classes; each class has its own mean and variance."""
     torch.manual_seed(0)
     for step in range(count):
         present = torch.randperm(classes)[: 1 + step % classes]
@@ -89,7 +89,7 @@ def test_one_sample_has_no_variance(make):
 
 
 def test_1000_small_batches_in_float32_stay_close_to_float64(make):
-    """Features as after a ReLU, four samples a batch, mean not zero."""
+    """The features are like the output of a ReLU: four samples in a batch, and a mean that is not zero."""
     torch.manual_seed(0)
     features, targets = (torch.randn(1000, 4, 6) + 2).relu(), torch.randint(3, (1000, 4))
     statistics = make(3, 6)
@@ -103,7 +103,7 @@ def test_1000_small_batches_in_float32_stay_close_to_float64(make):
 
 @pytest.mark.parametrize("count", [1, 2, 50])
 def test_mean_far_from_zero_costs_little_precision_and_covariances_are_never_negative(make, count):
-    """The first batch comes when the running mean is still zero: differences from that mean would cancel."""
+    """The running mean is still zero at the first batch, and differences from it would cancel."""
     torch.manual_seed(0)
     features, targets = torch.randn(count, 12, 8) + 1e4, torch.randint(3, (count, 12))
     statistics = make(3, 8)

@@ -1,4 +1,4 @@
-"""DisturbLabel: what it draws, and that each iteration draws anew."""
+"""DisturbLabel: the distribution of its labels, and new draws in each iteration."""
 
 import pytest
 import torch
@@ -16,15 +16,15 @@ def disturbed(criterion, targets, seed):
 
 @pytest.mark.parametrize(("alpha", "classes"), [(0.05, 10), (0.1, 100), (0.5, 3), (0.9, 4)])
 def test_frequencies_equal_the_papers(alpha, classes):
-    """The label with 1 - (C-1)/C alpha, each other class with alpha / C."""
+    """The label is kept with probability 1 - (C - 1)/C alpha; each other class has alpha / C."""
     targets = torch.full((200_000,), 1)
     counts = torch.bincount(disturbed(DisturbLabel(classes, 3, alpha=alpha), targets, 0), minlength=classes)
     expected = torch.full((classes,), alpha / classes, dtype=torch.float64)
     expected[1] += 1 - alpha
     assert chisquare(counts.numpy(), (expected * len(targets)).numpy()).pvalue > 0.001
-    if classes == 100:  # too many to tell the two readings apart
+    if classes == 100:  # the two readings are too close to be distinguished
         return
-    wrong_reading = torch.full((classes,), alpha / (classes - 1), dtype=torch.float64)  # over the others alone
+    wrong_reading = torch.full((classes,), alpha / (classes - 1), dtype=torch.float64)  # over the other classes only
     wrong_reading[1] = 1 - alpha
     assert chisquare(counts.numpy(), (wrong_reading * len(targets)).numpy()).pvalue < 1e-6
 

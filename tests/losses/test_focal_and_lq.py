@@ -1,4 +1,4 @@
-"""The two losses that are functions of p_y alone."""
+"""Focal loss and Lq loss, which are functions of p_y alone."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def value(criterion, logits, targets, progress=1.0):
 
 
 def both(criterion, reference, scale=2.0, progress=1.0):
-    """Loss and gradient of each."""
+    """Return loss and gradient of the criterion, and of the reference."""
     results = []
     for function in (lambda logits, targets: value(criterion, logits, targets, progress), reference):
         logits, targets = batch(scale)

@@ -1,4 +1,4 @@
-"""ISDA, with each kind of covariance, and its sampled form against their definitions: equations 1 to 4."""
+"""ISDA with each kind of covariance, and its sampled form, against their definitions in equations 1 to 4."""
 
 import copy
 
@@ -30,13 +30,13 @@ def make(kind, shape=(12, 6, 5), lambda_0=1.5, **options):
 
 
 def batch(step, samples=12, classes=6, width=5):
-    """The last class is absent."""
+    """Return random features and targets; the last class is absent."""
     torch.manual_seed(step)
     return torch.randn(samples, width).double().relu().requires_grad_(), torch.randint(classes - 1, (samples,))
 
 
 def literal(kind, features, targets, classes):
-    """The covariances [C, A, A] that a kind means, from all samples so far at once."""
+    """Return the covariances [C, A, A] that a kind stands for, from all samples so far at once."""
     width = features.shape[1]
     if kind == "identity":
         return torch.eye(width, dtype=torch.float64).expand(classes, width, width)
@@ -49,7 +49,7 @@ def literal(kind, features, targets, classes):
 @pytest.mark.parametrize("shape", [(12, 6, 5), (40, 4, 3), (5, 9, 4), (1, 3, 2)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_value_and_gradients_equal_those_of_a_double_loop(kind, shape):
-    """Over several batches, each of which counts in the statistics before they are used."""
+    """Each of the batches enters the statistics before they are used for its loss."""
     criterion, head = make(kind, shape)
     seen = []
     for step in range(4):
@@ -100,7 +100,7 @@ def test_constant_lambda_is_the_linear_one_at_the_end_of_training(kind):
     ("kind", "plain", "buffer"), [("full", "", "covariance"), ("diagonal", "Diagonal", "variance")]
 )
 def test_plain_form_gives_the_same_numbers(load_script, kind, plain, buffer):
-    """The form that the benchmarks compare with."""
+    """The benchmarks compare ISDA with this form, so that it must compute the same loss."""
     criterion, head = make(kind)
     other = getattr(load_script("benchmarks/reference/plain_isda"), f"Plain{plain}ISDALoss")(
         6, 5, lambda_0=1.5
@@ -118,7 +118,7 @@ def test_plain_form_gives_the_same_numbers(load_script, kind, plain, buffer):
 
 
 def packed_sigma2(weight, covariance, rows):
-    """By way of the logits that it is added to."""
+    """Return sigma2 of packed covariances, as the part that is added to zero logits."""
     targets = torch.arange(len(weight)) if rows.classes_U is None else rows.classes_U
     statistics = PackedStatistics(len(weight), weight.shape[1])
     statistics.packed.copy_(pack(covariance))
@@ -140,7 +140,7 @@ EVERY, SOME = BatchClasses(None, torch.arange(CLASSES)), BatchClasses(torch.tens
 
 @pytest.mark.parametrize("kind", SIGMA2)
 def test_sigma2_is_precise_for_close_weights_and_zero_at_the_own_class(kind):
-    """Weights that differ in their third digit: multiplied out as they are, nothing of sigma2 would be left."""
+    """The weights differ in their third digit only, so that an expanded product would cancel."""
     torch.manual_seed(0)
     weight = torch.randn(1, WIDTH) / 8 + 1e-3 * torch.randn(CLASSES, WIDTH) / 8
     if kind in ("full", "packed"):
@@ -162,14 +162,14 @@ def test_sigma2_is_precise_for_close_weights_and_zero_at_the_own_class(kind):
 
 @pytest.mark.parametrize("kind", ["full", "packed", "shared", "diagonal"])
 def test_sigma2_is_not_negative_where_rounding_would_make_it_so(kind):
-    """The only direction of variance is orthogonal to all differences of weights, up to rounding."""
+    """The only direction with variance is orthogonal to all differences of weights, up to rounding."""
     torch.manual_seed(0)
     direction = torch.zeros(WIDTH).index_fill(0, torch.tensor(5), 3.0) if kind == "diagonal" else torch.randn(WIDTH)
     covariance = (direction[:, None] * direction).expand(CLASSES, WIDTH, WIDTH)
     weight = torch.randn(CLASSES, WIDTH)
     weight -= (weight @ direction / direction.square().sum())[:, None] * direction
     weight += 0.1 * direction
-    for rows in (EVERY, SOME):  # in several pieces, and in one
+    for rows in (EVERY, SOME):  # computed in several pieces, and in one
         found = SIGMA2[kind](weight, covariance, rows)
         assert found.min() == 0
         assert found.max() < 1e-4
@@ -205,7 +205,7 @@ def test_rows_point_to_the_classes_of_the_samples(samples, classes):
 
 
 def sampled(draws):
-    """After ten batches, so that no covariance is singular."""
+    """Return the sampled loss and a head after ten batches, so that no covariance is singular."""
     criterion, head = make("sampled", samples=draws)
     for step in range(10):
         criterion.statistics.update(*(one.detach() for one in batch(step)))
@@ -213,7 +213,7 @@ def sampled(draws):
 
 
 def test_sampled_loss_tends_to_the_expectation_which_isda_bounds_from_above():
-    """Proposition 1, by Monte-Carlo: the expectation of each sample by draws of a library's normal distribution."""
+    """Proposition 1; a library's normal distribution gives the expectation of each sample by Monte Carlo."""
     draws = 20_000
     features, targets = batch(99)
     criterion, head = sampled(draws)

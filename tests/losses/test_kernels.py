@@ -1,4 +1,4 @@
-"""The Triton kernels against float64: by Triton's interpreter on a CPU, in a process of its own, and on a GPU."""
+"""The Triton kernels against float64: in Triton's interpreter on a CPU, in a process of its own, and on a GPU."""
 
 import copy
 import os
@@ -28,7 +28,7 @@ SHAPES = [(11, 5, 19), (5, 9, 19), (21, 17, 17), (1, 3, 2)]  # N, C, A
     tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8), reason="its interpreter fails with numpy 2.4 and later"
 )
 def test_kernels_in_the_interpreter():
-    """Runs the tests below that are marked as interpreted."""
+    """Run the tests of this file that are marked as interpreted in another process, with TRITON_INTERPRET=1."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
     finished = subprocess.run(
         command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=600, check=False
@@ -39,18 +39,19 @@ def test_kernels_in_the_interpreter():
 
 @pytest.fixture
 def kernels(monkeypatch):
-    """The module, with tiles so small that several of each kind occur; and ignored samples stay in a batch."""
-    from isda_repro.losses import kernels
+    """Return the module with tiles so small that there are several of each kind; ignored samples stay in the batch."""
+    from isda_repro.losses import kernels, sorted_batch
 
     for name in ("TILE", "DEPTH", "MOST_CLASSES", "WIDE"):
         monkeypatch.setattr(kernels, name, 16)
+    monkeypatch.setattr(sorted_batch, "WIDE", 16)
     for module in ("criterion", "batch_classes"):
         monkeypatch.setattr(f"isda_repro.losses.{module}.is_asynchronous", lambda tensor: True)
     return kernels
 
 
 def batches(shape, count=3, ignored=True):
-    """Most batches lack some of the classes; the last class is absent from all but the last."""
+    """Yield random batches, most of which lack some classes; the last class occurs in the last batch only."""
     samples, classes, width = shape
     torch.manual_seed(0)
     for step in range(count):
@@ -65,7 +66,7 @@ def batches(shape, count=3, ignored=True):
 
 
 def error(found, expected):
-    """The largest error over the largest entry."""
+    """Return the largest absolute error divided by the largest absolute entry."""
     found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
     return ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
 
@@ -103,10 +104,12 @@ def test_mean_far_from_zero_costs_the_first_batch_nothing(kernels):
 @interpreted
 @pytest.mark.parametrize("size", [0, 1, 5, 40, 300])
 def test_samples_are_sorted_stably_and_ignored_ones_come_first(kernels, size):
+    from isda_repro.losses.sorted_batch import sort_by_class
+
     targets = torch.randint(-1, 7, (size,)).masked_fill_(torch.rand(size) < 0.2, IGNORED).clamp_(max=6)
     targets[targets < 0] = IGNORED
     count = torch.ones(7, dtype=torch.int64)
-    batch = kernels.sort_by_class(targets, 7, count)
+    batch = sort_by_class(targets, 7, count)
     assert torch.equal(batch.order.long(), targets.argsort(stable=True))
     per_class = torch.bincount(targets[targets >= 0], minlength=7)
     assert torch.equal(batch.starts.diff().long(), per_class)
@@ -114,7 +117,7 @@ def test_samples_are_sorted_stably_and_ignored_ones_come_first(kernels, size):
 
 
 def losses(criterion, head, shape, strength=lambda step: 0.3 + 0.1 * step, device="cpu", ignored=False):
-    """Loss, gradients and state of a few steps, each with the double loop's loss and gradients."""
+    """Yield the loss of each step, the double loop's loss, and pairs of their gradients."""
     seen = [torch.zeros(*one.shape, dtype=torch.float64) for one in criterion.buffers()]
     for step, (features, targets) in enumerate(batches(shape, ignored=ignored)):
         kept = targets != IGNORED
@@ -146,10 +149,12 @@ def test_value_and_gradients_equal_those_of_a_double_loop(kernels, shape, ignore
 
 @interpreted
 def test_sigma2_is_precise_for_close_weights_zero_at_the_own_class_and_never_negative(kernels):
+    from isda_repro.losses.sorted_batch import sort_by_class
+
     torch.manual_seed(0)
     root, weight = torch.randn(9, 19, 1), torch.randn(1, 19) + 1e-3 * torch.randn(9, 19)
     covariance, targets = root @ root.mT, torch.arange(9)
-    batch = kernels.sort_by_class(targets, 9)
+    batch = sort_by_class(targets, 9)
     found = kernels.add_half_sigma2(torch.zeros(9, 9), weight, covariance, batch, 2.0)
     difference = weight.double() - weight.double()[:, None]
     expected = torch.einsum("cja,cab,cjb->cj", difference, covariance.double(), difference)
@@ -168,7 +173,7 @@ def test_batch_without_a_sample_has_loss_0_and_changes_no_state(kernels, samples
     assert loss == 0
     assert (head.weight.grad == 0).all()
     assert all((one == 0).all() for one in criterion.buffers())
-    batch = kernels.update(criterion.statistics, features, targets)  # as where other processes have samples
+    batch = kernels.update(criterion.statistics, features, targets)  # as if other processes had samples
     assert kernels.add_half_sigma2(head(features), head.weight, criterion.statistics.covariance, batch, 1.0).sum() == (
         head(features).sum()
     )
@@ -195,7 +200,7 @@ def test_two_batches_before_one_backward_pass_and_again_agree_bit_for_bit(kernel
 
 @interpreted
 def test_processes_that_share_their_batch_get_what_one_gets(kernels, monkeypatch):
-    """What a gather gives is stood in for: the features and targets of two processes, of which this is the second."""
+    """A stub returns the gathered features and targets of two processes, of which this is the second."""
     features, targets = next(batches((11, 5, 19), ignored=False))
     head, whole = nn.Linear(19, 5), ISDALoss(5, 19, kernels=True)
     whole(features, head(features), targets, head=head, progress=1.0)
@@ -211,7 +216,7 @@ def test_processes_that_share_their_batch_get_what_one_gets(kernels, monkeypatch
 
 @interpreted
 def test_what_the_kernels_cannot_take_goes_through_plain_torch(kernels, monkeypatch):
-    """Other dtypes, graphs that are compiled, and evaluation."""
+    """The kernels do not take other dtypes, compiled graphs or evaluation."""
     monkeypatch.setattr(kernels, "update", None)
     features, targets = torch.randn(11, 19).double(), torch.arange(11) % 5
     criterion, head = ISDALoss(5, 19, kernels=True).double(), nn.Linear(19, 5).double()
@@ -261,9 +266,7 @@ def test_switch_is_off_and_refused_where_there_is_no_gpu_or_no_triton(monkeypatc
 
 
 POINTERS = {"targets": "*i64", "count": "*i64", "order": "*i32", "starts": "*i32"}
-INTEGERS = dict.fromkeys(
-    ("samples", "classes", "width", "tiles", "rows"), 1
-)  # Triton makes constants of those that are 1
+INTEGERS = dict.fromkeys(("samples", "classes", "width", "tiles", "rows"), 1)  # Triton specialises integers that are 1
 SIZES = {"SIZE": 16, "TILE": 64, "DEPTH": 32, "SPAN": 128, "TILES": 16, "QUERIES": 32, "ROW_IS_CLASS": True}
 CASES = [SIZES, {**SIZES, **INTEGERS, "SPAN": 16, "TILES": 1, "ROW_IS_CLASS": False, "count": None}]
 KERNELS = ["_sort_by_class", "_move_means", "_merge_covariances", "_products", "_add_half", "_factors"]
@@ -273,15 +276,15 @@ KERNELS = ["_sort_by_class", "_move_means", "_merge_covariances", "_products", "
 @pytest.mark.parametrize("constants", CASES, ids=["large", "smallest"])
 @pytest.mark.parametrize("name", [*KERNELS, "_weight_gradient"])
 def test_kernels_compile_for_an_h100(name, constants, monkeypatch, tmp_path):
-    """The interpreter takes more than the compiler does; Triton brings a compiler that needs no GPU."""
+    """The interpreter accepts more than the compiler; Triton ships a compiler that needs no GPU."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from isda_repro.losses import kernels
+    from isda_repro.losses import kernels, sorted_batch
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    kernel = getattr(kernels, name)
-    if "covariances" in name or "means" in name:  # which read it
+    kernel = getattr(sorted_batch if name == "_sort_by_class" else kernels, name)
+    if "covariances" in name or "means" in name:  # these need ``count``
         constants = {key: value for key, value in constants.items() if key != "count"}
     signature = {one: "i32" if one in INTEGERS else POINTERS.get(one, "*fp32") for one in kernel.arg_names}
     signature |= {one: "constexpr" for one in kernel.arg_names if one in constants}

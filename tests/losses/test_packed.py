@@ -1,4 +1,4 @@
-"""Full covariances as triangles, in one process and divided among several, against square ones in one process."""
+"""Packed full covariances, in one process and divided among several, against square ones in one process."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def test_packed_covariances_give_the_losses_and_gradients_of_square_ones(
 
 
 def test_backward_pass_that_needs_matrices_which_have_changed_is_refused(monkeypatch):
-    """Where the products are made again: a wrong gradient would be silent."""
+    """The backward pass recomputes the products, so that without the check its gradient would be silently wrong."""
     monkeypatch.setattr("isda_repro.losses.packed_quadratic.KEPT_BYTES", 0)
     criterion, head = make(True)
     ((features, targets),) = batches(1, 12, 7, 5)
@@ -92,7 +92,7 @@ def test_formula_of_the_packed_forms_costs(load_script):
 
 # ------------------------------------------------------------------------------------------------- several processes
 
-TRAININGS = {  # what is trained by which processes on how many samples of each batch, and from whose state
+TRAININGS = {  # kind of covariance, samples of each process in each batch, training whose state is loaded
     "packed": ("packed", (9, 0, 3), None),
     "two": ("packed", (6, 6), None),
     "two on one": ("packed", (12,), "two"),
@@ -101,7 +101,7 @@ TRAININGS = {  # what is trained by which processes on how many samples of each 
     "full": ("full", (5, 7), None),
     "diagonal": ("diagonal", (12, 0), None),
     "shared": ("shared", (4, 5, 3), None),
-    "accelerator": ("packed", (1, 1), None),  # fewer samples than a process has classes
+    "accelerator": ("packed", (1, 1), None),  # fewer samples than classes of a process
 }
 
 
@@ -110,7 +110,7 @@ def kind_of(kind, **options):
 
 
 def trained(criterion, head, sizes, rank, group):
-    """Losses and gradients, summed over the processes."""
+    """Train on four batches, and return losses and gradients summed over the processes."""
     trace = []
     for features, targets in batches(4, sum(sizes), 7, 5):
         part = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
@@ -127,7 +127,7 @@ def trained(criterion, head, sizes, rank, group):
 
 
 def one_of_three(rank, folder):
-    """All trainings; the first processes of each leave its losses, gradients and state."""
+    """Do all trainings as one of three processes; the main process of each saves losses, gradients and state."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=3)
     groups = {world: dist.new_group(list(range(3 - world, 3))) for world in (1, 2, 3)}
@@ -148,7 +148,7 @@ def one_of_three(rank, folder):
 
 
 def test_several_processes_equal_one(tmp_path):
-    """Uneven parts, a process without a sample, and ranges of classes of which the last is shorter."""
+    """Covers uneven parts, a process without a sample, and a last range of classes that is shorter."""
     mp.spawn(one_of_three, (tmp_path,), nprocs=3)
     outcomes = {name: torch.load(tmp_path / name) for name in TRAININGS}
     for name, (kind, sizes, before) in TRAININGS.items():

@@ -1,4 +1,4 @@
-"""The CIFAR networks against the literature's structure, counts and behaviour."""
+"""The CIFAR networks against the structure, parameter counts and behaviour in the literature."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ PAPER = {
 
 
 def resnet_parameters(depth, classes):
-    """Option B: convolutions without bias, two normalisations a block, a projection where the shape changes."""
+    """Return the count for option B: convolutions without bias, two normalisations in a block, projections."""
     blocks, total, width = (depth - 2) // 6, 3 * 16 * 9 + 2 * 16, 16
     for channels in (16, 32, 64):
         for index in range(blocks):
@@ -27,7 +27,7 @@ def resnet_parameters(depth, classes):
 
 
 def wide_resnet_parameters(depth, width, classes):
-    """Pre-activation: the first normalisation of a block has the width of its input; a bare 1x1 shortcut."""
+    """Return the count with pre-activation: the first normalisation has the input's width; bare 1x1 shortcuts."""
     blocks, total, inputs = (depth - 4) // 6, 3 * 16 * 9, 16
     for channels in (16 * width, 32 * width, 64 * width):
         for _ in range(blocks):
@@ -38,12 +38,12 @@ def wide_resnet_parameters(depth, width, classes):
 
 
 def gate_parameters(depth, reduction):
-    """Two linear layers without bias in each block."""
+    """Return the count of SE gates: two linear layers without bias in each block."""
     return (depth - 2) // 6 * sum(2 * channels * (channels // reduction) for channels in (16, 32, 64))
 
 
 def resnext_parameters(depth, cardinality, width, classes):
-    """A block: 1x1, 3x3 in groups, 1x1, a normalisation after each; a projection where the shape changes."""
+    """Return the count for blocks of 1x1, grouped 3x3 and 1x1 convolutions, each normalised, and projections."""
     blocks, total, inputs = (depth - 2) // 9, 3 * 64 * 9 + 2 * 64, 64
     for factor in (1, 2, 4):
         inner, channels = factor * cardinality * width, factor * 256
@@ -55,7 +55,11 @@ def resnext_parameters(depth, cardinality, width, classes):
 
 
 def densenet_parameters(depth, growth, first, classes):
-    """A layer: normalisation of all before it, 1x1 to 4 k, normalisation, 3x3 to k; transitions halve the channels."""
+    """Return the count, and the number of features.
+
+    A layer normalises all earlier maps, then has 1x1 to 4 k, a normalisation, and 3x3 to k; transitions halve the
+    channels.
+    """
     total, channels = 3 * first * 9, first
     for stage in range(3):
         for _ in range((depth - 4) // 6):
@@ -68,7 +72,7 @@ def densenet_parameters(depth, growth, first, classes):
 
 
 def shake_shake_parameters(width, classes, stem_bias):
-    """Two branches of two convolutions and normalisations a block; one shortcut a stage, of two 1x1 convolutions."""
+    """Return the count for two branches in a block, and one shortcut of two 1x1 convolutions in a stage."""
     total, inputs = 3 * 16 * 9 + 2 * 16 + 16 * stem_bias, 16
     for channels in (width, 2 * width, 4 * width):
         for _ in range(4):
@@ -82,7 +86,7 @@ def count(network):
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-COUNTS = [  # network, its formula, features, and the paper's name or the literature's millions
+COUNTS = [  # network, formula, features, and the paper's name or the literature's count in millions
     *((lambda c, d=d: ResNet(d, c), lambda c, d=d: resnet_parameters(d, c), 64, f"ResNet-{d}") for d in (32, 110)),
     (
         lambda c: ResNet(110, c, se_reduction=16),
@@ -141,7 +145,7 @@ SMALL = {
     "densenet": lambda **options: DenseNet(16, 4, 5, **options),
     "shake": lambda **options: ShakeShake(4, 5, **options),
 }
-WIDE = {  # with convolutions large enough for their variance to be seen
+WIDE = {  # convolutions large enough for an estimate of their variance
     "resnet": lambda: ResNet(8, 5),
     "se": lambda: ResNet(8, 5, se_reduction=16),
     "wide": lambda: WideResNet(10, 2, 5),
@@ -195,7 +199,7 @@ def test_dropout_adds_no_parameter_and_no_draw_to_the_initialisation(kind):
 
 @pytest.mark.parametrize("kind", SMALL)
 def test_initial_weights_have_the_authors_variances(kind):
-    """Convolutions 2 / (k k out), normalisations the identity, the head's bias 0."""
+    """Convolutions have variance 2 / (k k out), normalisations are the identity, the head's bias is 0."""
     torch.manual_seed(0)
     network = WIDE[kind]()
     convolutions = 0

@@ -1,4 +1,4 @@
-"""torch.compile takes each network whole, forward and backward; one of them through its default compiler."""
+"""torch.compile takes each network as one graph, forward and backward; one of them with its default compiler."""
 
 import copy
 import shutil
@@ -48,7 +48,7 @@ def test_network_compiles_into_one_graph(name):
 
 
 def test_compiled_checkpoints_count_a_batch_once():
-    """The backend that makes the backward pass, but no code."""
+    """The backend "aot_eager" builds the backward graph without generating code."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     network = DenseNet(16, 4, 10, checkpointed=True).train()

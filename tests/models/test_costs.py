@@ -1,4 +1,4 @@
-"""``scripts/models.py``: what it counts, against formulas, Table 1 and the committed counts."""
+"""The counts of ``scripts/models.py`` against formulas, Table 1 and the committed counts."""
 
 import json
 
@@ -32,7 +32,7 @@ def settings(model, dataset):
     marked(["resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "densenet121", "densenet265"]),
 )
 def test_isdas_theoretical_cost_equals_table_1s(models, model):
-    """DenseNets as in the authors' code, with 24 first channels: those the paper's figures are of."""
+    """The paper's figures hold for DenseNets with 24 first channels, as in the authors' code."""
     cost = models.count(model, *(["faithful=official"] if model.startswith("densenet") else []))
     share = 100 * 5 * 1000 * cost.feature_dim / cost.multiply_adds
     assert f"{share:.2f}" == f"{models.paper(model)['cost_theoretical_pct']:.2f}"
@@ -71,7 +71,7 @@ def test_all_models_are_counted_and_written_to_a_file(models, tmp_path, monkeypa
 
 
 def test_multiply_adds_of_a_residual_network_equal_a_calculation_by_hand(models):
-    """ResNet-20: the convolutions' sizes, written out."""
+    """The convolutions of ResNet-20 are written out."""
     stem, head = 27 * 16 * 32**2, 640
     first = 6 * 9 * 16 * 16 * 32**2
     second = (9 * 16 * 32 + 5 * 9 * 32 * 32 + 16 * 32) * 16**2
@@ -84,14 +84,14 @@ def test_multiply_adds_of_a_residual_network_equal_a_calculation_by_hand(models)
 
 
 def test_committed_table_has_the_scripts_rows(models, root):
-    """One cheap line of it."""
+    """One row that is cheap to compute is compared, and the number of rows."""
     lines = (root / "results" / "models.md").read_text().splitlines()
     assert models.row("resnet32") in lines
     assert sum(line.startswith("| `") for line in lines) == 1 + len(MODELS) + len(models.VARIANTS)
 
 
 def test_memory_for_the_gradient_of_a_known_network(models):
-    """One convolution and its input, which is kept; a relu in place keeps its output."""
+    """The input of a convolution is kept for the gradient; a ReLU in place keeps its output."""
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.ReLU(inplace=True), torch.nn.Conv2d(4, 2, 1))
     kept = models.bytes_for_gradient(network, torch.randn(1, 3, 8, 8))
     assert kept == 4 * (3 * 64 + 4 * 64)

@@ -19,7 +19,7 @@ def trained_once(checkpointed, dropout=0.0):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_checkpointing_changes_no_bit(dropout):
-    """Loss, gradients, running statistics and the number of batches they have seen."""
+    """Loss, gradients, running statistics and the number of batches they have seen are compared."""
     (loss, network), (other_loss, other) = trained_once(True, dropout), trained_once(False, dropout)
     assert torch.equal(loss, other_loss)
     for (name, one), two in zip(network.named_parameters(), other.parameters(), strict=True):
@@ -50,7 +50,7 @@ def test_checkpointing_keeps_less_for_the_gradient():
 
 
 def test_each_layer_sees_all_before_it():
-    """A block against the definition, written plainly."""
+    """A block is compared with the definition, written plainly."""
     torch.manual_seed(0)
     block = DenseNet(16, 4, 5).eval().blocks[0]
     x = torch.randn(2, 8, 6, 6)

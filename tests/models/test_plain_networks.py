@@ -1,4 +1,4 @@
-"""Ours against torchvision's, timm's and plain forms of the same networks: same weights, same numbers."""
+"""Our networks against torchvision's, timm's and plain forms with the same weights."""
 
 import pytest
 import torch
@@ -12,11 +12,17 @@ from isda_repro.models import ResNeXt
 
 MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml") if path.stem != "timm")
 QUICK = {"resnet8", "se_resnet110", "wrn16_8", "densenet_bc100_12", "shake_shake26_2x32d"}
-LARGER = {"resnet32", "resnet110", "resnet152", "resnext101_32x8d", "densenet265"}  # more of the same blocks
+LARGER = {
+    "resnet32",
+    "resnet110",
+    "resnet152",
+    "resnext101_32x8d",
+    "densenet265",
+}  # more blocks of kinds that others have
 
 
 def assert_same_numbers(ours, theirs, pixels):
-    """Logits in evaluation and gradients in training, of networks with the same weights."""
+    """Compare gradients in training and logits in evaluation of two networks with the same weights."""
     images, targets = torch.randn(4, 3, pixels, pixels, dtype=torch.float64), torch.arange(4)
     F.cross_entropy(ours(images).logits, targets).backward()
     F.cross_entropy(theirs(images), targets).backward()
@@ -36,7 +42,7 @@ def assert_same_numbers(ours, theirs, pixels):
     ],
 )
 def test_same_weights_same_logits_and_gradients(load_script, monkeypatch, model):
-    """In float64, in training without dropout and with Shake-Shake's draws at 1/2, and in evaluation afterwards."""
+    """Compared in float64: in training without dropout, with Shake-Shake's draws fixed at 1/2; then in evaluation."""
     plain = load_script("benchmarks/reference/plain_networks")
     monkeypatch.setattr("torch.rand", lambda *size, device: torch.full(size, 0.5, dtype=torch.float64))
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Networks of timm and torchvision under our contract."""
+"""Networks of timm and torchvision as ``Network``: features, logits, head, weights."""
 
 import socket
 
@@ -37,7 +37,7 @@ def count(network):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_ten_families_by_the_contract(name):
-    """Features into the head give the logits; one step reaches every parameter; timm's own parameters, no more."""
+    """The head maps features to logits, one step reaches every parameter, and timm's parameter count is kept."""
     torch.manual_seed(0)
     network = timm_network(name, 7, image_size=32, **FAMILIES[name]).eval()
     images = torch.randn(4, 3, 32, 32)
@@ -53,7 +53,7 @@ def test_ten_families_by_the_contract(name):
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "regnetx_002", "convnext_atto", "densenet121", "ours"])
 def test_features_are_pooled_in_fp32_under_autocast(name):
-    """Where the last maps are bf16, their mean is not: its error is that of the maps, a few thousandths, or less."""
+    """The last maps are bf16, their mean is fp32; its error is that of the maps, a few thousandths at most."""
     torch.manual_seed(0)
     make = imagenet_densenet if name == "ours" else timm_network
     network = make(121 if name == "ours" else name, 7, image_size=64).eval()
@@ -62,7 +62,7 @@ def test_features_are_pooled_in_fp32_under_autocast(name):
         features = network.forward_features(images)
         logits = network(images).logits
     assert features.dtype == logits.dtype == torch.float32
-    if name != "convnext_atto":  # normalises after pooling
+    if name != "convnext_atto":  # it normalises after pooling
         assert (features != features.bfloat16()).float().mean() > 0.2, "not rounded to bf16"
 
 
@@ -73,7 +73,7 @@ def test_two_classifiers_are_refused(name):
 
 
 class Scaled(nn.Module):
-    """Does something after its classifier."""
+    """A model that scales the output of its classifier."""
 
     def __init__(self, classifier):
         super().__init__()
@@ -118,7 +118,7 @@ MAKERS = [
 def test_weights_that_cannot_be_fetched_fail_at_once(make, offline, token, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("timm.create_model", lambda *names, **options: pytest.fail("it must not come so far"))
-    with socket.socket() as nobody:  # bound, but nobody listens
+    with socket.socket() as nobody:  # bound, but not listening
         nobody.bind(("127.0.0.1", 0))
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{nobody.getsockname()[1]}")
         monkeypatch.setenv("HF_HUB_OFFLINE", offline)
@@ -137,7 +137,7 @@ def test_dropout_acts_where_it_is_asked_for_and_networks_begin_in_training(make)
 
 
 def same_logits(network, other):
-    """The same weights in both."""
+    """Copy the weights of ``network`` to ``other``, and compare their logits."""
     state = {key.removeprefix("backbone."): value for key, value in network.state_dict().items()}
     state = {key.replace("head.", f"{network.classifier_name}."): value for key, value in state.items()}
     other.load_state_dict(state)
@@ -164,7 +164,7 @@ def test_imagenets_resnets_are_torchvisions(name, paper, features, millions):
 
 
 def imagenet_densenet_parameters(blocks, first):
-    """As on CIFAR, k = 32, after a stem of 7x7 with a normalisation, 1000 classes."""
+    """Return parameters and features for k = 32, a stem of 7x7 with a normalisation, and 1000 classes."""
     total, channels = 3 * first * 49 + 2 * first, first
     for stage, layers in enumerate(blocks):
         for _ in range(layers):

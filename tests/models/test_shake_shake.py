@@ -1,4 +1,4 @@
-"""Shake-Shake's two draws, and its shortcut's two views of the image."""
+"""Shake-Shake's separate draws for forward and backward pass, and the two views of the image in its shortcut."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from isda_repro.models.shake_shake import ShakeBlock, Shortcut, _Shake
 
 
 class Constant(torch.nn.Module):
-    """A branch whose output is a number times its input."""
+    """A branch that multiplies its input by a number."""
 
     def __init__(self, factor):
         super().__init__()
@@ -25,7 +25,7 @@ def block_of_constants():
 
 
 def test_each_image_has_its_own_share_forward_and_another_backward():
-    """With branches x and 0 the output is (1 + share) x, and the gradient of the first factor the other share's."""
+    """Branches x and 0 give (1 + share) x, and the gradient shows the share of the backward pass."""
     torch.manual_seed(0)
     block, images = block_of_constants(), torch.ones(64, 3, 2, 2, dtype=torch.float64)
     images.requires_grad_()

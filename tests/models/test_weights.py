@@ -1,4 +1,4 @@
-"""Weights from files: whose names fit, what is refused, and what they are good for afterwards."""
+"""Weights from files: names that fit, files that are refused, and runs that use them."""
 
 import copy
 import os
@@ -27,7 +27,7 @@ from isda_repro.training.run import run
 
 @pytest.fixture(scope="module")
 def theirs():
-    """torchvision's ResNet-18, with weights and statistics that nobody else has."""
+    """Return torchvision's ResNet-18 with weights and statistics of its own."""
     torch.manual_seed(5)
     model = torchvision.models.resnet18()
     model(torch.randn(4, 3, 32, 32))
@@ -49,7 +49,7 @@ def wrapped(state, *prefixes):
     return state
 
 
-WRAPPED = {  # what others make of a state_dict before they save it
+WRAPPED = {  # forms in which other programs save a state_dict
     "torchvision": lambda state: state,
     "the ISDA authors'": lambda state: {
         "epoch": 90, "arch": "resnet18", "state_dict": wrapped(state, "module."), "best_acc1": np.float64(70.0)
@@ -72,7 +72,7 @@ def test_whoever_wrote_the_file_the_network_answers_as_theirs(tmp_path, theirs, 
     if writer == "timm's hub":
         path = tmp_path / "model.safetensors"
         save_file(model.state_dict(), path)
-    else:  # PyTorch before 1.6 wrote no archive
+    else:  # PyTorch before 1.6 wrote no zip archive
         older = {"_use_new_zipfile_serialization": False} if writer == "the ISDA authors'" else {}
         torch.save(WRAPPED[writer](model.state_dict()), path, **older)
     network = ours()
@@ -126,7 +126,7 @@ def test_another_network_is_named_key_by_key(tmp_path, theirs):
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items()), "nothing is touched"
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch's, of quantised tensors
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch raises it for quantised tensors
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -199,7 +199,7 @@ def test_what_is_not_weights_is_refused_and_no_code_runs(tmp_path, capfd, write,
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("how", ["truncated", "one bit flipped"])
 def test_a_damaged_file_is_refused(tmp_path, theirs, suffix, how):
-    """Of safetensors, which have no checksum, a flipped bit of their header."""
+    """safetensors has no checksum, so that there a bit of the header is flipped."""
     path = tmp_path / f"model{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(theirs.state_dict(), path)
     content = bytearray(path.read_bytes())
@@ -217,7 +217,7 @@ def test_a_damaged_file_is_refused(tmp_path, theirs, suffix, how):
     [
         (RuntimeError("can't allocate memory"), RuntimeError),
         (OSError(5, "Input/output error"), OSError),
-        (OSError(22, "Invalid argument"), WeightsError),  # what a damaged archive makes of PyTorch's reader
+        (OSError(22, "Invalid argument"), WeightsError),  # PyTorch's reader fails like this on a damaged archive
     ],
 )
 def test_memory_and_disk_are_not_blamed_on_the_file(tmp_path, monkeypatch, trouble, expected):
@@ -233,7 +233,7 @@ def test_memory_and_disk_are_not_blamed_on_the_file(tmp_path, monkeypatch, troub
 
 
 def cfg_of(cfg, *true):
-    """With some settings true."""
+    """Return the configuration with some settings set to true."""
     return OmegaConf.merge(cfg, dict.fromkeys(true, True))
 
 

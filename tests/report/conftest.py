@@ -1,4 +1,4 @@
-"""Finished runs of a table, and what the report makes of them."""
+"""Finished runs of a table, and the report of them."""
 
 import dataclasses
 import textwrap
@@ -14,7 +14,7 @@ from isda_repro.report.evidence import evidence
 from isda_repro.report.page import page
 from isda_repro.runs.records import write_result
 
-BEST = {"resnet8": 9.0, "resnet20": 3.0, "resnet32": 5.0}  # of CE; ISDA's is half a point lower
+BEST = {"resnet8": 9.0, "resnet20": 3.0, "resnet32": 5.0}  # errors of CE; ISDA's are half a point lower
 
 TABLE = textwrap.dedent("""
     title: Networks on <digits>
@@ -33,7 +33,7 @@ TABLE = textwrap.dedent("""
 
 @pytest.fixture(scope="session")
 def composed():
-    """``config.compose``, each answer once: composing takes a quarter of a second."""
+    """Return ``config.compose`` with a cache, because composing takes a quarter of a second."""
     known = {}
 
     def compose(overrides=()):
@@ -47,7 +47,7 @@ def composed():
 
 @pytest.fixture(scope="session")
 def table(tmp_path_factory):
-    """A table's name, as ``table=`` takes it: three networks, CE and ISDA, three seeds."""
+    """Return the ``table=`` of a table of three networks with CE and ISDA and three seeds."""
     path = tmp_path_factory.mktemp("table") / "networks.yaml"
     path.write_text(TABLE)
     return str(path)
@@ -55,7 +55,7 @@ def table(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def runs(table, composed):
-    """Its runs by (row, column, seed)."""
+    """Return the runs of the table by (row, column, seed)."""
     plan = plan_runs(load_table(table), composed)
     return {(cell.row[0], cell.column[0], run.seed): run for cell, listed in plan.items() for run in listed}
 
@@ -68,19 +68,19 @@ def _finished(run, **changed):
 
 @pytest.fixture(scope="session")
 def finished():
-    """``finished(run, field=value)``: a result as the trainer would leave it."""
+    """Return ``finished(run, field=value)``, which makes a result as the trainer would write it."""
     return _finished
 
 
 @pytest.fixture(scope="session")
 def result(runs):
-    """One of them."""
+    """Return the result of one run."""
     return _finished(runs["ResNet-20", "CE", 0])
 
 
 @pytest.fixture(scope="session")
 def leave():
-    """``leave(folder, run)`` writes its result where the trainer would."""
+    """Return ``leave(folder, run)``, which writes the result of a run where the trainer would."""
 
     def write(folder, run, **changed):
         path = folder / "runs" / run.run_id / "result.json"
@@ -93,7 +93,7 @@ def leave():
 
 @pytest.fixture(scope="session")
 def shorter(composed, leave):
-    """``shorter(folder, override, ...)`` leaves the result of a run of 12 epochs on digits."""
+    """Return ``shorter(folder, override, ...)``, which writes the result of a run of 12 epochs on digits."""
 
     def write(folder, *overrides):
         cfg = composed(["dataset=digits", "recipe.epochs=12", *overrides])
@@ -113,11 +113,11 @@ def shorter(composed, leave):
 
 @pytest.fixture(scope="session")
 def gathered(table, composed):
-    """``gathered(folder)``: the evidence of the table from its runs/ and results/."""
+    """Return ``gathered(folder)``, the evidence of the table from its runs/ and results/."""
     return lambda folder: evidence([table], composed, folder / "runs", folder / "results")
 
 
 @pytest.fixture(scope="session")
 def rendered(gathered):
-    """``rendered(folder)``: the page."""
+    """Return ``rendered(folder)``, the page as HTML."""
     return lambda folder: page(gathered(folder), folder / "runs", folder / "results")

@@ -23,7 +23,7 @@ pytestmark = [
 
 
 def until(page, expression, seconds=120):
-    """Ask until it is true. Playwright's own waiting uses eval, which the page's policy forbids."""
+    """Wait until a JavaScript expression is true; the page forbids eval, which Playwright uses to wait."""
     end = time.monotonic() + seconds
     while not page.evaluate(expression):
         assert time.monotonic() < end, expression
@@ -41,7 +41,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory, rendered, runs, leave):
-    """A page of three networks; ISDA's last seed is missing, and files have HTML in their names and contents."""
+    """Return the address of a page that lacks ISDA's last seed; file names and contents have HTML in them."""
     folder = tmp_path_factory.mktemp("report")
     for (_, column, seed), run in runs.items():
         if (column, seed) != ("ISDA", 2):
@@ -55,9 +55,9 @@ def address(tmp_path_factory, rendered, runs, leave):
 
 @pytest.fixture
 def opened(browser, address):
-    """``opened(hash, **options)``: a page that has drawn its curves.
+    """Return ``opened(hash, **options)``: a page that has drawn its curves.
 
-    The console must say nothing, no dialog may open, and nothing may be requested.
+    The test fails if the console prints, a dialog opens, or anything is requested.
     """
     said, contexts = [], []
 
@@ -159,7 +159,7 @@ def test_a_phone_does_not_scroll_sideways_and_follows_the_scheme(opened, scheme,
     assert (page.evaluate(brightness) < 60) is not is_dark
     until(page, f"{line} !== '{before}'")
     assert page.evaluate("localStorage.theme") == wanted
-    # Chromium forgets what 1 in 20 documents of file: addresses store (of http: none), so the next one is given it.
+    # Chromium loses localStorage of 1 in 20 documents with file: addresses (none with http:), so it is set again.
     page.add_init_script(f"localStorage.theme = '{wanted}'")
     page.reload()
     assert (page.evaluate(brightness) < 60) is not is_dark

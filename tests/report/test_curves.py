@@ -1,4 +1,4 @@
-"""What is kept of a curve."""
+"""Points of a curve that the report keeps."""
 
 import dataclasses
 import itertools

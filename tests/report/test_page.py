@@ -1,4 +1,4 @@
-"""The page as a file: it is whole, it is the same each time, and nothing that files say can run in it."""
+"""The page as a file: complete, reproducible, and safe against scripts in the contents of files."""
 
 import base64
 import gzip
@@ -17,7 +17,7 @@ from isda_repro.report.table_progress import petaflop_of
 
 
 def numbers_of(text):
-    """Those in the first sentence of the page."""
+    """Return the numbers in the first sentence of the page."""
     lead = re.search(r'<p class="lead">(.*?)</p>', text, re.S)[1]
     return [int(number) for number in re.findall(r"\d+", lead)]
 
@@ -29,7 +29,7 @@ def data_of(text):
 
 @pytest.fixture
 def done(tmp_path, runs, leave):
-    """A folder with some runs of the table."""
+    """Return a folder with some runs of the table."""
     for (row, column, seed), run in runs.items():
         if row != "ResNet-32" and not (column == "ISDA" and seed == 2):
             leave(tmp_path, run)
@@ -76,7 +76,7 @@ def test_a_run_of_no_table_is_there_without_a_cell(tmp_path, rendered, composed,
     data = data_of(text)
     assert [run["id"] for run in data["runs"]] == [cfg.run_id]
     assert not any(cell["runs"] for cell in data["cells"].values())
-    assert numbers_of(text)[:4] == [0, 18, 1, 1]  # done, wanted, tables, runs of no table
+    assert numbers_of(text)[:4] == [0, 18, 1, 1]  # finished runs, planned runs, tables, runs of no table
 
 
 def test_the_page_counts_runs_and_what_is_left_and_names_the_hardware_once(done, rendered, runs):

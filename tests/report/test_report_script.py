@@ -1,4 +1,4 @@
-"""``python scripts/report.py``: what it writes, and what it refuses."""
+"""``python scripts/report.py``: the files it writes, and the errors it reports."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from isda_repro.errors import UserError
 
 @pytest.fixture
 def report(load_script, monkeypatch, tmp_path):
-    """``report(option, ...)`` runs it, with its caches under tmp_path."""
+    """Return ``report(option, ...)``, which runs the script with its caches under tmp_path."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     script = load_script("report")
     folders = [f"runs_dir={tmp_path}/runs", f"results_dir={tmp_path}/results"]

@@ -1,4 +1,4 @@
-"""Runs become lines, lines panels, each named by what tells it from the others."""
+"""Labels of lines and panels: each names the settings that differ from those of its neighbours."""
 
 import re
 

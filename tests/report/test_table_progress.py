@@ -1,4 +1,4 @@
-"""How far a table is, cell by cell."""
+"""Progress of a table, cell by cell."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Results from W&B: by its own client, of a stand-in for its server; and from the files that `wandb sync` sends."""
+"""Results from W&B: through its own client from a stand-in server, and from the files that `wandb sync` sends."""
 
 import inspect
 import io
@@ -30,7 +30,7 @@ EPOCHS = [epoch(1, 20.0), epoch(2, 100 / 7), epoch(3, 8.0)]
 
 @pytest.fixture(scope="module")
 def api():
-    """W&B's own client, of a server that is here."""
+    """Yield W&B's own client, connected to a server in this process."""
     with WandbServer() as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
@@ -42,7 +42,7 @@ def api():
 
 @pytest.fixture
 def project(api, request):
-    """``store(name, ...)`` puts a finished run into a project of this test's own."""
+    """Return ``store(name, ...)``, which puts a finished run into a project of this test alone."""
     name = request.node.name.replace("[", "-").rstrip("]")
 
     def store(run_id, epochs=EPOCHS, state="finished", **changed):
@@ -119,7 +119,7 @@ def test_epoch_that_was_trained_twice_counts_as_the_later(project):
 
 @pytest.fixture
 def failing(api, monkeypatch):
-    """``failing(states)``: W&B's client raises its own error for each question of which there is an HTTP status."""
+    """Return ``failing(states)``: each query of W&B's client fails with the next HTTP status; None lets it succeed."""
     from wandb.proto.wandb_api_pb2 import ApiErrorResponse
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
@@ -141,7 +141,7 @@ def failing(api, monkeypatch):
 
 
 def test_what_fails_for_a_moment_is_asked_again_and_no_run_is_lost(project, failing, monkeypatch):
-    """W&B's own iterator would go on behind the run at which it had failed."""
+    """W&B's own iterator would continue after the run at which it failed, and lose it."""
     monkeypatch.setattr(from_wandb, "RUNS_PER_PAGE", 2)
     names = [f"run-{number}" for number in range(5)]
     for name in names:
@@ -169,14 +169,14 @@ def test_project_that_is_not_there_is_one_sentence(api):
 
 
 def test_filters_are_fields_that_the_api_documents(api):
-    """The server applies them; one that it did not know would silently let everything or nothing through."""
+    """The server would silently ignore a filter that it does not know, or match nothing."""
     documented = inspect.getdoc(type(api).runs)
     for name in [*OURS, "state"]:
         assert f"`{name}`" in documented or (name.startswith("config.") and "`config." in documented), name
 
 
 class FakeApi:
-    """W&B's, whose runs are found and whose histories are not answered, but for those of the run X."""
+    """An API that finds all runs; the history of each raises an error, except that of the run X."""
 
     default_entity = "me"
 
@@ -252,10 +252,10 @@ def test_wandbs_own_client_asks_no_question_at_a_terminal(tmp_path):
         stderr=theirs,
     )
     os.close(theirs)
-    patience = threading.Timer(60, process.kill)  # of a client that asks, and waits for an answer
+    patience = threading.Timer(60, process.kill)  # ends a client that waits for an answer
     patience.start()
     said = b""
-    with suppress(OSError):  # EIO when the other end is closed
+    with suppress(OSError):  # EIO once the other end is closed
         while part := os.read(ours, 10_000):
             said += part
     os.close(ours)

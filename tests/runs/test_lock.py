@@ -1,4 +1,4 @@
-"""One process at a time writes in a run's folder, on this host and on a shared file system."""
+"""The lock of a run's folder: one process at a time writes in it, on one host and on a shared file system."""
 
 import errno
 import json
@@ -15,11 +15,11 @@ from isda_repro.runs import lock as lock_module
 from isda_repro.runs import lock as owner_module
 from isda_repro.runs.lock import LOOK_SECONDS, STALE_SECONDS, FolderLock, LockedError
 
-NO_PROCESS = 2**22 + 1  # larger than any process number of Linux
+NO_PROCESS = 2**22 + 1  # larger than any process id of Linux
 
 
 class Clock:
-    """Stands for the module ``time``: sleeping takes no time, and ``act`` runs in the ``at``-th sleep."""
+    """A stub of the module ``time``: sleeping takes no time, and ``act`` is called in the ``at``-th sleep."""
 
     def __init__(self, at=0, act=None):
         self.now, self.sleeps, self.at, self.act = 1000.0, 0, at, act
@@ -42,7 +42,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Replaces the clock by which the lock watches others."""
+    """Return ``clock(at, act)``, which replaces the clock by which the lock watches other owners."""
 
     def put(*arguments):
         clock = Clock(*arguments)
@@ -81,7 +81,7 @@ except ValueError as error:
 
 
 def test_one_of_several_processes_gets_the_folder_and_is_succeeded_when_it_is_killed(tmp_path):
-    """All are told to begin when all are ready; the one that gets it holds it until it is killed."""
+    """All processes start at the same time; the one that gets the lock holds it until it is killed."""
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     several = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) for _ in range(4)
@@ -104,7 +104,7 @@ def test_one_of_several_processes_gets_the_folder_and_is_succeeded_when_it_is_ki
 
 @pytest.mark.parametrize("about", ["elsewhere", "its process runs", "another start of the host"])
 def test_owner_that_may_live_is_believed_when_its_heart_beats(tmp_path, clock, about):
-    """On this host: somebody has deleted the file ``lock``, or two hosts have one name."""
+    """On one host this happens if the file ``lock`` was deleted, or if two hosts have the same name."""
     here = owner_module.here()
     owner = {
         "elsewhere": {"host": "elsewhere"},
@@ -118,7 +118,7 @@ def test_owner_that_may_live_is_believed_when_its_heart_beats(tmp_path, clock, a
     assert watching.sleeps == 3
     assert not held_by_this_process(tmp_path)
     watching = clock(1, lambda: os.utime(path, (0, 0)))
-    with pytest.raises(LockedError):  # the file lock was given up: the owner is watched again
+    with pytest.raises(LockedError):  # the file lock was released, so the owner is watched again
         FolderLock(tmp_path).__enter__()
     assert watching.sleeps == 1
     assert [path.name for path in tmp_path.iterdir() if path.name != "lock"] == ["owner.json"]
@@ -128,7 +128,7 @@ def test_owner_that_may_live_is_believed_when_its_heart_beats(tmp_path, clock, a
     ("seconds_ago", "watched"), [(0, STALE_SECONDS), (60, STALE_SECONDS - 60), (1e4, 0), (-1e6, STALE_SECONDS)]
 )
 def test_owner_on_another_host_without_a_heartbeat_is_succeeded(tmp_path, clock, seconds_ago, watched):
-    """Whatever the clocks of the two hosts say. The seconds between the two looks at the real clock count too."""
+    """The hosts' clocks may differ by any amount; real time between two readings of the clock shortens the watch."""
     watching = clock()
     owned_by(tmp_path, "elsewhere", seconds_ago)
     with FolderLock(tmp_path):
@@ -163,7 +163,7 @@ def test_owner_of_this_host_that_is_dead_is_succeeded_at_once(tmp_path, clock):
 
 @pytest.mark.parametrize("stale", [False, True])
 def test_hosts_that_do_not_see_each_others_file_locks_exclude_each_other(tmp_path, monkeypatch, stale):
-    """Each thread is a host: a name and a file lock of its own, one folder for all."""
+    """Each thread stands for a host with its own name and file lock; they share one folder."""
     monkeypatch.setattr(socket, "gethostname", lambda: threading.current_thread().name)
     monkeypatch.setattr(lock_module, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(lock_module, "HEARTBEAT_SECONDS", 0.02)
@@ -200,7 +200,7 @@ def test_hosts_that_do_not_see_each_others_file_locks_exclude_each_other(tmp_pat
 
 
 def test_process_that_has_lost_the_folder_learns_it_and_leaves_the_other_alone(tmp_path, monkeypatch):
-    """It stood still, another host took it for dead. Its heart goes on, and must not beat for the other."""
+    """The process was suspended until another host took its lock; its heartbeat must not renew the new owner's."""
     looks, loads = [], json.loads
     monkeypatch.setattr(lock_module, "HEARTBEAT_SECONDS", 0.01)
     with FolderLock(tmp_path) as lock:
@@ -239,7 +239,7 @@ def test_heart_beats_several_times_before_an_owner_is_taken_for_dead():
 @pytest.mark.parametrize("torn", [False, True])
 @pytest.mark.parametrize("here", [False, True], ids=["elsewhere", "here"])
 def test_claim_whose_author_died_blocks_nobody(tmp_path, clock, authors, torn, here):
-    """A process was killed when it was about to succeed a dead owner, and so was the one that succeeded it."""
+    """A process was killed while it succeeded a dead owner, and so was its own successor."""
     clock()
     about = {**owner_module.here(), "pid": NO_PROCESS} if here else {"host": "elsewhere"}
     name, token = "owner.json", "first"

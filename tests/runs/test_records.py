@@ -134,7 +134,7 @@ TABLES = sorted({path.parents[1].name for path in KEPT})
 
 @pytest.mark.parametrize("name", TABLES)
 def test_every_committed_result_is_still_a_run_of_its_table(name):
-    """It is whole, its settings are those that its name stands for, and it lies where that run of its table does."""
+    """Each result is complete, its settings give its run id, and its path is that of the table's run."""
     assert len(KEPT) >= 94
     findings = kept_results(COMMITTED)
     gathered = index_results(one for one in findings if isinstance(one, RecordError) or one.kept_for == name)

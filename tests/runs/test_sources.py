@@ -1,4 +1,4 @@
-"""Results wherever they are; whatever cannot be used is named and stops nothing."""
+"""Results from all sources; a result that cannot be used is reported and does not stop the rest."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ def run(demo):
 
 @pytest.fixture
 def good(demo, finish):
-    """A good result beside the bad ones, of another run."""
+    """Write a good result of another run beside the bad ones."""
     return finish(next(iter(demo[1].values()))[1], 2.0)
 
 
@@ -93,7 +93,7 @@ def test_result_that_contradicts_itself_is_named_and_passed_over(run, finish, go
 
 
 def test_nothing_in_place_of_a_field_is_fatal(run, finish, there):
-    """It is named, or it is what may be there: in a mapping or a count."""
+    """An odd value is reported, or accepted where a field may hold anything, as in a mapping or a count."""
     path = finish(run, 2.0)
     body = body_of(path)
     odd = [None, False, -1, 1e300, "x", [], [3], [None], ["x"], {}, {"a": None}, {"seed": 0}, {"seed": []}, [[1], "x"]]
@@ -175,7 +175,7 @@ def test_what_is_no_file_is_named(good, there, tmp_path):
 
 
 def test_what_may_not_be_read_is_named(run, finish, good, there, tmp_path, monkeypatch):
-    """Root may read everything, so the system's refusal is made here."""
+    """Root may read everything, so that the PermissionError is raised by a stub."""
     closed = finish(run, 2.0)
     (tmp_path / "results" / "secret").mkdir(parents=True)
 

@@ -1,4 +1,4 @@
-"""What the tests of sweeps share: programs that stand for training, and where things lie."""
+"""Helpers of the tests of sweeps: programs in place of training, and paths."""
 
 import functools
 import os
@@ -55,7 +55,7 @@ HEEDS = textwrap.dedent("""
         raise StoppedError("saved", stopping.exit_code(asked[0]))
 """)
 
-WAIT_SECONDS = 60.0  # after which a test gives up; nothing is expected to take as long
+WAIT_SECONDS = 60.0  # limit after which a test fails; far more than anything takes
 
 
 @functools.cache
@@ -64,17 +64,17 @@ def _composed(overrides):
 
 
 def compose(overrides):
-    """``config.compose_run``, which is asked once in a session for the same overrides."""
+    """Return ``config.compose_run`` of the overrides, cached for the session."""
     return _composed(tuple(overrides))
 
 
 def training(folder, runs, ends=None):
-    """A command that stands for training: it leaves the result of each run at once.
+    """Return a command in place of training that writes the result of each run at once.
 
     Args:
-        folder: where its files can lie.
-        runs: those that it can train, with the error 2.0 + seed.
-        ends: run id -> the exit code with which a run ends instead, without a result.
+        folder: directory for its files.
+        runs: runs that it can train, with the error 2.0 + seed.
+        ends: run id -> exit code of a run that ends without a result.
     """
     ready = folder / "ready"
     ready.mkdir(exist_ok=True)
@@ -96,12 +96,15 @@ def generator_result(run_id):
 
 
 def heeding_training(does="obeys", echo=600.0):
-    """A command whose runs note in their folders their pid and each signal that is no echo, and leave at the first."""
+    """Return a command whose runs log their pid and each stop signal, and exit at the first signal.
+
+    Signals that repeat within ``echo`` seconds are not logged; with ``does="ignores"`` the runs do not exit.
+    """
     return [sys.executable, "-c", HEEDS, does, str(echo)]
 
 
 def one_needs_the_other(path):
-    """Write a table whose CE waits for its ISDA; its runs by loss."""
+    """Write a table whose cell with CE waits for that with ISDA, and return its runs by loss."""
     path.write_text(
         textwrap.dedent("""
         title: one needs the other
@@ -129,13 +132,13 @@ def folder_of(options, run):
 
 
 def numbers_of(out, name):
-    """The whole numbers in the last line that has this name, which says how many runs are done."""
+    """Return the whole numbers in the last line with this name, which reports how many runs are done."""
     line = next(line for line in reversed(out.splitlines()) if name in line)
     return [int(number) for number in re.findall(r"\b\d+\b", line.replace(name, ""))]
 
 
 def until(condition):
-    """Wait for what another process or thread does."""
+    """Wait until ``condition()`` is true; another process or thread changes it."""
     end = time.monotonic() + WAIT_SECONDS
     while not condition():
         assert time.monotonic() < end, "what was waited for has not happened"
@@ -143,7 +146,10 @@ def until(condition):
 
 
 def send_when_begun(options, *numbers, runs=1, run_too=False):
-    """Send signals to the sweep, which is this process, when so many runs heed them; each when the last has arrived."""
+    """Send signals to this process, which is the sweep, when ``runs`` runs have started.
+
+    Each signal is sent when all runs have logged the previous one; with ``run_too`` the runs get it directly as well.
+    """
 
     def noted(name):
         return [path.read_text() for path in Path(options.runs_dir).glob(f"*/{name}")]

@@ -34,7 +34,7 @@ from isda_repro.sweeps.sweep import SweepOptions, sweep_command
 
 @pytest.fixture
 def options(tmp_path, monkeypatch):
-    """A sweep of the demo in an empty directory, on a machine without GPUs."""
+    """Return the options of a sweep of the demo in an empty directory, on a machine without GPUs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("isda_repro.sweeps.local._visible", list)
     return SweepOptions("demo")
@@ -52,7 +52,7 @@ def options(tmp_path, monkeypatch):
     ],
 )
 def test_signal_reaches_each_run_once_and_ends_the_sweep(demo, options, tmp_path, capfd, number, code, jobs, both):
-    """A terminal and a cluster send it to both; a person, or a service, to the sweep alone."""
+    """A terminal or a cluster sends the signal to the sweep and its runs, a person or a service to the sweep alone."""
     options.jobs = jobs
     send_when_begun(options, number, runs=jobs, run_too=both)
     assert sweep_here(options, compose, heeding_training()) == code
@@ -119,7 +119,7 @@ def test_time_for_saving_and_starting_is_kept_back(monkeypatch, minutes, last_st
 
 @pytest.fixture
 def late(options, monkeypatch):
-    """A sweep whose clock allows no start any more."""
+    """Return the options of a sweep whose time limit allows no further start."""
     options.minutes = 8
     monkeypatch.setattr(Clock, "__init__", lambda clock, _: vars(clock).update(last_start=0.0, save=1e12, end=1e12))
     return options
@@ -285,7 +285,7 @@ BEATEN = textwrap.dedent("""
 
 
 def test_runs_that_another_process_works_on_are_waited_for(demo, options, tmp_path, capfd):
-    """As of a second sweep: one that holds it before it is begun here, and one that takes it in the same moment."""
+    """A second sweep holds one run from the beginning, and takes another just as this sweep starts it."""
     runs = all_runs(demo)
     held, beaten, *others = [run.run_id for run in runs]
     other = subprocess.Popen(["sleep", "600"])

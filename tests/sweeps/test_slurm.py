@@ -1,4 +1,4 @@
-"""What is said to SLURM and read from it, with scripts in its place; tests/test_cluster.py has the real one."""
+"""Commands to SLURM and their output, with shell scripts in its place; tests/test_cluster.py uses the real one."""
 
 import fcntl
 import json
@@ -29,7 +29,7 @@ SBATCH = 'n=$(($(cat count 2>/dev/null || echo 76) + 1)); echo $n > count; cp "$
 
 @pytest.fixture
 def program(tmp_path, monkeypatch):
-    """``program(name, script)`` puts a shell script where commands are looked for; they run in an empty directory."""
+    """Return ``program(name, script)``, which puts a shell script on the PATH; tests run in an empty directory."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.chdir(tmp_path)
@@ -90,7 +90,7 @@ def submitted(folder, job):
 
 
 def lines_of(path):
-    """What sbatch is told, by name."""
+    """Return the options that sbatch is given, by name."""
     return dict(re.findall(r"#SBATCH --([\w-]+)=?(.*)", path.read_text()))
 
 
@@ -144,7 +144,7 @@ def test_jobs_are_one_array_and_are_submitted_once(demo, program, tmp_path, capf
     assert "Detected 1 oom_kill event" in words()[1]
 
     program("scancel", f'echo "$@" > {tmp_path}/cancelled')
-    process = subprocess.Popen(["sleep", "600"])  # of the job 77_0, which gets its signal from SLURM
+    process = subprocess.Popen(["sleep", "600"])  # the job 77_0, which SLURM will signal
     (runs_dir / runs[1].run_id / "owner.json").write_text(json.dumps({**here(), "pid": process.pid}))
     capfd.readouterr()
     assert cancel(asked, compose) == 0
@@ -241,7 +241,7 @@ SAVES = textwrap.dedent("""
 
 @pytest.fixture
 def job(tmp_path, monkeypatch):
-    """A job whose training saves when it is asked to, and ends when there is a file ``finish``."""
+    """Return a job whose training saves and exits on a signal, and finishes when a file ``finish`` exists."""
     script = tmp_path / "train.py"
     script.write_text(SAVES)
     monkeypatch.setattr(slurm, "ROOT", tmp_path)
@@ -251,7 +251,7 @@ def job(tmp_path, monkeypatch):
 
 
 def begun(function):
-    """A thread in which it runs, and what comes of it."""
+    """Run the function in a thread; return the thread and a list for its result or its error."""
     outcome = []
 
     def collect():

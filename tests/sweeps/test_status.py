@@ -1,4 +1,4 @@
-"""How far runs are, as their folders tell, and how those of this host are ended."""
+"""The status of runs as their folders tell it, and how the runs of this host are stopped."""
 
 import json
 import os
@@ -18,12 +18,12 @@ from isda_repro.sweeps.run_progress import describe_progress
 from isda_repro.sweeps.status import cancel, status
 from isda_repro.sweeps.sweep import SweepOptions
 
-NOBODY = 2**22 + 1  # a process number that is never given
+NOBODY = 2**22 + 1  # larger than any process id of Linux
 
 
 @pytest.fixture
 def options(tmp_path, monkeypatch):
-    """Of the demo, in an empty directory."""
+    """Return the options of the demo in an empty directory."""
     monkeypatch.chdir(tmp_path)
     return SweepOptions("demo")
 
@@ -40,7 +40,7 @@ def write_epochs(folder, *records, torn=""):
 
 
 def states(options):
-    """The first word of the state of each run that is begun and not done, by cell and seed."""
+    """Return the state of each started, unfinished run: its first word, by cell and seed."""
     said = {}
     for line in list(status(options, compose))[1:]:
         name, _, rest = line.strip().partition("  ")
@@ -76,10 +76,10 @@ FAILED, STOPPED = ExitStatus(2, "out of memory with 128 images"), ExitStatus(75,
         (None, 0, None, "interrupted"),
         ({}, 0, FAILED, "running"),
         ({"pid": NOBODY}, 0, None, "interrupted"),
-        ({"boot": "before a restart"}, 0, None, "interrupted"),  # its number is another's now
+        ({"boot": "before a restart"}, 0, None, "interrupted"),  # another process has its id now
         ({"host": "elsewhere"}, 0, None, "running"),
         ({"host": "elsewhere", "boot": "another"}, 40, None, "running"),
-        ({"host": "elsewhere"}, 90, None, "interrupted"),  # its heart beats no more
+        ({"host": "elsewhere"}, 90, None, "interrupted"),  # its heartbeat has stopped
     ],
 )
 def test_state_of_a_run_follows_from_its_owner_and_its_ending(demo, options, owner, age, ending, state):
@@ -133,7 +133,7 @@ TIMED = dict(train=100.0, evaluation=20.0, saving=5.0, data_wait=9999.0)
     ("records", "torn", "tokens"),
     [
         ([epoch(1, 50.0), epoch(2, 4.125)], '{"kind": "ep', ["2", "30", "4.12"]),
-        ([epoch(1, 50.0), *[SEGMENT] * 50], "", ["1", "30", "50.00"]),  # longer than what is read at first
+        ([epoch(1, 50.0), *[SEGMENT] * 50], "", ["1", "30", "50.00"]),  # longer than the first block that is read
         ([epoch(29, 3.0, **TIMED)], "", ["29", "30", "3.00", "2:05"]),
         ([epoch(10, 3.0, **TIMED)], "", ["10", "30", "3.00", "41:40"]),
         ([SEGMENT], "", []),

@@ -1,4 +1,4 @@
-"""Sweeps: which runs are made, in what order, and which are skipped, refused or reported as failed."""
+"""Sweeps: the runs that are started, their order, and those that are skipped, refused or reported as failed."""
 
 import os
 import shlex
@@ -20,7 +20,7 @@ from isda_repro.sweeps.sweep import SweepOptions, missing, sweep_command
 
 @pytest.fixture
 def options(tmp_path, monkeypatch):
-    """A sweep of the demo into a folder whose name has oddities, in an empty directory."""
+    """Return the options of a sweep of the demo into a folder whose name has quotes and spaces."""
     monkeypatch.chdir(tmp_path)
     return SweepOptions("demo", runs_dir="a 'run' folder")
 
@@ -47,7 +47,7 @@ def test_table_runs_once_and_finished_runs_are_skipped(demo, options, tmp_path, 
 
 
 def failures(out):
-    """What is said below the count: the runs that failed."""
+    """Return the lines below the count, which list the failed runs."""
     return out.rpartition("table=demo")[2].splitlines()[1:]
 
 
@@ -79,7 +79,7 @@ def test_damaged_or_foreign_result_is_a_failure_and_is_not_overwritten(demo, opt
 
 
 def test_run_with_checkpoints_beside_its_result_is_started_again(demo, options, finish, tmp_path):
-    """Its process died after the result and before its last acts."""
+    """The process died after it wrote the result and before it removed the checkpoints."""
     runs = all_runs(demo)
     for run in runs:
         finish(run, 2.0, path=folder_of(options, run) / "result.json")
@@ -191,7 +191,7 @@ def own(options, tmp_path):
 
 
 def chosen_of(name, *options):
-    """What ``only=`` and ``seeds=``, as they are typed, choose of a table: labels -> seeds."""
+    """Return the cells and seeds that ``only=`` and ``seeds=`` select from a table: labels -> seeds."""
     table = load_table(name)
     plan = {cell: tuple(Run(seed, "", {}) for seed in cell.seeds) for cell in table.cells}
     typed = parse_options(SweepOptions, [f"table={name}", *options])

@@ -1,4 +1,4 @@
-"""What the tests of tables share."""
+"""Fixtures of the tests of tables: layouts of the golden tables and of others."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.fixture(scope="session")
 def layouts(tmp_path_factory):
-    """Tables, laid out, by name: those of golden/, one whose commands are odd, and one with further columns."""
+    """Return layouts by name: those of golden/, one whose commands need quoting, and one with cost columns."""
     folder = tmp_path_factory.mktemp("tables")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(missing, "cost_of", lambda settings: COST)
@@ -43,7 +43,7 @@ def layouts(tmp_path_factory):
 
 
 COST = Cost(270_000, 41_000_000, 64, 12.5, (Estimate(3.0, "GTX 980", at_least=False), Estimate(0.5, "V100", True)))
-COLUMNS = {  # row, column, further overrides: the errors of the seeds that have finished, by seed
+COLUMNS = {  # (row, column, method, further overrides) -> errors of finished runs by seed
     ("A | B <c> & D", "CIFAR-10", "Basic", ""): {0: 7.3, 1: 7.5, 2: 7.4},
     ("A | B <c> & D", "CIFAR-10", "ISDA", ""): {0: 7.0, 1: 7.15, 2: 7.12},
     ("A | B <c> & D", "CIFAR-100", "Basic", ""): {0: 31.0, 2: 31.5},
@@ -59,7 +59,7 @@ TABLE_1 = {("ResNet-50", "ISDA", "Top-1", ""): {0: 22.0}}
 
 
 def _part_of_table_1():
-    """Two of its rows, one of which the authors' DenseNets are; no notes, which are long."""
+    """Return two rows of Table 1, one of them a DenseNet of the authors; the long notes are left out."""
     table = load_table("table1")
     rows = (table.rows[0], table.rows[3])
     return dataclasses.replace(table, rows=rows, cells=tuple(c for c in table.cells if c.row in rows), notes=())

@@ -1,4 +1,4 @@
-"""Synthetic results that are whole: their settings are those that their run id stands for."""
+"""Synthetic results that are complete: their settings give their run id."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ SEGMENT = SegmentRecord(
 
 
 def plausible_errors(seed: int, best: float, epochs: int = 30) -> list[float]:
-    """From 60% down to ``best``, noisy as long as the learning rate is high."""
+    """Return errors that fall from 60% to ``best``, noisy while the learning rate is high."""
     noise = [math.sin(12.9 * (seed + 1) * epoch) for epoch in range(epochs)]
     size = [0.25 if epoch < 15 else 0.06 if epoch < 23 else 0.02 for epoch in range(epochs)]
     return [

@@ -1,4 +1,4 @@
-"""Which runs enter which cell, and what the cells then hold."""
+"""Aggregation: the runs that enter a cell, and the values of the cell."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ CE, ISDA = (("ResNet-20 on digits",), ("CE",)), (("ResNet-20 on digits",), ("ISD
 
 @pytest.fixture
 def cells(demo):
-    """The runs of the two cells."""
+    """Return the runs of the two cells."""
     return list(demo[1].values())
 
 
@@ -28,7 +28,7 @@ def fill(demo, there):
 
 
 def with_cells(demo, **changed):
-    """The demo's table and plan, each of whose cells has something changed."""
+    """Return the demo's table and plan with a change in each of its cells."""
     table, plan = demo
     plan = {dataclasses.replace(cell, **changed): runs for cell, runs in plan.items()}
     return dataclasses.replace(table, cells=tuple(plan)), plan

@@ -1,4 +1,4 @@
-"""What a run costs, from its settings alone; Table 1's cost columns."""
+"""The cost of a run, from its settings alone; Table 1's cost columns."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ def composed(*choices):
 
 
 def cost(*overrides):
-    """Single settings are set afterwards: composing is what takes time."""
+    """Return the cost of a configuration; groups are composed once, and single settings are set afterwards."""
     groups = [
         one for one in overrides if one.partition("=")[0] in ("model", "dataset", "loss", "augmentation", "recipe")
     ]
@@ -30,7 +30,7 @@ def cost(*overrides):
 
 
 def test_a_resnet_20_by_hand():
-    """Convolutions and head, 160 epochs of 50,000 images, three passes, two operations a multiply-add."""
+    """Convolutions and head, 160 epochs of 50,000 images, three passes, two operations for a multiply-add."""
     stem = 27 * 16 * 32**2
     first = 6 * 9 * 16 * 16 * 32**2
     second = (9 * 16 * 32 + 5 * 9 * 32 * 32 + 16 * 32) * 16**2
@@ -49,7 +49,7 @@ def test_what_changes_the_compute_and_what_does_not():
     assert cost("model=resnet32", "recipe.passes=3").petaflop == pytest.approx(whole.petaflop * 3)
     assert cost("model=resnet32", "dataset.holdout=5000").petaflop == pytest.approx(whole.petaflop * 0.9)
     assert cost("model=resnet32", "dataset.train_limit=500").petaflop == pytest.approx(whole.petaflop / 100)
-    for limit, share in ((500, 0.01), (48_000, 0.9)):  # of what is not held out
+    for limit, share in ((500, 0.01), (48_000, 0.9)):  # the limit applies after the holdout
         both = cost("model=resnet32", f"dataset.train_limit={limit}", "dataset.holdout=5000")
         assert both.petaflop == pytest.approx(whole.petaflop * share)
     for same in ("seed=3", "loss=isda", "model.dropout=0.3", "augmentation=cutout", "recipe.lr=1"):
@@ -65,7 +65,7 @@ def test_images_of_another_size():
     digits = cost("model=resnet20", "dataset=digits")  # 1,437 images, 30 epochs, a sixteenth of the pixels
     body = (cost("model=resnet20").multiply_adds - 640) / 16
     assert digits.petaflop == pytest.approx(6 * (body + 640) * 1437 * 30 / 1e15)
-    assert [one.gpu for one in digits.estimates] == ["V100"]  # nobody timed such small images
+    assert [one.gpu for one in digits.estimates] == ["V100"]  # no measurement exists for such small images
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_what_is_not_known_is_none(overrides):
 
 
 def test_a_result_has_the_cost_of_its_run():
-    """Its request lacks what cannot change a result, and its nulls."""
+    """The request in a result omits nulls, and settings that cannot change the result."""
     settings = OmegaConf.to_container(compose(["model=se_resnet110", "loss=isda"]))
     assert cost_of({**request(settings), "choice": settings["choice"]}) == cost_of(settings)
 
@@ -145,7 +145,7 @@ def test_the_theoretical_cost_is_table_1s_densenets_with_the_authors_first_chann
 
 @pytest.fixture
 def write(load_script, tmp_path):
-    """``write(name, accelerator, percent)``: what the benchmark would write of ResNet-50."""
+    """Return ``write(name, accelerator, percent)``, which writes a measurement of ResNet-50 as the benchmark would."""
     report = load_script("benchmarks/overhead_report")
     names = [field.name for field in dataclasses.fields(report.Row)]
 

@@ -1,4 +1,4 @@
-"""Curves of finished runs, and of those that are not; the figures of the paper and whose runs they show."""
+"""Curves of finished and unfinished runs; the paper's figures, and the runs that they show."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from isda_repro.tables.curves import learning_rate_drops, panels
 
 @pytest.fixture
 def begin(tmp_path):
-    """``begin(run, errors)`` leaves the metrics of a run that goes on, as the trainer would."""
+    """Return ``begin(run, errors)``, which writes the metrics of an unfinished run, as the trainer would."""
 
     def write(run, errors, tail=""):
         folder = tmp_path / "runs" / run.run_id
@@ -68,7 +68,7 @@ def test_drops_of_steps_are_marked_and_a_cosine_has_none():
     assert learning_rate_drops([0.05] * 15 + [0.005] * 8 + [0.0005] * 7) == [16, 24]
     assert learning_rate_drops([1.0, 0.2, 0.2]) == [2]
     assert learning_rate_drops([1.0]) == []
-    assert learning_rate_drops([0.1, 0.1, 0.01, 0.001, 0.001]) == [3, 4]  # one right after another
+    assert learning_rate_drops([0.1, 0.1, 0.01, 0.001, 0.001]) == [3, 4]  # two drops in a row
     assert learning_rate_drops([0.1, 0.1, 0.05, 0.03]) == [3], "half is a drop, a bit less is none"
     cosine = [0.5 * (1 + math.cos(math.pi * epoch / 30)) for epoch in range(31)]
     assert learning_rate_drops(cosine) == []
@@ -99,7 +99,7 @@ def test_lines_can_be_rows(demo, finish, there):
 
 
 def run_ids(name, *parts):
-    """Of the cells whose labels have all these parts."""
+    """Return the run ids of the cells whose labels contain all these parts."""
     table = load_table(name)
     cells = tuple(cell for cell in table.cells if {*parts} <= {*cell.row, *cell.column})
     return {run.run_id for runs in plan_runs(dataclasses.replace(table, cells=cells), compose).values() for run in runs}

@@ -1,4 +1,4 @@
-"""Dashboards as code: what would be sent, looked at as JSON; and sent to a stand-in for W&B's server."""
+"""W&B dashboards as code: the JSON that would be sent, and sending it to a stand-in server."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ TABLES = ("table2", "table4", "demo")
 
 
 def shown(name):
-    """A table whose runs need not be composed."""
+    """Return a table and a plan whose runs need not be composed."""
     table = load_table(name)
     plan = {cell: tuple(Run(seed, f"{cell.slug}-s{seed}", {}) for seed in cell.seeds) for cell in table.cells}
     return Shown(table, plan, f"### {table.title}\n\n| a | b |\n| - | - |\n")
@@ -33,7 +33,7 @@ def tables():
 
 @pytest.fixture(scope="module")
 def logged():
-    """All names that a run of these tables tells W&B, as panels ask for them."""
+    """Return all names that runs of these tables log to W&B, as panels refer to them."""
     history = row_of(epoch(1, 9.0), TABLES) | {"timing/peak_memory_mib": 1.0}
     summary = summary_of(result([epoch(1, 9.0)]), tables=TABLES)
     return set(history) | {f"summary_metrics.{name}" for name in summary}

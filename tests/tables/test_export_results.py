@@ -1,4 +1,4 @@
-"""What is kept under results/: by export from runs/, by import from anywhere else; nothing is replaced unasked."""
+"""Results kept under results/: exported from runs/ or imported from elsewhere; nothing is replaced unless asked."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ def runs(demo):
 
 @pytest.fixture
 def exported(demo, tmp_path):
-    """``exported()`` keeps what lies under tmp_path/runs."""
+    """Return ``exported()``, which exports the results under tmp_path/runs."""
 
     def export(**options):
         return export_results(

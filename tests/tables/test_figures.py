@@ -1,4 +1,4 @@
-"""The figure of a table's curves: what is drawn, and that it is the same file again."""
+"""The figure of a table's curves: its contents, and that the file is reproducible."""
 
 import dataclasses
 import sys
@@ -23,7 +23,7 @@ def filled(demo, finish, curves, there):
 
 @pytest.fixture
 def draw(monkeypatch, tmp_path):
-    """``draw(filled)``: the axes that are seen of the figure, which is not written."""
+    """Return ``draw(filled)``, the visible axes of the figure, which is not written to disk."""
 
     def axes_of(filled):
         made = []
@@ -36,7 +36,7 @@ def draw(monkeypatch, tmp_path):
 
 
 def bounds(band):
-    """The lower and the upper edge of a band, epoch by epoch."""
+    """Return the lower and the upper edge of a band, epoch by epoch."""
     (path,) = band.get_paths()
     heights = {}
     for x, y in path.vertices:
@@ -85,7 +85,7 @@ def test_an_error_of_zero_is_drawn_at_half_an_image_and_none_above_100(demo, fin
 
 
 def test_every_panel_is_seen_and_none_else(filled, draw):
-    """Seven of them leave empty places in their grid."""
+    """Seven panels leave empty places in their grid, which must stay invisible."""
     by_column = {column: cell for (_, column), cell in filled.cells.items()}
     cells = {((f"row {n}",), column): cell for n in range(7) for column, cell in by_column.items()}
     axes = draw(dataclasses.replace(filled, cells=cells))

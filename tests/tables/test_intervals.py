@@ -8,12 +8,12 @@ from scipy import stats
 
 from isda_repro.tables.intervals import Difference, Summary, difference, summarise, welch
 
-T2 = 4.302652730  # Student's t at 97.5% and two degrees of freedom, of any printed table
+T2 = 4.302652730  # Student's t at 97.5% and two degrees of freedom, from a printed table
 DRAWS = range(10)
 
 
 def drawn(seed, largest=9):
-    """Two cells of some errors each, of unlike spread."""
+    """Return the random errors of two cells with different spread."""
     source = random.Random(seed)
     sizes = source.randint(2, largest), source.randint(2, largest)
     return [[source.gauss(7, spread) for _ in range(n)] for n, spread in zip(sizes, (0.1, 0.6), strict=True)]
@@ -86,7 +86,7 @@ def test_a_value_without_deviation_or_of_one_run_has_no_interval(a, b):
 
 @pytest.mark.parametrize("seed", DRAWS)
 def test_intervals_are_scipys(seed):
-    """Welch's of samples and of their summaries, and Student's of pairs; each with the verdict of its side of 0."""
+    """Covers Welch's interval from samples and from summaries, Student's for pairs, and the verdict of each."""
     a, b = drawn(seed)
     n = min(len(a), len(b))
     apart, paired = difference(by_seed(a), by_seed(b, first=100)), difference(by_seed(a), by_seed(b))
@@ -98,7 +98,7 @@ def test_intervals_are_scipys(seed):
 
 
 def test_verdicts_are_those_of_errors():
-    """Table 5: 18.58 +- 0.10 without ISDA, 17.98 +- 0.15 with it, three runs each."""
+    """Table 5 has 18.58 +- 0.10 without ISDA and 17.98 +- 0.15 with it, three runs each."""
     assert welch(17.98, 0.15, 3, 18.58, 0.10, 3).verdict == "better"
     assert welch(18.58, 0.10, 3, 17.98, 0.15, 3).verdict == "worse"
     assert Difference(-1.0, 1.0, 3, -2.0, 0.0).verdict == Difference(1.0, 1.0, 3, 0.0, 2.0).verdict == "open"

@@ -1,4 +1,4 @@
-"""The LaTeX is compiled by a real TeX, and its text read back from the page."""
+"""LaTeX output: a real TeX compiles it, and the text is read back from the page."""
 
 import fcntl
 import functools
@@ -27,9 +27,9 @@ PACKAGES = ("texlive-latex-base", "texlive-latex-recommended", "poppler-utils") 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """``compiled(text)``: the text of the pages that a file becomes."""
+    """Return ``compiled(text)``, the text of the pages that TeX makes of a file."""
     with (tmp_path_factory.getbasetemp().parent / "apt.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the workers of a parallel run share this folder: one of them installs
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the pytest workers share this folder; one installs
         if shutil.which("pdflatex") is None or shutil.which("pdftotext") is None:
             install()
 
@@ -63,7 +63,7 @@ def install():
 
 @pytest.fixture(scope="module")
 def full():
-    """The paper's tables and ours, with nearly all runs, as they are at their longest."""
+    """Return the paper's tables and ours with nearly all runs, which makes them as long as they get."""
     composed = functools.cache(lambda overrides: config.compose(list(overrides)))
     laid_out = []
     for name in ("table1", "table2", "table4", "small_data"):
@@ -77,7 +77,7 @@ def full():
 
 
 def letters(text):
-    """Letters and digits alone: TeX breaks lines, hyphenates, and has quotes and ligatures of its own."""
+    """Return letters and digits alone, because TeX breaks lines, hyphenates, and changes quotes and ligatures."""
     return "".join(re.findall("[A-Za-z0-9]", unicodedata.normalize("NFKC", text)))
 
 
@@ -94,13 +94,13 @@ def test_the_papers_tables_and_ours_compile_in_one_document_each_on_a_page_with_
 def test_whatever_stands_in_a_table_compiles_and_can_be_read_on_the_page(layouts, compiled):
     page = " ".join(compiled(FORMATS["tex"](list(layouts.values()))).split())
     for text in (
-        "100 % of what a table of {these} & <others> can hold | #1",  # TeX draws the underscore of a text
+        "100 % of what a table of {these} & <others> can hold | #1",  # TeX draws an underscore in text as a rule
         "one run˜ˆ\\",
         "7.09 ± 0.08 (n = 3)",
         "−0.31 [−0.40, −0.22]",
         "Constant λ0",
         "<b>Table 9</b> says 6 ± 1 | so *what* of “this”:",
-        "python train.py model=resnet20 dataset=cifar100 loss=ce seed=1",  # it can be copied from the page
+        "python train.py model=resnet20 dataset=cifar100 loss=ce seed=1",  # commands can be copied from the page
         "recipe.epochs=12",
     ):
         assert text in page

@@ -1,4 +1,4 @@
-"""What stands in a laid-out table: which lines, what is bold, what is missing; golden tables have the whole of it."""
+"""The layout of a table: its lines, bold entries and missing entries; the golden tables cover all of it."""
 
 import dataclasses
 import re
@@ -21,7 +21,7 @@ from isda_repro.tables.missing import in_all
 
 @pytest.fixture
 def lay_out(demo, there):
-    """The table demo with what is there."""
+    """Return a function that lays out the demo with the results on disk."""
 
     def with_what_is_there(extra=()):
         table, plan = demo[0], plan_runs(demo[0], config.compose, extra) if extra else demo[1]
@@ -89,7 +89,7 @@ def test_our_lines(demo, finish, lay_out):
     assert (ours.kind, difference.kind) == ("ours", "difference")
     assert [entry.number for entry in ours.entries] == [4.0, 1.5]
     assert [entry.bold for entry in ours.entries] == [False, True]
-    assert [entry.number for entry in difference.entries] == [None, -3.5]  # the mean of 1 - 3 and 2 - 7
+    assert [entry.number for entry in difference.entries] == [None, -3.5]  # mean of 1 - 3 and 2 - 7
     assert "holdout" in laid_out.caption.lower()
     assert [one.seeds for one in laid_out.missing] == [(0,)]
 

@@ -1,4 +1,4 @@
-"""Figures with a detail: many lines, each named."""
+"""Figures of many labelled curves, with an enlarged part."""
 
 import pytest
 
@@ -31,14 +31,14 @@ def drawn():
 
 
 def draw(drawn):
-    """The axes of the first panel: all epochs, the detail, and what is written beside it."""
+    """Return the axes of the first panel: all epochs, the enlarged part, and the labels."""
     figure = detailed_figure(drawn, "test", "mean of the last 10 epochs", PlotSpec("rows", 1, "ISDA*"))
     assert len(figure.axes) == 3 * len(drawn)
     return figure.axes[:3]
 
 
 def written(axes):
-    """From bottom to top: what stands at each height, from left to right."""
+    """Return the texts at each height, from bottom to top and from left to right."""
     by_height = {}
     for text in sorted(axes.texts, key=lambda text: text.get_position()[0]):
         by_height.setdefault(text.get_position()[1], []).append(text.get_text())
@@ -49,7 +49,7 @@ def test_the_detail_begins_at_a_drop():
     curves = [curve("a", 6), curve("b", 6, epochs=100)]
     assert first_of_detail(curves, 1) == 120
     assert first_of_detail(curves, 2) == 80
-    assert first_of_detail(curves, 3) == 96  # there are two: the last two fifths
+    assert first_of_detail(curves, 3) == 96  # fewer than three drops: the last two fifths
     assert first_of_detail([curve("b", 6, epochs=50)], 1) == 30
     assert first_of_detail([curve("b", 6, epochs=1)], 1) == 1
 

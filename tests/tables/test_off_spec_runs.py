@@ -1,4 +1,4 @@
-"""Runs with one changed setting: none enters the cell, and where each shows up instead."""
+"""Runs with a changed setting: they enter no cell, and appear in a reduced table or a list instead."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ CE, ISDA = (("ResNet-20 on digits",), ("CE",)), (("ResNet-20 on digits",), ("ISD
 
 @pytest.fixture
 def reduced(demo, there):
-    """The reduced tables beside the demo's, whose own cells must stay empty."""
+    """Return a function that gives the reduced tables of the demo; its own cells must stay empty."""
 
     def shown():
         filled = aggregate(*demo, there())
@@ -27,7 +27,7 @@ def reduced(demo, there):
 
 
 def changed(demo, *overrides, cells=1):
-    """The runs of CE, or of CE and of ISDA, with other settings."""
+    """Return the runs of CE, or of CE and ISDA, with other settings."""
     table = dataclasses.replace(demo[0], cells=demo[0].cells[:cells])
     return list(plan_runs(table, compose, overrides).values())
 
@@ -45,7 +45,7 @@ SHOWN = [
 
 
 def named(settings):
-    """Of each: the setting with its value, and the cell's."""
+    """Return the setting with its value, and the cell's value, of each phrase."""
     return [(phrase.split()[0], phrase.split()[-1]) for phrase in settings]
 
 
@@ -162,7 +162,7 @@ def test_run_stands_with_the_nearest_cell_and_a_cells_own_run_with_no_other(fini
     finish(plan[table.cells[0]][0], 1.0)
     second = dataclasses.replace(table, cells=table.cells[3:])
     near = plan_runs(second, compose, ["dataset.train_limit=500"])
-    finish(near[table.cells[3]][0], 2.0)  # two passes, three epochs: the second row's, but for its images
+    finish(near[table.cells[3]][0], 2.0)  # differs from the second row in its images alone
     filled = aggregate(table, plan, there())
     assert {key: cell.values for key, cell in filled.cells.items() if cell.values} == {(("300",), ("last",)): {0: 1.0}}
     (beside,) = filled.reduced

@@ -1,6 +1,6 @@
-"""Each format against its golden files, and read back as its readers do.
+"""Each output format against its golden files, and parsed as its consumers would.
 
-After a change that is meant: ``GOLDEN=write python -m pytest tests/tables/test_render.py``, and look at the difference.
+After an intended change, run ``GOLDEN=write python -m pytest tests/tables/test_render.py`` and review the difference.
 """
 
 import os
@@ -27,7 +27,7 @@ def test_golden(name, suffix, layouts):
 
 
 def entries(layout):
-    """The lines of a table and of the reduced ones behind it."""
+    """Return the lines of a table and of the reduced tables behind it."""
     return [line for one in (layout, *layout.reduced) for block in one.blocks for line in block.lines]
 
 
@@ -60,7 +60,7 @@ def test_a_command_with_backticks_stays_a_command_in_markdown(layouts):
 
 
 class Reader(HTMLParser):
-    """The elements of a fragment; ends that do not fit their beginnings are an error."""
+    """A parser that collects the elements of an HTML fragment, and fails if an end tag does not match."""
 
     def __init__(self):
         super().__init__(convert_charrefs=True)

@@ -1,4 +1,4 @@
-"""The commands ``tables`` and ``sweep``: what they write, and what they say of mistakes."""
+"""The commands ``tables`` and ``sweep``: the files they write, and their error messages."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from isda_repro.tables.render import FORMATS
 
 @pytest.fixture
 def script(load_script, root, tmp_path_factory, monkeypatch):
-    """``script(name, *arguments)`` calls its ``main`` in the repository root, with a cache of this session's."""
+    """Return ``script(name, *arguments)``: a script's ``main`` in the repository root, with a cache of the session."""
     monkeypatch.chdir(root)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     return lambda name, *arguments: load_script(name).main(list(arguments))

@@ -1,4 +1,4 @@
-"""Real runs, to W&B and back: what is logged is what the tables need."""
+"""Real runs to W&B and back: the log holds everything that the tables need."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ columns:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A table whose four runs have been trained as a sweep would have them trained."""
+    """Train the four runs of a table as a sweep would; return their folder, the table and its plan."""
     folder = tmp_path_factory.mktemp("evidence")
     (folder / "tiny.yaml").write_text(TINY)
     options = SweepOptions(table=str(folder / "tiny.yaml"), runs_dir=str(folder / "runs"))
@@ -47,7 +47,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wandb_project(trained):
-    """The project after `wandb sync`, and W&B's API for it."""
+    """Yield the server after `wandb sync`, and W&B's client for it."""
     runs_dir, _ = trained
     with WandbServer() as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
@@ -60,7 +60,7 @@ def wandb_project(trained):
 
 
 def table_from(findings, trained):
-    """Its Markdown, and all that was found."""
+    """Return the table as Markdown, all results, and the problems."""
     _, (table, plan) = trained
     gathered = index_results(findings)
     text = markdown(layout(aggregate(table, plan, gathered), plan, "sweep"))

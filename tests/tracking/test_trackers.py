@@ -1,4 +1,4 @@
-"""What the trackers write that need no account."""
+"""Output of the trackers that need no account."""
 
 import errno
 import io
@@ -80,7 +80,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """``clock[0]`` is the time in seconds, which passes when a test says so."""
+    """Return a list whose first item is the time in seconds; it passes only when a test changes it."""
     now = [1000.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     return now
@@ -103,7 +103,7 @@ def test_a_log_file_gets_a_line_a_minute_and_a_line_an_epoch(clock):
         bar.advance(500, 2, running)
     assert looks == [1100.0], "once within the first two minutes, at the first step after the first"
     (line,) = stream.getvalue().splitlines()
-    # epoch 2 of 4, half of it; loss, error; 1500 images in 100 s, and 7,500 are left
+    # epoch 2 of 4, 50%, loss, error, 1500 images in 100 s, 7,500 images left
     assert numbers(line) == ["2", "4", "50%", "1.250", "40.00%", "15", "8:20"]
     bar.log(epoch(2, 20.0))
     clock[0] += 59
@@ -114,7 +114,7 @@ def test_a_log_file_gets_a_line_a_minute_and_a_line_an_epoch(clock):
     ended = stream.getvalue().splitlines()[1:]
     assert len(ended) == 1
     assert "\r" not in stream.getvalue()
-    # 2 epochs of 2 + 1 s are left
+    # two epochs of 2 + 1 s are left
     assert numbers(ended[0]) == ["2", "4", "0.1", "0.3333", "30.00%", "20.00%", "50", "0:06"]
     assert "1.25%" in bar.epoch_words({**epoch(2, 10.0), "test_top5_error": 1.25})
 

@@ -1,4 +1,4 @@
-"""What W&B is told, live and by replay; and that a run goes on when W&B fails."""
+"""Logging to W&B, live and by replay; runs continue when W&B fails."""
 
 import socket
 import subprocess
@@ -28,12 +28,12 @@ def tracker(folder, **changes):
 
 
 def test_no_name_of_the_summary_is_one_of_the_history():
-    """W&B copies a row's numbers into the summary, the last of them after ours: they would win."""
+    """W&B would overwrite the summary's value with the last one of the history."""
     assert not set(summary_of(result(EPOCHS), tables=["table2"])) & set(row_of(EPOCHS[0], tables=["table2"]))
 
 
 def test_a_run_of_tables_has_its_error_and_its_number_once_more_for_each():
-    """A panel of a workspace can be told apart by its metric alone."""
+    """Panels of different tables in a W&B workspace differ in the name of their metric only."""
     row = row_of(EPOCHS[2], tables=["table2", "table4+dropout"])
     assert {name: value for name, value in row.items() if name.startswith("table")} == {
         "table2/test_error": 8.0,
@@ -55,14 +55,14 @@ def test_the_number_of_the_table_has_one_name_whichever_field_it_is():
 
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory):
-    """The offline run of a run that was interrupted: two segments, replayed when it has its result."""
+    """Return the folder of an interrupted and resumed run: two segments, replayed to W&B after the result."""
     folder = tmp_path_factory.mktemp("runs") / "run-1"
     folder.mkdir()
     resumed = {**SEGMENT, "step": 4, "hardware": "y"}
     lines = [SEGMENT, EPOCHS[0], resumed, *EPOCHS[1:]]
     write_metrics(folder / "metrics.jsonl", lines)
     (folder / "environment.json").write_text('{"git_diff": "+1", "host": "h"}')
-    torn = folder / "wandb" / "offline-run-20260101_000000-run-1"  # of a process that died while it wrote
+    torn = folder / "wandb" / "offline-run-20260101_000000-run-1"  # left by a process that died while writing
     torn.mkdir(parents=True)
     one = tracker(folder, tags=["table2", "table2/cell"], table_metric="test_error_final")
     for line in [resumed, *EPOCHS[1:]]:
@@ -76,7 +76,7 @@ def offline(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def replayed(offline):
-    """Its file, and what W&B's own program reads in it."""
+    """Return the offline file, and the records that W&B's own program reads from it."""
     (path,) = offline_files(offline.parent)
     return path, read_offline(path)
 
@@ -104,7 +104,7 @@ def test_the_result_is_made_again_from_an_offline_run(replayed):
 
 @pytest.mark.slow
 def test_wandb_sync_takes_the_folder(replayed):
-    """Its --dry-run needs no account."""
+    """The option --dry-run of `wandb sync` needs no account."""
     path, _ = replayed
     command = [sys.executable, "-m", "wandb", "sync", "--dry-run", str(path.parent)]
     shown = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
@@ -131,11 +131,11 @@ def server():
 
 @pytest.mark.slow
 def test_a_live_run_goes_on_under_its_name_and_sends_what_an_outage_kept_back(tmp_path, server):
-    again = [epoch(2, 14.5), epoch(3, 8.0), epoch(4, 7.0), epoch(5, 6.0)]  # epoch 2 was trained twice; 3 and 4 not sent
+    again = [epoch(2, 14.5), epoch(3, 8.0), epoch(4, 7.0), epoch(5, 6.0)]  # epoch 2 twice; 3 and 4 not sent
     whole = result([EPOCHS[0], *again])
     metrics = write_metrics(tmp_path / "metrics.jsonl", [SEGMENT, *EPOCHS[:2]])
     (tmp_path / "environment.json").write_text("{}")
-    environment = {**server.environment, "WANDB_SERVICE": f"3-1-unix-{tmp_path}/gone"}  # of a submitting host, perhaps
+    environment = {**server.environment, "WANDB_SERVICE": f"3-1-unix-{tmp_path}/gone"}  # left by a submitting host
     first = say(metrics, [SEGMENT, *EPOCHS[:2]], environment, tags=["table2"])
     assert (first.returncode, "warning" in first.stderr) == (0, False), first.stderr
     assert "environment.json" in server.runs["run-1"].files
@@ -150,7 +150,7 @@ def test_a_live_run_goes_on_under_its_name_and_sends_what_an_outage_kept_back(tm
 
 @pytest.mark.slow
 def test_a_live_run_without_a_server_ends_with_one_warning(tmp_path):
-    """A port that is taken, and on which nobody listens; W&B itself would try for a minute and a half."""
+    """The port is bound but nobody listens; W&B itself would retry for a minute and a half."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         nowhere = WandbServer.environment_of(f"http://127.0.0.1:{taken.getsockname()[1]}")
@@ -165,7 +165,7 @@ def test_a_live_run_without_a_server_ends_with_one_warning(tmp_path):
 
 @pytest.fixture
 def begun(monkeypatch, tmp_path):
-    """``begun(...)`` puts a stand-in for a run in the place of W&B's; ``fails``: the method that raises."""
+    """Return ``begun(...)``, which replaces W&B's run by a mock; ``fails`` names the method that raises."""
 
     def begin(resumed=False, fails=None):
         run = Mock(dir=str(tmp_path / "files"), resumed=resumed, summary={"epoch": 2})
@@ -206,7 +206,7 @@ def test_a_live_run_is_named_grouped_and_waited_for_briefly(tmp_path, begun):
 
 
 def test_a_resumed_live_run_sends_what_is_missing_and_is_unfinished_without_a_result(tmp_path, begun):
-    run, _ = begun(resumed=True)  # W&B has two epochs
+    run, _ = begun(resumed=True)  # W&B already has two epochs
     records = [SEGMENT, *(epoch(number, 20.0) for number in range(1, 7))]
     write_metrics(tmp_path / "metrics.jsonl", records)
     one = tracker(tmp_path, mode="online")
@@ -214,7 +214,7 @@ def test_a_resumed_live_run_sends_what_is_missing_and_is_unfinished_without_a_re
     one.log(records[5])
     assert epochs_of(run) == [3, 4, 5]
     one.log(records[6])
-    one.log(records[6])  # trained again
+    one.log(records[6])  # the epoch was trained twice
     assert epochs_of(run) == [3, 4, 5, 6, 6]
     one.close()
     run.finish.assert_called_once_with(exit_code=1)

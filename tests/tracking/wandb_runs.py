@@ -1,4 +1,4 @@
-"""What a run would say to W&B, without the training: whole records, and a process of its own that says them."""
+"""Log messages of a run to W&B without its training: complete records, and a process that logs them."""
 
 import json
 import os
@@ -31,7 +31,7 @@ CURVES = ("test_error", "test_loss", "train_error", "train_loss", "lr")
 
 
 def epoch(number: int, error: float, rate: float = 0.1) -> dict[str, Any]:
-    """The record of an epoch."""
+    """Return the record of an epoch."""
     record = EpochRecord(
         epoch=number,
         step=number * 4,
@@ -46,7 +46,7 @@ def epoch(number: int, error: float, rate: float = 0.1) -> dict[str, Any]:
 
 
 def result(epochs: Sequence[Mapping[str, Any]], run_id: str = "run-1", **changed: Any) -> dict[str, Any]:
-    """The result of those epochs."""
+    """Return the result of a run with these epochs."""
     errors = [record["test_error"] for record in epochs]
     whole = Result(
         run_id=run_id,
@@ -71,7 +71,7 @@ def result(epochs: Sequence[Mapping[str, Any]], run_id: str = "run-1", **changed
 
 
 def write_metrics(path: Path, records: Sequence[Mapping[str, Any]]) -> Path:
-    """As ``JsonLines`` would."""
+    """Write the records as ``JsonLines`` would, and return the path."""
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
 
@@ -91,7 +91,7 @@ tracker.close()
 def say(
     metrics: Path, records: Sequence[Mapping[str, Any]], environment: Mapping[str, str], **changed: Any
 ) -> subprocess.CompletedProcess[str]:
-    """A process with a tracker, online unless told otherwise, which is told the records."""
+    """Log the records by a tracker in a process of its own, online by default."""
     arguments = dict(mode="online", project="p", entity=None, run_id="run-1", config={"seed": 0}, group="g")
     return subprocess.run(
         [sys.executable, "-c", SAY, json.dumps({**arguments, **changed}), str(metrics), json.dumps(records)],

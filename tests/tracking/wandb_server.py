@@ -1,4 +1,4 @@
-"""A stand-in for W&B's server on this machine: takes what `wandb sync` and live runs send, and answers `wandb.Api()`.
+"""A local stand-in for W&B's server: it accepts `wandb sync` and live runs, and answers `wandb.Api()`.
 
 W&B's own client and core talk to it, so a test of ours that passes has gone through the real ones. It knows only what
 they ask; anything else is kept in ``unknown``, and a filter that it cannot apply is an error.
@@ -19,7 +19,7 @@ ENTITY = "us"
 
 @dataclass
 class Stored:
-    """A run as the server has it."""
+    """A run as the server stores it."""
 
     name: str
     project: str
@@ -32,7 +32,7 @@ class Stored:
     state: str = "running"
 
     def node(self) -> dict[str, Any]:
-        """As the API gives it."""
+        """Return the run in the form of the GraphQL API."""
         last = max((row["_step"] for row in self.rows), default=-1)
         return {
             "id": self.name,
@@ -54,7 +54,7 @@ class Stored:
         }
 
     def fits(self, filters: dict[str, Any]) -> bool:
-        """Whether the server-side filters let it through."""
+        """Return True if the run passes the filters of a query."""
         return all(_holds(self._value(key), wanted) for key, wanted in filters.items())
 
     def _value(self, key: str) -> Any:
@@ -67,16 +67,16 @@ def _holds(value: Any, wanted: Any) -> bool:
     if not isinstance(wanted, dict):
         return bool(value == wanted)
     ((operator, operand),) = wanted.items()
-    return {"$in": lambda: value in operand, "$ne": lambda: value != operand}[operator]()  # KeyError: unknown to us
+    return {"$in": lambda: value in operand, "$ne": lambda: value != operand}[operator]()  # KeyError: not implemented
 
 
 class WandbServer:
-    """``with WandbServer() as server:``; its clients are told where it is by ``server.environment``."""
+    """An HTTP server, used as ``with WandbServer() as server:``; ``server.environment`` points clients to it."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()  # requests come on threads of their own
+        self.lock = threading.Lock()  # each request has its own thread
         self.runs: dict[str, Stored] = {}
-        self.asked: list[str] = []  # the names of all operations
+        self.asked: list[str] = []  # names of all operations that were requested
         self.unknown: list[str] = []
         self.views: dict[str, dict[str, Any]] = {}  # workspaces and reports, by id
         self._known: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -108,12 +108,12 @@ class WandbServer:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What leads W&B's programs here."""
+        """Variables that make W&B's programs use this server."""
         return self.environment_of(self.url)
 
     @staticmethod
     def environment_of(url: str) -> dict[str, str]:
-        """What leads W&B's programs to a server."""
+        """Return the variables that make W&B's programs use the server at ``url``."""
         key = "0123456789abcdef01234567" + "0" * 16
         return {"WANDB_BASE_URL": url, "WANDB_API_KEY": key, "WANDB_ERROR_REPORTING": "false"}
 
@@ -130,7 +130,7 @@ class WandbServer:
     # ------------------------------------------------------------------------------------------------------ operations
 
     def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
-        """The ``data`` of an answer to GraphQL."""
+        """Return the ``data`` of the answer to a GraphQL query."""
         name = re.search(r"(?:query|mutation)\s+(\w+)", query)
         operation = name[1] if name else query[:40]
         self.asked.append(operation)
@@ -158,7 +158,7 @@ class WandbServer:
         return {"upsertBucket": {"bucket": {**bucket, **about}, "inserted": inserted}}
 
     def _resume(self, variables: dict[str, Any]) -> dict[str, Any]:
-        """What a run that goes on must know of itself; nothing, for a new one."""
+        """Return the state that a resuming client asks for; a new run has none."""
         run = self.runs.get(variables["name"])
         model = {"id": "UHJvamVjdDox", "name": variables["project"], "entity": {"id": "RW50aXR5OjE=", "name": ENTITY}}
         if run is None:
@@ -198,13 +198,13 @@ class WandbServer:
         return {"project": {"run": run.node() if run else None}}
 
     def _history(self, variables: dict[str, Any]) -> dict[str, Any]:
-        """All of the history is live data here: the server's own parquet files are for longer ones."""
+        """Return the whole history as live data; the real server puts longer ones into parquet files."""
         run = self.runs.get(variables["runName"])
         history = {"parquetHistory": {"parquetUrls": [], "liveData": run.rows}} if run else None
         return {"project": {"run": history}}
 
     def _sampled(self, variables: dict[str, Any]) -> dict[str, Any]:
-        """Rows with all keys that are asked for."""
+        """Return the rows that have all requested keys."""
         spec = json.loads(variables["spec"])
         rows = [row for row in self.runs[variables["run"]].rows if spec["minStep"] <= row["_step"] <= spec["maxStep"]]
         page = [{key: row[key] for key in spec["keys"]} for row in rows if set(spec["keys"]) <= set(row)]
@@ -240,7 +240,7 @@ class WandbServer:
     # ----------------------------------------------------------------------------------------------------- file stream
 
     def stream(self, run: Stored, body: dict[str, Any]) -> None:
-        """What a run writes while it goes on."""
+        """Store a chunk of history, events or summary of a live run."""
         for name, chunk in (body.get("files") or {}).items():
             lines = [json.loads(line) for line in chunk["content"]]
             if name == "wandb-history.jsonl":
@@ -280,9 +280,9 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = _serve
 
     def handle(self) -> None:
-        """A client that leaves without a word is no error of ours."""
+        """Handle a request; a client that disconnects is no error."""
         with suppress(ConnectionError):
             super().handle()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Do not log requests."""

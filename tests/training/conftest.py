@@ -1,4 +1,4 @@
-"""A run that is not interrupted."""
+"""A finished run that nothing has interrupted."""
 
 import pytest
 from interrupted_runs import settings
@@ -8,7 +8,7 @@ from isda_repro.training.run import run
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
-    """Its folder."""
+    """Return the folder of the uninterrupted run."""
     folder = tmp_path_factory.mktemp("undisturbed")
     cfg = settings(folder)
     run(cfg)

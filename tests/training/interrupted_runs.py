@@ -1,4 +1,4 @@
-"""What the tests of interrupted runs share: a short run on digits, ways to end it, and how two runs are compared."""
+"""Helpers of the tests of interrupted runs: a short run on digits, ways to kill it, and comparison of two runs."""
 
 import json
 
@@ -24,13 +24,13 @@ NETWORKS = {
     "shake_shake": ("model=shake_shake26_2x32d", "model.width=4"),
     "resnext": ("model=resnext29_8x64d", "model.depth=11", "model.base_width=4", "model.cardinality=2"),
 }
-"""Small ones of every family, for digits."""
+"""Overrides of a small network of every family, for digits."""
 FILES = {"config.yaml", "environment.json", "metrics.jsonl", "checkpoint.pt", "result.json"}
-"""Of a finished run."""
+"""Names of the files of a finished run."""
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing catches it."""
+    """Raised in place of SIGKILL; nothing catches it."""
 
 
 def settings(tmp_path, *more):
@@ -38,7 +38,7 @@ def settings(tmp_path, *more):
 
 
 def outcome(folder):
-    """Weights, statistics and epochs of a finished run, without the timing."""
+    """Return weights and statistics, and the epochs without timing, of a finished run."""
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     epochs = [{**line, "timing": None} for line in lines if line["kind"] == "epoch"]
@@ -46,7 +46,7 @@ def outcome(folder):
 
 
 def assert_same(one, other):
-    """Two finished runs are equal bit for bit."""
+    """Assert that two finished runs are equal bit for bit."""
     (tensors, epochs), (other_tensors, other_epochs) = outcome(one), outcome(other)
     assert epochs == other_epochs
     assert tensors.keys() == other_tensors.keys()
@@ -54,7 +54,7 @@ def assert_same(one, other):
 
 
 def before_call(monkeypatch, owner, method, call, act):
-    """``act()`` runs at the beginning of the ``call``-th call of a method."""
+    """Call ``act()`` at the beginning of the ``call``-th call of a method."""
     original, count = getattr(owner, method), 0
 
     def watched(*arguments, **options):
@@ -72,7 +72,7 @@ def kill():
 
 
 def killed(cfg, monkeypatch, owner, method, call):
-    """Run until the ``call``-th call of a method, which kills the process."""
+    """Run until the ``call``-th call of a method, and kill the run there."""
     with monkeypatch.context() as patch:
         before_call(patch, owner, method, call, kill)
         with pytest.raises(Killed):
@@ -80,10 +80,10 @@ def killed(cfg, monkeypatch, owner, method, call):
 
 
 def stopped_after(cfg, steps, monkeypatch):
-    """A killed run with checkpoints after ``steps`` and the step before, if it saves each step."""
+    """Kill a run after ``steps`` steps; if it saves each step, the last two checkpoints are on disk."""
     killed(cfg, monkeypatch, Saver, "step_taken", steps + 1)
 
 
 def steps_of_segments(result):
-    """The steps at which the processes of a run began."""
+    """Return the steps at which the segments of a run began."""
     return [segment["step"] for segment in result.segments]

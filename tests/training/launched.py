@@ -1,4 +1,4 @@
-"""One process of several that do a list of runs, for test_torchrun.py.
+"""Worker of test_torchrun.py: one of several processes that train a list of runs.
 
 RANK=.. WORLD_SIZE=.. MASTER_PORT=.. python launched.py FOLDER    # with a plan.json
 """
@@ -21,7 +21,7 @@ from isda_repro.training.run import run
 
 
 def done(folder, overrides, number, rank, step):
-    """What a run came to here; the process of that rank gets a signal before that step is over."""
+    """Train one run and return its outcome; the process of rank ``rank`` gets a signal before the end of ``step``."""
     with pytest.MonkeyPatch.context() as patch:
         if number and os.environ["RANK"] == str(rank):
             before_call(patch, Saver, "step_taken", step, lambda: os.kill(os.getpid(), number))
@@ -39,7 +39,7 @@ def done(folder, overrides, number, rank, step):
 
 
 def main(folder):
-    """The runs of the plan, one after the other."""
+    """Train the runs of plan.json one after another, and write the outcomes of this rank."""
     outcomes = []
     for place, overrides, number, rank, step in json.loads((folder / "plan.json").read_text()):
         outcomes.append(done(folder / place, overrides, number and signal.Signals(number), rank, step))

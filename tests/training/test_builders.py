@@ -1,4 +1,4 @@
-"""The parts that a configuration asks for."""
+"""Objects that are built from a configuration."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_centres_have_a_group_of_their_own_without_momentum_and_decay():
 
 
 def test_weights_at_the_start_follow_the_seed_alone():
-    """Neither the loss nor what was drawn before changes them."""
+    """Neither the loss nor earlier random draws may change them."""
     *_, one, _ = assemble("loss=isda")
     torch.rand(3)
     *_, same, criterion = assemble("loss=center")

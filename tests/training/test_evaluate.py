@@ -1,4 +1,4 @@
-"""Evaluation: each sample once, running statistics in normalisation, the network's mode left as it was."""
+"""Evaluation: each sample counts once, running statistics are used, and the network's mode is restored."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ COMPUTE = Compute(torch.device("cpu"), "test", "fp32", False, False, False, Fals
 def test_the_mean_over_all_samples_however_they_are_cut(sizes, training):
     torch.manual_seed(0)
     network = ResNet(8, num_classes=5, dropout=0.5)
-    network(torch.randn(16, 3, 8, 8))  # moves the running statistics away from where they began
+    network(torch.randn(16, 3, 8, 8))  # changes the running statistics
     images, targets = torch.randn(7, 3, 8, 8), torch.randint(5, (7,))
     with torch.no_grad():
         logits = network.eval()(images).logits
@@ -31,7 +31,7 @@ def test_the_mean_over_all_samples_however_they_are_cut(sizes, training):
 
 
 class Fixed(torch.nn.Module):
-    """Whose logits are its images."""
+    """A network whose logits are its input."""
 
     def forward(self, images):
         return NetworkOutput(images, images)
@@ -40,7 +40,7 @@ class Fixed(torch.nn.Module):
 def test_the_top_5_error_counts_the_images_whose_class_is_not_among_the_five_likeliest():
     torch.manual_seed(0)
     logits, targets = torch.randn(40, 9), torch.randint(9, (40,))
-    ranks = (logits > logits.gather(1, targets[:, None])).sum(1)  # how many classes are likelier
+    ranks = (logits > logits.gather(1, targets[:, None])).sum(1)  # number of likelier classes
     found = evaluate(Fixed(), zip(logits.split(7), targets.split(7), strict=True), COMPUTE)
     assert 0 < (ranks >= 5).sum() < (ranks >= 1).sum()
     assert found.top5_error == pytest.approx(100 * (ranks >= 5).float().mean().item())

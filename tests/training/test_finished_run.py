@@ -1,4 +1,4 @@
-"""Finished classifiers from their folders."""
+"""Loading of finished classifiers from their folders."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The folder of a run, and its trainer with all that was in memory at the end."""
+    """Return the folder of a run, and its trainer with everything that was in memory at the end."""
     cfg, kept = compose([*SMALL, f"runs_dir={tmp_path_factory.mktemp('runs')}"]), []
     original = running.build_trainer
     with pytest.MonkeyPatch.context() as patch:
@@ -29,7 +29,7 @@ def trained(tmp_path_factory):
 
 
 def changed(folder, to, change):
-    """A copy whose checkpoint is another."""
+    """Return a copy of a run's folder whose checkpoint has been changed."""
     to.mkdir()
     for name in ("config.yaml", "result.json"):
         (to / name).write_bytes((folder / name).read_bytes())

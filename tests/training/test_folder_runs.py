@@ -1,4 +1,4 @@
-"""Whole runs on a folder of images: they resume bit for bit, notice other data, and name what they go without."""
+"""Runs on a folder of images: bitwise resumption, detection of changed data, and reports of skipped images."""
 
 import shutil
 
@@ -97,13 +97,13 @@ def test_unreadable_image_stops_the_run_and_is_named(pets, tmp_path):
 
 
 def test_skipped_images_are_named_once_and_whole_batches_may_be_missing(pets, tmp_path, monkeypatch, capsys):
-    """With two images a batch and two thirds of them damaged, some batches have none."""
+    """Two thirds of the images are damaged, so that some batches of two are empty."""
     names = [f"train/{name}/{number}.jpg" for name in CLASSES for number in range(8) if number % 3]
     damage(pets, *names, "val/cat/0.jpg")
     more = ("dataset.unreadable=skip", "recipe.batch_size=2", "dataset.workers=1", "dataset.mean=[0,0,0]")
     cfg = settings(pets, tmp_path, *more, "dataset.std=[1,1,1]")
     folder = tmp_path / cfg.run_id
-    stopped_after(cfg, 14, monkeypatch)  # in the second epoch: those named before are not named again
+    stopped_after(cfg, 14, monkeypatch)  # in the second epoch, which must not report the same images again
     run(cfg)
     listed = (folder / "unreadable.txt").read_text().splitlines()
     assert sorted(line.split(": ")[0] for line in listed) == sorted(

@@ -1,4 +1,4 @@
-"""Every ``loss=`` in a run on digits: it trains, it resumes bit for bit, and it starts as the others do."""
+"""Every ``loss=`` in a run on digits: it trains, resumes bit for bit, and starts from the same weights."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_each_loss_trains_and_resumes_bit_for_bit(loss, settings, tmp_path, monk
 
 
 def test_each_is_another_loss_from_the_same_start(settings):
-    """The test loss is cross-entropy for all, so that curves can be compared; after two steps each has its own."""
+    """The test loss is cross-entropy for all losses, and after an epoch of two steps it differs for each."""
     after = {}
     for loss in LOSSES:
         after[loss] = run(settings(loss, "runs", "recipe.epochs=1")).curves["test_loss"][0]

@@ -1,4 +1,4 @@
-"""Several processes are one: the same weights, statistics, curves and evaluation. See together.py for what they run."""
+"""Several processes give the weights, statistics, curves and evaluation of one; together.py has their trainings."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def left(tmp_path_factory):
-    """What one, two and three processes leave behind. This process has the store where they meet, as torchrun has."""
+    """Return the outcomes for one, two and three processes; this process hosts their store, as torchrun does."""
     folder = tmp_path_factory.mktemp("together")
     for world in "123":
         (folder / world).mkdir()
@@ -113,7 +113,7 @@ def test_processes_learn_what_the_others_tell(left, world):
     agreed = [(0, 1), (0, 0), (0, 0)] if world == 1 else [(0, 0), (7 * last, 1), (0, 0)]
     for rank, outcome in enumerate(left[world]["exchanges"]):
         assert outcome == {
-            "agreed": agreed,  # of several processes a call later
+            "agreed": agreed,  # several processes agree one call later
             "all_reduce_max": 10,
             "sum": [world, sum(range(world))],
             "of_first": [[[0.0] * 3] * 2, [5], [0.5]],
@@ -124,7 +124,7 @@ def test_processes_learn_what_the_others_tell(left, world):
 
 
 def test_first_process_is_through_before_the_others_begin(left, tmp_path_factory):
-    """Ranks wrote into one file."""
+    """Each rank appended its number to the same file."""
     for world in (2, 3):
         folder = next(iter(tmp_path_factory.getbasetemp().glob(f"together*/{world}")))
         written = [int(rank) for rank in (folder / "order.txt").read_text().split()]
@@ -138,7 +138,7 @@ def test_weight_of_a_share_is_its_part_of_the_batch_times_the_processes():
 
     class Four(Processes):
         def all_reduce_sum(self, tensor):
-            return tensor + 5  # the other three have five samples
+            return tensor + 5  # the remaining three processes have five samples
 
     ce, isda = CrossEntropy(4, 6), ISDALoss(4, 6, lambda_0=1.0)
     assert WHOLE_BATCH == (1.0, None)

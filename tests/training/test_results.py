@@ -1,4 +1,4 @@
-"""What a finished run is summed up in."""
+"""The result of a finished run."""
 
 from dataclasses import replace
 

@@ -72,7 +72,7 @@ def count(network):
 
 
 def test_ce_and_isda_of_one_seed_are_paired(tmp_path):
-    """Same weights at the start and same batches: with lambda_0 = 0 ISDA is CE, step by step."""
+    """Initial weights and batches are the same, so that ISDA with lambda_0 = 0 equals CE in each step."""
     ce, isda = settings(tmp_path, "loss=ce"), settings(tmp_path, "loss=isda", "loss.lambda_0=0")
     other = settings(tmp_path, "loss=ce", "seed=1")
     for cfg in (ce, isda, other):
@@ -107,7 +107,7 @@ def test_rates_of_all_groups_follow_the_schedule(tmp_path):
             seen.append([group["lr"] for group in trainer.optimizer.param_groups])
 
         def epoch_ended(self):
-            """Nothing is saved."""
+            """Save nothing."""
 
         stop_if_asked = epoch_ended
 
@@ -152,7 +152,7 @@ def test_loss_that_is_not_finite_stops_at_once_and_writes_no_weights(tmp_path):
     ],
 )
 def test_what_is_refused_leaves_nothing_behind(tmp_path, monkeypatch, overrides, token):
-    for name in ("http_proxy", "https_proxy"):  # no network
+    for name in ("http_proxy", "https_proxy"):  # block the network
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     with pytest.raises(UserError, match=token):
         run(settings(tmp_path, *(override.format(tmp_path) for override in overrides)))
@@ -185,7 +185,7 @@ def test_holdout_micro_batches_and_bf16_are_recorded(tmp_path):
 
 @pytest.mark.slow
 def test_short_training_reaches_a_low_error(tmp_path):
-    """Half the recipe; measured over seeds 0-3: CE 1.1-4.4%, ISDA 1.7-1.9%, and with seed 1 1.4% and 1.7%."""
+    """Half the recipe's epochs; over seeds 0-3 CE reached 1.1-4.4% and ISDA 1.7-1.9%, with seed 1 1.4% and 1.7%."""
     both = ["dataset=digits", "model=resnet20", "recipe.epochs=15", "seed=1", f"runs_dir={tmp_path}", *QUIET]
     for loss in ("ce", "isda"):
         assert run(compose([*both, f"loss={loss}"])).test_error_final < 4.0
@@ -221,7 +221,7 @@ runpy.run_path(program, run_name="__main__")
 
 
 def test_command_that_was_killed_goes_on_from_its_frozen_file(root, tmp_path, undisturbed):
-    """Real processes; they leave nothing where they are started."""
+    """Real processes are used; they must leave no file in their working directory."""
     here = tmp_path / "here"
     here.mkdir()
     options = {"cwd": here, "capture_output": True, "text": True, "timeout": 300}

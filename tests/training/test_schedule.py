@@ -18,7 +18,7 @@ def test_multistep_epoch_by_epoch(row):
     milestones, gamma, rate = row["schedule"]["milestones"], row["schedule"]["gamma"], row["lr"]
     schedule = MultiStep(milestones, gamma)
     for epoch in range(1, row["epochs"] + 1):
-        if epoch in milestones:  # "multiplied by gamma in 80th epoch": that epoch has the lower rate already
+        if epoch in milestones:  # "multiplied by gamma in 80th epoch": epoch 80 has the lower rate
             rate *= gamma
         assert row["lr"] * schedule.factor(epoch, row["epochs"]) == pytest.approx(rate)
 

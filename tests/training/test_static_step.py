@@ -18,7 +18,7 @@ from isda_repro.training.trainer import DivergedError
 
 RUN = [
     *("dataset=digits", "dataset.train_limit=60", "dataset.test_limit=20", "recipe.epochs=2", "recipe.batch_size=25"),
-    *("tracking=none", "compute.precision=fp32"),  # two full batches an epoch, and one of 10
+    *("tracking=none", "compute.precision=fp32"),  # an epoch has two batches of 25 and one of 10
 ]
 EAGER = {"isda_sampled"}
 LOSSES = sorted({path.stem for path in (CONF_DIR / "loss").glob("*.yaml")} - EAGER)
@@ -33,7 +33,7 @@ resolve = session.resolve_compute
 
 @pytest.fixture
 def static(monkeypatch):
-    """Runs within take static steps; gives the steps taken."""
+    """Make runs take static steps; return the list of steps taken."""
     steps, take = [], StaticStep.take
 
     def counted(self, numbers, progress, step):
@@ -50,7 +50,7 @@ def settings(folder, *more):
 
 
 def both(tmp_path, monkeypatch, static, *more):
-    """Folders of the run with ordinary and with static steps; the shorter last batch is ordinary."""
+    """Return the folders of a run with static and with ordinary steps; the short last batch is always ordinary."""
     cfg, other = settings(tmp_path / "static", *more), settings(tmp_path / "ordinary", *more)
     run(cfg)
     assert static == [0, 1, 3, 4]
@@ -91,7 +91,7 @@ def test_every_way_to_make_a_batch_has_the_bits_of_ordinary_steps(tmp_path, monk
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_form_of_accelerators_has_the_numbers_of_ordinary_steps(tmp_path, monkeypatch, static, loss):
-    """Shapes that do not depend on values, as where a graph is compiled; in float32, over six steps."""
+    """Shapes must not depend on values where a graph is compiled; compared in float32 over six steps."""
     with monkeypatch.context() as compiling:
         compiling.setattr(torch.compiler, "is_compiling", lambda: True)
         cfg = settings(tmp_path / "static", f"loss={loss}", *RESNET)
@@ -179,7 +179,7 @@ def test_a_loss_that_is_no_longer_finite_ends_a_static_run_at_the_step_of_an_ord
 
 
 def test_a_rate_in_a_tensor_follows_the_schedule_in_its_place_and_is_a_number_in_checkpoints(tmp_path):
-    """As a GPU's optimizer has it, which a captured step reads: also after a checkpoint has been loaded."""
+    """On a GPU a captured step reads the rate from a tensor, which must also survive loading a checkpoint."""
     trainers = []
     for _ in range(2):
         cfg = settings(tmp_path, *RESNET, "recipe.epochs=8")

@@ -1,4 +1,4 @@
-"""One step: the cut at the criterion changes nothing, and micro-batches are the whole batch."""
+"""One step: the separate backward pass of the criterion changes nothing, and micro-batches equal the whole batch."""
 
 import copy
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 class SmallNetwork(Network):
-    """Convolution, group normalisation, dropout: each image is independent of its batch."""
+    """A network of convolution, group normalisation and dropout, in which images are independent."""
 
     def __init__(self, dropout=0.0, norm=None):
         super().__init__(feature_dim=6, num_classes=4)

@@ -1,4 +1,4 @@
-"""Runs that a signal asks to stop, and when the state is saved."""
+"""Runs that a signal stops, and the times at which the state is saved."""
 
 import os
 import signal
@@ -64,12 +64,12 @@ def test_stop_that_could_not_be_saved_is_an_error(tmp_path, monkeypatch, capsys,
 
 
 class LeftError(BaseException):
-    """Stands for the end of the process."""
+    """Raised in place of ``os._exit``."""
 
 
 @pytest.mark.parametrize("on_a_cluster", [False, True])
 def test_second_signal_ends_the_process_at_once(tmp_path, monkeypatch, on_a_cluster):
-    """But on a cluster, which repeats itself and kills in the end."""
+    """On a cluster it does not, because SLURM repeats its signals, and kills in the end."""
     now = 100.0
 
     def leave(code):
@@ -82,7 +82,7 @@ def test_second_signal_ends_the_process_at_once(tmp_path, monkeypatch, on_a_clus
         saver = Saver(Checkpoints(tmp_path), lambda: {"step": 3})
         with saver.listening():
             signal.raise_signal(signal.SIGTERM)
-            signal.raise_signal(signal.SIGTERM)  # its echo
+            signal.raise_signal(signal.SIGTERM)  # the repeated signal
             now += 2
             if on_a_cluster:
                 signal.raise_signal(signal.SIGUSR1)
@@ -95,7 +95,7 @@ def test_second_signal_ends_the_process_at_once(tmp_path, monkeypatch, on_a_clus
 
 
 class Written:
-    """Stands for the checkpoints: the steps that were written."""
+    """A stub of ``Checkpoints`` that records the steps that were written."""
 
     def __init__(self):
         self.steps, self.written_at = [], time.monotonic()
@@ -130,7 +130,7 @@ def test_state_is_saved_at_its_intervals_and_after_each_epoch():
 
 
 def test_several_processes_save_once_when_it_is_time():
-    """They learn of each other's wish a step later."""
+    """A process learns of another's request one step later."""
 
     class ALater(Processes):
         before = (0, 0)
@@ -173,7 +173,7 @@ runpy.run_path(program, run_name="__main__")
     ],
 )
 def test_interrupt_while_a_program_starts_is_one_line(root, tmp_path, program, module):
-    """It comes while a module is imported, where Python's own exception would be a traceback."""
+    """The interrupt comes during an import, where Python itself would print a traceback."""
     arguments = RUN if module == "torch" else ["wrong=1"]
     command = [sys.executable, "-c", INTERRUPTED_AT, module, program, *arguments, f"runs_dir={tmp_path}"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
@@ -182,10 +182,10 @@ def test_interrupt_while_a_program_starts_is_one_line(root, tmp_path, program, m
 
 
 def test_run_that_nobody_listens_to_goes_on(root, tmp_path):
-    """``| head``, or a terminal that is gone."""
+    """This happens with ``| head``, and when a terminal is closed."""
     short = ["recipe.epochs=1", "dataset.train_limit=64"]
     reader, writer = os.pipe()
-    os.close(reader)  # before the process begins
+    os.close(reader)  # before the process starts
     command = [sys.executable, "train.py", *RUN, *short, f"runs_dir={tmp_path}"]
     done = subprocess.run(command, cwd=root, stdout=writer, stderr=writer, timeout=300)
     os.close(writer)

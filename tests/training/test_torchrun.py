@@ -1,4 +1,4 @@
-"""Runs by several processes: stopped, gone on with by more or fewer, and what goes wrong is told once."""
+"""Runs of several processes: stops, resumption by more or fewer processes, and errors, which are reported once."""
 
 import json
 import os
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Launch:
-    """Several processes of one command, which meet in a store of this process, as torchrun's do in torchrun's."""
+    """Several processes of one command, whose store is in this process, as torchrun's is in torchrun."""
 
     def __init__(self, *command, world=2, **variables):
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -39,12 +39,12 @@ class Launch:
         ]
 
     def end(self):
-        """Exit code and what was said on both streams, of each."""
+        """Return exit code, standard output and standard error of each process, after it has ended."""
         said = [rank.communicate(timeout=300) for rank in self.ranks]
         return [(rank.returncode, out, err) for rank, (out, err) in zip(self.ranks, said, strict=True)]
 
 
-PLAN = [  # place, settings, the signal that a rank gets, which rank, before the end of which step
+PLAN = [  # folder, settings, a signal (0: none), the rank that gets it, the step before whose end it comes
     ("whole", [], 0, 0, 0),
     ("stopped", [], signal.SIGTERM, 1, 6),
     ("stopped", [], 0, 0, 0),
@@ -59,7 +59,7 @@ PLAN = [  # place, settings, the signal that a rank gets, which rank, before the
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """The folder of the runs, and what each of two processes got of them."""
+    """Return the folder of the runs, and the outcomes of both processes."""
     folder = tmp_path_factory.mktemp("launched")
     with pytest.MonkeyPatch.context() as patch:
         stopped_after(settings(folder / "grows", "checkpoint.steps=1"), 6, patch)
@@ -76,7 +76,7 @@ def folder_of(launched, place, *more):
 
 
 def test_two_processes_stop_at_one_step_and_go_on_bit_for_bit(launched):
-    """One of them is asked, the others learn of it a step later; the first alone talks."""
+    """One process gets the signal, the other learns of it a step later; only the main process prints."""
     first, second = launched[1]
     assert (first[1]["kind"], second[1]["kind"]) == ("StoppedError", "StoppedError")
     assert (first[1]["exit_code"], second[1]["exit_code"]) == (75, 75)
@@ -106,7 +106,7 @@ def test_another_number_of_processes_goes_on(launched):
         assert worlds == ([1, 2] if place == "grows" else [2, 1])
         epochs = [line for line in lines if line["kind"] == "epoch"]
         assert [epoch["step"] for epoch in epochs] == list(range(STEPS_PER_EPOCH, STEPS + 1, STEPS_PER_EPOCH))
-        for epoch in epochs:  # the errors of all processes before and after: a number of the 200 images
+        for epoch in epochs:  # errors cover all processes: multiples of 1/200
             assert 2 * epoch["train_error"] == pytest.approx(round(2 * epoch["train_error"]), abs=1e-9)
 
 
@@ -154,7 +154,7 @@ runpy.run_path("train.py", run_name="__main__")
 
 @pytest.mark.slow
 def test_train_py_by_two_processes_leaves_with_the_codes_and_words_of_one(tmp_path):
-    """Stopped, gone on with, and found finished."""
+    """The run is stopped, resumed, and then found finished."""
     arguments = (*RUN, f"runs_dir={tmp_path}")
     (first, _, said), (second, out, nothing) = Launch("-c", STOPPED, *arguments).end()
     assert (first, second) == (75, 75)
@@ -171,7 +171,7 @@ def test_train_py_by_two_processes_leaves_with_the_codes_and_words_of_one(tmp_pa
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("loss", ["ce", "isda", "center"])
 def test_two_gpus_with_common_batch_normalisation_train_as_one(tmp_path, loss):
-    """By NCCL; 200 images in batches of 64, the last of 8."""
+    """NCCL is used; the 200 images make batches of 64, the last of 8."""
     exact = ("compute=gpu", "compute.precision=fp32", "compute.tf32=false", "compute.deterministic=true")
     asked = (*exact, f"loss={loss}", "model.dropout=0", "recipe.epochs=2")
     curves = []

@@ -1,6 +1,6 @@
-"""Small trainings by one process or several, each loss in turn, for test_processes.py: what each leaves behind.
+"""Worker of test_processes.py: small trainings with each loss by one process or several, and their outcomes.
 
-RANK=.. MASTER_PORT=.. python together.py FOLDER    # three processes, which then are two
+RANK=.. MASTER_PORT=.. python together.py FOLDER    # with three processes, and then with two of them
 """
 
 import os
@@ -42,7 +42,7 @@ OTHERS = {
 
 
 class Grouped(Network):
-    """Each image's output depends on itself alone; all in float64."""
+    """A network in float64 in which each image's output depends on that image alone."""
 
     def __init__(self, norm=None, classes=CLASSES):
         super().__init__(WIDTH, classes)
@@ -64,7 +64,7 @@ def split(samples, seed):
 
 
 def trainer_of(name, processes, *, norm=None, micro_batch=None, sync=True, train=22, batch_size=10, epochs=2):
-    """22 images in batches of 10: of three processes, one has nothing of each epoch's last batch."""
+    """Return a trainer of 22 images in batches of 10: of three processes, one has no image of an epoch's last batch."""
     compute = Compute(CPU, "test", "fp32", False, False, False, False, micro_batch)
     torch.manual_seed(1)
     network = Grouped(norm() if norm else None)
@@ -97,7 +97,7 @@ def trainer_of(name, processes, *, norm=None, micro_batch=None, sync=True, train
 
 
 def finished(trainer, folder):
-    """Train to the end; what there is to compare."""
+    """Train to the end, and return the network, the criterion and the curves."""
     records = trainer.train([], None, Saver(Checkpoints(folder), trainer.state_dict, processes=trainer.processes))
     return {
         "network": trainer.network.state_dict(),
@@ -111,23 +111,23 @@ def every_loss(processes, folder):
 
 
 def micro_batches(processes, folder):
-    """Of two images: the processes have different numbers of them."""
+    """Train with micro-batches of two images, of which the processes have different numbers."""
     return {name: finished(trainer_of(name, processes, micro_batch=2), folder) for name in ("isda", "center")}
 
 
 def batch_norm(processes, folder):
-    """Each process's own, and its buffers those of the first."""
+    """Train with batch normalisation of each process's own images; the buffers of the main process count."""
     trainer = trainer_of("ce", processes, norm=lambda: nn.BatchNorm2d(WIDTH))
     outcome = finished(trainer, folder)
     return {**outcome, "buffers": processes.all_gather([buffer.tolist() for buffer in trainer.network.buffers()])}
 
 
 class StoppedHereError(Exception):
-    """Ends a training."""
+    """Raised to end a training."""
 
 
 class StoppingAfter(Saver):
-    """Ends a training after a step, and keeps its state."""
+    """A saver that keeps the state after a step, and ends the training there."""
 
     def __init__(self, trainer, step):
         self.trainer, self.step = trainer, step
@@ -138,23 +138,23 @@ class StoppingAfter(Saver):
             raise StoppedHereError
 
     def epoch_ended(self):
-        """It goes on."""
+        """Continue with the training."""
 
     stop_if_asked = epoch_ended
 
 
 class Records(list):
-    """A tracker: the epochs that are over."""
+    """A tracker that collects the records of finished epochs."""
 
     def log(self, record):
         self.append(EpochRecord.from_json(record))
 
     def close(self):
-        """Nothing is open."""
+        """Do nothing."""
 
 
 def state_after(trainer, step):
-    """Its state and its epochs then, on all processes."""
+    """Return the trainer's state and epochs after ``step``, on all processes."""
     saver, records = StoppingAfter(trainer, step), Records()
     try:
         trainer.train([records], None, saver)
@@ -164,7 +164,7 @@ def state_after(trainer, step):
 
 
 def own_statistics(processes, folder):
-    """Stopped with ``sync=false`` in the middle of an epoch and resumed, against uninterrupted; of each process."""
+    """Compare a resumed with an uninterrupted run for ``sync=false``, whose statistics differ between processes."""
     outcome = {}
     for name in ("isda", "center"):
         whole = trainer_of(name, processes, sync=False)
@@ -181,7 +181,7 @@ def own_statistics(processes, folder):
 
 
 def another_number(processes, folder):
-    """The state of one process in the middle of the second epoch, gone on from by these; and theirs, for one."""
+    """Resume one process's state from the middle of epoch 2; also return these processes' state, for one to resume."""
     resumed = trainer_of("isda", processes)
     resumed.load_state_dict(*torch.load(folder.parent / "of_one.pt", weights_only=False))
     of_these = state_after(trainer_of("isda", processes), 5)
@@ -189,7 +189,7 @@ def another_number(processes, folder):
 
 
 def few_samples(processes, folder):
-    """Seven to evaluate in a batch of five and one of two, and one alone, whatever the number of processes."""
+    """Evaluate seven samples in batches of five and two, and one sample alone, by any number of processes."""
     trainer = trainer_of("ce", processes)
     counted = processes.all_gather(sum(len(targets) for _, targets in trainer.test_batches.epoch(0)))
     torch.manual_seed(3)
@@ -207,7 +207,7 @@ def few_samples(processes, folder):
 
 
 def exchanges(processes, folder):
-    """What each process gets to know of the others."""
+    """Return the results of each kind of communication, on all processes."""
     rank = processes.rank
     log = folder / "order.txt"
     with processes.main_first(), log.open("a") as file:
@@ -233,13 +233,13 @@ OF_TWO = (batch_norm, own_statistics)
 
 
 def outcomes(processes, folder):
-    """Of each kind."""
+    """Return the outcome of each kind of training, by the name of its function."""
     kinds = (*ALL, *OF_TWO) if processes.world_size == 2 else ALL
     return {kind.__name__: kind(processes, folder) for kind in kinds}
 
 
 def main(folder):
-    """As one of three processes; afterwards the first two of them join again."""
+    """Run as one of three processes; afterwards the first two of them join again."""
     torch.set_num_threads(1)
     rank = int(os.environ["RANK"])
     for world in (3, 2):

@@ -1,0 +1,65 @@
+"""Make each loss with a batch, take a step on copies, and compare steps: helpers of the tests of all losses."""
+
+import copy
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from isda_repro.losses import (
+    CenterLoss,
+    CrossEntropy,
+    DisturbLabel,
+    FocalLoss,
+    ISDALoss,
+    LargeMarginSoftmax,
+    LqLoss,
+    SampledISDALoss,
+)
+
+MAKERS = {
+    "ce": CrossEntropy,
+    "focal": FocalLoss,
+    "lq": LqLoss,
+    "center": CenterLoss,
+    "large_margin": LargeMarginSoftmax,
+    "disturb_label": DisturbLabel,
+    "isda": ISDALoss,
+    "isda_diagonal": lambda *sizes, **options: ISDALoss(*sizes, covariance="diagonal", **options),
+    "isda_shared": lambda *sizes, **options: ISDALoss(*sizes, covariance="shared", **options),
+    "isda_packed": lambda *sizes, **options: ISDALoss(*sizes, packed=True, **options),
+    "isda_identity": lambda *sizes, **options: ISDALoss(*sizes, covariance="identity", **options),
+    "isda_sampled": SampledISDALoss,
+}
+WITHOUT_DRAWS = [name for name in MAKERS if name not in ("disturb_label", "isda_sampled")]
+WITH_SIGMA2 = ["isda", "isda_diagonal", "isda_shared", "isda_identity", "isda_packed"]
+
+
+def make(name, size=24, classes=7, width=5, dtype=torch.float64, **options):
+    torch.manual_seed(0)
+    criterion = MAKERS[name](classes, width, **options).to(dtype)
+    head = nn.Linear(width, classes, bias=criterion.uses_head_bias).to(dtype)
+    features = torch.randn(size, width, dtype=dtype).relu().requires_grad_()
+    return criterion, head, features, torch.randint(classes - 1, (size,))
+
+
+def step(criterion, head, features, targets, progress=0.7):
+    """Return loss, gradients and the state after a training step; criterion and head are copied first."""
+    criterion, head = copy.deepcopy(criterion), copy.deepcopy(head)
+    features = features.detach().clone().requires_grad_()
+    criterion.begin_step(0, 10, torch.Generator().manual_seed(0))
+    loss = criterion(features, head(features), targets, head=head, progress=progress)
+    loss.backward()
+    gradients = {name: one.grad for name, one in (*head.named_parameters(), *criterion.named_parameters())}
+    return loss.detach(), features.grad, gradients, dict(criterion.named_buffers())
+
+
+@contextmanager
+def unchanged(criterion):
+    before = copy.deepcopy(criterion.state_dict())
+    yield
+    assert_same(criterion.state_dict(), before, tolerance=0)
+
+
+def assert_same(found, expected, tolerance=1e-11):
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
