@@ -135,7 +135,9 @@ def _waits(findings: Findings) -> None:
                 for _ in range(counted):
                     next(steps)
             findings.add("sync_sites", f"{model}/{loss}/{name}", dict(sites))
-            looks = sum(number for site, number in sites.items() if site.startswith("running_metrics.py"))  # every 50 steps
+            looks = sum(
+                number for site, number in sites.items() if site.startswith("running_metrics.py")
+            )  # every 50 steps
             waits = (sum(sites.values()) - looks) / counted
             findings.add("syncs_per_step", f"{model}/{loss}/{name}", waits)
             if waits:

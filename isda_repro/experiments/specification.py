@@ -92,7 +92,10 @@ def load_table(name: str, folder: Path = TABLE_DIR) -> Table:
     where = file if is_own else f"conf/table/{file}.yaml"
     try:
         spec = _with_likeness(OmegaConf.to_container(OmegaConf.load(path)), folder)
-        return _table(path.stem if is_own else name, _with_variant(spec, variant) if variant else spec)
+        return _table(
+            f"{path.stem}+{variant}" if is_own and variant else path.stem if is_own else name,
+            _with_variant(spec, variant) if variant else spec,
+        )
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     except Exception as error:  # PyYAML's errors, which OmegaConf passes on; a repeated label is one of them

@@ -66,7 +66,8 @@ def exit_status_of(folder: Path, exit_code: int) -> ExitStatus:
     if noted is not None:
         return noted
     if exit_code < 0:
-        return ExitStatus(exit_code, f"ended by {signal.Signals(-exit_code).name}")
+        names = {number.value: number.name for number in signal.Signals}
+        return ExitStatus(exit_code, f"ended by {names.get(-exit_code, f'signal {-exit_code}')}")
     said = last_error(folder / LOG) or next(reversed(_lines(folder / LOG)), f"exit code {exit_code}")
     return ExitStatus(exit_code, said)
 

@@ -162,7 +162,7 @@ def _panel(
     smallest = min(min(curve.low) for curve in curves)
     largest = max(max(curve.mean) for curve in curves)
     low, high = _range(curves, first, last)
-    _dress(course, curves, (1, last), (0.8 * smallest, min(largest, CAP * smallest)), ticks=5)
+    _dress(course, curves, (1, last), (0.8 * smallest, min(largest, CAP * smallest or largest)), ticks=5)
     _dress(detail, curves, (first, last), (low, high), ticks=7)
     course.fill_between([first, last], low, high, facecolor="0.93", edgecolor="0.6", linewidth=0.5, zorder=0)
     return low, high

@@ -108,6 +108,7 @@ def test_torn_owner_file_names_nobody(tmp_path, text):
 def test_how_a_process_ended_is_told_by_what_it_noted_its_signal_or_its_log(tmp_path):
     assert exit_status_of(tmp_path, -9).exit_code == -9
     assert "SIGKILL" in exit_status_of(tmp_path, -9).said
+    assert "signal 40" in exit_status_of(tmp_path, -40).said, "a real-time signal has no name"
     assert exit_status_of(tmp_path, 1).exit_code == 1
     (tmp_path / "log.txt").write_text("epoch 1\nlast words\n")
     assert exit_status_of(tmp_path, 1) == (1, "last words")

@@ -1,5 +1,7 @@
 """Figures of many labelled curves, with an enlarged part."""
 
+import dataclasses
+
 import pytest
 
 from isda_repro.experiments.table import PlotSpec
@@ -65,6 +67,12 @@ def test_both_axes_have_every_curve(drawn):
         assert drops == [79.5, 119.5]
     low, high = detail.get_ylim()
     assert all(low < min(one.low[130:]) and max(one.high[130:]) < high for one in curves)
+
+
+def test_a_seed_without_an_error_leaves_the_upper_axes_their_height(drawn):
+    one = dataclasses.replace(curve("a", 6), low=[0.0] * 160)
+    course, *_ = draw({title: {**lines, "a": one} for title, lines in drawn.items()})
+    assert course.get_ylim()[1] > 6
 
 
 def test_names_stand_in_the_order_of_the_ends_each_beside_its_number(drawn):
