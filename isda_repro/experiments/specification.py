@@ -93,7 +93,7 @@ def load_table(name: str, folder: Path = TABLE_DIR) -> Table:
     try:
         spec = _with_likeness(OmegaConf.to_container(OmegaConf.load(path)), folder)
         return _table(
-            f"{path.stem}+{variant}" if is_own and variant else path.stem if is_own else name,
+            path.stem + name.removeprefix(file),
             _with_variant(spec, variant) if variant else spec,
         )
     except UserError as error:

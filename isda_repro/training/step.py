@@ -42,12 +42,12 @@ class Weighted(NamedTuple):
     Attributes:
         weight: factor on the share's loss: its samples times the number of processes, divided by the samples of the
             whole batch. A number, or a tensor [].
-        room: number of samples that every process passes to a collective loss; smaller shares are padded with samples
+        padded_size: number of samples that every process passes to a collective loss; smaller shares are padded with samples
             whose target is ``IGNORED``. None: no padding.
     """
 
     weight: float | Tensor = 1.0
-    room: int | None = None
+    padded_size: int | None = None
 
 
 WHOLE_BATCH = Weighted()
@@ -77,7 +77,7 @@ def weighted(
         everybody = processes.all_reduce_sum(torch.full((), float(samples), device=device))
         weight = samples * processes.world_size / everybody.clamp(min=1)
     counts_are_unknown = criterion.is_collective and device.type != "cpu"  # the host does not wait for them
-    return Weighted(weight, room=-(-total // processes.world_size) if counts_are_unknown else None)
+    return Weighted(weight, padded_size=-(-total // processes.world_size) if counts_are_unknown else None)
 
 
 def compute_gradients(
@@ -184,7 +184,7 @@ def _criterion(
         features.requires_grad_()
         logits.requires_grad_()
         weights = [weight for weight in (*head.parameters(), *criterion.parameters()) if weight.requires_grad]
-        shown = _shown(features, logits, targets, share.room)
+        shown = _shown(features, logits, targets, share.padded_size)
         loss = criterion(*shown, head=head, progress=progress)
         counted = loss if share is WHOLE_BATCH else loss * share.weight
         wanted = [features, logits, *weights]
@@ -193,9 +193,9 @@ def _criterion(
     return loss.detach(), _Gradients(of_features, of_logits, own)
 
 
-def _shown(features: Tensor, logits: Tensor, targets: Tensor, room: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the inputs of the criterion, padded to ``room`` samples with ``IGNORED`` targets."""
-    missing = 0 if room is None else room - len(targets)
+def _shown(features: Tensor, logits: Tensor, targets: Tensor, padded_size: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the inputs of the criterion, padded to ``padded_size`` samples with ``IGNORED`` targets."""
+    missing = 0 if padded_size is None else padded_size - len(targets)
     if not missing:
         return features, logits, targets
     below = (0, 0, 0, missing)

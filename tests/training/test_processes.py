@@ -146,7 +146,7 @@ def test_weight_of_a_share_is_its_part_of_the_batch_times_the_processes():
     assert of(SINGLE_PROCESS, 2, 8, ce) == (0.25, None)
     assert of(Processes(1, 4), 3, 8, ce) == (1.5, None)
     assert of(Four(1, 4), 3, 12, ce, short=True) == (1.5, None)
-    assert of(Processes(1, 4), 2, 9, isda, torch.device("meta")).room is None, "nothing is exchanged"
+    assert of(Processes(1, 4), 2, 9, isda, torch.device("meta")).padded_size is None, "nothing is exchanged"
 
 
 @pytest.mark.parametrize(
