@@ -92,10 +92,7 @@ def load_table(name: str, folder: Path = TABLE_DIR) -> Table:
     where = file if is_own else f"conf/table/{file}.yaml"
     try:
         spec = _with_likeness(OmegaConf.to_container(OmegaConf.load(path)), folder)
-        return _table(
-            path.stem + name.removeprefix(file),
-            _with_variant(spec, variant) if variant else spec,
-        )
+        return _table(path.stem + name.removeprefix(file), _with_variant(spec, variant) if variant else spec)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     except Exception as error:  # PyYAML's errors, which OmegaConf passes on; a repeated label is one of them

@@ -42,8 +42,8 @@ class Weighted(NamedTuple):
     Attributes:
         weight: factor on the share's loss: its samples times the number of processes, divided by the samples of the
             whole batch. A number, or a tensor [].
-        padded_size: number of samples that every process passes to a collective loss; smaller shares are padded with samples
-            whose target is ``IGNORED``. None: no padding.
+        padded_size: number of samples that every process passes to a collective loss; smaller shares are padded with
+            samples whose target is ``IGNORED``. None: no padding.
     """
 
     weight: float | Tensor = 1.0
