@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 from omegaconf import OmegaConf
@@ -67,3 +69,10 @@ def test_shown_commands_compose(command, settings):
     except ConfigError as error:
         pytest.fail(f"{command}: {error}")
     assert not OmegaConf.missing_keys(cfg)
+
+
+@pytest.mark.parametrize("name", [name for name in DOCS if "```python" in (ROOT / name).read_text()])
+def test_python_snippets_run(name, tmp_path):
+    snippet = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL))
+    done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
