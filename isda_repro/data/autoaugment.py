@@ -46,6 +46,8 @@ class AutoAugment(Augmentation):
         interpolation: mode for shear and rotation; ``nearest`` (torchvision's default) or ``bilinear``.
         fill: grey level of pixels that come from outside of the image; torchvision uses 0, the ISDA authors 128.
         one_way_rotation: always rotate counter-clockwise, as the ISDA authors' code does, instead of drawing the sign.
+        official_policy: CIFAR-10's policy as in the ISDA authors' code: the second equalize of sub-policy 17 has
+            probability 0.8 instead of 0.6, and thresholds of solarize fall from 256 instead of 255.
 
     Raises:
         UserError: an unknown policy or interpolation, or a fill outside [0, 255].
@@ -55,6 +57,7 @@ class AutoAugment(Augmentation):
     interpolation: Literal["nearest", "bilinear"] = "nearest"
     fill: int = 0
     one_way_rotation: bool = False
+    official_policy: bool | None = None
 
     wants_many = True
     host_draws = frozenset(STAGES)
@@ -68,6 +71,8 @@ class AutoAugment(Augmentation):
             raise UserError(f"AutoAugment's fill={self.fill!r} must be a grey level from 0 to 255.")
         if not isinstance(self.one_way_rotation, bool):
             raise UserError(f"AutoAugment's one_way_rotation={self.one_way_rotation!r} must be true or false.")
+        if self.official_policy not in (None, False, True):
+            raise UserError(f"AutoAugment's official_policy={self.official_policy!r} must be true, false or null.")
 
     def draw(self, num_samples: int, image_size: tuple[int, int], generator: torch.Generator) -> Draws:
         """Draw for each stage the index in ``operations``, int64 [N]; 0, the identity, where it is not applied."""
@@ -128,7 +133,7 @@ class AutoAugment(Augmentation):
             return operations.index(operation)
 
         sub_policies = []
-        for sub_policy in published_sub_policies(self.policy):
+        for sub_policy in published_sub_policies(self.policy, official=bool(self.official_policy)):
             stages = []
             for name, probability, level in sub_policy:
                 both = name in SIGNED and not (name == "Rotate" and self.one_way_rotation)
@@ -145,11 +150,19 @@ class AutoAugment(Augmentation):
         return numbers, torch.tensor([[probability for probability, _ in stages] for stages in sub_policies])
 
 
-def published_sub_policies(policy: str) -> list[tuple[tuple[str, float, int | None], ...]]:
-    """Return torchvision's 25 sub-policies, each two tuples (operation, probability, level)."""
+def published_sub_policies(policy: str, official: bool = False) -> list[tuple[tuple[str, float, int | None], ...]]:
+    """Return the 25 sub-policies of torchvision, or of the ISDA authors' code for CIFAR-10.
+
+    Each is two tuples (operation, probability, level).
+    """
     from torchvision import transforms
 
-    return list(transforms.AutoAugment(transforms.AutoAugmentPolicy[POLICIES[policy]]).policies)
+    listed = list(transforms.AutoAugment(transforms.AutoAugmentPolicy[POLICIES[policy]]).policies)
+    if official and policy == "cifar10":
+        listed[16] = (("Equalize", 0.2, None), ("Equalize", 0.8, None))
+        renamed = {"Solarize": "SolarizeFrom256"}
+        listed = [tuple((renamed.get(name, name), *rest) for name, *rest in stages) for stages in listed]
+    return listed
 
 
 def magnitude(operation: Operation, height: int, width: int) -> float:
@@ -169,6 +182,7 @@ def magnitude(operation: Operation, height: int, width: int) -> float:
         "TranslateY": (0.0, 150 / 331 * height),
         "Rotate": (0.0, 30.0),
         "Solarize": (1.0, 0.0),
+        "SolarizeFrom256": (1.0, 0.0),
     }.get(operation.name, (0.0, 0.9))
     value = float(torch.linspace(lowest, highest, LEVELS)[operation.level])
     return -value if operation.negative else value
@@ -205,6 +219,7 @@ def function(
         "Sharpness": lambda: partial(functional.adjust_sharpness, sharpness_factor=1 + value),
         "Posterize": lambda: partial(functional.posterize, bits=int(value)),
         "Solarize": lambda: partial(functional.solarize, threshold=255 * value),
+        "SolarizeFrom256": lambda: partial(functional.solarize, threshold=256 * value),
         "AutoContrast": lambda: functional.autocontrast,
         "Equalize": lambda: functional.equalize,
         "Invert": lambda: functional.invert,

@@ -6,7 +6,7 @@ from torchvision.transforms import InterpolationMode, autoaugment, v2
 from torchvision.transforms.v2 import functional
 
 from isda_repro.data import AutoAugment
-from isda_repro.data.autoaugment import IDENTITY, SIGNED, STAGES, Operation, function, magnitude
+from isda_repro.data.autoaugment import IDENTITY, SIGNED, STAGES, Operation, function, magnitude, published_sub_policies
 
 NAMES = sorted(set(v2.AutoAugment._AUGMENTATION_SPACE))
 HEIGHT, WIDTH = 32, 28
@@ -165,3 +165,19 @@ def test_one_way_rotation_is_counter_clockwise_and_the_rest_stays():
     image[..., 16, 28] = 255  # right of the centre, so that a counter-clockwise rotation moves it up
     turned = function(Operation("Rotate", 9), 32, 32, "nearest", 0)(image)
     assert int(turned[0, 0].nonzero()[0, 0]) < 12
+
+
+def test_official_policy_differs_in_one_probability_and_in_solarize():
+    theirs, ours = published_sub_policies("cifar10", official=True), published_sub_policies("cifar10")
+    differing = [number for number, (one, other) in enumerate(zip(theirs, ours, strict=True), start=1) if one != other]
+    assert differing == [15, 17, 19, 21, 23]
+    assert theirs[16] == (("Equalize", 0.2, None), ("Equalize", 0.8, None))
+    assert published_sub_policies("imagenet", official=True) == published_sub_policies("imagenet")
+    ramp = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256).contiguous()
+    solarized = function(Operation("SolarizeFrom256", 5), 1, 256, "nearest", 0)(ramp.clone())[0, 0, 0]
+    assert int((solarized == ramp[0, 0, 0]).sum()) == 114  # 0 to 113: the threshold is 256 * 4 / 9 = 113.8
+    augmentation = AutoAugment(official_policy=True)
+    assert {"SolarizeFrom256"} == {one.name for one in augmentation.operations} - {*NAMES, "Identity"}
+    draws = augmentation.draw(200, (32, 32), torch.Generator().manual_seed(0))
+    images = torch.randint(256, (200, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    assert augmentation.apply(images, draws).shape == images.shape
