@@ -56,10 +56,10 @@ faults: $(STAMP)
 
 # Does not set up the environment, because on a borrowed GPU it often belongs to somebody else.
 gpu:
-	$(RUN) benchmarks/gpu.py minutes=$(MINUTES) data_dir=$(DATA_DIR) $(MORE)
+	$(RUN) benchmarks/gpu/gpu.py minutes=$(MINUTES) data_dir=$(DATA_DIR) $(MORE)
 
 gpu-rehearsal: $(STAMP)
-	$(RUN) benchmarks/gpu.py rehearse=true output=runs/gpu-rehearsal
+	$(RUN) benchmarks/gpu/gpu.py rehearse=true output=runs/gpu-rehearsal
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

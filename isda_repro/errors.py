@@ -30,6 +30,10 @@ INTERRUPTED = "\ninterrupted; the same command starts it again"
 """Message of a process that Ctrl-C ends when there is nothing to save."""
 
 
+EXTRAS = {"submitit": "slurm", "wandb_workspaces": "report", "jinja2": "report", "plotly": "report"}
+"""The extra that installs a package, if it is not ``train``."""
+
+
 class StoppedError(Exception):
     """A run was asked to stop by a signal, and has saved its state. The message says how to resume it.
 
@@ -108,11 +112,8 @@ def check_installation() -> None:
         if package in ("", "isda_repro"):
             others(kind, error, traceback)
         else:
-            extra = "slurm" if package == "submitit" else "train"
-            _leave(
-                f'the package {package} is not installed, which this command needs: pip install "isda_repro[{extra}]", '
-                f'or in a checkout pip install -e ".[{extra}]"'
-            )
+            extra = EXTRAS.get(package, "train")
+            _leave(f'the package {package} is not installed, which this command needs: pip install -e ".[{extra}]"')
 
     sys.excepthook = explain
 

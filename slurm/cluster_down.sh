@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # cluster_down.sh - stop what cluster_up.sh started, by recorded pid: first the jobs, then slurmd, slurmctld, slurmdbd, mariadbd, munged.
-SLURM_DIR=${SLURM_DIR:-/tmp/isda_slurm}; export SLURM_CONF=$SLURM_DIR/slurm.conf
+SLURM_DIR=${SLURM_DIR:-${TMPDIR:-/tmp}/isda_slurm}; export SLURM_CONF=$SLURM_DIR/slurm.conf
 [ -d "$SLURM_DIR/pid" ] || { echo "nothing to stop"; exit 0; }
 ids=$(timeout 5 squeue -h -o %A 2>/dev/null | sort -u)
 if [ -n "$ids" ]; then   # running steps outlive their slurmd, so end them first

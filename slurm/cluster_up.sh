@@ -3,7 +3,7 @@
 # All state (config, keys, spool, logs, pids, database) is under $SLURM_DIR; listens on 127.0.0.1 only.
 # Use it:   bash cluster_up.sh && . $SLURM_DIR/env.sh && sinfo
 # Settings (environment variables):
-SLURM_DIR=${SLURM_DIR:-/tmp/isda_slurm}
+SLURM_DIR=${SLURM_DIR:-${TMPDIR:-/tmp}/isda_slurm}
 NODES=${NODES:-4}            # virtual nodes node1..nodeN, each its own slurmd (+ own UTS hostname)
 CPUS=${CPUS:-4}              # claimed CPUs per node (need not exist, because of config_overrides)
 MEM_MB=${MEM_MB:-4000}       # claimed memory per node (not enforced)
@@ -24,13 +24,13 @@ pkgs=(slurmctld slurmd slurm-client munge)
 [ "$DBD" = 1 ] && pkgs+=(slurmdbd mariadb-server-core mariadb-client-core)   # -core: no service, no /var/lib/mysql
 missing=(); for p in "${pkgs[@]}"; do dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing+=("$p"); done
 if [ ${#missing[@]} -gt 0 ]; then
-  export DEBIAN_FRONTEND=noninteractive
+  export DEBIAN_FRONTEND=noninteractive apt_log; apt_log=$(mktemp)
   apt-get -o DPkg::Lock::Timeout=300 update -qq || { echo "cluster_up: packages cannot be installed here: no package lists" >&2; exit 1; }
   if [ ! -e /usr/sbin/policy-rc.d ]; then   # keep packages from starting daemons
     printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d; trap 'rm -f /usr/sbin/policy-rc.d' EXIT; fi
-  apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends "${missing[@]}" >/tmp/slurm_apt.$$.log 2>&1 ||
-    { tail -20 /tmp/slurm_apt.$$.log >&2; echo "cluster_up: packages cannot be installed here: ${missing[*]}" >&2; exit 1; }
-  rm -f /tmp/slurm_apt.$$.log
+  apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends "${missing[@]}" >"$apt_log" 2>&1 ||
+    { tail -20 "$apt_log" >&2; echo "cluster_up: packages cannot be installed here: ${missing[*]}" >&2; exit 1; }
+  rm -f "$apt_log"
   lap "installed: ${missing[*]}"
 else lap "packages already installed"; fi
 

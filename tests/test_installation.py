@@ -97,4 +97,4 @@ def test_a_command_without_its_packages_says_how_to_install_them(command, hidden
     done = run(COMMAND, f"{hidden},torch", root, f"{command}.py", "--help")
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert 'pip install "isda_repro[train]"' in done.stderr
+    assert 'pip install -e ".[train]"' in done.stderr

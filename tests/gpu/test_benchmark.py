@@ -8,7 +8,7 @@ import pytest
 
 
 def started(root, *arguments):
-    command = [sys.executable, str(root / "benchmarks" / "gpu.py"), *arguments]
+    command = [sys.executable, str(root / "benchmarks" / "gpu" / "gpu.py"), *arguments]
     return subprocess.run(command, cwd=root, capture_output=True, text=True)
 
 

@@ -1,8 +1,8 @@
 """Prove on one GPU that the project is correct there, measure it, and fill cells of Table 2 in the time that is left.
 
-    make gpu MINUTES=9                                   # or: python benchmarks/gpu.py minutes=9 data_dir=data
+    make gpu MINUTES=9                                   # or: python benchmarks/gpu/gpu.py minutes=9 data_dir=data
     make gpu-rehearsal                                   # the same code, smaller, on a CPU
-    python benchmarks/gpu.py minutes=2 only=[rates]      # some of the sections
+    python benchmarks/gpu/gpu.py minutes=2 only=[rates]      # some of the sections
 
 The sections run one after another, each in a process of its own with a time limit:
 
@@ -43,7 +43,7 @@ from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.files import atomic_write
 from isda_repro.runs.run_directory import provenance
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SECONDS = {
     "machine": 15,
     "tests": 90,
@@ -142,7 +142,7 @@ def section(name: str, seconds: float, options: Options, folder: Path) -> dict[s
         )
         command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", *several, *chosen]
     else:
-        command = [sys.executable, str(ROOT / "benchmarks" / "gpu_sections.py"), name, str(found)]
+        command = [sys.executable, str(Path(__file__).with_name("gpu_sections.py")), name, str(found)]
         command += ["rehearse"] if options.rehearse else []
     status, took = ended(command, seconds, environment(folder, options), log)
     body: dict[str, Any] = json.loads(found.read_text()) if found.exists() else {}

@@ -1,4 +1,4 @@
-"""Helpers of the sections of ``benchmarks/gpu.py``: findings in a file, timing on a device, random images."""
+"""Helpers of the sections of ``benchmarks/gpu/gpu.py``: findings in a file, timing on a device, random images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section `forms` of ``benchmarks/gpu.py``: the time of each form of ISDA, and its error against float64."""
+"""Section `forms` of ``benchmarks/gpu/gpu.py``: the time of each form of ISDA, and its error against float64."""
 
 from __future__ import annotations
 

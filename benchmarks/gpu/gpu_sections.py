@@ -1,4 +1,4 @@
-"""The sections of ``benchmarks/gpu.py``, a process each: ``gpu_sections.py SECTION JSON [rehearse]``.
+"""The sections of ``benchmarks/gpu/gpu.py``, a process each: ``gpu_sections.py SECTION JSON [rehearse]``.
 
 The file is written after each figure, so that a section that runs out of time keeps what it measured. On a CPU the same
 code runs with smaller networks and fewer steps.
@@ -105,7 +105,7 @@ SECTIONS = {"machine": machine, "runs": runs, "rates": rates, "forms": forms, "l
 def main() -> None:
     """Run the section that the command line names."""
     if len(sys.argv) < 3 or sys.argv[1] not in SECTIONS:
-        raise UserError("benchmarks/gpu.py runs this")
+        raise UserError("benchmarks/gpu/gpu.py runs this")
     SECTIONS[sys.argv[1]](Findings(Path(sys.argv[2]), rehearse="rehearse" in sys.argv[3:]))
 
 

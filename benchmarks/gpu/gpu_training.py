@@ -1,4 +1,4 @@
-"""Sections `runs` and `rates` of ``benchmarks/gpu.py``: whole runs, and single steps of the trainer."""
+"""Sections `runs` and `rates` of ``benchmarks/gpu/gpu.py``: whole runs, and single steps of the trainer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from isda_repro.training.distributed import SINGLE_PROCESS
 from isda_repro.training.run import build_trainer, run
 from isda_repro.training.trainer import Trainer
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 WARM_UP = 8  # steps: some before the graph is captured, the capture, and some replays
 TURNS, TURN_SECONDS = 5, 0.25
 PASSES = 25  # for epochs of 400 steps, as on CIFAR: the host waits for the GPU when an epoch begins

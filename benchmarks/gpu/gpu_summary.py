@@ -1,4 +1,4 @@
-"""The report of ``benchmarks/gpu.py`` as Markdown."""
+"""The report of ``benchmarks/gpu/gpu.py`` as Markdown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def summary(report: dict[str, Any]) -> str:
     lines = [
         f"# {report['card']}, {report['date']}",
         "",
-        f"torch {report['torch']}, Python {report['python']}, revision {revision}. Written by `benchmarks/gpu.py`.",
+        f"torch {report['torch']}, Python {report['python']}, revision {revision}. Written by `benchmarks/gpu/gpu.py`.",
         "",
         "| section | status | seconds | |",
         "| --- | ---: | ---: | --- |",
