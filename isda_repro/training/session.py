@@ -178,7 +178,7 @@ class Session(Generic[Outcome]):
         """Load the run's state into the trainer on all processes. From now on signals stop the run at its next step.
 
         Args:
-            collect: called by all processes whenever the state is saved, and at the end.
+            collect: called by all processes whenever the state is saved, as it is after each epoch.
 
         Raises:
             UserError: the newest checkpoint does not fit this program or the data.
@@ -265,8 +265,6 @@ class Session(Generic[Outcome]):
             lines = read_lines(self._directory.metrics, self._kind.epoch_record)
             self._lock.ensure_held()
             result = make_result([line for line in lines if isinstance(line, SegmentRecord)], self._origin)
-        self._collect()
-        if result is not None:
             self._lock.ensure_held()
             save(self._directory.checkpoint, {**final_state, DATA_KEY: describe_data(self._source)})
             write_result(self._directory.result, cast(Any, result))
