@@ -72,8 +72,7 @@ class InMemoryLoader(Loader):
         """
         draws = {name: row.to(dtype) for row, (name, dtype) in zip(numbers[1:], self._draw_types.items(), strict=True)}
         images, targets = self._gathered(numbers[0], slice(None))
-        images = self._normalise(self._augmentation.apply(images, draws))
-        return self._augmentation.apply_normalised(images, draws), targets
+        return self._normalised(self._augmented(images, draws), draws), targets
 
     def _batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         plan = self._plan(epoch)
@@ -85,12 +84,11 @@ class InMemoryLoader(Loader):
             here = {name: numbers[window] for name, numbers in draws.items()}
             for step in range(first, first + len(starts) - 1):
                 self._put_generated(images, starts[step - first] - starts[0], epoch, step, plan)
-            images = self._augmentation.apply(images, here)
+            images = self._augmented(images, here)
             for start, stop in pairwise(starts):
                 batch = slice(start - starts[0], stop - starts[0])
-                normalised = self._normalise(images[batch])
                 here_in_batch = {name: numbers[batch] for name, numbers in here.items()}
-                yield self._augmentation.apply_normalised(normalised, here_in_batch), targets[batch]
+                yield self._normalised(images[batch], here_in_batch), targets[batch]
 
     def _put_generated(self, images: Tensor, begin: int, epoch: int, step: int, plan: Plan) -> None:
         """Write a step's generated images into ``images``, in which the step's samples begin at row ``begin``."""

@@ -149,6 +149,14 @@ class Loader(ABC):
         stop = min(start + self.batch_size, self.num_samples)
         return self.share.of(start, stop).start - start, stop - start
 
+    def share_sizes(self) -> set[int]:
+        """Return how many samples a process can have in one step, over all processes and steps; no share is 0."""
+        last = self.num_samples - (self.steps_per_epoch - 1) * self.batch_size
+        processes = self.share.world_size
+        return {size // processes + more for size in (self.batch_size, last) for more in (0, size % processes > 0)} - {
+            0
+        }
+
     @abstractmethod
     def _batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]: ...
 
@@ -194,6 +202,15 @@ class Loader(ABC):
         others = torch.randint(self._images, (int(chosen.sum()),), generator=self._generator("synthetic_labels", epoch))
         order[chosen] = others
         return order
+
+    def _augmented(self, images: Tensor, draws: Draws) -> Tensor:
+        """Augment uint8 images; augmentations need not accept the empty share of a batch that a process can have."""
+        return self._augmentation.apply(images, draws) if len(images) else images
+
+    def _normalised(self, images: Tensor, draws: Draws) -> Tensor:
+        """Normalise images, and apply the augmentations of normalised images."""
+        images = self._normalise(images)
+        return self._augmentation.apply_normalised(images, draws) if len(images) else images
 
     def _placed(self, draws: Draws) -> dict[str, Tensor]:
         """Move the draws to the device, except those that the augmentation needs on the CPU."""

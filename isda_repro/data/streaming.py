@@ -101,8 +101,7 @@ class StreamingLoader(Loader):
                 pixels, targets = pixels[kept], targets[kept]
                 here = {name: numbers[kept.to(numbers.device)] for name, numbers in here.items()}
             pixels = pixels.to(self._device, non_blocking=True)
-            images = self._augmentation.apply(pixels.permute(0, 3, 1, 2), here)
-            images = self._augmentation.apply_normalised(self._normalise(images), here)
+            images = self._normalised(self._augmented(pixels.permute(0, 3, 1, 2), here), here)
             self._requests.give_back(fetched.slot)
             yield images, targets.to(self._device, non_blocking=True)
 

@@ -20,6 +20,7 @@ from isda_repro.training.compute import Compute
 from isda_repro.training.ddp import convert_sync_batchnorm
 from isda_repro.training.distributed import Processes, init_distributed
 from isda_repro.training.session import RunKind, Session, earlier_result, prepare, record_exit, total_timing
+from isda_repro.training.step import refuse_single_images
 from isda_repro.training.trainer import Trainer
 
 
@@ -81,6 +82,7 @@ def build_trainer(cfg: DictConfig, source: Source, compute: Compute, processes: 
         network = convert_sync_batchnorm(network, processes, compute)
     criterion = builders.build_criterion(cfg, network, compute, processes)
     train_batches, test_batches = builders.build_loaders(cfg, source, compute, processes)
+    refuse_single_images(network, train_batches, compute, (source.train.channels, *source.train.image_size))
     eval_model, train_model = builders.call_network(network, compute, processes)
     trainer = Trainer(
         network=network,

@@ -14,15 +14,18 @@ so each share's loss is weighted such that this mean is the gradient of the whol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isda_repro.data import Loader
+from isda_repro.errors import UserError
 from isda_repro.losses import IGNORED, Criterion
+from isda_repro.models import Network
 from isda_repro.training.compute import Compute
 from isda_repro.training.ddp import no_sync_unless_last
 from isda_repro.training.distributed import Processes
@@ -133,6 +136,55 @@ def compute_gradients(
                 output = network(part)
             own.backward(output.features, output.logits)
     return StepResult(loss, logits)
+
+
+def refuse_single_images(network: Network, loader: Loader, compute: Compute, image_shape: tuple[int, ...]) -> None:
+    """Refuse a training in which some step shows the network one image alone, if its normalisation cannot take that.
+
+    Batch normalisation of maps of 1 x 1 pixels has nothing to normalise over in a single image. Whether a network comes
+    to that is found by trying, and only where a share of a batch, or a micro-batch of one, is a single image.
+
+    Args:
+        network: the network itself; its buffers and the random state stay as they are.
+        loader: the loader of the training images.
+        compute: device, precision and size of micro-batches.
+        image_shape: (C, H, W) of an image.
+
+    Raises:
+        UserError: a step has one image, and the network cannot train on it.
+    """
+    at_once = compute.micro_batch or loader.batch_size
+    parts = {part for size in loader.share_sizes() for part in (min(size, at_once), size % at_once)}
+    if 1 not in parts:
+        return
+    micro = "" if compute.micro_batch is None else f", micro-batches of {at_once}"
+    processes = loader.share.world_size
+    among = "" if processes == 1 else f", divided among {processes} processes"
+    devices = [compute.device] if compute.device.type == "cuda" else []
+    image = torch.zeros(1, *image_shape, device=compute.device).contiguous(memory_format=compute.memory_format)
+    with (
+        torch.random.fork_rng(devices),
+        explained_single_image(f"{loader.num_samples} images in batches of {loader.batch_size}{among}{micro}: a step"),
+    ):
+        _without_graph(network.train(), (image,), compute, lambda index: None)
+
+
+@contextmanager
+def explained_single_image(what: str) -> Iterator[None]:
+    """Turn PyTorch's error about batch normalisation of a single value into a ``UserError`` that says what to do.
+
+    Args:
+        what: subject of the message, which ends with the step that has one image alone.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"{what} has one image alone, and this network normalises over 1 x 1 pixels, which takes two images: "
+            "choose another recipe.batch_size, compute.micro_batch or number of processes"
+        ) from error
 
 
 class _Gradients(NamedTuple):

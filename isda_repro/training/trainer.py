@@ -25,7 +25,7 @@ from isda_repro.training.evaluate import evaluate
 from isda_repro.training.running_metrics import RunningMetrics, Stopwatch, peak_memory_mib, sum_states
 from isda_repro.training.schedule import Schedule
 from isda_repro.training.static_step import StaticStep, reason_for_eager
-from isda_repro.training.step import WHOLE_BATCH, Weighted, compute_gradients, weighted
+from isda_repro.training.step import WHOLE_BATCH, Weighted, compute_gradients, explained_single_image, weighted
 
 GPU_CHECK_STEPS = 50  # reading the loss makes the host wait for the GPU; a CPU checks every step
 OF_THIS_DEVICE = ("lr", "fused", "foreach")  # options of the optimizer's groups that are not restored from a checkpoint
@@ -244,7 +244,7 @@ class Trainer:
         part = self.train_batches.part_of(self._step_in_epoch(step)) if self.processes.is_distributed else None
         self.criterion.begin_step(step, self.total_steps, self._draws, part)
         samples = batch.shape[1] if isinstance(batch, Tensor) else len(batch[1])
-        with _explained_memory(samples, self.compute):
+        with explained_single_image(f"step {step}"), _explained_memory(samples, self.compute):
             if isinstance(batch, Tensor) and self._static is not None and samples == self.train_batches.batch_size:
                 self._seed_network(step, 0)
                 self._static.take(batch, progress, step)

@@ -132,9 +132,10 @@ def test_on_a_gpu_the_batches_are_the_same_and_nothing_waits(split, memory_forma
         assert torch.equal(targets.cpu(), labels)
 
 
+@pytest.mark.parametrize("crop", [None, PadCropFlip()])
 @pytest.mark.parametrize("world_size", [2, 3, 50])
-def test_batches_of_several_processes_are_those_of_one(split, world_size):
-    augmentation = Chain(policy=AutoAugment(), cutout=Cutout(4))
+def test_batches_of_several_processes_are_those_of_one(split, world_size, crop):
+    augmentation = Chain(crop=crop, cutout=Cutout(4)) if crop else Chain(policy=AutoAugment(), cutout=Cutout(4))
     for shuffle in (True, False):
         options = {"augmentation": augmentation, "shuffle": shuffle}
         whole = list(loader(split, **options).epoch(1, 2))

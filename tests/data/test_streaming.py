@@ -22,6 +22,7 @@ from isda_repro.data import (
     Cutout,
     DataError,
     InMemoryLoader,
+    PadCropFlip,
     Share,
     Split,
     StreamingLoader,
@@ -185,7 +186,7 @@ def test_readable_files_are_as_if_nothing_were_wrong(damaged, split):
 def test_batch_of_unreadable_files_alone_is_empty(damaged):
     split, paths = damaged
     wrong = torch.tensor([index for index in range(39) if split.where(index) in paths])
-    (batch,) = loader(split.select(wrong), batch_size=3, unreadable="skip", augmentation=None).epoch(0)
+    (batch,) = loader(split.select(wrong), batch_size=3, unreadable="skip", augmentation=PadCropFlip()).epoch(0)
     assert batch[0].shape == (0, 3, SIZE, SIZE)
     assert len(batch[1]) == 0
 

@@ -1,7 +1,7 @@
 """Settings of the property-based tests.
 
-Each test tries a few examples in the slow suite, which takes seconds. ``FUZZ_EXAMPLES=2000 python -m pytest tests/fuzz``
-tries that many in each.
+Each test tries a few examples in the slow suite; ``FUZZ_EXAMPLES=2000 python -m pytest tests/fuzz``
+tries that many.
 """
 
 import os

@@ -159,6 +159,14 @@ def test_what_is_refused_leaves_nothing_behind(tmp_path, monkeypatch, overrides,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_last_batch_of_one_image_is_refused_before_training(tmp_path):
+    resnet50 = ["model=resnet50", "dataset=digits", "recipe.epochs=1", "recipe.batch_size=4", f"runs_dir={tmp_path}"]
+    with pytest.raises(UserError, match="9 images in batches of 4"):
+        run(compose([*resnet50, *QUIET, "dataset.train_limit=9", "dataset.test_limit=8"]))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_folder_that_cannot_be_written_is_named():
     with pytest.raises(OSError, match="/dev/null/"):
         run(settings(Path("/dev/null")))

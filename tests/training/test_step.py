@@ -1,17 +1,20 @@
 """One step: the separate backward pass of the criterion changes nothing, and micro-batches equal the whole batch."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from isda_repro.data import InMemoryLoader, Share, Split
+from isda_repro.errors import UserError
 from isda_repro.losses import CrossEntropy, ISDALoss
 from isda_repro.models import Network
 from isda_repro.training.compute import Compute
 from isda_repro.training.running_metrics import Stopwatch
-from isda_repro.training.step import compute_gradients
+from isda_repro.training.step import compute_gradients, refuse_single_images
 
 CPU = torch.device("cpu")
 
@@ -112,6 +115,34 @@ def test_batch_normalisation_sees_each_micro_batch_once():
     for part in images.split(4):
         reference(part)
     torch.testing.assert_close(trained.body[1].running_var, reference.body[1].running_var)
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "micro_batch", "world", "is_refused"),
+    [
+        (9, 4, None, 1, True),  # the last batch of an epoch
+        (9, 9, 4, 1, True),  # the last micro-batch
+        (8, 8, 1, 1, True),
+        (7, 7, None, 4, True),  # the last process's share
+        (5, 4, None, 2, True),  # of an epoch's last batch: one process has an image, the other none
+        (9, 3, None, 1, False),
+        (8, 8, 4, 1, False),
+        (12, 6, None, 2, False),
+        (9, 9, 100, 1, False),
+    ],
+)
+def test_step_with_one_image_that_cannot_be_normalised_is_refused(samples, batch_size, micro_batch, world, is_refused):
+    split = Split(torch.zeros(samples, 3, 3, 3, dtype=torch.uint8), torch.arange(samples) % 4)
+    constants = {"mean": [0.5] * 3, "std": [0.3] * 3, "seed": 0, "device": CPU}
+    batches = InMemoryLoader(split, batch_size=batch_size, shuffle=True, share=Share(0, world), **constants)
+    network = SmallNetwork(norm=nn.BatchNorm2d(6))
+    expected = pytest.raises(UserError, match=f"batches of {batch_size}") if is_refused else nullcontext()
+    with expected:
+        refuse_single_images(network, batches, compute(micro_batch), (3, 3, 3))  # its maps are of 1 x 1 pixels
+    before, draws = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    refuse_single_images(network, batches, compute(micro_batch), (3, 4, 4))  # its maps are not
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert torch.equal(draws, torch.get_rng_state())
 
 
 def test_gradients_add_up_and_the_criterion_is_timed():
