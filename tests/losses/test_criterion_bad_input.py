@@ -46,7 +46,7 @@ def test_batch_without_a_sample_has_loss_0_and_changes_no_state(name, form, requ
 @pytest.mark.parametrize("bad", [7, -1, -100])
 @pytest.mark.parametrize("name", MAKERS)
 def test_bad_label_on_a_cpu_is_refused_before_anything_is_learnt(name, bad):
-    criterion, head, features, targets = make(name)
+    criterion, head, features, targets = make(name, ignore_index=None if bad == -100 else -100)
     targets[3] = bad
     with unchanged(criterion), pytest.raises(ValueError, match=f" {bad}"):
         criterion(features, head(features), targets, head=head, progress=1.0)
@@ -55,7 +55,7 @@ def test_bad_label_on_a_cpu_is_refused_before_anything_is_learnt(name, bad):
 @pytest.mark.parametrize("bad", [7, -1, -100, 10**12])
 @pytest.mark.parametrize("name", [name for name in MAKERS if name != "isda_sampled"])
 def test_bad_label_on_an_accelerator_makes_the_loss_nan_and_reaches_nothing_else(name, bad, accelerator):
-    criterion, head, features, targets = make(name)
+    criterion, head, features, targets = make(name, ignore_index=None if bad == -100 else -100)
     targets[3] = bad
     loss, of_features, gradients, state = step(criterion, head, features, targets)
     assert loss.isnan()
