@@ -60,8 +60,8 @@ def check_progress(progress: float | Tensor) -> None:
         return
     what = "the share of training that is over, such as step / total_steps, from 0 at the start to 1 at the end"
     try:
-        value = float(one)
-    except (TypeError, ValueError, RuntimeError):
+        value = one.__float__()  # a string has no such method
+    except (AttributeError, TypeError, ValueError, RuntimeError):
         raise TypeError(f"progress is {what}: a number, and not {type(progress).__name__} {progress}") from None
     if not 0 <= value <= 1 + ROUNDING:
         raise ValueError(f"progress={value:g} must be in [0, 1]: it is {what}; neither an epoch nor lambda")

@@ -95,7 +95,7 @@ def test_progress_outside_0_to_1_is_refused_before_anything_is_learnt(name, prog
     criterion.eval()(features, head(features), targets, head=head, progress=progress)  # which does not use it
 
 
-@pytest.mark.parametrize("progress", [None, "half", torch.zeros(2)])
+@pytest.mark.parametrize("progress", [None, "half", "1", torch.zeros(2)])
 def test_progress_that_is_no_number_is_refused(progress):
     criterion, head, features, targets = make("isda")
     with pytest.raises(TypeError, match="progress"):
