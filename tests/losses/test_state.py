@@ -179,6 +179,7 @@ def test_state_made_or_loaded_in_half_precision_is_in_float32(kind):
         module = kind(4, 3)
     finally:
         torch.set_default_dtype(torch.float32)
+    assert {one.dtype for one in module.state_dict().values()} <= {torch.float32, torch.int64}
     half = {key: one.half() if one.is_floating_point() else one for key, one in module.state_dict().items()}
     for assign in (False, True):
         module.half().load_state_dict(half, assign=assign)
