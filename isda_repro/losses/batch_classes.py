@@ -1,4 +1,6 @@
-"""The classes present in a batch, the row of each sample among them, and batches gathered from all processes.
+"""What a batch contributes: its classes, the row of each sample among them, the samples that may enter a state.
+
+Batches gathered from all processes are here too.
 
 ISDA's cost is per class of the batch. On a CPU the classes present are looked up. On an accelerator that would make
 the host wait, so a fixed number of rows is used, and rows without a sample go unused.
@@ -8,6 +10,8 @@ Shapes: N samples, C classes, U rows.
 
 from __future__ import annotations
 
+import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +19,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 IGNORED = -100
-"""Target of an ignored sample, the default of cross-entropy; only on an accelerator, see ``criterion.py``."""
+"""Target of an ignored sample, the default of cross-entropy and of all losses here.
+
+The losses replace any other ``ignore_index`` by it on an accelerator; on a CPU they drop ignored samples.
+"""
 
 SAMPLES_FOR_ALL = 4  # per class: with as many on average, 98% of the classes are in a random batch
 
@@ -31,6 +38,53 @@ def is_asynchronous(tensor: Tensor) -> bool:
 def without_negative(targets: Tensor) -> Tensor:
     """Return targets that can be used as indices: class 0 stands in for ``IGNORED``."""
     return targets.clamp(min=0) if is_asynchronous(targets) else targets  # a CPU has dropped ignored samples
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Return a context in which autocast changes no dtype on the device of ``tensor``.
+
+    A backward pass needs it too: foreign loops run it within autocast, where a product of two matrices becomes bf16.
+    """
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def largest_feature(*dtypes: torch.dtype) -> float:
+    """Return the largest absolute feature that may enter a state: 2e15 in float32.
+
+    The squared differences of 2^24 such samples can be added without an overflow.
+
+    Args:
+        dtypes: those of the state and of the loss; the narrower one counts, but half precision counts as float32.
+    """
+    return math.sqrt(min(torch.finfo(torch.promote_types(one, torch.float32)).max for one in dtypes)) * 2.0**-13
+
+
+def mark_unsound(features: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return targets with ``IGNORED`` for samples that must not enter a state of ``dtype``, without a wait of the host.
+
+    These have a feature that is not finite or beyond ``largest_feature``, as after an overflow in half precision.
+    """
+    largest_N = torch.linalg.vector_norm(features, math.inf, dim=1)  # NaN if a feature is
+    return torch.where(largest_N <= largest_feature(dtype, features.dtype), targets, IGNORED)
+
+
+def without_unsound(features: Tensor, targets: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return features and targets without the samples that ``mark_unsound`` marks; on an accelerator, with the marks.
+
+    A batch without such samples is returned as it is on a CPU.
+    """
+    if is_asynchronous(features):
+        return features, mark_unsound(features, targets, dtype)
+    if not features.numel():
+        return features, targets
+    lowest, highest = features.aminmax()
+    if max(-lowest.item(), highest.item()) <= largest_feature(
+        dtype, features.dtype
+    ):  # False if one of them is NaN, and so both
+        return features, targets
+    sound = (mark_unsound(features, targets, dtype) != IGNORED).nonzero()[:, 0]
+    return features.index_select(0, sound), targets.index_select(0, sound)
 
 
 class BatchClasses(NamedTuple):
@@ -93,16 +147,6 @@ def rows_of_fixed_number(targets: Tensor, num_classes: int) -> BatchClasses:
     classes_U = torch.zeros_like(targets).scatter(0, row_of_sorted_N, sorted_N)
     row_N = torch.empty_like(targets).scatter(0, order_N, row_of_sorted_N)
     return BatchClasses(classes_U, row_N)
-
-
-def check_group(process_group: Any) -> None:
-    """Check the ``process_group`` argument of a loss.
-
-    Raises:
-        ValueError: it is neither a ``torch.distributed.ProcessGroup`` nor None.
-    """
-    if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
-        raise ValueError(f"process_group={process_group} must be a torch.distributed.ProcessGroup, or None")
 
 
 def of_all_processes(features: Tensor, targets: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:

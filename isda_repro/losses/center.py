@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from isda_repro.losses.batch_classes import IGNORED, check_group, gathered, is_asynchronous
+from isda_repro.losses.batch_classes import IGNORED, is_asynchronous, of_all_processes, without_unsound
 from isda_repro.losses.class_statistics import samples_of_each, without_ignored
-from isda_repro.losses.criterion import Criterion, require_from_zero
+from isda_repro.losses.criterion import Criterion, require_from_zero, state_dtype
 
 
 class CenterLoss(Criterion):
@@ -50,17 +50,16 @@ class CenterLoss(Criterion):
         feature_dim: int,
         weight: float = 0.003,
         centers_lr: float = 0.5,
-        ignore_index: int | None = None,
+        ignore_index: int | None = IGNORED,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(num_classes, feature_dim, ignore_index)
-        check_group(process_group)
         self.process_group = process_group
         require_from_zero("weight", weight)
         require_from_zero("centers_lr", centers_lr)
         self.weight, self.centers_lr = weight, centers_lr
         bound = math.sqrt(3 / feature_dim)  # initialised as in their code; forgotten within a few steps
-        self.centers = nn.Parameter(torch.empty(num_classes, feature_dim).uniform_(-bound, bound))
+        self.centers = nn.Parameter(torch.empty(num_classes, feature_dim, dtype=state_dtype()).uniform_(-bound, bound))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the parameter group of the centres: plain SGD, without momentum or weight decay."""
@@ -75,10 +74,11 @@ class CenterLoss(Criterion):
         centers = self.centers.to(features.dtype)
         away, known, samples = _away(features, targets, centers.detach())
         pull = away.square().sum() * (0.5 * self.weight) / samples  # divide last: 1 / samples alone would be float32
-        if self.process_group is not None:
-            features, targets = gathered(features.detach(), targets, self.process_group)
-            away, known, _ = _away(features, targets, centers.detach())
-        counts_C = samples_of_each(targets, len(centers))
+        followed = of_all_processes(features, targets, self.process_group)
+        features, followed_targets = without_unsound(*followed, self.centers.dtype)
+        if followed_targets is not targets:
+            away, known, _ = _away(features, followed_targets, centers.detach())
+        counts_C = samples_of_each(followed_targets, len(centers))
         nothing: Tensor = _CentresFollow.apply(centers, away.detach(), known, counts_C, self.process_group)
         return cross_entropy + pull + nothing
 

@@ -1,19 +1,40 @@
 """Running mean and covariance (or variances) of the features of each class: equations 9-11 of Appendix A.
 
+Samples whose features are not finite, or so large that their squares overflow, count for nothing. A batch needs
+temporary memory of the order of its features, however its samples are distributed among the classes.
+
 Shapes: N samples in the batch, C classes, A features, R rows of a class: the shift of its mean and its samples.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Iterator
 
-from isda_repro.losses.batch_classes import IGNORED, BatchClasses, classes_present, is_asynchronous, without_negative
+import torch
+from torch import Tensor
+
+from isda_repro.losses.batch_classes import (
+    IGNORED,
+    BatchClasses,
+    classes_present,
+    is_asynchronous,
+    without_negative,
+    without_unsound,
+)
+from isda_repro.losses.criterion import StatefulModule, state_dtype
 
 BATCHED_BYTES = 2**21  # of covariances: up to this size one batched product was faster on a CPU
+CPU_ROWS_BYTES = 2**24  # of padded rows: more of them are made only if the features are larger
+ACCELERATOR_ROWS_BYTES = 2**25
+COMPARED_BYTES = 2**26  # of comparisons of targets with classes
 
 
-class ClassStatistics(nn.Module):
+def rows_bytes(features: Tensor) -> int:
+    """Return how many bytes of padded rows may be made at a time from ``features`` [N, A]."""
+    return max(ACCELERATOR_ROWS_BYTES if is_asynchronous(features) else CPU_ROWS_BYTES, 2 * features.nbytes)
+
+
+class ClassStatistics(StatefulModule):
     """Running mean, covariance and count of every class, over all batches seen.
 
     Each batch is merged in place and exactly: the result equals that of a single pass over all samples (the population
@@ -35,8 +56,9 @@ class ClassStatistics(nn.Module):
 
     def __init__(self, num_classes: int, feature_dim: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(num_classes, feature_dim))
-        self.register_buffer("covariance", torch.zeros(num_classes, feature_dim, feature_dim))
+        dtype = state_dtype()
+        self.register_buffer("mean", torch.zeros(num_classes, feature_dim, dtype=dtype))
+        self.register_buffer("covariance", torch.zeros(num_classes, feature_dim, feature_dim, dtype=dtype))
         # int64, because fp32 would stop counting at 2**24.
         self.register_buffer("count", torch.zeros(num_classes, dtype=torch.int64))
 
@@ -58,6 +80,7 @@ class ClassStatistics(nn.Module):
             targets: int64 [N] in [0, C); on an accelerator also ``IGNORED``.
         """
         mean_CA, covariance_CAA, count_C = self.mean, self.covariance, self.count
+        features, targets = without_unsound(features, targets, mean_CA.dtype)
         batch_count_C = samples_of_each(targets, len(count_C))
         before_C = count_C.to(mean_CA.dtype)
         count_C += batch_count_C
@@ -69,12 +92,21 @@ class ClassStatistics(nn.Module):
         centred_NA -= only(counts_N1, moved_CA.index_select(0, targets))
         keep_C = before_C / total_C
         shift_CA = moved_CA.mul_(before_C.sqrt_()[:, None])
-        if covariance_CAA.nbytes > BATCHED_BYTES and not is_asynchronous(features):
+        if self._merges_one_by_one(centred_NA, batch_count_C):
             self._merge_one_by_one(centred_NA, shift_CA, targets, batch_count_C)
         else:
-            rows_CRA = _rows(centred_NA, shift_CA, targets, batch_count_C)
-            rows_CRA *= total_C.rsqrt_()[:, None, None]
-            covariance_CAA.mul_(keep_C[:, None, None]).baddbmm_(rows_CRA.mT, rows_CRA)
+            covariance_CAA.mul_(keep_C[:, None, None])
+            scale_C = total_C.rsqrt_()
+            for rows_CRA in _rows(centred_NA, shift_CA, targets, batch_count_C, covariance_CAA.nbytes):
+                rows_CRA *= scale_C[:, None, None]
+                covariance_CAA.baddbmm_(rows_CRA.mT, rows_CRA)
+
+    def _merges_one_by_one(self, centred_NA: Tensor, batch_count_C: Tensor) -> bool:
+        """Return True, on a CPU, if the covariances are large or most samples would have padding beside them."""
+        if is_asynchronous(centred_NA):
+            return False
+        padded = (int(batch_count_C.max()) + 1) * self.mean.nbytes
+        return self.covariance.nbytes > BATCHED_BYTES or padded > rows_bytes(centred_NA)
 
     def _merge_one_by_one(self, centred_NA: Tensor, shift_CA: Tensor, targets_N: Tensor, batch_count_C: Tensor) -> None:
         """Update the covariance of each class present with one in-place product.
@@ -89,24 +121,38 @@ class ClassStatistics(nn.Module):
                 self.covariance[c].addmm_(rows_RA.T, rows_RA, beta=1 - count / total, alpha=1 / total)
 
 
-def _rows(centred_NA: Tensor, shift_CA: Tensor, targets_N: Tensor, batch_count_C: Tensor) -> Tensor:
-    """Return each class's shift and samples in equally many rows [C, R, A], padded with zeros for a batched product.
+def _rows(
+    centred_NA: Tensor, shift_CA: Tensor, targets_N: Tensor, batch_count_C: Tensor, covariance_bytes: int
+) -> Iterator[Tensor]:
+    """Yield each class's shift and samples in equally many rows [C, R, A], padded with zeros for a batched product.
 
     On an accelerator the product then costs C N A A instead of N A A: 5 G multiply-adds at (N, C, A) = (128, 100, 640).
+    As many rows as samples always suffice there, so the largest count is not read. A large batch is split, so that the
+    rows take no more than the covariances or ``rows_bytes``. On a CPU the samples of a class take the last of its rows.
     """
-    classes, width = shift_CA.shape
     position_N = torch.arange(len(targets_N), device=targets_N.device)
-    if is_asynchronous(targets_N):  # as many rows as samples always suffice; the largest count is not read
-        rows = len(targets_N) + 1
-        slot_N = position_N.add_(1).add_(targets_N, alpha=rows)
-    else:  # the samples of a class take the last of its rows
+    if not is_asynchronous(targets_N):
         rows = int(batch_count_C.max()) + 1
         targets_N, order_N = targets_N.sort()
-        centred_NA = centred_NA.index_select(0, order_N)
-        skipped_C = torch.arange(rows, rows * classes + 1, rows) - batch_count_C.cumsum(0)
+        skipped_C = torch.arange(rows, rows * len(shift_CA) + 1, rows) - batch_count_C.cumsum(0)
         slot_N = skipped_C.index_select(0, targets_N).add_(position_N)
-    rows_CRA = centred_NA.new_zeros(classes, rows, width)
-    rows_CRA.view(-1, width).index_copy_(0, slot_N, centred_NA)
+        yield _placed(centred_NA.index_select(0, order_N), slot_N, shift_CA, rows)
+        return
+    most, samples = max(rows_bytes(centred_NA), covariance_bytes) // shift_CA.nbytes - 1, len(targets_N)
+    if samples <= max(1, most):
+        yield _placed(centred_NA, position_N.add_(1).add_(targets_N, alpha=samples + 1), shift_CA, samples + 1)
+        return
+    for start in range(0, samples, max(1, most)):
+        part_NA, part_N = centred_NA[start : start + most], targets_N[start : start + most]
+        rows = len(part_N) + 1
+        slot_N = position_N[1 : len(part_N) + 1].add(part_N, alpha=rows)
+        yield _placed(part_NA, slot_N, shift_CA if start == 0 else torch.zeros_like(shift_CA), rows)
+
+
+def _placed(centred_NA: Tensor, slot_N: Tensor, shift_CA: Tensor, rows: int) -> Tensor:
+    """Return samples in their slots of [C, rows, A], below the shift of each class."""
+    rows_CRA = centred_NA.new_zeros(len(shift_CA), rows, shift_CA.shape[1])
+    rows_CRA.view(-1, rows_CRA.shape[2]).index_copy_(0, slot_N, centred_NA)
     rows_CRA[:, 0] = shift_CA
     return rows_CRA
 
@@ -117,6 +163,9 @@ def samples_of_each(targets: Tensor, num_classes: int) -> Tensor:
     ``bincount`` is faster, but waits for an accelerator.
     """
     if is_asynchronous(targets):
+        if num_classes * len(targets) > COMPARED_BYTES:
+            counted_N = (targets >= 0).long()
+            return counted_N.new_zeros(num_classes).index_add_(0, targets.clamp(min=0), counted_N)
         return (torch.arange(num_classes, device=targets.device)[:, None] == targets).sum(1)
     return torch.bincount(targets, minlength=num_classes)
 
@@ -137,7 +186,7 @@ def only(counts_N1: Tensor | None, of_samples: Tensor) -> Tensor:
     return of_samples if counts_N1 is None else of_samples.mul_(counts_N1)
 
 
-class ClassVariances(nn.Module):
+class ClassVariances(StatefulModule):
     """Running mean, variance and count of every class, over all batches seen.
 
     The diagonal counterpart of ``ClassStatistics``: merged in place and exactly, population variances. A batch costs N
@@ -159,8 +208,8 @@ class ClassVariances(nn.Module):
 
     def __init__(self, num_classes: int, feature_dim: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(num_classes, feature_dim))
-        self.register_buffer("variance", torch.zeros(num_classes, feature_dim))
+        self.register_buffer("mean", torch.zeros(num_classes, feature_dim, dtype=state_dtype()))
+        self.register_buffer("variance", torch.zeros(num_classes, feature_dim, dtype=state_dtype()))
         self.register_buffer("count", torch.zeros(num_classes, dtype=torch.int64))
 
     @torch.no_grad()
@@ -175,6 +224,7 @@ class ClassVariances(nn.Module):
             features: [N, A].
             targets: int64 [N] in [0, C); on an accelerator also ``IGNORED``.
         """
+        features, targets = without_unsound(features, targets, self.mean.dtype)
         batch_count_C = samples_of_each(targets, len(self.count))
         self.count += batch_count_C
         features, targets, counts_N1 = without_ignored(features.to(self.mean.dtype), targets)

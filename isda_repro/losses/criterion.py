@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isda_repro.losses.batch_classes import IGNORED, is_asynchronous
+from isda_repro.losses.batch_classes import IGNORED, is_asynchronous, without_autocast
+
+ROUNDING = 1e-6  # a progress that a loop adds up may end slightly above 1
 
 
 def require_number(name: str, value: object, within: Callable[[float], bool], what: str) -> None:
@@ -45,19 +46,114 @@ def require_count(name: str, value: object) -> None:
         raise ValueError(f"{name}={value} must be a whole number from 1 on")
 
 
-class Criterion(nn.Module):
+def check_progress(progress: float | Tensor) -> None:
+    """Check the share of training, unless its value is on an accelerator or a graph is being compiled.
+
+    Raises:
+        TypeError: it is not one number.
+        ValueError: it is outside [0, 1], or NaN.
+    """
+    if torch.compiler.is_compiling():
+        return
+    one = progress.detach() if isinstance(progress, Tensor) and progress.numel() == 1 else progress
+    if isinstance(one, Tensor) and one is not progress and not one.is_cpu:
+        return
+    what = "the share of training that is over, such as step / total_steps, from 0 at the start to 1 at the end"
+    try:
+        value = one.__float__()  # a string has no such method
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        raise TypeError(f"progress is {what}: a number, and not {type(progress).__name__} {progress}") from None
+    if not 0 <= value <= 1 + ROUNDING:
+        raise ValueError(f"progress={value:g} must be in [0, 1]: it is {what}; neither an epoch nor lambda")
+
+
+class _GroupReference:
+    """A process group that copies share. It cannot be pickled: an unpickled reference has lost it and holds None."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _GroupReference:
+        return self
+
+    def __reduce__(self) -> tuple[type[_GroupReference], tuple[()]]:
+        return type(self), ()
+
+
+class StatefulModule(nn.Module):
+    """Module whose state survives what is done to a whole model: casts, copies, pickles.
+
+    - Casts leave parameters and buffers at least in fp32: a running mean in half precision soon stops changing.
+      Integers stay integers.
+    - Copies share the ``process_group``. A pickle does not hold it.
+    """
+
+    _group: _GroupReference | None = None
+
+    @property
+    def process_group(self) -> dist.ProcessGroup | None:
+        """The processes whose batches count as one; None: this process alone."""
+        return None if self._group is None else self._group.group
+
+    @process_group.setter
+    def process_group(self, group: dist.ProcessGroup | None) -> None:
+        self._check_group(group)
+        for child in self.children():
+            if isinstance(child, StatefulModule):
+                child.process_group = group
+        self._group = None if group is None else _GroupReference(group)
+
+    def _check_group(self, group: dist.ProcessGroup | None) -> None:
+        if group is not None and not isinstance(group, dist.ProcessGroup):
+            raise ValueError(f"process_group={group} must be a torch.distributed.ProcessGroup, or None")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        return super()._apply(lambda tensor: _in_full_precision(fn(tensor), tensor), recurse)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        own = {prefix + name for name in (*self._parameters, *self._buffers)} & state_dict.keys()
+        exact = {key: _in_full_precision(state_dict[key]) for key in own if isinstance(state_dict[key], Tensor)}
+        super()._load_from_state_dict({**state_dict, **exact}, prefix, *rest)
+
+
+def state_dtype() -> torch.dtype:
+    """Return the dtype of new state: PyTorch's default, and at least fp32."""
+    return torch.promote_types(torch.get_default_dtype(), torch.float32)
+
+
+def _in_full_precision(tensor: Tensor, before: Tensor | None = None) -> Tensor:
+    """Return ``tensor`` at least in fp32.
+
+    Args:
+        tensor: the result of a cast or a move.
+        before: what was cast; its values are used if the cast has lost digits, and its dtype if it was an integer.
+    """
+    before = tensor if before is None else before
+    if not before.is_floating_point():
+        dtype = before.dtype
+    elif tensor.is_floating_point():
+        dtype = torch.promote_types(tensor.dtype, torch.float32)
+    else:
+        return tensor
+    return tensor if tensor.dtype == dtype else before.to(tensor.device, dtype)
+
+
+class Criterion(StatefulModule):
     """Base class of losses: features, logits, targets and the head -> one scalar.
 
     The loss is computed in the dtype of the head's weight, and at least in fp32.
 
-    In ``eval()`` every criterion is plain cross-entropy and changes none of its state. All state that training changes
-    is a buffer or a parameter, so ``state_dict`` is complete. A subclass defines its training loss in ``loss``.
+    In ``eval()``, and wherever gradients are off, every criterion is plain cross-entropy and changes none of its state.
+    All state that training changes is a buffer or a parameter, so ``state_dict`` is complete. Samples whose features
+    are not finite, or so large that their squares overflow, never enter it. A subclass defines its training loss in
+    ``loss``.
 
     Args:
         num_classes: number of classes, C.
         feature_dim: number of features, A.
         ignore_index: samples with this target are left out, as in ``torch.nn.CrossEntropyLoss``; None: no such target.
-            A batch of ignored samples only has loss 0.
+            A batch of ignored samples only has loss 0, where ``CrossEntropyLoss`` returns NaN: such a batch must not
+            end a training.
 
     Raises:
         ValueError: num_classes or feature_dim is below 1, or ignore_index is not an integer.
@@ -72,7 +168,9 @@ class Criterion(nn.Module):
     waits_for_device: ClassVar[bool] = False
     """True if the loss reads values back from an accelerator, so that a CUDA graph cannot capture it."""
 
-    def __init__(self, num_classes: int, feature_dim: int, ignore_index: int | None = None) -> None:
+    _is_replica_with_state: bool = False
+
+    def __init__(self, num_classes: int, feature_dim: int, ignore_index: int | None = IGNORED) -> None:
         super().__init__()
         if num_classes < 1 or feature_dim < 1:
             raise ValueError(f"num_classes={num_classes} and feature_dim={feature_dim} must both be at least 1")
@@ -82,13 +180,12 @@ class Criterion(nn.Module):
         self.feature_dim = feature_dim
         self.ignore_index = ignore_index
         self.draws: torch.Generator | None = None  # None: PyTorch's default generator
-        self.process_group: dist.ProcessGroup | None = None  # set by losses that share statistics between processes
         self._part: tuple[int, int] | None = None
 
     @property
     def is_collective(self) -> bool:
         """True if all processes must call the loss in each step, even those without samples."""
-        return self.process_group is not None
+        return self._group is not None
 
     def begin_step(
         self, step: int, total_steps: int, generator: torch.Generator, part: tuple[int, int] | None = None
@@ -137,25 +234,30 @@ class Criterion(nn.Module):
             features: [N, A], the input of the head; any floating dtype.
             logits: [N, C], the output of the head.
             targets: class numbers, int64 [N].
-            head: the last layer of the network.
+            head: the last layer of the network, also one that ``DataParallel`` or ``DistributedDataParallel`` wraps.
             progress: the share of training that is over, in [0, 1]; t/T in the paper. In a CUDA graph a 0-d tensor on
                 the device, whose value can change between replays.
 
         Raises:
-            TypeError: targets are not class numbers.
-            ValueError: shapes do not fit, or a target is outside [0, C) (on a CPU; elsewhere the loss is NaN).
+            TypeError: targets are not class numbers, progress is not a number, or the head has no weight.
+            ValueError: shapes do not fit; a target is outside [0, C) (on a CPU; elsewhere the loss is NaN); or progress
+                is outside [0, 1] (unless its value is on an accelerator).
+            RuntimeError: the state of this copy would be lost (``DataParallel``), or its process group was (pickle).
         """
+        head = _unwrapped(head)
         self._check(features, logits, targets, head)
-        device, dtype = features.device.type, torch.promote_types(head.weight.dtype, torch.float32)
-        exact = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-        with exact:
+        learns = self.training and torch.is_grad_enabled()
+        if learns:
+            self._check_copy()
+            check_progress(progress)
+        dtype = torch.promote_types(head.weight.dtype, torch.float32)
+        with without_autocast(features):
             features, logits = features.to(dtype), logits.to(dtype)
-            loss = self.loss if self.training else self._cross_entropy
+            loss = self.loss if learns else self._cross_entropy
             if is_asynchronous(targets):
                 return self._loss_unseen(loss, features, logits, targets, head, progress)
-            self._check_range(targets)
-            if self.ignore_index is not None:
-                kept = (targets != self.ignore_index).nonzero()[:, 0]
+            kept = self._counted(targets)
+            if kept is not None:
                 features, logits, targets = (one.index_select(0, kept) for one in (features, logits, targets))
             if not len(targets) and not self.is_collective:
                 return logits.sum()
@@ -176,7 +278,9 @@ class Criterion(nn.Module):
         is_known = is_counted = targets.clamp(0, self.num_classes - 1) == targets
         if self.ignore_index is not None:
             is_ignored = targets == self.ignore_index
-            is_known, is_counted = is_known | is_ignored, is_known & ~is_ignored
+            is_known = is_known | is_ignored
+            if 0 <= self.ignore_index < self.num_classes:
+                is_counted = is_counted & ~is_ignored
         value = loss(features, logits, torch.where(is_counted, targets, IGNORED), head=head, progress=progress)
         if self.ignore_index is not None:  # without ignore_index such a batch has only bad labels, and is NaN below
             value = torch.where(is_counted.any(), value, 0)
@@ -212,21 +316,52 @@ class Criterion(nn.Module):
                 f"{name}(num_classes={classes}, feature_dim={width}) got features {list(features.shape)} and logits "
                 f"{list(logits.shape)} for {samples} targets, and needs [{samples}, {width}] and [{samples}, {classes}]"
             )
+        if not isinstance(getattr(head, "weight", None), Tensor):
+            raise TypeError(f"{name}: the head is a {type(head).__name__}, and must be the network's last nn.Linear")
         if head.weight.shape != (classes, width):
             raise ValueError(f"{name}: head.weight is {list(head.weight.shape)} and must be [{classes}, {width}]")
 
-    def _check_range(self, targets: Tensor) -> None:
-        classes, ignored = self.num_classes, self.ignore_index
-        if not len(targets):
-            return
-        if ignored is not None:  # any integer, also one outside [0, C)
-            targets = targets.masked_fill(targets == ignored, 0)
-        lowest, highest = (int(target) for target in targets.aminmax())
-        if lowest < 0 or highest >= classes:
-            raise ValueError(
-                f"{type(self).__name__}: targets go from {lowest} to {highest}, and must be in [0, {classes}); "
-                "check the labels, or num_classes"
+    def _check_copy(self) -> None:
+        name = type(self).__name__
+        if self._is_replica_with_state:
+            raise RuntimeError(
+                f"{name} is in a module that torch.nn.DataParallel has replicated, and what its replicas learn would "
+                "be lost: wrap the network alone, and call the criterion on the outputs that DataParallel has gathered"
             )
+        if self._group is not None and self._group.group is None:
+            raise RuntimeError(
+                f"this {name} was pickled, and a pickle does not hold its process_group: set criterion.process_group "
+                "to torch.distributed.group.WORLD, or to None for this process alone"
+            )
+
+    def _replicate_for_data_parallel(self) -> Any:
+        replica = super()._replicate_for_data_parallel()
+        replica._is_replica_with_state = bool(self.state_dict())
+        return replica
+
+    def _counted(self, targets: Tensor) -> Tensor | None:
+        """Return the indices of the samples that are not ignored, on a CPU; None if no sample is.
+
+        Raises:
+            ValueError: a target is outside [0, C), and not ``ignore_index``.
+        """
+        if not len(targets):
+            return None
+        classes, ignored = self.num_classes, self.ignore_index
+        lowest, highest = (int(target) for target in targets.aminmax())
+        may_be_ignored = ignored is not None and lowest <= ignored <= highest
+        if lowest >= 0 and highest < classes and not may_be_ignored:
+            return None
+        is_counted = torch.ones_like(targets, dtype=torch.bool) if ignored is None else targets.ne(ignored)
+        bad = targets[is_counted & ((targets < 0) | (targets >= classes))].unique().tolist()
+        if bad:
+            labels = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+            allowed = f"[0, {classes})" if ignored is None else f"[0, {classes}) or ignore_index={ignored}"
+            raise ValueError(
+                f"{type(self).__name__}: the targets have {labels}, and must be in {allowed}; give "
+                f"ignore_index={bad[0]} to leave such samples out, or else check the labels and num_classes"
+            )
+        return None if is_counted.all() else is_counted.nonzero()[:, 0]
 
 
 class CrossEntropy(Criterion):
@@ -237,6 +372,12 @@ class CrossEntropy(Criterion):
     ) -> Tensor:
         """Return the mean cross-entropy over the batch."""
         return self._cross_entropy(features, logits, targets, head=head, progress=progress)
+
+
+def _unwrapped(head: nn.Module) -> nn.Linear:
+    """Return the layer itself if the authors' kind of loop has wrapped the head on its own."""
+    wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
+    return cast(nn.Linear, head.module if isinstance(head, wrappers) else head)
 
 
 def mean_over_batch(of_samples: Tensor, targets: Tensor) -> Tensor:

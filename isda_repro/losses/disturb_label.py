@@ -28,7 +28,7 @@ class DisturbLabel(Criterion):
     """
 
     def __init__(
-        self, num_classes: int, feature_dim: int, alpha: float = 0.05, ignore_index: int | None = None
+        self, num_classes: int, feature_dim: int, alpha: float = 0.05, ignore_index: int | None = IGNORED
     ) -> None:
         super().__init__(num_classes, feature_dim, ignore_index)
         require_number("alpha", alpha, lambda number: 0 <= number <= 1, "a probability in [0, 1]")

@@ -34,7 +34,7 @@ class FocalLoss(Criterion):
         feature_dim: int,
         alpha: float = 0.5,
         gamma: float = 1.0,
-        ignore_index: int | None = None,
+        ignore_index: int | None = IGNORED,
     ) -> None:
         super().__init__(num_classes, feature_dim, ignore_index)
         require_number("alpha", alpha, lambda number: number > 0, "a number above 0")

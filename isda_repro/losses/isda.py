@@ -13,10 +13,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from isda_repro.losses.batch_classes import (
+    IGNORED,
     BatchClasses,
-    check_group,
     classes_present,
     is_asynchronous,
+    mark_unsound,
     of_all_processes,
     rows_of_fixed_number,
 )
@@ -79,7 +80,7 @@ class ISDALoss(Criterion):
         lambda_0: float = 0.5,
         covariance: str = "full",
         lambda_schedule: str = "linear",
-        ignore_index: int | None = None,
+        ignore_index: int | None = IGNORED,
         packed: bool | None = None,
         process_group: dist.ProcessGroup | None = None,
         kernels: bool | None = None,
@@ -90,7 +91,6 @@ class ISDALoss(Criterion):
             raise ValueError(f"there is no covariance={covariance!r}; it can be {', '.join(COVARIANCES)}")
         if packed not in (None, True, False):
             raise ValueError(f"packed={packed} must be true, false or null")
-        check_group(process_group)
         if packed and covariance != "full":
             raise ValueError(f"packed=True is for covariance='full', and not for {covariance!r}")
         if packed is None:
@@ -130,9 +130,9 @@ class ISDALoss(Criterion):
     def _augmented(
         self, logits: Tensor, weight: Tensor, targets: Tensor, all_targets: Tensor, strength: Strength
     ) -> Tensor:
-        statistics, group = self.statistics, self.process_group
+        statistics = self.statistics
         if isinstance(statistics, PackedStatistics):
-            return add_half_sigma2_packed(logits, targets, weight, statistics, all_targets, strength, group)
+            return add_half_sigma2_packed(logits, targets, weight, statistics, all_targets, strength)
         batch = self._classes(targets)
         if isinstance(statistics, ClassVariances):
             sigma2_UC = sigma2_diagonal(weight, statistics.variance.to(logits.dtype), batch)
@@ -165,7 +165,8 @@ class ISDALoss(Criterion):
 
         assert isinstance(self.statistics, ClassStatistics)
         with torch.cuda.device_of(logits):
-            batch = kernels.update(self.statistics, all_features, all_targets)
+            counted = mark_unsound(all_features, all_targets, all_features.dtype)
+            batch = kernels.update(self.statistics, all_features, counted)
             if all_targets is not targets:
                 batch = sort_by_class(targets, self.num_classes)
             return kernels.add_half_sigma2(logits, weight, self.statistics.covariance, batch, strength)

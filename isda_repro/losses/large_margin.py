@@ -11,7 +11,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from isda_repro.losses.batch_classes import without_negative
+from isda_repro.losses.batch_classes import IGNORED, without_negative
 from isda_repro.losses.criterion import Criterion, require_count, require_from_zero
 
 ANNEALING_BASE, ANNEALING_SPAN, ANNEALING_POWER = 1000.0, 0.3, 45.0
@@ -51,7 +51,7 @@ class LargeMarginSoftmax(Criterion):
         feature_dim: int,
         margin: int = 2,
         lowest_beta: float = 0.0,
-        ignore_index: int | None = None,
+        ignore_index: int | None = IGNORED,
     ) -> None:
         super().__init__(num_classes, feature_dim, ignore_index)
         require_count("margin", margin)

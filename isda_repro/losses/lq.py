@@ -40,7 +40,7 @@ class LqLoss(Criterion):
         q: float = 0.4,
         truncation: float | None = None,
         truncation_start: float = 1 / 3,
-        ignore_index: int | None = None,
+        ignore_index: int | None = IGNORED,
     ) -> None:
         super().__init__(num_classes, feature_dim, ignore_index)
         require_number("q", q, lambda number: 0 < number <= 1, "in (0, 1]; cross-entropy, its limit at 0, is loss=ce")

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from isda_repro.losses.batch_classes import (
     IGNORED,
@@ -27,8 +27,10 @@ from isda_repro.losses.batch_classes import (
     classes_present,
     is_asynchronous,
     rows_of_fixed_number,
+    without_unsound,
 )
-from isda_repro.losses.class_statistics import only, samples_of_each, without_ignored
+from isda_repro.losses.class_statistics import only, rows_bytes, samples_of_each, without_ignored
+from isda_repro.losses.criterion import StatefulModule, state_dtype
 
 
 def packed_shape(size: int) -> tuple[int, int]:
@@ -64,11 +66,18 @@ def unpack(rectangle: Tensor, size: int) -> Tensor:
     return square[..., :size, :size]
 
 
+def _part(num_classes: int, group: dist.ProcessGroup | None) -> tuple[int, int]:
+    """Return the number of classes of each process of ``group``, and the first class of this process."""
+    rank, world = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+    each = -(-num_classes // world)
+    return each, min(num_classes, rank * each)
+
+
 CPU_CHUNK_BYTES = 2**24  # bytes of matrices that are unpacked at a time
 ACCELERATOR_CHUNK_BYTES = 2**28
 
 
-class PackedStatistics(nn.Module):
+class PackedStatistics(StatefulModule):
     """``ClassStatistics`` with packed covariances, which may be divided among processes.
 
     Mean [C, A] and count [C] are the same as there, on every process.
@@ -86,14 +95,22 @@ class PackedStatistics(nn.Module):
 
     def __init__(self, num_classes: int, feature_dim: int, group: dist.ProcessGroup | None = None) -> None:
         super().__init__()
-        rank, world = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
-        self.group, self.each = group, -(-num_classes // world)
-        self.first = min(num_classes, rank * self.each)
+        self.each, self.first = _part(num_classes, group)
         self.own = min(num_classes, self.first + self.each) - self.first
         self.own_range = slice(self.first, self.first + self.own)
-        self.register_buffer("mean", torch.zeros(num_classes, feature_dim))
-        self.register_buffer("packed", torch.zeros(self.own, *packed_shape(feature_dim)))
+        self.register_buffer("mean", torch.zeros(num_classes, feature_dim, dtype=state_dtype()))
+        self.register_buffer("packed", torch.zeros(self.own, *packed_shape(feature_dim), dtype=state_dtype()))
         self.register_buffer("count", torch.zeros(num_classes, dtype=torch.int64))
+        self.process_group = group
+
+    def _check_group(self, group: dist.ProcessGroup | None) -> None:
+        """Check that this process has the same classes in another group, as it has to after unpickling."""
+        super()._check_group(group)
+        if _part(len(self.count), group) != (self.each, self.first):
+            raise ValueError(
+                f"the covariances of classes {self.first} to {self.first + self.own - 1} are here, which are not this "
+                "process's part in the new process_group: make a new ISDALoss and load whole_state_dict() into it"
+            )
 
     def covariance_of(self, class_number: int) -> Tensor:
         """Return the covariance [A, A] of a class, on the process that holds it.
@@ -126,10 +143,13 @@ class PackedStatistics(nn.Module):
         for here in self._slices(batch):
             yield here, unpack(batch.take(self.packed, here), size)
 
-    def _slices(self, batch: BatchClasses) -> Iterator[slice]:
+    def _slices(self, batch: BatchClasses, centred_NA: Tensor | None = None) -> Iterator[slice]:
+        """Return slices of rows whose matrices are unpacked together, or which get rows of samples together."""
         rows = self.own if batch.classes_U is None else len(batch.classes_U)
         limit = ACCELERATOR_CHUNK_BYTES if is_asynchronous(self.packed) else CPU_CHUNK_BYTES
         step = max(1, limit // (self.mean.shape[1] ** 2 * self.packed.element_size()))
+        if centred_NA is not None:
+            step = max(1, min(step, rows_bytes(centred_NA) // max(1, centred_NA.nbytes)))
         return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
     def whole_state_dict(self) -> dict[str, Tensor] | None:
@@ -138,16 +158,17 @@ class PackedStatistics(nn.Module):
         All processes must call it. ``load_state_dict`` accepts the result on any number of processes, each of which
         takes its own part.
         """
-        if self.group is None:
+        group = self.process_group
+        if group is None:
             return {name: tensor.cpu() for name, tensor in self.state_dict().items()}
-        first = dist.get_rank(self.group) == 0
+        first = dist.get_rank(group) == 0
         classes = len(self.count)
         whole = torch.empty(classes, *self.packed.shape[1:], dtype=self.packed.dtype) if first else None
         for start in range(0, classes, self.each):  # all processes receive one process's part at a time
             part = self.packed.new_empty(min(self.each, classes - start), *self.packed.shape[1:])
             if start == self.first:
                 part.copy_(self.packed)
-            dist.broadcast(part, group=self.group, group_src=start // self.each)
+            dist.broadcast(part, group=group, group_src=start // self.each)
             if whole is not None:
                 whole[start : start + len(part)] = part
         return None if whole is None else {"mean": self.mean.cpu(), "packed": whole, "count": self.count.cpu()}
@@ -161,6 +182,7 @@ class PackedStatistics(nn.Module):
     @torch.no_grad()
     def update(self, features: Tensor, targets: Tensor) -> None:
         """Merge a batch of all processes into the statistics, in place; see ``ClassStatistics.update``."""
+        features, targets = without_unsound(features, targets, self.mean.dtype)
         batch_count_C = samples_of_each(targets, len(self.count))
         self.count += batch_count_C
         total_C = self.count.to(self.mean.dtype).clamp_(min=1)
@@ -174,7 +196,7 @@ class PackedStatistics(nn.Module):
         shift_CA = moved_CA.mul_(before_C.sqrt()[:, None])
         shift_UA, total_U, added_U = (batch.take(one[self.own_range]) for one in (shift_CA, total_C, batch_count_C))
         is_there_U = self.is_there(batch, targets)
-        for here in self._slices(batch):
+        for here in self._slices(batch, centred_NA):
             rows_KRA = self._rows(centred_NA, shift_UA[here], targets, batch, here)
             scatter = pack(torch.bmm(rows_KRA.mT, rows_KRA))
             factor_K11 = (is_there_U[here] / total_U[here])[:, None, None]

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from isda_repro.losses.batch_classes import BatchClasses, without_negative
+from isda_repro.losses.batch_classes import BatchClasses, without_autocast, without_negative
 from isda_repro.losses.packed import PackedStatistics
 from isda_repro.losses.quadratic import Strength, first_order
 
@@ -30,7 +30,6 @@ def add_half_sigma2_packed(
     statistics: PackedStatistics,
     all_targets: Tensor,
     strength: Strength,
-    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """Return the logits of equation 4, as ``quadratic.add_half_sigma2`` does, from packed covariances.
 
@@ -41,12 +40,11 @@ def add_half_sigma2_packed(
         statistics: the covariances of this process's classes; must not be updated again before the backward pass.
         all_targets: the targets of the batch of all processes.
         strength: lambda.
-        group: the processes among which the classes are divided.
 
     Returns:
         [N, C].
     """
-    batch = statistics.own_classes(all_targets)
+    batch, group = statistics.own_classes(all_targets), statistics.process_group
     is_there_U = None if group is None else statistics.is_there(batch, all_targets)
     result: Tensor = _AddHalfSigma2.apply(logits, weight, targets, statistics, is_there_U, batch, strength, group)
     return result
@@ -92,7 +90,7 @@ class _AddHalfSigma2(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_NC,) = gradients
         weight_CA, targets_N, *saved = ctx.saved_tensors
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast(gradient_NC):
             of_weight_CA = _of_weight(ctx, gradient_NC, weight_CA, targets_N, saved)
         return gradient_NC, first_order(of_weight_CA, gradient_NC, weight_CA), *(None,) * 6
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isda_repro.losses.batch_classes import BatchClasses, is_asynchronous
+from isda_repro.losses.batch_classes import BatchClasses, is_asynchronous, without_autocast
 
 
 def first_order(gradient: Tensor, *inputs: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class _AddHalfSigma2(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_NC,) = gradients
         weight_CA, products_UCA, classes_U, row_N = ctx.saved_tensors
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast(gradients[0]):
             factor_UC = gradient_NC.new_zeros(products_UCA.shape[:2]).index_add_(0, row_N, gradient_NC)
             of_weight_CA, of_own_UA = _sums(products_UCA, factor_UC.mul_(ctx.strength)[:, :, None])
             if classes_U is None:
@@ -190,7 +190,7 @@ class _Sigma2Diagonal(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         given_CA, weight_CA, variance_UA, scaled_UA, classes_U, _ = ctx.saved_tensors
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast(gradients[0]):
             factor_UC = 2 * gradients[0]
             of_weight_CA = torch.mm(factor_UC.T, variance_UA).mul_(weight_CA).addmm_(factor_UC.T, scaled_UA, alpha=-1)
             of_own_UA = torch.mm(factor_UC, weight_CA).mul_(variance_UA).sub_(factor_UC.sum(1)[:, None] * scaled_UA)
@@ -232,7 +232,7 @@ class _Sigma2Common(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         given_CA, products_CA, classes_U, row_N = ctx.saved_tensors
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast(gradients[0]):
             factor_UC = 2 * gradients[0]
             own_UA = BatchClasses(classes_U, row_N).take(products_CA)
             of_weight_CA = (products_CA * factor_UC.sum(0)[:, None]).addmm_(factor_UC.T, own_UA, alpha=-1)

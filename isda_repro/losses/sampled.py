@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isda_repro.losses.batch_classes import IGNORED, check_group, classes_present, of_all_processes, without_negative
+from isda_repro.losses.batch_classes import IGNORED, classes_present, of_all_processes, without_negative
 from isda_repro.losses.class_statistics import ClassStatistics
 from isda_repro.losses.criterion import Criterion, mean_over_batch, require_count
 from isda_repro.losses.isda import check_lambda
@@ -52,11 +52,10 @@ class SampledISDALoss(Criterion):
         samples: int = 10,
         lambda_0: float = 0.5,
         lambda_schedule: str = "linear",
-        ignore_index: int | None = None,
+        ignore_index: int | None = IGNORED,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(num_classes, feature_dim, ignore_index)
-        check_group(process_group)
         self.process_group = process_group
         check_lambda(lambda_0, lambda_schedule)
         require_count("samples", samples)

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,13 +12,21 @@ from criteria import MAKERS, WITH_SIGMA2, WITHOUT_DRAWS, assert_same, make, step
 from torch import nn
 
 
+@pytest.mark.parametrize("off", [None, torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("name", MAKERS)
-def test_loss_in_evaluation_is_cross_entropy_and_changes_no_state(name):
+def test_loss_in_evaluation_or_without_gradients_is_cross_entropy_and_changes_no_state(name, off):
     criterion, head, features, targets = make(name)
     criterion(features, head(features), targets, head=head, progress=1.0)
-    with unchanged(criterion):
-        loss = criterion.eval()(features, head(features), targets, head=head, progress=1.0)
+    draws = torch.Generator().manual_seed(0)
+    criterion.begin_step(1, 10, draws)
+    before = draws.get_state()
+    criterion.train(off is not None)
+    with unchanged(criterion), nullcontext() if off is None else off():
+        loss = criterion(features, head(features), targets, head=head, progress=1.0)
     assert torch.equal(loss, F.cross_entropy(head(features), targets))
+    assert torch.equal(draws.get_state(), before), "nothing was drawn either"
+    loss = criterion.train()(features, head(features), targets, head=head, progress=1.0)
+    assert loss.requires_grad, "it goes on training"
 
 
 @pytest.mark.parametrize("name", WITHOUT_DRAWS)

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from criteria import MAKERS, WITHOUT_DRAWS, assert_same, make, step, unchanged
 from torch import nn
 
+from isda_repro.losses.criterion import check_progress
+
 
 @pytest.mark.parametrize("ignored", [-100, 255, 3])
 @pytest.mark.parametrize("name", WITHOUT_DRAWS)
@@ -46,7 +48,7 @@ def test_batch_without_a_sample_has_loss_0_and_changes_no_state(name, form, requ
 @pytest.mark.parametrize("bad", [7, -1, -100])
 @pytest.mark.parametrize("name", MAKERS)
 def test_bad_label_on_a_cpu_is_refused_before_anything_is_learnt(name, bad):
-    criterion, head, features, targets = make(name)
+    criterion, head, features, targets = make(name, ignore_index=None if bad == -100 else -100)
     targets[3] = bad
     with unchanged(criterion), pytest.raises(ValueError, match=f" {bad}"):
         criterion(features, head(features), targets, head=head, progress=1.0)
@@ -55,7 +57,7 @@ def test_bad_label_on_a_cpu_is_refused_before_anything_is_learnt(name, bad):
 @pytest.mark.parametrize("bad", [7, -1, -100, 10**12])
 @pytest.mark.parametrize("name", [name for name in MAKERS if name != "isda_sampled"])
 def test_bad_label_on_an_accelerator_makes_the_loss_nan_and_reaches_nothing_else(name, bad, accelerator):
-    criterion, head, features, targets = make(name)
+    criterion, head, features, targets = make(name, ignore_index=None if bad == -100 else -100)
     targets[3] = bad
     loss, of_features, gradients, state = step(criterion, head, features, targets)
     assert loss.isnan()
@@ -63,6 +65,57 @@ def test_bad_label_on_an_accelerator_makes_the_loss_nan_and_reaches_nothing_else
     assert all(one.isfinite().all() for one in state.values())
     if "statistics.count" in state:
         assert state["statistics.count"].sum() == 23
+
+
+@pytest.mark.parametrize("name", WITHOUT_DRAWS)
+def test_label_minus_100_is_ignored_by_default_as_in_torch(name):
+    criterion, head, features, targets = make(name)
+    masked = targets.masked_fill(torch.arange(24) < 4, -100)
+    found = step(criterion, head, features, masked)
+    loss, of_features, gradients, state = step(criterion, head, features[4:], targets[4:])
+    assert_same(found, (loss, torch.cat((torch.zeros_like(features[:4]), of_features)), gradients, state))
+    evaluated = criterion.eval()(features, head(features), masked, head=head, progress=1.0)
+    assert_same(evaluated, F.cross_entropy(head(features), masked))
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_labels_out_of_range_are_named_together_with_ignore_index(name):
+    criterion, head, features, targets = make(name)
+    targets[[3, 5, 8]] = torch.tensor([255, -100, 300])
+    with unchanged(criterion), pytest.raises(ValueError, match=r"255, 300.*ignore_index=255"):
+        criterion(features, head(features), targets, head=head, progress=1.0)
+
+
+@pytest.mark.parametrize("progress", [7, -0.1, 1.001, float("nan"), float("inf"), torch.tensor(7.0)])
+@pytest.mark.parametrize("name", MAKERS)
+def test_progress_outside_0_to_1_is_refused_before_anything_is_learnt(name, progress):
+    criterion, head, features, targets = make(name)
+    with unchanged(criterion), pytest.raises(ValueError, match=r"progress.*step / total_steps"):
+        criterion(features, head(features), targets, head=head, progress=progress)
+    criterion.eval()(features, head(features), targets, head=head, progress=progress)  # which does not use it
+
+
+@pytest.mark.parametrize("progress", [None, "half", "1", torch.zeros(2)])
+def test_progress_that_is_no_number_is_refused(progress):
+    criterion, head, features, targets = make("isda")
+    with pytest.raises(TypeError, match="progress"):
+        criterion(features, head(features), targets, head=head, progress=progress)
+
+
+def test_progress_that_a_loop_has_added_up_may_be_rounded_above_1():
+    criterion, head, features, targets = make("isda")
+    criterion(features, head(features), targets, head=head, progress=1 + 1e-9)
+
+
+def test_progress_on_an_accelerator_is_not_read():
+    """A tensor without values stands in for one on a GPU."""
+    check_progress(torch.zeros((), device="meta"))
+
+
+def test_head_without_a_weight_is_refused():
+    criterion, head, features, targets = make("isda")
+    with pytest.raises(TypeError, match="Sequential"):
+        criterion(features, head(features), targets, head=nn.Sequential(head), progress=0.5)
 
 
 @pytest.mark.parametrize(

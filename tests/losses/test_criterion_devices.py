@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from criteria import WITH_SIGMA2, WITHOUT_DRAWS, assert_same, make, step
+from criteria import WITH_SIGMA2, WITHOUT_DRAWS, assert_same, make, step, unchanged
 from torch._dynamo.testing import CompileCounterWithBackend
 
 
@@ -44,6 +44,19 @@ def test_a_progress_that_is_a_number_is_compiled_twice():
     for progress in (0.2, 0.4, 0.6, 0.8):
         compiled(features, head(features), targets, head=head, progress=progress)
     assert graphs.frame_count == 2
+
+
+def test_compiled_loss_learns_nothing_while_gradients_are_off():
+    torch._dynamo.reset()
+    criterion, head, features, targets = make("isda_diagonal", 4)
+    compiled = torch.compile(criterion, fullgraph=True, backend="eager")
+    progress = torch.tensor(0.5).double()
+    for count in (4, 8):
+        compiled(features, head(features), targets, head=head, progress=progress)
+        assert criterion.statistics.count.sum() == count
+        with torch.no_grad(), unchanged(criterion):
+            loss = compiled(features, head(features), targets, head=head, progress=progress)
+        assert_same(loss, torch.nn.functional.cross_entropy(head(features), targets), tolerance=0)
 
 
 @pytest.mark.slow

@@ -219,8 +219,8 @@ def test_sampled_loss_tends_to_the_expectation_which_isda_bounds_from_above():
     criterion, head = sampled(draws)
     closed, _ = make("full")
     closed.load_state_dict(criterion.state_dict())
+    found, bound = (one(features, head(features), targets, head=head, progress=1.0) for one in (criterion, closed))
     with torch.no_grad():
-        found, bound = (one(features, head(features), targets, head=head, progress=1.0) for one in (criterion, closed))
         means, errors = [], []
         for a, y in zip(features, targets.tolist(), strict=True):
             normal = torch.distributions.MultivariateNormal(a, 1.5 * criterion.statistics.covariance[y])

@@ -199,6 +199,19 @@ def test_two_batches_before_one_backward_pass_and_again_agree_bit_for_bit(kernel
 
 
 @interpreted
+@pytest.mark.parametrize("poison", [float("inf"), float("nan"), -1e30])
+def test_samples_that_overflow_enter_no_statistics(kernels, poison):
+    head, poisoned, clean = nn.Linear(19, 5), ISDALoss(5, 19, kernels=True), ISDALoss(5, 19, kernels=True)
+    (features, targets), ordinary = batches((11, 5, 19), count=2, ignored=False)
+    masked = targets.clone()
+    features[3, 7], masked[3] = poison, IGNORED
+    poisoned(features, head(features), targets, head=head, progress=1.0).backward()
+    clean(features, head(features), masked, head=head, progress=1.0)
+    assert all(torch.equal(*pair) for pair in zip(poisoned.buffers(), clean.buffers(), strict=True))
+    assert poisoned(ordinary[0], head(ordinary[0]), ordinary[1], head=head, progress=1.0).isfinite()
+
+
+@interpreted
 def test_processes_that_share_their_batch_get_what_one_gets(kernels, monkeypatch):
     """A stub returns the gathered features and targets of two processes, of which this is the second."""
     features, targets = next(batches((11, 5, 19), ignored=False))

@@ -1,5 +1,9 @@
 """Packed full covariances, in one process and divided among several, against square ones in one process."""
 
+import copy
+import pickle
+
+import criteria
 import pytest
 import torch
 import torch.distributed as dist
@@ -144,13 +148,50 @@ def one_of_three(rank, folder):
             if own == 0:
                 torch.save({"trace": trace, "state": state}, folder / name)
         dist.barrier()
+    torch.compiler.is_compiling = lambda: False
+    states = {name: overflow(name, rank, groups[3]) for name in SHARING}
+    if rank == 0:
+        torch.save(states, folder / "overflows")
     dist.destroy_process_group()
 
 
+SHARING = ["center", "isda", "isda_diagonal", "isda_shared", "isda_packed", "isda_sampled"]
+
+
+def overflow(name, rank=0, group=None):
+    """Train on three batches of 24 samples as one of three processes, and return the state.
+
+    One sample of the second process overflows in the second step. A single process trains without that sample. After
+    that step the processes go on with copies of the criterion.
+    """
+    criterion, head, features, targets = criteria.make(name, process_group=group)
+    for step in range(3):
+        here = torch.arange(24) if group is None else torch.arange(8 * rank, 8 * rank + 8)
+        if group is None and step == 1:
+            here = here[here != 11]
+        own = features.detach()[here] + step
+        if group is not None and step == 1:
+            own[here == 11] = torch.inf
+        criterion.begin_step(step, 3, torch.Generator().manual_seed(step))
+        loss = criterion(own, head(own), targets[here], head=head, progress=0.5)
+        loss.backward()
+        if criterion.parameter_groups():
+            torch.optim.SGD(criterion.parameter_groups(), lr=1.0).step()
+        criterion.zero_grad()
+        if group is not None and step == 1:
+            unpickled = pickle.loads(pickle.dumps(criterion))
+            if name == "isda_packed":
+                with pytest.raises(ValueError, match="whole_state_dict"):
+                    unpickled.process_group = None  # its covariances are a part of all
+            unpickled.process_group = group
+            criterion = copy.deepcopy(unpickled)
+    return criterion.whole_state_dict()
+
+
 def test_several_processes_equal_one(tmp_path):
-    """Covers uneven parts, a process without a sample, and a last range of classes that is shorter."""
+    """Covers uneven parts, a process without a sample, a last range of classes that is shorter, and an overflow."""
     mp.spawn(one_of_three, (tmp_path,), nprocs=3)
-    outcomes = {name: torch.load(tmp_path / name) for name in TRAININGS}
+    outcomes = {name: torch.load(tmp_path / name) for name in (*TRAININGS, "overflows")}
     for name, (kind, sizes, before) in TRAININGS.items():
         criterion, head = kind_of(kind)
         if before is not None:
@@ -160,3 +201,6 @@ def test_several_processes_equal_one(tmp_path):
         torch.testing.assert_close(found["trace"], trace, rtol=1e-9, atol=1e-11, msg=say)
         torch.testing.assert_close(found["state"], criterion.state_dict(), rtol=1e-10, atol=1e-12, msg=say)
         assert criterion.state_dict()["statistics.count"].sum() == sum(sizes) * 4 * (1 if before is None else 2), name
+    for name, state in outcomes["overflows"].items():
+        say = lambda message, name=name: f"{name}: {message}"  # noqa: E731
+        torch.testing.assert_close(state, dict(overflow(name)), rtol=1e-10, atol=1e-12, msg=say)

@@ -1,0 +1,84 @@
+"""Temporary memory of the statistics: of the order of the features, however samples are distributed among classes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from float64_reference import two_pass
+
+from isda_repro.losses import ClassStatistics, ClassVariances, PackedStatistics
+
+KINDS = {"square": ClassStatistics, "packed": PackedStatistics, "diagonal": ClassVariances}
+CLASSES, WIDTH, SAMPLES = 64, 64, 32768  # features of 8 MiB
+
+# Prints by how much a step raises the peak of resident memory, in units of the features.
+MEASURE = """
+import re, sys, torch
+from pathlib import Path
+from torch import nn
+sys.path.insert(0, sys.argv[1])
+from criteria import MAKERS
+name, classes, width, samples = sys.argv[2], *map(int, sys.argv[3:6])
+if sys.argv[6] == "accelerator":
+    torch.compiler.is_compiling = lambda: True
+criterion, head = MAKERS[name](classes, width), nn.Linear(width, classes)
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+def call(samples):
+    features = torch.ones(samples, width)
+    features[0] = 2
+    features.requires_grad_()
+    targets = torch.zeros(samples, dtype=torch.int64)
+    targets[:classes] = torch.arange(min(classes, samples))
+    before = peak()
+    criterion(features, head(features), targets, head=head, progress=0.5).backward()
+    return (peak() - before) / features.nbytes
+call(classes)  # loads libraries
+print(call(samples))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [("isda", "cpu"), ("isda_packed", "cpu")]
+    + [pytest.param(name, "accelerator", marks=pytest.mark.slow) for name in ("isda", "isda_packed")]
+    + [pytest.param(name, "cpu", marks=pytest.mark.slow) for name in ("isda_diagonal", "isda_shared", "center")],
+)
+def test_step_on_lopsided_classes_takes_memory_of_the_order_of_the_features(name, way):
+    """A step also has logits, as large as the features here, several times; nearly all samples are of class 0."""
+    sizes = map(str, (CLASSES, WIDTH, SAMPLES))
+    command = [sys.executable, "-c", MEASURE, str(Path(__file__).parent), name, *sizes, way]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert 0 < float(done.stdout) < 20, f"{name}, {way}: {done.stdout} times the features"
+
+
+@pytest.mark.parametrize("way", ["cpu", "accelerator"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_of_a_large_batch_give_the_covariances_of_one_pass(kind, way, monkeypatch, request):
+    from isda_repro.losses import class_statistics
+
+    if way == "accelerator":
+        request.getfixturevalue("accelerator")
+    torch.manual_seed(0)
+    features, targets = torch.randn(200, 5).double() + 3, (torch.rand(200) ** 8 * 6).long()
+    for limit in (1, 2**30):
+        monkeypatch.setattr(class_statistics, "rows_bytes", lambda features, limit=limit: limit)
+        monkeypatch.setattr("isda_repro.losses.packed.rows_bytes", lambda features, limit=limit: limit)
+        monkeypatch.setattr(class_statistics, "COMPARED_BYTES", limit)
+        statistics = KINDS[kind](7, 5).double()
+        statistics.update(features[:50] + 1, targets[:50])
+        statistics.update(features, targets)
+        seen = torch.cat((features[:50] + 1, features)), torch.cat((targets[:50], targets))
+        mean, covariance = two_pass(*seen, 7)
+        torch.testing.assert_close(statistics.mean, mean, rtol=1e-11, atol=1e-12)
+        assert torch.equal(statistics.count, torch.bincount(seen[1], minlength=7))
+        if kind == "diagonal":
+            found, covariance = statistics.variance, covariance.diagonal(dim1=1, dim2=2)
+        elif kind == "packed":
+            found = torch.stack([statistics.covariance_of(c) for c in range(7)])
+        else:
+            found = statistics.covariance
+        torch.testing.assert_close(found, covariance, rtol=1e-11, atol=1e-12)
