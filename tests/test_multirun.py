@@ -118,7 +118,17 @@ def test_flags_of_hydra_stay_flags():
     assert set(HYDRA_FLAGS) == {
         flag for action in get_args_parser()._actions for flag in action.option_strings if flag.startswith("--")
     }
-    kept = ("--multirun", "--cfg=job", "--conf=x", "--config-dir=a=b", "--package=x", "-m", "a=--seed=1", "--a-b=1", "--")
+    kept = (
+        "--multirun",
+        "--cfg=job",
+        "--conf=x",
+        "--config-dir=a=b",
+        "--package=x",
+        "-m",
+        "a=--seed=1",
+        "--a-b=1",
+        "--",
+    )
     assert [without_hyphens(one) for one in kept] == list(kept)
     turned = {"--recipe.lr=0.1": "recipe.lr=0.1", "--a@b.c=x=y": "a@b.c=x=y", "--hydra/launcher=x": "hydra/launcher=x"}
     assert {one: without_hyphens(one) for one in turned} == turned
