@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,8 +44,15 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def cache_folder() -> Path:
-    """Return the cache folder of this package below the user's; its files can be deleted at any time."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isda_repro"
+    """Return the cache folder of this package below the user's; its files can be deleted at any time.
+
+    A user without a home directory has one in the folder of temporary files.
+    """
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # no HOME, and no such user
+        caches = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
+    return caches / "isda_repro"
 
 
 def sha256(path: Path) -> str:

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -60,12 +61,20 @@ def _never_fatal(method: Callable[Concatenate[WandbTracker, Arguments], None]) -
 
 @contextmanager
 def own_identity() -> Iterator[str | None]:
-    """Hide ``IDENTITY`` from W&B within the block; yield the id of the sweep if `wandb agent` started this process."""
+    """Hide ``IDENTITY`` from W&B within the block; yield the id of the sweep if `wandb agent` started this process.
+
+    Where there is no home directory, W&B's program gets a folder for its cache, without which it prints its log.
+    """
     hidden = {name: os.environ.pop(name) for name in IDENTITY if name in os.environ}
+    is_homeless = "HOME" not in os.environ and "XDG_CACHE_HOME" not in os.environ
+    if is_homeless:
+        os.environ["XDG_CACHE_HOME"] = tempfile.gettempdir()
     try:
         yield hidden.get(SWEEP, "").strip() or None
     finally:
         os.environ.update(hidden)
+        if is_homeless:
+            os.environ.pop("XDG_CACHE_HOME", None)
 
 
 class WandbTracker:

@@ -297,6 +297,19 @@ def test_a_sweep_of_wandb_agent_gets_the_run_under_its_own_name(tmp_path, begun,
     assert agents.items() <= dict(os.environ).items(), "the next run of this process belongs to the sweep too"
 
 
+def test_without_a_home_directory_wandb_has_a_cache_while_it_starts(tmp_path, begun, monkeypatch):
+    """Without one its program prints its log, and makes a folder in the working directory."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    seen = []
+    _, init = begun()
+    init.side_effect = lambda **_: seen.append(os.environ.get("XDG_CACHE_HOME")) or init.return_value
+    write_metrics(tmp_path / "metrics.jsonl", [SEGMENT, *EPOCHS])
+    tracker(tmp_path).log(result(EPOCHS))
+    assert seen != [None]
+    assert "XDG_CACHE_HOME" not in os.environ
+
+
 def test_no_file_from_outside_of_the_runs_folder_is_sent(tmp_path, begun):
     run, init = begun()
     secret = tmp_path / "secret"
