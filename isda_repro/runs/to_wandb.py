@@ -126,14 +126,26 @@ def finished_records(folder: Path) -> FinishedRecords:
         raise UserError(f"{folder / RESULT} is the result of {result.run_id}, and {config} is that of {cfg.run_id}")
     kind: type[EpochRecord] | type[GeneratorEpoch] = GeneratorEpoch if is_generator else EpochRecord
     try:
-        epochs = [as_json(record) for record in read_lines(metrics, kind) if isinstance(record, kind)]
+        lines = list(read_lines(metrics, kind))
+        epochs = [as_json(line) for line in lines if isinstance(line, kind)]
         record = {**as_json(result), "kind": "result"}  # the kind of any run's last record
+        if not _is_storable([record, *map(as_json, lines)]):
+            raise UserError(f"{metrics} or {folder / RESULT} has a number that is not finite, which no run writes")
         reason = _mismatch(record, epochs)
     except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{metrics} or {folder / RESULT} is damaged: {type(error).__name__}: {error}") from error
     if reason is not None:
         raise UserError(f"{metrics} does not belong to {folder / RESULT}: {reason}")
     return FinishedRecords(cfg, metrics, record, epochs)
+
+
+def _is_storable(value: Any) -> bool:
+    """Return whether all numbers in a JSON value are finite, and no integer is too large for W&B's program."""
+    if isinstance(value, Mapping):
+        return all(map(_is_storable, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_storable, value))
+    return math.isfinite(value) if isinstance(value, float) else not isinstance(value, int) or abs(value) < 2**63
 
 
 def _mismatch(result: Mapping[str, Any], epochs: list[dict[str, Any]]) -> str | None:
@@ -143,8 +155,8 @@ def _mismatch(result: Mapping[str, Any], epochs: list[dict[str, Any]]) -> str | 
     for record in epochs:
         numbers = {key: value for key, value in record.items() if key not in ("kind", "schema", "timing")}
         for key, value in [*numbers.items(), *record["timing"].items(), *result["timing"].items()]:
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                return f"{key} of epoch {record['epoch']} or of the total is not a finite number"
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                return f"{key} of epoch {record['epoch']} or of the total is no number"
     for name, curve in result["curves"].items():
         if list(curve) != [record.get(name) for record in epochs]:
             return f"it has another {name}"
