@@ -9,12 +9,15 @@ from wandb_runs import SEGMENT, epoch, finished_run, write_metrics
 from wandb_server import ENTITY, WandbServer
 
 from isda_repro.config import compose_generator, read_frozen_run, request, write_frozen
+from isda_repro.config.checks import ConfigError
 from isda_repro.errors import UserError
 from isda_repro.runs.from_wandb import connect, record_of, result_from
 from isda_repro.runs.offline_runs import offline_files, read_offline
 from isda_repro.runs.records import GeneratorEpoch, GeneratorResult, as_json, read_result
 from isda_repro.runs.to_wandb import Destination, send_run, wandb_trackers
 from isda_repro.tracking.wandb_record import ran_on
+from isda_repro.training.distributed import SINGLE_PROCESS
+from isda_repro.training.session import prepare
 
 OFFLINE, ONLINE = Destination("offline"), Destination("online")
 
@@ -89,6 +92,13 @@ def test_names_that_wandb_refuses_are_refused_before_anything_is_written(folder)
     with pytest.raises(UserError, match=r"tracking\.entity=team"):
         send_run(folder, Destination("offline", project="team/proj"))
     assert not (folder / "wandb").exists()
+
+
+def test_a_frozen_file_with_such_names_is_refused_when_its_training_starts(folder):
+    cfg = read_frozen_run(folder / "config.yaml")
+    cfg.tracking.project = "team/proj"
+    with pytest.raises(ConfigError, match=r"tracking\.project"):
+        prepare(cfg, SINGLE_PROCESS)
 
 
 def test_the_command_says_what_is_missing(load_script, tmp_path):
