@@ -232,7 +232,7 @@ def _send_online(records: FinishedRecords, api: Api | None) -> str:
         if found == math.inf and there.state == "finished":
             return f"is already at W&B, as {path}"
         if found is None:
-            raise UserError(f"W&B has another result as {path}: delete it there to send this one")
+            raise UserError(f"W&B has another result as {path}: send this one to another project=")
         sent = len(records.epochs) if found == math.inf else int(found)
     _write(wandb_tracker(records.cfg, records.metrics, strict=True, sent=sent), records)
     return f"is now at W&B, as {path}"
@@ -273,8 +273,7 @@ def _sent_epochs(
     """
     wanted = tracker.summary(records.result)
     has_result = any(key.startswith("total/") for key in summary)
-    is_same = all(summary.get(key) == value for key, value in wanted.items())
-    if has_result and not is_same:
+    if has_result and any(summary[key] != wanted[key] for key in wanted.keys() & summary.keys()):
         return None
     by_epoch = {row.get(EPOCH): row for row in rows}
     known = [(tracker.row(record), by_epoch.get(record["epoch"], {})) for record in records.epochs]
