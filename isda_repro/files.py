@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import os
@@ -44,15 +45,21 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def cache_folder() -> Path:
-    """Return the cache folder of this package below the user's; its files can be deleted at any time.
+    """Return the cache folder of this package below the user's; its files can be deleted at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "isda_repro"
 
-    A user without a home directory has one in the folder of temporary files.
-    """
+
+def home() -> Path:
+    """Return the user's home directory; for a user without one, an empty folder that is deleted with the process."""
     try:
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # no HOME, and no such user
-        caches = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
-    return caches / "isda_repro"
+        return Path.home()
+    except RuntimeError:  # no HOME, and a user id without a name
+        return Path(_instead_of_home().name)
+
+
+@functools.cache
+def _instead_of_home() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="isda_repro-", ignore_cleanup_errors=True)
 
 
 def sha256(path: Path) -> str:

@@ -122,3 +122,4 @@ def test_a_user_without_a_home_directory_has_a_cache_too(monkeypatch):
     with pytest.raises(RuntimeError):
         Path.home()
     assert cache_folder().is_absolute()
+    assert not any(cache_folder().parent.parent.iterdir()), "nobody else's files"

@@ -9,13 +9,13 @@ import math
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 from isda_repro.console import warn
+from isda_repro.files import home
 from isda_repro.revision import ROOT
 from isda_repro.tracking.tracker import Record
 from isda_repro.tracking.wandb_record import (
@@ -63,18 +63,18 @@ def _never_fatal(method: Callable[Concatenate[WandbTracker, Arguments], None]) -
 def own_identity() -> Iterator[str | None]:
     """Hide ``IDENTITY`` from W&B within the block; yield the id of the sweep if `wandb agent` started this process.
 
-    Where there is no home directory, W&B's program gets a folder for its cache, without which it prints its log.
+    W&B also needs a home directory, for its settings and its log.
     """
     hidden = {name: os.environ.pop(name) for name in IDENTITY if name in os.environ}
-    is_homeless = "HOME" not in os.environ and "XDG_CACHE_HOME" not in os.environ
+    is_homeless = "HOME" not in os.environ
     if is_homeless:
-        os.environ["XDG_CACHE_HOME"] = tempfile.gettempdir()
+        os.environ["HOME"] = str(home())
     try:
         yield hidden.get(SWEEP, "").strip() or None
     finally:
         os.environ.update(hidden)
         if is_homeless:
-            os.environ.pop("XDG_CACHE_HOME", None)
+            del os.environ["HOME"]
 
 
 class WandbTracker:

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from unittest.mock import Mock, call
 
 import pytest
@@ -297,17 +298,17 @@ def test_a_sweep_of_wandb_agent_gets_the_run_under_its_own_name(tmp_path, begun,
     assert agents.items() <= dict(os.environ).items(), "the next run of this process belongs to the sweep too"
 
 
-def test_without_a_home_directory_wandb_has_a_cache_while_it_starts(tmp_path, begun, monkeypatch):
-    """Without one its program prints its log, and makes a folder in the working directory."""
-    monkeypatch.delenv("HOME", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+def test_wandb_has_a_home_directory_while_it_starts(tmp_path, begun, monkeypatch):
+    """Without one it does not start, or its program prints its log and makes a folder in the working directory."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", Mock(side_effect=KeyError("uid not found: 54321")))
     seen = []
     _, init = begun()
-    init.side_effect = lambda **_: seen.append(os.environ.get("XDG_CACHE_HOME")) or init.return_value
+    init.side_effect = lambda **_: seen.append(Path(os.environ["HOME"]).is_dir()) or init.return_value
     write_metrics(tmp_path / "metrics.jsonl", [SEGMENT, *EPOCHS])
     tracker(tmp_path).log(result(EPOCHS))
-    assert seen != [None]
-    assert "XDG_CACHE_HOME" not in os.environ
+    assert seen == [True]
+    assert "HOME" not in os.environ
 
 
 def test_no_file_from_outside_of_the_runs_folder_is_sent(tmp_path, begun):
