@@ -298,6 +298,17 @@ def test_a_sweep_of_wandb_agent_gets_the_run_under_its_own_name(tmp_path, begun,
     assert agents.items() <= dict(os.environ).items(), "the next run of this process belongs to the sweep too"
 
 
+def test_names_of_files_that_wandb_would_refuse_do_not_switch_it_off(tmp_path, begun):
+    _, init = begun()
+    write_metrics(tmp_path / "metrics.jsonl", [SEGMENT, *EPOCHS])
+    named = {"run_id": "resnet8-folder_it's 50%\udce9-s0-1", "group": 200 * "\udce9", "config": {"name": "caf\udce9"}}
+    tracker(tmp_path, **named, tags=["\udce9"]).log(result(EPOCHS))
+    given = init.call_args.kwargs
+    wandb.Settings(run_id=given["id"], run_name=given["name"], run_group=given["group"], run_tags=given["tags"])
+    assert len(given["group"]) <= 128
+    json.dumps([given["config"], given["group"], given["tags"]], ensure_ascii=False).encode()
+
+
 def test_wandb_has_a_home_directory_while_it_starts(tmp_path, begun, monkeypatch):
     """Without one it does not start, or its program prints its log and makes a folder in the working directory."""
     monkeypatch.delenv("HOME")
