@@ -211,7 +211,7 @@ def test_a_run_is_sent_once_and_what_is_missing_is_added(folder, wandb_api):
     assert [row["epoch"] for row in run.rows] == [1, 2, 3]
 
     del run.rows[1:]  # as if training had been cut off from W&B after its first epoch
-    run.summary, run.state = {"epoch": 1}, "failed"
+    run.summary, run.state = {}, "failed"  # W&B writes the last row into the summary, sometimes late
     send_run(folder, ONLINE, api)
     assert [row["epoch"] for row in run.rows] == [1, 2, 3]
     assert (run.state, result_from(record_of(run.summary), run.rows)) == (
