@@ -4,11 +4,12 @@ import os
 import re
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 from hydra._internal.utils import get_args_parser
 
-from isda_repro.config.command_line import HYDRA_FLAGS, without_hyphens
+from isda_repro.config.command_line import HYDRA_FLAGS, run_command_line, without_hyphens
 
 NO_TRAINING = """
 import os, signal, sys, types
@@ -112,6 +113,15 @@ def test_settings_can_have_hyphens_as_wandb_agent_writes_them(multirun):
     unknown = multirun("--sed=5")
     assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
     assert "seed" in unknown.stderr
+
+
+@pytest.mark.parametrize("flag", ["--experimental-rerun", "--exp"])
+def test_no_pickle_is_run(tmp_path, flag, capsys):
+    (tmp_path / "job.pickle").write_bytes(b"cbuiltins\nbreakpoint\n(tR.")
+    with pytest.raises(SystemExit) as left:
+        run_command_line([f"{flag}={tmp_path / 'job.pickle'}"], Mock(), Mock(side_effect=AssertionError))
+    assert left.value.code == 2
+    assert "config.yaml" in capsys.readouterr().err
 
 
 def test_flags_of_hydra_stay_flags():

@@ -18,9 +18,10 @@ from isda_repro.config.multirun import FailedJob, report_failed_jobs
 from isda_repro.config.rules import register_resolvers
 from isda_repro.errors import one_sentence_errors
 
+PICKLE_FLAG = "--experimental-rerun"
 HYDRA_FLAGS = (
     *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun"),
-    *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--info"),
+    *("--shell-completion", "--config-path", "--config-name", "--config-dir", PICKLE_FLAG, "--info"),
 )
 
 
@@ -54,6 +55,9 @@ def run_command_line(
                 raise ConfigError(f"{arguments[0]} is frozen and takes no further settings: {' '.join(arguments[1:])}")
             run_file(Path(arguments[0]))
             return
+        flags = [argument.partition("=")[0] for argument in arguments]
+        if any(len(flag) > 2 and PICKLE_FLAG.startswith(flag) for flag in flags):  # flags can be abbreviated
+            raise ConfigError(f"{PICKLE_FLAG} runs a pickle, which may be any program: give runs/<run_id>/config.yaml")
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra must not shorten exceptions, which `explain` reads
         register_resolvers()
         sys.argv[1:] = [without_hyphens(argument) for argument in arguments]
