@@ -54,7 +54,7 @@ def _never_fatal(method: Callable[Concatenate[WandbTracker, Arguments], None]) -
                 raise
             self.give_up()
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            warn(f"W&B is off for this run, training goes on: {reason}")
+            warn(f"W&B is off for this run, which scripts/dashboard.py send can send later; training goes on: {reason}")
 
     return guarded
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from unittest.mock import Mock
 
 import pytest
 import wandb
@@ -92,6 +93,17 @@ def test_names_that_wandb_refuses_are_refused_before_anything_is_written(folder)
     with pytest.raises(UserError, match=r"tracking\.entity=team"):
         send_run(folder, Destination("offline", project="team/proj"))
     assert not (folder / "wandb").exists()
+
+
+def test_a_run_that_was_trained_with_such_names_is_sent_with_others(folder, tmp_path, monkeypatch):
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("project: null", "project: team/proj"))
+    with pytest.raises(UserError, match=r"tracking\.project=team/proj"):
+        send_run(folder, OFFLINE)
+    init = Mock(return_value=Mock(dir=str(tmp_path), resumed=False, summary={}))
+    monkeypatch.setattr(wandb, "init", init)
+    send_run(folder, Destination("offline", project="proj", entity="team"))
+    assert (init.call_args.kwargs["entity"], init.call_args.kwargs["project"]) == ("team", "proj")
 
 
 def test_a_frozen_file_with_such_names_is_refused_when_its_training_starts(folder):
