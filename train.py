@@ -7,7 +7,7 @@ python train.py runs/<run_id>/config.yaml
 import os
 import sys
 
-from isda_repro.errors import check_installation, one_sentence_errors
+from isda_repro.errors import check_installation
 from isda_repro.stopping import exit_on_interrupt, hard_exit_if_distributed
 
 exit_on_interrupt()  # the imports below take a moment
@@ -17,7 +17,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from isda_repro.config import freeze, read_frozen_run, rescaled_milestones, run_command_line
+from isda_repro.config import FailedJob, freeze, read_frozen_run, rescaled_milestones, run_command_line, run_job
 from isda_repro.console import say
 
 
@@ -31,13 +31,16 @@ def run_frozen(cfg: DictConfig) -> None:
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="train")
-def compose_and_run(cfg: DictConfig) -> None:
+def compose_and_run(cfg: DictConfig) -> FailedJob | None:
     """Freeze what Hydra composed from the command line, and run it."""
-    with one_sentence_errors():  # inside, because Hydra adds a line to an exception that passes through it
+
+    def job() -> None:
         frozen = freeze(cfg, HydraConfig.get().overrides.task)
         if (notice := rescaled_milestones(cfg)) and os.environ.get("RANK", "0") == "0":
             say(notice)
         run_frozen(frozen)
+
+    return run_job(job)
 
 
 if __name__ == "__main__":

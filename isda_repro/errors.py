@@ -78,15 +78,6 @@ def one_sentence_errors() -> Iterator[None]:
     """
     try:
         yield
-    except UserError as error:
-        _leave(str(error))
-    except OSError as error:
-        _leave(f"{error.strerror or error}: {error.filename or 'no file named'}")
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        _leave(f"out of memory ({reason}): end other processes, or run this where there is more")
     except StoppedError as stop:
         for number in STOP_SIGNALS:  # a repeated signal must not change how the process exits
             signal.signal(number, signal.SIG_IGN)
@@ -96,6 +87,22 @@ def one_sentence_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         say(INTERRUPTED, sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        if (sentence := sentence_of(error)) is None:
+            raise
+        _leave(sentence)
+
+
+def sentence_of(error: Exception) -> str | None:
+    """Return the sentence about an error that the user can fix, or None for a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}: {error.filename or 'no file named'}"
+    if is_out_of_memory(error):
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        return f"out of memory ({reason}): end other processes, or run this where there is more"
+    return None
 
 
 def check_installation() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,7 +46,20 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 def cache_folder() -> Path:
     """Return the cache folder of this package below the user's; its files can be deleted at any time."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isda_repro"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "isda_repro"
+
+
+def home() -> Path:
+    """Return the user's home directory; for a user without one, an empty folder that is deleted with the process."""
+    try:
+        return Path.home()
+    except RuntimeError:  # no HOME, and a user id without a name
+        return Path(_instead_of_home().name)
+
+
+@functools.cache
+def _instead_of_home() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="isda_repro-", ignore_cleanup_errors=True)
 
 
 def sha256(path: Path) -> str:

@@ -1,25 +1,30 @@
-"""Build the dashboards of a W&B project: a workspace with a section per table and figure, and a report with tables.
+"""Build the dashboards of a W&B project (a workspace with a section per table, a report), and send finished runs there.
 
 python scripts/dashboard.py entity=my-team project=isda_repro
 python scripts/dashboard.py entity=my-team workspace=URL report=URL     # replace existing ones
 python scripts/dashboard.py dry_run=true                                # write what would be sent; needs no account
+python scripts/dashboard.py send run=runs/RUN_ID project=isda_repro     # a run that finished without W&B
+python scripts/dashboard.py send runs_dir=runs tracking=offline         # all, into their folders, for `wandb sync`
 """
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isda_repro.errors import UserError, check_installation, one_sentence_errors
+from isda_repro.errors import UserError, check_installation, one_sentence_errors, sentence_of
 
 check_installation()
 
 from tables import TableOptions, findings, laid_out, plans
 
 from isda_repro.config.options import parse_options
+from isda_repro.console import say
 from isda_repro.runs.from_wandb import connect
 from isda_repro.runs.result_index import index_results
+from isda_repro.runs.sources import RESULT, runs_folder
+from isda_repro.runs.to_wandb import Destination, send_run
 from isda_repro.sweeps.status import ALL
 from isda_repro.tables import dashboards
 from isda_repro.tables.dashboards import Shown
@@ -72,7 +77,7 @@ def dry_run(options: DashboardOptions) -> None:
         print(f"would send {dashboards.written(Path(options.output), make(entity, options.project, tables), name)}")
 
 
-def send(options: DashboardOptions) -> None:
+def save(options: DashboardOptions) -> None:
     """Save each dashboard at W&B."""
     account = connect()
     entity = options.entity or str(account.default_entity)
@@ -81,11 +86,58 @@ def send(options: DashboardOptions) -> None:
         print(f"{name}: {dashboards.sent(make(entity, options.project, tables), getattr(options, name))}")
 
 
+MODES = {"wandb": "online", "online": "online", "offline": "offline"}
+
+
+@dataclass
+class SendOptions:
+    """Options of ``send``."""
+
+    run: list[str] = field(default_factory=list)  # a run's folder; may be given several times
+    runs_dir: str | None = None  # all finished runs of a folder
+    tracking: str = "wandb"  # as of train.py: wandb, or offline
+    entity: str | None = None  # null: as the run has it, or the account's default
+    project: str | None = None  # null: as the run has it, or isda_repro
+
+
+def send(arguments: list[str]) -> None:
+    """Send finished runs to W&B, each once, and name those that cannot be sent.
+
+    Raises:
+        UserError: no run is given, W&B cannot be reached, or a run cannot be sent.
+    """
+    given = [one.removeprefix("run=") for one in arguments if one.startswith("run=")]  # literally: any folder's name
+    options = parse_options(SendOptions, [one for one in arguments if not one.startswith("run=")])
+    if options.tracking not in MODES:
+        raise UserError(f"tracking={options.tracking} must be wandb or offline")
+    folders = [Path(one) for one in given]
+    if options.runs_dir is not None:
+        folders += sorted(path.parent for path in runs_folder(options.runs_dir).glob(f"*/{RESULT}"))
+    if not folders:
+        raise UserError("there is no finished run to send: give run=runs/<run_id>, or runs_dir=runs")
+    to = Destination(MODES[options.tracking], options.project, options.entity)
+    api = connect() if to.mode == "online" else None
+    failed: dict[Path, str] = {}
+    for folder in folders:
+        try:
+            say(f"{folder.name} {send_run(folder, to, api)}")
+        except (UserError, OSError) as error:
+            failed[folder] = sentence_of(error) or str(error)
+    for sentence in list(failed.values())[: len(folders) - 1]:
+        say(f"not sent: {sentence}", sys.stderr)
+    if failed:
+        several = f"{len(failed)} of {len(folders)} runs were not sent"
+        raise UserError(several if len(folders) > 1 else next(iter(failed.values())))
+
+
 def main(arguments: list[str]) -> None:
-    """Write the dashboards in a dry run, otherwise send them."""
+    """Send runs, or write the dashboards in a dry run, otherwise save them at W&B."""
+    if arguments[:1] == ["send"]:
+        send(arguments[1:])
+        return
     options = parse_options(DashboardOptions, arguments)
     dashboards.require_workspaces()
-    dry_run(options) if options.dry_run else send(options)
+    dry_run(options) if options.dry_run else save(options)
 
 
 if __name__ == "__main__":

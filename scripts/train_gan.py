@@ -8,7 +8,7 @@ torchrun --nproc_per_node=2 scripts/train_gan.py gan=acgan dataset=cifar10
 
 import sys
 
-from isda_repro.errors import check_installation, one_sentence_errors
+from isda_repro.errors import check_installation
 from isda_repro.stopping import exit_on_interrupt, hard_exit_if_distributed
 
 exit_on_interrupt()  # the imports below take a moment
@@ -18,7 +18,14 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from isda_repro.config import CONF_DIR, freeze_generator, read_frozen_generator, run_command_line
+from isda_repro.config import (
+    CONF_DIR,
+    FailedJob,
+    freeze_generator,
+    read_frozen_generator,
+    run_command_line,
+    run_job,
+)
 
 
 def run_frozen(cfg: DictConfig) -> None:
@@ -29,10 +36,9 @@ def run_frozen(cfg: DictConfig) -> None:
 
 
 @hydra.main(version_base=None, config_path=str(CONF_DIR), config_name="train_gan")
-def compose_and_run(cfg: DictConfig) -> None:
+def compose_and_run(cfg: DictConfig) -> FailedJob | None:
     """Freeze what Hydra composed from the command line, and train."""
-    with one_sentence_errors():  # inside, because Hydra adds a line to an exception that passes through it
-        run_frozen(freeze_generator(cfg, HydraConfig.get().overrides.task))
+    return run_job(lambda: run_frozen(freeze_generator(cfg, HydraConfig.get().overrides.task)))
 
 
 if __name__ == "__main__":

@@ -109,3 +109,17 @@ def test_cache_is_where_the_environment_says(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "isda_repro"
+
+
+def test_a_user_without_a_home_directory_has_a_cache_too(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+
+    def unknown(*_):
+        raise KeyError("getpwuid(): uid not found: 54321")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(RuntimeError):
+        Path.home()
+    assert cache_folder().is_absolute()
+    assert not any(cache_folder().parent.parent.iterdir()), "nobody else's files"

@@ -20,6 +20,7 @@ from isda_repro.config.generator import (
     is_frozen_generator,
     read_frozen_generator,
 )
+from isda_repro.config.multirun import FailedJob, run_job
 from isda_repro.config.naming import (
     NUMERICS_VERSION,
     cell_name,
@@ -35,6 +36,7 @@ from isda_repro.config.rules import CONF_DIR, lambda_0_of, register_resolvers, r
 __all__ = [
     "CONF_DIR",
     "NUMERICS_VERSION",
+    "FailedJob",
     "build",
     "build_loss",
     "build_model",
@@ -59,6 +61,7 @@ __all__ = [
     "rescaled_milestones",
     "run_command_line",
     "run_id",
+    "run_job",
     "run_names",
     "target_class",
     "weights_digest",

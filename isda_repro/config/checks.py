@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -129,9 +131,6 @@ def check_life(cfg: Mapping[str, Any]) -> None:
     require(isinstance(cfg["force"], bool), "force", cfg["force"], "true or false")
     for key in ("runs_dir", "data_dir"):
         require(isinstance(cfg[key], str) and bool(cfg[key]), key, cfg[key], "a folder's name")
-    tags = tracking.get("tags", [])
-    short = isinstance(tags, list) and all(isinstance(tag, str) and 1 <= len(tag) <= 64 for tag in tags)
-    require(short, "tracking.tags", tags, "a list of words of at most 64 characters each, which is what W&B takes")
     _check_among(
         {
             "compute.device": (compute["device"], ("auto", "cpu", "gpu")),
@@ -143,6 +142,42 @@ def check_life(cfg: Mapping[str, Any]) -> None:
             "compute.deterministic": (compute["deterministic"], (True, False)),
             "tracking.mode": (tracking["mode"], ("none", "offline", "online")),
         }
+    )
+
+
+NOT_IN_NAMES = "/\\#?%:"
+"""Characters that W&B takes neither in the name of a project nor, since both are parts of addresses, of an entity."""
+
+
+def check_tracking(tracking: Mapping[str, Any]) -> None:
+    """Check the names that W&B gets, when a run is composed or started: W&B itself refuses them when it has ended.
+
+    Raises:
+        ConfigError: for the first name that W&B does not take.
+    """
+    for key in ("project", "entity"):
+        name = tracking.get(key)
+        if key == "project" and isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+            alone = "tracking.entity={} tracking.project={}".format(*name.split("/"))
+            raise ConfigError(f"tracking.project={name} must be the project alone: {alone}")
+        known = name is None or (_is_text(name, 128) and not set(name) & set(NOT_IN_NAMES))
+        require(known, f"tracking.{key}", name, f"a name of at most 128 characters without {NOT_IN_NAMES}, or null")
+    group, metric = tracking.get("group"), tracking.get("table_metric")
+    require(group in (None, "") or _is_text(group, 128), "tracking.group", group, "a name of at most 128 characters")
+    require(metric is None or _is_text(metric, 128), "tracking.table_metric", metric, "a field of the result, or null")
+    for key, longest in (("tags", 64), ("tables", 128)):
+        words = tracking.get(key, [])
+        are_words = isinstance(words, list) and all(_is_text(word, longest) for word in words)
+        require(are_words, f"tracking.{key}", words, f"a list of words of at most {longest} characters each")
+
+
+def _is_text(value: object, longest: int) -> bool:
+    """Return whether a value is text of 1 to ``longest`` characters, without control characters and stray bytes."""
+    return (
+        isinstance(value, str)
+        and value.strip() != ""
+        and len(value) <= longest
+        and not any(unicodedata.category(character) in ("Cc", "Cs") for character in value)
     )
 
 
@@ -229,4 +264,5 @@ def _check_among(allowed: Mapping[str, tuple[Any, Sequence[Any]]]) -> None:
 def require(holds: bool, key: str, value: object, what: str) -> None:
     """Raise a ConfigError about the setting ``key`` unless ``holds``; ``what`` says what its value must be."""
     if not holds:
-        raise ConfigError(f"{key}={value} must be {what}")
+        shown = "".join(one if one.isprintable() else repr(one)[1:-1] for one in str(value))
+        raise ConfigError(f"{key}={shown} must be {what}")

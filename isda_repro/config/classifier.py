@@ -10,7 +10,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from isda_repro.config import naming
-from isda_repro.config.checks import ConfigError, check, generator_kind
+from isda_repro.config.checks import ConfigError, check, check_tracking, generator_kind
 from isda_repro.config.composing import compose_from, settled
 from isda_repro.config.frozen import read_frozen_as
 from isda_repro.config.generator import compose_generator, generator_overrides
@@ -32,6 +32,7 @@ def freeze(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     plain = settled(cfg, overrides)
     del plain["dataset"]["augment"]  # the model and the augmentation hold the values resolved from it
     check(plain)
+    check_tracking(plain["tracking"])
     if plain["model"]["weights"] is not None:
         plain["model"]["weights_sha256"] = weights_digest(plain["model"])
     if generator_kind(plain) is not None and plain["synthetic"]["generator"] is None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,8 +14,15 @@ from isda_repro.config.checks import ConfigError
 from isda_repro.config.classifier import compose, read_frozen
 from isda_repro.config.composing import explain
 from isda_repro.config.generator import compose_generator, is_frozen_generator, read_frozen_generator
+from isda_repro.config.multirun import FailedJob, report_failed_jobs
 from isda_repro.config.rules import register_resolvers
 from isda_repro.errors import one_sentence_errors
+
+PICKLE_FLAG = "--experimental-rerun"
+HYDRA_FLAGS = (
+    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun"),
+    *("--shell-completion", "--config-path", "--config-name", "--config-dir", PICKLE_FLAG, "--info"),
+)
 
 
 def compose_run(overrides: Sequence[str] = ()) -> DictConfig:
@@ -31,14 +40,14 @@ def read_frozen_run(path: Path) -> DictConfig:
 
 
 def run_command_line(
-    arguments: Sequence[str], run_file: Callable[[Path], None], compose_and_run: Callable[[], None]
+    arguments: Sequence[str], run_file: Callable[[Path], None], compose_and_run: Callable[[], FailedJob | None]
 ) -> None:
     """Run a frozen file with ``run_file``, or call ``compose_and_run``, which parses Hydra's command line itself.
 
     Args:
         arguments: command line; a frozen file is recognised by its suffix, ``.yaml`` or ``.yml``.
         run_file: called with the path of a frozen file.
-        compose_and_run: called for any other command line.
+        compose_and_run: called for any other command line, which Hydra reads from ``sys.argv``.
     """
     with one_sentence_errors():
         if arguments and arguments[0].endswith((".yaml", ".yml")):
@@ -46,7 +55,18 @@ def run_command_line(
                 raise ConfigError(f"{arguments[0]} is frozen and takes no further settings: {' '.join(arguments[1:])}")
             run_file(Path(arguments[0]))
             return
+        flags = [argument.partition("=")[0] for argument in arguments]
+        if any(len(flag) > 2 and PICKLE_FLAG.startswith(flag) for flag in flags):  # flags can be abbreviated
+            raise ConfigError(f"{PICKLE_FLAG} runs a pickle, which may be any program: give runs/<run_id>/config.yaml")
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra must not shorten exceptions, which `explain` reads
         register_resolvers()
-        with explain():
+        sys.argv[1:] = [without_hyphens(argument) for argument in arguments]
+        with report_failed_jobs(), explain():
             compose_and_run()
+
+
+def without_hyphens(argument: str) -> str:
+    """Return ``key=value`` for ``--key=value``, as `wandb agent` writes settings. Flags of Hydra's are left alone."""
+    setting = re.match(r"(--)[A-Za-z_][\w.@/]*=", argument)
+    is_flag = any(flag.startswith(argument.partition("=")[0]) for flag in HYDRA_FLAGS)  # they can be abbreviated
+    return argument[2:] if setting and not is_flag else argument

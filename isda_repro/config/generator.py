@@ -11,7 +11,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from isda_repro.config import naming
-from isda_repro.config.checks import ConfigError, check_life, check_limits, check_seed, is_count, require
+from isda_repro.config.checks import (
+    ConfigError,
+    check_life,
+    check_limits,
+    check_seed,
+    check_tracking,
+    is_count,
+    require,
+)
 from isda_repro.config.composing import compose_from, settled
 from isda_repro.config.frozen import read_frozen_as
 from isda_repro.config.naming import dataset_name, request
@@ -48,6 +56,7 @@ def freeze_generator(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     for key in OF_NETWORKS:
         plain["dataset"].pop(key, None)
     check_generator(plain)
+    check_tracking(plain["tracking"])
     return OmegaConf.create({"run_id": generator_id(plain), "numerics_version": naming.NUMERICS_VERSION, **plain})
 
 

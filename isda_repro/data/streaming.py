@@ -26,6 +26,7 @@ from isda_repro.randomness import stream_seed
 
 FORKS = sys.platform == "linux"
 SHARED_MEMORY = Path("/dev/shm")
+QUEUE_BYTES = 2**15  # of shared memory for the semaphores of a worker's queue
 PARENT_DEATH_SIGNAL = 1  # Linux's prctl option
 PREFETCHED = 2  # batches that each worker prepares ahead
 
@@ -73,8 +74,9 @@ class StreamingLoader(Loader):
         slots = PREFETCHED * workers + 2 if workers and self._device.type == "cpu" and FORKS else 0
         self._slots = _shared_slots(slots, -(-self.batch_size // self.share.world_size), *self._image_size)
         self._requests = _Requests(slots)
-        if workers and not slots:
-            _check_shared_memory(workers, -(-self.batch_size // self.share.world_size), *self._image_size)
+        if workers:
+            waiting = 0 if slots else -(-self.batch_size // self.share.world_size)
+            _check_shared_memory(workers, waiting, *self._image_size)
         self._loader: DataLoader[Any] = DataLoader(
             _Fetcher(split, crop, self._seed, self._slots),
             batch_sampler=self._requests,  # PyTorch accepts any iterable
@@ -180,10 +182,11 @@ def _check_shared_memory(workers: int, samples: int, height: int, width: int, pl
     if not place.is_dir():  # other systems than Linux share memory differently
         return
     needed, free = (PREFETCHED * workers + 1) * samples * height * width * 3, shutil.disk_usage(place).free
+    needed += QUEUE_BYTES * (workers + 1)
     if needed > free:
         raise UserError(
-            f"dataset.workers={workers} can have {needed / 1e6:,.0f} MB of images waiting in {place}, which has "
-            f"{free / 1e6:,.0f} MB free: set fewer dataset.workers, or give the container more (docker run --shm-size)"
+            f"dataset.workers={workers} can have {needed / 1e6:,.1f} MB of images and queues in {place}, which has "
+            f"{free / 1e6:,.1f} MB free: set fewer dataset.workers, or give the container more (docker run --shm-size)"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ from isda_repro.runs.records import (
     as_json,
     read_generator_result,
 )
-from isda_repro.tracking import Progress, Tracker
+from isda_repro.runs.to_wandb import wandb_trackers
+from isda_repro.tracking import Progress
 from isda_repro.tracking.tracker import Record
-from isda_repro.training import builders
 from isda_repro.training.compute import Compute
 from isda_repro.training.distributed import Processes, init_distributed
 from isda_repro.training.session import RunKind, Session, earlier_result, prepare, record_exit, total_timing
@@ -192,26 +192,14 @@ def summary(result: GeneratorResult) -> str:
     return f"{many} of {result.parameters:,} parameters, {result.generator_steps:,} steps, {result.epochs} epochs"
 
 
-def build_trackers(cfg: DictConfig, metrics: Path) -> list[Tracker]:
-    """Return the W&B tracker, if it is configured, with a job type of its own that no table reads."""
-    group = cfg.run_id.rpartition("-s")[0]
-    return builders.wandb_trackers(cfg, metrics, group, job_type="generator", summary_of=wandb_summary)
-
-
 GENERATOR = RunKind(
     epoch_record=GeneratorEpoch,
     state_keys=frozenset({"step", "epoch", "network", "pairs", "totals", "timing"}),
     read_result=read_generator_result,
     result_json=lambda result: {**as_json(result), "kind": "result"},  # the kind of any run's last record
     summary=summary,
-    build_trackers=build_trackers,
+    build_trackers=wandb_trackers,
 )
-
-
-def wandb_summary(result: Mapping[str, Any], _metric: str | None = None, _tables: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the numbers of a result that W&B shows beside the curves."""
-    numbers = {key: value for key, value in result.items() if isinstance(value, int | float) and key != "schema"}
-    return {**numbers, **{f"total/{key}": value for key, value in result["timing"].items()}}
 
 
 def _classes(cfg: DictConfig, source: Source) -> tuple[int, ...]:

@@ -24,7 +24,8 @@ from isda_repro.errors import UserError
 from isda_repro.runs.offline_runs import offline_files, read_offline
 from isda_repro.runs.records import RecordError, Result, mean_of_last, result_of
 from isda_repro.runs.sources import Finding, Found
-from isda_repro.tracking.wandb_record import CURVES, EPOCH, JOB_TYPE, RECORD, SCHEMA, SCHEMA_KEY
+from isda_repro.tracking.wandb import own_identity
+from isda_repro.tracking.wandb_record import CURVES, EPOCH, JOB_TYPE, RECORD, SCHEMA, SCHEMA_KEY, id_of
 
 if TYPE_CHECKING:
     from wandb import Api
@@ -97,8 +98,8 @@ def connect() -> Api:
         x_graphql_timeout_seconds=20,
     )
     try:
-        wandb.setup(settings=patience)
-        with _unasked():
+        with own_identity(), _unasked():
+            wandb.setup(settings=patience)
             wandb.Api(timeout=CONTACT_SECONDS)
             return wandb.Api(timeout=ANSWER_SECONDS)
     except wandb.errors.AuthenticationError as error:
@@ -206,7 +207,7 @@ class _Source:
             columns = [EPOCH, *record[CURVES]]
             rows = self._patiently(lambda: list(run.scan_history(keys=columns, page_size=10_000)))
             result = result_from(record, rows)
-            if result.run_id != run.id:
+            if id_of(result.run_id) != run.id:
                 raise RecordError(f"it holds the result of {result.run_id}")
         except RecordError as error:
             return RecordError(f"{origin}: {error}")

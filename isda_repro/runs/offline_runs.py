@@ -6,6 +6,7 @@ The files are in W&B's own format, so W&B's ``wandb leet inspect`` reads them.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from isda_repro.files import home
 from isda_repro.runs.records import RecordError
 
 READ_SECONDS = 60
@@ -64,9 +66,16 @@ def read_offline(path: Path) -> OfflineRun:
 def _records(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a W&B file, as ``wandb leet inspect --json`` prints them."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+    environment = {**os.environ, "HOME": str(home())}  # without which it does not start
     try:
         answer = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=READ_SECONDS, check=True
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=READ_SECONDS,
+            check=True,
         )
         yield from (json.loads(line) for line in answer.stdout.splitlines())
     except subprocess.CalledProcessError as error:

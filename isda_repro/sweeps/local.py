@@ -311,9 +311,8 @@ class _Sweep:
             return "FAILED without a result"
 
     def _why(self, folder: Path, code: int) -> str:
-        if self._where.is_one:  # the error is already in the terminal
-            return f"exit code {code}"
-        return f"exit code {code}: {exit_status_of(folder, code).said}; all of it is in {folder / LOG}"
+        said = f"exit code {code}: {exit_status_of(folder, code).said}"
+        return said if self._where.is_one else f"{said}; all of it is in {folder / LOG}"
 
     def _report(self) -> None:
         """Once every ``REPORT_SECONDS``, report the progress of runs that write to a log."""

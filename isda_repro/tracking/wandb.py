@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 import functools
+import glob
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 from isda_repro.console import warn
+from isda_repro.files import home
+from isda_repro.revision import ROOT
 from isda_repro.tracking.tracker import Record
-from isda_repro.tracking.wandb_record import EPOCH, JOB_TYPE, config_of, ran_on, row_of, summary_of
+from isda_repro.tracking.wandb_record import (
+    EPOCH,
+    JOB_TYPE,
+    config_of,
+    group_of,
+    id_of,
+    ran_on,
+    row_of,
+    storable,
+    summary_of,
+)
 
 INIT_TIMEOUT_SECONDS = 7.0  # together with W&B's start-up, a run waits for less than 10 s
 FINISH_TIMEOUT_SECONDS = 30.0  # data that is not sent by then stays on the disk for `wandb sync`
+PATIENCE_SECONDS = 300.0  # each of the two, where nothing else waits
+FILE_BYTES = 2**24  # the largest environment.json that is sent
 Arguments = ParamSpec("Arguments")
+
+SWEEP = "WANDB_SWEEP_ID"  # set by `wandb agent`
+IDENTITY = (
+    *(SWEEP, "WANDB_SWEEP_PARAM_PATH", "WANDB_LAUNCH", "WANDB_RUN_ID"),
+    *("WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM"),
+)
+"""Variables that would give a W&B run another id, project or beginning than it has here."""
 
 
 def _never_fatal(method: Callable[Concatenate[WandbTracker, Arguments], None]) -> Callable[..., None]:
@@ -26,11 +50,31 @@ def _never_fatal(method: Callable[Concatenate[WandbTracker, Arguments], None]) -
         try:
             method(self, *args, **kwargs)
         except Exception as error:  # the network, a full disk, a bug of W&B's: none of them may stop training
+            if self.strict:
+                raise
             self.give_up()
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            warn(f"W&B is off for this run, training goes on: {reason}")
+            warn(f"W&B is off for this run, which scripts/dashboard.py send can send later; training goes on: {reason}")
 
     return guarded
+
+
+@contextmanager
+def own_identity() -> Iterator[str | None]:
+    """Hide ``IDENTITY`` from W&B within the block; yield the id of the sweep if `wandb agent` started this process.
+
+    W&B also needs a home directory, for its settings and its log.
+    """
+    hidden = {name: os.environ.pop(name) for name in IDENTITY if name in os.environ}
+    is_homeless = "HOME" not in os.environ
+    if is_homeless:
+        os.environ["HOME"] = str(home())
+    try:
+        yield hidden.get(SWEEP, "").strip() or None
+    finally:
+        os.environ.update(hidden)
+        if is_homeless:
+            del os.environ["HOME"]
 
 
 class WandbTracker:
@@ -44,7 +88,7 @@ class WandbTracker:
         mode: "online" or "offline".
         project: W&B project.
         entity: W&B user or team; None is the account's default.
-        run_id: id and name of the W&B run, also when it is resumed.
+        run_id: id and name of the W&B run, also when it is resumed; ``id_of`` makes it one that W&B takes.
         config: the frozen configuration, shown as the run's config.
         group: name of the runs to be shown together, for example all seeds of a cell.
         metrics_path: the run's ``metrics.jsonl``; ``environment.json`` in its folder becomes a file of the W&B run.
@@ -53,13 +97,16 @@ class WandbTracker:
         table_metric: field of the result that becomes its ``table_value``; None: Table 2's.
         job_type: W&B job type; tables only read those of classifiers, "train".
         summary_of: function from a result, the metric and the tables to the summary.
+        strict: replay the whole run online too, raise the errors of W&B, and wait for it with patience.
+        sent: number of the last epoch that W&B has; None: the number that a resumed run's summary has.
+        keep: offline folders of this run that are complete; others, torn when a process died, are removed.
     """
 
     def __init__(
         self,
         *,
         mode: str,
-        project: str,
+        project: str | None,
         entity: str | None,
         run_id: str,
         config: Mapping[str, Any],
@@ -70,25 +117,42 @@ class WandbTracker:
         table_metric: str | None = None,
         job_type: str = JOB_TYPE,
         summary_of: Callable[..., dict[str, Any]] = summary_of,
+        strict: bool = False,
+        sent: int | None = None,
+        keep: Collection[Path] = (),
     ) -> None:
         self._metrics_path, self._tables, self._table_metric = metrics_path, tuple(tables), table_metric
         self._offline, self._summary_of = mode == "offline", summary_of
+        self.strict, self._known_sent, self._keep = strict, sent, keep
         self._arguments: dict[str, Any] = {
             "mode": mode,
             "project": project,
             "entity": entity,
-            "id": run_id,
-            "name": run_id,
-            "group": group,
-            "tags": list(tags),
+            "id": id_of(run_id),
+            "name": id_of(run_id),
+            "group": group_of(group),
+            "tags": storable(tags),
             "job_type": job_type,
-            "config": config_of(config),
+            "config": storable(config_of(config)),
             "dir": str(metrics_path.parent),
             "resume": None if self._offline else "allow",
         }
         self._run: Any = None
         self._is_off = self._is_whole = False
         self._sent = 0  # last epoch that was sent to W&B
+
+    @property
+    def id(self) -> str:
+        """Id of the W&B run."""
+        return str(self._arguments["id"])
+
+    def summary(self, result: Record) -> dict[str, Any]:
+        """Return the summary that the W&B run has when it is finished."""
+        return dict(storable(self._summary_of(result, self._table_metric, self._tables)))
+
+    def row(self, epoch: Record) -> dict[str, float]:
+        """Return the history row of an epoch."""
+        return row_of(epoch, self._tables)
 
     @_never_fatal
     def log(self, record: Record) -> None:
@@ -98,13 +162,13 @@ class WandbTracker:
         if self._run is None:
             self._begin()
         if record["kind"] == "segment":
-            self._run.config.update(ran_on(record), allow_val_change=True)
+            self._run.config.update(storable(ran_on(record)), allow_val_change=True)
         elif record["kind"] == "epoch":
             self._catch_up(until=record["epoch"])
             self._send_epoch(record)
         elif record["kind"] == "result":
             self._catch_up()
-            self._run.summary.update(self._summary_of(record, self._table_metric, self._tables))
+            self._run.summary.update(self.summary(record))
             self._is_whole = True
 
     @_never_fatal
@@ -125,26 +189,45 @@ class WandbTracker:
         os.environ.pop("WANDB_SERVICE", None)
         if self._offline:
             self._remove_unfinished()
-        settings = wandb.Settings(
-            silent=True,
-            console="off",
-            init_timeout=INIT_TIMEOUT_SECONDS,
-            finish_timeout=FINISH_TIMEOUT_SECONDS,
-        )
-        self._run = wandb.init(settings=settings, **self._arguments)
+        environment = self._metrics_path.with_name("environment.json")
+        commit = _commit(environment)
+        with own_identity() as sweep:
+            settings = wandb.Settings(
+                silent=True,
+                console="off",
+                save_code=False,  # it would send the diff of the repository around the working directory
+                disable_git=commit is None,
+                git_commit=commit,
+                git_root=str(ROOT),
+                use_dot_wandb=False,
+                sweep_id=sweep,
+                init_timeout=PATIENCE_SECONDS if self.strict else INIT_TIMEOUT_SECONDS,
+                finish_timeout=PATIENCE_SECONDS if self.strict else FINISH_TIMEOUT_SECONDS,
+                finish_timeout_raises=self.strict,
+            )
+            self._run = wandb.init(settings=settings, **self._arguments)
         self._run.define_metric(EPOCH)
         self._run.define_metric("*", step_metric=EPOCH)
-        if self._run.resumed:
+        if self._known_sent is not None:
+            self._sent = self._known_sent
+        elif self._run.resumed:
             self._sent = int(self._run.summary.get(EPOCH) or 0)
-        environment = self._metrics_path.with_name("environment.json")
-        if environment.exists():  # has what the config does not: the command, the host, the diff
+        if _is_file(environment):  # has what the config does not: the command, the host, the diff
             copy = shutil.copy(environment, self._run.dir)  # a copy, because W&B prints a message if it makes a link
             self._run.save(copy, base_path=self._run.dir, policy="now", glob=False)
 
     def _remove_unfinished(self) -> None:
-        """Remove what a process left behind that died while replaying this run; ``metrics.jsonl`` has all of it."""
-        for folder in (self._metrics_path.parent / "wandb").glob(f"offline-run-*-{self._arguments['id']}"):
-            shutil.rmtree(folder)
+        """Remove what a process left behind that died while replaying this run; ``metrics.jsonl`` has all of it.
+
+        A folder with anything that is not W&B's is left alone.
+        """
+        parent = self._metrics_path.parent / "wandb"
+        theirs = {"files", "logs", "tmp", f"run-{self.id}.wandb"}
+        for folder in () if parent.is_symlink() else parent.glob(f"offline-run-*-{glob.escape(self.id)}"):
+            if folder in self._keep or folder.is_symlink() or not folder.is_dir():
+                continue
+            if {path.name for path in folder.iterdir()} <= theirs:
+                shutil.rmtree(folder)
 
     def _catch_up(self, until: int | None = None) -> None:
         """Send epochs of ``metrics.jsonl`` before ``until`` that W&B lacks: all if offline, some after an outage."""
@@ -153,8 +236,8 @@ class WandbTracker:
             return
         for line in self._metrics_path.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
-            if record["kind"] == "segment" and self._offline:
-                self._run.config.update(ran_on(record), allow_val_change=True)
+            if record["kind"] == "segment" and (self._offline or self.strict):
+                self._run.config.update(storable(ran_on(record)), allow_val_change=True)
             elif record["kind"] == "epoch" and self._sent < record["epoch"] < end:
                 self._send_epoch(record)
 
@@ -163,5 +246,18 @@ class WandbTracker:
 
         If a resumed run repeats an epoch, W&B has two rows of it, and readers use the later one.
         """
-        self._run.log(row_of(record, self._tables))
+        self._run.log(self.row(record))
         self._sent = record["epoch"]
+
+
+def _commit(environment: Path) -> str | None:
+    """Return the revision of the code that trained, which need not be the one that sends the run."""
+    with suppress(OSError, ValueError, TypeError, LookupError, RecursionError):
+        commit = json.loads(environment.read_bytes())["git_revision"] if _is_file(environment) else None
+        return commit if isinstance(commit, str) and re.fullmatch("[0-9a-f]{40,64}", commit) else None
+    return None
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether this is a file of moderate size, and no link to one, which might lead out of the run's folder."""
+    return not path.is_symlink() and path.is_file() and path.stat().st_size <= FILE_BYTES

@@ -14,7 +14,9 @@ summary, sometimes late. This module does not import W&B.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +36,39 @@ TEST_ERROR = "test_error"  # column of the history
 EPOCH = "epoch"  # column of the history, counted from 1; of two rows with the same epoch the later one counts
 
 DEFAULT_METRIC = "test_error_last10"  # the metric of Table 2
+
+ID_BYTES, GROUP_LENGTH = 128, 128  # at most; an id is also part of a file's name
+
+
+def id_of(run_id: str) -> str:
+    """Return the W&B id of a run: its run id if W&B takes it, otherwise one that is cut or replaced, with a hash.
+
+    A run id contains the name of a data set, which can have any characters and any length.
+    """
+    possible = re.sub(r"[:;,#?/'\\%\s\x00-\x1f\x7f\ud800-\udfff]", "-", run_id)
+    if possible == run_id and len(run_id.encode()) <= ID_BYTES:
+        return run_id
+    cut = possible.encode()[: ID_BYTES - 11].decode(errors="ignore")
+    return f"{cut}-{_digest(run_id)}"
+
+
+def group_of(name: str) -> str:
+    """Return a W&B group: the name, of which the end is replaced by a hash if W&B would not take its length."""
+    text = storable(name)
+    return text if len(text) <= GROUP_LENGTH else f"{text[: GROUP_LENGTH - 11]}-{_digest(name)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:10]
+
+
+def storable(value: Any) -> Any:
+    """Return the value with all text as Unicode: names of files can have bytes that are no text in UTF-8."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {storable(key): storable(item) for key, item in value.items()}
+    return [storable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def in_table(table: str, name: str) -> str:
@@ -69,7 +104,7 @@ def summary_of(result: Record, metric: str | None = None, tables: Sequence[str] 
         metric: field of the result that enters the tables; ``DEFAULT_METRIC`` if it is None or missing in the result.
         tables: names of the tables that the run belongs to.
     """
-    metric = metric if metric is not None and result.get(metric) is not None else DEFAULT_METRIC
+    metric = metric if metric is not None and isinstance(result.get(metric), int | float) else DEFAULT_METRIC
     bare = {key: value for key, value in result.items() if key not in ("kind", "schema")}
     numbers = {key: value for key, value in bare.items() if isinstance(value, int | float | str)}
     text = {**result, CURVES: sorted(result["curves"])}
@@ -81,3 +116,11 @@ def summary_of(result: Record, metric: str | None = None, tables: Sequence[str] 
         TABLE_METRIC: metric,
         RECORD: json.dumps(text, sort_keys=True, allow_nan=False),
     }
+
+
+def generator_summary(
+    result: Mapping[str, Any], _metric: str | None = None, _tables: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the summary of a finished run of generators: the numbers of its result, and its total times."""
+    numbers = {key: value for key, value in result.items() if isinstance(value, int | float) and key != "schema"}
+    return {**numbers, **{f"total/{key}": value for key, value in result["timing"].items()}}

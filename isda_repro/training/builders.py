@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from isda_repro.config import (
     build,
     build_loss,
     build_model,
-    cell_name,
     compose_generator,
     generator_overrides,
-    request,
     target_class,
 )
 from isda_repro.config.checks import ConfigError, generator_kind
@@ -38,7 +36,6 @@ from isda_repro.data import (
 from isda_repro.losses import IGNORED, Criterion
 from isda_repro.models import Network
 from isda_repro.randomness import stream_seed
-from isda_repro.tracking import Tracker, WandbTracker
 from isda_repro.training.compute import Compute
 from isda_repro.training.ddp import wrap_ddp
 from isda_repro.training.distributed import SINGLE_PROCESS, Processes
@@ -257,39 +254,6 @@ def build_optimizer(cfg: DictConfig, network: Network, criterion: Criterion) -> 
         if on_gpu:
             group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
     return optimizer
-
-
-def build_trackers(cfg: DictConfig, metrics: Path) -> list[Tracker]:
-    """Return the trackers that a classifier's run has beside ``metrics.jsonl`` and the progress bar: W&B or none."""
-    tables, metric = cfg.tracking.get("tables") or (), cfg.tracking.get("table_metric")
-    return wandb_trackers(cfg, metrics, cell_name(cfg), tables=tables, table_metric=metric)
-
-
-def wandb_trackers(cfg: DictConfig, metrics: Path, group: str, **more: Any) -> list[Tracker]:
-    """Return a list with the W&B tracker of a run of any kind, empty with ``tracking.mode=none``.
-
-    Args:
-        cfg: the run's frozen configuration.
-        metrics: the run's ``metrics.jsonl``.
-        group: the W&B group, unless the user has set ``tracking.group``.
-        more: further arguments of ``WandbTracker``.
-    """
-    if cfg.tracking.mode == "none":
-        return []
-    choice = OmegaConf.to_container(cfg.choice)
-    return [
-        WandbTracker(
-            mode=cfg.tracking.mode,
-            project=cfg.tracking.project,
-            entity=cfg.tracking.entity,
-            run_id=cfg.run_id,
-            config={**request(cfg), "choice": choice, "numerics_version": cfg.numerics_version},
-            group=cfg.tracking.get("group") or group,
-            tags=cfg.tracking.get("tags") or (),
-            metrics_path=metrics,
-            **more,
-        )
-    ]
 
 
 def call_network(

@@ -14,6 +14,7 @@ from isda_repro.data import Loader, Source, StreamingLoader
 from isda_repro.errors import UserError
 from isda_repro.models.weights import load_weights
 from isda_repro.runs.records import EpochRecord, Result, SegmentRecord, as_json, mean_of_last, read_result
+from isda_repro.runs.to_wandb import wandb_trackers
 from isda_repro.tracking import Progress
 from isda_repro.training import builders
 from isda_repro.training.compute import Compute
@@ -182,7 +183,7 @@ CLASSIFIER = RunKind(
     read_result=read_result,
     result_json=as_json,
     summary=summary,
-    build_trackers=builders.build_trackers,
+    build_trackers=wandb_trackers,
 )
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from isda_repro.config import build, write_frozen
+from isda_repro.config.checks import check_tracking
 from isda_repro.console import say, warn
 from isda_repro.data import Source
 from isda_repro.errors import EXIT_USER_ERROR, StoppedError, UserError, is_out_of_memory
@@ -114,8 +115,10 @@ def prepare(cfg: DictConfig, processes: Processes) -> tuple[Compute, Source]:
     """Resolve device and precision on all processes, and read the data.
 
     Raises:
-        UserError: the device or the data is missing, or the processes resolved ``auto`` differently.
+        UserError: the device or the data is missing, the processes resolved ``auto`` differently, or W&B does not take
+            a name of a frozen configuration.
     """
+    check_tracking(cast(dict[str, Any], OmegaConf.to_container(cfg.tracking)))
     compute = resolve_compute(cfg.compute, processes.local_rank if processes.is_distributed else None)
     refuse_differences(compute, processes)
     compute.apply()

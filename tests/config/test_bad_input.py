@@ -4,8 +4,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from isda_repro.config import build, build_loss, build_model, compose
-from isda_repro.config.checks import ConfigError, check
+from isda_repro.config import build, build_loss, build_model, compose, compose_generator
+from isda_repro.config.checks import ConfigError, check, check_tracking
 from isda_repro.errors import UserError
 
 
@@ -98,7 +98,6 @@ WRONG_VALUES = [  # overrides, a key, and a YAML list of values that it must ref
     ("", "runs_dir", "['', 3]"),
     ("", "data_dir", "['', 3]"),
     ("", "tracking.mode", "[live]"),
-    ("", "tracking.tags", f"[one, [3], [''], [{65 * 'a'}]]"),
     ("loss=isda", "loss.sync", "[true, 0]"),
     ("", "faithful.progress", "[step]"),
     ("", "faithful.crop_padding", "[mirror]"),
@@ -121,6 +120,39 @@ def test_a_wrong_value_is_an_error_that_names_its_key(settings, base, key, value
         with pytest.raises(ConfigError) as error:
             check(settings(base, **{key: value}))
         assert_names(error, key)
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        (
+            "project",
+            ["team/proj", "/", "a/b/c", "a#b", "50%", "a:b", "a\\b", "", " ", "a\nb", "\udc80", 129 * "a", 3, ["a"]],
+        ),
+        ("entity", ["us/p", "a?", "", "a\tb", 129 * "a", 1]),
+        ("group", [129 * "a", "a\0", 7, ["a"]]),
+        ("table_metric", ["", 3]),
+        ("tags", ["one", [3], [""], [65 * "a"], ["a\nb"], None]),
+        ("tables", ["one", [3], [""], ["\ud800"]]),
+    ],
+)
+def test_names_that_wandb_does_not_take_are_refused(key, values):
+    for value in values:
+        with pytest.raises(ConfigError) as error:
+            check_tracking({key: value})
+        assert_names(error, f"tracking.{key}")
+
+
+def test_names_that_wandb_takes():
+    check_tracking({})
+    check_tracking({"project": "Ünï-1_. ()'é", "entity": "us-1", "group": "a/b: c#%", "tags": [64 * "я"], "tables": []})
+    check_tracking({"project": 128 * "a", "entity": None, "group": None, "table_metric": None})
+
+
+@pytest.mark.parametrize("compose_it", [compose, compose_generator])
+def test_they_are_refused_when_a_run_is_composed(compose_it):
+    with pytest.raises(ConfigError, match=r"tracking\.entity=team tracking\.project=proj"):
+        compose_it(["dataset=digits", "tracking.project=team/proj"])
 
 
 @pytest.mark.parametrize(

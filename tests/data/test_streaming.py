@@ -277,4 +277,8 @@ def test_workers_that_would_use_up_the_shared_memory_are_refused_before_they_sta
     streaming._check_shared_memory(2, 16, 224, 224, tmp_path)
     with pytest.raises(UserError, match=r"dataset\.workers=16"):
         streaming._check_shared_memory(16, 256, 224, 224, tmp_path)
+    monkeypatch.setattr(streaming.shutil, "disk_usage", lambda place: SimpleNamespace(free=2**16))
+    with pytest.raises(UserError, match=r"dataset\.workers=2"):
+        streaming._check_shared_memory(2, 0, 32, 32, tmp_path)
+    streaming._check_shared_memory(1, 0, 32, 32, tmp_path)
     streaming._check_shared_memory(16, 256, 224, 224, tmp_path / "not there")

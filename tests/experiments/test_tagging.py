@@ -10,8 +10,8 @@ from isda_repro.config import read_frozen, run_id, write_frozen
 from isda_repro.config.checks import ConfigError
 from isda_repro.experiments.plan import LONGEST_TAG, cell_tag, plan_runs, tag_runs
 from isda_repro.experiments.specification import load_table
+from isda_repro.runs.to_wandb import wandb_trackers
 from isda_repro.sweeps.sweep import SweepOptions, missing
-from isda_repro.training.builders import build_trackers
 
 
 def test_runs_are_tagged_by_a_sweep_and_keep_their_names(tmp_path, monkeypatch):
@@ -73,7 +73,7 @@ def test_frozen_file_from_before_there_were_tags_is_read_and_stays_the_same_run(
     write_frozen(frozen, tmp_path / "config.yaml")
     read = read_frozen(tmp_path / "config.yaml")
     assert read.run_id == frozen.run_id
-    (tracker,) = build_trackers(read, tmp_path / "metrics.jsonl")
+    (tracker,) = wandb_trackers(read, tmp_path / "metrics.jsonl")
     tracker.log({"kind": "epoch"})
     tracker.close()
 

@@ -13,6 +13,7 @@ from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError
 from isda_repro.experiments.plan import Run, select_runs
 from isda_repro.experiments.specification import load_table
+from isda_repro.runs.exit_status import ExitStatus, write_exit_status
 from isda_repro.sweeps.local import sweep_here
 from isda_repro.sweeps.status import cancel, status
 from isda_repro.sweeps.sweep import SweepOptions, missing, sweep_command
@@ -54,6 +55,8 @@ def failures(out):
 def test_failed_runs_are_reported_and_the_others_still_run(demo, options, tmp_path, capfd):
     runs = all_runs(demo)
     command = training(tmp_path, runs, {runs[1].run_id: 3, runs[2].run_id: 0})
+    folder_of(options, runs[1]).mkdir(parents=True)
+    write_exit_status(folder_of(options, runs[1]), ExitStatus(3, "the loss is not finite"))  # as training does
     assert sweep_here(options, compose, command) == 1
     assert started(options) == names(runs)
     out = capfd.readouterr().out
@@ -61,7 +64,7 @@ def test_failed_runs_are_reported_and_the_others_still_run(demo, options, tmp_pa
     bad, forgetful = failures(out)
     assert runs[1].run_id in bad
     assert runs[2].run_id in forgetful
-    assert "3" in bad.replace(runs[1].run_id, "")
+    assert "3: the loss is not finite" in bad
 
 
 def test_damaged_or_foreign_result_is_a_failure_and_is_not_overwritten(demo, options, tmp_path, finish, capfd):

@@ -1,8 +1,11 @@
 """Logging to W&B, live and by replay; runs continue when W&B fails."""
 
+import json
+import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from unittest.mock import Mock, call
 
 import pytest
@@ -14,7 +17,7 @@ from isda_repro.runs.from_wandb import record_of, result_from
 from isda_repro.runs.offline_runs import offline_files, read_offline
 from isda_repro.runs.records import result_of
 from isda_repro.tracking import WandbTracker
-from isda_repro.tracking.wandb_record import ran_on, row_of, summary_of
+from isda_repro.tracking.wandb_record import ID_BYTES, group_of, id_of, ran_on, row_of, storable, summary_of
 
 EPOCHS = [epoch(1, 20.0, rate=0.1), epoch(2, 100 / 7, rate=5e-05), epoch(3, 8.0, rate=5e-06)]
 
@@ -48,6 +51,27 @@ def test_the_number_of_the_table_has_one_name_whichever_field_it_is():
     assert (final["table_value"], final["table_metric"]) == (8.0, "test_error_final")
     for summary in (last10, absent):
         assert (summary["table_value"], summary["table_metric"]) == (whole["test_error_last10"], "test_error_last10")
+
+
+@pytest.mark.parametrize(
+    "run_id",
+    ["a/b-s0-1", "it's-s0-1", "50%-s0-1", "a b", "a#b?c:d;e,f", "caf\udce9-s0-1", 200 * "x", 100 * "ф", "a\nb"],
+)
+def test_a_run_id_that_wandb_would_refuse_becomes_one_that_it_takes(run_id):
+    other = id_of(run_id)
+    assert len(other.encode()) <= ID_BYTES
+    wandb.Settings(run_id=other)
+    assert other != id_of(f"{run_id}2")
+    assert other.isprintable()
+
+
+def test_usual_names_stay_as_they_are():
+    assert id_of("resnet20-folder_фото-baseline-isda-s0-0123456789").endswith("фото-baseline-isda-s0-0123456789")
+    assert group_of("table2/resnet, isda") == "table2/resnet, isda"
+    value = {"a": [1, 2.5, None, "ф"], "b": {"c": True}}
+    assert storable(value) == value
+    assert storable({"caf\udce9": ["\ud800"]}) == {"caf\\udce9": ["\\ud800"]}
+    assert len(group_of(300 * "x")) == 128
 
 
 # ------------------------------------------------------------------------------------------------------------- offline
@@ -97,6 +121,12 @@ def test_an_offline_run_is_whole_and_can_be_found(replayed):
     assert not environment.is_symlink(), "the folder of a run can be moved"
 
 
+def test_code_and_diffs_of_the_working_directory_are_not_sent(replayed):
+    path, _ = replayed
+    files = {one.name for one in (path.parent / "files").rglob("*") if one.is_file()}
+    assert files <= {"environment.json", "requirements.txt", "config.yaml", "wandb-metadata.json", "wandb-summary.json"}
+
+
 def test_the_result_is_made_again_from_an_offline_run(replayed):
     _, run = replayed
     assert result_from(record_of(run.summary), run.rows) == result_of(result(EPOCHS))
@@ -117,6 +147,25 @@ def test_an_unfinished_offline_run_leaves_nothing(tmp_path):
     one.log(epoch(1, 20.0))
     one.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_torn_records_of_this_run_are_removed(tmp_path, begun):
+    begun()
+    write_metrics(tmp_path / "metrics.jsonl", [SEGMENT, *EPOCHS])
+    beside = tmp_path / "wandb"
+    torn, users, others, kept = (
+        beside / f"offline-run-20260101_00000{number}-{name}"
+        for number, name in enumerate(("run-1", "run-1", "run-10", "run-1"))
+    )
+    for folder in (torn, users, others, kept):
+        (folder / "files").mkdir(parents=True)
+    (users / "notes.txt").write_text("mine")
+    (tmp_path / "elsewhere").mkdir()
+    (beside / "offline-run-20260101_000009-run-1").symlink_to(tmp_path / "elsewhere")
+    one = tracker(tmp_path, keep=[kept])
+    one.log(result(EPOCHS))
+    assert (torn.exists(), users.exists(), others.exists(), kept.exists()) == (False, True, True, True)
+    assert (tmp_path / "elsewhere").exists()
 
 
 # -------------------------------------------------------------------------------------------------------------- online
@@ -146,6 +195,19 @@ def test_a_live_run_goes_on_under_its_name_and_sends_what_an_outage_kept_back(tm
     assert [row["epoch"] for row in run.rows] == [1, 2, 2, 3, 4, 5]
     assert run.state == "finished"
     assert result_from(record_of(run.summary), run.rows) == result_of(whole)
+
+
+@pytest.mark.slow
+def test_an_agents_run_can_be_resumed(tmp_path, server):
+    environment = {**server.environment, "WANDB_SWEEP_ID": "abc", "WANDB_RUN_ID": "first"}
+    metrics = write_metrics(tmp_path / "metrics.jsonl", [SEGMENT, *EPOCHS[:2]])
+    assert "warning" not in say(metrics, [SEGMENT, *EPOCHS[:2]], environment).stderr
+    write_metrics(metrics, [SEGMENT, *EPOCHS])
+    again = {**environment, "WANDB_RUN_ID": "second"}
+    assert "warning" not in say(metrics, [{**SEGMENT, "step": 8}, EPOCHS[2], result(EPOCHS)], again).stderr
+    (run,) = server.runs.values()
+    assert (run.name, run.attributes["sweep"], run.state) == ("run-1", "abc", "finished")
+    assert [row["epoch"] for row in run.rows] == [1, 2, 3]
 
 
 @pytest.mark.slow
@@ -218,6 +280,70 @@ def test_a_resumed_live_run_sends_what_is_missing_and_is_unfinished_without_a_re
     assert epochs_of(run) == [3, 4, 5, 6, 6]
     one.close()
     run.finish.assert_called_once_with(exit_code=1)
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_a_sweep_of_wandb_agent_gets_the_run_under_its_own_name(tmp_path, begun, monkeypatch, mode):
+    """W&B would ignore the id that it is given, so that each resumption would be another W&B run."""
+    agents = {"WANDB_SWEEP_ID": "abc", "WANDB_RUN_ID": "random", "WANDB_RESUME": "must", "WANDB_LAUNCH": "true"}
+    for name, value in agents.items():
+        monkeypatch.setenv(name, value)
+    seen = {}
+    _, init = begun()
+    init.side_effect = lambda **given: seen.update(given, environment=dict(os.environ)) or init.return_value
+    write_metrics(tmp_path / "metrics.jsonl", [SEGMENT, *EPOCHS])
+    tracker(tmp_path, mode=mode).log(result(EPOCHS))
+    assert (seen["id"], seen["project"], seen["settings"].sweep_id) == ("run-1", "p", "abc")
+    assert not agents.keys() & seen["environment"].keys()
+    assert agents.items() <= dict(os.environ).items(), "the next run of this process belongs to the sweep too"
+
+
+def test_names_of_files_that_wandb_would_refuse_do_not_switch_it_off(tmp_path, begun):
+    _, init = begun()
+    write_metrics(tmp_path / "metrics.jsonl", [SEGMENT, *EPOCHS])
+    named = {"run_id": "resnet8-folder_it's 50%\udce9-s0-1", "group": 200 * "\udce9", "config": {"name": "caf\udce9"}}
+    tracker(tmp_path, **named, tags=["\udce9"]).log(result(EPOCHS))
+    given = init.call_args.kwargs
+    wandb.Settings(run_id=given["id"], run_name=given["name"], run_group=given["group"], run_tags=given["tags"])
+    assert len(given["group"]) <= 128
+    json.dumps([given["config"], given["group"], given["tags"]], ensure_ascii=False).encode()
+
+
+def test_wandb_has_a_home_directory_while_it_starts(tmp_path, begun, monkeypatch):
+    """Without one it does not start, or its program prints its log and makes a folder in the working directory."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", Mock(side_effect=KeyError("uid not found: 54321")))
+    seen = []
+    _, init = begun()
+    init.side_effect = lambda **_: seen.append(Path(os.environ["HOME"]).is_dir()) or init.return_value
+    write_metrics(tmp_path / "metrics.jsonl", [SEGMENT, *EPOCHS])
+    tracker(tmp_path).log(result(EPOCHS))
+    assert seen == [True]
+    assert "HOME" not in os.environ
+
+
+def test_no_file_from_outside_of_the_runs_folder_is_sent(tmp_path, begun):
+    run, init = begun()
+    secret = tmp_path / "secret"
+    secret.write_text(json.dumps({"git_revision": 40 * "a"}))
+    folder = tmp_path / "run-1"
+    folder.mkdir()
+    (folder / "environment.json").symlink_to(secret)
+    write_metrics(folder / "metrics.jsonl", [SEGMENT, *EPOCHS])
+    tracker(folder).log(result(EPOCHS))
+    assert run.summary["table_value"]
+    assert not run.save.called
+    settings = init.call_args.kwargs["settings"]
+    assert (settings.disable_git, settings.save_code) == (True, False)
+
+
+def test_the_commit_is_the_one_that_trained(tmp_path, begun):
+    _, init = begun()
+    (tmp_path / "files").mkdir()
+    (tmp_path / "environment.json").write_text(json.dumps({"git_revision": 40 * "a"}))
+    write_metrics(tmp_path / "metrics.jsonl", [SEGMENT, *EPOCHS])
+    tracker(tmp_path).log(result(EPOCHS))
+    assert init.call_args.kwargs["settings"].git_commit == 40 * "a"
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])

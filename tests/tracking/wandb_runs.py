@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from isda_repro.config import compose, request, write_frozen
 from isda_repro.runs.records import EpochRecord, Result, SegmentRecord, as_json, mean_of_last
 
 TIMING = {"train": 2.0, "data_wait": 0.1, "criterion": 0.1, "evaluation": 1.0, "images_per_s": 50.0}
@@ -100,3 +101,18 @@ def say(
         text=True,
         timeout=300,
     )
+
+
+def finished_run(runs_dir: Path, *overrides: str, epochs: int = 3) -> Path:
+    """Write the folder of a finished classifier's run with these settings, without its training and weights."""
+    cfg = compose(["model=resnet8", "dataset=digits", f"recipe.epochs={epochs}", f"runs_dir={runs_dir}", *overrides])
+    folder = runs_dir / str(cfg.run_id)
+    folder.mkdir(parents=True)
+    lines = [epoch(number, 20.0 / number, rate=0.1 / number) for number in range(1, epochs + 1)]
+    asked = {"numerics_version": cfg.numerics_version, **request(cfg)}
+    whole = result(lines, run_id=cfg.run_id, request=asked, choices=dict(cfg.choice))
+    write_frozen(cfg, folder / "config.yaml")
+    write_metrics(folder / "metrics.jsonl", [SEGMENT, lines[0], {**SEGMENT, "step": 4, "hardware": "y"}, *lines[1:]])
+    (folder / "environment.json").write_text('{"host": "h"}')
+    (folder / "result.json").write_text(json.dumps(whole))
+    return folder
