@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from pictures import CLASSES, content, make_folder, picture
+from pictures import CLASSES, GREY, PECULIAR, SMOOTH, content, make_folder, picture, saved, turned
 from PIL import Image, PngImagePlugin
 
 from isda_repro.data import DataError, MissingDataError, Packing, load_folder, load_packed, pack, stored_statistics
@@ -31,12 +31,6 @@ def root(tmp_path):
 
 def load(root, **options):
     return load_folder("pets", root, image_size=16, **options)
-
-
-def saved(image, kind, **options):
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
 
 
 # --------------------------------------------------------------------------------------------------- names and litter
@@ -167,9 +161,6 @@ def test_holdout_needs_no_folder_val(root):
 
 # ------------------------------------------------------------------------------------------- depths, modes, orientation
 
-GREY = (np.arange(40 * 56).reshape(40, 56) * 29 % 65536).astype(np.uint16)
-SMOOTH = Image.fromarray(picture(1))
-
 
 def png16(pixels, colour_type):
     """Return a PNG file with big-endian 16-bit levels, which Pillow cannot write in colour."""
@@ -217,25 +208,6 @@ def test_images_that_would_come_out_black_are_refused(data):
     with pytest.raises(UnreadableError) as caught:
         decoded(data)
     assert "\n" not in str(caught.value)
-
-
-def turned(kind):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return saved(SMOOTH, kind, exif=exif.tobytes())
-
-
-PECULIAR = {
-    "grey levels": saved(SMOOTH.convert("L"), "JPEG"),
-    "1 bit per pixel": saved(SMOOTH.convert("1"), "TIFF"),
-    "a palette": saved(SMOOTH.quantize(8), "PNG"),
-    "CMYK": saved(SMOOTH.convert("CMYK"), "JPEG"),
-    "another colour space": saved(SMOOTH.convert("YCbCr"), "TIFF"),
-    "transparency": saved(SMOOTH.convert("RGBA"), "PNG"),
-    "16 bits per level": saved(Image.fromarray(GREY), "PNG"),
-    "several frames": saved(SMOOTH, "WEBP", save_all=True, append_images=[SMOOTH.rotate(90)], lossless=True),
-    "EXIF orientation": turned("JPEG"),
-}
 
 
 @pytest.mark.parametrize("name", RULES)

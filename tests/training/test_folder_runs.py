@@ -191,8 +191,8 @@ def test_finished_run_of_an_older_version_is_compared_by_what_its_result_says(fi
 
 
 def test_resumed_run_is_compared_by_names_and_sizes_too(pets, tmp_path, monkeypatch):
-    cfg = settings(pets, tmp_path, "checkpoint.steps=1")
-    stopped_after(cfg, 3, monkeypatch)
+    cfg = on(pets, tmp_path, "checkpoint.steps=1")
+    stopped_after(cfg, 1, monkeypatch)
     other_photographs(pets)
     with pytest.raises(DataError, match="names or sizes"):
         run(cfg)
