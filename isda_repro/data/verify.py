@@ -236,7 +236,7 @@ def _left_out(index: Mapping[str, Part], problems: list[str]) -> Iterator[str]:
             pictures = NOT_READ | set(EXTENSIONS) if not class_name else NOT_READ
             if left_out := {kind: count for kind, count in kinds.items() if kind in pictures}:
                 problems.append(
-                    f"{where} has pictures that are not used, {counted(left_out)}: save them as .png or .jpg"
+                    f"{where} has pictures that are not used ({counted(left_out)}): save them as .png in a class folder"
                 )
     if kinds := total(of_class for content in index.values() for of_class in content.left_out.values()):
         yield f"files that are not used: {sum(kinds.values()):,}"

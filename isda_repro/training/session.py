@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from isda_repro.config import build, write_frozen
 from isda_repro.console import say, warn
-from isda_repro.data import Source
+from isda_repro.data import DataError, Source
 from isda_repro.errors import EXIT_USER_ERROR, StoppedError, UserError, is_out_of_memory
 from isda_repro.files import rename_aside
 from isda_repro.revision import why_unknown
@@ -97,6 +97,8 @@ def record_exit(folder: Path) -> Iterator[None]:
         write_exit_status(folder, ExitStatus(EXIT_USER_ERROR, str(error)), keep=True)
         raise
     except Exception as error:
+        if isinstance(error, DataError) and (folder / "result.json").exists():  # a finished run, refused for other data
+            raise
         is_users = isinstance(error, UserError | OSError | MemoryError)
         said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         write_exit_status(folder, ExitStatus(EXIT_USER_ERROR if is_users else 1, said.splitlines()[0]))

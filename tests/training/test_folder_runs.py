@@ -146,8 +146,10 @@ def other_names(pets):
 def test_finished_run_is_not_the_answer_for_other_data(finished, pets, tmp_path, change):
     cfg, result = finished
     change(pets)
+    before = {path: path.stat() for path in (tmp_path / "runs" / cfg.run_id).iterdir()}
     with pytest.raises(DataError) as caught:
         run(cfg)
+    assert {path: path.stat() for path in (tmp_path / "runs" / cfg.run_id).iterdir()} == before
     assert all(token in str(caught.value) for token in (cfg.run_id, "runs_dir=", "force=true"))
     again = run(on(pets, tmp_path, "force=true"))
     assert again.run_id == result.run_id
