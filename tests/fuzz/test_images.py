@@ -124,7 +124,8 @@ def test_images_of_all_modes_are_decoded_or_refused_and_not_black(kind, mode, he
     except (OSError, ValueError, KeyError, TypeError):
         return  # Pillow does not write this mode in this format
     check(data)
-    if mode in ("I;16", "I", "F") and len(np.unique(np.asarray(image))) > 1:
+    is_deep = mode in ("I;16", "I", "F") and kind in ("PNG", "TIFF", "PPM")  # Pillow cuts to 8 bits for the others
+    if is_deep and len(np.unique(np.asarray(image))) > 1:
         try:
             pixels = decoded(data)
         except UnreadableError:
