@@ -307,7 +307,7 @@ def pack_and_wait(source, folder, reports):
 def test_second_packing_into_a_folder_is_refused_and_disturbs_nothing(tmp_path, source):
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
-    process = context.Process(target=pack_and_wait, args=(source, tmp_path / "out", theirs))
+    process = context.Process(target=pack_and_wait, args=(source, tmp_path / "out", theirs), daemon=True)
     process.start()
     theirs.close()
     ours.recv()

@@ -10,7 +10,8 @@ from interrupted_runs import assert_same, stopped_after
 from pictures import make_folder
 
 from isda_repro.config import compose
-from isda_repro.data import DataError
+from isda_repro.data import FIXED_DATA, DataError
+from isda_repro.training import resume
 from isda_repro.training.run import run
 
 CLASSES = ("ant", "bee", "cat")
@@ -190,6 +191,21 @@ def test_finished_run_of_an_older_version_is_compared_by_what_its_result_says(fi
     one_more(pets)
     with pytest.raises(DataError, match=r"24 .* 25"):
         run(cfg)
+
+
+def test_finished_run_of_data_that_is_the_same_everywhere_does_not_load_it(tmp_path, monkeypatch):
+    """For CIFAR, loading may mean a download."""
+    cfg = compose(
+        ["model=resnet8", "dataset=digits", "recipe.epochs=1", "dataset.train_limit=64", "dataset.test_limit=20"]
+        + ["recipe.batch_size=32", "compute=cpu", "tracking=none", f"runs_dir={tmp_path}"]
+    )
+    result = run(cfg)
+    monkeypatch.setattr(resume, "build", None)
+    assert run(cfg) == result
+    assert set(FIXED_DATA) == {compose([f"dataset={name}"]).dataset.source._target_ for name in FIXED}
+
+
+FIXED = ("digits", "cifar10", "cifar100")
 
 
 def test_resumed_run_is_compared_by_names_and_sizes_too(pets, tmp_path, monkeypatch):
