@@ -195,10 +195,8 @@ def test_finished_run_of_an_older_version_is_compared_by_what_its_result_says(fi
 
 def test_finished_run_of_data_that_is_the_same_everywhere_does_not_load_it(tmp_path, monkeypatch):
     """For CIFAR, loading may mean a download."""
-    cfg = compose(
-        ["model=resnet8", "dataset=digits", "recipe.epochs=1", "dataset.train_limit=64", "dataset.test_limit=20"]
-        + ["recipe.batch_size=32", "compute=cpu", "tracking=none", f"runs_dir={tmp_path}"]
-    )
+    digits = ["model=resnet8", "dataset=digits", "dataset.train_limit=64", "dataset.test_limit=20", "compute=cpu"]
+    cfg = compose([*digits, "recipe.epochs=1", "recipe.batch_size=32", "tracking=none", f"runs_dir={tmp_path}"])
     result = run(cfg)
     monkeypatch.setattr(resume, "build", None)
     assert run(cfg) == result
