@@ -35,7 +35,8 @@ FORMATS = {
 
 MAX_PIXELS = 2**27  # 400 MB as RGB; more than any camera takes, except panoramas and the largest of telephones
 MAX_FILE_BYTES = 2**30
-MAX_SCANS, MANY_PIXELS = 100, 2**22  # a progressive JPEG has about 10 scans; each scan goes over all pixels again
+MAX_SCANNED = 20 * MAX_PIXELS  # each scan of a progressive JPEG goes over all pixels; there are usually about 10
+SCAN, SCAN_BYTES = b"\xff\xda", 12  # the marker that a scan begins with, and the least number of bytes that it has
 DARK = 16  # an image of 16 bits whose levels are all below this share of 256 would be almost black
 Box = tuple[int, int, int, int]  # top, left, height, width
 
@@ -196,8 +197,11 @@ def _check_size(height: int, width: int, content: bytes | bytearray) -> None:
     """
     if height * width > MAX_PIXELS:
         raise UnreadableError(f"it has {width:,} x {height:,} pixels, and the limit is {MAX_PIXELS:,}")
-    if height * width > MANY_PIXELS and content.startswith(JPEG_BEGINS) and content.count(b"\xff\xda") > MAX_SCANS:
-        raise UnreadableError(f"it is a JPEG file with more than {MAX_SCANS} scans")
+    pixels = height * width
+    if pixels * len(content) // SCAN_BYTES <= MAX_SCANNED or not content.startswith(JPEG_BEGINS):
+        return
+    if pixels * (scans := content.count(SCAN)) > MAX_SCANNED:
+        raise UnreadableError(f"it is a JPEG file that goes over {pixels:,} pixels in {scans:,} scans")
 
 
 def _packed_pixels(content: bytes | bytearray) -> Tensor | None:

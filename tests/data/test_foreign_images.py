@@ -273,7 +273,7 @@ def test_jpeg_of_very_many_scans_is_refused_if_it_is_large(monkeypatch):
     first = data.index(b"\xff\xda")
     many = data[:-2] + data[first:-2] * 60 + b"\xff\xd9"
     assert decoded(data).shape == (40, 56, 3)
-    monkeypatch.setattr(decoding, "MANY_PIXELS", 1000)
+    monkeypatch.setattr(decoding, "MAX_SCANNED", 60 * 40 * 56)
     assert decoded(data).shape == (40, 56, 3)
     with pytest.raises(UnreadableError, match="scans"):
         decoded(many)
