@@ -169,10 +169,12 @@ def test_verify_prints_names_of_any_bytes(root, pets, tmp_path):
         (pets / part / "bee").rename(pets / part / os.fsdecode(b"caf\xe9\n"))
     for part in ("train", "val"):
         (pets / part / os.fsdecode(b"caf\xe9\n") / os.fsdecode(b"\xff.jpg")).write_bytes(b"no image")
+        (pets / part / "cat").rename(pets / part / "größe")
     command = [sys.executable, root / "scripts/data.py", *VERIFY, f"data_dir={pets}"]
-    environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "ascii:strict"}
     ended = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, timeout=120)
     assert ended.returncode == EXIT_USER_ERROR
+    assert b"gr\\xf6\\xdfe" in ended.stdout
     assert ended.stdout.count(b"caf\\xe9\\n/\\xff.jpg cannot be read") == 2
 
 
