@@ -244,9 +244,14 @@ class Repeated:
         """Return the path of an image's file."""
         return self._split.where(index % len(self._split))
 
-    def fingerprint(self) -> str:
-        """Return the fingerprint of the split."""
-        return self._split.fingerprint()
+    @property
+    def digest(self) -> str | None:
+        """Hash of the split's files."""
+        return self._split.digest
+
+    def fingerprint(self, indices: torch.Tensor) -> str:
+        """Raise NotImplementedError: the benchmark caches nothing."""
+        raise NotImplementedError
 
     def read(self, index: int) -> bytes | bytearray:
         """Return the bytes of an image's file."""

@@ -26,7 +26,11 @@ def say(text: str, stream: TextIO | None = None) -> None:
     """Print a line and flush it, by default to standard output."""
     stream = stream or sys.stdout
     with ignore_broken_pipe(stream):
-        print(text, file=stream, flush=True)
+        try:
+            print(text, file=stream, flush=True)
+        except UnicodeEncodeError:  # a name that the terminal's encoding lacks
+            encoding = stream.encoding or "utf-8"
+            print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
 def warn(sentence: str) -> None:

@@ -5,8 +5,9 @@ python scripts/data.py verify dataset=imagenet data_dir=FOLDER            # deco
 python scripts/data.py show augmentation=autoaugment dataset=cifar10      # also output=FILE.png faithful=official
 python scripts/data.py pack dataset=imagenet data_dir=FOLDER output=OTHER # also size=256 format=raw|jpeg quality=90
 
-`verify` lists the files with their checksums, the images that cannot be read, and the number of images of each class.
-If something is wrong, it says what to do and exits with status 2.
+`verify` lists the files with their checksums, the number of images of each class by extension, the files that are not
+used and why, the images that cannot be read or are no 8-bit photographs, and training images that are evaluated on. If
+training would fail or its result be wrong, it says what to do and exits with status 2.
 
 `show` takes the settings of train.py and writes a picture with one row per class: an image as it is on disk, then as
 training sees it in its first epochs.
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from isda_repro.console import say
 from isda_repro.errors import UserError, check_installation, one_sentence_errors
 
 check_installation()
@@ -37,11 +39,13 @@ ENLARGED_TO, SHRUNK_TO = 64, 100  # approximate side of an image in the picture,
 
 @dataclass
 class VerifyOptions:
-    """``dataset``: its name; ``data_dir``: its folder, by default $ISDA_DATA or data; ``workers``: for decoding."""
+    """``dataset``: its name; ``data_dir``: its folder, by default $ISDA_DATA or data; ``workers``: for decoding;
+    ``holdout``: as dataset.holdout in training, for a folder that only has train."""
 
     dataset: str = MISSING
     data_dir: str = os.environ.get("ISDA_DATA", "data")
     workers: int = CORES
+    holdout: int | None = None
 
 
 @dataclass
@@ -75,16 +79,17 @@ def verify(arguments: list[str]) -> None:
     from isda_repro.data import verify as verify_data
 
     options = parse_options(VerifyOptions, arguments)
-    found = verify_data(options.dataset, Path(options.data_dir), options.workers)
+    found = verify_data(options.dataset, Path(options.data_dir), options.workers, options.holdout)
     for line in found.lines():
-        print(line)
-    if found.problems:
+        say(line)
+    if found.problems and options.dataset not in ("cifar10", "cifar100"):
         raise UserError(
-            f"{options.dataset} under {options.data_dir} has {len(found.problems)} faults, listed above: replace those "
-            "images (dataset.unreadable=skip trains without them), or unpack the official archives again"
+            f"{options.dataset} under {options.data_dir} has {len(found.problems)} faults, listed above: replace or "
+            "remove those images (dataset.unreadable=skip trains without unreadable ones), or unpack the official "
+            "archives again"
         )
     if not found.ok:
-        wrong = ", ".join(file.path for file in found.files if file.state != "ok")
+        wrong = ", ".join([*(file.path for file in found.files if file.state != "ok"), *found.problems])
         if options.dataset not in ("cifar10", "cifar100"):
             raise UserError(f"{wrong} of {options.dataset}: delete them and run the command that packed it again")
         raise UserError(
@@ -146,7 +151,7 @@ def pack(arguments: list[str]) -> None:
     name, classes = ("imagenet", 1000) if options.dataset == "imagenet" else (data_dir.resolve().name, None)
     source = load_folder(name, data_dir, image_size=options.size, num_classes=classes)
     skips = options.unreadable == "skip"
-    pack_data(source, output, packing, workers=options.workers, skip_unreadable=skips, report=print)
+    pack_data(source, output, packing, workers=options.workers, skip_unreadable=skips, report=say)
 
     packed = load_packed(name, output, image_size=options.size)
     gigabytes = sum(file.stat().st_size for file in output.glob("*.zip")) / 1e9

@@ -1,17 +1,21 @@
 """The commands of ``scripts/data.py``: checks of data on disk, sheets of augmented images, packing into archives."""
 
+import os
 import runpy
+import shutil
+import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
-from pictures import make_folder
+from pictures import PECULIAR, make_folder
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from isda_repro.config import build, compose
 from isda_repro.data import InMemoryLoader, packing, verify
-from isda_repro.data.decode import decoded
+from isda_repro.data.decode import RULES, decoded
 from isda_repro.errors import EXIT_USER_ERROR, UserError
 
 
@@ -89,6 +93,89 @@ def test_verify_decodes_every_image_of_a_folder(data, pets, capsys):
     for name, problem in zip(("train/bee/3.jpg", "val/cat/0.jpg"), found.problems, strict=True):
         assert str(pets / name) in problem
         assert problem in out
+
+
+VERIFY = ["verify", "dataset=folder", "workers=0"]
+
+
+def faults(data, root, *more):
+    """Return the faults that ``verify`` lists; it ends with an error if and only if there are some."""
+    found = verify("folder", root, holdout=4 if more else None)
+    arguments = [*VERIFY, f"data_dir={root}", *more]
+    if found.ok:
+        data.main(arguments)
+    else:
+        with pytest.raises(UserError, match=str(len(found.problems))):
+            data.main(arguments)
+    return found.problems
+
+
+def test_verify_reports_by_class_and_extension_what_is_not_used_and_why(data, pets, capsys):
+    (pets / "train/ant/0.jpg").rename(pets / "train/ant/0.jfif")
+    for name in ("train/ant/notes.txt", "train/ant/._0.jpg", "val/bee/Thumbs.db"):
+        (pets / name).write_bytes(b"x")
+    assert faults(data, pets) == ()
+    out = capsys.readouterr().out.splitlines()
+    (ant,) = (line for line in out if line.startswith("class   0"))
+    assert all(token in ant for token in ("8 train", "4 test", "ant", "11 .jpg", "1 .jfif", "1 .txt", "1 hidden"))
+    assert any("3" in line and "not used" in line for line in out)
+    for number, name in ((1, "1.gif"), (2, "2.heic")):
+        (pets / f"train/bee/{number}.jpg").rename(pets / "train/bee" / name)
+    (pets / "train/loose.png").write_bytes(b"x")
+    bee, loose = sorted(faults(data, pets), reverse=True)
+    assert "1 .gif" in loose + bee
+    assert "train/bee" in bee + loose
+    assert "outside of the class folders" in bee + loose
+
+
+def test_verify_counts_unusual_images_and_names_those_that_would_be_black(data, pets, capsys):
+    for number, content in enumerate(PECULIAR.values()):
+        (pets / f"train/cat/odd{number}.png").write_bytes(content)
+    assert faults(data, pets) == ()
+    out = capsys.readouterr().out
+    for name in RULES:
+        assert name in out
+    (orientation,) = (line for line in out.splitlines() if "EXIF orientation" in line)
+    assert orientation.split()[0] == "1"
+    assert next(line for line in out.splitlines() if "name of another format" in line).split()[0] != "0"
+    Image.fromarray(np.full((40, 40), 9, np.uint16)).save(pets / "val/cat/0.png")
+    (dark,) = faults(data, pets)
+    assert str(pets / "val/cat/0.png") in dark
+    assert "black" in dark
+
+
+def test_verify_finds_images_that_are_trained_and_evaluated_on(data, pets):
+    shutil.copy(pets / "train/ant/3.jpg", pets / "val/bee/again.jpg")
+    (pair,) = faults(data, pets)
+    assert str(pets / "train/ant/3.jpg") in pair
+    assert str(pets / "val/bee/again.jpg") in pair
+    for number in range(4, 8):
+        for name in ("ant", "bee", "cat"):
+            shutil.copy(pets / f"train/{name}/{number}.jpg", pets / f"val/{name}/more{number}.jpg")
+    assert len(faults(data, pets)) == 11
+    shutil.copy(pets / "train/ant/3.jpg", pets / "train/ant/twice.jpg")
+    assert len(faults(data, pets)) == 11
+
+
+def test_verify_takes_a_holdout_for_a_folder_with_train_alone(data, pets):
+    shutil.rmtree(pets / "val")
+    with pytest.raises(UserError, match=r"dataset\.holdout"):
+        data.main([*VERIFY, f"data_dir={pets}"])
+    assert faults(data, pets, "holdout=4") == ()
+
+
+def test_verify_prints_names_of_any_bytes(root, pets, tmp_path):
+    for part in ("train", "val"):
+        (pets / part / "bee").rename(pets / part / os.fsdecode(b"caf\xe9\n"))
+    for part in ("train", "val"):
+        (pets / part / os.fsdecode(b"caf\xe9\n") / os.fsdecode(b"\xff.jpg")).write_bytes(b"no image")
+        (pets / part / "cat").rename(pets / part / "größe")
+    command = [sys.executable, root / "scripts/data.py", *VERIFY, f"data_dir={pets}"]
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "ascii:strict"}
+    ended = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, timeout=120)
+    assert ended.returncode == EXIT_USER_ERROR
+    assert b"gr\\xf6\\xdfe" in ended.stdout
+    assert ended.stdout.count(b"caf\\xe9\\n/\\xff.jpg cannot be read") == 2
 
 
 def test_verify_finds_an_imagenet_of_too_few_images(tmp_path, monkeypatch):

@@ -16,12 +16,16 @@ from isda_repro.data.loader import Loader, Share
 from isda_repro.data.normalise import Normalise, channel_statistics, stored_statistics
 from isda_repro.data.packed import PackedSplit, load_packed
 from isda_repro.data.packing import Packing, pack, speed_up
-from isda_repro.data.source import AnySplit, DataError, Source, Split, StoredSplit
+from isda_repro.data.source import AnySplit, DataError, MissingDataError, Source, Split, StoredSplit
 from isda_repro.data.streaming import StreamingLoader
 from isda_repro.data.synthetic import ImageSource, Synthetic
 from isda_repro.data.verify import FileCheck, Verification, contact_sheet, verify
 
+FIXED_DATA = ("isda_repro.data.load_cifar", "isda_repro.data.load_digits")
+"""Loaders of data that is the same everywhere: their files are checked, or come with a package."""
+
 __all__ = [
+    "FIXED_DATA",
     "AnySplit",
     "Augmentation",
     "AutoAugment",
@@ -35,6 +39,7 @@ __all__ = [
     "ImageSource",
     "InMemoryLoader",
     "Loader",
+    "MissingDataError",
     "NoAugmentation",
     "Normalise",
     "PackedSplit",

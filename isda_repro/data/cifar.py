@@ -29,8 +29,8 @@ def load_cifar(
 
     Args:
         name: ``cifar10`` or ``cifar100``.
-        data_dir: folder that holds, or will hold, ``cifar-10-batches-py`` or ``cifar-100-python``. If the archive from
-            the data set's site is in this folder, it is unpacked instead of downloaded.
+        data_dir: folder that holds, or will hold, ``cifar-10-batches-py`` or ``cifar-100-python``; or that folder
+            itself. If the archive from the data set's site is in this folder, it is unpacked instead of downloaded.
         download: allow fetching missing or damaged files.
         train_limit, test_limit: number of images to use, stratified by class, for quick runs; None uses all.
         holdout: number of training images, stratified by class, to hold out and evaluate on instead of the test set.
@@ -39,7 +39,7 @@ def load_cifar(
         DataError: files are missing or damaged and cannot be fetched, or a count does not fit the data.
     """
     torchvision_class = cifar_class(name)
-    data_dir = Path(data_dir).expanduser()
+    data_dir = outer_folder(torchvision_class, data_dir)
     try:
         train = torchvision_class(data_dir, train=True, download=False)
     except RuntimeError:  # torchvision's "not found or corrupted", after checking the md5 of every file
@@ -63,6 +63,15 @@ def cifar_class(name: str) -> Any:
     return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
 
 
+def outer_folder(torchvision_class: Any, data_dir: Path | str) -> Path:
+    """Return the folder that holds the data set's folder, also if ``data_dir`` is the data set's folder itself."""
+    data_dir = Path(data_dir).expanduser()
+    outer = data_dir.resolve().parent
+    if data_dir.resolve() != outer / torchvision_class.base_folder:
+        return data_dir
+    return outer if any((outer / file).is_file() for file, _ in expected_files(torchvision_class)) else data_dir
+
+
 def expected_files(torchvision_class: Any) -> list[tuple[str, str]]:
     """Return (path below the data folder, md5) of every file of the data set."""
     meta = (torchvision_class.meta["filename"], torchvision_class.meta["md5"])
@@ -84,6 +93,16 @@ def _problems(torchvision_class: Any, data_dir: Path) -> Iterator[str]:
             yield f"{file} fails its checksum"
 
 
+def archive_problem(torchvision_class: Any, data_dir: Path) -> str:
+    """Return a phrase about the archive in ``data_dir`` if it is damaged; empty if there is none, or it is whole."""
+    from torchvision.datasets.utils import check_integrity
+
+    archive = data_dir / torchvision_class.filename
+    if not archive.is_file() or check_integrity(archive, torchvision_class.tgz_md5):
+        return ""
+    return f"{archive.name} there is damaged or was not downloaded to its end ({archive.stat().st_size:,} bytes)"
+
+
 def _fetch(name: str, torchvision_class: Any, data_dir: Path, download: bool) -> None:
     """Fetch the whole data set into ``data_dir``.
 
@@ -101,9 +120,12 @@ def _fetch(name: str, torchvision_class: Any, data_dir: Path, download: bool) ->
             reason = "a fresh copy has the same fault"
         except (OSError, RuntimeError, EOFError, tarfile.TarError, http.client.HTTPException) as error:
             reason = f"fetching it failed ({type(error).__name__}: {error})"
+    damaged = archive_problem(torchvision_class, data_dir)
+    advice = f"{damaged}: replace it by" if damaged else "put"
     raise DataError(
-        f"{name} in {data_dir} cannot be used: {', '.join(problems)}, and {reason}; put {torchvision_class.filename} "
-        f"(from {torchvision_class.url}) or the folder {torchvision_class.base_folder} unpacked from it there."
+        f"{name} in {data_dir} cannot be used: {', '.join(problems)}, and {reason}; {advice} "
+        f"{torchvision_class.filename} (from {torchvision_class.url}) or the folder {torchvision_class.base_folder} "
+        "unpacked from it there."
     )
 
 

@@ -8,7 +8,8 @@ same pixels. torchvision scales uint8 pixels, several times faster than Pillow a
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +22,22 @@ from isda_repro.errors import UserError
 ATTEMPTS = 10  # tries to draw a crop that fits before falling back to the centre, as in torchvision's RandomResizedCrop
 PPM_HEADER = re.compile(rb"P6\n(\d{1,9}) (\d{1,9})\n255\n")
 JPEG_BEGINS = b"\xff\xd8\xff"
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "GIF": (),  # read under a wrong name only: a .gif file is mostly an animation
+}
+"""Formats that are decoded, and the extensions of the files that are used. Pillow is not asked for any other format."""
+
+MAX_PIXELS = 2**27  # 400 MB as RGB; more than any camera takes, except panoramas and the largest of telephones
+MAX_FILE_BYTES = 2**30
+MAX_SCANNED = 20 * MAX_PIXELS  # each scan of a progressive JPEG goes over all pixels; there are usually about 10
+SCAN, SCAN_BYTES = b"\xff\xda", 12  # the marker that a scan begins with, and the least number of bytes that it has
+DARK = 16  # an image of 16 bits whose levels are all below this share of 256 would be almost black
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 
@@ -136,25 +153,55 @@ def scaled(image: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
 
 
 def decoded(content: bytes | bytearray) -> Tensor:
-    """Decode an image file's content to pixels, uint8 [H, W, 3]; grey, palette and CMYK images are converted to RGB.
-
-    16-bit grey levels lose their lower byte. The EXIF orientation is ignored, as torchvision's ImageFolder does:
-    published weights were trained on such pixels.
+    """Decode an image file's content to pixels, uint8 [H, W, 3], by the rules of ``RULES``.
 
     Raises:
-        UnreadableError: the content is not an image, or a damaged one.
+        UnreadableError: the content is not an image of ``FORMATS``, is damaged, has more than ``MAX_PIXELS`` pixels, or
+            has levels that cannot be converted to 8 bits by a rule.
     """
-    from PIL import Image
-
-    for quick in (_packed_pixels, _ordinary_jpeg):
-        if (pixels := quick(content)) is not None:
+    for decode in (_packed_pixels, _ordinary_jpeg):
+        if (pixels := decode(content)) is not None:
             return pixels
+    with _opened(content) as image:
+        pixels_HW3 = _converted(image, _shift(image))
+    return torch.from_numpy(pixels_HW3)
+
+
+@contextmanager
+def _opened(content: bytes | bytearray) -> Iterator[Any]:
+    """Open an image with Pillow, and turn every error in the block into an ``UnreadableError``."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            return torch.from_numpy(np.array(_coloured(image)))
+        with Image.open(io.BytesIO(content), formats=tuple(FORMATS)) as image:
+            _check_size(image.height, image.width, content)
+            yield image
+    except UnreadableError:
+        raise
+    except UnidentifiedImageError as error:
+        known = f"it is not a {', '.join(FORMATS)} image"
+        raise UnreadableError(known if content else "the file is empty") from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableError(f"it has more than {MAX_PIXELS:,} pixels, which is the limit") from error
     except Exception as error:  # Pillow's decoders raise many types of exceptions
-        text = str(error).replace("\n", " ") if content else "the file is empty"
-        raise UnreadableError(text if isinstance(error, OSError) else f"{type(error).__name__}: {text}") from error
+        text = " ".join(str(error).split())
+        reason = text if isinstance(error, OSError) else f"{type(error).__name__}: {text}"
+        raise UnreadableError(reason or type(error).__name__) from error
+
+
+def _check_size(height: int, width: int, content: bytes | bytearray) -> None:
+    """Check the size that an image's header states, before memory is allocated for its pixels.
+
+    Raises:
+        UnreadableError: the image is too large.
+    """
+    if height * width > MAX_PIXELS:
+        raise UnreadableError(f"it has {width:,} x {height:,} pixels, and the limit is {MAX_PIXELS:,}")
+    pixels = height * width
+    if pixels * len(content) // SCAN_BYTES <= MAX_SCANNED or not content.startswith(JPEG_BEGINS):
+        return
+    if pixels * (scans := content.count(SCAN)) > MAX_SCANNED:
+        raise UnreadableError(f"it is a JPEG file that goes over {pixels:,} pixels in {scans:,} scans")
 
 
 def _packed_pixels(content: bytes | bytearray) -> Tensor | None:
@@ -169,24 +216,110 @@ def _packed_pixels(content: bytes | bytearray) -> Tensor | None:
 
 
 def _ordinary_jpeg(content: bytes | bytearray) -> Tensor | None:
-    """Return the pixels of an undamaged colour (YCbCr) JPEG file; None for any other file."""
+    """Return the pixels of an undamaged colour (YCbCr) JPEG file; None for any other file.
+
+    Raises:
+        UnreadableError: the image is too large.
+    """
     import simplejpeg
 
     if not content.startswith(JPEG_BEGINS):
         return None
     try:
-        if simplejpeg.decode_jpeg_header(content)[2] != "YCbCr":
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+        if colours != "YCbCr":
             return None
+        _check_size(height, width, content)
         return torch.from_numpy(simplejpeg.decode_jpeg(content, "RGB"))
     except ValueError:
         return None  # Pillow reads more variants, tolerates more, and has better error messages
 
 
-def _coloured(image: Any) -> Any:
-    """Convert a Pillow image to RGB."""
-    from PIL import Image
+# --------------------------------------------------------------------------------- images that are no 8-bit photographs
 
-    if image.mode.startswith("I;16") or image.mode == "I":
-        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+RULES = {
+    "grey levels": "repeated in all three channels",
+    "1 bit per pixel": "black and white",
+    "a palette": "its colours are used",
+    "CMYK": "converted to RGB without a colour profile",
+    "another colour space": "converted to RGB by Pillow",
+    "transparency": "dropped: the colours below it are used",
+    "16 bits per level": "the upper byte is kept",
+    "several frames": "the first one is used",
+    "EXIF orientation": "ignored, as ImageFolder does: rotate the files if it matters (Pillow turns TIFF files itself)",
+}
+"""Peculiarities of images, and the rule by which each is read; pixels are those of torchvision's ImageFolder, except
+that ImageFolder clips most levels of 16 bits to white."""
+
+SPACES = {"L": "grey levels", "LA": "grey levels", "1": "1 bit per pixel", "P": "a palette", "PA": "a palette"}
+SPACES |= {"CMYK": "CMYK", "RGB": "", "RGBA": "", "RGBX": "", "RGBa": "", "La": "grey levels"}
+ALPHA = ("LA", "PA", "RGBA", "La", "RGBa")
+
+
+def peculiarities(content: bytes | bytearray) -> tuple[str, list[str]]:
+    """Return the format of an image, and the keys of ``RULES`` that apply to it.
+
+    Raises:
+        UnreadableError: the content cannot be opened as an image.
+    """
+    with _opened(content) as image:
+        deep, levels = _shift(image) > 0, "grey levels" if image.mode.startswith("I") else "another colour space"
+        found = {
+            SPACES.get(image.mode, levels): True,
+            "transparency": image.mode in ALPHA or "transparency" in image.info,
+            "16 bits per level": deep,
+            "several frames": getattr(image, "n_frames", 1) > 1,
+            "EXIF orientation": image.getexif().get(EXIF_ORIENTATION, 1) != 1,
+        }
+        kind = "JPEG" if image.format == "MPO" else image.format  # a JPEG file with a second picture in it
+    return kind, [name for name, applies in found.items() if name and applies]
+
+
+EXIF_ORIENTATION = 0x0112
+
+
+def _shift(image: Any) -> int:
+    """Return by how many bits an image's levels exceed 8; call it before the pixels are loaded, which forgets them."""
+    raw = str([tile[3] for tile in image.tile])  # e.g. RGB;16B
+    if "I;12" in raw:
+        return 4
+    return 8 if ";16" in raw or image.mode.startswith("I") else 0
+
+
+def _converted(image: Any, shift: int) -> np.ndarray[Any, Any]:
+    """Convert a Pillow image, whose levels exceed 8 bits by ``shift``, to pixels uint8 [H, W, 3].
+
+    Raises:
+        UnreadableError: the result would not show what the image does.
+    """
+    if image.mode == "F":
+        raise UnreadableError("its levels are floating-point numbers without a stated range: save it with 8 bits")
+    if image.mode.startswith("I"):
+        levels = np.asarray(image)
+        if image.mode == "I" and not 0 <= levels.min() <= levels.max() < 2**16:
+            raise UnreadableError("its levels are integers outside of 0 to 65,535: save it with 8 bits")
+        pixels = np.repeat((levels >> shift).astype(np.uint8)[:, :, None], 3, axis=2)
+    else:
+        coloured = image if image.mode == "RGB" else image.convert("RGB")
+        _check_drawing(image, coloured)
+        pixels = np.array(coloured)
+    if shift and pixels.max() < DARK:
+        raise UnreadableError(
+            f"its {8 + shift}-bit levels only use the lowest sixteenth of their range, so that it would be almost "
+            "black: scale its levels and save it with 8 bits"
+        )
+    return pixels
+
+
+def _check_drawing(image: Any, coloured: Any) -> None:
+    """Refuse an image that shows something only by its transparency: without it, all pixels have one colour.
+
+    Raises:
+        UnreadableError: it is such an image.
+    """
+    if image.mode not in ALPHA and not (image.mode == "P" and "transparency" in image.info):
+        return
+    if all(low == high for low, high in coloured.getextrema()):
+        low, high = image.convert("RGBA").getchannel("A").getextrema()
+        if low != high:
+            raise UnreadableError("all its pixels have one colour, and only their transparency differs: save it as RGB")

@@ -1,7 +1,7 @@
 """Image folders in the layout of ImageNet: ``train/<class>/*.JPEG`` and ``val/<class>/*.JPEG``.
 
 Only file names are read here. They are kept in an index in the user's cache, so that the next start reads one file
-instead of scanning every folder. If a folder has changed since, all are scanned again.
+instead of scanning every folder. If a folder or an image has changed since, all are scanned again.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,38 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from isda_repro.data.decode import FORMATS, MAX_FILE_BYTES
 from isda_repro.data.packed import is_packed, load_packed
-from isda_repro.data.source import PARTS, DataError, Source, candidate_folders, narrowed
+from isda_repro.data.source import (
+    PARTS,
+    DataError,
+    MissingDataError,
+    Source,
+    candidate_folders,
+    counted,
+    hash_of,
+    narrowed,
+    printable,
+    total,
+)
 from isda_repro.files import atomic_write, cache_folder
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-INDEX_VERSION = 1
+EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension in extensions)
+INDEX_VERSION = 2
+CHECKED = 10_000  # images whose size is compared when an index is read; it takes 20 ms on a local disk
+
+LITTER = frozenset(
+    (
+        *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "$recycle.bin", "system volume information"),
+        *("lost+found", "@eadir", "#recycle", "@recycle", "__pycache__"),
+    )
+)
+"""Names, in lower case, of what operating systems and programs leave in folders."""
+
+PASSED_OVER = "hidden or litter (names like .x, Thumbs.db, __MACOSX)"
+NO_EXTENSION = "without an extension"
+NO_FILE = "that are no files"
+LOOP = "links to a folder around them"
 
 
 @dataclass(frozen=True)
@@ -35,6 +63,7 @@ class FileSplit:
     Args:
         root: folder that the names are relative to.
         names: path of each image below ``root``, as bytes [N]; a numpy array, which processes share without copying it.
+        sizes: size of each file in bytes, int64 [N]; -1 if it could not be found out.
         targets: labels, int64 [N].
         image_size: (H, W) of the images after decoding and cropping.
         channels: C of the images after decoding.
@@ -42,6 +71,7 @@ class FileSplit:
 
     root: Path
     names: np.ndarray[Any, Any]
+    sizes: np.ndarray[Any, Any]
     targets: Tensor
     image_size: tuple[int, int]
     channels: int = 3
@@ -51,23 +81,42 @@ class FileSplit:
 
     def select(self, indices: Tensor) -> FileSplit:
         """Return the images at ``indices``, distinct int64 [K] in any order, in their order in this split."""
-        indices = indices.sort().values
-        return FileSplit(self.root, self.names[indices.numpy()], self.targets[indices], self.image_size)
+        chosen = indices.sort().values
+        names, sizes = (one[chosen.numpy()] for one in (self.names, self.sizes))
+        return FileSplit(self.root, names, sizes, self.targets[chosen], self.image_size, self.channels)
 
-    def where(self, index: int) -> str:
-        """Return the path of an image, for messages."""
+    def path(self, index: int) -> str:
+        """Return the path of an image."""
         return str(self.root / os.fsdecode(bytes(self.names[index])))
 
-    def fingerprint(self) -> str:
-        """Return a hash of the folder, the names and the labels, which differs for any other set of files."""
-        digest = hashlib.sha256(os.fsencode(self.root))
-        for part in (self.names, self.targets.numpy()):
-            digest.update(np.ascontiguousarray(part).tobytes())
-        return digest.hexdigest()
+    def where(self, index: int) -> str:
+        """Return the path of an image as text for messages."""
+        return printable(self.path(index))
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the names below the part's folder and of the sizes, the same wherever the folder is."""
+        return hash_of(self.names, self.sizes)
+
+    def fingerprint(self, indices: Tensor) -> str:
+        """Return a hash of the paths, sizes and modification times of the files at ``indices``, for caches."""
+        found = hashlib.sha256()
+        for path in (self.path(index) for index in indices.tolist()):
+            with suppress(OSError):
+                about = Path(path).stat()
+                found.update(os.fsencode(path) + f"\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
+        return found.hexdigest()
 
     def read(self, index: int) -> bytes:
-        """Return the content of an image file."""
-        return Path(self.where(index)).read_bytes()
+        """Return the content of an image file.
+
+        Raises:
+            OSError: it cannot be read, or is larger than ``MAX_FILE_BYTES``.
+        """
+        with Path(self.path(index)).open("rb") as file:
+            if (size := os.fstat(file.fileno()).st_size) > MAX_FILE_BYTES:
+                raise OSError(f"the file has {size:,} bytes, and the limit is {MAX_FILE_BYTES:,}")
+            return file.read()
 
 
 def load_folder(
@@ -88,36 +137,45 @@ def load_folder(
         root: folder of the data.
         image_size: side in pixels of the square that each image is cropped to.
         num_classes: expected number of classes; None accepts any number.
-        train_limit, test_limit, holdout: see ``narrowed``.
+        train_limit, test_limit, holdout: see ``narrowed``. With a holdout there need not be a folder ``val``.
 
     Raises:
         DataError: the folders do not exist or hold no images, or the classes of the two parts differ.
     """
     if packed := next((one for one in candidate_folders(name, root) if is_packed(one)), None):
         return load_packed(name, packed, image_size, num_classes, train_limit, test_limit, holdout)
-    root = _found(name, root)
+    root = _found(name, root, needs_val=holdout is None)
     index = read_index(root)
-    train, val = (index[part] for part in PARTS)
-    _check_classes(name, root, train, val, num_classes)
+    _check_classes(name, root, index, num_classes)
     size = (image_size, image_size)
-    source = Source(
-        name,
-        FileSplit(root / "train", train.names, train.targets, size),
-        FileSplit(root / "val", val.names, val.targets, size),
-        len(train.classes),
-        tuple(train.classes),
-    )
+    splits = {part: FileSplit(root / part, at.names, at.sizes, at.targets, size) for part, at in index.items()}
+    train = splits["train"]
+    classes = tuple(index["train"].classes)
+    used = ("train",) if holdout is not None else PARTS
+    left_out = total(of_class for part in used for of_class in index[part].left_out.values())
+    test = splits.get("val", train.select(torch.empty(0, dtype=torch.int64)))  # empty: a holdout takes its place
+    source = Source(name, train, test, len(classes), classes, left_out=left_out)
     return narrowed(source, train_limit=train_limit, test_limit=test_limit, holdout=holdout)
 
 
-def _found(name: str, root: Path | str) -> Path:
-    for folder in candidate_folders(name, root):
-        if all((folder / part).is_dir() for part in PARTS):
-            return folder
-    raise DataError(
-        f"{name} is not in {root} (nor in {candidate_folders(name, root)[0]}): there must be folders train and val, "
-        "in each a folder for every class with its images; give their place as data_dir=FOLDER"
+def _found(name: str, root: Path | str, *, needs_val: bool) -> Path:
+    """Return the folder of the data set: the first one with both parts, or without ``val`` if that is allowed.
+
+    Raises:
+        MissingDataError: there is none.
+    """
+    tried = candidate_folders(name, root)
+    for parts in (PARTS, PARTS[:1])[: 1 if needs_val else 2]:
+        for folder in tried:
+            if all((folder / part).is_dir() for part in parts):
+                return folder
+    message = (
+        f"{name} is not in {root} (nor in {tried[0]}): there must be folders train and val, in each a folder for every "
+        "class with its images; give their place as data_dir=FOLDER"
     )
+    if any((folder / "train").is_dir() for folder in tried):
+        message += ", or evaluate on a part of train by dataset.holdout=NUMBER"
+    raise MissingDataError(message)
 
 
 # --------------------------------------------------------------------------------------------------------------- index
@@ -129,18 +187,25 @@ class Part:
 
     classes: list[str]
     names: np.ndarray[Any, Any]  # bytes [N], path below the part
+    sizes: np.ndarray[Any, Any]  # int64 [N], in bytes
     targets: Tensor
-    ignored: int = 0  # number of files without an image extension
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Class -> kind -> number of files that are not used; the class "" stands for files outside of class folders."""
     changed: dict[str, int] = field(default_factory=dict)  # modification time of each folder below it, in ns
 
 
 def read_index(root: Path) -> dict[str, Part]:
-    """Return the content of ``root``: from the cache if no folder has changed since, else by scanning it."""
+    """Return the content of ``root/train`` and, if it exists, ``root/val``.
+
+    It is read from the cache if no folder has changed since and up to ``CHECKED`` images have the size that they had;
+    otherwise the folders are scanned.
+    """
+    parts = [part for part in PARTS if (root / part).is_dir()]
     cache = _cache_file(root)
     index = _cached(cache)
-    if index is not None and all(_is_current(root / part, index[part]) for part in PARTS):
+    if index is not None and [*index] == parts and all(_is_current(root / part, index[part]) for part in parts):
         return index
-    index = {part: _scan(root / part) for part in PARTS}
+    index = {part: _scan(root / part) for part in parts}
     with suppress(OSError):  # without a cache the next start is merely slower
         _write(cache, index)
     return index
@@ -153,39 +218,102 @@ def _cache_file(root: Path) -> Path:
 
 def _scan(part: Path) -> Part:
     """List the images in every folder below ``part``."""
-    classes = sorted(entry.name for entry in os.scandir(part) if entry.is_dir())
+    content = _Content(part)
     names: list[bytes] = []
-    counts, ignored, changed = [], 0, {"": part.stat().st_mtime_ns}
+    sizes: list[int] = []
+    counts, left_out, changed = [], {"": content.left_out}, {"": content.modified}
+    classes = content.folders
+    for loose in content.images:
+        content.leave_out(_extension(loose))
     with tqdm(desc=f"looking through {part}", unit=" images", unit_scale=True, disable=None, leave=False) as bar:
         for label in classes:
             before = len(names)
-            for folder, modified, files in _walk(part / label, label):
-                changed[folder] = modified
-                images = [file for file in files if file.lower().endswith(EXTENSIONS)]
-                ignored += len(files) - len(images)
-                names += [os.fsencode(f"{folder}/{file}") for file in images]
+            left_out[label] = {}
+            for folder, below in _walk(part / label, label):
+                changed[folder] = below.modified
+                names += [os.fsencode(f"{folder}/{file}") for file in below.images]
+                sizes += below.images.values()
+                left_out[label] = total([left_out[label], below.left_out])
             counts.append(len(names) - before)
             bar.update(counts[-1])
     targets = torch.arange(len(classes)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
-    return Part(classes, np.array(names, dtype=np.bytes_), targets, ignored, changed)
+    left_out = {label: kinds for label, kinds in left_out.items() if kinds}
+    return Part(classes, np.array(names, dtype=np.bytes_), np.array(sizes, np.int64), targets, left_out, changed)
 
 
-def _walk(path: Path, name: str) -> Iterator[tuple[str, int, list[str]]]:
-    """Yield the name, modification time and sorted files of a folder and, recursively, of those below it in order."""
-    modified = path.stat().st_mtime_ns
-    files: list[str] = []
-    folders: list[str] = []
-    with os.scandir(path) as entries:
-        for entry in entries:
-            (folders if entry.is_dir() else files).append(entry.name)
-    yield name, modified, sorted(files)
-    for folder in sorted(folders):
-        yield from _walk(path / folder, f"{name}/{folder}")
+class _Content:
+    """Content of one folder.
+
+    Attributes:
+        modified: its modification time in ns.
+        identity: device and inode, the same by whatever link the folder is reached.
+        folders: names of the folders in it, in order.
+        images: name -> size in bytes of the files with an extension of an image, in order of the names; -1 for a link
+            to nothing, which is an image that cannot be read.
+        left_out: number of all other entries, by kind.
+    """
+
+    def __init__(self, path: Path) -> None:
+        about = path.stat()
+        self.modified, self.identity = about.st_mtime_ns, (about.st_dev, about.st_ino)
+        self.folders: list[str] = []
+        self.images: dict[str, int] = {}
+        self.left_out: dict[str, int] = {}
+        with os.scandir(path) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                self._add(entry)
+
+    def leave_out(self, kind: str) -> None:
+        """Count an entry that is not used."""
+        self.left_out[kind] = self.left_out.get(kind, 0) + 1
+
+    def _add(self, entry: os.DirEntry[str]) -> None:
+        if entry.name.startswith(".") or entry.name.lower() in LITTER:
+            self.leave_out(PASSED_OVER)
+        elif entry.is_dir():
+            self.folders.append(entry.name)
+        elif not entry.name.lower().endswith(EXTENSIONS):
+            self.leave_out(_extension(entry.name))
+        elif (size := _size(entry)) is None:
+            self.leave_out(NO_FILE)
+        else:
+            self.images[entry.name] = size
+
+
+def _extension(name: str) -> str:
+    return Path(name).suffix.lower() or NO_EXTENSION
+
+
+def _size(entry: os.DirEntry[str]) -> int | None:
+    """Return the size of a file in bytes, -1 if it cannot be found out, and None for a pipe or a device."""
+    try:
+        about = entry.stat()
+    except OSError:
+        return -1
+    return about.st_size if stat.S_ISREG(about.st_mode) else None
+
+
+def _walk(path: Path, name: str) -> Iterator[tuple[str, _Content]]:
+    """Yield the name and the content of a folder and of all those below it, in order."""
+    waiting: list[tuple[Path, str, frozenset[tuple[int, int]]]] = [(path, name, frozenset())]
+    while waiting:
+        path, name, around = waiting.pop()
+        content = _Content(path)
+        if content.identity in around:
+            content.folders, content.images, content.left_out = [], {}, {LOOP: 1}
+        yield name, content
+        inside = around | {content.identity}
+        waiting += [(path / folder, f"{name}/{folder}", inside) for folder in reversed(content.folders)]
 
 
 def _is_current(part: Path, index: Part) -> bool:
+    chosen = np.linspace(0, len(index.names) - 1, min(len(index.names), CHECKED)).astype(np.int64)
+    root = os.fsencode(part)
+    images = (root + b"/" + name for name in index.names[chosen].tolist())
     try:
-        return all((part / folder).stat().st_mtime_ns == modified for folder, modified in index.changed.items())
+        if any((part / folder).stat().st_mtime_ns != modified for folder, modified in index.changed.items()):
+            return False
+        return all(about.st_size == size for about, size in zip(map(os.stat, images), index.sizes[chosen], strict=True))
     except OSError:
         return False
 
@@ -194,8 +322,8 @@ def _write(cache: Path, index: dict[str, Part]) -> None:
     arrays: dict[str, Any] = {}
     about: dict[str, Any] = {"version": INDEX_VERSION}
     for name, part in index.items():
-        arrays |= {f"{name}_names": part.names, f"{name}_targets": part.targets.numpy()}
-        about[name] = {"classes": part.classes, "ignored": part.ignored, "changed": part.changed}
+        arrays |= {f"{name}_names": part.names, f"{name}_sizes": part.sizes, f"{name}_targets": part.targets.numpy()}
+        about[name] = {"classes": part.classes, "left_out": part.left_out, "changed": part.changed}
     cache.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(cache) as file:
         np.savez(file, about=np.frombuffer(json.dumps(about).encode("utf-8", "surrogateescape"), np.uint8), **arrays)
@@ -210,9 +338,13 @@ def _cached(cache: Path) -> dict[str, Part] | None:
                 return None
             return {
                 name: Part(
-                    names=arrays[f"{name}_names"], targets=torch.from_numpy(arrays[f"{name}_targets"]), **about[name]
+                    names=arrays[f"{name}_names"],
+                    sizes=arrays[f"{name}_sizes"],
+                    targets=torch.from_numpy(arrays[f"{name}_targets"]),
+                    **about[name],
                 )
                 for name in PARTS
+                if name in about
             }
     except Exception:  # a zip archive can be damaged in many ways
         return None
@@ -221,18 +353,21 @@ def _cached(cache: Path) -> dict[str, Part] | None:
 # -------------------------------------------------------------------------------------------------------------- checks
 
 
-def _check_classes(name: str, root: Path, train: Part, val: Part, num_classes: int | None) -> None:
-    for part_name, part, other_name, other in (("val", val, "train", train), ("train", train, "val", val)):
-        if missing := sorted(set(other.classes) - set(part.classes)):
-            raise DataError(
-                f"{root / part_name} has no folder for {_some(missing)}, and {root / other_name} has: both must have "
-                "the same classes"
-            )
+def _check_classes(name: str, root: Path, index: Mapping[str, Part], num_classes: int | None) -> None:
+    train = index["train"]
+    for part_name, part in sorted(index.items(), reverse=True):  # val first
+        for other_name, other in index.items():
+            if missing := sorted(set(other.classes) - set(part.classes)):
+                raise DataError(
+                    f"{root / part_name} has no folder for {_some(missing)}, and {root / other_name} has: both must "
+                    "have the same classes"
+                )
         counts = torch.bincount(part.targets, minlength=len(part.classes))
         if empty := [part.classes[label] for label in (counts == 0).nonzero()[:, 0]]:
+            there = counted(total(part.left_out.get(label, {}) for label in empty))
             raise DataError(
-                f"{root / part_name} has no image of {_some(empty)} (files ending with {', '.join(EXTENSIONS)} count): "
-                "add some, or remove the folder from both train and val"
+                f"{root / part_name} has no image of {_some(empty)} (files ending with {', '.join(EXTENSIONS)} count; "
+                f"there are {there or 'no files'}): add some, or remove the folder from both train and val"
             )
     if len(train.classes) < 2:
         raise DataError(f"{root / 'train'} holds {len(train.classes)} folders, and each class needs one: at least two")
@@ -246,4 +381,4 @@ def _check_classes(name: str, root: Path, train: Part, val: Part, num_classes: i
 def _some(names: Sequence[str], most: int = 3) -> str:
     """Join the first ``most`` names and say how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(map(printable, names[:most])) + more

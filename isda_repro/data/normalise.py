@@ -86,24 +86,27 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 IMAGES = 2000
+STATISTICS_VERSION = 2  # increase it when other pixels are decoded from the same files
 Constants = tuple[Sequence[float], Sequence[float]]
 
 
 def stored_statistics(split: StoredSplit) -> Constants:
     """Return the mean and standard deviation of each channel over the centre crops of ``IMAGES`` stratified images.
 
-    The same files give the same numbers. They are computed once and then read from the user's cache.
+    The same files give the same numbers. They are computed once and then read from the user's cache, until one of the
+    files is another or was written again.
 
     Raises:
         DataError: none of the images can be read.
     """
-    digest = hashlib.sha256(split.fingerprint().encode())
-    digest.update(repr((split.image_size, IMAGES)).encode())
+    chosen = stratified_order(split.targets, "channel statistics")[:IMAGES].sort().values
+    digest = hashlib.sha256(split.fingerprint(chosen).encode())
+    digest.update(repr((split.image_size, STATISTICS_VERSION)).encode())
     cache = cache_folder() / f"statistics-{digest.hexdigest()[:16]}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         stored = json.loads(cache.read_text())
         return tuple(map(float, stored["mean"])), tuple(map(float, stored["std"]))
-    mean, std = _computed(split)
+    mean, std = _computed(split, chosen.tolist())
     with suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(cache) as file:
@@ -111,8 +114,7 @@ def stored_statistics(split: StoredSplit) -> Constants:
     return mean, std
 
 
-def _computed(split: StoredSplit) -> Constants:
-    chosen = stratified_order(split.targets, "channel statistics")[:IMAGES].sort().values.tolist()
+def _computed(split: StoredSplit, chosen: list[int]) -> Constants:
     crop, generator, images = Crop(split.image_size[0], "center"), torch.Generator(), []
     for index in tqdm(chosen, desc="normalisation constants", unit=" images", disable=None, leave=False):
         with suppress(UnreadableError, OSError):  # training reports unreadable files

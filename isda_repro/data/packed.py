@@ -17,7 +17,7 @@ import struct
 import zipfile
 from contextlib import suppress
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,27 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from isda_repro.data.source import PARTS, DataError, Source, candidate_folders, narrowed
+from isda_repro.data.decode import MAX_FILE_BYTES
+from isda_repro.data.source import (
+    PARTS,
+    DataError,
+    MissingDataError,
+    Source,
+    candidate_folders,
+    hash_of,
+    narrowed,
+    printable,
+)
 from isda_repro.files import atomic_write, cache_folder
 
 MANIFEST, SUMS = "packed.json", "SHA256SUMS"
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., length of the name, length of what follows it
 SIGNATURE = b"PK\3\4"
-INDEX_VERSION = 1
+INDEX_VERSION = 2
+MAX_MANIFEST_BYTES = 2**26
+MAX_ARCHIVES = 100_000
+MAX_IMAGES = 2**40
+MAX_NAME_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -76,14 +90,24 @@ class PackedSplit:
 
     def where(self, index: int) -> str:
         """Return the archive and the entry of an image, for messages."""
-        return f"{self.archives[self.archive[index]]}, entry {os.fsdecode(bytes(self.names[index]))}"
+        entry = os.fsdecode(bytes(self.names[index]))
+        return printable(f"{self.archives[self.archive[index]]}, entry {entry}")
 
-    def fingerprint(self) -> str:
-        """Return a hash of the archives' paths, the names, the sizes and the labels, which differs for other images."""
-        digest = hashlib.sha256("\0".join(self.archives).encode())
-        for part in (self.names, self.size, self.targets.numpy()):
-            digest.update(np.ascontiguousarray(part).tobytes())
-        return digest.hexdigest()
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the names and sizes of the entries, the same wherever the archives are."""
+        return hash_of(self.names, self.size)
+
+    def fingerprint(self, indices: Tensor) -> str:
+        """Return a hash of the entries at ``indices`` and of their archives' paths and modification times."""
+        chosen = indices.numpy()
+        found = hashlib.sha256()
+        for part in (self.names, self.size, self.offset, self.archive):
+            found.update(np.ascontiguousarray(part[chosen]).tobytes())
+        for number in np.unique(self.archive[chosen]).tolist():
+            archive = Path(self.archives[number])
+            found.update(os.fsencode(archive) + f"\0{archive.stat().st_mtime_ns}\0".encode())
+        return found.hexdigest()
 
     def read(self, index: int) -> bytearray:
         """Return the content of an image file.
@@ -133,7 +157,7 @@ def load_packed(
     tried = candidate_folders(name, root)
     folder = next((one for one in tried if is_packed(one)), None)
     if folder is None:
-        raise DataError(
+        raise MissingDataError(
             f"nothing is packed in {tried[0]} or {tried[1]}: write it with python scripts/data.py pack "
             "dataset=imagenet output=FOLDER, and give data_dir=FOLDER"
         )
@@ -157,15 +181,47 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read ``packed.json``.
 
     Raises:
-        DataError: it cannot be read, or lacks a key.
+        DataError: it cannot be read, lacks a key, or holds a value that ``packing.py`` does not write.
     """
+    path = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if not {"classes", "images", "images_per_archive", "size", "format"} <= manifest.keys():
-            raise ValueError("something is missing in it")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder / MANIFEST} cannot be read ({error}); pack the data anew") from error
-    return manifest
+        with path.open("rb") as file:
+            content = file.read(MAX_MANIFEST_BYTES + 1)
+        if len(content) > MAX_MANIFEST_BYTES:
+            raise ValueError(f"it is larger than {MAX_MANIFEST_BYTES:,} bytes")
+        manifest = json.loads(content)
+        _check_manifest(manifest)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read ({error}); pack the data anew") from error
+    return dict(manifest)
+
+
+def _check_manifest(manifest: Any) -> None:
+    """Raise ValueError unless the content of a ``packed.json`` is as ``packing.py`` writes it."""
+    if not isinstance(manifest, dict) or not manifest.keys() >= MANIFEST_KEYS:
+        raise ValueError("something is missing in it")
+    images, classes = manifest["images"], manifest["classes"]
+    if not isinstance(images, dict) or images.keys() != set(PARTS):
+        raise ValueError("images must give the numbers of train and val")
+    numbers = {f"images of {part}": images[part] for part in PARTS}
+    numbers |= {key: manifest[key] for key in ("images_per_archive", "size")}
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= MAX_IMAGES:
+            raise ValueError(f"{name} must be a whole number from 1 to 2**40")
+    if any(images[part] > MAX_ARCHIVES * manifest["images_per_archive"] for part in PARTS):
+        raise ValueError(f"it names more than {MAX_ARCHIVES:,} archives")
+    if not isinstance(classes, list) or not all(isinstance(name, str) and name for name in classes):
+        raise ValueError("classes must be a list of names")
+    if len({entry_name(name) for name in classes}) != len(classes) or any("/" in name for name in classes):
+        raise ValueError("the names of the classes must differ, and have no slash")
+
+
+MANIFEST_KEYS = {"classes", "images", "images_per_archive", "size", "format"}
+
+
+def entry_name(name: str) -> str:
+    """Return a path as it is written in an archive, in UTF-8; other bytes are escaped."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def archive_names(manifest: dict[str, Any], part: str) -> list[str]:
@@ -176,8 +232,8 @@ def archive_names(manifest: dict[str, Any], part: str) -> list[str]:
 
 def checksums(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each finished archive by its name; empty if there is no ``SHA256SUMS``."""
-    with suppress(OSError):
-        lines = (folder / SUMS).read_text().splitlines()
+    with suppress(OSError), (folder / SUMS).open("rb") as file:
+        lines = file.read(MAX_MANIFEST_BYTES).decode("ascii", "replace").splitlines()
         return {name: digest for digest, _, name in (line.partition("  ") for line in lines) if name}
     return {}
 
@@ -188,18 +244,20 @@ def checksums(folder: Path) -> dict[str, str]:
 def _split(folder: Path, manifest: dict[str, Any], part: str, classes: list[str], image_size: int) -> PackedSplit:
     archives = [folder / name for name in archive_names(manifest, part)]
     arrays = _indexed(archives)
-    label_of = {os.fsencode(name): label for label, name in enumerate(classes)}
+    label_of = {entry_name(name).encode(): label for label, name in enumerate(classes)}
     try:
-        targets = torch.tensor([label_of[bytes(name).split(b"/", 1)[0]] for name in arrays["names"]])
+        labels = [label_of[name.split(b"/", 1)[0]] for name in arrays["names"].tolist()]
     except KeyError as error:
         raise DataError(f"{folder} holds an image of class {error}, which {MANIFEST} does not list") from error
+    if not labels:
+        raise DataError(f"{folder} holds no image of {part}: pack the data anew")
     return PackedSplit(
         archives=tuple(map(str, archives)),
         archive=arrays["archive"],
         offset=arrays["offset"],
         size=arrays["size"],
         names=arrays["names"],
-        targets=targets,
+        targets=torch.tensor(labels, dtype=torch.int64),
         image_size=(image_size, image_size),
     )
 
@@ -215,12 +273,10 @@ def _indexed(archives: list[Path]) -> dict[str, np.ndarray[Any, Any]]:
     for number, path in enumerate(tqdm(archives, desc="reading archives", unit="", disable=None, leave=False)):
         try:
             with zipfile.ZipFile(path) as archive:
-                for entry in archive.infolist():
-                    if entry.compress_type != zipfile.ZIP_STORED:
-                        raise zipfile.BadZipFile(f"{entry.filename} is compressed")
-                    entries.append((number, entry.header_offset, entry.file_size, os.fsencode(entry.filename)))
-        except (OSError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path} cannot be read ({error}): delete it and pack again") from error
+                entries += [(number, *_entry(entry, path.stat().st_size)) for entry in archive.infolist()]
+        except Exception as error:  # a zip archive can be damaged in many ways
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(f"{path} cannot be read ({reason}): delete it and pack again") from error
     columns = list(zip(*entries, strict=True)) or [(), (), (), ()]
     arrays: dict[str, np.ndarray[Any, Any]] = {
         name: np.array(column, dtype=kind)
@@ -233,3 +289,18 @@ def _indexed(archives: list[Path]) -> dict[str, np.ndarray[Any, Any]]:
         with atomic_write(file) as stream:
             np.savez(stream, **arrays)  # type: ignore[arg-type]
     return arrays
+
+
+def _entry(entry: zipfile.ZipInfo, archive_bytes: int) -> tuple[int, int, bytes]:
+    """Return the offset, the size and the name of an entry.
+
+    Raises:
+        zipfile.BadZipFile: it is not one that ``packing.py`` writes, or not within the archive.
+    """
+    name = entry.filename.encode()
+    if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size or entry.flag_bits & 1:
+        raise zipfile.BadZipFile(f"{printable(entry.filename)} is compressed or encrypted")
+    inside = 0 <= entry.header_offset <= archive_bytes and 0 <= entry.file_size <= archive_bytes - entry.header_offset
+    if not inside or entry.file_size > MAX_FILE_BYTES or len(name) > MAX_NAME_BYTES:
+        raise zipfile.BadZipFile(f"{printable(entry.filename[:100])} has an impossible size or place")
+    return entry.header_offset, entry.file_size, name

@@ -8,6 +8,8 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
+import os
+import re
 import shutil
 import signal
 import time
@@ -17,15 +19,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
 from isda_repro.data.decode import Crop, UnreadableError, decoded, scaled, shorter_side
 from isda_repro.data.folder import FileSplit
-from isda_repro.data.packed import MANIFEST, SUMS, archive_names, checksums, read_manifest
+from isda_repro.data.packed import MANIFEST, SUMS, archive_names, checksums, entry_name, read_manifest
 from isda_repro.data.source import PARTS, DataError, Source
 from isda_repro.errors import UserError
 from isda_repro.files import atomic_write, sha256
@@ -104,39 +107,77 @@ def pack(
         report: called with each line of the report.
 
     Raises:
-        DataError: an image cannot be read and ``skip_unreadable`` is false, the disk is too small, or the folder holds
-            something else.
+        DataError: an image cannot be read and ``skip_unreadable`` is false, the disk is too small, the folder holds
+            something else, or another process is packing there.
     """
     if not (isinstance(source.train, FileSplit) and isinstance(source.test, FileSplit)):
         raise DataError(f"{source.name} is not a folder of image files: there is nothing to pack")
     splits = dict(zip(PARTS, (source.train, source.test), strict=True))
     manifest = _manifest(source, packing)
+    if len({entry_name(name) for name in source.class_names}) != len(source.class_names):
+        raise DataError(f"two classes of {source.name} have the same name in UTF-8: rename one of them")
     folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        _check_content(folder, manifest)
+        _check_room(splits, folder, packing, report)
+        with atomic_write(folder / MANIFEST) as file:
+            file.write((json.dumps(manifest, indent=1) + "\n").encode())
+        finished = checksums(folder)
+        with tqdm(total=sum(map(len, splits.values())), unit=" images", disable=None) as bar:
+            for part, split in splits.items():
+                with in_processes(workers, partial(_encoded, split, packing)) as encode:
+                    for number, name in enumerate(archive_names(manifest, part)):
+                        first = number * packing.images_per_archive
+                        indices = range(first, min(first + packing.images_per_archive, len(split)))
+                        if name not in finished or not (folder / name).is_file():
+                            images = zip(indices, encode(indices), strict=True)
+                            _write_archive(folder / name, split, images, packing, skip_unreadable, report)
+                            with (folder / SUMS).open("a") as sums:
+                                sums.write(f"{sha256(folder / name)}  {name}\n")
+                        bar.update(len(indices))
+
+
+LOCK = "packing.lock"
+OWN_LEFTOVER = re.compile(r"(packed\.json|(train|val)-\d{5,}\.zip)\.[0-9a-f]{8}\.tmp")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock on a folder that archives are written to.
+
+    Raises:
+        DataError: another process holds it.
+    """
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            try:
+                yield
+            finally:
+                (folder / LOCK).unlink(missing_ok=True)
+    except Timeout as error:
+        raise DataError(
+            f"another process is packing into {folder}: wait for it, or give another output= (if there is none for "
+            f"certain, delete {folder / LOCK})"
+        ) from error
+
+
+def _check_content(folder: Path, manifest: dict[str, Any]) -> None:
+    """Refuse a folder that holds something else, and remove the temporary files of a packing that was killed there.
+
+    Raises:
+        DataError: it does.
+    """
     if (folder / MANIFEST).exists():
-        if read_manifest(folder) != manifest:
+        found = read_manifest(folder)
+        if any(key not in manifest or manifest[key] != value for key, value in found.items()):
             raise DataError(
                 f"{folder} holds something packed otherwise, or of other images: give another output=, or delete it"
             )
-    elif any(folder.iterdir()):
+    elif any(entry.name != LOCK for entry in folder.iterdir()):
         raise DataError(f"{folder} is not empty: give output= a folder that is, or one that does not exist")
-    _check_room(splits, folder, packing, report)
-    with atomic_write(folder / MANIFEST) as file:
-        file.write((json.dumps(manifest, indent=1) + "\n").encode())
-    for leftover in folder.glob("*.tmp"):
-        leftover.unlink()
-    finished = checksums(folder)
-    with tqdm(total=sum(map(len, splits.values())), unit=" images", disable=None) as bar:
-        for part, split in splits.items():
-            with _encoder(workers, split, packing) as encode:
-                for number, name in enumerate(archive_names(manifest, part)):
-                    first = number * packing.images_per_archive
-                    indices = range(first, min(first + packing.images_per_archive, len(split)))
-                    if name not in finished or not (folder / name).is_file():
-                        images = zip(indices, encode(indices), strict=True)
-                        _write_archive(folder / name, split, images, packing, skip_unreadable, report)
-                        with (folder / SUMS).open("a") as sums:
-                            sums.write(f"{sha256(folder / name)}  {name}\n")
-                    bar.update(len(indices))
+    for leftover in folder.iterdir():
+        if OWN_LEFTOVER.fullmatch(leftover.name):
+            leftover.unlink()
 
 
 def _manifest(source: Source, packing: Packing) -> dict[str, Any]:
@@ -148,6 +189,7 @@ def _manifest(source: Source, packing: Packing) -> dict[str, Any]:
         "size": packing.size,
         "format": packing.format,
         "quality": packing.quality if packing.format == "jpeg" else None,
+        "of": {part: split.digest for part, split in zip(PARTS, (source.train, source.test), strict=True)},
     }
 
 
@@ -189,7 +231,7 @@ def _write_archive(
                     )
                 report(f"left out: {split.where(index)} ({reason})")
                 continue
-            name = bytes(split.names[index]).decode("utf-8", "backslashreplace")
+            name = entry_name(os.fsdecode(bytes(split.names[index])))
             entry = zipfile.ZipInfo(f"{name}{packing.extension}", LONG_AGO)
             archive.writestr(entry, content)
 
@@ -202,32 +244,34 @@ def _encoded(split: FileSplit, packing: Packing, index: int) -> Encoded:
         return None, str(error)
 
 
+Found = TypeVar("Found")
+
+
 @contextmanager
-def _encoder(workers: int, split: FileSplit, packing: Packing) -> Iterator[Callable[[range], Iterator[Encoded]]]:
-    """Yield a function that encodes images in order, in ``workers`` processes."""
+def in_processes(workers: int, task: Callable[[int], Found]) -> Iterator[Callable[[range], Iterator[Found]]]:
+    """Yield a function that does ``task`` for each index of a range, in ``workers`` processes, and returns in order."""
     if workers < 2:
-        yield lambda indices: (_encoded(split, packing, index) for index in indices)
+        yield lambda indices: map(task, indices)
         return
-    pool = multiprocessing.Pool(workers, _begin_worker, (split, packing))
+    pool = multiprocessing.Pool(workers, _begin_worker, (task,))
     try:
-        yield partial(pool.imap, _encoded_here, chunksize=8)
+        yield partial(pool.imap, _do_task, chunksize=8)
     finally:
         pool.terminate()
         pool.join()
 
 
-_task: list[Any] = []  # in a worker process: the split and the packing it was started with
+_task: list[Any] = []  # in a worker process: what it was started for
 
 
-def _begin_worker(split: FileSplit, packing: Packing) -> None:
+def _begin_worker(task: Callable[[int], Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent process
     torch.set_num_threads(1)
-    _task[:] = [split, packing]
+    _task[:] = [task]
 
 
-def _encoded_here(index: int) -> Encoded:
-    split, packing = _task
-    return _encoded(split, packing, index)
+def _do_task(index: int) -> Any:
+    return _task[0](index)
 
 
 def speed_up(before: FileSplit, after: Any, image_size: int, images: int = 200) -> float:

@@ -1,9 +1,12 @@
 """Data sets: images in memory or in files, their labels, and the part that is evaluated."""
 
-from dataclasses import dataclass, replace
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,6 +54,51 @@ class DataError(UserError):
     """The data cannot be used; the message is one sentence that says what is wrong, where, and what to do."""
 
 
+class MissingDataError(DataError):
+    """The data is not in the folder where it was looked for."""
+
+
+def printable(name: str) -> str:
+    """Return a file name or path as text that fits on one line of a message or a file in UTF-8.
+
+    Bytes that are no UTF-8, and characters that cannot be printed, are escaped.
+    """
+    return name if name.isprintable() else "".join(map(_printable_character, name))
+
+
+def _printable_character(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # Python's stand-in for a byte that is no UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character if character.isprintable() else repr(character)[1:-1]
+
+
+MOST_KINDS = 5
+
+
+def counted(kinds: Mapping[str, int]) -> str:
+    """Return counts by kind as a phrase such as ``3 .gif, 1 .txt``, the largest first; a long list is cut."""
+    ordered = sorted(kinds.items(), key=lambda one: (-one[1], one[0]))
+    more = sum(count for _, count in ordered[MOST_KINDS:])
+    named = [f"{count:,} {printable(kind)}" for kind, count in ordered[:MOST_KINDS]]
+    return ", ".join([*named, f"{more:,} of other kinds"] if more else named)
+
+
+def hash_of(names: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any]) -> str:
+    """Return a hash of the names (bytes [N]) and sizes (int64 [N]) of image files, and of their order."""
+    found = hashlib.sha256(b"\0".join(names.tolist()))
+    found.update(np.ascontiguousarray(sizes, dtype="<i8").tobytes())
+    return found.hexdigest()
+
+
+def total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Return the sum of several counts by kind."""
+    summed: dict[str, int] = {}
+    for one in counts:
+        for kind, count in one.items():
+            summed[kind] = summed.get(kind, 0) + count
+    return summed
+
+
 EvaluatedOn = Literal["test", "holdout"]
 
 
@@ -68,6 +116,10 @@ class AnySplit(Protocol):
     @property
     def channels(self) -> int:
         """Number of channels C of every image."""
+
+    @property
+    def digest(self) -> str | None:
+        """Hash of the names and sizes of the image files, the same wherever they are; None for images in memory."""
 
     def __len__(self) -> int:
         """Return the number of images N."""
@@ -89,8 +141,11 @@ class StoredSplit(AnySplit, Protocol):
     def where(self, index: int) -> str:
         """Return the location of an image, for messages."""
 
-    def fingerprint(self) -> str:
-        """Return a hash of the names and labels, which differs for other images."""
+    def fingerprint(self, indices: Tensor) -> str:
+        """Return a hash of the files of some images, for caches on this machine.
+
+        It differs as soon as one of the files is another, is elsewhere, or was written again.
+        """
 
 
 Kind = TypeVar("Kind", bound=AnySplit)
@@ -122,6 +177,10 @@ class Split:
         """Number of channels C."""
         return self.images.shape[1]
 
+    @property
+    def digest(self) -> None:
+        """None: images in memory have no files."""
+
     def select(self, indices: Tensor) -> "Split":
         """Return the images at ``indices``, distinct int64 [K] in any order, in their order in this split."""
         indices = indices.sort().values
@@ -140,6 +199,7 @@ class Source:
         num_classes: number of classes C.
         class_names: name of each class.
         evaluated_on: ``test`` or ``holdout``: what ``test`` is.
+        left_out: number of files in the data's folders that are not used, by kind.
 
     Raises:
         DataError: images or labels of the wrong type or shape, or a label outside [0, num_classes).
@@ -151,6 +211,7 @@ class Source:
     num_classes: int
     class_names: tuple[str, ...]
     evaluated_on: EvaluatedOn = "test"
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for part, split in (("train", self.train), ("test", self.test)):

@@ -80,13 +80,20 @@ def write_environment(path: Path, origin: dict[str, Any], machine: Mapping[str, 
         file.write((json.dumps(body, indent=1) + "\n").encode())
 
 
+def read_environment(path: Path) -> dict[str, Any]:
+    """Return the content of ``environment.json``, or {} if the file is absent or malformed."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _earlier(path: Path) -> list[dict[str, Any]]:
     """Return the records of the run's earlier processes, oldest first; none if the file is absent or malformed."""
-    try:
-        last = json.loads(path.read_text(encoding="utf-8"))
-        return [*last.pop("before", []), last]
-    except (FileNotFoundError, ValueError, TypeError, AttributeError):
-        return []
+    last = read_environment(path)
+    before = last.pop("before", [])
+    return [*before, last] if last and isinstance(before, list) else []
 
 
 def _version(package: str) -> str | None:

@@ -14,25 +14,66 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+from omegaconf import DictConfig
+
+from isda_repro.config import build
 from isda_repro.console import warn
-from isda_repro.data import DataError, Source
+from isda_repro.data import FIXED_DATA, DataError, MissingDataError, Source
+from isda_repro.data.source import printable
 from isda_repro.errors import UserError
 from isda_repro.files import rename_aside
 from isda_repro.runs.records import AnyRecord, RecordError, read_lines
+from isda_repro.runs.run_directory import RunDirectory, read_environment
 from isda_repro.training.checkpoint import CheckpointError, Checkpoints, load
 
 DATA_KEY = "data"
 
 
 def describe_data(source: Source) -> dict[str, Any]:
-    """Return what a checkpoint stores about the data: class names and numbers of images."""
+    """Return what a run records about its data: class names, numbers of images, and digests of the image files.
+
+    The digests are of names and sizes, so that a copy elsewhere has the same. Images in memory have none.
+    """
+    digests = {"train_digest": source.train.digest, "test_digest": source.test.digest}
     return {
         "classes": list(source.class_names),
         "train_images": len(source.train),
         "test_images": len(source.test),
+        **{name: digest for name, digest in digests.items() if digest is not None},
     }
+
+
+WORDS = {
+    "train_images": "training images",
+    "test_images": "images to evaluate",
+    "train_digest": "training images of other names or sizes",
+    "test_digest": "images to evaluate of other names or sizes",
+}
+
+
+def data_difference(then: Mapping[str, Any], source: Source) -> str | None:
+    """Return a phrase that says how the data differs from what a run has recorded, or None if it does not.
+
+    Args:
+        then: what ``describe_data`` returned. Older versions recorded less, and what is missing is not compared.
+        source: the data now.
+    """
+    now = describe_data(source)
+    classes = then.get("classes")
+    if isinstance(classes, list) and classes != now["classes"]:
+        return _class_difference(classes, now["classes"])
+    for key, what in WORDS.items():
+        if key in then and key in now and then[key] != now[key]:
+            return what if key.endswith("digest") else f"{then[key]} {what}, and now there are {now[key]}"
+    return None
+
+
+def _class_difference(then: list[Any], now: list[str]) -> str:
+    differing = next((i for i, (a, b) in enumerate(zip(then, now, strict=False)) if a != b), min(len(then), len(now)))
+    was, is_now = (printable(str(names[differing])) if differing < len(names) else "none" for names in (then, now))
+    return f"{len(then)} classes, and now there are {len(now)}; class {differing} was {was} and is {is_now} now"
 
 
 def check_classes(state: Mapping[str, Any], source: Source, path: Path) -> None:
@@ -46,31 +87,64 @@ def check_classes(state: Mapping[str, Any], source: Source, path: Path) -> None:
     then, now = state.get(DATA_KEY, {}).get("classes"), list(source.class_names)
     if then is None or then == now:
         return
-    differing = next((i for i, (a, b) in enumerate(zip(then, now, strict=False)) if a != b), min(len(then), len(now)))
-    named = [names[differing] if differing < len(names) else "none" for names in (then, now)]
     raise DataError(
-        f"{path} was trained on other classes: {len(then)} of them, and {source.name} has {len(now)}; class "
-        f"{differing} was {named[0]} and is {named[1]} now: give the folder it was trained on, or begin a run with "
-        "another name (dataset.name=)"
+        f"{path} was trained on other classes than those of {source.name}: {_class_difference(then, now)}: give the "
+        "folder it was trained on, or begin a run with another name (dataset.name=)"
     )
 
 
 def check_same_data(state: Mapping[str, Any], source: Source, path: Path) -> None:
-    """Check that the data has the same classes and numbers of images as when ``state`` was saved.
-
-    With another number of images the steps of an epoch would differ.
+    """Check that the data is the same as when ``state`` was saved: classes, and numbers, names and sizes of images.
 
     Raises:
         DataError: something has changed.
     """
     check_classes(state, source, path)
-    now = describe_data(source)
-    for key, then in state.get(DATA_KEY, {}).items():
-        if then != now[key]:
-            raise DataError(
-                f"{path} is of a run with {then:,} {key.replace('_', ' ')}, and {source.name} has {now[key]:,} now: "
-                "put the data back as it was, or delete the run's folder to begin anew"
-            )
+    if difference := data_difference(state.get(DATA_KEY, {}), source):
+        raise DataError(
+            f"{path} is of a run on other data than {source.name} is now ({difference}): put the data back as it was, "
+            "or delete the run's folder to begin anew"
+        )
+
+
+def check_finished_data(then: Mapping[str, Any], source: Source, folder: Path) -> None:
+    """Check that a finished run was trained on this data, so that its result answers this request.
+
+    Args:
+        then: what the run has recorded about its data; of an older version, the numbers of images in its result.
+        source: the data now.
+        folder: the run directory.
+
+    Raises:
+        DataError: something has changed.
+    """
+    if difference := data_difference(then, source):
+        raise DataError(
+            f"{folder} has finished on other data than {source.name} is now ({difference}): give another runs_dir= to "
+            "train on this data, or force=true, which keeps the finished run under another name"
+        )
+
+
+def data_to_compare(cfg: DictConfig) -> Source | None:
+    """Return the data, or None if a finished run's result is shown without it.
+
+    That is so if the data is not on this machine, or if it is the same wherever it is.
+    """
+    if cfg.dataset.source._target_ in FIXED_DATA:
+        return None
+    try:
+        return cast(Source, build(cfg.dataset.source))
+    except (MissingDataError, FileNotFoundError) as error:
+        warn(f"a finished run is shown without comparing its data, which is not here: {error}")
+        return None
+
+
+def recorded_data(directory: RunDirectory, result: Any) -> Mapping[str, Any]:
+    """Return what a finished run has recorded about its data; of an older version, the numbers in its result."""
+    recorded = read_environment(directory.environment).get(DATA_KEY)
+    if isinstance(recorded, dict):
+        return recorded
+    return {key: getattr(result, key) for key in ("train_images", "test_images") if hasattr(result, key)}
 
 
 ALWAYS_NEEDED = frozenset({"step", "epoch", "metrics_bytes"})

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from isda_repro.config import build, model_name, request, weights_digest
 from isda_repro.console import say, warn
 from isda_repro.data import Loader, Source, StreamingLoader
+from isda_repro.data.source import counted
 from isda_repro.errors import UserError
 from isda_repro.models.weights import load_weights
 from isda_repro.runs.records import EpochRecord, Result, SegmentRecord, as_json, mean_of_last, read_result
@@ -112,13 +113,14 @@ def opening(cfg: DictConfig, trainer: Trainer, source: Source) -> str:
     layout = ", channels_last" if compute.channels_last else ""
     world = trainer.processes.world_size
     several = f"{world} processes, each on " if world > 1 else ""
+    left_out = f"\nfiles of {source.name} that are not used: {counted(source.left_out)}" if source.left_out else ""
     resumed = f"goes on after step {trainer.step} of {trainer.total_steps}\n" if trainer.step else ""
     return (
         f"{cfg.run_id}\n{resumed}"
         f"{model_name(cfg)}: {parameters:,} parameters, {network.feature_dim} features | {source.name}: "
         f"{len(source.train):,} training images, {len(source.test):,} in {source.evaluated_on}, "
         f"{source.num_classes} classes | {several}{compute.device.type} ({compute.hardware}), "
-        f"{compute.precision}{layout}"
+        f"{compute.precision}{layout}{left_out}"
     )
 
 
@@ -198,7 +200,8 @@ class UnreadableImages:
 
     def __init__(self, folder: Path, processes: Processes, *loaders: Loader) -> None:
         self._file, self._processes = folder / "unreadable.txt", processes
-        self._known = set(self._file.read_text(encoding="utf-8").splitlines()) if self._file.exists() else set()
+        known = self._file.read_text(encoding="utf-8", errors="replace") if self._file.exists() else ""
+        self._known = set(known.split("\n")) - {""}
         self._unreported: list[tuple[str, str]] = []
         self._may_come = any(loader.may_fall_short for loader in loaders)
         for loader in loaders:
@@ -229,7 +232,7 @@ class UnreadableImages:
         if any(known.startswith(f"{where}: ") for known in self._known):  # already reported
             return  # only the path is compared: Pillow's reason may hold a memory address, which changes
         self._known.add(line)
-        with self._file.open("a", encoding="utf-8", errors="surrogateescape") as file:
+        with self._file.open("a", encoding="utf-8") as file:
             file.write(f"{line}\n")
         warn(f"image {len(self._known)} that cannot be read, and is left out: {line}")
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from isda_repro.config import build, write_frozen
 from isda_repro.config.checks import check_tracking
 from isda_repro.console import say, warn
-from isda_repro.data import Source
+from isda_repro.data import DataError, Source
 from isda_repro.errors import EXIT_USER_ERROR, StoppedError, UserError, is_out_of_memory
 from isda_repro.files import rename_aside
 from isda_repro.revision import why_unknown
@@ -30,7 +30,15 @@ from isda_repro.tracking import JsonLines, Tracker
 from isda_repro.training.checkpoint import Checkpoints, Saver, save
 from isda_repro.training.compute import Compute, refuse_differences, resolve_compute
 from isda_repro.training.distributed import LostContactError, Processes
-from isda_repro.training.resume import DATA_KEY, check_same_data, describe_data, find_start
+from isda_repro.training.resume import (
+    DATA_KEY,
+    check_finished_data,
+    check_same_data,
+    data_to_compare,
+    describe_data,
+    find_start,
+    recorded_data,
+)
 
 Outcome = TypeVar("Outcome")
 
@@ -90,6 +98,8 @@ def record_exit(folder: Path) -> Iterator[None]:
         write_exit_status(folder, ExitStatus(EXIT_USER_ERROR, str(error)), keep=True)
         raise
     except Exception as error:
+        if isinstance(error, DataError) and (folder / "result.json").exists():  # a finished run, refused for other data
+            raise
         is_users = isinstance(error, UserError | OSError | MemoryError)
         said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         write_exit_status(folder, ExitStatus(EXIT_USER_ERROR if is_users else 1, said.splitlines()[0]))
@@ -97,12 +107,19 @@ def record_exit(folder: Path) -> Iterator[None]:
 
 
 def earlier_result(cfg: DictConfig, kind: RunKind[Outcome], processes: Processes) -> Outcome | None:
-    """Return the result of a finished run, or None if it has to be trained (or ``force`` is set)."""
+    """Return the result of a finished run, or None if it has to be trained (or ``force`` is set).
+
+    Raises:
+        DataError: the run was trained on other data than there is now.
+    """
 
     def look() -> Outcome | None:
         directory = RunDirectory(Path(cfg.runs_dir), cfg.run_id)
         if not directory.finished or cfg.force:
             return None
+        recorded = recorded_data(directory, _own_result(kind, directory))
+        if (source := data_to_compare(cfg)) is not None:
+            check_finished_data(recorded, source, directory.path)
         if Checkpoints(directory.path).newest_first():  # its process died between writing the result and cleaning up
             with FolderLock(directory.path):
                 _finish_last_acts(cfg, kind, directory)
@@ -174,6 +191,8 @@ class Session(Generic[Outcome]):
     def _result_of_another_launch(self) -> Outcome | None:
         if not self._directory.finished:
             return None
+        recorded = recorded_data(self._directory, _own_result(self._kind, self._directory))
+        check_finished_data(recorded, self._source, self._directory.path)
         _finish_last_acts(self._cfg, self._kind, self._directory)
         return _already_done(self._kind, self._directory)
 
@@ -197,7 +216,8 @@ class Session(Generic[Outcome]):
             frozen = self._cfg.copy()
             frozen.force = False  # a run started from this file must not force again
             write_frozen(frozen, self._directory.config)
-            write_environment(self._directory.environment, self._origin, self._trainer.compute.machine())
+            about = {**self._trainer.compute.machine(), DATA_KEY: describe_data(self._source)}
+            write_environment(self._directory.environment, self._origin, about)
 
     def _find_state(self) -> tuple[dict[str, Any], list[Any]] | None:
         path, kind = self._directory, self._kind

@@ -36,20 +36,43 @@ def make_folder(root, train=8, val=4, classes=CLASSES, extension="jpg"):
     return root
 
 
+def saved(image, kind, **options):
+    """Return a Pillow image as the content of a file."""
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+SMOOTH = Image.fromarray(picture(1))
+GREY = (np.arange(40 * 56).reshape(40, 56) * 29 % 65536).astype(np.uint16)
+
+
+def turned(kind):
+    """Return an image file whose EXIF orientation says that it is turned by 90 degrees."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return saved(SMOOTH, kind, exif=exif.tobytes())
+
+
+PECULIAR = {  # rule of isda_repro.data.decode.RULES -> an image that it applies to
+    "grey levels": saved(SMOOTH.convert("L"), "JPEG"),
+    "1 bit per pixel": saved(SMOOTH.convert("1"), "TIFF"),
+    "a palette": saved(SMOOTH.quantize(8), "PNG"),
+    "CMYK": saved(SMOOTH.convert("CMYK"), "JPEG"),
+    "another colour space": saved(SMOOTH.convert("YCbCr"), "TIFF"),
+    "transparency": saved(SMOOTH.convert("RGBA"), "PNG"),
+    "16 bits per level": saved(Image.fromarray(GREY), "PNG"),
+    "several frames": saved(SMOOTH, "WEBP", save_all=True, append_images=[SMOOTH.rotate(90)], lossless=True),
+    "EXIF orientation": turned("JPEG"),
+}
+
+
 def odd_files():
     """Return a dictionary from names to the bytes of unusual but readable images."""
     pixels = picture(1)
     image = Image.fromarray(pixels)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: rotated by 90 degrees
     palette = image.quantize(8)
 
-    def saved(one, kind, **options):
-        stream = io.BytesIO()
-        one.save(stream, kind, **options)
-        return stream.getvalue()
-
-    deep = (np.arange(40 * 56).reshape(40, 56) * 29 % 65536).astype(np.uint16)
     return {
         "one_pixel": content(pixels[:1, :1]),
         "grey": saved(image.convert("L"), "JPEG"),
@@ -59,8 +82,8 @@ def odd_files():
         "palette_transparent": saved(palette, "PNG", transparency=0),
         "bilevel": saved(image.convert("1"), "PNG"),
         "cmyk": saved(image.convert("CMYK"), "JPEG"),
-        "sixteen_bits": saved(Image.fromarray(deep), "PNG"),
-        "turned": saved(image, "JPEG", exif=exif.tobytes()),
+        "sixteen_bits": saved(Image.fromarray(GREY), "PNG"),
+        "turned": turned("JPEG"),
         "progressive": saved(image, "JPEG", progressive=True),
         "misnamed": saved(image, "PNG"),
         "gif": saved(image, "GIF"),

@@ -175,6 +175,38 @@ def test_what_is_missing_or_damaged_is_named_with_where_to_get_it(data_dir, site
     assert not [name for name in others if name in str(error.value)]
 
 
+def test_damaged_archive_is_named_with_its_size(site, tmp_path):
+    (tmp_path / ARCHIVE).write_bytes(b"noise" * 200)
+    for problem in (load_cifar, verify):
+        if problem is verify:
+            found = verify("cifar10", tmp_path)
+            assert not found.ok
+            text = " ".join(found.problems)
+        else:
+            with pytest.raises(DataError) as caught:
+                load_cifar("cifar10", tmp_path)
+            text = str(caught.value)
+        assert f"{ARCHIVE} there is damaged" in text
+        assert "1,000 bytes" in text
+    assert (tmp_path / ARCHIVE).read_bytes() == b"noise" * 200
+
+
+def test_folder_of_the_data_set_itself_is_recognised(data_dir, site, tmp_path, monkeypatch):
+    expected = load_cifar("cifar10", data_dir)
+    inner = data_dir / FOLDER
+    (tmp_path / "link").symlink_to(inner)
+    monkeypatch.chdir(inner)
+    for place in (inner, Path(), tmp_path / "link"):
+        assert torch.equal(load_cifar("cifar10", place).train.images, expected.train.images)
+        assert verify("cifar10", place).ok
+    (inner / "batches.meta").unlink()
+    with pytest.raises(DataError, match=f"{FOLDER}/batches.meta is missing"):
+        load_cifar("cifar10", inner)
+    assert sorted(path.name for path in inner.iterdir()) == sorted(
+        [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    )
+
+
 def test_network_that_hangs_is_given_up(site, tmp_path, monkeypatch):
     """The server accepts and never answers; the client must close the connection by itself."""
     monkeypatch.setattr(cifar, "NETWORK_TIMEOUT_S", 0.2)

@@ -1,7 +1,9 @@
 """Archives of smaller images: contents, reading, interruptions and damage."""
 
+import json
 import multiprocessing
 import signal
+import struct
 import zipfile
 from itertools import product
 
@@ -70,9 +72,12 @@ def test_packed_source_is_the_source(source, tmp_path):
     part = packed.train.select(torch.tensor([17, 2]))
     assert (part.read(0), part.read(1)) == (packed.train.read(2), packed.train.read(17))
     assert part.targets.tolist() == [0, 2]
-    assert len({one.fingerprint() for one in (packed.train, packed.test, part)}) == 3
+    assert len({one.digest for one in (packed.train, packed.test, part)}) == 3
+    first = torch.arange(3)
+    assert len({one.fingerprint(first) for one in (packed.train, packed.test)}) == 2
     again = load(tmp_path / "out")  # now from the cached index
-    assert again.train.fingerprint() == packed.train.fingerprint()
+    assert again.train.digest == packed.train.digest
+    assert again.train.fingerprint(first) == packed.train.fingerprint(first)
     assert [again.train.read(i) for i in range(24)] == [packed.train.read(i) for i in range(24)]
     by_folder = load_folder("pets", tmp_path / "out", image_size=16)  # dataset=folder finds archives too
     assert by_folder.train.read(5) == packed.train.read(5)
@@ -278,3 +283,135 @@ def test_folder_without_archives_or_with_a_bad_list_of_them_is_named(tmp_path):
         (tmp_path / "packed.json").write_text(text)
         with pytest.raises(DataError, match=r"packed\.json"):
             load_packed("imagenet_packed", tmp_path, image_size=16)
+
+
+# -------------------------------------------------------------------------------------- two at once, and from strangers
+
+
+def pack_and_wait(source, folder, reports):
+    """Begin to pack, report that, and wait in the middle until told to go on."""
+    torch.set_num_threads(1)
+    encoded, waited = packing._encoded, []
+
+    def waiting(*arguments):
+        if list(folder.glob("train-00001.zip.*")) and not waited:
+            waited.append(True)
+            reports.send("in the middle")
+            reports.recv()
+        return encoded(*arguments)
+
+    packing._encoded = waiting
+    write(source, folder)
+
+
+def test_second_packing_into_a_folder_is_refused_and_disturbs_nothing(tmp_path, source):
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=pack_and_wait, args=(source, tmp_path / "out", theirs), daemon=True)
+    process.start()
+    theirs.close()
+    ours.recv()
+    before = sorted(path.name for path in (tmp_path / "out").iterdir())
+    with pytest.raises(DataError, match="another process is packing"):
+        write(source, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before
+    ours.send("go on")
+    process.join()
+    assert process.exitcode == 0
+    write(source, tmp_path / "undisturbed")
+    for name in (*ARCHIVES, "SHA256SUMS", "packed.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        [*ARCHIVES, "SHA256SUMS", "packed.json"]
+    )
+
+
+def test_only_its_own_temporary_files_are_removed(source, tmp_path):
+    write(source, tmp_path / "out")
+    kept = ["notes.tmp", "train-00000.zip.mine.tmp", "packed.json.tmp"]
+    for name in (*kept, "train-00001.zip.0123abcd.tmp", "packed.json.0123abcd.tmp"):
+        (tmp_path / "out" / name).write_text("x")
+    write(source, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.tmp")) == sorted(kept)
+
+
+def test_packing_does_not_go_on_with_other_images_of_the_same_number(source, tmp_path):
+    write(source, tmp_path / "out")
+    other = make_folder(tmp_path / "other", extension="png")
+    with pytest.raises(DataError, match="other images"):
+        write(load_folder("pets", other, image_size=16), tmp_path / "out")
+    manifest = json.loads((tmp_path / "out/packed.json").read_text())
+    del manifest["of"]  # as an older version wrote it
+    (tmp_path / "out/packed.json").write_text(json.dumps(manifest))
+    write(source, tmp_path / "out")
+
+
+CRAFTED = {
+    "images": [
+        *({}, [], None, {"train": 24}, {"train": 24, "val": 0}),
+        *({"train": train, "val": 12} for train in (-1, "24", 24.0, True, 2**40, 10**30)),
+    ],
+    "images_per_archive": [0, -10, "10", None, 1.5, True, [10]],
+    "size": [0, "32", None],
+    "classes": [{}, "ant", [1, 2], ["ant", "ant"], ["ant", ""], ["a/b", "c"], [None], ["\ud800", "b"]],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in CRAFTED.items() for value in values])
+def test_crafted_manifests_are_refused(source, tmp_path, key, value):
+    write(source, tmp_path / "out")
+    path = tmp_path / "out/packed.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    for attempt in (load, lambda folder: write(source, folder)):
+        with pytest.raises(DataError, match=r"packed\.json"):
+            attempt(tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", "[" * 100_000, '{"a":' * 100_000, "\xff", "1" * 5000, ""])
+def test_manifests_that_are_no_object_are_refused(tmp_path, text):
+    (tmp_path / "packed.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=r"packed\.json"):
+        load(tmp_path)
+
+
+def crafted_zip(path, size=None, offset=None, name="cat/3.ppm", flags=None):
+    """Write an archive of one image, whose directory states another size, offset or flags."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, content(picture(1), "PPM"))
+    data = bytearray(path.read_bytes())
+    directory = data.index(b"PK\1\2")
+    if size is not None:
+        data[directory + 20 : directory + 28] = struct.pack("<II", size, size)
+    if offset is not None:
+        data[directory + 42 : directory + 46] = struct.pack("<I", offset)
+    if flags is not None:
+        data[directory + 8 : directory + 10] = struct.pack("<H", flags)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({key: value} for key in ("size", "offset") for value in (10**6, 2**32 - 2)),
+        *({"name": name} for name in ("/etc/passwd", "../../x.ppm", "cat/" + "x" * 5000)),
+        {"flags": 1},
+        {"name": "cat/\u00e9.ppm", "flags": 0},
+    ],
+)
+def test_crafted_archives_are_refused(source, tmp_path, options):
+    write(source, tmp_path / "out")
+    crafted_zip(tmp_path / "out/val-00001.zip", **options)
+    if options.get("flags") == 0:  # a name that is no ASCII without the flag of UTF-8: read as such
+        assert len(load(tmp_path / "out").test) == 11
+        return
+    with pytest.raises(DataError, match="out"):
+        load(tmp_path / "out")
+
+
+def test_checksums_name_no_other_files(source, tmp_path):
+    write(source, tmp_path / "out")
+    with (tmp_path / "out/SHA256SUMS").open("ab") as file:
+        file.write(b"0" * 64 + b"  ../../secret\n" + b"1" * 64 + b"  /etc/passwd\n\xff\n")
+    found = verify("folder", tmp_path / "out")
+    assert [file.path for file in found.files] == ARCHIVES
+    assert found.ok

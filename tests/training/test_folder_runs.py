@@ -1,5 +1,7 @@
 """Runs on a folder of images: bitwise resumption, detection of changed data, and reports of skipped images."""
 
+import json
+import os
 import shutil
 
 import pytest
@@ -8,7 +10,8 @@ from interrupted_runs import assert_same, stopped_after
 from pictures import make_folder
 
 from isda_repro.config import compose
-from isda_repro.data import DataError
+from isda_repro.data import FIXED_DATA, DataError
+from isda_repro.training import resume
 from isda_repro.training.run import run
 
 CLASSES = ("ant", "bee", "cat")
@@ -112,3 +115,125 @@ def test_skipped_images_are_named_once_and_whole_batches_may_be_missing(pets, tm
     assert "16" in capsys.readouterr().out.splitlines()[-3]
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert all(tensor.isfinite().all() for tensor in state["network"].values())
+
+
+# ------------------------------------------------------------------------------- a finished run and the data it was on
+
+
+@pytest.fixture
+def finished(pets, tmp_path):
+    """Return the settings of a finished run, and its result."""
+    cfg = on(pets, tmp_path)
+    return cfg, run(cfg)
+
+
+QUICK = ("recipe.epochs=1", "recipe.batch_size=12", "loss=ce", "dataset.workers=0")
+
+
+def on(folder, tmp_path, *more):
+    return settings(folder, tmp_path / "runs", *QUICK, *more)
+
+
+def other_photographs(pets):
+    for number in range(8):
+        (pets / f"train/ant/{number}.jpg").write_bytes((pets / f"train/cat/{number}.jpg").read_bytes())
+
+
+def other_names(pets):
+    (pets / "val/ant/0.jpg").rename(pets / "val/ant/00.jpg")
+
+
+@pytest.mark.parametrize("change", [renamed, one_more, other_photographs, other_names])
+def test_finished_run_is_not_the_answer_for_other_data(finished, pets, tmp_path, change):
+    cfg, result = finished
+    change(pets)
+    before = {path: path.stat() for path in (tmp_path / "runs" / cfg.run_id).iterdir()}
+    with pytest.raises(DataError) as caught:
+        run(cfg)
+    assert {path: path.stat() for path in (tmp_path / "runs" / cfg.run_id).iterdir()} == before
+    assert all(token in str(caught.value) for token in (cfg.run_id, "runs_dir=", "force=true"))
+    again = run(on(pets, tmp_path, "force=true"))
+    assert again.run_id == result.run_id
+    assert len(list((tmp_path / "runs").iterdir())) == 2, "the finished run is kept under another name"
+    assert run(cfg).test_error_final == again.test_error_final, "already done, on this data"
+
+
+def test_finished_run_of_another_folder_of_the_same_name_is_refused(finished, pets, tmp_path):
+    other = make_folder(tmp_path / "other" / "pets", train=8, val=4, extension="png")
+    cfg = on(other, tmp_path)
+    assert cfg.run_id == finished[0].run_id
+    with pytest.raises(DataError, match="names or sizes"):
+        run(cfg)
+
+
+def test_finished_run_is_done_on_a_copy_elsewhere_and_without_the_data(finished, pets, tmp_path, capsys):
+    result = finished[1]
+    copy = shutil.copytree(pets, tmp_path / "copy" / "pets", copy_function=shutil.copyfile)  # with other times
+    assert run(on(copy, tmp_path)) == result
+    assert "comparing" not in capsys.readouterr().err
+    for folder in (pets, copy):
+        shutil.rmtree(folder)
+        assert run(on(folder, tmp_path)) == result
+        assert "without comparing its data" in capsys.readouterr().err
+
+
+def test_finished_run_of_an_older_version_is_compared_by_what_its_result_says(finished, pets, tmp_path):
+    cfg, result = finished
+    environment = tmp_path / "runs" / cfg.run_id / "environment.json"
+    recorded = json.loads(environment.read_text())
+    assert recorded["data"].keys() == {"classes", "train_images", "test_images", "train_digest", "test_digest"}
+    for content in (json.dumps({**recorded, "data": None}), "{", "[" * 100_000, '{"data": {"classes": 3}}'):
+        environment.write_text(content)
+        assert run(cfg) == result
+    other_names(pets)
+    assert run(cfg) == result
+    environment.unlink()
+    one_more(pets)
+    with pytest.raises(DataError, match=r"24 .* 25"):
+        run(cfg)
+
+
+def test_finished_run_of_data_that_is_the_same_everywhere_does_not_load_it(tmp_path, monkeypatch):
+    """For CIFAR, loading may mean a download."""
+    digits = ["model=resnet8", "dataset=digits", "dataset.train_limit=64", "dataset.test_limit=20", "compute=cpu"]
+    cfg = compose([*digits, "recipe.epochs=1", "recipe.batch_size=32", "tracking=none", f"runs_dir={tmp_path}"])
+    result = run(cfg)
+    monkeypatch.setattr(resume, "build", None)
+    assert run(cfg) == result
+    assert set(FIXED_DATA) == {compose([f"dataset={name}"]).dataset.source._target_ for name in FIXED}
+
+
+FIXED = ("digits", "cifar10", "cifar100")
+
+
+def test_resumed_run_is_compared_by_names_and_sizes_too(pets, tmp_path, monkeypatch):
+    cfg = on(pets, tmp_path, "checkpoint.steps=1")
+    stopped_after(cfg, 1, monkeypatch)
+    other_photographs(pets)
+    with pytest.raises(DataError, match="names or sizes"):
+        run(cfg)
+
+
+def test_run_counts_the_files_that_it_leaves_out(pets, tmp_path, capsys):
+    for number in range(3):
+        (pets / f"train/ant/{number}.jpg").rename(pets / f"train/ant/{number}.gif")
+    run(on(pets, tmp_path))
+    assert sum("3 .gif" in line for line in capsys.readouterr().out.splitlines()) == 1
+
+
+def test_train_alone_is_enough_with_a_holdout(pets, tmp_path):
+    shutil.rmtree(pets / "val")
+    result = run(on(pets, tmp_path, "dataset.holdout=6"))
+    assert (result.evaluated_on, result.train_images, result.test_images) == ("holdout", 18, 6)
+
+
+def test_unreadable_images_of_any_name_are_listed_once_each_on_one_line(pets, tmp_path, monkeypatch):
+    odd = [b"caf\xe9.jpg", b"new\nline.jpg", b"a % #.jpg", "\u2028.jpg".encode(), b"y" * 200 + b".jpg"]
+    for name in odd:
+        (pets / "train/bee" / os.fsdecode(name)).write_bytes(b"no image")
+    cfg = settings(pets, tmp_path, "dataset.unreadable=skip", "dataset.workers=0", "checkpoint.steps=1")
+    stopped_after(cfg, STEPS_PER_EPOCH + 5, monkeypatch)
+    run(cfg)
+    listed = (tmp_path / cfg.run_id / "unreadable.txt").read_text(encoding="utf-8").splitlines()
+    assert len(listed) == len(odd)
+    assert all(line.startswith(str(pets / "train/bee")) for line in listed)
