@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from isda_repro.config.checks import ConfigError
-from isda_repro.config.rules import CONF_DIR, register_resolvers
+from isda_repro.config.rules import CONF_DIR, register_resolvers, require_conf
+from isda_repro.config.targets import check_targets
 
 
 def compose_from(
@@ -118,7 +119,9 @@ def settled(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     if missing := sorted(OmegaConf.missing_keys(ours)):
         raise ConfigError(f"{'=, '.join(missing)}= has no default: give it a value")
-    return cast(dict[str, Any], OmegaConf.to_container(ours, resolve=True, throw_on_missing=True))
+    plain = cast(dict[str, Any], OmegaConf.to_container(ours, resolve=True, throw_on_missing=True))
+    check_targets(plain)
+    return plain
 
 
 def _refuse_additions(cfg: DictConfig, overrides: Sequence[str]) -> None:
