@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import platform
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
@@ -22,8 +24,10 @@ EXIT_INTERRUPTED = 130
 EXIT_STOPPED = 75
 """Exit code after SIGTERM, SIGUSR1, SIGUSR2 or SIGHUP with the state saved: the same command resumes the run."""
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-"""Signals that ask a process to save and exit; SIGHUP is sent when its terminal is closed."""
+STOP_SIGNALS = tuple(
+    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name)
+)
+"""Signals that ask a process to save and exit; SIGHUP is sent when its terminal is closed. Windows has only two."""
 
 
 INTERRUPTED = "\ninterrupted; the same command starts it again"
@@ -99,12 +103,26 @@ def one_sentence_errors() -> Iterator[None]:
 
 
 def check_installation() -> None:
-    """Exit with one sentence if Python is too old for training or, from now on, if an import finds no package.
+    """Exit with one sentence if a command cannot run here or, from now on, if an import finds no package.
 
-    Commands call this before their other imports, because ``pip install isda_repro`` only installs torch.
+    Commands call this before their other imports, because ``pip install isda_repro`` only installs torch. It also makes
+    names that the terminal cannot show printable.
     """
     if sys.version_info < (3, 11):
         _leave(f"this command needs Python 3.11 or later, and runs on {platform.python_version()}")
+    if not (hasattr(signal, "SIGUSR1") and hasattr(signal, "SIGHUP")):
+        _leave(
+            f"this command runs on Linux and macOS, whose signals it needs, and not on {platform.system()}; "
+            "isda_repro.losses and isda_repro.models can be used everywhere"
+        )
+    package = Path(__file__).parent
+    if not (package.parent / "conf" / "train.yaml").is_file():
+        _leave(
+            f"isda_repro is installed in {package} without conf/, which this command needs: "
+            "install the checkout itself, pip install -e ."
+        )
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     others = sys.excepthook
 
     def explain(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

@@ -30,11 +30,14 @@ from isda_repro.config.naming import (
     run_id,
     run_names,
 )
+from isda_repro.config.plain_yaml import UnreadableError, parse_plain, read_bounded
+from isda_repro.config.quoting import quoted
 from isda_repro.config.rules import CONF_DIR, lambda_0_of, register_resolvers, rescaled
 
 __all__ = [
     "CONF_DIR",
     "NUMERICS_VERSION",
+    "UnreadableError",
     "build",
     "build_loss",
     "build_model",
@@ -49,6 +52,9 @@ __all__ = [
     "is_frozen_generator",
     "lambda_0_of",
     "model_name",
+    "parse_plain",
+    "quoted",
+    "read_bounded",
     "read_frozen",
     "read_frozen_generator",
     "read_frozen_run",

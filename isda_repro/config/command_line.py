@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from omegaconf import DictConfig
 from isda_repro.config.checks import ConfigError
 from isda_repro.config.classifier import compose, read_frozen
 from isda_repro.config.composing import explain
+from isda_repro.config.frozen import refuse_elsewhere
 from isda_repro.config.generator import compose_generator, is_frozen_generator, read_frozen_generator
+from isda_repro.config.quoting import literal
 from isda_repro.config.rules import register_resolvers
 from isda_repro.errors import one_sentence_errors
 
@@ -21,13 +24,21 @@ def compose_run(overrides: Sequence[str] = ()) -> DictConfig:
     return (compose_generator if overrides and overrides[0].startswith("gan=") else compose)(overrides)
 
 
-def read_frozen_run(path: Path) -> DictConfig:
-    """Read ``runs/<run_id>/config.yaml`` of a classifier or a generator.
+def read_frozen_run(path: Path, *, of_generator: bool = False) -> DictConfig:
+    """Read ``runs/<run_id>/config.yaml`` of a classifier or a generator, to run it.
+
+    Args:
+        path: the file.
+        of_generator: refuse a classifier's.
 
     Raises:
-        ConfigError: it is not a frozen configuration, was edited since, or was frozen by code with other numerics.
+        ConfigError: it is not a frozen configuration, was edited since, was frozen by code with other numerics, or its
+            run would write to a place that the user has not chosen.
     """
-    return (read_frozen_generator if is_frozen_generator(path) else read_frozen)(path)
+    read = read_frozen_generator if of_generator or is_frozen_generator(path) else read_frozen
+    cfg = read(path)
+    refuse_elsewhere(cfg, path)
+    return cfg
 
 
 def run_command_line(
@@ -48,5 +59,10 @@ def run_command_line(
             return
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra must not shorten exceptions, which `explain` reads
         register_resolvers()
-        with explain():
-            compose_and_run()
+        multirun, before = bool({"-m", "--multirun"} & set(arguments)), sys.argv
+        sys.argv = [before[0], *(literal(argument, multirun=multirun) for argument in arguments)]  # which Hydra reads
+        try:
+            with explain():
+                compose_and_run()
+        finally:
+            sys.argv = before
