@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import platform
 import signal
+import stat
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -110,10 +113,10 @@ def check_installation() -> None:
     """
     if sys.version_info < (3, 11):
         _leave(f"this command needs Python 3.11 or later, and runs on {platform.python_version()}")
-    if not (hasattr(signal, "SIGUSR1") and hasattr(signal, "SIGHUP")):
+    if missing := [name for name in ("SIGUSR1", "SIGUSR2", "SIGHUP") if not hasattr(signal, name)]:
         _leave(
-            f"this command runs on Linux and macOS, whose signals it needs, and not on {platform.system()}; "
-            "isda_repro.losses and isda_repro.models can be used everywhere"
+            f"this command runs on Linux and macOS: Python on this {platform.system()} has no {missing[0]}, with which "
+            "a run is asked to save; isda_repro.losses and isda_repro.models can be used everywhere"
         )
     package = Path(__file__).parent
     if not (package.parent / "conf" / "train.yaml").is_file():
@@ -123,6 +126,7 @@ def check_installation() -> None:
         )
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    _ensure_home()
     others = sys.excepthook
 
     def explain(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -134,6 +138,20 @@ def check_installation() -> None:
             _leave(f'the package {package} is not installed, which this command needs: pip install -e ".[{extra}]"')
 
     sys.excepthook = explain
+
+
+def _ensure_home() -> None:
+    """Set HOME where it is not set and the user id has no entry, as in containers; caches and W&B need such a folder."""
+    with suppress(RuntimeError):
+        Path.home()
+        return
+    home = Path(tempfile.gettempdir()) / f"isda_repro-{os.getuid()}"
+    with suppress(FileExistsError):
+        home.mkdir(mode=0o700)
+    found = home.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        _leave(f"HOME is not set, and {home} belongs to others: set HOME to a folder of yours")
+    os.environ["HOME"] = str(home)
 
 
 def _leave(sentence: str) -> NoReturn:
