@@ -247,9 +247,8 @@ def _check_streamed(dataset: Mapping[str, Any]) -> None:
         "auto, or a number of processes from 0 on",
     )
     name = dataset.get("name", "name")
-    require(
-        isinstance(name, str) and name != "" and not set(name) & set("/\\\0"), "dataset.name", name, "a name without /"
-    )
+    is_name = isinstance(name, str) and name != "" and not set(name) & set("/\\\0")
+    require(is_name, "dataset.name", name, "a name without / and \\, which dataset.name= can give")
 
 
 def _check_choices(cfg: Mapping[str, Any]) -> None:

@@ -40,6 +40,8 @@ def literal(argument: str, *, multirun: bool = False) -> str:
         return argument
     if name in PATHS:
         value = _in_home(name, value)
+    if "${" in value and os.path.lexists(value):
+        raise ConfigError(f"{argument}: ${{ refers to another setting; use a path without it, such as a symbolic link")
     read, is_sweep = _read_by_hydra(f"{key}={value}")
     if is_sweep and multirun:
         if os.path.lexists(value):
