@@ -141,7 +141,7 @@ def check_installation() -> None:
 
 
 def _ensure_home() -> None:
-    """Set HOME where it is not set and the user id has no entry, as in containers; caches and W&B need such a folder."""
+    """Set HOME if it is not set and the user id has no entry, as in containers: caches and W&B need such a folder."""
     with suppress(RuntimeError):
         Path.home()
         return

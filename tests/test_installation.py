@@ -1,6 +1,8 @@
 """Imports and messages in an environment that has torch alone."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import packages_distributions, requires
@@ -98,3 +100,25 @@ def test_a_command_without_its_packages_says_how_to_install_them(command, hidden
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert 'pip install -e ".[train]"' in done.stderr
+
+
+def test_a_package_without_conf_says_what_commands_need(root, tmp_path):
+    """This is what ``pip install .`` gives; the losses work there."""
+    shutil.copytree(root / "isda_repro", tmp_path / "isda_repro", ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    imports = "import isda_repro.losses, isda_repro.config as c; print(c.__file__); c.compose()"
+    for command in ([root / "scripts" / "tables.py", "table=demo"], ["-c", imports]):
+        done = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert str(tmp_path) in done.stderr
+        assert "pip install -e ." in done.stderr
+    assert str(tmp_path) in done.stdout
+
+
+def test_a_command_of_a_checkout_runs_in_any_folder(root, tmp_path):
+    command = [sys.executable, root / "scripts" / "tables.py", "table=demo"]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert "ResNet-20 on digits" in done.stdout
+    assert list(tmp_path.iterdir()) == []

@@ -45,9 +45,9 @@ def read_frozen_as(
     """
     require_conf()
     plain = _read_plain(path)
-    defaults = cast(DictConfig, OmegaConf.load(CONF_DIR / "train.yaml"))
+    defaults = _train_yaml()
     for key in ("checkpoint", "force"):  # newer than some frozen files, and without influence on a result
-        plain.setdefault(key, OmegaConf.to_container(defaults)[key])
+        plain.setdefault(key, defaults[key])
     stated, version = plain.pop("run_id"), plain.pop("numerics_version")
     try:
         check_it(plain)
@@ -74,10 +74,13 @@ def refuse_elsewhere(cfg: DictConfig, path: Path) -> None:
     Raises:
         ConfigError: the run would write to another place.
     """
-    standard = OmegaConf.load(CONF_DIR / "train.yaml").runs_dir
-    if path.resolve().parent.name != cfg.run_id and cfg.runs_dir != standard:
+    if path.resolve().parent.name != cfg.run_id and cfg.runs_dir != _train_yaml()["runs_dir"]:
         place = Path(cfg.runs_dir) / cfg.run_id / "config.yaml"
         raise ConfigError(f"{path} would write to runs_dir={cfg.runs_dir}: if that is right, move it to {place} first")
+
+
+def _train_yaml() -> dict[str, Any]:
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(CONF_DIR / "train.yaml")))
 
 
 def _read_plain(path: Path) -> dict[str, Any]:

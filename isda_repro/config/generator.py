@@ -14,7 +14,7 @@ from isda_repro.config import naming
 from isda_repro.config.checks import ConfigError, check_life, check_limits, check_seed, is_count, require
 from isda_repro.config.composing import compose_from, settled
 from isda_repro.config.frozen import read_frozen_as
-from isda_repro.config.naming import dataset_name, safe_name, request
+from isda_repro.config.naming import dataset_name, request, safe_name
 from isda_repro.config.plain_yaml import UnreadableError, read_bounded
 
 ROOT = "train_gan"

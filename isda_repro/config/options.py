@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from omegaconf import OmegaConf
@@ -51,7 +51,7 @@ def _text(value: str) -> str | None:
         return None
     if value[0] in "[{" or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
         return cast(str, OmegaConf.from_cli([f"x={value}"]).x)
-    return os.path.expanduser(value) if value.startswith("~") else value
+    return str(Path(value).expanduser()) if value.startswith("~") else value
 
 
 def _refuse_unprintable(value: object, argument: str) -> None:

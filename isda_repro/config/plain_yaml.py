@@ -6,7 +6,6 @@ PyYAML's parser are checked before anything is constructed.
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 from pathlib import Path
@@ -33,7 +32,7 @@ def read_bounded(path: Path) -> str:
         UnreadableError: it is a pipe or a device, too large, not UTF-8, or the system cannot read it.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        if not stat.S_ISREG(path.stat().st_mode):
             raise UnreadableError("is no file")
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from isda_repro.config.checks import PATHS, ConfigError
@@ -45,7 +46,7 @@ def literal(argument: str, *, multirun: bool = False) -> str:
     read, is_sweep = _read_by_hydra(f"{key}={value}")
     if is_sweep and multirun:
         if os.path.lexists(value):
-            raise ConfigError(f'{argument}: with -m a comma separates values; for one path type \'{key}="{value}"\'')
+            raise ConfigError(f"{argument}: with -m a comma separates values; for one path type '{key}=\"{value}\"'")
         return f"{key}={value}"
     uses_grammar = isinstance(read, str) and re.search(r"""["'\\]""", value)
     if not is_sweep and (read is None or read == value or uses_grammar):
@@ -69,10 +70,10 @@ def _in_home(name: str, value: str) -> str:
     """Replace ``~`` and ``~user`` at the beginning of a path, which a shell only does where a word begins."""
     if not value.startswith("~"):
         return value
-    found = os.path.expanduser(value)
-    if found.startswith("~"):
-        raise ConfigError(f"{name}={value}: there is no such home folder here; write the path from / on")
-    return found
+    try:
+        return str(Path(value).expanduser())
+    except RuntimeError as error:
+        raise ConfigError(f"{name}={value}: there is no such home folder here; write the path from / on") from error
 
 
 def advice(argument: str) -> str:

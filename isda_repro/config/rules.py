@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -97,7 +96,7 @@ def _half(value: object) -> object:
 
 def _folder_name(path: object) -> str:
     """Resolve ``${folder_name:${data_dir}}``; bytes that are no UTF-8 become ``_``, since names go into JSON."""
-    return re.sub("[\ud800-\udfff]", "_", Path(os.path.expanduser(str(path))).resolve().name)
+    return re.sub("[\ud800-\udfff]", "_", Path(str(path)).expanduser().resolve().name)
 
 
 def _choices(*groups: str) -> str:

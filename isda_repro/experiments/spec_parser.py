@@ -37,7 +37,8 @@ def parse_axes(node: Any, where: str) -> dict[Label, tuple[Choice, ...]]:
     if not isinstance(node, list) or not all(isinstance(axis, dict) and axis for axis in node) or not node:
         raise UserError(f"{where}: must be a list of axes, each of labels with their overrides")
     listed = [
-        [(one_line(label, where), parse_choice(value, f"{where}: {label}")) for label, value in axis.items()] for axis in node
+        [(one_line(label, where), parse_choice(value, f"{where}: {label}")) for label, value in axis.items()]
+        for axis in node
     ]
     return {tuple(label for label, _ in point): tuple(c for _, c in point) for point in itertools.product(*listed)}
 

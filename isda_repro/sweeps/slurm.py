@@ -208,7 +208,9 @@ def _refuse_script_lines(options: SweepOptions) -> None:
             if UNPRINTABLE.search(str(text)) or NOT_UTF8.search(str(text)):
                 raise UserError(f"{name}={str(text)!a} has characters that a job script cannot have: leave them out")
     if "%" in (folder := str(Path(options.runs_dir).resolve())):
-        raise UserError(f"runs_dir={folder} has a %, which SLURM replaces in the names of its logs: name another folder")
+        raise UserError(
+            f"runs_dir={folder} has a %, which SLURM replaces in the names of its logs: name another folder"
+        )
 
 
 def minutes(limit: str) -> int:
