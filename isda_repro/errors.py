@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-from isda_repro.console import say
+from isda_repro.console import one_line, say
 
 EXIT_USER_ERROR = 2
 """Exit code if a setting, a file or the data is wrong. Bugs exit with 1 and a traceback."""
@@ -55,7 +55,14 @@ class StoppedError(Exception):
 
 
 class UserError(ValueError):
-    """Error that the user can fix. The message is one sentence: what is wrong, where, and what to do."""
+    """Error that the user can fix. The message is one sentence: what is wrong, where, and what to do.
+
+    It is printed as one line, whatever the names in it are.
+    """
+
+    def __str__(self) -> str:
+        """Return the message with newlines and other control characters written as escapes."""
+        return one_line(super().__str__())
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -88,7 +95,7 @@ def one_sentence_errors() -> Iterator[None]:
     except UserError as error:
         _leave(str(error))
     except OSError as error:
-        _leave(f"{error.strerror or error}: {error.filename or 'no file named'}")
+        _leave(one_line(f"{error.strerror or error}: {error.filename or 'no file named'}"))
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from isda_repro.console import UNPRINTABLE
 from isda_repro.errors import UserError
 
 MODEL_COUNTS = ("depth", "width", "growth", "first_channels", "cardinality", "base_width", "se_reduction", "image_size")
@@ -45,7 +46,6 @@ LONGEST_TEXT = 4096  # characters, the length of the longest path on Linux
 PATHS = ("data_dir", "runs_dir", "model.weights", "dataset.source.data_dir", "dataset.source.root")
 """Keys whose values are paths."""
 
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 NOT_UTF8 = re.compile("[\ud800-\udfff]")  # how Python reads such bytes in arguments and file names
 
 

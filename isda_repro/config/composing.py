@@ -135,6 +135,9 @@ def settled(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         ConfigError: a setting has no value, or an override adds a key that nothing reads.
     """
     _refuse_additions(cfg, overrides)
+    for key in ("choice", "checkpoint", *(path.name for path in CONF_DIR.iterdir() if path.is_dir())):
+        if key in cfg and not isinstance(cfg[key], DictConfig):
+            raise ConfigError(f"{key}={str(cfg[key])!a} replaces all settings in it; set {key}.<setting>")
     for group, name in cfg.choice.items():
         if str(name).startswith("_"):
             raise ConfigError(f"there is no {group}={name}: a file whose name begins with _ is a part of others")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from isda_repro.config.checks import UNPRINTABLE
+from isda_repro.console import UNPRINTABLE
 from isda_repro.errors import UserError
 
 Options = TypeVar("Options")
@@ -97,7 +97,8 @@ def parse_options(schema: type[Options], arguments: Sequence[str]) -> Options:
             of_type = next((shown for kind, shown in LISTS.items() if types[key].startswith(kind)), None)
             example = examples[names[key]] or of_type
             advice = "" if example is None else f" ({key}= takes a list: {key}={example})"
-            raise UserError(f"{argument} cannot be read: {str(error).splitlines()[0]}{advice}") from error
+            reason = " ".join(str(error).splitlines()[:1])
+            raise UserError(f"{argument} cannot be read: {reason}{advice}") from error
     if missing := sorted(OmegaConf.missing_keys(options)):
         missing = [name.removesuffix("_") for name in missing]
         raise UserError(f"{'=, '.join(missing)}= is missing; the options are {'=, '.join(known)}=")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from isda_repro.config.checks import UNPRINTABLE
+from isda_repro.console import UNPRINTABLE
 from isda_repro.errors import UserError
 from isda_repro.experiments.paper_values import PaperValue, inconsistencies, paper_value, paper_values
 from isda_repro.experiments.table import PRECISIONS, Cells, Label, join_label

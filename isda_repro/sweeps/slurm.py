@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from isda_repro.config import CONF_DIR
-from isda_repro.config.checks import NOT_UTF8, UNPRINTABLE
-from isda_repro.console import say
+from isda_repro.config.checks import NOT_UTF8
+from isda_repro.console import UNPRINTABLE, say
 from isda_repro.errors import UserError
 from isda_repro.experiments.plan import Compose, Run
 from isda_repro.runs.exit_status import LOG, clear_exit_status, exit_status_of, read_exit_status, write_exit_status
