@@ -5,9 +5,11 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import packages_distributions, requires
 
 import pytest
+from packaging.requirements import Requirement
 
 COMMANDS = ["train", *(f"scripts/{name}" for name in ("sweep", "tables", "report", "evaluate", "dashboard", "data"))]
 COMMANDS += [f"scripts/{name}" for name in ("models", "train_gan", "invert", "directions", "lambda_0")]
@@ -122,3 +124,11 @@ def test_a_command_of_a_checkout_runs_in_any_folder(root, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert "ResNet-20 on digits" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_versions_of_hydra_with_known_holes_are_not_accepted(root):
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (hydra,) = (one for one in map(Requirement, extras["train"]) if one.name == "hydra-core")
+    assert [hydra.specifier.contains(version) for version in ("1.3.2", "1.3.4", "1.3.6", "1.3.8")] == [False] * 3 + [
+        True
+    ]

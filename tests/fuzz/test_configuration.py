@@ -57,6 +57,11 @@ def _audited():
     sys.addaudithook(note)
 
 
+def check_sentence(error):
+    assert 0 < len(str(error)) < 5000
+    assert str(error).isprintable() or not re.search("[\x00-\x1f\x7f-\x9f]", str(error))
+
+
 @contextmanager
 def untouched():
     """Check that nothing is executed, written or deleted in the block, and that an error is one of the user's."""
@@ -64,8 +69,7 @@ def untouched():
     try:
         yield
     except UserError as error:
-        assert "\n" not in str(error)
-        assert len(str(error)) < 5000
+        check_sentence(error)
     finally:
         seen = watching.pop()
     assert seen == []
@@ -195,7 +199,7 @@ def test_any_yaml_is_read_as_omegaconf_reads_it_or_is_refused(text):
     try:
         found = parse_plain(text)
     except UnreadableError as error:
-        assert "\n" not in str(error)
+        check_sentence(error)
         return
     assert repr(found) == repr(OmegaConf.to_container(OmegaConf.create(text)))
 
