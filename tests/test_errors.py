@@ -197,3 +197,10 @@ def test_a_user_without_a_home_and_a_name_gets_a_private_folder(root, tmp_path):
     home.rmdir()
     home.symlink_to("/")
     assert ran().returncode == EXIT_USER_ERROR
+
+
+def test_an_error_is_one_line_whatever_it_quotes(capsys):
+    assert str(UserError("a\nb\x1b[2J\u2028фото")) == "a\\nb\\x1b[2J\\u2028фото"
+    with pytest.raises(SystemExit), one_sentence_errors():
+        raise OSError(2, "No such file", "a\nb")
+    assert capsys.readouterr().err.count("\n") == 1
