@@ -27,8 +27,8 @@ EXIT_INTERRUPTED = 130
 EXIT_STOPPED = 75
 """Exit code after SIGTERM, SIGUSR1, SIGUSR2 or SIGHUP with the state saved: the same command resumes the run."""
 
-STOP_SIGNALS = tuple(
-    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name)
+STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name)
 )
 """Signals that ask a process to save and exit; SIGHUP is sent when its terminal is closed. Windows has only two."""
 

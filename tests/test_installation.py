@@ -109,7 +109,8 @@ def test_a_package_without_conf_says_what_commands_need(root, tmp_path):
     shutil.copytree(root / "isda_repro", tmp_path / "isda_repro", ignore=shutil.ignore_patterns("__pycache__"))
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     imports = "import isda_repro.losses, isda_repro.config as c; print(c.__file__); c.compose()"
-    for command in ([root / "scripts" / "tables.py", "table=demo"], ["-c", imports]):
+    scripts = root / "scripts"
+    for command in ([scripts / "tables.py", "table=demo"], [scripts / "train_gan.py", "gan=acgan"], ["-c", imports]):
         done = subprocess.run(
             [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
