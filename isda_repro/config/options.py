@@ -99,10 +99,10 @@ def parse_options(schema: type[Options], arguments: Sequence[str]) -> Options:
             advice = "" if example is None else f" ({key}= takes a list: {key}={example})"
             reason = " ".join(str(error).splitlines()[:1])
             raise UserError(f"{argument} cannot be read: {reason}{advice}") from error
-    if missing := sorted(OmegaConf.missing_keys(options)):
-        missing = [name.removesuffix("_") for name in missing]
-        raise UserError(f"{'=, '.join(missing)}= is missing; the options are {'=, '.join(known)}=")
     try:
+        if missing := sorted(OmegaConf.missing_keys(options)):
+            missing = [name.removesuffix("_") for name in missing]
+            raise UserError(f"{'=, '.join(missing)}= is missing; the options are {'=, '.join(known)}=")
         return cast(Options, OmegaConf.to_object(options))
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from error

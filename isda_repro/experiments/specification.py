@@ -102,6 +102,8 @@ def load_table(name: str, folder: Path = TABLE_DIR) -> Table:
         raise UserError(f"{where} {error}") from error
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: a part of it has another form than it must have: {error}") from error
 
 
 def _read(path: Path) -> Any:

@@ -250,6 +250,9 @@ def test_runs_are_composed_with_their_seed_and_extra_overrides_make_others(demo)
         (("baseline: CE", "like: ../../secret"), "../../secret"),
         (("seeds: [0, 1, 2]", "seeds: &all [0, 1]\nnotes: *all"), "*all"),
         (("A table", 3 * "["), "YAML"),
+        (("metric: test_error_last10", "metric: [a]"), "metric"),
+        (("set: [recipe.epochs=3]", "cells: 3"), "form"),
+        (("  - {CE: loss=ce, ISDA: loss=isda}", 40 * "  - {a: loss=ce, b: loss=isda}\n"), "columns"),
         (("title", "notes: [a]\ntitle: b\ntitle"), "title"),
     ],
 )
