@@ -45,19 +45,18 @@ def read_bounded(path: Path) -> str:
         raise UnreadableError(f"is not text in UTF-8: {error.reason} at byte {error.start}") from error
 
 
-def parse_plain(text: str, *, scalar_aliases: bool = False, interpolations: bool = False) -> Any:
-    """Parse YAML into plain containers.
+def parse_plain(text: str, *, scalar_aliases: bool = False) -> Any:
+    """Parse YAML into plain containers. ``${...}`` and ``???`` are refused, which OmegaConf would give a meaning.
 
     Args:
         text: the content of a file.
         scalar_aliases: accept ``*name`` for a text or a number, as long as the whole stays below ``MOST_BYTES``.
-        interpolations: accept ``${...}``, which is left as it is, and ``???``.
 
     Raises:
         UnreadableError: it is no YAML, or has what is not accepted.
     """
     try:
-        _check_events(text, scalar_aliases, interpolations)
+        _check_events(text, scalar_aliases)
         return OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except UnreadableError:
         raise
@@ -66,7 +65,7 @@ def parse_plain(text: str, *, scalar_aliases: bool = False, interpolations: bool
         raise UnreadableError(f"is not YAML: {reason}") from error
 
 
-def _check_events(text: str, scalar_aliases: bool, interpolations: bool) -> None:
+def _check_events(text: str, scalar_aliases: bool) -> None:
     """Raise UnreadableError at the first event of the YAML parser that is not accepted."""
     depth, size = 0, 0
     anchored: dict[str, int] = {}  # lengths of scalars that have a name
@@ -83,7 +82,7 @@ def _check_events(text: str, scalar_aliases: bool, interpolations: bool) -> None
                 raise UnreadableError(f"has the alias *{event.anchor} in line {line}: write the value out")
             size += anchored[event.anchor]
         elif isinstance(event, yaml.ScalarEvent):
-            _check_scalar(event.value, line, interpolations)
+            _check_scalar(event.value, line)
             size += len(event.value)
             if event.anchor:
                 anchored[event.anchor] = len(event.value)
@@ -93,8 +92,8 @@ def _check_events(text: str, scalar_aliases: bool, interpolations: bool) -> None
             raise UnreadableError(f"has the tag {event.tag!a} in line {line}: only plain values are read")
 
 
-def _check_scalar(value: str, line: int, interpolations: bool) -> None:
+def _check_scalar(value: str, line: int) -> None:
     if CONTROL.search(value):
         raise UnreadableError(f"has a control character in line {line}: {value[:60]!a}")
-    if not interpolations and ("${" in value or value == "???"):
+    if "${" in value or value == "???":
         raise UnreadableError(f"has {value[:60]!a} in line {line}: a value here is what it is, and refers to nothing")

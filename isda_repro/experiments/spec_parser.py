@@ -17,7 +17,6 @@ from isda_repro.experiments.paper_values import PaperValue, inconsistencies, pap
 from isda_repro.experiments.table import PRECISIONS, Cells, Label, join_label
 from isda_repro.runs.records import METRICS
 
-
 MOST_LABELS = 1000  # rows, and columns
 
 
