@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from isda_repro.config import compose, quoted
 from isda_repro.config.checks import PATHS, ConfigError
@@ -19,8 +20,13 @@ AS_TYPED = [
 
 @pytest.mark.parametrize("value", AS_TYPED)
 def test_a_path_is_taken_as_it_is_typed(value):
-    assert compose([*BASE, f"data_dir={value}"]).data_dir == value
-    assert compose([*BASE, f"data_dir={quoted(value)}"]).data_dir == value
+    for argument in (literal(f"data_dir={value}"), f"data_dir={quoted(value)}"):
+        assert OverridesParser.create().parse_override(argument).value() == value
+
+
+def test_a_composition_takes_paths_as_they_are_typed():
+    cfg = compose([*BASE, "data_dir=/w/x=1 (1)", "runs_dir=a,b", "tracking.project=123"])
+    assert (cfg.data_dir, cfg.runs_dir, cfg.tracking.project) == ("/w/x=1 (1)", "a,b", "123")
 
 
 @pytest.mark.parametrize(

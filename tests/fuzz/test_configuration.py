@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from isda_repro.config import CONF_DIR, compose, compose_generator, naming, read_frozen_run, run_id
 from isda_repro.config.checks import check
+from isda_repro.config.composing import _known_keys
 from isda_repro.config.generator import generator_id
 from isda_repro.config.options import parse_options
 from isda_repro.config.plain_yaml import UnreadableError, parse_plain
@@ -82,13 +83,6 @@ odd = st.sampled_from(
 texts = st.one_of(st.text(max_size=30), grammar, odd, st.text(st.characters(categories=["Cs", "Cc", "Lo"]), max_size=5))
 
 
-def keys_of(node, prefix=""):
-    for key, value in node.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from keys_of(value, f"{prefix}{key}.")
-
-
 @pytest.fixture(scope="module")
 def classifier():
     return OmegaConf.to_container(compose(BASE))
@@ -99,20 +93,13 @@ def generator():
     return OmegaConf.to_container(compose_generator(["gan=acgan", "dataset=digits"]))
 
 
-KEYS = sorted(
-    {"dataset.augment", "dataset.augment.padding", "model.weights", "hydra.run.dir", "loss._target_", "loss._args_"}
-    | {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
-    | set(keys_of(OmegaConf.to_container(OmegaConf.load(CONF_DIR / "train.yaml"))))
-)
+KEYS = sorted({*_known_keys(), "hydra.run.dir", "loss._target_", "loss._args_"} - {""})
 
 
-@given(key=st.sampled_from(KEYS), value=texts, added=st.sampled_from(["", "", "+", "++", "~"]))
-def test_any_value_of_a_setting(key, value, added):
-    with untouched():
-        assert isinstance(compose([*BASE, f"{added}{key}={value}"]), DictConfig)
+settings = st.tuples(st.sampled_from(["", "", "+", "++", "~"]), st.sampled_from(KEYS), st.just("="), texts).map("".join)
 
 
-@given(argument=texts)
+@given(argument=st.one_of(settings, settings, texts))
 def test_any_argument(argument):
     with untouched():
         assert isinstance(compose([*BASE, argument]), DictConfig)
@@ -216,7 +203,7 @@ def test_any_table(tmp_path, data):
         assert isinstance(load_table(str(path)), Table)
 
 
-@given(override=st.one_of(texts, st.tuples(st.sampled_from(KEYS), texts).map("=".join)))
+@given(override=st.one_of(settings, texts))
 def test_any_override_in_a_table(tmp_path, override):
     path = tmp_path / "mine.yaml"
     spec = {
