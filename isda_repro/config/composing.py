@@ -137,8 +137,10 @@ def settled(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     _refuse_additions(cfg, overrides)
     for key in ("choice", "checkpoint", *(path.name for path in CONF_DIR.iterdir() if path.is_dir())):
         if key in cfg and not isinstance(cfg[key], DictConfig):
-            raise ConfigError(f"{key}={str(cfg[key])!a} replaces all settings in it; set {key}.<setting>")
+            raise ConfigError(f"{key}={cfg[key]} replaces all settings in it; set {key}.<setting>")
     for group, name in cfg.choice.items():
+        if name is None:
+            raise ConfigError(f"{group}= takes one name of those in conf/{group}/")
         if str(name).startswith("_"):
             raise ConfigError(f"there is no {group}={name}: a file whose name begins with _ is a part of others")
     ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
