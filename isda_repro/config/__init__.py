@@ -4,7 +4,7 @@ Hydra is used in this package, in ``train.py`` and in ``scripts/``, and nowhere 
 
 1. ``compose`` (or Hydra's own command line) merges the files of ``conf/`` and the overrides.
 2. ``freeze`` resolves every interpolation, checks the fields, also against each other, and names the run.
-3. ``build`` instantiates a node that has a ``_target_``.
+3. ``build`` instantiates a node that has a ``_target_``, if the files of ``conf/`` have the same one.
 
 Generators have their own ``compose_generator``, ``freeze_generator`` and ``read_frozen_generator``.
 """
