@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
+
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Characters that end a line or control a terminal."""
 
 GONE = (errno.EPIPE, errno.EIO)  # errors of writing to a closed pipe and to a closed terminal
 
@@ -31,6 +35,11 @@ def say(text: str, stream: TextIO | None = None) -> None:
         except UnicodeEncodeError:  # a name that the terminal's encoding lacks
             encoding = stream.encoding or "utf-8"
             print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+
+
+def one_line(text: str) -> str:
+    """Return a text with ``UNPRINTABLE`` characters written as escapes: it may quote what somebody else has named."""
+    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def warn(sentence: str) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import os
 import platform
 import signal
+import stat
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-from isda_repro.console import say
+from isda_repro.console import one_line, say
 
 EXIT_USER_ERROR = 2
 """Exit code if a setting, a file or the data is wrong. Bugs exit with 1 and a traceback."""
@@ -22,8 +27,10 @@ EXIT_INTERRUPTED = 130
 EXIT_STOPPED = 75
 """Exit code after SIGTERM, SIGUSR1, SIGUSR2 or SIGHUP with the state saved: the same command resumes the run."""
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-"""Signals that ask a process to save and exit; SIGHUP is sent when its terminal is closed."""
+STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name)
+)
+"""Signals that ask a process to save and exit; SIGHUP is sent when its terminal is closed. Windows has only two."""
 
 
 INTERRUPTED = "\ninterrupted; the same command starts it again"
@@ -48,7 +55,14 @@ class StoppedError(Exception):
 
 
 class UserError(ValueError):
-    """Error that the user can fix. The message is one sentence: what is wrong, where, and what to do."""
+    """Error that the user can fix. The message is one sentence: what is wrong, where, and what to do.
+
+    It is printed as one line, whatever the names in it are.
+    """
+
+    def __str__(self) -> str:
+        """Return the message with newlines and other control characters written as escapes."""
+        return one_line(super().__str__())
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -98,7 +112,7 @@ def sentence_of(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
-        return f"{error.strerror or error}: {error.filename or 'no file named'}"
+        return one_line(f"{error.strerror or error}: {error.filename or 'no file named'}")
     if is_out_of_memory(error):
         reason = (str(error) or type(error).__name__).splitlines()[0]
         return f"out of memory ({reason}): end other processes, or run this where there is more"
@@ -106,12 +120,27 @@ def sentence_of(error: Exception) -> str | None:
 
 
 def check_installation() -> None:
-    """Exit with one sentence if Python is too old for training or, from now on, if an import finds no package.
+    """Exit with one sentence if a command cannot run here or, from now on, if an import finds no package.
 
-    Commands call this before their other imports, because ``pip install isda_repro`` only installs torch.
+    Commands call this before their other imports, because ``pip install isda_repro`` only installs torch. It also makes
+    names that the terminal cannot show printable.
     """
     if sys.version_info < (3, 11):
         _leave(f"this command needs Python 3.11 or later, and runs on {platform.python_version()}")
+    if missing := [name for name in ("SIGUSR1", "SIGUSR2", "SIGHUP") if not hasattr(signal, name)]:
+        _leave(
+            f"this command runs on Linux and macOS: Python on this {platform.system()} has no {missing[0]}, with which "
+            "a run is asked to save; isda_repro.losses and isda_repro.models can be used everywhere"
+        )
+    package = Path(__file__).parent
+    if not (package.parent / "conf" / "train.yaml").is_file():
+        _leave(
+            f"isda_repro is installed in {package} without conf/, which this command needs: "
+            "install the checkout itself, pip install -e ."
+        )
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    _ensure_home()
     others = sys.excepthook
 
     def explain(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -123,6 +152,20 @@ def check_installation() -> None:
             _leave(f'the package {package} is not installed, which this command needs: pip install -e ".[{extra}]"')
 
     sys.excepthook = explain
+
+
+def _ensure_home() -> None:
+    """Set HOME if it is not set and the user id has no entry, as in containers: caches and W&B need such a folder."""
+    with suppress(RuntimeError):
+        Path.home()
+        return
+    home = Path(tempfile.gettempdir()) / f"isda_repro-{os.getuid()}"
+    with suppress(FileExistsError):
+        home.mkdir(mode=0o700)
+    found = home.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        _leave(f"HOME is not set, and {home} belongs to others: set HOME to a folder of yours")
+    os.environ["HOME"] = str(home)
 
 
 def _leave(sentence: str) -> NoReturn:

@@ -6,6 +6,7 @@ python scripts/train_gan.py runs/<run_id>/config.yaml                   # again,
 torchrun --nproc_per_node=2 scripts/train_gan.py gan=acgan dataset=cifar10
 """
 
+import functools
 import sys
 
 from isda_repro.errors import check_installation
@@ -18,14 +19,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from isda_repro.config import (
-    CONF_DIR,
-    FailedJob,
-    freeze_generator,
-    read_frozen_generator,
-    run_command_line,
-    run_job,
-)
+from isda_repro.config import CONF_DIR, FailedJob, freeze_generator, read_frozen_run, run_command_line, run_job
 
 
 def run_frozen(cfg: DictConfig) -> None:
@@ -43,4 +37,5 @@ def compose_and_run(cfg: DictConfig) -> FailedJob | None:
 
 if __name__ == "__main__":
     with hard_exit_if_distributed():
-        run_command_line(sys.argv[1:], lambda path: run_frozen(read_frozen_generator(path)), compose_and_run)
+        read = functools.partial(read_frozen_run, of_generator=True)
+        run_command_line(sys.argv[1:], lambda path: run_frozen(read(path)), compose_and_run)

@@ -150,3 +150,57 @@ def test_process_of_several_leaves_with_its_code_after_its_last_words(leaving, c
             timeout=60,
         )
         assert (done.returncode, done.stdout.split()) == (code, said), done.stderr
+
+
+ELSEWHERE = """
+import signal, sys
+for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT", "SIGKILL"):
+    delattr(signal, name)
+sys.modules.update(dict.fromkeys(("fcntl", "pwd", "grp", "resource", "termios")))  # importing them fails
+import isda_repro.losses, isda_repro.models, isda_repro.config
+import runpy
+sys.argv = ["train.py", "model=resnet8"]
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def test_losses_and_models_are_for_every_platform_and_commands_say_theirs(root):
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE], cwd=root, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (EXIT_USER_ERROR, 1), done.stderr
+    assert "Linux" in done.stderr
+    assert "SIGUSR1" in done.stderr
+
+
+NAMELESS = """
+import os, pwd, sys
+def unknown(uid): raise KeyError(uid)
+pwd.getpwuid = unknown
+from isda_repro.errors import check_installation
+check_installation()
+from isda_repro.files import cache_folder
+print(os.environ["HOME"], cache_folder())
+"""
+
+
+def test_a_user_without_a_home_and_a_name_gets_a_private_folder(root, tmp_path):
+    def ran():
+        environment = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}
+        command = [sys.executable, "-c", NAMELESS]
+        return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+
+    home = tmp_path / f"isda_repro-{os.getuid()}"
+    for _ in range(2):
+        assert ran().stdout.split() == [str(home), str(home / ".cache" / "isda_repro")]
+    assert home.stat().st_mode & 0o077 == 0
+    home.chmod(0o777)
+    assert ran().returncode == EXIT_USER_ERROR
+    home.rmdir()
+    home.symlink_to("/")
+    assert ran().returncode == EXIT_USER_ERROR
+
+
+def test_an_error_is_one_line_whatever_it_quotes(capsys):
+    assert str(UserError("a\nb\x1b[2J\u2028фото")) == "a\\nb\\x1b[2J\\u2028фото"
+    with pytest.raises(SystemExit), one_sentence_errors():
+        raise OSError(2, "No such file", "a\nb")
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,11 +1,15 @@
 """Imports and messages in an environment that has torch alone."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import packages_distributions, requires
 
 import pytest
+from packaging.requirements import Requirement
 
 COMMANDS = ["train", *(f"scripts/{name}" for name in ("sweep", "tables", "report", "evaluate", "dashboard", "data"))]
 COMMANDS += [f"scripts/{name}" for name in ("models", "train_gan", "invert", "directions", "lambda_0")]
@@ -98,3 +102,34 @@ def test_a_command_without_its_packages_says_how_to_install_them(command, hidden
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert 'pip install -e ".[train]"' in done.stderr
+
+
+def test_a_package_without_conf_says_what_commands_need(root, tmp_path):
+    """This is what ``pip install .`` gives; the losses work there."""
+    shutil.copytree(root / "isda_repro", tmp_path / "isda_repro", ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    imports = "import isda_repro.losses, isda_repro.config as c; print(c.__file__); c.compose()"
+    scripts = root / "scripts"
+    for command in ([scripts / "tables.py", "table=demo"], [scripts / "train_gan.py", "gan=acgan"], ["-c", imports]):
+        done = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert str(tmp_path) in done.stderr
+        assert "pip install -e ." in done.stderr
+    assert str(tmp_path) in done.stdout
+
+
+def test_a_command_of_a_checkout_runs_in_any_folder(root, tmp_path):
+    command = [sys.executable, root / "scripts" / "tables.py", "table=demo"]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert "ResNet-20 on digits" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_versions_of_hydra_with_known_holes_are_not_accepted(root):
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (hydra,) = (one for one in map(Requirement, extras["train"]) if one.name == "hydra-core")
+    assert [hydra.specifier.contains(version) for version in ("1.3.2", "1.3.4", "1.3.6", "1.3.8")] == [False] * 3 + [
+        True
+    ]

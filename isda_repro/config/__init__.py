@@ -4,7 +4,7 @@ Hydra is used in this package, in ``train.py`` and in ``scripts/``, and nowhere 
 
 1. ``compose`` (or Hydra's own command line) merges the files of ``conf/`` and the overrides.
 2. ``freeze`` resolves every interpolation, checks the fields, also against each other, and names the run.
-3. ``build`` instantiates a node that has a ``_target_``.
+3. ``build`` instantiates a node that has a ``_target_``, if the files of ``conf/`` have the same one.
 
 Generators have their own ``compose_generator``, ``freeze_generator`` and ``read_frozen_generator``.
 """
@@ -31,12 +31,15 @@ from isda_repro.config.naming import (
     run_id,
     run_names,
 )
+from isda_repro.config.plain_yaml import UnreadableError, parse_plain, read_bounded
+from isda_repro.config.quoting import quoted
 from isda_repro.config.rules import CONF_DIR, lambda_0_of, register_resolvers, rescaled
 
 __all__ = [
     "CONF_DIR",
     "NUMERICS_VERSION",
     "FailedJob",
+    "UnreadableError",
     "build",
     "build_loss",
     "build_model",
@@ -51,6 +54,9 @@ __all__ = [
     "is_frozen_generator",
     "lambda_0_of",
     "model_name",
+    "parse_plain",
+    "quoted",
+    "read_bounded",
     "read_frozen",
     "read_frozen_generator",
     "read_frozen_run",

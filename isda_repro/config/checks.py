@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
-import unicodedata
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from isda_repro.console import UNPRINTABLE
 from isda_repro.errors import UserError
 
 MODEL_COUNTS = ("depth", "width", "growth", "first_channels", "cardinality", "base_width", "se_reduction", "image_size")
@@ -20,6 +20,7 @@ NOT_OF_MODELS = {  # arguments of timm's constructor that `model.` must not set,
     "drop_rate": "it is model.dropout=",
     "pretrained_cfg": "weights from a file are model.weights=",
     "pretrained_cfg_overlay": "weights from a file are model.weights=",
+    "cache_dir": "downloads go into the cache that HF_HOME names",
 }
 
 
@@ -36,7 +37,41 @@ def is_count(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_FLOAT
+
+
+LARGEST_FLOAT = sys.float_info.max  # an integer can be larger, and NaN is not comparable
+LARGEST_SEED = 2**63 - 1
+LONGEST_TEXT = 4096  # characters, the length of the longest path on Linux
+PATHS = ("data_dir", "runs_dir", "model.weights", "dataset.source.data_dir", "dataset.source.root")
+"""Keys whose values are paths."""
+
+NOT_UTF8 = re.compile("[\ud800-\udfff]")  # how Python reads such bytes in arguments and file names
+
+
+def check_texts(node: object, key: str = "") -> None:
+    """Check all texts of a configuration, which end up in logs, tables, file names and job scripts.
+
+    Raises:
+        ConfigError: a text has a control character, such as a newline; has ``${``, which would be read as a reference
+            to another setting; is longer than ``LONGEST_TEXT``; or is not UTF-8 and not a path.
+    """
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            check_texts(name, f"the name of a setting in {key}" if key else "the name of a setting")
+            check_texts(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for value in node:
+            check_texts(value, key)
+    elif isinstance(node, str):
+        if UNPRINTABLE.search(node):
+            raise ConfigError(f"{key}={node[:100]!a} has a control character: use another name")
+        if "${" in node:
+            raise ConfigError(f"{key}={node[:100]!a} has ${{, which refers to another setting: use another name")
+        if len(node) > LONGEST_TEXT:
+            raise ConfigError(f"{key}={node[:40]!a}... has {len(node):,} characters, and can have {LONGEST_TEXT:,}")
+        if key not in PATHS and NOT_UTF8.search(node):
+            raise ConfigError(f"{key}={node[:100]!a} has bytes that are not UTF-8: use another name")
 
 
 def generator_kind(cfg: Mapping[str, Any]) -> str | None:
@@ -100,10 +135,10 @@ def check(cfg: Mapping[str, Any]) -> None:
 
 
 def check_seed(cfg: Mapping[str, Any]) -> None:
-    """Check that the seed is an integer of at least 0."""
+    """Check that the seed is an integer from 0 to ``LARGEST_SEED``."""
     seed = cfg["seed"]
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ConfigError(f"seed={seed!r} must be a whole number from 0 on")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= LARGEST_SEED:
+        raise ConfigError(f"seed={seed!r} must be a whole number from 0 to 2^63 - 1")
 
 
 def check_limits(dataset: Mapping[str, Any]) -> None:
@@ -115,7 +150,9 @@ def check_limits(dataset: Mapping[str, Any]) -> None:
 
 
 def check_life(cfg: Mapping[str, Any]) -> None:
-    """Check the settings that runs of every kind have: compute, checkpoint, folders, ``force`` and tracking."""
+    """Check the settings that runs of every kind have: compute, checkpoint, folders, ``force``, tracking, all texts."""
+    check_texts(cfg)
+    _check_chosen(cfg["choice"])
     compute, tracking = cfg["compute"], cfg["tracking"]
     waits = compute.get("timeout_minutes", 10)  # missing in files that were frozen before this setting existed
     require(_is_number(waits) and waits > 0, "compute.timeout_minutes", waits, "a number above 0")
@@ -177,8 +214,15 @@ def _is_text(value: object, longest: int) -> bool:
         isinstance(value, str)
         and value.strip() != ""
         and len(value) <= longest
-        and not any(unicodedata.category(character) in ("Cc", "Cs") for character in value)
+        and not (UNPRINTABLE.search(value) or NOT_UTF8.search(value))
     )
+
+
+def _check_chosen(choice: Mapping[str, Any]) -> None:
+    """Check that the choices are names of files, which a run's name is made of."""
+    for group, name in choice.items():
+        is_name = isinstance(name, str) and re.fullmatch(r"[\w+-][\w.+-]{0,63}", name) is not None
+        require(is_name, f"choice.{group}", name, "the name of a file in conf/, without a path")
 
 
 def _check_synthetic(synthetic: Mapping[str, Any]) -> None:
@@ -198,7 +242,9 @@ def _check_synthetic(synthetic: Mapping[str, Any]) -> None:
     require(is_its, "synthetic.settings", settings, "the generator's settings with their values, {gan.epochs:50}")
     is_seed = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
     require(is_seed, "synthetic.seed", seed, "a whole number from 0 on")
-    source = synthetic["source"]
+    name, source = synthetic.get("generator"), synthetic["source"]
+    is_name = name is None or (isinstance(name, str) and name != "" and "/" not in name and not name.startswith("."))
+    require(is_name, "synthetic.generator", name, "null, or the name of a run in runs_dir")
     require(isinstance(source, Mapping), "synthetic.source", source, "left alone; choose synthetic=")
 
 
@@ -234,9 +280,8 @@ def _check_streamed(dataset: Mapping[str, Any]) -> None:
         "auto, or a number of processes from 0 on",
     )
     name = dataset.get("name", "name")
-    require(
-        isinstance(name, str) and name != "" and not set(name) & set("/\\\0"), "dataset.name", name, "a name without /"
-    )
+    is_name = isinstance(name, str) and name != "" and not set(name) & set("/\\\0")
+    require(is_name, "dataset.name", name, "a name without / and \\, which dataset.name= can give")
 
 
 def _check_choices(cfg: Mapping[str, Any]) -> None:

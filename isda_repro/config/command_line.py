@@ -13,8 +13,10 @@ from omegaconf import DictConfig
 from isda_repro.config.checks import ConfigError
 from isda_repro.config.classifier import compose, read_frozen
 from isda_repro.config.composing import explain
+from isda_repro.config.frozen import refuse_elsewhere
 from isda_repro.config.generator import compose_generator, is_frozen_generator, read_frozen_generator
 from isda_repro.config.multirun import FailedJob, report_failed_jobs
+from isda_repro.config.quoting import literal
 from isda_repro.config.rules import register_resolvers
 from isda_repro.errors import one_sentence_errors
 
@@ -30,13 +32,21 @@ def compose_run(overrides: Sequence[str] = ()) -> DictConfig:
     return (compose_generator if overrides and overrides[0].startswith("gan=") else compose)(overrides)
 
 
-def read_frozen_run(path: Path) -> DictConfig:
-    """Read ``runs/<run_id>/config.yaml`` of a classifier or a generator.
+def read_frozen_run(path: Path, *, of_generator: bool = False) -> DictConfig:
+    """Read ``runs/<run_id>/config.yaml`` of a classifier or a generator, to run it.
+
+    Args:
+        path: the file.
+        of_generator: refuse a classifier's.
 
     Raises:
-        ConfigError: it is not a frozen configuration, was edited since, or was frozen by code with other numerics.
+        ConfigError: it is not a frozen configuration, was edited since, was frozen by code with other numerics, or its
+            run would write to a place that the user has not chosen.
     """
-    return (read_frozen_generator if is_frozen_generator(path) else read_frozen)(path)
+    read = read_frozen_generator if of_generator or is_frozen_generator(path) else read_frozen
+    cfg = read(path)
+    refuse_elsewhere(cfg, path)
+    return cfg
 
 
 def run_command_line(
@@ -60,9 +70,14 @@ def run_command_line(
             raise ConfigError(f"{PICKLE_FLAG} runs a pickle, which may be any program: give runs/<run_id>/config.yaml")
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra must not shorten exceptions, which `explain` reads
         register_resolvers()
-        sys.argv[1:] = [without_hyphens(argument) for argument in arguments]
-        with report_failed_jobs(), explain():
-            compose_and_run()
+        multirun, before = bool({"-m", "--multirun"} & set(arguments)), sys.argv
+        typed = [literal(without_hyphens(argument), multirun=multirun) for argument in arguments]
+        sys.argv = [before[0], *typed]  # which Hydra reads
+        try:
+            with report_failed_jobs(), explain():
+                compose_and_run()
+        finally:
+            sys.argv = before
 
 
 def without_hyphens(argument: str) -> str:

@@ -12,7 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from isda_repro.config.checks import ConfigError
-from isda_repro.config.rules import CONF_DIR, register_resolvers
+from isda_repro.config.quoting import advice, literal
+from isda_repro.config.rules import CONF_DIR, DECLARED, register_resolvers, require_conf
+from isda_repro.config.targets import check_targets
 
 
 def compose_from(
@@ -23,11 +25,19 @@ def compose_from(
     from hydra import initialize_config_dir
     from hydra.core.hydra_config import HydraConfig
 
+    require_conf()
     register_resolvers()
     with _apart(), explain(), initialize_config_dir(str(CONF_DIR), version_base=None):
-        cfg = hydra_compose(root, list(overrides), return_hydra_config=True)
+        cfg = hydra_compose(root, [literal(_of_settings(one)) for one in overrides], return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
         return freeze_it(cfg, overrides)
+
+
+def _of_settings(override: str) -> str:
+    """Return an override, unless it is for Hydra itself: that starts no runs here, but could read another ``conf/``."""
+    if re.match(r"[+~]*hydra\b", override):
+        raise ConfigError(f"{override!r} is for Hydra's own command line, python train.py; it has no place here")
+    return override
 
 
 @contextmanager
@@ -50,16 +60,24 @@ def _apart() -> Iterator[None]:
 @contextmanager
 def explain() -> Iterator[None]:
     """Turn Hydra's message about a mistyped command line, often five lines, into a one-sentence ConfigError."""
-    from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+    from hydra.errors import (
+        ConfigCompositionException,
+        HydraException,
+        MissingConfigException,
+        OverrideParseException,
+    )
 
     try:
         yield
     except MissingConfigException as error:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        options = ", ".join(option for option in error.options or () if not option.startswith("_"))
+        stems = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+        options = ", ".join(option for option in error.options or stems if not option.startswith("_"))
         raise ConfigError(f"there is no {group}={name}; {group}= can be {options}") from error
+    except OverrideParseException as error:
+        raise ConfigError(advice(error.override)) from error
     except (ConfigCompositionException, HydraException) as error:
-        raise ConfigError(_one_sentence(str(error))) from error
+        raise ConfigError(_one_sentence(str(error), error.__cause__)) from error
     except OmegaConfBaseException as error:
         first: BaseException | None = error
         while first is not None and not isinstance(first, ConfigError):  # a sentence that a resolver raised
@@ -71,16 +89,21 @@ def explain() -> Iterator[None]:
         raise ConfigError("model=, dataset=, loss= and the other groups each take a name, not null") from error
 
 
-def _one_sentence(message: str) -> str:
+def _one_sentence(message: str, cause: BaseException | None) -> str:
     """Shorten Hydra's message, and replace its advice to add an unknown key with ``+`` by similar keys that exist."""
     unknown = re.search(r"Could not override '([^']+)'", message)
     if unknown is None:
         return " ".join(message.split("\nSee https")[0].split())
     key, known = unknown[1].partition("@")[0], _known_keys()
+    inside = str(getattr(cause, "full_key", None) or key)
+    if inside.startswith(f"{key}.") and inside not in known:  # from a value such as {key: value}
+        key = inside
     if key in known and "." not in key:
         return f"{key}= is no setting of this program; train.py trains classifiers, scripts/train_gan.py generators"
     if key in known:
         return f"{key!r} is a setting of other choices of {key.partition('.')[0]}=, not of the one made"
+    if key.startswith("dataset.augment."):
+        return f"unknown setting {key!r}; a data set can declare {', '.join(DECLARED)} there"
     near = difflib.get_close_matches(key, known, n=3)
     return f"unknown setting {key!r}" + (
         f"; did you mean {' or '.join(near)}?" if near else "; `python train.py --cfg job` lists all"
@@ -112,13 +135,20 @@ def settled(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         ConfigError: a setting has no value, or an override adds a key that nothing reads.
     """
     _refuse_additions(cfg, overrides)
+    for key in ("choice", "checkpoint", *(path.name for path in CONF_DIR.iterdir() if path.is_dir())):
+        if key in cfg and not isinstance(cfg[key], DictConfig):
+            raise ConfigError(f"{key}={cfg[key]} replaces all settings in it; set {key}.<setting>")
     for group, name in cfg.choice.items():
+        if name is None:
+            raise ConfigError(f"{group}= takes one name of those in conf/{group}/")
         if str(name).startswith("_"):
             raise ConfigError(f"there is no {group}={name}: a file whose name begins with _ is a part of others")
     ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     if missing := sorted(OmegaConf.missing_keys(ours)):
         raise ConfigError(f"{'=, '.join(missing)}= has no default: give it a value")
-    return cast(dict[str, Any], OmegaConf.to_container(ours, resolve=True, throw_on_missing=True))
+    plain = cast(dict[str, Any], OmegaConf.to_container(ours, resolve=True, throw_on_missing=True))
+    check_targets(plain)
+    return plain
 
 
 def _refuse_additions(cfg: DictConfig, overrides: Sequence[str]) -> None:

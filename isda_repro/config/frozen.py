@@ -1,4 +1,8 @@
-"""Reading and writing of frozen configurations."""
+"""Reading and writing of frozen configurations.
+
+A frozen configuration is data, and may come from somebody else: it refers to nothing (no ``${...}``), instantiates only
+what ``conf/`` can, and its run stays in ``runs_dir``.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from isda_repro.config import naming
 from isda_repro.config.checks import ConfigError
-from isda_repro.config.rules import CONF_DIR
+from isda_repro.config.plain_yaml import UnreadableError, parse_plain, read_bounded
+from isda_repro.config.rules import CONF_DIR, require_conf
+from isda_repro.config.targets import check_targets
+from isda_repro.errors import UserError
 from isda_repro.files import atomic_write
 
 
@@ -37,33 +43,57 @@ def read_frozen_as(
     Raises:
         ConfigError: it is not a frozen configuration, was edited since, or was frozen by code with other numerics.
     """
-    try:
-        cfg = OmegaConf.load(path)
-    except (OSError, ValueError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path} cannot be read as a configuration: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # PyYAML's own hierarchy, which OmegaConf lets through
-        raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(cfg, DictConfig) or "run_id" not in cfg or "numerics_version" not in cfg:
-        raise ConfigError(f"{path} is not a frozen run (it has no run_id); give settings as key=value instead")
-    if cfg.numerics_version != naming.NUMERICS_VERSION:
-        raise ConfigError(
-            f"{path} was frozen under numerics version {cfg.numerics_version}, this code has "
-            f"{naming.NUMERICS_VERSION}: check out the older code, or compose the run anew"
-        )
-    defaults = cast(DictConfig, OmegaConf.load(CONF_DIR / "train.yaml"))
+    require_conf()
+    plain = _read_plain(path)
+    defaults = _train_yaml()
     for key in ("checkpoint", "force"):  # newer than some frozen files, and without influence on a result
-        if key not in cfg:
-            cfg[key] = defaults[key]
-    plain = cast(dict[str, Any], OmegaConf.to_container(cfg))
-    stated = plain.pop("run_id")
-    plain.pop("numerics_version")
+        plain.setdefault(key, defaults[key])
+    stated, version = plain.pop("run_id"), plain.pop("numerics_version")
     try:
         check_it(plain)
+        check_targets(plain)
         found = name_it(plain)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is not a whole frozen run: {error} is missing or damaged") from error
+    except UserError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{path} is not a whole frozen run: {str(error)[:100]!a} is missing or damaged") from error
     if stated != found:
-        raise ConfigError(f"{path} was edited after it was frozen as {stated}: compose a new run instead")
+        raise ConfigError(f"{path} was edited after it was frozen as {str(stated)[:100]}: compose a new run instead")
+    cfg = OmegaConf.create({"run_id": stated, "numerics_version": version, **plain})
     if path.resolve().parent.name == stated:  # the run continues in the folder of its file, which may have been moved
         cfg.runs_dir = str(path.resolve().parent.parent)
     return cfg
+
+
+def refuse_elsewhere(cfg: DictConfig, path: Path) -> None:
+    """Refuse to run a frozen file that is not in the folder of its run and names another ``runs_dir`` than the default.
+
+    A run writes into ``runs_dir`` and moves files there. Whoever runs a file that somebody else has made must have
+    chosen that place: by where the file lies, or by starting the program where ``runs`` is.
+
+    Raises:
+        ConfigError: the run would write to another place.
+    """
+    if path.resolve().parent.name != cfg.run_id and cfg.runs_dir != _train_yaml()["runs_dir"]:
+        place = Path(cfg.runs_dir) / cfg.run_id / "config.yaml"
+        raise ConfigError(f"{path} would write to runs_dir={cfg.runs_dir}: if that is right, move it to {place} first")
+
+
+def _train_yaml() -> dict[str, Any]:
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(CONF_DIR / "train.yaml")))
+
+
+def _read_plain(path: Path) -> dict[str, Any]:
+    """Read a frozen file as plain containers, and check that this code can run it."""
+    try:
+        plain = parse_plain(read_bounded(path))
+    except UnreadableError as error:
+        raise ConfigError(f"{path} {error}") from error
+    if not isinstance(plain, dict) or "run_id" not in plain or "numerics_version" not in plain:
+        raise ConfigError(f"{path} is not a frozen run (it has no run_id); give settings as key=value instead")
+    if (version := plain["numerics_version"]) != naming.NUMERICS_VERSION:
+        raise ConfigError(
+            f"{path} was frozen under numerics version {str(version)[:20]}, this code has "
+            f"{naming.NUMERICS_VERSION}: check out the older code, or compose the run anew"
+        )
+    return plain

@@ -22,7 +22,8 @@ from isda_repro.config.checks import (
 )
 from isda_repro.config.composing import compose_from, settled
 from isda_repro.config.frozen import read_frozen_as
-from isda_repro.config.naming import dataset_name, request
+from isda_repro.config.naming import dataset_name, request, safe_name
+from isda_repro.config.plain_yaml import UnreadableError, read_bounded
 
 ROOT = "train_gan"
 OF_CLASSIFIERS = ("recipe", "faithful")  # groups that data set configs refer to, but that only classifiers use
@@ -100,14 +101,14 @@ def generator_id(cfg: Mapping[str, Any]) -> str:
     """Return the run id: ``<gan>-<dataset>-s<seed>-<hash of the request>``."""
     requested = json.dumps({**request(cfg), "numerics_version": naming.NUMERICS_VERSION}, sort_keys=True)
     digest = hashlib.sha256(requested.encode()).hexdigest()[:10]
-    return f"{cfg['choice']['gan']}-{dataset_name(cfg)}-s{cfg['seed']}-{digest}"
+    return f"{safe_name(cfg['choice']['gan'])}-{safe_name(dataset_name(cfg))}-s{cfg['seed']}-{digest}"
 
 
 def is_frozen_generator(path: Path) -> bool:
     """Return whether a file is the configuration of a generator, provided that it is a frozen configuration at all."""
     try:
-        return "\ngan:\n" in path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
+        return "\ngan:\n" in read_bounded(path)
+    except UnreadableError:
         return False
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -91,5 +92,18 @@ def dataset_name(cfg: Mapping[str, Any]) -> str:
 def cell_name(cfg: Mapping[str, Any]) -> str:
     """Return ``<model>-<dataset>-<augmentation>-<loss>[-<generator>]``, which the runs of all seeds have in common."""
     choice, kind = cfg["choice"], generator_kind(cfg)
-    parts = [model_name(cfg), dataset_name(cfg), choice["augmentation"], choice["loss"], *([kind] if kind else [])]
-    return "-".join(parts)
+    others = [choice["augmentation"], choice["loss"], *([kind] if kind else [])]
+    names = [safe_name(model_name(cfg)), safe_name(dataset_name(cfg)), *(safe_name(one, longest=32) for one in others)]
+    return "-".join(names)
+
+
+UNSAFE = re.compile(r"""[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff/\\:;,#?%'"]|^\.""")
+"""What a run id does not have, wherever its parts come from: separators, control characters, a dot at the beginning,
+bytes that are no UTF-8, and characters that W&B refuses or that quoting changes."""
+
+LONGEST_PART = 64  # bytes in UTF-8, of a model's or a data set's name; a file name has at most 255
+
+
+def safe_name(text: object, longest: int = LONGEST_PART) -> str:
+    """Return a text as a part of a run id: unsafe characters become ``_``, and the end of a long text is cut."""
+    return UNSAFE.sub("_", str(text)).encode()[:longest].decode(errors="ignore")

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from isda_repro.console import UNPRINTABLE
 from isda_repro.errors import UserError
 
 Options = TypeVar("Options")
 LISTS = {"list[int]": "[1,2]", "list[float]": "[0.5,1]", "list": "[a=1,b=2]"}
 """Example of a list of each type, used if a field's metadata has no ``example``."""
+
+
+TEXTS = ("str", "str | None", "<class 'str'>")
+"""Types of the options that are read as they were typed."""
 
 
 def typed(value: object) -> str:
@@ -33,6 +39,26 @@ def _item(value: object) -> str:
     except Exception:  # OmegaConf's, or PyYAML's own hierarchy
         is_plain = False
     return str(value) if is_plain else "'" + str(value).replace("'", "''") + "'"
+
+
+def _text(value: str) -> str | None:
+    """Return a text as it was typed: YAML would read a number into ``007``, and a comment into ``a #1``.
+
+    ``null``, nothing, quotes around the whole, and brackets at the beginning mean what they mean in YAML. ``~`` at the
+    beginning is the user's home folder: every option that can begin so is a path.
+    """
+    if value in ("null", "", "~"):
+        return None
+    if value[0] in "[{" or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
+        return cast(str, OmegaConf.from_cli([f"x={value}"]).x)
+    return str(Path(value).expanduser()) if value.startswith("~") else value
+
+
+def _refuse_unprintable(value: object, argument: str) -> None:
+    """Refuse control characters, such as newlines, which would end up in file names and job scripts."""
+    for text in value if isinstance(value, Iterable) and not isinstance(value, str) else [value]:
+        if UNPRINTABLE.search(str(text)):
+            raise UserError(f"{argument!a} has a control character, such as a newline: leave it out")
 
 
 def parse_options(schema: type[Options], arguments: Sequence[str]) -> Options:
@@ -62,16 +88,21 @@ def parse_options(schema: type[Options], arguments: Sequence[str]) -> Options:
     for argument in arguments:
         key, _, value = argument.partition("=")
         try:
-            options = OmegaConf.merge(options, OmegaConf.from_cli([f"{names[key]}={value}"]))
+            given = _text(value) if types[key] in TEXTS else OmegaConf.from_cli([f"x={value}"]).x
+            _refuse_unprintable(given, argument)
+            options = OmegaConf.merge(options, {names[key]: given})
+        except UserError:
+            raise
         except Exception as error:  # OmegaConf's, or PyYAML's own hierarchy
             of_type = next((shown for kind, shown in LISTS.items() if types[key].startswith(kind)), None)
             example = examples[names[key]] or of_type
             advice = "" if example is None else f" ({key}= takes a list: {key}={example})"
-            raise UserError(f"{argument} cannot be read: {str(error).splitlines()[0]}{advice}") from error
-    if missing := sorted(OmegaConf.missing_keys(options)):
-        missing = [name.removesuffix("_") for name in missing]
-        raise UserError(f"{'=, '.join(missing)}= is missing; the options are {'=, '.join(known)}=")
+            reason = " ".join(str(error).splitlines()[:1])
+            raise UserError(f"{argument} cannot be read: {reason}{advice}") from error
     try:
+        if missing := sorted(OmegaConf.missing_keys(options)):
+            missing = [name.removesuffix("_") for name in missing]
+            raise UserError(f"{'=, '.join(missing)}= is missing; the options are {'=, '.join(known)}=")
         return cast(Options, OmegaConf.to_object(options))
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +14,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from isda_repro.config.checks import ConfigError, is_count
 
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
+
+
+def require_conf() -> None:
+    """Raise ConfigError if this package was installed without ``conf/``, which is only in a checkout."""
+    if not (CONF_DIR / "train.yaml").is_file():
+        raise ConfigError(f"{CONF_DIR} is missing: install a checkout of this project with `pip install -e .`")
 
 
 def _match(key: object, rules: Mapping[str, Any]) -> Any:
@@ -87,6 +94,11 @@ def _half(value: object) -> object:
     return cast(int, value) // 2 if is_count(value) else value
 
 
+def _folder_name(path: object) -> str:
+    """Resolve ``${folder_name:${data_dir}}``; bytes that are no UTF-8 become ``_``, since names go into JSON."""
+    return re.sub("[\ud800-\udfff]", "_", Path(str(path)).expanduser().resolve().name)
+
+
 def _choices(*groups: str) -> str:
     """Resolve ``${choices:model,loss}`` for ``--help``: one line per group, without files whose names begin with _."""
     from hydra.core.global_hydra import GlobalHydra
@@ -104,6 +116,4 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("declared", _declared, replace=True)
     OmegaConf.register_new_resolver("half", _half, replace=True)
     OmegaConf.register_new_resolver("choices", _choices, replace=True)
-    OmegaConf.register_new_resolver(
-        "folder_name", lambda path: Path(str(path)).expanduser().resolve().name, replace=True
-    )
+    OmegaConf.register_new_resolver("folder_name", _folder_name, replace=True)

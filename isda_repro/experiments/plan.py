@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from isda_repro.config import generator_overrides, request, run_names
+from isda_repro.config import generator_overrides, quoted, request, run_names
 from isda_repro.config.checks import generator_kind
 from isda_repro.config.options import typed
 from isda_repro.errors import UserError
@@ -131,11 +131,11 @@ def _surroundings(settings: Mapping[str, Any]) -> list[str]:
 
     None of them is part of the generator's name.
     """
-    tracking, data_dir = settings["tracking"], str(settings["data_dir"]).replace("'", "\\'")
+    tracking = settings["tracking"]
     told = [f"tracking={TRACKING[tracking['mode']]}"]
     if tracking["mode"] != "none":
         told += [f"tracking.{key}={tracking[key] or 'null'}" for key in ("project", "entity")]
-    return [*told, f"compute.device={settings['compute']['device']}", f"data_dir='{data_dir}'"]
+    return [*told, f"compute.device={settings['compute']['device']}", f"data_dir={quoted(settings['data_dir'])}"]
 
 
 def generators_of(plan: Plan, compose: Compose, folders: Sequence[str]) -> dict[str, Run]:

@@ -6,14 +6,18 @@ Every function here raises UserError, with one sentence that names the place in 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from isda_repro.console import UNPRINTABLE
 from isda_repro.errors import UserError
 from isda_repro.experiments.paper_values import PaperValue, inconsistencies, paper_value, paper_values
 from isda_repro.experiments.table import PRECISIONS, Cells, Label, join_label
 from isda_repro.runs.records import METRICS
+
+MOST_LABELS = 1000  # rows, and columns
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,11 @@ def parse_axes(node: Any, where: str) -> dict[Label, tuple[Choice, ...]]:
     """Parse a list of axes into their product: the labels of each combination, with the choice behind each label."""
     if not isinstance(node, list) or not all(isinstance(axis, dict) and axis for axis in node) or not node:
         raise UserError(f"{where}: must be a list of axes, each of labels with their overrides")
+    if (count := math.prod(map(len, node))) > MOST_LABELS:
+        raise UserError(f"{where}: the axes give {count:,} combinations, and can give {MOST_LABELS:,}")
     listed = [
-        [(str(label), parse_choice(value, f"{where}: {label}")) for label, value in axis.items()] for axis in node
+        [(one_line(label, where), parse_choice(value, f"{where}: {label}")) for label, value in axis.items()]
+        for axis in node
     ]
     return {tuple(label for label, _ in point): tuple(c for _, c in point) for point in itertools.product(*listed)}
 
@@ -60,7 +67,14 @@ def parse_overrides(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(listed, list) or not all(isinstance(item, str) and "=" in item for item in listed):
         raise UserError(f"{where}: {value} must be key=value, or a list of such")
     refuse_seeds(listed, where)
-    return tuple(listed)
+    return tuple(one_line(item, where) for item in listed)
+
+
+def one_line(value: object, where: str) -> str:
+    """Return a text, which is part of names, of tables and of job scripts, if it is one line without a tab."""
+    if UNPRINTABLE.search(str(value)):
+        raise UserError(f"{where}: {str(value)[:60]!a} must be one line")
+    return str(value)
 
 
 def refuse_seeds(overrides: Sequence[str], where: str) -> None:
@@ -79,7 +93,7 @@ def parse_seeds(value: Any, where: str) -> tuple[int, ...]:
 
 def parse_metric(value: Any, where: str) -> str:
     """Parse the name of a field of a Result that a table can show."""
-    if value not in METRICS:
+    if not isinstance(value, str) or value not in METRICS:
         raise UserError(f"{where}: {value} is unknown; it can be {', '.join(METRICS)}")
     return str(value)
 

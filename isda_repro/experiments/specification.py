@@ -42,15 +42,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from isda_repro.config import CONF_DIR
+from isda_repro.config import CONF_DIR, UnreadableError, parse_plain, read_bounded
+from isda_repro.config.naming import UNSAFE
+from isda_repro.config.rules import require_conf
 from isda_repro.errors import UserError
 from isda_repro.experiments.paper_values import PaperValue
 from isda_repro.experiments.spec_parser import (
     Choice,
     apply_paper,
     check_keys,
+    one_line,
     parse_axes,
     parse_choice,
     parse_metric,
@@ -86,17 +87,28 @@ def load_table(name: str, folder: Path = TABLE_DIR) -> Table:
     file, _, variant = name.partition("+")
     is_own = file.endswith((".yaml", ".yml"))
     path = Path(file) if is_own else folder / f"{file}.yaml"
-    if not path.is_file():
+    if not is_own:
+        require_conf()
+    if not path.exists() or (not is_own and file not in table_names(folder)):
         names = ", ".join(table_names(folder))
         raise UserError(f"there is no table={file}; table= can be {names}, or a file of yours, in .yaml")
+    if UNSAFE.search(path.stem):
+        raise UserError(f"table={file}: rename the file, to have none of / \\ : ; , # ? % ' \" in its name")
     where = file if is_own else f"conf/table/{file}.yaml"
     try:
-        spec = _with_likeness(OmegaConf.to_container(OmegaConf.load(path)), folder)
+        spec = _with_likeness(_read(path), folder)
         return _table(path.stem + name.removeprefix(file), _with_variant(spec, variant) if variant else spec)
+    except UnreadableError as error:
+        raise UserError(f"{where} {error}") from error
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    except Exception as error:  # PyYAML's errors, which OmegaConf passes on; a repeated label is one of them
-        raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: a part of it has another form than it must have: {error}") from error
+
+
+def _read(path: Path) -> Any:
+    """Return a table's file as plain containers. It is data, and may come from somebody else."""
+    return parse_plain(read_bounded(path), scalar_aliases=True)
 
 
 _KEYS = (
@@ -109,10 +121,9 @@ def _with_likeness(spec: Any, folder: Path) -> Any:
     """Return the specification, with keys that it lacks taken from the table that its ``like:`` names."""
     if not isinstance(spec, dict) or "like" not in spec:
         return spec
-    path = folder / f"{spec['like']}.yaml"
-    if not path.is_file():
+    if spec["like"] not in table_names(folder):
         raise UserError(f"like: there is no table {spec['like']}; there are {', '.join(table_names(folder))}")
-    other: Any = OmegaConf.to_container(OmegaConf.load(path))
+    other = _read(folder / f"{spec['like']}.yaml")
     taken = {key: value for key, value in other.items() if key not in ("variants", "figure")}
     own = {key: value for key, value in spec.items() if key != "like"}
     return {**taken, **own, "notes": [*(spec.get("notes") or []), *(other.get("notes") or [])]}
@@ -152,7 +163,7 @@ def _table(name: str, spec: Any) -> Table:
     in_columns, by_row = _baselines(spec.get("baseline"), list(rows), list(columns))
     table = Table(
         name=name,
-        title=str(spec["title"]),
+        title=one_line(spec["title"], "title"),
         metric=spec["metric"],
         baseline=in_columns,
         rows=tuple(rows),

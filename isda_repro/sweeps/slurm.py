@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from isda_repro.config import CONF_DIR
-from isda_repro.console import say
+from isda_repro.config.checks import NOT_UTF8
+from isda_repro.console import UNPRINTABLE, say
 from isda_repro.errors import UserError
 from isda_repro.experiments.plan import Compose, Run
 from isda_repro.runs.exit_status import LOG, clear_exit_status, exit_status_of, read_exit_status, write_exit_status
@@ -174,8 +175,9 @@ def _parameters(options: SweepOptions) -> dict[str, Any]:
         value = getattr(options, name)
         if value is not None and value < least:
             raise UserError(f"{name}={value} must be a whole number from {least} on")
+    _refuse_script_lines(options)
     more = dict(option.partition("=")[::2] for option in options.slurm)
-    if wrong := [option for option in options.slurm if "=" not in option]:
+    if wrong := [option for option in options.slurm if not re.match(r"[A-Za-z][\w-]*=", option)]:
         raise UserError(f"slurm=[{wrong[0]}] must be options of sbatch as name=value, slurm=[account=x,qos=y]")
     parameters: dict[str, Any] = {
         "time": minutes(options.time),
@@ -193,6 +195,22 @@ def _parameters(options: SweepOptions) -> dict[str, Any]:
         "array_parallelism": options.max_parallel,
     }
     return parameters | {name: value for name, value in wanted.items() if value is not None}
+
+
+def _refuse_script_lines(options: SweepOptions) -> None:
+    """Refuse texts that would add lines to the job script, or that SLURM or its script would not take literally.
+
+    Raises:
+        UserError: an option has a control character or bytes that are not UTF-8, or ``runs_dir`` has a ``%``.
+    """
+    for name, value in vars(options).items():
+        for text in value if isinstance(value, list) else [value]:
+            if UNPRINTABLE.search(str(text)) or NOT_UTF8.search(str(text)):
+                raise UserError(f"{name}={str(text)!a} has characters that a job script cannot have: leave them out")
+    if "%" in (folder := str(Path(options.runs_dir).resolve())):
+        raise UserError(
+            f"runs_dir={folder} has a %, which SLURM replaces in the names of its logs: name another folder"
+        )
 
 
 def minutes(limit: str) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import MISSING, OmegaConf
 
-from isda_repro.config import write_frozen
+from isda_repro.config import quoted, write_frozen
 from isda_repro.config.options import typed
 from isda_repro.console import say
 from isda_repro.errors import UserError
@@ -161,13 +161,8 @@ def planned(options: SweepOptions, compose: Compose) -> tuple[Table, Plan]:
 
 
 def _folders(options: SweepOptions) -> list[str]:
-    folders = [f"runs_dir={_quoted(options.runs_dir)}"]
-    return folders if options.data_dir is None else [*folders, f"data_dir={_quoted(options.data_dir)}"]
-
-
-def _quoted(text: str) -> str:
-    """Quote a value, so that Hydra's grammar takes it literally."""
-    return "'" + text.replace("'", "\\'") + "'"
+    folders = [f"runs_dir={quoted(options.runs_dir)}"]
+    return folders if options.data_dir is None else [*folders, f"data_dir={quoted(options.data_dir)}"]
 
 
 @dataclass

@@ -32,6 +32,27 @@ def test_options_have_their_types_and_defaults():
     assert parse_options(Options, ["table=one", "table=two"]).table == "two"
 
 
+@pytest.mark.parametrize("value", ["a b", "a #1", "007", "1e3", "a: b", "x=1,2", "фото (1)", "true", "&a", "a'b"])
+def test_a_text_is_what_was_typed(value):
+    assert parse_options(Options, [f"table={value}"]).table == value
+    assert parse_options(Options, [f"table='{value.replace(chr(39), 2 * chr(39))}'"]).table == value
+
+
+def test_a_path_may_be_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parse_options(Options, ["table=t", "folder=~/runs"]).folder == "/home/me/runs"
+
+
+@pytest.mark.parametrize(
+    "argument", ["table=a\nb", 'table="a\\nb"', 'set=["a=1\\n#SBATCH --wrap=x"]', "folder=\x1b[2J"]
+)
+def test_a_control_character_is_refused(argument):
+    with pytest.raises(UserError) as error:
+        parse_options(Options, ["table=t", argument])
+    assert argument.partition("=")[0] in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("schema", "argument", "named"),
     [

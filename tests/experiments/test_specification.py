@@ -236,3 +236,56 @@ def test_runs_are_composed_with_their_seed_and_extra_overrides_make_others(demo)
     assert not full_ids & {run.run_id for runs in reduced.values() for run in runs}
     with pytest.raises(UserError, match="seed"):
         plan_runs(table, config.compose, ["seed=4"])
+
+
+@pytest.mark.parametrize(
+    ("change", "token"),
+    [
+        (("loss=isda", "tracking.group=${oc.env:SECRET}"), "oc.env"),
+        (("A table", "'a\n\n  b'"), "title"),
+        (("ResNet-20:", '"a\\nb":'), "rows"),
+        (("model=resnet20", '"model=resnet20\\n#SBATCH"'), "ResNet-20"),
+        (("A table", '"\\e[2J"'), "control"),
+        (("A table", "!!python/object/apply:os.system [evil]"), "os.system"),
+        (("baseline: CE", "like: ../../secret"), "../../secret"),
+        (("seeds: [0, 1, 2]", "seeds: &all [0, 1]\nnotes: *all"), "*all"),
+        (("A table", 3 * "["), "YAML"),
+        (("metric: test_error_last10", "metric: [a]"), "metric"),
+        (("set: [recipe.epochs=3]", "cells: 3"), "form"),
+        (("  - {CE: loss=ce, ISDA: loss=isda}", 40 * "  - {a: loss=ce, b: loss=isda}\n"), "columns"),
+        (("title", "notes: [a]\ntitle: b\ntitle"), "title"),
+    ],
+)
+def test_table_of_somebody_else_is_data(read, change, token):
+    with pytest.raises(UserError) as error:
+        read(SPEC.replace(*change))
+    assert token in str(error.value)
+    assert "some" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_texts_may_be_repeated_by_their_names_up_to_a_size(read):
+    notes = "notes: [&one {text}, *one, *one]\n"
+    assert read(SPEC + notes.format(text="b")).notes == ("b", "b", "b")
+    with pytest.raises(UserError, match="aliases"):
+        read(SPEC + notes.format(text=40_000 * "b"))
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a#b", ".hidden", "a%j"])
+def test_table_whose_file_cannot_name_results_is_refused(read, tmp_path, name):
+    (tmp_path / f"{name}.yaml").write_text(SPEC)
+    with pytest.raises(UserError, match="rename"):
+        load_table(str(tmp_path / f"{name}.yaml"))
+    with pytest.raises(UserError, match="table="):
+        load_table("../some", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["+loss.x={_target_:os.system}", "loss._target_=os.system", "hydra.searchpath=[evil]", "choice.model=../a"],
+)
+def test_overrides_of_a_table_choose_neither_code_nor_places(read, override):
+    table = read(SPEC.replace("loss=isda", f'"{override}"'))
+    with pytest.raises(UserError) as error:
+        plan_runs(table, config.compose)
+    assert "\n" not in str(error.value)

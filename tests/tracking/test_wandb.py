@@ -17,7 +17,16 @@ from isda_repro.runs.from_wandb import record_of, result_from
 from isda_repro.runs.offline_runs import offline_files, read_offline
 from isda_repro.runs.records import result_of
 from isda_repro.tracking import WandbTracker
-from isda_repro.tracking.wandb_record import ID_BYTES, group_of, id_of, ran_on, row_of, storable, summary_of
+from isda_repro.tracking.wandb_record import (
+    ID_BYTES,
+    config_of,
+    group_of,
+    id_of,
+    ran_on,
+    row_of,
+    storable,
+    summary_of,
+)
 
 EPOCHS = [epoch(1, 20.0, rate=0.1), epoch(2, 100 / 7, rate=5e-05), epoch(3, 8.0, rate=5e-06)]
 
@@ -358,3 +367,10 @@ def test_a_failing_wandb_is_one_warning_and_training_goes_on(tmp_path, begun, ca
     (warning,) = capsys.readouterr().err.splitlines()
     assert ("RuntimeError" if fails == "finish" else "no disk, no network") in warning
     assert run.finish.called == (fails == "finish")
+
+
+def test_config_has_only_texts_that_wandb_can_send():
+    config = config_of({"data_dir": "/caf\udce9/фото", "dataset": {"source": {"data_dir": "\udce9"}}, "seed": 0})
+    assert config["data_dir"] == "/caf\\udce9/фото"
+    assert config["dataset"] == {"source": {"data_dir": "\\udce9"}}
+    assert config["seed"] == 0
