@@ -103,8 +103,8 @@ def earlier_result(cfg: DictConfig, kind: RunKind[Outcome], processes: Processes
         if not directory.finished or cfg.force:
             return None
         if Checkpoints(directory.path).newest_first():  # its process died between writing the result and cleaning up
-            with FolderLock(directory.path):
-                _finish_last_acts(cfg, kind, directory)
+            with FolderLock(directory.path) as lock:
+                _finish_last_acts(cfg, kind, directory, lock)
         return _already_done(kind, directory)
 
     return processes.broadcast_from_main(look)
@@ -142,7 +142,7 @@ class Session(Generic[Outcome]):
         self._cfg, self._kind, self._trainer, self._source = cfg, kind, trainer, source
         self._processes = trainer.processes
         self._directory = RunDirectory(Path(cfg.runs_dir), cfg.run_id)
-        self._checkpoints = Checkpoints(self._directory.path)
+        self._checkpoints = Checkpoints(self._directory.path, self._ensure_held)
         self._while_training = ExitStack()
         self._trackers: list[Tracker] = []
         self.result: Outcome | None = None
@@ -168,10 +168,13 @@ class Session(Generic[Outcome]):
         with self._locked:
             self._while_training.close()
 
+    def _ensure_held(self) -> None:
+        self._lock.ensure_held()
+
     def _result_of_another_launch(self) -> Outcome | None:
         if not self._directory.finished:
             return None
-        _finish_last_acts(self._cfg, self._kind, self._directory)
+        _finish_last_acts(self._cfg, self._kind, self._directory, self._lock)
         return _already_done(self._kind, self._directory)
 
     def resume(self, collect: Callable[[], None] = lambda: None) -> None:
@@ -266,7 +269,9 @@ class Session(Generic[Outcome]):
             self._lock.ensure_held()
             result = make_result([line for line in lines if isinstance(line, SegmentRecord)], self._origin)
             self._lock.ensure_held()
-            save(self._directory.checkpoint, {**final_state, DATA_KEY: describe_data(self._source)})
+            final = {**final_state, DATA_KEY: describe_data(self._source)}
+            save(self._directory.checkpoint, final, self._ensure_held)
+            self._lock.ensure_held()
             write_result(self._directory.result, cast(Any, result))
             self._log(self._kind.result_json(result))
             self._while_training.close()
@@ -297,12 +302,12 @@ def _move_finished_run_aside(directory: RunDirectory) -> None:
     say(f"force=true: the finished run is now {aside}")
 
 
-def _finish_last_acts(cfg: DictConfig, kind: RunKind[Outcome], directory: RunDirectory) -> None:
+def _finish_last_acts(cfg: DictConfig, kind: RunKind[Outcome], directory: RunDirectory, lock: FolderLock) -> None:
     """Send the result to W&B and delete the checkpoints, for a process that died right after writing the result.
 
     Does nothing if there are no checkpoints left.
     """
-    checkpoints = Checkpoints(directory.path)
+    checkpoints = Checkpoints(directory.path, lock.ensure_held)
     if not checkpoints.newest_first():
         return
     result = kind.result_json(_own_result(kind, directory))
