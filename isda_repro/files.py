@@ -89,13 +89,18 @@ def read_small(path: Path, limit: int = SMALL) -> tuple[bytes, float]:
         OSError: the file cannot be read, is no regular file, or has more than ``limit`` bytes; the error names it.
     """
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening refreshes the attributes on a shared file system
-    with os.fdopen(number, "rb") as file:
+    try:
         about = os.fstat(number)
         if not stat.S_ISREG(about.st_mode):
             raise OSError(errno.EINVAL, "Not a regular file", str(path))
         if about.st_size > limit:
-            raise OSError(errno.EFBIG, f"More than {limit:,} bytes, which is no file of ours", str(path))
-        return file.read(limit), about.st_mtime
+            raise OSError(errno.EFBIG, f"More than {limit:,} bytes, which is no file of this program", str(path))
+        with os.fdopen(os.dup(number), "rb") as file:
+            return file.read(limit), about.st_mtime
+    except OSError as error:
+        raise named(error, path) from error
+    finally:
+        os.close(number)
 
 
 def rename_aside(path: Path, why: str) -> Path:
@@ -160,6 +165,8 @@ def check_output(path: Path) -> None:
 
 
 def _marked(content: bytes, suffix: str) -> bytes:
+    if _has_mark(content[:ENDS], content[-ENDS:]):  # a copy of a file that has it
+        return content
     if suffix == ".json" and content.startswith(b"{"):
         return b"{" + JSON_MARK + b",\n" + content[1:].lstrip(b"\n")
     if suffix == ".png" and content.endswith(PNG_END):
@@ -169,6 +176,10 @@ def _marked(content: bytes, suffix: str) -> bytes:
     return content + COMMENT.get(suffix, b"")
 
 
+def _has_mark(begin: bytes, end: bytes) -> bool:
+    return begin.startswith(CSV_MARK) or any(mark in part for mark in (MADE_BY, JSON_MARK) for part in (begin, end))
+
+
 def _is_marked(path: Path) -> bool:
     try:
         if not path.is_file():
@@ -176,7 +187,6 @@ def _is_marked(path: Path) -> bool:
         with path.open("rb") as file:
             begin = file.read(ENDS)
             file.seek(-min(ENDS, path.stat().st_size), os.SEEK_END)
-            end = file.read(ENDS)
+            return _has_mark(begin, file.read(ENDS))
     except OSError:
         return False
-    return begin.startswith(CSV_MARK) or any(mark in part for mark in (MADE_BY, JSON_MARK) for part in (begin, end))
