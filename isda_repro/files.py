@@ -71,6 +71,38 @@ def _sync_folder(folder: Path) -> None:
             raise named(error, folder) from error
 
 
+def open_regular(path: Path, most: int | None = None) -> BinaryIO:
+    """Open a file of somebody else for reading, if it is a regular one.
+
+    Reading a named pipe or a device can wait for ever, or never end.
+
+    Args:
+        path: the file, or a symbolic link to it.
+        most: the largest size in bytes that is accepted; None: any.
+
+    Raises:
+        OSError: the file cannot be opened, is not a regular one, or is too large; the error names it.
+    """
+    _require_regular(path.stat(), path, most)
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    try:  # once more, because another file may be there by now
+        _require_regular(os.fstat(file.fileno()), path, most)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _require_regular(found: os.stat_result, path: Path, most: int | None) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    if most is not None and found.st_size > most:
+        size = f"{found.st_size:,} bytes, at most {most:,} are read"
+        raise OSError(errno.EFBIG, f"{os.strerror(errno.EFBIG)} ({size})", str(path))
+
+
 def cache_folder() -> Path:
     """Return the cache folder of this package below the user's; its files can be deleted at any time."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isda_repro"
@@ -80,27 +112,6 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_small(path: Path, limit: int = SMALL) -> tuple[bytes, float]:
-    """Return the content of a file and its time of change, without waiting for a pipe or reading a huge file.
-
-    Raises:
-        OSError: the file cannot be read, is no regular file, or has more than ``limit`` bytes; the error names it.
-    """
-    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening refreshes the attributes on a shared file system
-    try:
-        about = os.fstat(number)
-        if not stat.S_ISREG(about.st_mode):
-            raise OSError(errno.EINVAL, "Not a regular file", str(path))
-        if about.st_size > limit:
-            raise OSError(errno.EFBIG, f"More than {limit:,} bytes, which is no file of this program", str(path))
-        with os.fdopen(os.dup(number), "rb") as file:
-            return file.read(limit), about.st_mtime
-    except OSError as error:
-        raise named(error, path) from error
-    finally:
-        os.close(number)
 
 
 def rename_aside(path: Path, why: str) -> Path:

@@ -18,7 +18,6 @@ from isda_repro.files import (
     cache_folder,
     check_output,
     named,
-    read_small,
     rename_aside,
     sha256,
     write_output,
@@ -238,17 +237,3 @@ def test_committed_outputs_can_be_written_again(root):
     assert len(found) > 40
     for path in [*found, root / "isda_repro/tables/costs.json"]:
         check_output(path)
-
-
-@pytest.mark.parametrize("limit", [2, 3, 4])
-def test_file_of_a_stranger_is_read_within_bounds(tmp_path, limit):
-    (tmp_path / "file").write_bytes(b"abc")
-    if limit < 3:
-        with pytest.raises(OSError, match="file"):
-            read_small(tmp_path / "file", limit)
-    else:
-        assert read_small(tmp_path / "file", limit)[0] == b"abc"
-    os.mkfifo(tmp_path / "pipe")
-    for name in ("pipe", ".", "missing"):
-        with pytest.raises(OSError, match=str(tmp_path)):
-            read_small(tmp_path / name, limit)

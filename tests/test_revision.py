@@ -113,11 +113,8 @@ def test_changes_of_other_files_are_not_recorded(checkout, tmp_path, monkeypatch
         git(folder, "commit", "-qm", "more")
     else:
         other = tmp_path / "other"
-        shutil.copytree(
-            folder,
-            copy := other / ("isda" if how != "copied into another" else "."),
-            ignore=shutil.ignore_patterns(".git"),
-        )
+        copy = other if how == "copied into another" else other / "isda"
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(".git"))
         (other / "secrets.py").write_text("")
         (other / "pyproject.toml").write_text("")
         (other / ".gitignore").write_text("isda" if how == "ignored there" else "")

@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 
 from isda_repro.console import say
 from isda_repro.errors import UserError
-from isda_repro.files import named, read_small, sha256
+from isda_repro.files import named, open_regular, sha256
 
 NAME, LOCK = "owner.json", "lock"
 ALIVE_SECONDS = 60.0  # an owner counts as alive this long after a heartbeat (one every 20 s)
@@ -95,9 +95,11 @@ def pid_here(folder: Path) -> int | None:
 
 
 def is_left_over(folder: Path) -> bool:
-    """Return whether the lock's owner was a process of this host that has died without removing ``owner.json``."""
+    """Return whether a process of this host has died without removing the lock, and this one may remove it."""
     owner = _of_folder(folder)
-    return owner is not None and _is_here(owner.about) and not _exists(owner.about)
+    if owner is None or not _is_here(owner.about) or _exists(owner.about):
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def _of_folder(folder: Path) -> _Owner | None:
@@ -120,17 +122,13 @@ def _exists(about: dict[str, Any]) -> bool:
     pid = about.get("pid")
     if type(pid) is not int or not 0 < pid <= MOST_PID:
         return False
-    start = about.get("start")
-    return process_exists(pid) if start is None else process_start(pid) == start
-
-
-def process_exists(pid: int) -> bool:
-    """Return whether a process with this pid exists on this host, of whatever user."""
+    if (start := about.get("start")) is not None:
+        return process_start(pid) == start
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except PermissionError:  # another user's
         return True
     return True
 
@@ -380,7 +378,9 @@ def _read(path: Path) -> _Owner | None:
         OSError: the file cannot be read, or is none that this program writes.
     """
     try:
-        content, touched = read_small(path, MOST_BYTES)
+        with open_regular(path, MOST_BYTES) as file:  # opening refreshes the attributes on a shared file system
+            touched = os.fstat(file.fileno()).st_mtime
+            content = file.read()
     except FileNotFoundError:
         return None
     try:
@@ -394,6 +394,6 @@ def _read(path: Path) -> _Owner | None:
 
 def _copy_aside(path: Path) -> None:
     """Keep a copy of an ``owner.json`` that this program has not written; the name is needed for the owner."""
-    content, _ = read_small(path, MOST_BYTES)
-    with suppress(FileExistsError), path.with_name(f"{path.name}.foreign-{sha256(path)[:8]}").open("xb") as copy:
-        copy.write(content)
+    copy = path.with_name(f"{path.name}.foreign-{sha256(path)[:8]}")
+    with suppress(FileExistsError), open_regular(path, MOST_BYTES) as file, copy.open("xb") as kept:
+        kept.write(file.read())

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from isda_repro.errors import UserError
-from isda_repro.files import atomic_write, read_small
+from isda_repro.files import SMALL, atomic_write, open_regular
 
 NAME = "job.json"  # in a run's folder: the job as which it was last submitted
 SUBMITTED = ".slurm"  # folder beside the runs' folders, for submitit's own files
@@ -51,8 +51,11 @@ def note_job(folder: Path, job_id: str) -> None:
 
 def job_of(folder: Path) -> str | None:
     """Return the id of the job as which a run was last submitted, or None if there is none, or nothing like one."""
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        job_id = str(json.loads(read_small(folder / NAME)[0])["job_id"])
+    with (
+        suppress(OSError, ValueError, KeyError, TypeError, RecursionError),
+        open_regular(folder / NAME, SMALL) as file,
+    ):
+        job_id = str(json.loads(file.read())["job_id"])
         return job_id if re.fullmatch(r"[0-9]{1,12}(_[0-9]{1,9})?", job_id) else None
     return None
 

@@ -22,7 +22,7 @@ from isda_repro.errors import EXIT_USER_ERROR, StoppedError, UserError, is_out_o
 from isda_repro.files import rename_aside
 from isda_repro.revision import why_unknown
 from isda_repro.runs.exit_status import ExitStatus, clear_exit_status, write_exit_status
-from isda_repro.runs.lock import FolderLock, LockedError
+from isda_repro.runs.lock import FolderLock, LockedError, is_left_over
 from isda_repro.runs.records import AnyRecord, RecordError, SegmentRecord, as_json, read_lines, write_result
 from isda_repro.runs.run_directory import RunDirectory, provenance, write_environment
 from isda_repro.tracking import JsonLines, Tracker
@@ -102,7 +102,8 @@ def earlier_result(cfg: DictConfig, kind: RunKind[Outcome], processes: Processes
         directory = RunDirectory(Path(cfg.runs_dir), cfg.run_id)
         if not directory.finished or cfg.force:
             return None
-        if Checkpoints(directory.path).newest_first():  # its process died between writing the result and cleaning up
+        if Checkpoints(directory.path).newest_first() or is_left_over(directory.path):
+            # its process died between writing the result and cleaning up
             with FolderLock(directory.path) as lock:
                 _finish_last_acts(cfg, kind, directory, lock)
         return _already_done(kind, directory)
