@@ -123,7 +123,7 @@ def _exists(about: dict[str, Any]) -> bool:
     if type(pid) is not int or not 0 < pid <= MOST_PID:
         return False
     if (start := about.get("start")) is not None:
-        return process_start(pid) == start
+        return bool(process_start(pid) == start)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

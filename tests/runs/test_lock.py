@@ -211,7 +211,7 @@ def test_process_that_has_lost_the_folder_learns_it_and_leaves_the_other_alone(t
         with pytest.raises(LockedError, match="pid 7 on elsewhere"):
             lock.ensure_held()
         os.utime(owner, (1000, 1000))
-        monkeypatch.setattr(json, "loads", lambda text: looks.append(threading.current_thread()) or loads(text))
+        monkeypatch.setattr(json, "loads", lambda text, **_: looks.append(threading.current_thread()) or loads(text))
         wait_until(lambda: sum(thread is not threading.main_thread() for thread in looks) >= 3)
         assert owner.stat().st_mtime == 1000
     assert loads(owner.read_text())["host"] == "elsewhere"
@@ -313,9 +313,7 @@ def test_owner_that_can_be_no_process_is_succeeded_at_once(tmp_path, clock, pid,
     folder = tmp_path / "runs" / "run"
     folder.mkdir(parents=True)
     watching = clock()
-    owned_by(
-        folder, seconds_ago=0, token=token, **{**owner_module.here(), "pid": pid, "boot": owner_module.here()["boot"]}
-    )
+    owned_by(folder, seconds_ago=0, token=token, **{**owner_module.here(), "pid": pid})
     with FolderLock(folder):
         assert held_by_this_process(folder)
     assert watching.sleeps == 0
@@ -324,9 +322,9 @@ def test_owner_that_can_be_no_process_is_succeeded_at_once(tmp_path, clock, pid,
 
 def test_owner_whose_pid_was_given_again_is_succeeded_at_once(tmp_path, clock):
     """The pid is of a living process, which started at another time."""
-    watching = clock()
     owned_by(tmp_path, seconds_ago=0, **{**owner_module.here(), "pid": os.getppid(), "start": 1})
     assert not owner_module.lives(tmp_path)
+    watching = clock()
     with FolderLock(tmp_path):
         assert held_by_this_process(tmp_path)
     assert watching.sleeps == 0
