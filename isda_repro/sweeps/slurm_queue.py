@@ -72,7 +72,7 @@ def log_of(runs_dir: Path, job_id: str) -> Path:
 def submitting(runs_dir: Path) -> Iterator[None]:
     """Lock against other sweeps that submit: the next one will find in the queue what this one has submitted."""
     (runs_dir / SUBMITTED).mkdir(parents=True, exist_ok=True)
-    with (runs_dir / SUBMITTED / "lock").open("w") as lock:
+    with (runs_dir / SUBMITTED / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

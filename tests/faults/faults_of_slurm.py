@@ -180,7 +180,9 @@ class Faults:
         until("training", checkpoints(folder))
         job = str(job_of(folder))
         (node,) = call_slurm("squeue", "--noheader", "--format=%N", f"--jobs={job}")
-        os.kill(int((Path(os.environ["SLURM_DIR"]) / "pid" / f"slurmd.{node}.pid").read_text()), signal.SIGKILL)
+        os.kill(
+            int((Path(os.environ["SLURM_DIR"]) / "pid" / f"slurmd.{node}.pid").read_text().split()[0]), signal.SIGKILL
+        )
         if with_its_jobs:
             for pid in processes_of(job, and_watcher=True):
                 with suppress(ProcessLookupError):
