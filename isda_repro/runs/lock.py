@@ -385,11 +385,11 @@ def _read(path: Path) -> _Owner | None:
         return None
     try:
         about = json.loads(content, parse_constant=lambda _: None)
-    except (ValueError, RecursionError):
-        about = {}
-    about = about if isinstance(about, dict) else {}
-    is_torn = content.strip(b"\0\n") == b"" or (content.startswith(BEGINS) and not content.endswith(b"}\n"))
-    return _Owner(about, touched, is_torn or {"host", "pid"} <= about.keys() <= KEYS)
+    except (ValueError, RecursionError):  # torn, or not ours
+        return _Owner({}, touched, content.strip(b"\0\n") == b"" or content.startswith(BEGINS))
+    if not isinstance(about, dict):
+        return _Owner({}, touched, False)
+    return _Owner(about, touched, {"host", "pid"} <= about.keys() <= KEYS)
 
 
 def _copy_aside(path: Path) -> None:
