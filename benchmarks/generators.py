@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -23,7 +22,7 @@ from isda_repro.config.options import parse_options
 from isda_repro.data import InMemoryLoader, PadCropFlip, Split, Synthetic
 from isda_repro.errors import one_sentence_errors
 from isda_repro.gan import Game, ImageGenerator, Shape
-from isda_repro.measurements import conclude, machine
+from isda_repro.measurements import conclude, machine, output_path
 from isda_repro.training.compute import Compute, resolve_compute
 
 KINDS = ("wgan", "cgan", "acgan", "infogan")
@@ -158,9 +157,10 @@ def report(options: Options, compute: Compute) -> list[str]:
 def main(arguments: Sequence[str]) -> None:
     """Print the report, and write it if ``output=`` names a file."""
     options = parse_options(Options, arguments)
+    output = output_path(options.output)
     compute = resolve_compute(compose(["model=resnet20", "dataset=cifar10"]).compute)
     compute.apply()
-    conclude(report(options, compute), [], None if options.output is None else Path(options.output))
+    conclude(report(options, compute), [], output)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
@@ -29,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from isda_repro.config import CONF_DIR, build_model, compose
 from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError, one_sentence_errors
-from isda_repro.measurements import THREADS, conclude, machine
+from isda_repro.measurements import THREADS, conclude, machine, output_path
 from isda_repro.models import Network, NetworkOutput
 
 PAIR_TURNS, FORM_TURNS, TURN_SECONDS = 16, 6, 1.0
@@ -215,11 +214,12 @@ def main() -> None:
     """Measure all models, print a report, write it if asked, and exit with 1 if a network of ours is slower."""
     torch.set_num_threads(THREADS)
     options = parse_options(Options, sys.argv[1:])
+    output = output_path(options.output)
     models = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml") if path.stem != "timm")
     if unknown := {*options.only, *options.compiled} - set(models):
         raise UserError(f"there is no model {', '.join(sorted(unknown))}; there are {', '.join(models)}")
     lines, slower = report([model for model in models if not options.only or model in options.only], options.compiled)
-    conclude(lines, slower, None if options.output is None else Path(options.output))
+    conclude(lines, slower, output)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import truediv
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +31,8 @@ from overhead_report import Row, above, write_json
 from isda_repro.config import CONF_DIR, build_loss, build_model, compose
 from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError, one_sentence_errors
-from isda_repro.measurements import THREADS, conclude, machine
+from isda_repro.files import check_output
+from isda_repro.measurements import THREADS, conclude, machine, output_path
 from isda_repro.models import Network
 from isda_repro.training.compute import Compute, processor, resolve_compute
 from isda_repro.training.running_metrics import Stopwatch, peak_memory_mib
@@ -216,6 +216,9 @@ def hardware(on_gpu: bool, clock: str) -> str:
 def main() -> None:
     """Measure all networks, print a report, write it if asked, and exit with 1 if a bar is missed."""
     options = parse_options(Options, sys.argv[1:])
+    output = output_path(options.output)
+    if output is not None:
+        check_output(output.with_suffix(".json"))
     if options.networks not in ("cifar", "table1") or options.clock not in CLOCKS:
         raise UserError(f"networks= can be cifar or table1, and clock= {' or '.join(CLOCKS)}")
     torch.set_num_threads(1 if options.clock == "processor" else THREADS)
@@ -230,7 +233,6 @@ def main() -> None:
         if not on_gpu and case.share is not None and row.inside_isda_percent > 100 * case.share:
             missed.append(f"inside ISDA, {case.model}: at most {case.share:.1%}, found {row.inside_isda_percent:.2f}%")
     where = hardware(on_gpu, options.clock)
-    output = None if options.output is None else Path(options.output)
     if output is not None:
         about = {"accelerator": on_gpu, "clock": options.clock, "hardware": where, "precision": compute.precision}
         write_json(output.with_suffix(".json"), rows, **about)

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from isda_repro.files import atomic_write
+from isda_repro.files import write_output
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,4 @@ def write_json(path: Path, rows: list[Row], **about: Any) -> None:
     """
     listed = [{k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(row).items()} for row in rows]
     about = {**about, "date": time.strftime("%Y-%m-%d"), "torch": version("torch"), "rows": listed}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write((json.dumps(about, indent=1, sort_keys=True) + "\n").encode())
+    write_output(path, json.dumps(about, indent=1, sort_keys=True) + "\n")

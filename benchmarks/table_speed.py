@@ -23,7 +23,7 @@ from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.experiments.plan import Run, plan_runs
 from isda_repro.experiments.specification import load_table
-from isda_repro.measurements import conclude, machine
+from isda_repro.measurements import conclude, machine, output_path
 from isda_repro.runs.records import Result, SegmentRecord, as_json, mean_of_last
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,13 +88,14 @@ class BenchmarkOptions:
 def main() -> None:
     """Write the runs, time the command on them, print a report, and exit with 1 if a bar is missed."""
     options = parse_options(BenchmarkOptions, sys.argv[1:])
+    output = output_path(options.output)
     if options.clock not in ("wall", "processor"):
         raise UserError(f"there is no clock={options.clock}; clock= can be wall or processor")
     with tempfile.TemporaryDirectory() as name:
         size = make_runs(Path(name))
         taken = [tabulate(Path(name)) for _ in range(REPEATS + 1)]
     lines, missed = report(taken, size, options.clock)
-    conclude(lines, missed, None if options.output is None else Path(options.output))
+    conclude(lines, missed, output)
 
 
 def report(taken: list[Taken], size: int, clock: str) -> tuple[list[str], list[str]]:

@@ -1,34 +1,54 @@
-"""Atomic writing of files, and other helpers for files."""
+"""Writing of files: atomic, and never over a file that may be somebody else's."""
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import itertools
 import os
+import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from isda_repro.errors import UserError
+
+CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM)
+"""Errors with which CIFS, gcsfuse and others answer fsync of a folder; EIO and ENOSPC are no such errors."""
+
+SMALL = 2**20  # bytes; more than any file of the program that is read whole and may come from a stranger
+
+
+def _nothing() -> None:
+    pass
+
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, before_replace: Callable[[], None] = _nothing) -> Iterator[BinaryIO]:
     """Open a temporary file that replaces ``path`` when the block ends; after an error ``path`` is unchanged.
 
-    The content and the name are on the disk (fsync) when the block has been left.
+    The content and the name are on the disk (fsync) when the block has been left; on file systems that cannot flush a
+    folder, the content is.
+
+    Args:
+        path: the file.
+        before_replace: called when the content is complete; an exception from it leaves ``path`` unchanged.
 
     Raises:
         OSError: names ``path``, also if the block's own error was only a consequence of it.
     """
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # unique: two processes may write `path`
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        before_replace()
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
@@ -37,11 +57,52 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
                 cause.filename = None
             raise named(cause, path) from error
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush a folder, so that the names of its new files are on the disk, if the file system can."""
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+    except OSError as error:
+        if error.errno not in CANNOT_SYNC:
+            raise named(error, folder) from error
+
+
+def open_regular(path: Path, most: int | None = None) -> BinaryIO:
+    """Open a file of somebody else for reading, if it is a regular one.
+
+    Reading a named pipe or a device can wait for ever, or never end.
+
+    Args:
+        path: the file, or a symbolic link to it.
+        most: the largest size in bytes that is accepted; None: any.
+
+    Raises:
+        OSError: the file cannot be opened, is not a regular one, or is too large; the error names it.
+    """
+    _require_regular(path.stat(), path, most)
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    try:  # once more, because another file may be there by now
+        _require_regular(os.fstat(file.fileno()), path, most)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _require_regular(found: os.stat_result, path: Path, most: int | None) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    if most is not None and found.st_size > most:
+        size = f"{found.st_size:,} bytes, at most {most:,} are read"
+        raise OSError(errno.EFBIG, f"{os.strerror(errno.EFBIG)} ({size})", str(path))
 
 
 def cache_folder() -> Path:
@@ -71,7 +132,7 @@ def sha256(path: Path) -> str:
 def rename_aside(path: Path, why: str) -> Path:
     """Rename a file or folder to the first free name ``<name>.<why>-<n>``, and return the new path."""
     names = (path.with_name(f"{path.name}.{why}-{number}") for number in itertools.count(1))
-    aside = next(name for name in names if not name.exists())
+    aside = next(name for name in names if not os.path.lexists(name))
     path.rename(aside)
     return aside
 
@@ -86,3 +147,72 @@ def _os_error(error: BaseException | None) -> OSError | None:
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
+
+
+# ------------------------------------------------------------------------------- files that the user names: output=
+
+MADE_BY = b"made by isda_repro"
+COMMENT = dict.fromkeys((".md", ".html", ".htm", ".svg"), b"<!-- " + MADE_BY + b" -->\n")
+COMMENT[".tex"] = b"% " + MADE_BY + b"\n"
+JSON_MARK = b'"made_by": "isda_repro"'
+CSV_MARK = b"table,reduced,row,column,metric,evaluated_on,"  # CSV has no comments: the first columns of tidy_csv.py
+ENDS = 4096  # bytes at the beginning and at the end of a file in which the mark is looked for
+PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+
+
+def write_output(path: Path, content: str | bytes, is_own_place: bool = False) -> None:
+    """Write a file that a user has named, atomically and with a mark by which it is recognised the next time.
+
+    Args:
+        path: the file; its folder is created.
+        content: the content, which the mark is added to: a comment, a field of a JSON object, or a text of a PNG file.
+        is_own_place: the file is in the locked folder of a run, where its name is ours: do not look for the mark.
+
+    Raises:
+        UserError: there is a file of this name without the mark.
+    """
+    if not is_own_place:
+        check_output(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(_marked(content.encode() if isinstance(content, str) else content, path.suffix))
+
+
+def check_output(path: Path) -> None:
+    """Check that a file can be written without a loss: there is none yet, or one that ``write_output`` has written.
+
+    Commands call it before their work, so that they are not refused after it.
+
+    Raises:
+        UserError: there is something else of this name.
+    """
+    if os.path.lexists(path) and not _is_marked(path):
+        raise UserError(f"{path} exists and was not written by this program: choose another name, or delete it first")
+
+
+def _marked(content: bytes, suffix: str) -> bytes:
+    if _has_mark(content[:ENDS], content[-ENDS:]):  # a copy of a file that has it
+        return content
+    if suffix == ".json" and content.startswith(b"{"):
+        return b"{" + JSON_MARK + b",\n" + content[1:].lstrip(b"\n")
+    if suffix == ".png" and content.endswith(PNG_END):
+        text = b"tEXtSoftware\0" + MADE_BY
+        chunk = (len(text) - 4).to_bytes(4, "big") + text + zlib.crc32(text).to_bytes(4, "big")
+        return content.removesuffix(PNG_END) + chunk + PNG_END
+    return content + COMMENT.get(suffix, b"")
+
+
+def _has_mark(begin: bytes, end: bytes) -> bool:
+    return begin.startswith(CSV_MARK) or any(mark in part for mark in (MADE_BY, JSON_MARK) for part in (begin, end))
+
+
+def _is_marked(path: Path) -> bool:
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            begin = file.read(ENDS)
+            file.seek(-min(ENDS, path.stat().st_size), os.SEEK_END)
+            return _has_mark(begin, file.read(ENDS))
+    except OSError:
+        return False

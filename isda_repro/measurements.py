@@ -11,20 +11,37 @@ from pathlib import Path
 import torch
 
 from isda_repro.errors import UserError
+from isda_repro.files import check_output, write_output
 from isda_repro.training.compute import processor
 
 THREADS = 2
 
 
 def output_argument(arguments: list[str]) -> Path | None:
-    """Parse ``output=FILE``, the only argument of a benchmark; None if it is not given."""
+    """Parse ``output=FILE``, the only argument of a benchmark; None if it is not given.
+
+    Raises:
+        UserError: there is another argument, or a file of this name that is not ours.
+    """
     match arguments:
         case []:
             return None
         case [argument] if argument.startswith("output="):
-            return Path(argument.removeprefix("output="))
+            return output_path(argument.removeprefix("output="))
         case _:
             raise UserError(f"the only argument is output=FILE, not {' '.join(arguments)}")
+
+
+def output_path(name: str | None) -> Path | None:
+    """Return the path of the report, if one is asked for.
+
+    Raises:
+        UserError: there is a file of this name that is not ours; it is refused before hours of work.
+    """
+    if name is None:
+        return None
+    check_output(path := Path(name))
+    return path
 
 
 def machine() -> list[str]:
@@ -48,7 +65,6 @@ def conclude(lines: Iterable[str], missed: Iterable[str], output: Path | None) -
     text = "\n".join(lines)
     print(text)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text + "\n", encoding="utf-8")
+        write_output(output, text + "\n")
     if bars := list(missed):
         sys.exit("Bar missed: " + "; ".join(bars))

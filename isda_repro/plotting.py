@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from isda_repro.errors import UserError
+from isda_repro.files import check_output, write_output
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,10 +44,13 @@ def figure_files(path: Path) -> list[Path]:
     return [path, *(path.with_suffix(other) for other in SUFFIXES if other != path.suffix)]
 
 
-def write_figure(path: Path, make: Callable[[], Figure]) -> list[Path]:
+def write_figure(path: Path, make: Callable[[], Figure], is_own_place: bool = False) -> list[Path]:
     """Write the figure that ``make`` draws as PNG and SVG, in this project's style; return both paths.
 
-    The same figure gives the same bytes each time.
+    The same figure gives the same bytes each time. ``is_own_place`` is explained in ``write_output``.
+
+    Raises:
+        UserError: a file of one of these names is there and not ours.
     """
     import matplotlib as mpl
 
@@ -53,8 +58,12 @@ def write_figure(path: Path, make: Callable[[], Figure]) -> list[Path]:
         mpl.rcdefaults()  # ignore the user's matplotlibrc
         mpl.rcParams.update(cast(Any, STYLE))
         paths = figure_files(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        for file in () if is_own_place else paths:
+            check_output(file)
         for file in paths:
+            stream = io.BytesIO()
             undated: dict[str, Any] = {"Date": None} if file.suffix == ".svg" else {"Software": None}
-            make().savefig(file, dpi=200, metadata=undated)  # draw it again, because saving shifts parts of a figure
+            # draw it again, because saving shifts parts of a figure
+            make().savefig(stream, format=file.suffix.removeprefix("."), dpi=200, metadata=undated)
+            write_output(file, stream.getvalue(), is_own_place)
     return paths

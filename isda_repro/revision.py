@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -19,6 +20,9 @@ from isda_repro.files import atomic_write
 ROOT = Path(__file__).resolve().parents[1]
 FILE = "revision.json"
 CODE = ("isda_repro", "conf", "train.py")  # files that can change a result
+OWN = ("pyproject.toml", "isda_repro/revision.py", "conf/train.yaml")  # files that this project's repository tracks
+MOST_DIFF = 100_000  # characters
+OTHERS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX")  # set where a hook runs
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Revision:
     Attributes:
         git_revision: hash of the commit.
         git_clean: True if ``CODE`` has no uncommitted changes.
-        git_diff: output of ``git diff HEAD``, over the whole checkout.
+        git_diff: output of ``git diff HEAD`` for ``CODE``, at most ``MOST_DIFF`` characters of it.
     """
 
     git_revision: str | None = None
@@ -47,7 +51,7 @@ def revision() -> Revision:
 def why_unknown() -> str:
     """Return a sentence that the revision is unknown, and what to do about it."""
     if (ROOT / ".git").exists():
-        advice = f"git cannot read {ROOT / '.git'}, which git status explains"
+        advice = f"{ROOT / '.git'} is another project's, or git cannot read it, which git status explains"
     else:
         advice = "make revision, in the git checkout before it is copied, records it"
     return f"the revision of this code is unknown, and will not be in the result: {advice}"
@@ -68,18 +72,32 @@ def record() -> Path:
 
 
 def _of_checkout() -> Revision:
-    """Return the revision that git reports, unless the repository belongs to a folder above this one."""
-    if _git("rev-parse", "--show-toplevel") != str(ROOT) or (commit := _git("rev-parse", "HEAD")) is None:
+    """Return the revision that git reports, if the repository is this project's.
+
+    It is not if it belongs to a folder above this one, or if this code only lies in somebody else's repository: then
+    neither its commit nor its changes are ours to record.
+    """
+    if _git("rev-parse", "--show-toplevel") != str(ROOT) or not _is_own():
         return Revision()
-    changes = _git("status", "--porcelain", "--", *CODE)
-    return Revision(commit, None if changes is None else changes == "", _git("diff", "HEAD"))
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--ignore-submodules", "--", *CODE)
+    diff = _git("diff", "--no-ext-diff", "--no-textconv", "--ignore-submodules", "HEAD", "--", *CODE)
+    if diff is not None and len(diff) > MOST_DIFF:
+        diff = f"{diff[:MOST_DIFF]}\n(the first {MOST_DIFF:,} of {len(diff):,} characters)"
+    return Revision(commit, None if changes is None else changes == "", diff)
+
+
+def _is_own() -> bool:
+    """Return whether the last commit has the files of this project, with its name in ``pyproject.toml``."""
+    tracked = _git("ls-tree", "--name-only", "HEAD", "--", *OWN) or ""
+    about = _git("show", "--no-ext-diff", "--no-textconv", "HEAD:pyproject.toml") or ""
+    return set(tracked.splitlines()) == set(OWN) and f'name = "{__package__}"' in about
 
 
 def _recorded() -> Revision:
     try:
         noted = json.loads((ROOT / FILE).read_text(encoding="utf-8"))
         is_clean = bool(noted["git_clean"]) and noted["code"] == _digest()
-        return Revision(str(noted["git_revision"]), is_clean, noted["git_diff"])
+        return Revision(str(noted["git_revision"]), is_clean, str(noted["git_diff"])[: 2 * MOST_DIFF])
     except (OSError, ValueError, KeyError, TypeError):
         return Revision()
 
@@ -95,8 +113,12 @@ def _digest() -> str:
 
 
 def _git(*arguments: str) -> str | None:
+    mine = {name: value for name, value in os.environ.items() if name not in OTHERS}
+    command = ["git", *arguments]
     try:
-        answer = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True)
+        answer = subprocess.run(
+            command, cwd=ROOT, env=mine, capture_output=True, text=True, errors="replace", timeout=10, check=True
+        )
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()

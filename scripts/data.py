@@ -16,6 +16,7 @@ training sees it in its first epochs.
 dataset=imagenet_packed, or with dataset=folder for other images. If it is interrupted, the same command resumes it.
 """
 
+import io
 import os
 import sys
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from omegaconf import MISSING
 
 from isda_repro.config import build, compose
 from isda_repro.config.options import parse_options
+from isda_repro.files import check_output, write_output
 
 CORES = os.cpu_count() or 1
 ROWS, VERSIONS = 10, 10
@@ -105,6 +107,7 @@ def show(arguments: list[str]) -> None:
     output = Path(parse_options(ShowOptions, own).output)
     if output.suffix != ".png":
         raise UserError(f"output={output} must end with .png")
+    check_output(output)
     cfg = compose([argument for argument in arguments if argument not in own])
 
     import torch
@@ -130,9 +133,9 @@ def show(arguments: list[str]) -> None:
         versions=VERSIONS,
         enlarged=max(1, ENLARGED_TO // chosen.image_size[1]),
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(sheet.permute(1, 2, 0).numpy())
-    picture.reduce(max(1, chosen.image_size[1] // SHRUNK_TO)).save(output, optimize=True)
+    picture, stream = Image.fromarray(sheet.permute(1, 2, 0).numpy()), io.BytesIO()
+    picture.reduce(max(1, chosen.image_size[1] // SHRUNK_TO)).save(stream, format="PNG", optimize=True)
+    write_output(output, stream.getvalue())
     print(f"{output}: {len(chosen)} images, each as it is on disk and {VERSIONS} times as it is trained on")
 
 

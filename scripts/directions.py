@@ -161,7 +161,7 @@ def main(arguments: list[str]) -> None:
     classifier = load_finished_run(Path(options.classifier), options.device, options.data_dir)
     split, (strength, classes) = split_of(classifier.source, options.part), checked(options, classifier)
     indices = choose_images(split, options.images, options.count, classes).tolist()
-    output = folder_for(Path(options.output or options.classifier))
+    output = folder_for(Path(options.output or options.classifier), PICTURE, PAGE, NUMBERS)
     record = {
         "classifier": classifier.cfg.run_id,
         "error": classifier.result.test_error_final,

@@ -6,7 +6,6 @@ The grids are copied into the folder of the page. Run ``gan_quality.py`` on each
 """
 
 import json
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from isda_repro.config import compose_generator, read_frozen_generator
 from isda_repro.config.checks import ConfigError
 from isda_repro.config.options import parse_options
 from isda_repro.errors import one_sentence_errors
+from isda_repro.files import check_output, write_output
 from isda_repro.runs.records import GeneratorResult, read_generator_result
 
 HEAD = (
@@ -73,7 +73,7 @@ def page(runs: list[Path], output: Path) -> str:
             f"{quality['frechet_distance_of_training_images']:.3f} |"
         )
         copy = output.with_name(f"{output.stem}_{kind}.png")
-        shutil.copy(grid, copy)
+        write_output(copy, grid.read_bytes())
         pictures += ["", f"## {kind}", "", f"`{command(folder)}`", "", f"![generated images]({copy.name})"]
     _, quality, _ = described(runs[0])
     first = read_generator_result(runs[0] / "result.json")
@@ -128,8 +128,8 @@ def main(arguments: list[str]) -> None:
     if not options.runs:
         raise ConfigError("runs= has no folder")
     output = Path(options.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page([Path(folder) for folder in options.runs], output) + "\n", encoding="utf-8")
+    check_output(output)
+    write_output(output, page([Path(folder) for folder in options.runs], output) + "\n")
     print(output)
 
 

@@ -21,6 +21,7 @@ from isda_repro.config import build
 from isda_repro.config.checks import ConfigError
 from isda_repro.config.options import parse_options
 from isda_repro.errors import one_sentence_errors
+from isda_repro.files import check_output, write_output
 
 
 @dataclass
@@ -98,6 +99,8 @@ def main(arguments: list[str]) -> None:
     options = parse_options(QualityOptions, arguments)
     if options.images < 2:
         raise ConfigError(f"images={options.images} must be a whole number from 2 on")
+    path = Path(options.generator) / "quality.json"
+    check_output(path)
     found = measured(options)
     print(f"{found['images']:,} images of {found['generator']}, judged by {found['classifier']}:")
     print(f"taken for the class asked for: {found['accuracy']:.1f}% (real images: {found['accuracy_of_real']:.1f}%)")
@@ -108,8 +111,7 @@ def main(arguments: list[str]) -> None:
         f"{found['frechet_distance_in_own_features']:.3f} "
         f"(of the training images: {found['frechet_distance_of_training_images']:.3f})"
     )
-    path = Path(options.generator) / "quality.json"
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_output(path, json.dumps(found, indent=1) + "\n")
     print(path)
 
 

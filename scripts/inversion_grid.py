@@ -186,7 +186,7 @@ def main(arguments: list[str]) -> None:
     reversal, classifier = load_reversal(*folders, options.device, options.data_dir)
     split, isda = split_of(classifier.source, options.part), classifier.isda
     indices = choose_images(split, options.images, options.count, reversal.generator.classes)
-    output = folder_for(Path(options.output))
+    output = folder_for(Path(options.output), "etas.png", "lambdas.png", "grid.md")
     values = len(options.etas) + len(options.lambdas)
     with InversionProgress(len(indices) * values * options.iterations) as bar:
         few = Few(reversal, split.images[indices], split.targets[indices], indices, options, bar)

@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> None:
     )
     indices = choose_images(split, options.images, options.count, reversal.generator.classes)
     images, labels = split.images[indices], split.targets[indices]
-    output, begin = folder_for(Path(options.output or options.classifier)), time.perf_counter()
+    output, begin = folder_for(Path(options.output or options.classifier), PICTURE, PAGE, NUMBERS), time.perf_counter()
     with InversionProgress(settings.iterations(len(images))) as bar:
         inversion = invert(reversal, images, labels, indices, isda.class_covariance, settings, bar)
     names = [classifier.source.class_names[label] for label in labels.tolist()]

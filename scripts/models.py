@@ -27,8 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from isda_repro.config import CONF_DIR, build_model, compose
 from isda_repro.config.options import parse_options
-from isda_repro.files import atomic_write
-from isda_repro.measurements import conclude
+from isda_repro.files import check_output, write_output
+from isda_repro.measurements import conclude, output_path
 from isda_repro.models import Network
 from isda_repro.tables import costs
 
@@ -149,8 +149,7 @@ def write_data(path: Path, models: list[str]) -> None:
     variants = [one for one in (*VARIANTS, *COUNTED_TOO) if not one[1].startswith("model.checkpointed")]
     counted = {" ".join(one): entry(*one) for one in [*((model,) for model in models), *variants]}
     lines = (f"{json.dumps(name)}: {json.dumps(counted[name], sort_keys=True)}" for name in sorted(counted))
-    with atomic_write(path) as file:
-        file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    write_output(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def bytes_for_gradient(network: Network, one: Tensor) -> int:
@@ -209,11 +208,13 @@ def paper(model: str) -> dict[str, Any]:
 def main() -> None:
     """Count the chosen models and print the table."""
     options = parse_options(Options, sys.argv[1:])
+    output = output_path(options.output)
     models = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml") if path.stem != "timm")
     chosen = [model for model in models if not options.only or model in options.only]
     if unknown := set(options.only) - set(models):
         raise UserError(f"there is no model {', '.join(sorted(unknown))}; there are {', '.join(models)}")
     if options.data is not None:
+        check_output(Path(options.data))
         if options.only:
             raise UserError("data= is written of all models: leave out only=")
         write_data(Path(options.data), models)
@@ -222,7 +223,7 @@ def main() -> None:
         *(row(model) for model in chosen),
         *(row(model, override) for model, override in VARIANTS if model in chosen),
     ]
-    conclude(lines, (), None if options.output is None else Path(options.output))
+    conclude(lines, (), output)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from isda_repro.config import compose
 from isda_repro.config.options import parse_options
 from isda_repro.experiments.compose_cache import ComposeCache
 from isda_repro.experiments.specification import table_names
-from isda_repro.files import atomic_write, cache_folder
+from isda_repro.files import cache_folder, check_output, write_output
 from isda_repro.report.evidence import Evidence, evidence
 from isda_repro.report.page import page
 from isda_repro.runs.sources import runs_folder
@@ -41,17 +41,16 @@ def write(options: ReportOptions) -> tuple[Path, Evidence]:
         path of the page, and the evidence that it shows.
 
     Raises:
-        UserError: an unknown table, or no such folder of runs.
+        UserError: an unknown table, no such folder of runs, or a file in place of the page that is not ours.
     """
+    output = Path(options.output)
+    check_output(output)
     names = _all_tables() if options.table == ALL else list(dict.fromkeys(options.table.split(",")))
     remembered = ComposeCache(compose, cache_folder())
     found = evidence(names, remembered, runs_folder(options.runs_dir), Path(options.results_dir))
     remembered.keep()
     text = page(found, Path(options.runs_dir), Path(options.results_dir))
-    output = Path(options.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(output) as file:
-        file.write(text.encode())
+    write_output(output, text)
     return output, found
 
 

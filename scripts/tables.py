@@ -28,7 +28,7 @@ from isda_repro.experiments.compose_cache import ComposeCache
 from isda_repro.experiments.plan import Plan, plan_runs
 from isda_repro.experiments.specification import load_table, table_names
 from isda_repro.experiments.table import Table
-from isda_repro.files import atomic_write, cache_folder
+from isda_repro.files import cache_folder, check_output, write_output
 from isda_repro.plotting import figure_files
 from isda_repro.runs.from_wandb import results_from_wandb, results_offline
 from isda_repro.runs.offline_runs import offline_files
@@ -66,7 +66,8 @@ def show(options: TableOptions) -> None:
     if options.table == ALL and options.figure not in (None, "auto"):
         raise UserError(f"figure={options.figure} is one file: give it with one table")
     if options.figure not in (None, "auto"):
-        figure_files(Path(options.figure))  # check the path before the tables are written
+        for path in figure_files(Path(options.figure)):  # check the paths before the tables are written
+            check_output(path)
     index = index_results(findings(options))
     layouts = [laid_out(table, plan, index, options, extra) for table, plan, extra in changed_plans(options)]
     if problems := list(dict.fromkeys(problem for one in layouts for problem in one.filled.problems)):
@@ -149,11 +150,12 @@ def files(output: Path, formats: list[str], layouts: list[Layout]) -> Iterator[t
 
 
 def write(texts: Iterable[tuple[Path, str]]) -> None:
-    """Write each file atomically."""
-    for path, text in texts:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.write(text.encode())
+    """Write each file, unless one of them is there already and not ours."""
+    listed = list(texts)
+    for path, _ in listed:
+        check_output(path)
+    for path, text in listed:
+        write_output(path, text)
         print(f"wrote {path}")
 
 

@@ -6,14 +6,14 @@ ids=$(timeout 5 squeue -h -o %A 2>/dev/null | sort -u)
 if [ -n "$ids" ]; then   # running steps outlive their slurmd, so end them first
   timeout 10 scancel $ids; for _ in $(seq 100); do [ -z "$(timeout 5 squeue -h 2>/dev/null)" ] && break; sleep 0.2; done
 fi
-gone() { # true if dead, or a zombie that init has not reaped yet
-  case "$(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null)" in ''|Z*|X*) return 0;; *) return 1;; esac; }
+gone() { # gone PID START: true if dead, a zombie that init has not reaped yet, or if its pid has been given again
+  case "$(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null)" in ''|Z*|X*) return 0;; *) [ "$(sed 's/.*) //' "/proc/$1/stat" | cut -d' ' -f20)" != "$2" ];; esac; }
 cd "$SLURM_DIR/pid" || exit 1
 for tier in 'slurmd.*.pid' slurmctld.pid slurmdbd.pid mariadbd.pid munged.pid; do
-  for f in $tier; do [ -f "$f" ] && ! gone "$(cat "$f")" && kill -TERM "$(cat "$f")"; done
-  for f in $tier; do [ -f "$f" ] || continue; pid=$(cat "$f")
-    for _ in $(seq 200); do gone "$pid" && break; sleep 0.1; done
-    gone "$pid" || { echo "$f ($pid): still there, KILL"; kill -KILL "$pid"; }
+  for f in $tier; do [ -f "$f" ] && read -r pid start <"$f" && ! gone "$pid" "$start" && kill -TERM "$pid"; done
+  for f in $tier; do [ -f "$f" ] && read -r pid start <"$f" || continue
+    for _ in $(seq 200); do gone "$pid" "$start" && break; sleep 0.1; done
+    gone "$pid" "$start" || { echo "$f ($pid): still there, KILL"; kill -KILL "$pid"; }
     rm -f "$f"
   done
 done

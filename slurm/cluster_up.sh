@@ -17,7 +17,8 @@ set -euo pipefail; set +m   # no job control: setsid below must not fork, so tha
 t0=$(date +%s.%N); lap() { printf '[%6.2fs] %s\n' "$(echo "$(date +%s.%N) $t0" | awk '{print $1-$2}')" "$*"; }
 die() { echo "cluster_up: $*" >&2; for f in "$SLURM_DIR"/log/*.log; do [ -f "$f" ] && { echo "--- $f"; tail -n 15 "$f"; }; done >&2; exit 1; }
 
-gone() { case "$(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null)" in ''|Z*|X*) return 0;; *) return 1;; esac; }   # dead or zombie
+since() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f20; }   # start time: tells a process from a later one with its pid
+gone() { case "$(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null)" in ''|Z*|X*) return 0;; *) [ "$(since "$1")" != "$2" ];; esac; }   # gone PID START
 
 # ---- 1. packages -------------------------------------------------------------------------------
 pkgs=(slurmctld slurmd slurm-client munge)
@@ -36,16 +37,17 @@ else lap "packages already installed"; fi
 
 # ---- 2. refuse to start twice; fresh directories -------------------------------------------------
 for p in "$SLURM_DIR"/pid/*.pid; do
-  [ -f "$p" ] && ! gone "$(cat "$p")" && { echo "already running ($p); run cluster_down.sh first" >&2; exit 1; }
+  [ -f "$p" ] && ! gone $(cat "$p") && { echo "already running ($p); run cluster_down.sh first" >&2; exit 1; }
 done
+[ ! -e "$SLURM_DIR" ] || [ -f "$SLURM_DIR/.isda_slurm" ] || { echo "SLURM_DIR=$SLURM_DIR is no folder of this script: delete it, or name another one" >&2; exit 1; }
 rm -rf "$SLURM_DIR"
-mkdir -p "$SLURM_DIR"/{log,pid,state,munge,mysql} && chmod 755 "$SLURM_DIR"/{,log,pid,state,munge}
+mkdir -p "$SLURM_DIR"/{log,pid,state,munge,mysql} && chmod 755 "$SLURM_DIR"/{,log,pid,state,munge} && touch "$SLURM_DIR/.isda_slurm"
 P_CTLD=$BASE_PORT P_DBD=$((BASE_PORT+1)) P_SQL=$((BASE_PORT+2)) P_NODE0=$((BASE_PORT+10))
 export SLURM_CONF=$SLURM_DIR/slurm.conf
 start() { # start NAME CMD...: background, own session, log + pid file
   local n=$1; shift
-  setsid "$@" >"$SLURM_DIR/log/$n.log" 2>&1 </dev/null & echo $! >"$SLURM_DIR/pid/$n.pid"; }
-alive() { ! gone "$(cat "$SLURM_DIR/pid/$1.pid")" || die "$1 died"; }
+  setsid "$@" >"$SLURM_DIR/log/$n.log" 2>&1 </dev/null & echo "$! $(since $!)" >"$SLURM_DIR/pid/$n.pid"; }
+alive() { ! gone $(cat "$SLURM_DIR/pid/$1.pid") || die "$1 died"; }
 wait_for() { # wait_for SECONDS NAME CMD...
   local end=$(( SECONDS + $1 )) who=$2; shift 2
   until timeout 5 "$@" >/dev/null 2>&1; do alive "$who"; [ $SECONDS -lt $end ] || die "timed out waiting for: $*"; sleep 0.1; done; }

@@ -2,13 +2,27 @@
 
 import errno
 import hashlib
+import io
+import json
 import os
 import stat
+import xml.dom.minidom
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from isda_repro.files import atomic_write, cache_folder, named, rename_aside, sha256
+from isda_repro.errors import UserError
+from isda_repro.files import (
+    atomic_write,
+    cache_folder,
+    check_output,
+    named,
+    rename_aside,
+    sha256,
+    write_output,
+)
+from isda_repro.tables.render.tidy_csv import csv_file
 
 
 def test_written_file_replaces_the_old_one_and_leaves_no_other(tmp_path):
@@ -123,3 +137,112 @@ def test_a_user_without_a_home_directory_has_a_cache_too(monkeypatch):
         Path.home()
     assert cache_folder().is_absolute()
     assert not any(cache_folder().parent.parent.iterdir()), "nobody else's files"
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "is_error"),
+    [(call, number, False) for call in ("fsync", "open") for number in (errno.EINVAL, errno.ENOTSUP, errno.EBADF)]
+    + [("open", errno.EACCES, False), ("fsync", errno.EIO, True), ("fsync", errno.ENOSPC, True)],
+)
+def test_folder_that_cannot_be_flushed_is_an_error_only_if_the_disk_fails(
+    tmp_path, monkeypatch, call, number, is_error
+):
+    """CIFS and gcsfuse refuse to flush a folder."""
+    original = getattr(os, call)
+
+    def refusing(what, *more):
+        if stat.S_ISDIR(os.fstat(what).st_mode) if call == "fsync" else Path(what).is_dir():
+            raise OSError(number, os.strerror(number))
+        return original(what, *more)
+
+    def write():
+        with atomic_write(tmp_path / "file") as file:
+            file.write(b"new")
+
+    monkeypatch.setattr(os, call, refusing)
+    if is_error:
+        with pytest.raises(OSError, match=str(tmp_path)) as caught:
+            write()
+        assert caught.value.errno == number
+    else:
+        write()
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO, errno.ENOSPC])
+def test_file_that_cannot_be_flushed_is_an_error(tmp_path, monkeypatch, number):
+    def refusing(_number):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    with pytest.raises(OSError, match="file"), atomic_write(tmp_path / "file") as file:
+        file.write(b"new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_is_not_replaced_if_it_has_become_anothers(tmp_path):
+    def lost():
+        raise RuntimeError("another process has this run")
+
+    (tmp_path / "file").write_bytes(b"theirs")
+    with pytest.raises(RuntimeError), atomic_write(tmp_path / "file", before_replace=lost) as file:
+        file.write(b"ours")
+    assert (tmp_path / "file").read_bytes() == b"theirs"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+# ------------------------------------------------------------------------------------------ files that the user names
+
+PNG = io.BytesIO()
+Image.new("RGB", (5, 3), (1, 2, 3)).save(PNG, "PNG")
+CONTENTS = {
+    "a.md": b"# a\n" + 9999 * b"long ",
+    "a.html": b"<!DOCTYPE html>\n",
+    "a.tex": b"\\begin{tabular}\n",
+    "a.svg": b"<svg/>\n",
+    "a.json": b'{"a": 1}\n',
+    "a.csv": csv_file([]).encode(),
+    "a.png": PNG.getvalue(),
+}
+
+
+READERS = {
+    ".json": json.loads,
+    ".svg": xml.dom.minidom.parseString,
+    ".png": lambda content: Image.open(io.BytesIO(content)).load(),
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_output_replaces_itself_and_nothing_else(tmp_path, name):
+    path = tmp_path / "new" / name
+    write_output(path, CONTENTS[name])
+    once = path.read_bytes()
+    check_output(path)
+    write_output(path, CONTENTS[name])
+    write_output(path.with_stem("copy"), once)
+    assert path.read_bytes() == path.with_stem("copy").read_bytes() == once
+    READERS.get(path.suffix, bytes)(once)
+    path.write_bytes(CONTENTS["a.md" if name == "a.csv" else name])
+    for refused in (check_output, lambda it: write_output(it, CONTENTS[name])):
+        with pytest.raises(UserError, match=name) as caught:
+            refused(path)
+        assert "\n" not in str(caught.value)
+    assert path.read_bytes() == CONTENTS["a.md" if name == "a.csv" else name]
+    write_output(path, CONTENTS[name], is_own_place=True)
+    assert path.read_bytes() == once
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("nowhere"), Path.touch])
+def test_output_that_is_no_file_of_ours_is_refused(tmp_path, make):
+    make(tmp_path / "a.md")
+    with pytest.raises(UserError, match=r"a\.md"):
+        write_output(tmp_path / "a.md", "# a")
+
+
+def test_committed_outputs_can_be_written_again(root):
+    """Those of runs are ``<seed>.json``, which only ``overwrite=true`` replaces."""
+    found = [path for path in (root / "results").rglob("*") if path.is_file() and not path.stem.isdigit()]
+    assert len(found) > 40
+    for path in [*found, root / "isda_repro/tables/costs.json"]:
+        check_output(path)

@@ -30,7 +30,8 @@ def checkout(tmp_path, root):
     (folder / "isda_repro").mkdir()
     for name in ("__init__", "revision", "console", "errors", "files"):
         shutil.copy(root / "isda_repro" / f"{name}.py", folder / "isda_repro")
-    shutil.copy(root / ".gitignore", folder)
+    for name in (".gitignore", "pyproject.toml", "conf/train.yaml"):
+        shutil.copy(root / name, folder / name)
     (folder / "conf" / "a.yaml").write_text("a: 1")
     git(folder, "init", "-q")
     git(folder, "add", "-A")
@@ -92,3 +93,64 @@ def test_record_is_refused_outside_a_checkout(checkout, tmp_path, arguments, tok
     done = record(copy, *arguments)
     assert (done.returncode, token in done.stderr, done.stderr.count("\n")) == (2, True, 1)
     assert not (copy / "revision.json").exists()
+
+
+SECRET = "token = 'abc123'"
+
+
+@pytest.mark.parametrize(
+    "how", ["beside ours", "another project's", "copied into another", "ignored there", "of a hook"]
+)
+def test_changes_of_other_files_are_not_recorded(checkout, tmp_path, monkeypatch, how):
+    """Somebody's repository has uncommitted secrets, in a tracked file."""
+    folder = checkout
+    (folder / "conf/a.yaml").write_text("a: 2")
+    (folder / "secrets.py").write_text("")
+    if how in ("beside ours", "another project's"):
+        if how == "another project's":
+            (folder / "pyproject.toml").write_text('[project]\nname = "thesis"')
+        git(folder, "add", "-A")
+        git(folder, "commit", "-qm", "more")
+    else:
+        other = tmp_path / "other"
+        copy = other if how == "copied into another" else other / "isda"
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(".git"))
+        (other / "secrets.py").write_text("")
+        (other / "pyproject.toml").write_text("")
+        (other / ".gitignore").write_text("isda" if how == "ignored there" else "")
+        git(other, "init", "-q")
+        git(other, "add", "-A")
+        git(other, "commit", "-qm", "theirs")
+        (other / "secrets.py").write_text(SECRET)
+        if how == "of a hook":
+            monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+            monkeypatch.setenv("GIT_WORK_TREE", str(other))
+        else:
+            folder = copy
+    (folder / "secrets.py").write_text(SECRET)
+    (folder / "conf/a.yaml").write_text("a: 3")
+    monkeypatch.setattr(module, "ROOT", folder.resolve())
+    found = revision()
+    if how in ("beside ours", "of a hook"):
+        assert found.git_revision == (monkeypatch.delenv("GIT_DIR", raising=False) or git(folder, "rev-parse", "HEAD"))
+        assert "+a: 3" in found.git_diff
+        assert not found.git_clean
+    else:
+        assert (found.git_revision, found.git_clean, found.git_diff) == (None, None, None)
+        assert module.why_unknown()
+    assert SECRET not in (found.git_diff or "")
+
+
+def test_diff_is_bounded(checkout, monkeypatch):
+    (checkout / "conf/a.yaml").write_text("\n".join(f"a{number}: 1" for number in range(module.MOST_DIFF)))
+    monkeypatch.setattr(module, "ROOT", checkout.resolve())
+    assert "+a1: 1" in revision().git_diff
+    assert len(revision().git_diff) < module.MOST_DIFF + 200
+
+
+def test_submodule_has_the_revision_of_its_own_repository(checkout, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    other.mkdir()
+    git(other, "init", "-q")
+    git(other, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(checkout), "isda")
+    assert said_of(other / "isda", monkeypatch) == (git(checkout, "rev-parse", "HEAD"), True)

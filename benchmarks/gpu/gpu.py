@@ -40,7 +40,7 @@ from gpu_summary import summary
 
 from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError, one_sentence_errors
-from isda_repro.files import atomic_write
+from isda_repro.files import write_output
 from isda_repro.runs.run_directory import provenance
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,12 +185,10 @@ def _has_xdist() -> bool:
 def written(report: dict[str, Any], options: Options) -> Path:
     """Write the report as JSON and its summary as Markdown, and return the path of the JSON file."""
     folder = Path(options.output)
-    folder.mkdir(parents=True, exist_ok=True)
     card = re.sub(r"[^A-Za-z0-9]+", "-", report["card"]).strip("-").lower()
     path = folder / f"{card}-{report['date']}.json"
-    with atomic_write(path) as file:
-        file.write((json.dumps(report, indent=1, sort_keys=True) + "\n").encode())
-    path.with_suffix(".md").write_text(summary(report), encoding="utf-8")
+    write_output(path, json.dumps(report, indent=1, sort_keys=True) + "\n")
+    write_output(path.with_suffix(".md"), summary(report))
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from isda_repro.files import atomic_write
+from isda_repro.files import write_output
 from isda_repro.gan.sampling import ImageGenerator
 from isda_repro.plotting import write_figure
 
@@ -56,20 +57,20 @@ def enlargement(height: int) -> int:
     return max(1, ENLARGED_TO // height)
 
 
-def write_picture(path: Path, picture: Tensor) -> None:
-    """Write a picture uint8 [3, height, width] as PNG, atomically."""
+def write_picture(path: Path, picture: Tensor, is_own_place: bool = False) -> None:
+    """Write a picture uint8 [3, height, width] as PNG. ``is_own_place`` is explained in ``write_output``."""
     from PIL import Image
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, format="PNG", optimize=True)
+    stream = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(stream, format="PNG", optimize=True)
+    write_output(path, stream.getvalue(), is_own_place)
 
 
 def draw_losses(path: Path, curves: Mapping[str, Sequence[float | None]], title: str) -> None:
     """Draw the losses on the left, and the discriminator's scores of real and generated images on the right.
 
     Args:
-        path: the image file to write.
+        path: the image file to write, in the folder of a run.
         curves: one value for each epoch, None where there is none, by name.
         title: title of the figure.
     """
@@ -89,4 +90,4 @@ def draw_losses(path: Path, curves: Mapping[str, Sequence[float | None]], title:
         figure.suptitle(title, fontsize=10)
         return figure
 
-    write_figure(path, make)
+    write_figure(path, make, is_own_place=True)

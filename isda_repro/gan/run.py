@@ -88,7 +88,7 @@ def train_generator(cfg: DictConfig) -> GeneratorResult:
             def epoch_ended(epoch: int) -> None:
                 if epoch in shown:
                     pictures = grid(ImageGenerator(trainer.game, generators, shape, classes), picture_seed)
-                    write_picture(folder / "samples" / f"epoch-{epoch:05}.png", pictures)
+                    write_picture(folder / "samples" / f"epoch-{epoch:05}.png", pictures, is_own_place=True)
 
             picture_seed = stream_seed(cfg.seed, "pictures")
             trackers = session.start_trackers(bar)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isda_repro.files import atomic_write
+from isda_repro.files import check_output, named, write_output
 from isda_repro.gan.pictures import GAP, arrange, enlargement
 from isda_repro.inversion.objectives import Distances
 from isda_repro.inversion.reversal import Inversion, Settings
@@ -57,7 +58,6 @@ def titled(images: Tensor, columns: Sequence[str], rows: Sequence[str], framed: 
 
 
 PICTURE, PAGE, NUMBERS = "inversion.png", "inversion.md", "inversion.json"
-PROBE = "writable"
 
 
 def numbers_of(inversion: Inversion, settings: Settings, images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -106,23 +106,27 @@ def table(found: Mapping[str, Any]) -> list[str]:
 
 
 def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write each text atomically to the file of its name, in an existing directory."""
+    """Write each text to the file of its name."""
     for name, text in texts.items():
-        with atomic_write(folder / name) as file:
-            file.write(f"{text}\n".encode())
+        write_output(folder / name, f"{text}\n")
 
 
-def folder_for(output: Path) -> Path:
-    """Create the output directory and check that it can be written.
+def folder_for(output: Path, *names: str) -> Path:
+    """Create the output directory and check that the files of these names can be written.
 
     An inversion takes half an hour and must not fail only when it writes its results.
+
+    Raises:
+        UserError: a file of one of these names is there and not ours.
     """
     output.mkdir(parents=True, exist_ok=True)
-    probe = output / PROBE
-    with atomic_write(probe) as file:
-        file.write(b"")
-    probe.unlink()
-    return output
+    for name in names:
+        check_output(output / name)
+    try:
+        with tempfile.TemporaryFile(dir=output):
+            return output
+    except OSError as error:
+        raise named(error, output) from error
 
 
 def sheet(originals: Tensor, inversion: Inversion) -> Tensor:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from isda_repro.errors import EXIT_INTERRUPTED, EXIT_STOPPED
+from isda_repro.files import SMALL, atomic_write, open_regular, rename_aside
 
 NAME = "ended.json"
 LOG = "log.txt"
+CODES = 1024  # more than the number of any exit code or signal
+MOST_SAID = 1000  # characters of a message
 STOPPED = (EXIT_STOPPED, EXIT_INTERRUPTED)  # exit codes after saving: the same command continues the run
 
 
@@ -37,22 +42,41 @@ def write_exit_status(folder: Path, ending: ExitStatus, keep: bool = False) -> N
     """
     if not folder.is_dir():
         return
-    mode = "x" if keep else "w"
-    with suppress(OSError), (folder / NAME).open(mode, encoding="utf-8") as file:  # a full disk is reported elsewhere
-        file.write(json.dumps({"exit_code": ending.exit_code, "said": ending.said}) + "\n")
+    path = folder / NAME
+    if keep and os.path.lexists(path):
+        return
+    with suppress(OSError):  # a full disk is reported elsewhere
+        _set_foreign_aside(path)
+        with atomic_write(path) as file:
+            file.write((json.dumps({"exit_code": ending.exit_code, "said": ending.said}) + "\n").encode())
 
 
 def read_exit_status(folder: Path) -> ExitStatus | None:
     """Return the recorded exit status, or None if there is none or it cannot be read."""
     try:
-        noted = json.loads((folder / NAME).read_text(encoding="utf-8"))
-        return ExitStatus(int(noted["exit_code"]), str(noted["said"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        with open_regular(folder / NAME, SMALL) as file:
+            noted = json.loads(file.read())
+        code, said = noted["exit_code"], noted["said"]
+        is_status = type(code) is int and -CODES < code < CODES and isinstance(said, str)
+        return ExitStatus(code, _one_line(said)) if is_status else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def _one_line(text: str) -> str:
+    """Return the first line of a message, without what a terminal would obey."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "?", text.partition("\n")[0])[:MOST_SAID]
+
+
+def _set_foreign_aside(path: Path) -> None:
+    """Rename a file in place of ``ended.json`` that this program has not written."""
+    if os.path.lexists(path) and read_exit_status(path.parent) is None:
+        rename_aside(path, "foreign")
 
 
 def clear_exit_status(folder: Path) -> None:
     """Delete the recorded exit status, because a process works on the run again."""
+    _set_foreign_aside(folder / NAME)
     (folder / NAME).unlink(missing_ok=True)
 
 
@@ -79,7 +103,10 @@ def last_error(log: Path) -> str | None:
 
 
 def _lines(log: Path) -> list[str]:
+    """Return the lines at the end of a log, at most ``SMALL`` bytes."""
     try:
-        return log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        with open_regular(log) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - SMALL))
+            return [_one_line(line) for line in file.read(SMALL).decode(errors="replace").strip().splitlines()]
     except OSError:
         return []

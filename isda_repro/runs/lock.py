@@ -11,9 +11,12 @@ Two mechanisms work together, because neither is enough alone:
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import re
 import socket
+import stat
 import tempfile
 import threading
 import time
@@ -27,10 +30,15 @@ from filelock import FileLock, Timeout
 
 from isda_repro.console import say
 from isda_repro.errors import UserError
-from isda_repro.files import named
+from isda_repro.files import named, open_regular, sha256
 
-NAME = "owner.json"
-ALIVE_SECONDS = 60.0  # an owner on another host counts as alive this long after a heartbeat (one every 20 s)
+NAME, LOCK = "owner.json", "lock"
+ALIVE_SECONDS = 60.0  # an owner counts as alive this long after a heartbeat (one every 20 s)
+CLOCK_SKEW_SECONDS = 600.0  # by which the clock of a file server may be ahead; a later heartbeat was made up
+MOST_PID = 2**31 - 1
+MOST_BYTES = 65536  # of an owner.json
+BEGINS = b'{"host": '
+KEYS = {"host", "boot", "pid", "start", "started", "token"}  # of an owner.json; older ones have no start
 
 
 def here() -> dict[str, str]:
@@ -46,49 +54,104 @@ def here() -> dict[str, str]:
     return {"host": socket.gethostname(), "boot": boot}
 
 
+def process_start(pid: int) -> int | None:
+    """Return when a process of this host started, in clock ticks after the boot.
+
+    With the pid and the boot id it identifies a process, also after its pid has been given again. It is None if there
+    is no such process, if it has ended and its parent has not noticed, and on systems other than Linux.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()  # the name may have blanks
+        return None if fields[0] in (b"Z", b"X") else int(fields[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def lives(folder: Path) -> bool:
     """Return whether a process is working on the run in ``folder``.
 
-    On this host the process table decides. For an owner on another host, the age of the last heartbeat does.
+    On this host it must exist, and hold the file lock or have a heartbeat (a suspended process has none). On another
+    host the heartbeat decides.
     """
-    about = _owner(folder)
-    if "pid" not in about:
+    owner = _of_folder(folder)
+    if owner is None or "pid" not in owner.about:
         return False
-    if about.get("host") == socket.gethostname():
-        return pid_here(folder) is not None
-    try:
-        return time.time() - (folder / NAME).stat().st_mtime < ALIVE_SECONDS
-    except OSError:
-        return False
+    beats = -CLOCK_SKEW_SECONDS < time.time() - owner.touched < ALIVE_SECONDS
+    if owner.about.get("host") != socket.gethostname():
+        return beats
+    return _is_here(owner.about) and _exists(owner.about) and (beats or _is_locked(folder))
 
 
 def pid_here(folder: Path) -> int | None:
-    """Return the pid of the process that works on the run, or None if none is alive on this host."""
-    about = _owner(folder)
-    if not here().items() <= about.items():  # from before a restart: another process may have this pid now
+    """Return the pid of the process that works on the run, or None unless it certainly is a process of this host.
+
+    That is certain if ``owner.json`` has the host, its boot, and the pid and start time of a living process, and if the
+    file lock is held. So neither a file that was copied or made up, nor a pid that was given again, names a process.
+    """
+    owner = _of_folder(folder)
+    if owner is None or not _is_here(owner.about) or owner.about.get("start") is None:
         return None
-    pid = about.get("pid")
-    return pid if isinstance(pid, int) and process_exists(pid) else None
+    return int(owner.about["pid"]) if _exists(owner.about) and _is_locked(folder) else None
 
 
-def _owner(folder: Path) -> dict[str, Any]:
-    """Return the content of ``owner.json``, or {} if the file is absent or torn."""
+def is_left_over(folder: Path) -> bool:
+    """Return whether a process of this host has died without removing the lock, and this one may remove it."""
+    owner = _of_folder(folder)
+    if owner is None or not _is_here(owner.about) or _exists(owner.about):
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def _of_folder(folder: Path) -> _Owner | None:
     try:
-        about = json.loads((folder / NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return about if isinstance(about, dict) else {}
+        return _read(folder / NAME)
+    except OSError:
+        return None
 
 
-def process_exists(pid: int) -> bool:
-    """Return whether a process with this pid exists on this host, of whatever user."""
+def _is_here(about: dict[str, Any]) -> bool:
+    """Return whether an owner was started on this host since its last boot."""
+    return here().items() <= about.items()
+
+
+def _exists(about: dict[str, Any]) -> bool:
+    """Return whether the process that an owner file of this host names exists.
+
+    Files of older versions have no start time. Then a process with the same pid is taken for it.
+    """
+    pid = about.get("pid")
+    if type(pid) is not int or not 0 < pid <= MOST_PID:
+        return False
+    if (start := about.get("start")) is not None:
+        return bool(process_start(pid) == start)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except PermissionError:  # another user's
         return True
     return True
+
+
+def _is_locked(folder: Path) -> bool:
+    """Return whether a process holds the file lock; False if there is none, or the file system has no locks.
+
+    A lock that is free is held for a moment. Call this only if ``owner.json`` names a living process, which has taken
+    the lock before it wrote the file.
+    """
+    try:
+        number = os.open(folder / LOCK, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(number)
+    return False
 
 
 HEARTBEAT_SECONDS = 20.0
@@ -102,10 +165,11 @@ class LockedError(UserError):
 
 
 class _Owner(NamedTuple):
-    """Content of ``owner.json``, and the time of its last heartbeat by the file system's clock."""
+    """Content of ``owner.json``, the time of its last heartbeat by the file system's clock, and whether it is ours."""
 
     about: dict[str, Any]
     touched: float
+    is_ours: bool
 
 
 class FolderLock:
@@ -126,18 +190,19 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._path = folder, folder / NAME
-        self._lock = FileLock(folder / "lock", timeout=0, fallback_to_soft=False)
+        self._lock = FileLock(folder / LOCK, timeout=0, fallback_to_soft=False)
         self._token = uuid.uuid4().hex
         self._released = threading.Event()
 
     def __enter__(self) -> Self:
+        self._refuse_foreign_lock()
         try:
             self._lock.acquire()
         except Timeout as error:
             raise self._locked(_read(self._path), "wait for it, or stop it") from error
         except OSError as error:
             if error.errno not in NO_FILE_LOCKS:
-                raise named(error, self._folder / "lock") from error
+                raise named(error, self._folder / LOCK) from error
         try:
             self._take(self._path)
         except BaseException:
@@ -153,7 +218,7 @@ class FolderLock:
         try:
             if self._is_ours():
                 self._path.unlink(missing_ok=True)
-                (self._folder / "lock").unlink(missing_ok=True)
+                (self._folder / LOCK).unlink(missing_ok=True)
         finally:
             self._lock.release()
 
@@ -171,6 +236,14 @@ class FolderLock:
         if not self._is_ours():
             raise self._locked(_read(self._path), "this one stood still for too long and has lost the run")
 
+    def _refuse_foreign_lock(self) -> None:
+        """Raise a UserError if ``lock`` is not the empty file that this class makes, and would delete."""
+        path = self._folder / LOCK
+        with suppress(FileNotFoundError):
+            about = path.lstat()
+            if not stat.S_ISREG(about.st_mode) or about.st_size > 0:
+                raise UserError(f"{path} is not the lock of this program: give it another name, and run this again")
+
     # ------------------------------------------------------------------------------------------------ taking it over
 
     def _take(self, path: Path) -> None:
@@ -186,10 +259,12 @@ class FolderLock:
         if previous is None:
             self._create(path)
             return
-        claim = path.with_name(f"{path.name}.after-{previous.about.get('token', 'unknown')}")
+        claim = path.with_name(f"{path.name}.after-{_token(previous)}")
         self._take(claim)
         now = _read(path)
         if now == previous:
+            if not previous.is_ours:
+                _copy_aside(path)
             with suppress(FileNotFoundError):  # another process took us for dead and took over the claim
                 claim.rename(path)
         else:  # another process was faster and has finished
@@ -203,12 +278,11 @@ class FolderLock:
     def _is_dead(self, owner: _Owner) -> bool:
         """Return whether this host can tell that an owner is dead.
 
-        It can if the owner was started here since the last boot, this process holds the file lock, and no other process
-        has the owner's pid.
+        It can if the owner was started here since the last boot, this process holds the file lock, and the owner's
+        process is this one or does not exist.
         """
         about = owner.about
-        is_here = here().items() <= about.items()
-        return self._lock.is_locked and is_here and not _runs(about.get("pid"))
+        return self._lock.is_locked and _is_here(about) and (about.get("pid") == os.getpid() or not _exists(about))
 
     def _watch(self, path: Path, owner: _Owner) -> _Owner | None:
         """Watch an owner's heartbeat: return the owner once it is stale, None if its file disappears.
@@ -248,7 +322,8 @@ class FolderLock:
             OSError: it cannot be written; the error names the file.
         """
         started = time.strftime("%Y-%m-%d %H:%M:%S %z")
-        about = {**here(), "pid": os.getpid(), "started": started, "token": self._token}
+        pid = os.getpid()
+        about = {**here(), "pid": pid, "start": process_start(pid), "started": started, "token": self._token}
         try:
             file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError as error:
@@ -280,34 +355,45 @@ class FolderLock:
         return LockedError(f"{self._folder} is being written by another process ({_who(owner)}): {advice}")
 
 
-def _runs(pid: Any) -> bool:
-    """Return whether a process other than this one has this pid.
-
-    It need not be the owner, since pids are reused. Then watching the lock costs time but does no harm.
-    """
-    return isinstance(pid, int) and pid != os.getpid() and process_exists(pid)
+def _token(owner: _Owner) -> str:
+    """Return an owner's token, which becomes a part of a file name, or a word for one that is no token."""
+    token = str(owner.about.get("token"))
+    return token if re.fullmatch(r"[0-9a-z-]{1,64}", token) else "unknown"
 
 
 def _who(owner: _Owner | None) -> str:
     about = {} if owner is None else owner.about
     if "pid" not in about:
         return "owner.json does not say which"
-    return f"pid {about['pid']} on {about.get('host', '?')}, started {about.get('started', '?')}"
+    pid, host, started = (re.sub(r"[^ -~]", "?", str(about.get(key, "?")))[:64] for key in ("pid", "host", "started"))
+    return f"pid {pid} on {host}, started {started}"
 
 
 def _read(path: Path) -> _Owner | None:
     """Return the owner that a file names, or None if there is no file.
 
     A torn file gives an empty owner with its age.
+
+    Raises:
+        OSError: the file cannot be read, or is none that this program writes.
     """
     try:
-        with path.open("rb") as file:  # opening refreshes the attributes on a shared file system, a bare stat does not
+        with open_regular(path, MOST_BYTES) as file:  # opening refreshes the attributes on a shared file system
             touched = os.fstat(file.fileno()).st_mtime
             content = file.read()
     except FileNotFoundError:
         return None
     try:
-        about = json.loads(content)
-    except ValueError:
-        about = {}
-    return _Owner(about if isinstance(about, dict) else {}, touched)
+        about = json.loads(content, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):  # torn, or not ours
+        return _Owner({}, touched, content.strip(b"\0\n") == b"" or content.startswith(BEGINS))
+    if not isinstance(about, dict):
+        return _Owner({}, touched, False)
+    return _Owner(about, touched, {"host", "pid"} <= about.keys() <= KEYS)
+
+
+def _copy_aside(path: Path) -> None:
+    """Keep a copy of an ``owner.json`` that this program has not written; the name is needed for the owner."""
+    copy = path.with_name(f"{path.name}.foreign-{sha256(path)[:8]}")
+    with suppress(FileExistsError), open_regular(path, MOST_BYTES) as file, copy.open("xb") as kept:
+        kept.write(file.read())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import socket
 import sys
 from collections.abc import Mapping
@@ -36,6 +37,15 @@ class RunDirectory:
     def finished(self) -> bool:
         """True if the run has a result."""
         return self.result.exists()
+
+
+CHECKPOINT = re.compile(r"checkpoint-[0-9]{9,}\.pt")
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the checkpoints of an unfinished run, newest first: ``checkpoint-<step>.pt`` and no other names."""
+    found = [path for path in folder.glob("checkpoint-*.pt") if CHECKPOINT.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.stem.partition("-")[2]), reverse=True)
 
 
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "scikit-learn", "wandb", "isda_repro")

@@ -153,7 +153,7 @@ def sweep_on_slurm(options: SweepOptions, compose: Compose) -> int:
 def _to_submit(what: Missing) -> tuple[list[Run], dict[str, str | None]]:
     """Return the runs to submit, which are neither finished nor in the queue, and the last job id of every run."""
     jobs = {run.run_id: job_of(what.folder(run)) for run in what.runs}
-    queue = query_queue(job for job in jobs.values() if job is not None)
+    queue = query_queue(Path(what.options.runs_dir), filter(None, jobs.values()))
     open_runs = [run for run in what.runs if not what.is_over(run)]
     runs = [run for run in open_runs if jobs[run.run_id] not in queue.waiting]
     say(

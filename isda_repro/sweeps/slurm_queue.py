@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from isda_repro.errors import UserError
-from isda_repro.files import atomic_write
+from isda_repro.files import SMALL, atomic_write, open_regular
 
 NAME = "job.json"  # in a run's folder: the job as which it was last submitted
 SUBMITTED = ".slurm"  # folder beside the runs' folders, for submitit's own files
@@ -49,9 +50,13 @@ def note_job(folder: Path, job_id: str) -> None:
 
 
 def job_of(folder: Path) -> str | None:
-    """Return the id of the job as which a run was last submitted, or None."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads((folder / NAME).read_text(encoding="utf-8"))["job_id"])
+    """Return the id of the job as which a run was last submitted, or None if there is none, or nothing like one."""
+    with (
+        suppress(OSError, ValueError, KeyError, TypeError, RecursionError),
+        open_regular(folder / NAME, SMALL) as file,
+    ):
+        job_id = str(json.loads(file.read())["job_id"])
+        return job_id if re.fullmatch(r"[0-9]{1,12}(_[0-9]{1,9})?", job_id) else None
     return None
 
 
@@ -67,15 +72,17 @@ def log_of(runs_dir: Path, job_id: str) -> Path:
 def submitting(runs_dir: Path) -> Iterator[None]:
     """Lock against other sweeps that submit: the next one will find in the queue what this one has submitted."""
     (runs_dir / SUBMITTED).mkdir(parents=True, exist_ok=True)
-    with (runs_dir / SUBMITTED / "lock").open("w") as lock:
+    with (runs_dir / SUBMITTED / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def query_queue(job_ids: Iterable[str]) -> Queue:
+def query_queue(runs_dir: Path, job_ids: Iterable[str]) -> Queue:
     """Ask SLURM for the states of these jobs. The result is empty if there are no jobs, or no SLURM.
 
-    On a cluster without accounting, the states of ended jobs are missing.
+    An id in a file says little: ids begin again at 1, and folders are copied to other clusters. So a waiting job counts
+    only if it is this user's and its command is a script that submitit has written below ``runs_dir``. On a cluster
+    without accounting, the states of ended jobs are missing.
 
     Raises:
         UserError: ``squeue`` fails, or does not answer.
@@ -83,9 +90,12 @@ def query_queue(job_ids: Iterable[str]) -> Queue:
     known = set(job_ids)
     if not known or shutil.which("squeue") is None:
         return Queue()
-    lines = call_slurm("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%L|%r")
-    fields = (line.split("|", 3) for line in lines)
-    queue = Queue({job_id: Waiting(*rest) for job_id, *rest in fields if job_id in known})
+    lines = call_slurm("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%L|%r|%o")
+    fields = (line.split("|", 4) for line in lines)
+    scripts = str(runs_dir.resolve() / SUBMITTED) + os.sep
+    queue = Queue(
+        {job_id: Waiting(*rest) for job_id, *rest, command in fields if job_id in known and command.startswith(scripts)}
+    )
     if gone := sorted(known - queue.waiting.keys()):
         with suppress(UserError):  # a cluster without accounting
             arrays = sorted({job_id.partition("_")[0] for job_id in gone})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Container, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from isda_repro.console import say
@@ -28,7 +29,10 @@ def status(options: SweepOptions, compose: Compose) -> Iterator[str]:
     tables = [Survey(one, compose) for one in _each(options)]
     folders = {name: folder for table in tables for name, folder in table.folders.items()}
     jobs = {name: job for name, folder in folders.items() if not has_result(folder) and (job := job_of(folder))}
-    queue, in_results = query_queue(jobs.values()), load_kept_results(options.results_dir).records
+    queue, in_results = (
+        query_queue(Path(options.runs_dir), jobs.values()),
+        load_kept_results(options.results_dir).records,
+    )
     for table in tables:
         instead = table.kept(in_results)
 
@@ -50,17 +54,36 @@ def status(options: SweepOptions, compose: Compose) -> Iterator[str]:
 def cancel(options: SweepOptions, compose: Compose) -> int:
     """Ask all runs of a table that wait or run, as jobs or on this host, to stop; running ones save.
 
-    Return exit code 0.
+    Only jobs that this ``runs_dir`` submitted are cancelled, and only processes are signalled that certainly work on a
+    run, see ``pid_here``. Return exit code 0.
     """
     folders = {folder for one in _each(options) for folder in Survey(one, compose).folders.values()}
     jobs = {job for folder in folders if not has_result(folder) and (job := job_of(folder))}
-    waiting = query_queue(jobs).waiting
+    waiting = query_queue(Path(options.runs_dir), jobs).waiting
     cancel_jobs(waiting)
-    here = {pid for folder in folders if (pid := pid_here(folder)) is not None and job_of(folder) not in waiting}
-    for pid in here:
-        os.kill(pid, signal.SIGTERM)
-    say(f"asked to stop: {len(waiting)} jobs, {len(here)} runs on this host; the same sweep goes on with them")
+    asked, not_asked = 0, []
+    for folder in sorted(folder for folder in folders if job_of(folder) not in waiting and lives(folder)):
+        if _signal_owner(folder):
+            asked += 1
+        else:
+            not_asked.append(folder)
+    say(f"asked to stop: {len(waiting)} jobs, {asked} runs on this host; the same sweep goes on with them")
+    for folder in not_asked:
+        say(f"not asked to stop: {folder}, whose owner.json names no process of yours here for certain: stop it there")
     return 0
+
+
+def _signal_owner(folder: Path) -> bool:
+    """Send SIGTERM to the process that works on a run; return False if it is not certainly one of this user here."""
+    pid = pid_here(folder)
+    if pid is None:
+        return False
+    with suppress(ProcessLookupError):  # it has just ended
+        try:
+            os.kill(pid, signal.SIGTERM)
+        except PermissionError:  # another user's
+            return False
+    return True
 
 
 def _each(options: SweepOptions) -> list[SweepOptions]:

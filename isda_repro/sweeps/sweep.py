@@ -28,6 +28,7 @@ from isda_repro.experiments.specification import load_table
 from isda_repro.experiments.table import Cell, Table
 from isda_repro.runs.records import GeneratorResult, RecordError, read_generator_result
 from isda_repro.runs.result_index import Record, ResultIndex, index_results, read_valid_result
+from isda_repro.runs.run_directory import checkpoints_in
 from isda_repro.runs.sources import RESULT, kept_results
 
 
@@ -41,7 +42,7 @@ def is_over(folder: Path) -> bool:
 
     If checkpoints are left beside the result, its process died before it had cleaned up, and the run is started again.
     """
-    return has_result(folder) and not any(folder.glob("checkpoint-*.pt"))
+    return has_result(folder) and not checkpoints_in(folder)
 
 
 def load_kept_results(results_dir: str | None, standard: str = "results") -> ResultIndex:

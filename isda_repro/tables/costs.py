@@ -176,6 +176,7 @@ def networks() -> dict[str, dict[str, Any]]:
     """
     text = (resources.files(__package__) / "costs.json").read_text(encoding="utf-8")
     counted: dict[str, dict[str, Any]] = json.loads(text)
+    counted.pop("made_by", None)
     return counted
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from isda_repro.errors import UserError
 from isda_repro.experiments.plan import Plan
 from isda_repro.experiments.table import Table
-from isda_repro.files import atomic_write
+from isda_repro.files import write_output
 from isda_repro.tracking.wandb_record import EPOCH, SCHEMA, SCHEMA_KEY, TABLE_VALUE, TEST_ERROR, in_table
 
 if TYPE_CHECKING:
@@ -159,9 +159,7 @@ def written(folder: Path, made: Workspace | Report, name: str) -> Path:
     """Write a dashboard as the JSON that would be sent to W&B, and return the path."""
     model = made._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
     path = folder / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write((json.dumps(model, indent=1) + "\n").encode())
+    write_output(path, json.dumps(model, indent=1) + "\n")
     return path
 
 

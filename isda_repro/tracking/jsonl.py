@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from isda_repro.errors import UserError
 from isda_repro.files import named
 from isda_repro.tracking.tracker import Record
 
@@ -18,13 +20,34 @@ class JsonLines:
 
     Args:
         path: the file; created if it does not exist.
-        keep: number of bytes to keep, which hold the steps that a resumed run does not repeat; the rest is cut off.
-        before_write: called before each line; an exception from it prevents the line from being written.
+        keep: number of bytes to keep, which hold the steps that a resumed run does not repeat; the rest is moved to the
+            end of ``<name>.dropped``.
+        before_write: called before each line is written or the end is cut off; an exception from it prevents that.
     """
 
     def __init__(self, path: Path, keep: int = 0, before_write: Callable[[], None] = lambda: None) -> None:
         self._path, self._before_write = path, before_write
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a regular file: move it away")
         self._file = path.open("ab", buffering=0)  # unbuffered: closing must not retry a line that did not fit
+        if self.bytes_written > keep:
+            self._drop_after(keep)
+
+    def _drop_after(self, keep: int) -> None:
+        """Move the end of the file to ``<name>.dropped``: after a kill at any moment it is in one of them, or in both.
+
+        The run takes these steps again, and on other hardware with other numbers.
+        """
+        dropped = self._path.with_name(f"{self._path.name}.dropped")
+        try:
+            with self._path.open("rb") as lines, dropped.open("ab") as end:
+                lines.seek(keep)
+                shutil.copyfileobj(lines, end)
+                end.flush()
+                os.fsync(end.fileno())
+        except OSError as error:
+            raise named(error, dropped) from error
+        self._before_write()
         self._file.truncate(keep)
 
     @property

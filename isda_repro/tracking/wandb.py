@@ -133,7 +133,7 @@ class WandbTracker:
             "group": group_of(group),
             "tags": storable(tags),
             "job_type": job_type,
-            "config": storable(config_of(config)),
+            "config": config_of(config),
             "dir": str(metrics_path.parent),
             "resume": None if self._offline else "allow",
         }

@@ -77,17 +77,8 @@ def in_table(table: str, name: str) -> str:
 
 
 def config_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the W&B config: ``settings`` and the key that marks a run of this project.
-
-    Bytes of paths that are not UTF-8 are written as escapes, since W&B takes no others.
-    """
-    return {**{key: _in_utf8(value) for key, value in settings.items()}, SCHEMA_KEY: SCHEMA}
-
-
-def _in_utf8(node: Any) -> Any:
-    if isinstance(node, Mapping):
-        return {key: _in_utf8(value) for key, value in node.items()}
-    return node.encode(errors="backslashreplace").decode() if isinstance(node, str) else node
+    """Return the W&B config: ``settings`` and the key that marks a run of this project."""
+    return {**storable(settings), SCHEMA_KEY: SCHEMA}
 
 
 def ran_on(segment: Record) -> dict[str, Any]:

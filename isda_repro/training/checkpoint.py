@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import threading
 import time
@@ -23,9 +24,11 @@ from torch import Tensor
 from isda_repro.console import warn
 from isda_repro.errors import EXIT_USER_ERROR, StoppedError, UserError, is_out_of_memory
 from isda_repro.files import atomic_write, named
+from isda_repro.runs.run_directory import checkpoints_in
 from isda_repro.stopping import exit_code, handle_stop_signals
 from isda_repro.training.distributed import SINGLE_PROCESS, Processes
 
+UNFINISHED = re.compile(r"(checkpoint(-[0-9]{9,})?\.pt|result\.json|environment\.json)\.[0-9a-f]{8}\.tmp")
 KEPT = 2  # the second newest is a spare in case the disk damages the newest
 
 
@@ -33,12 +36,17 @@ class CheckpointError(UserError):
     """Raised when a checkpoint is missing, damaged, or not a file of this program."""
 
 
-def save(path: Path, state: Mapping[str, Any]) -> None:
+def _nothing() -> None:
+    pass
+
+
+def save(path: Path, state: Mapping[str, Any], before_replace: Callable[[], None] = _nothing) -> None:
     """Write ``state`` (tensors and plain containers) to ``path`` atomically.
 
-    After a crash ``path`` is either the old file or the complete new one.
+    After a crash ``path`` is either the old file or the complete new one. ``before_replace`` is called when the new one
+    is complete; an exception from it leaves the old one.
     """
-    with atomic_write(path) as file:
+    with atomic_write(path, before_replace) as file:
         torch.save(dict(state), file)
 
 
@@ -118,17 +126,19 @@ class Checkpoints:
 
     Args:
         folder: the run directory.
+        ensure_held: raises an error if this process has lost the lock of the directory; it is called right before a
+            file is replaced or deleted.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, ensure_held: Callable[[], None] = _nothing) -> None:
+        self._folder, self._ensure_held = folder, ensure_held
         self._writer: threading.Thread | None = None
         self._failure: Exception | None = None
         self.written_at = time.monotonic()
 
     def newest_first(self) -> list[Path]:
         """Return the paths of the checkpoints on disk, newest first."""
-        return sorted(self._folder.glob("checkpoint-*.pt"), key=lambda path: path.name, reverse=True)
+        return checkpoints_in(self._folder)
 
     def write(self, state: Mapping[str, Any]) -> None:
         """Copy ``state`` to the CPU and write the copy in a background thread.
@@ -161,19 +171,25 @@ class Checkpoints:
         """Delete all checkpoints and unfinished files; called when the run has finished."""
         self.wait()
         self.clear_unfinished()
-        for path in self.newest_first():
-            path.unlink(missing_ok=True)
+        self._delete(self.newest_first())
 
     def clear_unfinished(self) -> None:
-        """Delete the partial files (``*.tmp``) of a process that died while it was writing."""
-        for path in self._folder.glob("*.tmp"):
+        """Delete the partial files of a process that died while it was writing.
+
+        Their names are exactly those that ``atomic_write`` gives to files that only the owner of the lock writes: this
+        process, which is writing none now. So they are left over, and nobody else's.
+        """
+        self._delete([path for path in self._folder.glob("*.tmp") if UNFINISHED.fullmatch(path.name)])
+
+    def _delete(self, paths: Sequence[Path]) -> None:
+        for path in paths:
+            self._ensure_held()
             path.unlink(missing_ok=True)
 
     def _write(self, path: Path, state: Mapping[str, Any]) -> None:
         try:
-            save(path, state)
-            for old in self.newest_first()[KEPT:]:
-                old.unlink(missing_ok=True)
+            save(path, state, self._ensure_held)
+            self._delete(self.newest_first()[KEPT:])
         except Exception as error:  # `wait` reports it in the main thread
             self._failure = error
 

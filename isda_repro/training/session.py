@@ -23,7 +23,7 @@ from isda_repro.errors import EXIT_USER_ERROR, StoppedError, UserError, is_out_o
 from isda_repro.files import rename_aside
 from isda_repro.revision import why_unknown
 from isda_repro.runs.exit_status import ExitStatus, clear_exit_status, write_exit_status
-from isda_repro.runs.lock import FolderLock, LockedError
+from isda_repro.runs.lock import FolderLock, LockedError, is_left_over
 from isda_repro.runs.records import AnyRecord, RecordError, SegmentRecord, as_json, read_lines, write_result
 from isda_repro.runs.run_directory import RunDirectory, provenance, write_environment
 from isda_repro.tracking import JsonLines, Tracker
@@ -120,9 +120,10 @@ def earlier_result(cfg: DictConfig, kind: RunKind[Outcome], processes: Processes
         recorded = recorded_data(directory, _own_result(kind, directory))
         if (source := data_to_compare(cfg)) is not None:
             check_finished_data(recorded, source, directory.path)
-        if Checkpoints(directory.path).newest_first():  # its process died between writing the result and cleaning up
-            with FolderLock(directory.path):
-                _finish_last_acts(cfg, kind, directory)
+        if Checkpoints(directory.path).newest_first() or is_left_over(directory.path):
+            # its process died between writing the result and cleaning up
+            with FolderLock(directory.path) as lock:
+                _finish_last_acts(cfg, kind, directory, lock)
         return _already_done(kind, directory)
 
     return processes.broadcast_from_main(look)
@@ -162,7 +163,7 @@ class Session(Generic[Outcome]):
         self._cfg, self._kind, self._trainer, self._source = cfg, kind, trainer, source
         self._processes = trainer.processes
         self._directory = RunDirectory(Path(cfg.runs_dir), cfg.run_id)
-        self._checkpoints = Checkpoints(self._directory.path)
+        self._checkpoints = Checkpoints(self._directory.path, self._ensure_held)
         self._while_training = ExitStack()
         self._trackers: list[Tracker] = []
         self.result: Outcome | None = None
@@ -188,12 +189,15 @@ class Session(Generic[Outcome]):
         with self._locked:
             self._while_training.close()
 
+    def _ensure_held(self) -> None:
+        self._lock.ensure_held()
+
     def _result_of_another_launch(self) -> Outcome | None:
         if not self._directory.finished:
             return None
         recorded = recorded_data(self._directory, _own_result(self._kind, self._directory))
         check_finished_data(recorded, self._source, self._directory.path)
-        _finish_last_acts(self._cfg, self._kind, self._directory)
+        _finish_last_acts(self._cfg, self._kind, self._directory, self._lock)
         return _already_done(self._kind, self._directory)
 
     def resume(self, collect: Callable[[], None] = lambda: None) -> None:
@@ -289,7 +293,9 @@ class Session(Generic[Outcome]):
             self._lock.ensure_held()
             result = make_result([line for line in lines if isinstance(line, SegmentRecord)], self._origin)
             self._lock.ensure_held()
-            save(self._directory.checkpoint, {**final_state, DATA_KEY: describe_data(self._source)})
+            final = {**final_state, DATA_KEY: describe_data(self._source)}
+            save(self._directory.checkpoint, final, self._ensure_held)
+            self._lock.ensure_held()
             write_result(self._directory.result, cast(Any, result))
             self._log(self._kind.result_json(result))
             self._while_training.close()
@@ -320,12 +326,12 @@ def _move_finished_run_aside(directory: RunDirectory) -> None:
     say(f"force=true: the finished run is now {aside}")
 
 
-def _finish_last_acts(cfg: DictConfig, kind: RunKind[Outcome], directory: RunDirectory) -> None:
+def _finish_last_acts(cfg: DictConfig, kind: RunKind[Outcome], directory: RunDirectory, lock: FolderLock) -> None:
     """Send the result to W&B and delete the checkpoints, for a process that died right after writing the result.
 
     Does nothing if there are no checkpoints left.
     """
-    checkpoints = Checkpoints(directory.path)
+    checkpoints = Checkpoints(directory.path, lock.ensure_held)
     if not checkpoints.newest_first():
         return
     result = kind.result_json(_own_result(kind, directory))

@@ -36,7 +36,7 @@ from file_damage import append, both, flip, halve, metrics, newest
 from isda_repro.config import compose
 from isda_repro.config.options import parse_options
 from isda_repro.errors import EXIT_STOPPED, UserError, one_sentence_errors
-from isda_repro.measurements import conclude, machine
+from isda_repro.measurements import conclude, machine, output_path
 from isda_repro.runs.lock import HEARTBEAT_SECONDS, LockedError
 from isda_repro.runs.run_directory import provenance
 from isda_repro.training.run import run
@@ -356,6 +356,7 @@ def all_of(faults: Faults, options: Options) -> list[Callable[[], Outcome]]:
 def main() -> None:
     """Try all faults, print the table, and exit with 1 if a run did not survive."""
     options = parse_options(Options, sys.argv[1:])
+    output = output_path(options.output)
     if os.geteuid() != 0:
         raise UserError("full and read-only disks are mounted for this: run it as root, in a container for example")
     origin, outcomes = provenance(), []
@@ -378,7 +379,7 @@ def main() -> None:
         f"Revision {origin['git_revision']}{'' if origin['git_clean'] else ', changed since'}.",
     ]
     missed = (one.fault for one in outcomes if one.survived is False)
-    conclude(lines, missed, None if options.output is None else Path(options.output))
+    conclude(lines, missed, output)
 
 
 if __name__ == "__main__":

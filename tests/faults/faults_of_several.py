@@ -28,7 +28,7 @@ from torchrun_target import FAULTY, TorchrunTarget
 
 from isda_repro.config.options import parse_options
 from isda_repro.errors import one_sentence_errors
-from isda_repro.measurements import conclude, machine
+from isda_repro.measurements import conclude, machine, output_path
 from isda_repro.runs.records import SegmentRecord, read_metrics
 from isda_repro.runs.run_directory import provenance
 
@@ -245,6 +245,7 @@ def all_of(faults: Faults, options: Options) -> list[Callable[[], Outcome]]:
 def main() -> None:
     """Try all faults, print the table, and exit with 1 if a run did not survive."""
     options = parse_options(Options, sys.argv[1:])
+    output = output_path(options.output)
     os.environ["OMP_NUM_THREADS"] = "1"
     origin, outcomes = provenance(), []
     with tempfile.TemporaryDirectory() as name:
@@ -268,7 +269,7 @@ def main() -> None:
         f"Revision {origin['git_revision']}{'' if origin['git_clean'] else ', changed since'}.",
     ]
     missed = (one.fault for one in outcomes if not one.survived)
-    conclude(lines, missed, None if options.output is None else Path(options.output))
+    conclude(lines, missed, output)
 
 
 def _row(one: Outcome) -> str:

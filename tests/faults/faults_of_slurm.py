@@ -27,7 +27,7 @@ from slurm_cluster import LONG, ONE, SETTINGS, TABLE, Sweep, checkpoints, cluste
 from isda_repro.config import compose
 from isda_repro.config.options import parse_options
 from isda_repro.errors import one_sentence_errors
-from isda_repro.measurements import conclude, machine
+from isda_repro.measurements import conclude, machine, output_path
 from isda_repro.runs.run_directory import provenance
 from isda_repro.sweeps.slurm_queue import call_slurm, job_of
 
@@ -182,7 +182,9 @@ class Faults:
         until("training", checkpoints(folder))
         job = str(job_of(folder))
         (node,) = call_slurm("squeue", "--noheader", "--format=%N", f"--jobs={job}")
-        os.kill(int((Path(os.environ["SLURM_DIR"]) / "pid" / f"slurmd.{node}.pid").read_text()), signal.SIGKILL)
+        os.kill(
+            int((Path(os.environ["SLURM_DIR"]) / "pid" / f"slurmd.{node}.pid").read_text().split()[0]), signal.SIGKILL
+        )
         if with_its_jobs:
             for pid in processes_of(job, and_watcher=True):
                 with suppress(ProcessLookupError):
@@ -240,6 +242,7 @@ def all_of(faults: Faults, options: Options) -> list[Callable[[], Outcome]]:
 def main() -> None:
     """Try all faults, print the table, and exit with 1 if a run did not survive."""
     options = parse_options(Options, sys.argv[1:])
+    output = output_path(options.output)
     os.environ["OMP_NUM_THREADS"] = "1"
     origin, outcomes = provenance(), []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name, cluster():  # an error of ours comes first
@@ -261,7 +264,7 @@ def main() -> None:
         f"Revision {origin['git_revision']}{'' if origin['git_clean'] else ', changed since'}.",
     ]
     missed = (one.fault for one in outcomes if not one.survived)
-    conclude(lines, missed, None if options.output is None else Path(options.output))
+    conclude(lines, missed, output)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def test_all_models_are_counted_and_written_to_a_file(models, tmp_path, monkeypa
     monkeypatch.setattr(models, "COUNTED_TOO", [("resnet8", "model.depth=14")])
     models.write_data(tmp_path / "costs.json", ["resnet8"])
     written = json.loads((tmp_path / "costs.json").read_text())
-    assert list(written) == ["resnet8", "resnet8 model.depth=14"]
+    assert list(written) == ["made_by", "resnet8", "resnet8 model.depth=14"]
     assert written["resnet8"] == networks()["resnet8"]
     lines = (CONF_DIR.parent / "isda_repro" / "tables" / "costs.json").read_text().splitlines()
     assert (tmp_path / "costs.json").read_text().splitlines()[1] in lines

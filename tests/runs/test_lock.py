@@ -8,9 +8,11 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from isda_repro.errors import UserError
 from isda_repro.runs import lock as lock_module
 from isda_repro.runs import lock as owner_module
 from isda_repro.runs.lock import LOOK_SECONDS, STALE_SECONDS, FolderLock, LockedError
@@ -209,7 +211,7 @@ def test_process_that_has_lost_the_folder_learns_it_and_leaves_the_other_alone(t
         with pytest.raises(LockedError, match="pid 7 on elsewhere"):
             lock.ensure_held()
         os.utime(owner, (1000, 1000))
-        monkeypatch.setattr(json, "loads", lambda text: looks.append(threading.current_thread()) or loads(text))
+        monkeypatch.setattr(json, "loads", lambda text, **_: looks.append(threading.current_thread()) or loads(text))
         wait_until(lambda: sum(thread is not threading.main_thread() for thread in looks) >= 3)
         assert owner.stat().st_mtime == 1000
     assert loads(owner.read_text())["host"] == "elsewhere"
@@ -303,3 +305,62 @@ def test_locked_folder_can_be_renamed_and_another_made_in_its_place(tmp_path):
         with FolderLock(old):
             assert (old / "owner.json").exists()
     assert list(new.iterdir()) == list(old.iterdir()) == []
+
+
+@pytest.mark.parametrize("pid", [0, -1, 10**30, True, "7", None, [], NO_PROCESS])
+@pytest.mark.parametrize("token", ["../../escaped", 7, "\n", "x" * 300])
+def test_owner_that_can_be_no_process_is_succeeded_at_once(tmp_path, clock, pid, token):
+    folder = tmp_path / "runs" / "run"
+    folder.mkdir(parents=True)
+    watching = clock()
+    owned_by(folder, seconds_ago=0, token=token, **{**owner_module.here(), "pid": pid})
+    with FolderLock(folder):
+        assert held_by_this_process(folder)
+    assert watching.sleeps == 0
+    assert list(tmp_path.rglob("*")) == [folder.parent, folder]
+
+
+def test_owner_whose_pid_was_given_again_is_succeeded_at_once(tmp_path, clock):
+    """The pid is of a living process, which started at another time."""
+    owned_by(tmp_path, seconds_ago=0, **{**owner_module.here(), "pid": os.getppid(), "start": 1})
+    assert not owner_module.lives(tmp_path)
+    watching = clock()
+    with FolderLock(tmp_path):
+        assert held_by_this_process(tmp_path)
+    assert watching.sleeps == 0
+
+
+def test_start_time_is_a_process_s_own(tmp_path):
+    assert owner_module.process_start(os.getpid()) > 0
+    assert owner_module.process_start(NO_PROCESS) is None
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        start = owner_module.process_start(process.pid)
+        assert start > owner_module.process_start(os.getpid())
+        process.kill()
+        wait_until(lambda: owner_module.process_start(process.pid) is None)
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"name": "Bob"}', b"[1]", b"my notes", b'{"host": "h", "pid": 1, "notes": "mine"}\n']
+)
+def test_owner_file_of_somebody_else_is_kept_beside(tmp_path, clock, content):
+    clock()
+    (tmp_path / "owner.json").write_bytes(content)
+    os.utime(tmp_path / "owner.json", (0, 0))
+    with FolderLock(tmp_path):
+        assert held_by_this_process(tmp_path)
+    (kept,) = tmp_path.iterdir()
+    assert kept.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["lock", "owner.json"])
+@pytest.mark.parametrize(
+    "make", [Path.mkdir, os.mkfifo, lambda path: path.write_bytes(bytes(10**5))], ids=["folder", "pipe", "long"]
+)
+def test_what_is_no_lock_of_ours_is_named_and_left(tmp_path, name, make):
+    make(tmp_path / name)
+    before = (tmp_path / name).lstat()
+    with pytest.raises((UserError, OSError), match=name):
+        FolderLock(tmp_path).__enter__()
+    assert (tmp_path / name).lstat() == before
+    assert not owner_module.lives(tmp_path)

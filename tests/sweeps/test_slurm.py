@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import pytest
 from sweeps import all_runs, compose, numbers_of, one_needs_the_other, until
@@ -24,6 +25,7 @@ from isda_repro.sweeps.slurm_queue import SUBMITTED, Waiting, job_of, log_of, no
 from isda_repro.sweeps.status import cancel, status
 from isda_repro.sweeps.sweep import SweepOptions
 
+SCRIPT = "$PWD/runs/.slurm/.submission_file_1.sh"  # squeue shows the command of each job
 SBATCH = 'n=$(($(cat count 2>/dev/null || echo 76) + 1)); echo $n > count; cp "$1" job$n; echo Submitted batch job $n'
 
 
@@ -129,7 +131,8 @@ def test_jobs_are_one_array_and_are_submitted_once(demo, program, tmp_path, capf
     queue = [(0, "RUNNING", "None"), (1, "PENDING", "Priority"), (2, "PENDING", "Dependency")]
     jobs_of_arrays_apart = '[ "$1 $3" = "--me --array" ] || exit 1\n'
     program(
-        "squeue", jobs_of_arrays_apart + "\n".join(f'echo "77_{task}|{state}|1:00|{why}"' for task, state, why in queue)
+        "squeue",
+        jobs_of_arrays_apart + "\n".join(f'echo "77_{task}|{state}|1:00|{why}|{SCRIPT}"' for task, state, why in queue),
     )
     program("sacct", 'echo "77_3|OUT_OF_MEMORY"; echo "77_[4,6-9%2]|CANCELLED by 0"')
     dry = SweepOptions("demo", cluster="slurm", dry_run=True)
@@ -152,14 +155,10 @@ def test_jobs_are_one_array_and_are_submitted_once(demo, program, tmp_path, capf
     assert "Detected 1 oom_kill event" in words()[1]
 
     program("scancel", f'echo "$@" > {tmp_path}/cancelled')
-    process = subprocess.Popen(["sleep", "600"])  # the job 77_0, which SLURM will signal
-    (runs_dir / runs[1].run_id / "owner.json").write_text(json.dumps({**here(), "pid": process.pid}))
     capfd.readouterr()
     assert cancel(asked, compose) == 0
     assert (tmp_path / "cancelled").read_text().split() == ["77_0", "77_1", "77_2"]
     assert re.findall(r"\d+", capfd.readouterr().out) == ["3", "0"]
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
 
 
 def test_runs_that_others_need_are_an_array_before_them(program, tmp_path):
@@ -180,12 +179,36 @@ def test_part_of_a_table_is_submitted_looked_at_and_cancelled(demo, program, tmp
     jobs = {run.run_id: job_of(tmp_path / "runs" / run.run_id) for run in (*ce, *isda)}
     assert {name: job for name, job in jobs.items() if job} == {isda[1].run_id: "77"}
     submitted(tmp_path / "runs" / ce[0].run_id, "5")
-    program("squeue", 'echo "77|PENDING|1:00|Priority"; echo "5|RUNNING|1:00|None"')
+    program("squeue", 'echo "77|PENDING|1:00|Priority|' + SCRIPT + '"; echo "5|RUNNING|1:00|None|' + SCRIPT + '"')
     title, *cells = status(asked, compose)
     assert (numbers_of(title, "table=demo"), len(cells)) == ([0, 1], 1)
     program("scancel", f'echo "$@" > {tmp_path}/cancelled')
     assert cancel(asked, compose) == 0
     assert (tmp_path / "cancelled").read_text().split() == ["77"]
+
+
+@pytest.mark.parametrize(
+    ("job", "command"),
+    [
+        ("5", "/home/me/other.sh"),  # another job of this user: the folder was copied, or ids began again
+        ("5", "{cwd}/other/.slurm/.submission_file_1.sh"),
+        ("5", "{cwd}/runs/.slurm"),
+        ("--state=all", SCRIPT),
+        ("5 6", SCRIPT),
+        ("5_[0-9]", SCRIPT),
+        ([5], SCRIPT),
+    ],
+)
+def test_job_that_is_not_certainly_of_these_runs_is_not_cancelled(demo, program, tmp_path, capfd, job, command):
+    folder = tmp_path / "runs" / all_runs(demo)[0].run_id
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(json.dumps({"cluster": "slurm", "job_id": job}))
+    program("squeue", f'echo "{job}|RUNNING|1:00|None|{command.format(cwd=tmp_path)}"')
+    program("scancel", f"touch {tmp_path}/cancelled")
+    assert cancel(SweepOptions("demo"), compose) == 0
+    assert not (tmp_path / "cancelled").exists()
+    assert re.findall(r"\d+", capfd.readouterr().out) == ["0", "0"]
+    assert "job" not in "".join(status(SweepOptions("demo"), compose))
 
 
 @pytest.mark.parametrize(
@@ -215,15 +238,17 @@ def test_cluster_that_does_not_answer_is_named(demo, program, tmp_path, monkeypa
 
 
 def test_queue_without_accounting_still_knows_what_waits(program):
-    program("squeue", 'echo "4|COMPLETING|0:10|None"; echo "9|RUNNING|1:00|None"; echo "7|PENDING|1:00|a|b"')
+    jobs = ("4|COMPLETING|0:10|None", "9|RUNNING|1:00|None", "7|PENDING|1:00|a b")
+    program("squeue", "\n".join(f'echo "{job}|{SCRIPT}"' for job in jobs))
     program("sacct", "exit 1")
-    queue = query_queue(["4", "5", "7"])
-    assert queue.waiting == {"4": Waiting("COMPLETING", "0:10", "None"), "7": Waiting("PENDING", "1:00", "a|b")}
+    queue = query_queue(Path("runs"), ["4", "5", "7"])
+    assert queue.waiting == {"4": Waiting("COMPLETING", "0:10", "None"), "7": Waiting("PENDING", "1:00", "a b")}
+    assert query_queue(Path("other"), ["4", "5", "7"]).waiting == {}, "its jobs are others"
     states = ("RUNNING", "COMPLETING", "PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
     assert [Waiting(state, "", "").runs for state in states] == [True, True, False, False, False, False]
     assert queue.ended == {}
     program("squeue", "exit 1")
-    assert query_queue([]).waiting == {}, "nothing is asked where there is no job"
+    assert query_queue(Path("runs"), []).waiting == {}, "nothing is asked where there is no job"
 
 
 # ------------------------------------------------------------------------------------------------------ what a job does

@@ -3,16 +3,19 @@
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
+import sys
 import time
 
 import pytest
-from sweeps import all_runs, compose, folder_of, heeding_training, numbers_of, until
+from sweeps import all_runs, compose, folder_of, numbers_of, until
 from synthetic import SEGMENT
 
 from isda_repro.experiments.plan import Run
 from isda_repro.runs.exit_status import ExitStatus, exit_status_of, read_exit_status, write_exit_status
-from isda_repro.runs.lock import here, lives, pid_here
+from isda_repro.runs.lock import FolderLock, here, lives, pid_here, process_start
 from isda_repro.runs.records import EpochRecord, GeneratorEpoch, as_json
 from isda_repro.sweeps.run_progress import describe_progress
 from isda_repro.sweeps.status import cancel, status
@@ -80,20 +83,29 @@ FAILED, STOPPED = ExitStatus(2, "out of memory with 128 images"), ExitStatus(75,
         ({"host": "elsewhere"}, 0, None, "running"),
         ({"host": "elsewhere", "boot": "another"}, 40, None, "running"),
         ({"host": "elsewhere"}, 90, None, "interrupted"),  # its heartbeat has stopped
+        ({"host": "elsewhere"}, -1e6, None, "interrupted"),  # nobody's heartbeat is of next week
+        ({"start": 1}, 0, None, "interrupted"),  # its pid has been given again
+        ({}, 90, None, "interrupted"),  # as in a copied folder
+        ({"pid": 0}, 0, None, "interrupted"),
+        ({"pid": -1}, 0, None, "interrupted"),
+        ({"pid": 10**30}, 0, None, "interrupted"),
+        ({"pid": True}, 0, None, "interrupted"),
     ],
 )
 def test_state_of_a_run_follows_from_its_owner_and_its_ending(demo, options, owner, age, ending, state):
     folder = folder_of(options, all_runs(demo)[1])
     write_epochs(folder, epoch(1, 50.0))
     if owner is not None:
-        (folder / "owner.json").write_text(json.dumps({**here(), "pid": os.getpid(), **owner}))
+        (folder / "owner.json").write_text(
+            json.dumps({**here(), "pid": os.getpid(), "start": process_start(os.getpid()), **owner})
+        )
         os.utime(folder / "owner.json", (time.time() - age,) * 2)
     if ending is not None:
         write_exit_status(folder, ending)
     (folder / "log.txt").touch()
     assert states(options) == {("ResNet-20 on digits, CE", 1): state}
     assert lives(folder) == (state == "running")
-    assert pid_here(folder) == (os.getpid() if owner == {} else None)
+    assert pid_here(folder) is None, "nobody holds the lock"
     said = "\n".join(status(options, compose))
     assert (FAILED.said in said and str(folder / "log.txt") in said) == (state == "failed")
 
@@ -160,18 +172,98 @@ def test_progress_of_a_generator_is_its_own_epochs(tmp_path):
 # ---------------------------------------------------------------------------------------------------------- cancelling
 
 
-def test_cancel_asks_the_runs_of_this_host_to_save(demo, options, capfd):
+HOLDS = """
+import sys, time
+from pathlib import Path
+
+from isda_repro.errors import StoppedError, one_sentence_errors
+from isda_repro.runs.lock import FolderLock
+from isda_repro.stopping import exit_code, handle_stop_signals
+
+asked = []
+with one_sentence_errors(), FolderLock(Path(sys.argv[1])), handle_stop_signals(asked.append):
+    print("ready", flush=True)
+    while not asked:
+        time.sleep(0.02)
+    raise StoppedError("saved", exit_code(asked[0]))
+"""
+
+
+@pytest.fixture
+def locked(demo, options):
+    """Return the folder of a run and the process that works on it and obeys a signal."""
     folder = folder_of(options, all_runs(demo)[1])
     folder.mkdir(parents=True)
-    process = subprocess.Popen([*heeding_training(), str(folder / "config.yaml")])
-    until((folder / "pid").exists)
-    owner = {**here(), "pid": process.pid}
-    (folder / "owner.json").write_text(json.dumps({**owner, "boot": "before a restart"}))
-    assert cancel(options, compose) == 0
-    assert re.findall(r"\d+", capfd.readouterr().out) == ["0", "0"]
-    assert not (folder / "seen").exists()
-    (folder / "owner.json").write_text(json.dumps(owner))
+    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    yield folder, process
+    process.kill()
+    process.wait()
+
+
+def test_cancel_asks_the_runs_of_this_host_to_save(locked, options, capfd):
+    folder, process = locked
+    assert lives(folder)
+    assert pid_here(folder) == process.pid
+    os.utime(folder / "owner.json", (0, 0))
+    assert lives(folder), "it was suspended, and holds the lock"
     assert cancel(options, compose) == 0
     assert process.wait(timeout=60) == 75
-    assert (folder / "seen").read_text().split() == ["SIGTERM"]
     assert re.findall(r"\d+", capfd.readouterr().out) == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"boot": "before a restart"}, {"start": 1}, {"start": None}, {"host": "elsewhere"}]
+    + [{"pid": pid} for pid in (0, -1, 10**30, "1", True, None)],
+    ids=str,
+)
+def test_process_that_is_not_certainly_the_owner_gets_no_signal(locked, options, capfd, changes, monkeypatch):
+    """The file lock is held, by a process that ``owner.json`` does not name."""
+    folder, process = locked
+    owner = json.loads((folder / "owner.json").read_text())
+    (folder / "owner.json").write_text(json.dumps({**owner, **changes}))
+    sent, kill = [], os.kill
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "kill", lambda pid, number: sent.append(pid) if number else kill(pid, number))
+        assert cancel(options, compose) == 0
+    out = capfd.readouterr().out
+    assert sent == []
+    assert re.findall(r"\d+", out.splitlines()[0]) == ["0", "0"]
+    assert (str(folder) in out) == lives(folder), "it is named if it seems to live"
+    assert process.poll() is None
+
+
+def test_process_whose_folder_was_copied_gets_no_signal(locked, options, capfd, monkeypatch):
+    """The copy names the process with all that is certain about it, but nobody holds its lock."""
+    folder, process = locked
+    process.send_signal(signal.SIGSTOP)  # its own folder is renamed: it must not notice before the end
+    folder.rename(folder.with_name("elsewhere"))
+    shutil.copytree(folder.with_name("elsewhere"), folder)
+    sent, kill = [], os.kill
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "kill", lambda pid, number: sent.append(pid) if number else kill(pid, number))
+        assert cancel(options, compose) == 0
+    assert sent == []
+    assert str(folder) in capfd.readouterr().out
+
+
+def test_process_of_another_user_is_named(locked, options, capfd, monkeypatch):
+    def refused(_pid, number):
+        if number:
+            raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "kill", refused)
+        assert cancel(options, compose) == 0
+    assert str(locked[0]) in capfd.readouterr().out
+
+
+def test_process_that_has_ended_unnoticed_works_on_nothing(locked):
+    """It is a zombie: its pid exists until its parent asks how it ended."""
+    folder, process = locked
+    process.kill()
+    until(lambda: process_start(process.pid) is None)
+    assert not lives(folder)
+    with FolderLock(folder):
+        assert json.loads((folder / "owner.json").read_text())["pid"] == os.getpid()

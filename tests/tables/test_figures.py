@@ -29,7 +29,7 @@ def draw(monkeypatch, tmp_path):
         made = []
         with monkeypatch.context() as patch:
             patch.setattr(Figure, "savefig", lambda self, *_, **__: made.append(self))
-            draw_curves(filled, tmp_path / "figure.svg")
+            draw_curves(filled, tmp_path / f"{len(list(tmp_path.iterdir()))}.svg")
         return [axes for axes in made[0].axes if axes.get_visible()]
 
     return axes_of

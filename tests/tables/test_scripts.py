@@ -37,7 +37,7 @@ def test_tables_shows_writes_and_draws_what_has_finished(demo, finish, curves, t
 
     script("tables", "table=demo", *folders, "format=all", f"output={tmp_path}/tables", "figure=null")
     assert {path.name for path in (tmp_path / "tables").iterdir()} == {f"demo.{suffix}" for suffix in FORMATS}
-    assert (tmp_path / "tables" / "demo.md").read_text() == shown
+    assert (tmp_path / "tables" / "demo.md").read_text().startswith(shown)
     capsys.readouterr()
     script("tables", "table=demo", *folders, "set=[tracking=none]", "figure=null")
     assert capsys.readouterr().out.split("Not run")[0] == shown.split("Not run")[0], "no other runs, nothing reduced"

@@ -5,10 +5,12 @@ import io
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 from wandb_runs import SEGMENT, epoch, result
 
+from isda_repro.errors import UserError
 from isda_repro.tracking import JsonLines, Progress
 from isda_repro.tracking.progress_bar import duration
 
@@ -42,8 +44,38 @@ def test_a_resumed_run_keeps_the_lines_that_it_does_not_write_again(tmp_path):
     tracker.log(SEGMENT)
     tracker.close()
     assert path.read_text() == "one\n" + json.dumps(SEGMENT) + "\n"
+    assert path.with_name("metrics.jsonl.dropped").read_text() == "two\n"
     JsonLines(path).close()
     assert path.read_text() == ""
+    dropped = path.with_name("metrics.jsonl.dropped").read_text()
+    assert dropped == "two\none\n" + json.dumps(SEGMENT) + "\n", "nothing is ever lost"
+
+
+def test_nothing_is_cut_off_before_it_is_kept(tmp_path, monkeypatch):
+    """The process is killed when it flushes what it cuts off, or the disk is full, or it has lost the run."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("one\ntwo\n")
+
+    def fail(*_arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def refuse():
+        raise RuntimeError("another process has this run")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="dropped"):
+            JsonLines(path, keep=4)
+    with pytest.raises(RuntimeError):
+        JsonLines(path, keep=4, before_write=refuse)
+    assert path.read_text() == "one\ntwo\n"
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_file_that_cannot_be_appended_to_is_named(tmp_path, make):
+    make(tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match="metrics"):
+        JsonLines(tmp_path / "metrics.jsonl")
 
 
 def test_what_is_called_before_a_line_can_keep_it_from_being_written(tmp_path):

@@ -1,12 +1,18 @@
 """Checkpoints: host copies, memory layouts, finite weights, full disks, and intervals between them."""
 
+import json
+import shutil
+
 import pytest
 import torch
-from interrupted_runs import assert_same, settings, steps_of_segments, stopped_after
+from interrupted_runs import FILES, assert_same, before_call, settings, steps_of_segments, stopped_after
 
 from isda_repro.config import build
 from isda_repro.config.checks import ConfigError
+from isda_repro.runs.lock import FolderLock, LockedError, here
+from isda_repro.sweeps.sweep import is_over
 from isda_repro.training import checkpoint
+from isda_repro.training.checkpoint import Checkpoints, save
 from isda_repro.training.compute import resolve_compute
 from isda_repro.training.distributed import SINGLE_PROCESS
 from isda_repro.training.run import build_trainer, run
@@ -99,3 +105,70 @@ def test_tensors_of_an_accelerator_are_copied_together_with_their_strides():
 def test_impossible_intervals_are_refused(override):
     with pytest.raises(ConfigError, match=override.partition("=")[0]):
         settings("runs", override)
+
+
+THEIRS = (
+    *(
+        "notes.tmp",
+        "checkpoint-best.pt",
+        "checkpoint-000000001.pt.bak",
+        "checkpoint-1.pt",
+        "checkpoint.pt.12345678.tmp~",
+    ),
+    *(
+        "result.json.tmp",
+        "checkpoint-000000001.pt.1234567.tmp",
+        "config.yaml.12345678.tmp",
+        "x-checkpoint-000000001.pt",
+    ),
+)
+
+
+def test_only_what_is_ours_is_deleted(tmp_path):
+    for name in (
+        *THEIRS,
+        "checkpoint-000000001.pt.0a1b2c3d.tmp",
+        "checkpoint.pt.0a1b2c3d.tmp",
+        "checkpoint-000000007.pt",
+    ):
+        (tmp_path / name).write_text(name)
+    checkpoints = Checkpoints(tmp_path)
+    assert [path.name for path in checkpoints.newest_first()] == ["checkpoint-000000007.pt"]
+    checkpoints.clear_unfinished()
+    assert {path.name for path in tmp_path.iterdir()} == {*THEIRS, "checkpoint-000000007.pt"}
+    checkpoints.clear()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: name for name in THEIRS}
+    (tmp_path / "result.json").touch()
+    assert is_over(tmp_path), "a sweep has nothing left to do"
+
+
+@pytest.mark.parametrize("moment", ["before", "while it writes"])
+def test_process_that_has_lost_its_lock_changes_nothing(tmp_path, monkeypatch, moment, capsys):
+    names = {f"checkpoint-{step:09}.pt" for step in (1, 2, 3)}
+    for name in names:
+        (tmp_path / name).write_text("theirs")
+    with FolderLock(tmp_path) as lock:
+        checkpoints = Checkpoints(tmp_path, lock.ensure_held)
+        owner = tmp_path / "owner.json"
+        about = {**json.loads(owner.read_text()), "token": "another"}
+        if moment == "before":
+            owner.write_text(json.dumps(about))
+        else:
+            before_call(monkeypatch, torch, "save", 1, lambda: owner.write_text(json.dumps(about)))
+        checkpoints.write({"step": 3, "network": {}, "epoch": 0})
+        assert not checkpoints.wait()
+        for act in (checkpoints.clear, lambda: save(tmp_path / "checkpoint.pt", {}, lock.ensure_held)):
+            with pytest.raises(LockedError):
+                act()
+        assert {path.name: path.read_text() for path in tmp_path.glob("checkpoint*")} == dict.fromkeys(names, "theirs")
+    assert json.loads(owner.read_text()) == about
+
+
+def test_lock_of_a_finished_run_whose_process_died_is_removed(tmp_path, undisturbed):
+    cfg = settings(tmp_path)
+    folder = tmp_path / cfg.run_id
+    shutil.copytree(undisturbed, folder)
+    (folder / "lock").touch()
+    (folder / "owner.json").write_text(json.dumps({**here(), "pid": 2**22 + 1, "token": "x"}))
+    run(cfg)
+    assert {path.name for path in folder.iterdir()} == FILES

@@ -36,14 +36,48 @@ from isda_repro.training.trainer import Trainer
 def test_run_killed_at_any_step_equals_uninterrupted_run(tmp_path, monkeypatch, undisturbed, step, every):
     cfg = settings(tmp_path, f"checkpoint.steps={every or 'null'}")
     killed(cfg, monkeypatch, Saver, "step_taken", step)
-    result = run(cfg)
     folder = tmp_path / cfg.run_id
+    written = lines_written(folder)
+    result = run(cfg)
     assert_same(folder, undisturbed)
+    assert written <= lines_written(folder), "lines of steps that were taken again are kept"
     saved = step - 1 if every else (step - 1) // STEPS_PER_EPOCH * STEPS_PER_EPOCH
     assert steps_of_segments(result) == ([0, saved] if saved else [0])
     epochs = [record.epoch for record in read_metrics(folder / "metrics.jsonl") if isinstance(record, EpochRecord)]
     assert epochs == [1, 2, 3]
-    assert {path.name for path in folder.iterdir()} == FILES
+    assert {path.name for path in folder.iterdir()} - {"metrics.jsonl.dropped"} == FILES
+
+
+def lines_written(folder):
+    return {line for path in folder.glob("metrics.jsonl*") for line in path.read_text().splitlines()}
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["before its first line", "at its first step"])
+def test_run_that_begins_anew_and_fails_loses_nothing(tmp_path, monkeypatch, undisturbed, early):
+    """The user has deleted ``result.json``, to run again."""
+    cfg = settings(tmp_path)
+    folder = tmp_path / cfg.run_id
+    shutil.copytree(undisturbed, folder)
+    (folder / "result.json").unlink()
+    written = lines_written(folder)
+    assert len(written) == 4
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            fails_early(cfg, patch) if early else killed(cfg, patch, Saver, "step_taken", 1)
+        assert written <= lines_written(folder)
+        assert (folder / "checkpoint.pt").exists()
+    run(cfg)
+    assert written <= lines_written(folder)
+    assert_same(folder, undisturbed)
+
+
+def fails_early(cfg, patch):
+    def fail(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    patch.setattr("isda_repro.training.session.write_environment", fail)
+    with pytest.raises(OSError, match="No space"):
+        run(cfg)
 
 
 def test_run_killed_again_and_again_gets_to_its_end(tmp_path, monkeypatch, undisturbed):
@@ -110,7 +144,8 @@ def test_process_killed_at_any_file_operation_is_gone_on_from(tmp_path, monkeypa
         assert_same(there, folder)
         only_the_lock_was_left = is_finished and not any(name.startswith("checkpoint-") for name in files)
         left = {"lock", "owner.json"} if only_the_lock_was_left else set()
-        assert {path.name for path in there.iterdir()} - left == FILES
+        unfinished = {path.name for path in there.glob("config.yaml.*.tmp")}  # a sweep may be writing it
+        assert {path.name for path in there.iterdir()} - left - unfinished - {"metrics.jsonl.dropped"} == FILES
         shutil.rmtree(there)
     assert {*range(2 * epochs + 1), "finished"} == set(starts)
 

@@ -1,0 +1,71 @@
+"""Files that ``output=`` and ``figure=`` name: somebody else's is refused before the work, and ours is replaced."""
+
+import sys
+
+import pytest
+
+from isda_repro.errors import UserError
+from isda_repro.measurements import conclude, output_argument, output_path
+
+THEIRS = b"my paper\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "name"),
+    [
+        ("tables", ["table=demo", "format=tex", "figure=null", "output=paper.tex"], "paper.tex"),
+        ("tables", ["table=demo", "format=all", "figure=null", "output=folder"], "folder/demo.csv"),
+        ("tables", ["table=demo", "figure=a.png"], "a.png"),
+        ("tables", ["table=demo", "figure=a.png"], "a.svg"),
+        ("report", ["table=demo", "output=x.html"], "x.html"),
+        ("data", ["show", "dataset=digits", "output=a.png"], "a.png"),
+        ("gan_gallery", ["runs=[nowhere]", "output=a.md"], "a.md"),
+        ("gan_quality", ["generator=run", "classifier=nowhere"], "run/quality.json"),
+        ("dashboard", ["dry_run=true", "table=demo"], "runs/dashboards/workspace.json"),
+    ],
+)
+def test_file_of_somebody_else_is_refused(tmp_path, monkeypatch, load_script, script, arguments, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(THEIRS)
+    with pytest.raises(UserError, match=path.name) as caught:
+        load_script(script).main(arguments)
+    assert "\n" not in str(caught.value)
+    assert {one: one.read_bytes() for one in tmp_path.rglob("*") if one.is_file()} == {path: THEIRS}
+
+
+def test_output_of_a_benchmark_is_refused_before_it_begins(tmp_path, capsys):
+    path = tmp_path / "a.md"
+    assert output_argument([f"output={path}"]) == output_path(str(path)) == path
+    for _ in range(2):
+        conclude(["# a", "text"], [], path)
+        assert output_path(str(path)) == path
+        assert path.read_text().startswith(capsys.readouterr().out)
+    path.write_bytes(THEIRS)
+    with pytest.raises(UserError, match=r"a\.md"):
+        output_argument([f"output={path}"])
+    with pytest.raises(UserError, match=r"a\.md"):
+        conclude(["# a"], [], path)
+    assert path.read_bytes() == THEIRS
+    assert output_argument([]) is output_path(None) is None
+
+
+@pytest.mark.parametrize("name", ["costs.md", "costs.json"])
+def test_counting_of_the_models_is_refused_before_it_begins(tmp_path, monkeypatch, load_script, name):
+    (tmp_path / name).write_bytes(THEIRS)
+    option = "data" if name.endswith("json") else "output"
+    monkeypatch.setattr(sys, "argv", ["models.py", f"{option}={tmp_path / name}"])
+    with pytest.raises(UserError, match=name):
+        load_script("models").main()
+    assert (tmp_path / name).read_bytes() == THEIRS
+
+
+@pytest.mark.parametrize("again", [["table=demo", "output=x.html"]])
+def test_report_is_written_again(tmp_path, monkeypatch, load_script, again):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for _ in range(2):
+        load_script("report").main(again)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["x.html"]
