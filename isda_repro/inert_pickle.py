@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-MOST_OPERATIONS = 4_000_000  # the training state of a network with ten thousand tensors takes under a million
+MOST_OPERATIONS = 2_000_000  # the training state of a network with ten thousand tensors takes under a million
 KEYS = (str, int, float, bool, bytes, type(None))  # hashing a deeply nested tuple would overflow the C stack
 
 

@@ -25,13 +25,14 @@ from torch import Tensor
 
 from isda_repro.errors import is_out_of_memory
 from isda_repro.files import named, open_regular
-from isda_repro.inert_pickle import MOST_OPERATIONS, Inert, PickleError, read_pickle
+from isda_repro.inert_pickle import Inert, PickleError, read_pickle
 
 MOST_PICKLE_BYTES = 64 * 2**20  # of the part that describes the tensors; ResNet-110 and its momentum take 0.1 MB
 MOST_ENTRIES = 1_000_000  # parts of an archive: one for each tensor
 MOST_DIMENSIONS = 64
 MOST_DEPTH = 50  # of containers in containers
-BEFORE_1_6 = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."  # two pickles: magic number, version 1001
+MOST_NODES = 1_000_000  # containers and what is in them
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # two pickles at the beginning of files of PyTorch before 1.6
 PIECE = 16 * 2**20  # bytes that are copied at once
 
 DTYPES = {
@@ -117,7 +118,7 @@ class TorchFile:
         nodes = itertools.count()
 
         def whole(node: Any, depth: int) -> Any:
-            if depth > MOST_DEPTH or next(nodes) > MOST_OPERATIONS:
+            if depth > MOST_DEPTH or next(nodes) > MOST_NODES:
                 raise TorchFileError("its containers are nested too deeply, or contain themselves")
             if isinstance(node, StoredTensor):
                 return self.tensor(node)
@@ -226,7 +227,11 @@ def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
 def _of_pickles(file: BinaryIO, size: int) -> Content:
     """Read the pickles of the machine, the content and the order of the storages; the storages follow them."""
     head = io.BytesIO(file.read(MOST_PICKLE_BYTES))
-    if head.read(len(BEFORE_1_6)) != BEFORE_1_6:
+    try:
+        is_ours = _plain(head) == MAGIC and _plain(head) == PROTOCOL
+    except PickleError:
+        is_ours = False
+    if not is_ours:
         raise TorchFileError("it is no file that torch.save wrote")
     if _plain(head).get("little_endian") is not True:
         raise TorchFileError("it was written on a big-endian machine")
