@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from isda_repro.errors import UserError, is_out_of_memory
-from isda_repro.files import named, open_regular
+from isda_repro.files import displayed, named, open_regular
 from isda_repro.inert_pickle import Inert
 from isda_repro.models import AdaptedNetwork, Network
 from isda_repro.torch_files import StoredTensor, TorchFileError, open_torch_file
@@ -37,7 +37,10 @@ Given = AnyTensor | object  # a value of a state_dict
 
 
 class WeightsError(UserError):
-    """Raised when a file holds no weights, or not those of this network."""
+    """Raised when a file holds no weights, or not those of this network. The message is one line of text."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(displayed(message))
 
 
 def load_weights(network: Network, path: Path, new_head: bool) -> str:
@@ -60,7 +63,7 @@ def load_weights(network: Network, path: Path, new_head: bool) -> str:
     with _open(path) as file:
         found = _find(network, file)
         given, expected = _in_our_names(network, found.tensors), network.state_dict()
-        note = f", whose names begin with {found.prefix}" if found.prefix else ""
+        note = f", whose names begin with {found.prefix[:LONGEST]}" if found.prefix else ""
         head = given.get("head.weight")
         if new_head and (not _is_tensor(head) or head.shape != expected["head.weight"].shape):
             theirs = f"for {head.shape[0] if head.shape else 'no'} classes" if _is_tensor(head) else "missing"
@@ -79,7 +82,7 @@ def load_weights(network: Network, path: Path, new_head: bool) -> str:
         if found.beside:
             note += f"; left out beside it: {_some(found.beside)}"
         network.load_state_dict(weights, strict=False)
-    return f"{path}: {len(weights)} tensors taken{note}"
+    return displayed(f"{path}: {len(weights)} tensors taken{note}")
 
 
 def _is_authors(given: Mapping[str, Given], expected: Mapping[str, Tensor]) -> bool:
@@ -169,7 +172,7 @@ def _find(network: Network, file: _File) -> _Found:
     whole = [prefix for prefix in sorted(votes, key=len) if _holds(given, prefix, places)]
     different = [one for one in whole if not _are_same(given, whole[0], one, places)]
     if different:
-        prefixes = " and ".join(f"{prefix}*" for prefix in (whole[0], *different))
+        prefixes = _some([f"{prefix}*" for prefix in (whole[0], *different)])
         raise WeightsError(f"{file.path} holds this network more than once, as {prefixes}: save one of them alone")
     prefix = whole[0] if whole else max(votes, key=lambda one: (votes[one], -len(one)), default="")
     if isinstance(network, AdaptedNetwork) and f"{prefix.removesuffix(BACKBONE)}head.weight" in given:
