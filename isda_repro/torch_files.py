@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from isda_repro.errors import is_out_of_memory
-from isda_repro.files import displayed, named, open_regular
+from isda_repro.files import named
+from isda_repro.foreign_files import displayed, open_regular
 from isda_repro.inert_pickle import Inert, PickleError, read_pickle
 
 MOST_PICKLE_BYTES = 64 * 2**20  # of the part that describes the tensors; ResNet-110 and its momentum take 0.1 MB

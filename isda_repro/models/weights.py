@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from isda_repro.errors import UserError, is_out_of_memory
-from isda_repro.files import displayed, named, open_regular
+from isda_repro.files import named
+from isda_repro.foreign_files import displayed, open_regular
 from isda_repro.inert_pickle import Inert
 from isda_repro.models import AdaptedNetwork, Network
 from isda_repro.torch_files import StoredTensor, TorchFileError, open_torch_file

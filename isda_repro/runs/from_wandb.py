@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from isda_repro.errors import UserError
-from isda_repro.files import displayed
+from isda_repro.foreign_files import displayed
 from isda_repro.runs.offline_runs import offline_files, read_offline
 from isda_repro.runs.records import RecordError, Result
 from isda_repro.runs.sources import Finding, Found

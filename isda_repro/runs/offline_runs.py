@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isda_repro.files import open_regular
+from isda_repro.foreign_files import open_regular
 from isda_repro.runs.records import RecordError
 from isda_repro.runs.strict_json import parsed, reason
 

@@ -25,7 +25,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field
 
-from isda_repro.files import atomic_write, displayed, open_regular
+from isda_repro.files import atomic_write
+from isda_repro.foreign_files import displayed, open_regular
 from isda_repro.runs.strict_json import (
     Count,
     Percent,

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from isda_repro.config import run_names
-from isda_repro.files import displayed
+from isda_repro.foreign_files import displayed
 from isda_repro.runs.records import METRICS, RecordError, Result, read_result
 from isda_repro.runs.sources import Finding, Found
 

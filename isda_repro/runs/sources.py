@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isda_repro.errors import UserError
-from isda_repro.files import displayed
+from isda_repro.foreign_files import displayed
 from isda_repro.runs.records import OtherKindError, RecordError, Result, read_result
 
 RESULT = "result.json"

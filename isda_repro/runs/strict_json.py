@@ -14,7 +14,7 @@ import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from isda_repro.errors import UserError
-from isda_repro.files import CONTROLS, displayed, open_regular
+from isda_repro.foreign_files import CONTROLS, displayed, open_regular
 
 MOST_BYTES = 32 * 2**20  # of a file: the result of a run of 100,000 epochs has 12 million
 MOST_LEVELS = 16  # of objects and lists in each other

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from isda_repro.console import warn
-from isda_repro.files import displayed
+from isda_repro.foreign_files import displayed
 from isda_repro.runs.strict_json import MOST_CHARACTERS, Positive, Text, read_json, reason, validated
 
 # Settings that change neither a network's parameters nor its multiply-adds. Any other setting may, so a network whose

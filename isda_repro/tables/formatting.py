@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from isda_repro.experiments.paper_values import PaperValue
 from isda_repro.experiments.table import Cell, Table
-from isda_repro.files import CONTROLS
+from isda_repro.foreign_files import CONTROLS
 from isda_repro.runs.records import METRICS
 from isda_repro.tables.aggregate import FilledCell
 from isda_repro.tables.intervals import Difference
