@@ -7,6 +7,7 @@ the printed page.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 
 from isda_repro.tables.formatting import one_line
@@ -68,6 +69,8 @@ IN_A_COMMAND = {  # characters of the typewriter font, which can be copied from 
     "'": r"\textquotesingle{}",
     "`": r"\textasciigrave{}",
 }
+LATIN = "ßæøœłÆØŒŁ¡¿…‘’“”†‡§¶©"  # known to every TeX, besides letters with an accent
+OGONEK = "\N{COMBINING OGONEK}"
 SYMBOLS = {r"lambda\_0": r"$\lambda_0$", "(n = ": "($n$ = "}
 
 
@@ -171,18 +174,26 @@ def _missing(layout: Layout) -> Iterator[str]:
 def _text(text: str) -> str:
     """Escape text for LaTeX.
 
-    Characters that are not in ``SPECIAL`` are unchanged: every TeX knows those of Latin scripts. Names in other scripts
-    need LuaLaTeX or XeLaTeX, and a font that has them.
+    Characters of Latin scripts are unchanged, because every TeX knows them.
     """
     quoted = re.sub(r'"([^"]*)"', r"``\1''", one_line(text))
-    escaped = "".join(SPECIAL.get(character, character) for character in quoted)
+    escaped = "".join(SPECIAL.get(character) or _character(character) for character in quoted)
     for plain, symbol in SYMBOLS.items():
         escaped = escaped.replace(plain, symbol)
     return escaped
 
 
+def _character(character: str) -> str:
+    """Return a character for every TeX. pdfTeX, which stops at other than Latin scripts, prints its code point."""
+    plain, *marks = unicodedata.normalize("NFD", character)
+    if character.isascii() or (character < "\u0180" and plain.isascii() and OGONEK not in marks) or character in LATIN:
+        return character
+    return f"{{\\ifdefined\\Umathcharnumdef {character}\\else\\texttt{{U+{ord(character):04X}}}\\fi}}"
+
+
 def _command(text: str) -> str:
     """Escape a command. It may be broken at spaces, and after an equals sign, a comma or a slash."""
-    escaped = "".join({**SPECIAL, **IN_A_COMMAND}.get(character, character) for character in one_line(text))
+    special = {**SPECIAL, **IN_A_COMMAND}
+    escaped = "".join(special.get(character) or _character(character) for character in one_line(text))
     breakable = re.sub(r"([=,/])", r"\1\\allowbreak{}", escaped)
     return f"\\texttt{{{breakable}}}"
