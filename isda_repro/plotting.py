@@ -18,6 +18,7 @@ SUFFIXES = (".png", ".svg")
 STYLE: dict[str, Any] = {
     "font.family": "STIXGeneral",  # similar to Times, and bundled with matplotlib
     "mathtext.fontset": "stix",
+    "text.parse_math": False,  # names may have a dollar sign
     "font.size": 10,
     "axes.linewidth": 0.7,
     "axes.spines.top": False,

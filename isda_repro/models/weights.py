@@ -1,34 +1,47 @@
-"""Loading a network's weights from a checkpoint of this project, of timm or torchvision, or of the ISDA authors."""
+"""Loading a network's weights from a checkpoint of this project, of Lightning, timm or torchvision, or of others.
+
+The file may hold more than the network: other modules beside it, an optimizer, settings. The one prefix under which all
+weights of the network lie is found; the rest is not read.
+"""
 
 from __future__ import annotations
 
-import argparse
-import errno
 import re
-import warnings
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from isda_repro.errors import UserError, is_out_of_memory
 from isda_repro.files import named
+from isda_repro.foreign_files import displayed, open_regular
+from isda_repro.inert_pickle import Inert
 from isda_repro.models import AdaptedNetwork, Network
+from isda_repro.torch_files import StoredTensor, TorchFileError, open_torch_file
 
 NESTED = ("network", "state_dict_ema", "model_ema", "state_dict", "model")  # keys of a state_dict: ours, then timm's
-WRAPPERS = ("module.", "_orig_mod.", "model.")  # prefixes of DistributedDataParallel, torch.compile and Lightning
 CLASSIFIERS = ("fc", "classifier", "head", "head.fc", "linear", "last_linear")  # names of the last layer elsewhere
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COUNT = "num_batches_tracked"  # optional: unused with a numeric momentum, and missing before PyTorch 0.4.1
+COMPILED = "_orig_mod."  # torch.compile puts it before the names of what it has compiled
+BACKBONE = "backbone."
+LONGEST = 100  # characters of a key in a message
 NAMED = 3  # number of keys that a message names; it counts the rest
+
+AnyTensor = StoredTensor | Tensor  # a StoredTensor is read when it is needed
+Given = AnyTensor | object  # a value of a state_dict
 
 
 class WeightsError(UserError):
-    """Raised when a file holds no weights, or not those of this network."""
+    """Raised when a file holds no weights, or not those of this network. The message is one line of text."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(displayed(message))
 
 
 def load_weights(network: Network, path: Path, new_head: bool) -> str:
@@ -37,108 +50,174 @@ def load_weights(network: Network, path: Path, new_head: bool) -> str:
     Args:
         network: keeps the dtype and the device of each weight.
         path: a file of ``torch.save`` (any version; its code is never run) or ``.safetensors``. It holds a state_dict,
-            alone or under one of the keys that this project, timm and the ISDA authors use. Names may be those of
-            torchvision or timm, with or without ``module.``.
+            alone or under one of the keys that this project, Lightning, timm and the ISDA authors use. Names may be
+            those of torchvision or timm, with any prefix, such as ``module.`` or ``net.``.
         new_head: accept a head that is missing or has another number of classes, and keep the network's own head then.
 
     Returns:
-        One sentence that says what was loaded.
+        One sentence that says what was loaded, and what is beside it in the file.
 
     Raises:
-        WeightsError: the file is missing, damaged, holds code or no weights, or some weights do not fit, which it
-            names.
+        WeightsError: the file is missing, damaged, holds code or no weights, or holds two such networks, or some
+            weights do not fit, which it names.
     """
-    given, expected = _in_our_names(network, _tensors(path)), network.state_dict()
-    note = ""
-    head = given.get("head.weight")
-    if new_head and (head is None or head.shape != expected["head.weight"].shape):
-        theirs = "missing" if head is None else f"for {head.shape[0] if head.ndim else 'no'} classes"
-        note = f"; its head is {theirs}, and a new one for {network.head.out_features} classes is trained"
-        given, expected = _without_head(given), _without_head(expected)
-    elif new_head and "head.bias" not in expected and given.pop("head.bias", None) is not None:
-        note = "; its head's bias is left out, since the loss wants none"
-    if misfits := _misfits(given, expected):
-        hint = (
-            "; the ISDA authors' DenseNets need faithful=official" if _is_the_authors_densenet(given, expected) else ""
-        )
-        raise WeightsError(f"{path} does not fit this network: {misfits}{hint}")
-    network.load_state_dict(given, strict=False)
-    return f"{path}: {len(given)} tensors taken{note}"
+    with _open(path) as file:
+        found = _find(network, file)
+        given, expected = _in_our_names(network, found.tensors), network.state_dict()
+        note = f", whose names begin with {found.prefix[:LONGEST]}" if found.prefix else ""
+        head = given.get("head.weight")
+        if new_head and (not _is_tensor(head) or head.shape != expected["head.weight"].shape):
+            theirs = f"for {head.shape[0] if head.shape else 'no'} classes" if _is_tensor(head) else "missing"
+            note += f"; its head is {theirs}, and a new one for {network.head.out_features} classes is trained"
+            given, expected = _without_head(given), _without_head(expected)
+        elif new_head and "head.bias" not in expected and given.pop("head.bias", None) is not None:
+            note += "; its head's bias is left out, since the loss wants none"
+        misfits = _misfits(given, expected)
+        if not misfits:
+            weights = {name: file.read(one) for name, one in given.items()}
+            weights = {name: one for name, one in weights.items() if not name.endswith(COUNT) or _is_finite(one)}
+            misfits = _listed({"not finite": [name for name, one in weights.items() if not _is_finite(one)]})
+        if misfits:
+            hint = "; the ISDA authors' DenseNets need faithful=official" if _is_authors(given, expected) else ""
+            raise WeightsError(f"{path} does not fit this network: {misfits}{hint}")
+        if found.beside:
+            note += f"; left out beside it: {_some(found.beside)}"
+        network.load_state_dict(weights, strict=False)
+    return displayed(f"{path}: {len(weights)} tensors taken{note}")
 
 
-def _is_the_authors_densenet(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+def _is_authors(given: Mapping[str, Given], expected: Mapping[str, Tensor]) -> bool:
+    """Return True if the file has a DenseNet of the ISDA authors, and the network is torchvision's."""
     first = "backbone.features.conv0.weight"
-    return (
-        first in given and first in expected and (given[first].shape[:1], expected[first].shape[:1]) == ((24,), (64,))
-    )
+    theirs, ours = given.get(first), expected.get(first)
+    return _is_tensor(theirs) and ours is not None and (theirs.shape[:1], ours.shape[:1]) == ((24,), (64,))
 
 
-def _without_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _without_head(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
 
 
-def _misfits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+def _misfits(given: Mapping[str, Given], expected: Mapping[str, Tensor]) -> str:
     """Return which names do not fit, grouped by reason, or an empty string."""
     both = [name for name in expected if name in given]
-    lists = {
-        "missing": [name for name in expected if name not in given and not name.endswith(COUNT)],
-        "not of this network": [name for name in given if name not in expected],
-        "of another shape": [
-            f"{name} {_size(given[name])} for {_size(expected[name])}"
-            for name in both
-            if given[name].shape != expected[name].shape
-        ],
-        "not plain floating-point numbers": [name for name in both if not _is_plain(given[name], expected[name])],
-        "not finite": [name for name in both if not _is_finite(given[name])],
-    }
-    return "; ".join(f"{what}: {_some(names)}" for what, names in lists.items() if names)
+    tensors = {name: one for name in both if _is_tensor(one := given[name])}
+    return _listed(
+        {
+            "missing": [name for name in expected if name not in given and not name.endswith(COUNT)],
+            "not of this network": [name for name in given if name not in expected],
+            "of another shape": [
+                f"{name} {_size(one)} for {_size(expected[name])}"
+                for name, one in tensors.items()
+                if one.shape != expected[name].shape
+            ],
+            "not plain floating-point numbers": [
+                name for name in both if name not in tensors or not _is_plain(tensors[name], expected[name])
+            ],
+        }
+    )
 
 
-def _is_plain(given: Tensor, expected: Tensor) -> bool:
-    """Return True if weights are dense, on the CPU, and floating-point where the network's are.
+def _listed(reasons: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{what}: {_some(names)}" for what, names in reasons.items() if names)
 
-    Quantised or sparse weights would not be the same numbers.
-    """
-    here = given.layout == torch.strided and not given.is_quantized and given.device.type == "cpu"
-    return here and (given.dtype in FLOATS or not expected.is_floating_point())
+
+def _is_tensor(given: Given) -> TypeGuard[AnyTensor]:
+    return isinstance(given, StoredTensor | Tensor)
+
+
+def _is_plain(given: AnyTensor, expected: Tensor) -> bool:
+    """Return True if weights are floating-point where the network's are."""
+    return given.dtype in FLOATS or not expected.is_floating_point()
 
 
 def _is_finite(given: Tensor) -> bool:
-    return given.dtype not in FLOATS or not _is_plain(given, given) or bool(given.isfinite().all())
+    return given.dtype not in FLOATS or bool(given.isfinite().all())
 
 
 def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(name.removeprefix("backbone.") for name in names[:NAMED])
+    shown = ", ".join(name.removeprefix(BACKBONE)[:LONGEST] for name in names[:NAMED])
     return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"
 
 
-def _size(tensor: Tensor) -> str:
+def _size(tensor: AnyTensor) -> str:
     return "x".join(map(str, tensor.shape)) or "one number"
 
 
 # ---------------------------------------------------------------------------------------------------------- names
 
 
-def _in_our_names(network: Network, given: dict[str, Tensor]) -> dict[str, Tensor]:
-    for wrapper in WRAPPERS * 2:  # twice, because they may be nested in either order
-        if all(name.startswith(wrapper) for name in given):
-            given = {name.removeprefix(wrapper): tensor for name, tensor in given.items()}
+@dataclass(frozen=True)
+class _Found:
+    """The network in a file: its names, without their common prefix, and the names of what is beside it."""
+
+    prefix: str
+    tensors: dict[str, Given]
+    beside: list[str]
+
+
+def _find(network: Network, file: _File) -> _Found:
+    """Find the prefix under which all weights of the network lie, or else most.
+
+    Raises:
+        WeightsError: two copies of the network with different weights are in the file.
+    """
+    places = {name.removeprefix(BACKBONE): tuple(one.shape) for name, one in _body(network).items()}
+    given = {name.replace(COMPILED, ""): one for name, one in file.state.items()}
     # torchvision's first DenseNets, whose files are still distributed, had a dot before the number
     given = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)", r"\1\2", name): one for name, one in given.items()}
-    if not isinstance(network, AdaptedNetwork) or any(name.startswith("backbone.") for name in given):
-        return given
+    if len(given) != len(file.state):
+        raise WeightsError(f"{file.path} has weights twice, with and without {COMPILED}: save one of them alone")
+    votes = Counter(
+        name[:start] for name in given for start in _starts(name) if name[start:] in places
+    )  # in how many weights each prefix results
+    whole = [prefix for prefix in sorted(votes, key=len) if _holds(given, prefix, places)]
+    different = [one for one in whole if not _are_same(given, whole[0], one, places)]
+    if different:
+        prefixes = _some([f"{prefix}*" for prefix in (whole[0], *different)])
+        raise WeightsError(f"{file.path} holds this network more than once, as {prefixes}: save one of them alone")
+    prefix = whole[0] if whole else max(votes, key=lambda one: (votes[one], -len(one)), default="")
+    if isinstance(network, AdaptedNetwork) and f"{prefix.removesuffix(BACKBONE)}head.weight" in given:
+        prefix = prefix.removesuffix(BACKBONE)  # a file of this project: the head is beside the backbone
+    under = {name.removeprefix(prefix): one for name, one in given.items() if name.startswith(prefix)}
+    return _Found(prefix, under, [name for name in given if not name.startswith(prefix)])
+
+
+def _body(network: Network) -> dict[str, Tensor]:
+    return {name: one for name, one in _without_head(network.state_dict()).items() if not name.endswith(COUNT)}
+
+
+def _starts(name: str) -> Iterator[int]:
+    """Yield where a name could begin if what comes before is a prefix."""
+    yield 0
+    yield from (found.end() for found in re.finditer(r"\.", name))
+
+
+def _holds(given: Mapping[str, Given], prefix: str, places: Mapping[str, tuple[int, ...]]) -> bool:
+    found = (given.get(prefix + name) for name in places)
+    return all(_is_tensor(one) and tuple(one.shape) == shape for one, shape in zip(found, places.values(), strict=True))
+
+
+def _are_same(given: Mapping[str, Given], one: str, other: str, places: Mapping[str, tuple[int, ...]]) -> bool:
+    """Return True if two prefixes name the same tensors, as where two modules have one network in common."""
+    pairs = [(given[one + name], given[other + name]) for name in places]
+    return all(a is b or (isinstance(a, StoredTensor) and a == b) for a, b in pairs)
+
+
+def _in_our_names(network: Network, given: dict[str, Given]) -> dict[str, Given]:
+    if not isinstance(network, AdaptedNetwork) or any(name.startswith(BACKBONE) for name in given):
+        return dict(given)
     classifier = _classifier(network, given)
     ours = {f"{classifier}.{part}": f"head.{part}" for part in ("weight", "bias")}
-    return {ours.get(name, f"backbone.{name}"): tensor for name, tensor in given.items()}
+    return {ours.get(name, f"{BACKBONE}{name}"): tensor for name, tensor in given.items()}
 
 
-def _classifier(network: AdaptedNetwork, given: Mapping[str, Tensor]) -> str:
+def _classifier(network: AdaptedNetwork, given: Mapping[str, Given]) -> str:
     """Return the name of the last layer in the file.
 
     It is the network's own name, or another common one that the backbone does not use.
     """
     own = network.classifier_name
-    places = {name.removeprefix("backbone.") for name in network.state_dict()}
+    places = {name.removeprefix(BACKBONE) for name in network.state_dict()}
     there = [one for one in (own, *CLASSIFIERS) if f"{one}.weight" in given and f"{one}.weight" not in places]
     return there[0] if there else own
 
@@ -146,54 +225,74 @@ def _classifier(network: AdaptedNetwork, given: Mapping[str, Tensor]) -> str:
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
-    """Return the state_dict of a file, wherever in the file it is."""
-    content = _read(path)
-    for key in NESTED:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping) and content[key]:
-            content = content[key]
-            break
-    if not isinstance(content, Mapping) or not content or not all(isinstance(one, Tensor) for one in content.values()):
-        raise WeightsError(f"{path} holds no weights: it must be a state_dict, alone or under {', '.join(NESTED)}")
-    # drop batch counts that overflowed in files of half precision
-    return {str(name): one for name, one in content.items() if not str(name).endswith(COUNT) or _is_finite(one)}
+@dataclass(frozen=True)
+class _File:
+    """The state_dict of a file, and the function that reads one of its tensors."""
+
+    path: Path
+    state: dict[str, Given]
+    read: Callable[[Any], Tensor]
 
 
-def _read(path: Path) -> Any:
+@contextmanager
+def _open(path: Path) -> Iterator[_File]:
+    """Open a file of weights and find its state_dict, wherever in the file it is."""
+    if path.suffix == ".safetensors":
+        yield _File(path, _of_safetensors(path), lambda tensor: tensor)
+        return
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+        with open_torch_file(path) as file:
+            yield _File(path, _state_dict(path, file.content), file.tensor)
+    except TorchFileError as error:
+        raise WeightsError(f"{path} cannot be read as weights: {error}") from error
 
-            return load_file(path)
-        if zipfile.is_zipfile(path):  # the format since PyTorch 1.6
-            with zipfile.ZipFile(path) as archive:
-                if (damaged := archive.testzip()) is not None:
-                    raise WeightsError(f"{path} is damaged: the checksum of its part {damaged} is wrong")
-        # ignored warnings: about pickles that are not PyTorch's, which then raise an error
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_data_beside_weights()):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except WeightsError:
-        raise
-    except Exception as error:  # a damaged file raises many types, OSError with EINVAL among them
+
+def _of_safetensors(path: Path) -> dict[str, Given]:
+    from safetensors.torch import load_file
+
+    open_regular(path).close()
+    try:
+        return dict(load_file(path))
+    except Exception as error:  # a damaged file raises many types
         if is_out_of_memory(error):
             raise
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+        if isinstance(error, OSError):
             raise named(error, path) from error
-        raise WeightsError(_why(path, str(error) or type(error).__name__)) from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise WeightsError(f"{path} cannot be read as weights: {reason}") from error
 
 
-def _data_beside_weights() -> list[Any]:
-    """Return the harmless types that training scripts save beside weights: timm's settings, and NumPy's numbers."""
-    number = np.float64(0).__reduce__()[0]
-    places = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # NumPy 1, NumPy 2
-    kinds = [np.dtype, *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64))]
-    return [argparse.Namespace, *((number, place) for place in places), *kinds]
+def _state_dict(path: Path, content: Any) -> dict[str, Given]:
+    """Return the state_dict in what was saved: under one of the known keys, alone, or as the only one under a key."""
+    inside = content if isinstance(content, dict) else {}
+    for key in NESTED:
+        if isinstance(inside.get(key), dict) and inside[key]:
+            return _by_name(path, inside[key])
+    if _has_tensors(inside):
+        return _by_name(path, inside)
+    keys = [key for key, one in inside.items() if _has_tensors(one)]
+    if len(keys) == 1:
+        return _by_name(path, inside[keys[0]])
+    if keys:
+        raise WeightsError(f"{path} holds several state_dicts, {_some(list(map(str, keys)))}: save one of them alone")
+    raise _no_weights(path, content)
 
 
-def _why(path: Path, message: str) -> str:
-    if code := re.search(r"(?i)unsupported (?:global: GLOBAL|global|class) ([\w.]+)", message):
-        return f"{path} holds code ({code[1]}), which is never run: save the state_dict alone, where you trust the file"
-    reason = (
-        "it is no state_dict that torch.save wrote" if "weights_only" in message else message.splitlines()[0]
-    )  # PyTorch's own message advises weights_only=False, which would run code
-    return f"{path} cannot be read as weights: {reason}"
+def _by_name(path: Path, state: Mapping[Any, Given]) -> dict[str, Given]:
+    if not _has_tensors(state):
+        raise _no_weights(path, state)
+    return {str(name): one for name, one in state.items()}
+
+
+def _has_tensors(content: Any) -> bool:
+    return isinstance(content, dict) and any(map(_is_tensor, content.values()))
+
+
+def _no_weights(path: Path, content: Any) -> WeightsError:
+    parts = content.values() if isinstance(content, dict) else [content]
+    code = next((part.name for part in parts if isinstance(part, Inert)), None)
+    if code is not None:
+        return WeightsError(
+            f"{path} holds code ({code[:LONGEST]}), which is never run, and no weights: save the state_dict alone"
+        )
+    return WeightsError(f"{path} holds no weights: it must be a state_dict, alone or under {', '.join(NESTED)}")

@@ -106,9 +106,9 @@ def page(evidence: Evidence, runs_dir: Path, results_dir: Path) -> str:
         behaviour=behaviour,
         digests=[_digest(theme), _digest(behaviour), library.digest],
         library=library.packed,
-        data=_packed(json.dumps(data, separators=(",", ":"))),
+        data=_packed(json.dumps(data, separators=(",", ":"), allow_nan=False)),  # NaN is no JSON for a browser
     )
-    return text
+    return text.encode(errors="backslashreplace").decode()  # names in a table file may hold what cannot be encoded
 
 
 def _part(shown: Shown, runs_dir: Path, results_dir: Path) -> TablePart:

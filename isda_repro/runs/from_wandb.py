@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import operator
 import os
 import sys
@@ -18,12 +17,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from isda_repro.errors import UserError
+from isda_repro.foreign_files import displayed
 from isda_repro.runs.offline_runs import offline_files, read_offline
-from isda_repro.runs.records import RecordError, Result, mean_of_last, result_of
+from isda_repro.runs.records import RecordError, Result
 from isda_repro.runs.sources import Finding, Found
+from isda_repro.runs.strict_json import parsed
 from isda_repro.tracking.wandb import own_identity
 from isda_repro.tracking.wandb_record import CURVES, EPOCH, JOB_TYPE, RECORD, SCHEMA, SCHEMA_KEY, id_of
 
@@ -41,12 +42,13 @@ def record_of(summary: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(text, str):
         raise RecordError(f"its summary has no {RECORD}: it is not whole, or not a run of this project")
     try:
-        record = json.loads(text)
+        record = parsed(text.encode())
     except ValueError as error:
         raise RecordError(f"the {RECORD} of its summary is not JSON") from error
-    if not isinstance(record, dict) or not isinstance(record.get(CURVES), list):
+    names = record.get(CURVES) if isinstance(record, dict) else None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise RecordError(f"the {RECORD} of its summary names no {CURVES}")
-    return record
+    return cast(dict[str, Any], record)
 
 
 def result_from(record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> Result:
@@ -60,17 +62,16 @@ def result_from(record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) ->
         RecordError: an epoch or one of its numbers is missing, or the rows do not give the recorded error.
     """
     names = record[CURVES]
-    by_epoch = {row[EPOCH]: row for row in rows if EPOCH in row}
+    epochs = record.get("epochs")
+    by_epoch = {row[EPOCH]: row for row in rows if isinstance(row.get(EPOCH), int)}
+    if type(epochs) is not int or epochs > len(by_epoch):
+        raise RecordError(f"its history has {len(by_epoch)} of {epochs} epochs")
     try:
-        expected = range(1, record["epochs"] + 1)
-        curves = {name: [float(by_epoch[epoch][name]) for epoch in expected] for name in names}
-    except (KeyError, TypeError, ValueError) as error:
-        have = f"{sum(set(names) <= set(row) for row in by_epoch.values())} of {record.get('epochs')} epochs"
-        raise RecordError(f"its history has {have} with all of {', '.join(map(str, names))}") from error
-    result = result_of({**record, CURVES: curves})
-    if mean_of_last(result.curves["test_error"]) != result.test_error_last10:
-        raise RecordError("its history is not the one that its result was made of")
-    return result
+        curves = {name: [float(by_epoch[epoch][name]) for epoch in range(1, epochs + 1)] for name in names}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        have = f"{sum(set(names) <= set(row) for row in by_epoch.values())} of {epochs} epochs"
+        raise RecordError(f"its history has {have} with all of {', '.join(names)}") from error
+    return Result.from_json({**record, CURVES: curves})
 
 
 CONTACT_SECONDS = 8  # timeout of the first request, short so that a missing network is reported soon
@@ -161,9 +162,9 @@ def results_offline(runs_dir: Path) -> Iterator[Finding]:
                 continue
             if run.exit_code != 0:
                 raise RecordError("it is not finished")
-            yield Found(str(path), result_from(record_of(run.summary), run.rows))
+            yield Found(displayed(path), result_from(record_of(run.summary), run.rows))
         except RecordError as error:
-            yield RecordError(f"{path}: {error}")
+            yield RecordError(f"{displayed(path)}: {error}")
 
 
 class _Source:

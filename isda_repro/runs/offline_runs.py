@@ -5,7 +5,6 @@ The files are in W&B's own format, so W&B's ``wandb leet inspect`` reads them.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from isda_repro.files import home
+from isda_repro.foreign_files import open_regular
 from isda_repro.runs.records import RecordError
+from isda_repro.runs.strict_json import parsed, reason
 
 READ_SECONDS = 60
+MOST_OFFLINE_BYTES = 2**30  # of a W&B file; one has about 2 kB for each epoch, and its console output
 
 
 @dataclass
@@ -45,22 +47,29 @@ def read_offline(path: Path) -> OfflineRun:
     """
     run = OfflineRun()
     for record in _records(path):
-        kind = str(record.get("type"))
-        body = record.get(kind) or {}
-        if kind == "run":
-            run.about |= body
-            run.config |= body.get("config", {}).get("update", {})
-        elif kind == "config":
-            run.config |= body.get("update", {})
-        elif kind == "summary":
-            run.summary |= body.get("update", {})
-        elif kind == "history":
-            run.rows.append(body["item"])
-        elif kind == "stats":
-            run.system.append(body["item"])
-        elif kind == "exit":
-            run.exit_code = body.get("exit_code", 0)
+        try:
+            _add(run, record)
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise RecordError(f"one of its records is not as W&B writes them ({type(error).__name__})") from error
     return run
+
+
+def _add(run: OfflineRun, record: dict[str, Any]) -> None:
+    kind = str(record.get("type"))
+    body = record.get(kind) or {}
+    if kind == "run":
+        run.about |= body
+        run.config |= body.get("config", {}).get("update", {})
+    elif kind == "config":
+        run.config |= body.get("update", {})
+    elif kind == "summary":
+        run.summary |= body.get("update", {})
+    elif kind == "history":
+        run.rows.append({**body["item"]})
+    elif kind == "stats":
+        run.system.append({**body["item"]})
+    elif kind == "exit":
+        run.exit_code = body.get("exit_code", 0)
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
@@ -68,6 +77,7 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
     environment = {**os.environ, "HOME": str(home())}  # without which it does not start
     try:
+        open_regular(path, MOST_OFFLINE_BYTES).close()
         answer = subprocess.run(
             command,
             env=environment,
@@ -77,9 +87,11 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
             timeout=READ_SECONDS,
             check=True,
         )
-        yield from (json.loads(line) for line in answer.stdout.splitlines())
+        yield from (parsed(line.encode()) for line in answer.stdout.split("\n") if line)
     except subprocess.CalledProcessError as error:
-        reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise RecordError(f"`wandb leet inspect` cannot read it: {reason}") from error
-    except (OSError, subprocess.TimeoutExpired, ValueError) as error:
+        said = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise RecordError(f"`wandb leet inspect` cannot read it: {said}") from error
+    except OSError as error:
+        raise RecordError(reason(error)) from error
+    except (subprocess.TimeoutExpired, ValueError) as error:
         raise RecordError(f"`wandb leet inspect` has failed: {error}") from error

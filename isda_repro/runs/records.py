@@ -5,28 +5,46 @@ This is the only module that knows these fields. The trainer writes them; tables
 ``metrics.jsonl`` is the authority on what happened: one JSON object per line, each with its ``kind``. ``result.json``
 is written last and atomically; a run is finished if and only if the file is there. Everything that depends on the clock
 is under ``timing``, so that two runs can be compared without it.
+
+Records may come from anybody. ``from_json`` is the one way from JSON to a record: it checks the types and the ranges of
+all fields, and what they say of each other.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-import orjson
+from pydantic import Field
 
-from isda_repro.errors import UserError
 from isda_repro.files import atomic_write
+from isda_repro.foreign_files import displayed, open_regular
+from isda_repro.runs.strict_json import (
+    Count,
+    Percent,
+    Plain,
+    Positive,
+    Text,
+    parsed,
+    read_json,
+    reason,
+    validated,
+)
+from isda_repro.runs.strict_json import RecordError as RecordError  # the error of every reader of records
 
 # The schema versions that this code reads; it writes the last. Add one when fields, or their meanings, change.
 METRICS_SCHEMAS = (2, 3, 4)  # EpochRecord and SegmentRecord; 3 added the top-5 error, 4 eager_because
 RESULT_SCHEMAS = (1, 2)  # Result; 2 added the top-5 error
 GENERATOR = "generator"  # the kind of a GeneratorResult, which read_result refuses
+MOST_LINE_BYTES = 2**20  # of a line of metrics.jsonl, which has a few hundred
 LAST_EPOCHS = 10  # Table 2's caption: "the average test error over the last 10 epochs"
 
 METRICS = {
@@ -36,10 +54,6 @@ METRICS = {
     "test_top5_error_final": "last epoch, images whose class is not among the five likeliest",
 }
 """Fields of a Result that a table can show, with the description in the table's caption."""
-
-
-class RecordError(UserError):
-    """A record file is damaged, or is not of this project; the message names the file and the reason."""
 
 
 class OtherKindError(RecordError):
@@ -58,12 +72,20 @@ class AnyRecord:
     schemas: ClassVar[tuple[int | str, ...]]  # the versions that can be read; the last one is written
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
+    def from_json(cls, data: Any) -> Self:
         """Build the record from the JSON object that ``as_json`` returns.
 
         Raises:
-            RecordError: fields are missing or unknown; the message lists them.
+            OtherKindError: it is a record of another kind.
+            RecordError: fields are missing or unknown, or are not as they must be; the message names them.
         """
+        if not isinstance(data, dict):
+            raise RecordError("not a JSON object")
+        if (kind := data.get("kind")) != cls.kind:
+            are_results = {kind, cls.kind} == {GENERATOR, Result.kind} if isinstance(kind, str) else False
+            raise (OtherKindError if are_results else RecordError)(f"it is a record of kind {kind!r}, not {cls.kind!r}")
+        if data.get("schema") not in cls.schemas:
+            raise RecordError(f"schema {data.get('schema')!r}, this code reads {' and '.join(map(str, cls.schemas))}")
         fields = cls.__dataclass_fields__
         known = fields.keys() - {"kind"}
         needed = {name for name in known if fields[name].default is dataclasses.MISSING}
@@ -71,7 +93,14 @@ class AnyRecord:
         if not needed <= given <= known:
             missing, unknown = sorted(needed - given), sorted(given - known)
             raise RecordError(f"not a {cls.__name__}: missing fields {missing}, unknown fields {unknown}")
-        return cls(**{name: data[name] for name in given})
+        record = cls(**validated(cls, {name: data[name] for name in given}))
+        for problem in record.contradictions():
+            raise RecordError(problem)
+        return record
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield what the fields say of each other that cannot be, one clause each."""
+        yield from ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,18 +109,18 @@ class SegmentRecord(AnyRecord):
 
     kind: ClassVar[str] = "segment"
     schemas: ClassVar = METRICS_SCHEMAS
-    step: int  # optimizer steps taken before the segment began
-    device: str  # e.g. "cpu", "cuda"
-    hardware: str  # model name of the processor or GPU
-    precision: str  # fp32 | bf16
+    step: Count  # optimizer steps taken before the segment began
+    device: Text  # e.g. "cpu", "cuda"
+    hardware: Text  # model name of the processor or GPU
+    precision: Text  # fp32 | bf16
     tf32: bool
     channels_last: bool
     compile: bool
     deterministic: bool
-    eager_because: str | None = None  # on a GPU: why steps were not captured as a CUDA graph; None if they were
-    world_size: int
-    threads: int  # CPU threads per process; another number may round differently
-    git_revision: str | None  # commit of the code; None outside a checkout
+    eager_because: Text | None = None  # on a GPU: why steps were not captured as a CUDA graph; None if they were
+    world_size: Positive
+    threads: Positive  # CPU threads per process; another number may round differently
+    git_revision: Text | None  # commit of the code; None outside a checkout
     git_clean: bool | None  # whether the checkout had no changes on top of git_revision
 
 
@@ -101,15 +130,15 @@ class EpochRecord(AnyRecord):
 
     kind: ClassVar[str] = "epoch"
     schemas: ClassVar = METRICS_SCHEMAS
-    epoch: int  # counted from 1
-    step: int  # optimizer steps taken by the end of the epoch
+    epoch: Positive  # counted from 1
+    step: Count  # optimizer steps taken by the end of the epoch
     lr: float
     train_loss: float  # the criterion that is minimised, e.g. ISDA's
-    train_error: float  # of the plain logits on augmented images, accumulated while the network was learning
+    train_error: Percent  # of the plain logits on augmented images, accumulated while the network was learning
     test_loss: float  # plain cross-entropy
-    test_error: float
-    test_top5_error: float | None = None  # class not among the five likeliest; only with more than 5 classes
-    timing: dict[str, float]  # seconds: train, data_wait, evaluation, saving, and criterion (not on a GPU);
+    test_error: Percent
+    test_top5_error: Percent | None = None  # class not among the five likeliest; only with more than 5 classes
+    timing: dict[Text, float]  # seconds: train, data_wait, evaluation, saving, and criterion (not on a GPU);
     # images_per_s; peak_memory_mib
 
 
@@ -122,26 +151,76 @@ class Result(AnyRecord):
 
     kind: ClassVar[str] = "result"
     schemas: ClassVar = RESULT_SCHEMAS
-    run_id: str
-    request: dict[str, Any]  # the settings that can change the result: no paths, devices or tracking
-    choices: dict[str, str]  # configuration group -> the option chosen in it
-    evaluated_on: str  # "test", or "holdout" when dataset.holdout is set
-    test_error_last10: float  # mean over the last 10 epochs, as Table 2 reports
-    test_error_final: float
-    test_error_best: float
-    test_top5_error_final: float | None = None  # as in EpochRecord
-    epochs: int
-    steps: int
-    parameters: int  # parameters of the network, including its head
-    feature_dim: int
-    train_images: int
-    test_images: int
-    curves: dict[
-        str, list[float]
-    ]  # test_error, test_loss, train_error, train_loss, lr; test_top5_error if there is one
-    timing: dict[str, float]  # totals over the run, with the keys of EpochRecord.timing
-    segments: list[dict[str, Any]]  # one SegmentRecord each, as JSON
-    environment: dict[str, Any]  # git revision, whether the tree was clean, package versions
+    run_id: Text
+    request: Plain  # the settings that can change the result: no paths, devices or tracking
+    choices: dict[Text, Text]  # configuration group -> the option chosen in it
+    evaluated_on: Literal["test", "holdout"]  # "holdout" when dataset.holdout is set
+    test_error_last10: Percent  # mean over the last 10 epochs, as Table 2 reports
+    test_error_final: Percent
+    test_error_best: Percent
+    test_top5_error_final: Percent | None = None  # as in EpochRecord
+    epochs: Positive
+    steps: Count
+    parameters: Count  # parameters of the network, including its head
+    feature_dim: Positive
+    train_images: Positive
+    test_images: Positive
+    curves: dict[Text, list[float]]  # those of CURVES; test_top5_error if there is one
+    timing: dict[Text, float]  # totals over the run, with the keys of EpochRecord.timing
+    segments: Annotated[list[Plain], Field(min_length=1)]  # one SegmentRecord each, as JSON
+    environment: Plain  # git revision, whether the tree was clean, package versions
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield what is wrong with the curves, the errors, the settings or the segments."""
+        yield from _of_every_result(self.curves, self.epochs, self.segments)
+        yield from _of_settings(self.request, self.choices)
+        if absent := [name for name in CURVES if name not in self.curves]:
+            yield f"it has no curve {', '.join(absent)}"
+            return
+        errors = self.curves["test_error"]
+        for name, curve in self.curves.items():
+            if not math.isfinite(sum(curve)) or (name.endswith("_error") and not 0 <= min(curve) <= max(curve) <= 100):
+                yield f"its curve {name} is not finite, or no percentage"
+        stated = (self.test_error_last10, self.test_error_final, self.test_error_best)
+        if stated != (mean_of_last(errors), errors[-1], min(errors)):
+            yield "its test errors are not those of its curve"
+        if self.curves.get("test_top5_error", [None])[-1] != self.test_top5_error_final:
+            yield "its top-5 error is not that of its curve"
+
+
+CURVES = ("test_error", "test_loss", "train_error", "train_loss", "lr")
+"""The curves of every Result."""
+
+
+def _of_every_result(
+    curves: Mapping[str, Sequence[float | None]], epochs: int, segments: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    for name, curve in curves.items():
+        if len(curve) != epochs:
+            yield f"its curve {name} has {len(curve)} entries for {epochs} epochs"
+    if not segments or not all(isinstance(segment.get("precision"), str) for segment in segments):
+        yield "it has no segment that would say in what precision it was trained"
+
+
+def _of_settings(request: Mapping[str, Any], choices: Mapping[str, str]) -> Iterator[str]:
+    """Yield what tables and the report would miss in the settings of a classifier."""
+    for name in ("model", "dataset", "augmentation", "loss"):
+        if name not in choices:
+            yield f"its choices lack {name}"
+    for name in ("model", "dataset", "loss", "recipe"):
+        if not isinstance(request.get(name), dict):
+            yield f"its request has no {name}"
+            return
+    if not isinstance(request.get("synthetic", {}), dict):
+        yield "its request has no synthetic"
+    if not _is_positive(request["recipe"].get("epochs")):
+        yield f"its recipe.epochs is {request['recipe'].get('epochs')!r}"
+    if type(request.get("seed")) is not int:
+        yield f"its seed is {request.get('seed')!r}"
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 def mean_of_last(errors: list[float], count: int = LAST_EPOCHS) -> float:
@@ -188,16 +267,21 @@ def read_lines(path: Path, epochs: type[Epoch], length: int | None = None) -> It
     Arguments and errors are those of ``read_metrics``, which reads the epochs of classifiers.
     """
     kinds: dict[str, type[SegmentRecord] | type[Epoch]] = {"segment": SegmentRecord, "epoch": epochs}
-    text = path.read_bytes()[:length].decode(errors="replace")
-    for number, line in enumerate(text.splitlines(), start=1):
-        try:
-            data = json.loads(line)
-            _check_object(data)
-            kind = kinds[data["kind"]]
-            _check_schema(data, kind.schemas)
-            yield kind.from_json(data)
-        except (ValueError, KeyError, TypeError) as error:
-            raise RecordError(f"{path}, line {number}: {reason(error)}") from error
+    with open_regular(path) as file:
+        left = file.seek(0, os.SEEK_END) if length is None else length
+        file.seek(0)
+        for number in itertools.count(1):
+            line = file.readline(min(left, MOST_LINE_BYTES + 1))
+            if not line:
+                return
+            left -= len(line)
+            try:
+                if len(line) > MOST_LINE_BYTES:
+                    raise RecordError(f"more than {MOST_LINE_BYTES:,} bytes")
+                data = parsed(line)
+                yield kinds[data["kind"]].from_json(data)
+            except (ValueError, KeyError, TypeError) as error:
+                raise RecordError(f"{displayed(path)}, line {number}: {reason(error)}") from error
 
 
 def write_result(path: Path, result: AnyRecord) -> None:
@@ -216,70 +300,19 @@ def read_result(path: Path) -> Result:
         OtherKindError: it is the result of a generator.
         RecordError: the file is missing, damaged or of an unknown schema; the message names it and the reason.
     """
+    return _read(path, Result)
+
+
+ResultOfAKind = TypeVar("ResultOfAKind", bound=AnyRecord)
+
+
+def _read(path: Path, kind: type[ResultOfAKind]) -> ResultOfAKind:
     try:
-        return result_of(parsed(path.read_bytes()))
+        return kind.from_json(read_json(path))
     except OtherKindError as error:
-        raise OtherKindError(f"{path}: {error}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise RecordError(f"{path}: {reason(error)}") from error
-
-
-def result_of(data: Any) -> Result:
-    """Build a Result from the JSON object that ``as_json`` returns.
-
-    Raises:
-        OtherKindError: it is the result of a generator.
-        RecordError: fields, schema or test errors are not as they must be.
-    """
-    try:
-        _check_object(data)
-        if data.get("kind") == GENERATOR:
-            raise OtherKindError("it is of a generator, not of a classifier")
-        _check_schema(data, RESULT_SCHEMAS)
-        result = Result.from_json(data)
-        if not math.isfinite(sum(result.curves["test_error"])):
-            raise RecordError("a test error is not finite")
-    except (LookupError, TypeError) as error:
-        raise RecordError(reason(error)) from error
-    return result
-
-
-def parsed(content: bytes) -> Any:
-    """Parse JSON with orjson, and with Python's ``json`` what orjson rejects.
-
-    ``json`` accepts NaN, which orjson does not, and its errors for invalid text say more.
-
-    Raises:
-        RecordError: the content is empty.
-        ValueError: it is not JSON, or not UTF-8.
-    """
-    if not content.strip():
-        raise RecordError("empty")
-    try:
-        return orjson.loads(content)
-    except orjson.JSONDecodeError:
-        return json.loads(content.decode("utf-8"))
-
-
-def _check_object(data: Any) -> None:
-    if not isinstance(data, dict):
-        raise RecordError("not a JSON object")
-
-
-def _check_schema(data: Mapping[str, Any], readable: tuple[int | str, ...]) -> None:
-    if data.get("schema") not in readable:
-        raise RecordError(f"schema {data.get('schema')!r}, this code reads {' and '.join(map(str, readable))}")
-
-
-def reason(error: Exception) -> str:
-    """Describe in a few words why a file could not be read."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"not JSON ({error.msg}, column {error.colno})"
-    if isinstance(error, UnicodeDecodeError):
-        return "not text in UTF-8"
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    return f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise OtherKindError(f"{displayed(path)}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{displayed(path)}: {reason(error)}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,9 +324,9 @@ class GeneratorEpoch(AnyRecord):
 
     kind: ClassVar[str] = "epoch"
     schemas: ClassVar = ("generator-1",)
-    epoch: int  # counted from 1
-    step: int  # discriminator steps taken by the end of the epoch
-    generator_steps: int  # generator steps taken by the end of the epoch
+    epoch: Positive  # counted from 1
+    step: Count  # discriminator steps taken by the end of the epoch
+    generator_steps: Count  # generator steps taken by the end of the epoch
     discriminator_loss: float
     generator_loss: float | None = None  # None if no generator took a step in this epoch
     real_score: float  # discriminator output for real images: mean probability, or the critic's value
@@ -301,7 +334,7 @@ class GeneratorEpoch(AnyRecord):
     real_class_loss: float | None = None  # ACGAN: classification loss of the discriminator on real images
     fake_class_loss: float | None = None  # ACGAN: classification loss of the discriminator on generated images
     code_loss: float | None = None  # infoGAN: squared error of the predicted codes
-    timing: dict[str, float]  # seconds: train, data_wait, evaluation, saving; images_per_s; peak_memory_mib
+    timing: dict[Text, float]  # seconds: train, data_wait, evaluation, saving; images_per_s; peak_memory_mib
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,19 +343,23 @@ class GeneratorResult(AnyRecord):
 
     kind: ClassVar[str] = GENERATOR
     schemas: ClassVar = ("generator-1",)
-    run_id: str
-    request: dict[str, Any]  # request, choices, timing, segments and environment are as in Result
-    choices: dict[str, str]
-    epochs: int
-    steps: int
-    generator_steps: int
-    generators: int  # number of generators: one per class for WGAN, otherwise one
-    parameters: int  # parameters of all generators together, without the discriminators
-    train_images: int
-    curves: dict[str, list[float | None]]  # the losses and scores of GeneratorEpoch
-    timing: dict[str, float]
-    segments: list[dict[str, Any]]
-    environment: dict[str, Any]
+    run_id: Text
+    request: Plain  # request, choices, timing, segments and environment are as in Result
+    choices: dict[Text, Text]
+    epochs: Positive
+    steps: Count
+    generator_steps: Count
+    generators: Positive  # number of generators: one per class for WGAN, otherwise one
+    parameters: Count  # parameters of all generators together, without the discriminators
+    train_images: Positive
+    curves: dict[Text, list[float | None]]  # the losses and scores of GeneratorEpoch
+    timing: dict[Text, float]
+    segments: Annotated[list[Plain], Field(min_length=1)]
+    environment: Plain
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield what is wrong with the curves or the segments."""
+        yield from _of_every_result(self.curves, self.epochs, self.segments)
 
 
 def read_generator_result(path: Path) -> GeneratorResult:
@@ -332,16 +369,4 @@ def read_generator_result(path: Path) -> GeneratorResult:
         OtherKindError: it is not the result of a generator.
         RecordError: the file is missing, damaged or of an unknown schema; the message names it and the reason.
     """
-    try:
-        data = parsed(path.read_bytes())
-        if not isinstance(data, dict):
-            raise RecordError("not a JSON object")
-        if data.get("kind") != GeneratorResult.kind:
-            raise OtherKindError(f"it is of a {data.get('kind')}, not of a generator")
-        if data.get("schema") not in GeneratorResult.schemas:
-            raise RecordError(f"schema {data.get('schema')!r}, this code reads {GeneratorResult.schemas[-1]}")
-        return GeneratorResult.from_json(data)
-    except OtherKindError as error:
-        raise OtherKindError(f"{path}: {error}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise RecordError(f"{path}: {reason(error)}") from error
+    return _read(path, GeneratorResult)

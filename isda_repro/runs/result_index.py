@@ -7,7 +7,6 @@ needed. Settings that the seeds of a cell share are stored once.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,8 @@ from typing import Any
 import orjson
 
 from isda_repro.config import run_names
-from isda_repro.runs.records import METRICS, RecordError, Result, mean_of_last, read_result
+from isda_repro.foreign_files import displayed
+from isda_repro.runs.records import METRICS, RecordError, Result, read_result
 from isda_repro.runs.sources import Finding, Found
 
 
@@ -29,7 +29,7 @@ def read_valid_result(path: Path) -> Result:
         RecordError: the file is damaged, has numbers that are not finite, or its settings do not hash to its run id.
     """
     result = read_result(path)
-    ResultChecker()(result, str(path))
+    ResultChecker()(result, displayed(path))
     return result
 
 
@@ -46,7 +46,7 @@ class ResultChecker:
             RecordError: the result is invalid; the message begins with ``origin``.
         """
         with _named(origin):
-            for problem in _contradictions(result):
+            for problem in result.contradictions():
                 raise RecordError(f"{origin}: {problem}")
             body = asked(result.request, result.choices)
             if body not in self._known:
@@ -74,37 +74,6 @@ def _named(origin: str) -> Iterator[None]:
         raise RecordError(f"{origin}: not as a result must be ({type(error).__name__}: {error})") from error
 
 
-def _contradictions(result: Result) -> Iterator[str]:
-    """Yield what is wrong with a result: numbers that are not finite or contradict its curves, malformed fields."""
-    errors = result.curves["test_error"]
-    for name, curve in result.curves.items():
-        if len(curve) != result.epochs:
-            yield f"its curve {name} has {len(curve)} entries for {result.epochs} epochs"
-        if not math.isfinite(sum(curve)):
-            yield f"its curve {name} is not finite"
-    for name in METRICS:
-        value = getattr(result, name)
-        if value is not None and not math.isfinite(value):
-            yield f"its {name} is {value!r}"
-    stated = (result.test_error_last10, result.test_error_final, result.test_error_best)
-    if stated != (mean_of_last(errors), errors[-1], min(errors)):
-        yield "its test errors are not those of its curve"
-    if result.curves.get("test_top5_error", [None])[-1] != result.test_top5_error_final:
-        yield "its top-5 error is not that of its curve"
-    if not result.segments or not all(isinstance(segment["precision"], str) for segment in result.segments):
-        yield "it has no segment that would say in what precision it was trained"
-    for name in ("epochs", "steps", "parameters", "feature_dim", "train_images", "test_images"):
-        if type(getattr(result, name)) is not int:
-            yield f"its {name} is {getattr(result, name)!r}"
-    for name in ("timing", "environment"):
-        if not isinstance(getattr(result, name), dict):
-            yield f"its {name} is {getattr(result, name)!r}"
-    if result.evaluated_on not in ("test", "holdout"):
-        yield f"it was evaluated on {result.evaluated_on!r}"
-    if type(result.request["seed"]) is not int:
-        yield f"its seed is {result.request['seed']!r}"
-
-
 @dataclass(frozen=True, slots=True)
 class Record:
     """Entry of the index: the numbers of one result, and where to read the rest."""
@@ -129,7 +98,7 @@ class Record:
             return self.held
         result = read_result(Path(str(self.path)))
         if result.run_id != self.run_id:
-            raise RecordError(f"{self.path}: it is the result of {result.run_id}")
+            raise RecordError(f"{self.origin}: it is the result of {result.run_id}")
         return result
 
 

@@ -1,7 +1,8 @@
 """Iterators over results on disk: ``runs/``, where runs are trained, and ``results/``, where results are committed.
 
 A source yields each result with its origin. For a result that cannot be used it yields, as a value, an error that says
-why: one damaged file among ten thousand must not stop the rest. ``from_wandb`` has iterators of the same kind for W&B.
+why: one damaged file among ten thousand must not stop the rest. Only regular files of a bounded size are opened.
+``from_wandb`` has iterators of the same kind for W&B.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isda_repro.errors import UserError
+from isda_repro.foreign_files import displayed
 from isda_repro.runs.records import OtherKindError, RecordError, Result, read_result
 
 RESULT = "result.json"
@@ -108,7 +110,7 @@ def _below(folder: Path, levels: int) -> Iterator[Path | RecordError]:
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
-        yield RecordError(f"{folder}: {error.strerror}")
+        yield RecordError(f"{displayed(folder)}: {error.strerror}")
         return
     for path in paths:
         if levels == 1:
@@ -119,7 +121,7 @@ def _below(folder: Path, levels: int) -> Iterator[Path | RecordError]:
 
 def _read(path: Path, kept_for: str | None = None) -> Finding:
     try:
-        return Found(str(path), read_result(path), path, kept_for)
+        return Found(displayed(path), read_result(path), path, kept_for)
     except RecordError as error:
         return error
 

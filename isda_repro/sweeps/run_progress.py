@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from pathlib import Path
 
 from isda_repro.experiments.plan import Run
+from isda_repro.foreign_files import open_regular
 from isda_repro.runs.records import EpochRecord, GeneratorEpoch, RecordError, read_lines
+from isda_repro.runs.strict_json import parsed
 from isda_repro.tracking.progress_bar import duration
 
 TIMED = ("train", "evaluation", "saving")
@@ -28,7 +29,7 @@ def describe_progress(folder: Path, run: Run) -> str | None:
     kind = GeneratorEpoch if run.is_generator else EpochRecord
     try:
         last = _last_epoch(path, kind) or _last_of_all(path, kind)
-    except RecordError as error:
+    except (OSError, RecordError) as error:
         return str(error)
     if last is None:
         return "in its first epoch"
@@ -47,12 +48,12 @@ def _last_epoch(path: Path, kind: type[Epoch]) -> Epoch | None:
 
     None if there is no epoch among these lines, as after many resumptions within one epoch.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(max(0, path.stat().st_size - TAIL_BYTES))
         lines = file.read().splitlines()
     for line in reversed(lines):
         with suppress(ValueError, TypeError, KeyError, AttributeError, RecordError):
-            data = json.loads(line)
+            data = parsed(line)
             if data["kind"] == kind.kind:
                 return kind.from_json(data)
     return None

@@ -7,6 +7,7 @@ themselves by ``python scripts/models.py data=isda_repro/tables/costs.json``. So
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +15,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from isda_repro.errors import UserError
+from isda_repro.console import warn
+from isda_repro.foreign_files import displayed
+from isda_repro.runs.strict_json import MOST_CHARACTERS, Positive, Text, read_json, reason, validated
 
 # Settings that change neither a network's parameters nor its multiply-adds. Any other setting may, so a network whose
 # other settings are not in costs.json has no known cost.
@@ -201,10 +204,10 @@ class WallTime:
     low: float  # lower quartile over the turns
     high: float  # upper quartile
     step_percent: float  # the same from the medians of whole steps, which includes the noise of the network's time
-    batch_size: int
-    precision: str
-    hardware: str
-    date: str
+    batch_size: Positive
+    precision: Text
+    hardware: Text
+    date: Text  # in ISO 8601
 
 
 @dataclass(frozen=True)
@@ -224,10 +227,7 @@ def table1_costs(model: str, results_dir: Path = Path("results")) -> AddedCost |
     Args:
         model: name in ``conf/model``.
         results_dir: folder with ``benchmarks/overhead_*.json``; measurements on an accelerator come before those on a
-            CPU.
-
-    Raises:
-        UserError: a measurement file is malformed.
+            CPU. A file that is none of ours is passed over with a warning.
     """
     theoretical = _theoretical(model)
     if theoretical is None:
@@ -249,17 +249,24 @@ def _theoretical(name: str) -> float | None:
 
 
 def _wall_time(model: str, results_dir: Path) -> WallTime | None:
-    """Return the measurement for a model on ImageNet, preferably on an accelerator; None if there is none."""
-    on_cpu: list[WallTime] = []
-    on_accelerator: list[WallTime] = []
+    """Return the measurement for a model on ImageNet: on an accelerator if there is one, and of these the latest."""
+    found: list[tuple[bool, str, WallTime]] = []
     for path in sorted((results_dir / "benchmarks").glob("overhead_*.json")):
         try:
-            measured = json.loads(path.read_text(encoding="utf-8"))
-            kind = on_accelerator if measured["accelerator"] else on_cpu
-            kind += [_read(row, measured) for row in measured["rows"] if _is_table_1s(row, model)]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no measurement of overhead.py's: {error!r}") from error
-    return next(iter((*on_accelerator, *on_cpu)), None)
+            measured = read_json(path)
+            rows = [_read(row, measured) for row in measured["rows"] if _is_table_1s(row, model)]
+            found += [(bool(measured["accelerator"]), row.date, row) for row in rows]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            _warn_once(
+                displayed(f"passed over: {path}: no measurement of overhead.py's ({reason(error)})"[:MOST_CHARACTERS])
+            )
+    return max(found, key=operator.itemgetter(0, 1), default=(False, "", None))[2]
+
+
+@cache
+def _warn_once(sentence: str) -> None:
+    """Print a warning, once for all networks of a table."""
+    warn(sentence)
 
 
 def _is_table_1s(row: Mapping[str, Any], model: str) -> bool:
@@ -268,13 +275,7 @@ def _is_table_1s(row: Mapping[str, Any], model: str) -> bool:
 
 
 def _read(row: Mapping[str, Any], measured: Mapping[str, Any]) -> WallTime:
-    return WallTime(
-        percent=float(row["added_percent"]),
-        low=float(row["added_low"]),
-        high=float(row["added_high"]),
-        step_percent=float(row["step_percent"]),
-        batch_size=int(row["batch_size"]),
-        precision=str(measured["precision"]),
-        hardware=str(measured["hardware"]),
-        date=str(measured["date"]),
-    )
+    stated = {"percent": row["added_percent"], "low": row["added_low"], "high": row["added_high"]}
+    stated |= {"step_percent": row["step_percent"], "batch_size": row["batch_size"]}
+    about = {key: measured[key] for key in ("precision", "hardware", "date")}
+    return WallTime(**validated(WallTime, {**stated, **about}))

@@ -64,7 +64,7 @@ def _joined(title: Label) -> str:
 
 
 def _finished(name: str, cell: FilledCell) -> Curve:
-    """Return the curve of a cell's finished runs, which all have the same number of epochs and the same schedule."""
+    """Return the curve of a cell's finished runs, which all have the same schedule, up to the last epoch of all."""
     results = list(cell.results().values())
     errors = [result.curves["test_error"] for result in results]
     floor = 50 / max(result.test_images for result in results)
@@ -104,7 +104,7 @@ def _curve(
     floor: float,
     value: float | None,
 ) -> Curve:
-    by_epoch = list(zip(*errors, strict=True))
+    by_epoch = list(zip(*errors, strict=False))
     mean, low, high = ([of(one) for one in by_epoch] for of in (fmean, min, max))
     return Curve(name, len(errors), unfinished, mean, low, high, drops, floor, value)
 

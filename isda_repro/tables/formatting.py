@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from isda_repro.experiments.paper_values import PaperValue
 from isda_repro.experiments.table import Cell, Table
+from isda_repro.foreign_files import CONTROLS
 from isda_repro.runs.records import METRICS
 from isda_repro.tables.aggregate import FilledCell
 from isda_repro.tables.intervals import Difference
@@ -17,6 +18,11 @@ DECIMALS = 2
 
 VERDICTS = {"better": " better", "worse": " worse", "open": " open", "unknown": ", no interval"}
 """Verdict -> text after a difference and its interval; the caption explains the words."""
+
+
+def one_line(text: str) -> str:
+    """Return text with spaces for line breaks, control characters and what cannot be encoded."""
+    return CONTROLS.sub(" ", text)
 
 
 def format_number(value: float, decimals: int = DECIMALS, sign: bool = False) -> str:

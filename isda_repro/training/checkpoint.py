@@ -6,13 +6,11 @@ run save after the same step.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import signal
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,9 +21,10 @@ from torch import Tensor
 
 from isda_repro.console import warn
 from isda_repro.errors import EXIT_USER_ERROR, StoppedError, UserError, is_out_of_memory
-from isda_repro.files import atomic_write, named
+from isda_repro.files import atomic_write
 from isda_repro.runs.run_directory import checkpoints_in
 from isda_repro.stopping import exit_code, handle_stop_signals
+from isda_repro.torch_files import TorchFileError, open_torch_file
 from isda_repro.training.distributed import SINGLE_PROCESS, Processes
 
 UNFINISHED = re.compile(r"(checkpoint(-[0-9]{9,})?\.pt|result\.json|environment\.json)\.[0-9a-f]{8}\.tmp")
@@ -59,20 +58,16 @@ def load(path: Path) -> dict[str, Any]:
             names the file.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # PyTorch's own reader does not verify the checksums
-        if damaged is not None:
-            raise CheckpointError(f"the checksum of its part {damaged} is wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open_torch_file(path) as file:
+            state = file.read_all()
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist: has its run finished?") from error
-    except Exception as error:  # a damaged archive raises many types, OSError with EINVAL among them
-        if is_out_of_memory(error):
-            raise MemoryError(f"while reading {path}, {path.stat().st_size / 1e6:.0f} MB") from error
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise named(error, path) from error
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path} is not a whole checkpoint, or not one of ours: {reason}") from error
+    except TorchFileError as error:
+        raise CheckpointError(f"{path} is not a whole checkpoint, or not one of ours: {error}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryError(f"while reading {path}, {path.stat().st_size / 1e6:.0f} MB") from error
     if not isinstance(state, dict) or not {"epoch", "network"} <= set(state):
         raise CheckpointError(f"{path} is not a checkpoint of ours: it has no network and epoch")
     return cast(dict[str, Any], state)

@@ -1,10 +1,12 @@
 """Weights from files: names that fit, files that are refused, and runs that use them."""
 
 import copy
+import datetime
 import os
 import pickle
 import re
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from interrupted_runs import settings
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
+from isda_repro import torch_files
 from isda_repro.config import build, compose
 from isda_repro.errors import UserError
 from isda_repro.models import ResNet, imagenet_densenet, timm_network
@@ -217,7 +220,7 @@ def test_a_damaged_file_is_refused(tmp_path, theirs, suffix, how):
     [
         (RuntimeError("can't allocate memory"), RuntimeError),
         (OSError(5, "Input/output error"), OSError),
-        (OSError(22, "Invalid argument"), WeightsError),  # PyTorch's reader fails like this on a damaged archive
+        (OSError(22, "Invalid argument"), WeightsError),  # zipfile fails like this on a damaged archive
     ],
 )
 def test_memory_and_disk_are_not_blamed_on_the_file(tmp_path, monkeypatch, trouble, expected):
@@ -227,9 +230,84 @@ def test_memory_and_disk_are_not_blamed_on_the_file(tmp_path, monkeypatch, troub
     def failing(*_arguments, **_options):
         raise trouble
 
-    monkeypatch.setattr(torch, "load", failing)
+    monkeypatch.setattr(torch_files, "open_regular", failing)
     with pytest.raises(expected, match=r"allocate|model\.pth"):
         load_weights(ResNet(8, num_classes=10), path, new_head=True)
+
+
+class Settings(dict):
+    """What Lightning calls AttributeDict: a class of the program that has written the file."""
+
+
+def of_lightning(state, prefix="net.", **more):
+    """Return the checkpoint of a LightningModule with a network and a criterion."""
+    beside = {"criterion.statistics.count": torch.zeros(3), "criterion.statistics.mean": torch.zeros(3, 4)}
+    return {
+        "epoch": 3,
+        "state_dict": {**wrapped(state, prefix), **beside, **more},
+        "optimizer_states": [{"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}],
+        "hyper_parameters": Settings(data_dir=Path("somewhere"), lr=0.1, widths={1, 2}, name=np.str_("x")),
+        "loops": {"state": Code()},
+        "when": datetime.datetime(2026, 1, 1),
+    }
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["now", "before PyTorch 1.6"])
+@pytest.mark.parametrize(
+    "prefix", ["net.", "model.", "backbone.", "", "net.module._orig_mod.", "_orig_mod.net.", "a.b.c.", "fc.", "layer1."]
+)
+def test_the_one_prefix_under_which_the_network_lies_is_found(tmp_path, theirs, capfd, prefix, older):
+    path = tmp_path / "last.ckpt"
+    written = of_lightning(theirs.state_dict(), prefix)
+    if prefix == "":
+        del written["state_dict"]["criterion.statistics.count"], written["state_dict"]["criterion.statistics.mean"]
+    torch.save(written, path, **({"_use_new_zipfile_serialization": False} if older else {}))
+    network = ours()
+    said = load_weights(network, path, new_head=False)
+    assert_equal(network, theirs)
+    assert ("criterion.statistics.count" in said) == (prefix != "")
+    assert "\n" not in said
+    assert "must never run" not in "".join(capfd.readouterr())
+
+
+def test_own_networks_are_found_under_a_prefix_too(tmp_path, theirs):
+    path = tmp_path / "last.ckpt"
+    for network in (ResNet(8, num_classes=10), ours()):
+        torch.save(of_lightning(network.state_dict()), path)
+        twin = copy.deepcopy(network)
+        for weight in twin.parameters():
+            weight.data.zero_()
+        load_weights(twin, path, new_head=False)
+        assert all(map(torch.equal, twin.state_dict().values(), network.state_dict().values()))
+
+
+def test_two_copies_of_the_network_are_refused_by_their_prefixes(tmp_path):
+    path, network = tmp_path / "last.ckpt", ResNet(8, num_classes=10)
+    state = network.state_dict()
+    torch.save(of_lightning(state, "student.", **wrapped(ResNet(8, num_classes=10).state_dict(), "teacher.")), path)
+    with pytest.raises(WeightsError, match=r"student\..*teacher\."):
+        load_weights(network, path, new_head=False)
+    larger = wrapped(ResNet(20, num_classes=10).state_dict(), "teacher.")
+    torch.save(of_lightning(state, "student.", **larger, **wrapped(state, "criterion.network.")), path)
+    assert "student." in load_weights(network, path, new_head=False), "the same tensors, and another network"
+    torch.save({"a": state, "b": state}, path)
+    with pytest.raises(WeightsError, match=r"a, b"):
+        load_weights(network, path, new_head=False)
+
+
+def test_under_a_prefix_what_is_missing_or_of_another_shape_is_named(tmp_path):
+    path, network = tmp_path / "last.ckpt", ResNet(8, num_classes=10)
+    state = network.state_dict()
+    name = next(iter(state))
+    torch.save(of_lightning({key: one for key, one in state.items() if key != name}), path)
+    with pytest.raises(WeightsError, match=rf"missing: {re.escape(name)}"):
+        load_weights(network, path, new_head=False)
+    torch.save(of_lightning({**state, name: torch.zeros(2, 2)}), path)
+    with pytest.raises(WeightsError, match=rf"{re.escape(name)} 2x2 for"):
+        load_weights(network, path, new_head=False)
+    torch.save(of_lightning({**state, name: Code()}), path)
+    with pytest.raises(WeightsError, match=re.escape(name)):
+        load_weights(network, path, new_head=False)
 
 
 def cfg_of(cfg, *true):

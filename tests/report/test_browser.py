@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from isda_repro import config
+from isda_repro.experiments.plan import Run
+
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
@@ -163,3 +166,26 @@ def test_a_phone_does_not_scroll_sideways_and_follows_the_scheme(opened, scheme,
     page.add_init_script(f"localStorage.theme = '{wanted}'")
     page.reload()
     assert (page.evaluate(brightness) < 60) is not is_dark
+
+
+def test_a_panel_takes_any_number_of_lines_and_runs_of_any_length(browser, tmp_path, rendered, runs, leave):
+    """Results of strangers may be so: a sweep over a hundred strengths, and seeds with fewer epochs than others."""
+    run = runs["ResNet-20", "ISDA", 0]
+    for number in range(110):
+        settings = {**run.settings, "loss": {**run.settings["loss"], "lambda_0": 0.01 * number + 0.005}}
+        settings.pop("run_id")
+        leave(tmp_path, Run(0, config.run_id(settings), settings))
+    other = runs["ResNet-20", "ISDA", 1]
+    curves = {name: [5.0, 4.0, 3.0] for name in ("test_error", "test_loss", "train_error", "train_loss", "lr")}
+    leave(tmp_path, other, epochs=3, curves=curves, test_error_last10=4.0, test_error_final=3.0, test_error_best=3.0)
+    leave(tmp_path, runs["ResNet-20", "ISDA", 2])
+    (tmp_path / "report.html").write_text(rendered(tmp_path))
+    page, said = browser.new_page(), []
+    page.set_default_timeout(120_000)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("console", lambda message: said.append(message.text))
+    page.goto((tmp_path / "report.html").as_uri())
+    until(page, DRAWN)
+    assert said == []
+    assert page.locator(".panel .legend li").count() == 111
+    page.close()

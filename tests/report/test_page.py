@@ -1,6 +1,7 @@
 """The page as a file: complete, reproducible, and safe against scripts in the contents of files."""
 
 import base64
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -12,7 +13,7 @@ from omegaconf import OmegaConf
 
 from isda_repro.errors import UserError
 from isda_repro.experiments.plan import Run
-from isda_repro.report.page import _plotly
+from isda_repro.report.page import _plotly, page
 from isda_repro.report.table_progress import petaflop_of
 
 
@@ -130,3 +131,14 @@ def test_a_package_that_is_not_installed_is_named(done, rendered, monkeypatch, m
     _plotly.cache_clear()
     with pytest.raises(UserError, match=named):
         rendered(done)
+
+
+def test_names_that_cannot_be_encoded_do_not_stop_the_page(done, gathered):
+    found = gathered(done)
+    shown = found.tables[0]
+    table = dataclasses.replace(shown.filled.table, title="\ud800", notes=("\udcff",))
+    filled = dataclasses.replace(shown.filled, table=table, problems=("\udc80",))
+    odd = dataclasses.replace(found, tables=(dataclasses.replace(shown, filled=filled),), problems=("\udc80",))
+    text = page(odd, done / "runs", done / "results")
+    assert text.encode()
+    assert data_of(text)["runs"]

@@ -21,7 +21,7 @@ from isda_repro.errors import UserError
 from isda_repro.runs import from_wandb
 from isda_repro.runs.from_wandb import OURS, connect, results_from_wandb, results_offline
 from isda_repro.runs.offline_runs import OfflineRun, read_offline
-from isda_repro.runs.records import RecordError, result_of
+from isda_repro.runs.records import RecordError, Result
 from isda_repro.runs.sources import Found
 from isda_repro.tracking.wandb_record import config_of, row_of, summary_of
 
@@ -58,7 +58,7 @@ def project(api, request):
 
 
 def expected(run_id, epochs=EPOCHS):
-    return result_of(result(epochs, run_id))
+    return Result.from_json(result(epochs, run_id))
 
 
 def test_each_finished_run_is_found_whole_over_several_pages(project, api, monkeypatch):
@@ -308,6 +308,7 @@ def test_offline_file_of_an_unfinished_run_is_named_and_one_of_a_generator_is_pa
 
 
 def test_end_of_an_offline_file_tells_whether_its_run_has_finished(tmp_path, monkeypatch):
+    (tmp_path / "run-r.wandb").touch()
     for records, code in (([{"type": "exit", "exit": {}}], 0), ([], None)):
         answer = SimpleNamespace(stdout="\n".join(map(json.dumps, records)))
         monkeypatch.setattr(subprocess, "run", lambda *_, answer=answer, **__: answer)

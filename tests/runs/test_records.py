@@ -110,7 +110,9 @@ def test_top_5_error_is_kept_where_there_is_one_and_not_written_where_there_is_n
     path = write_lines(tmp_path / "metrics.jsonl", EPOCH, ranked)
     assert ["test_top5_error" in line for line in path.read_text().splitlines()] == [False, True]
     assert list(read_metrics(path)) == [EPOCH, ranked]
-    result = finish(next(iter(demo[1].values()))[0], 3.0, test_top5_error_final=0.25)
+    run = next(iter(demo[1].values()))[0]
+    curves = {**read_result(finish(run, 3.0)).curves, "test_top5_error": [0.25]}
+    result = finish(run, 3.0, test_top5_error_final=0.25, curves=curves)
     assert read_result(result).test_top5_error_final == 0.25
 
 

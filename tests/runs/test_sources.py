@@ -1,6 +1,7 @@
 """Results from all sources; a result that cannot be used is reported and does not stop the rest."""
 
 import dataclasses
+import functools
 import json
 import os
 from pathlib import Path
@@ -67,7 +68,7 @@ CHANGES = [
     ({"choices": {}}, "model"),
     ({"segments": []}, "segment"),
     ({"segments": [3]}, ""),
-    ({"evaluated_on": "train"}, "train"),
+    ({"evaluated_on": "train"}, "evaluated_on"),
     ({"schema": 99}, "99"),
     ({"kind": "generator"}, ""),
     ({"colour": "red"}, "colour"),
@@ -75,6 +76,51 @@ CHANGES = [
     (lambda body: body["request"]["recipe"].update(lr=3.0), "resnet20-digits"),
     (lambda body: body["curves"].update(train_loss=[float("nan")]), "train_loss"),
     (lambda body: body["curves"].update(test_error=[float("inf")]), ""),
+]
+
+
+SURROGATE = "\ud800"
+CHANGES += [
+    (lambda body: body["timing"].update(train=float("nan")), "timing.train"),
+    (lambda body: body["timing"].update(train="12"), "timing.train"),
+    (lambda body: body["timing"].update(train=None), "timing.train"),
+    (lambda body: body["curves"].update(train_loss=None), "curves.train_loss"),
+    (lambda body: body["curves"].update(train_loss=["0.5"]), "curves.train_loss"),
+    (lambda body: body["curves"].update(test_error=[True]), "curves.test_error"),
+    (lambda body: body["curves"].update(more=[float("-inf")]), "curves.more"),
+    (lambda body: body["curves"].update(train_error=[-1.0]), "train_error"),
+    (lambda body: body["curves"].update(train_error=[101.0]), "train_error"),
+    (lambda body: body["curves"].update(train_loss=[10**400]), "curves.train_loss"),
+    (lambda body: body["curves"].pop("lr"), "lr"),
+    ({"test_images": 0}, "test_images"),
+    ({"train_images": -5}, "train_images"),
+    ({"parameters": 10**30}, "parameters"),
+    ({"steps": 2**60}, "steps"),
+    ({"epochs": True}, "epochs"),
+    ({"run_id": SURROGATE}, "run_id"),
+    ({"choices": {"model": "resnet20", "loss": "a\nb"}}, "choices.loss"),
+    ({"choices": {"model": "resnet20", "loss": 3}}, "choices.loss"),
+    (lambda body: body["choices"].pop("augmentation"), "augmentation"),
+    (lambda body: body["request"].update(synthetic="x"), "synthetic"),
+    (lambda body: body["request"].update(model=[1]), "model"),
+    (lambda body: body["request"]["recipe"].update(epochs="30"), "recipe.epochs"),
+    (lambda body: body["request"]["recipe"].update(epochs=0), "recipe.epochs"),
+    (lambda body: body["request"]["recipe"].update({SURROGATE: 1}), "request"),
+    (lambda body: body["request"]["recipe"].update(lr=float("nan")), "request"),
+    (lambda body: body["request"]["recipe"].update(lr=2**64), "settings"),
+    (lambda body: body["request"].update(seed=2**70), "seed"),
+    (lambda body: body["request"].update(seed=True), "seed"),
+    (lambda body: body["environment"].update(system="\x1b[2J"), "environment"),
+    (
+        lambda body: body["environment"].update(deep=functools.reduce(lambda node, _: [node], range(500), 0)),
+        "environment",
+    ),
+    (lambda body: body["segments"][0].update(hardware="\u2028"), "segments.0"),
+    (lambda body: body["segments"][0].update(precision=None), "segment"),
+    ({"x" * 10**6: 1}, "xxx"),
+    ({"kind": "novel"}, "novel"),
+    ({"kind": None}, "kind"),
+    ({"schema": [1]}, "schema"),
 ]
 
 
@@ -89,15 +135,71 @@ def test_result_that_contradicts_itself_is_named_and_passed_over(run, finish, go
     (problem,) = gathered.problems
     assert str(path) in problem
     assert token in problem.replace(str(path), "")
-    assert "\n" not in problem
+    assert problem.isprintable()
+    assert len(problem) < 2000
+
+
+def fifo(path, _):
+    os.mkfifo(path)
+
+
+def huge(path, _):
+    with path.open("wb") as file:
+        file.truncate(2**40)
+
+
+ODD_FILES = {
+    "pipe": fifo,
+    "folder": lambda path, _: path.mkdir(),
+    "endless device": lambda path, _: path.symlink_to("/dev/zero"),
+    "link to itself": lambda path, _: path.symlink_to(path),
+    "link to nowhere": lambda path, _: path.symlink_to("nowhere"),
+    "huge": huge,
+    "many digits": lambda path, text: path.write_text(text.replace("2.0", "2" * 10**6)),
+    "deep": lambda path, _: path.write_text('{"a":' * 10**6),
+    "cut in a surrogate": lambda path, text: path.write_text(text.replace("resnet20", "\\ud8")),
+}
+
+
+@pytest.mark.parametrize("where", ["runs/run/result.json", "results/demo/cell/0.json", "heap/0.json"])
+@pytest.mark.parametrize("kind", ODD_FILES)
+def test_what_is_no_file_or_too_large_is_named_and_never_waited_for(run, finish, tmp_path, kind, where):
+    path = tmp_path / where
+    text = finish(run, 2.0, path=path).read_text()
+    path.unlink()
+    ODD_FILES[kind](path, text)
+    found = list(results_in(tmp_path / "heap" if "heap" in where else tmp_path))
+    if (kind, where) == ("folder", "heap/0.json"):  # which is searched
+        assert found == []
+        return
+    (problem,) = found
+    assert isinstance(problem, RecordError)
+    assert str(path) in str(problem)
+
+
+@pytest.mark.parametrize(
+    "name", [b"line\nbreak", b"\x1b[2J", b"\xff\xfe", "\u2028".encode(), "имя 名 😀 %s #&_{}".encode()]
+)
+def test_names_of_files_are_shown_in_one_line_that_can_be_encoded(run, finish, tmp_path, name):
+    folder = tmp_path / os.fsdecode(name)
+    folder.mkdir()
+    (folder / "bad.json").write_text("{")
+    finish(run, 2.0, path=folder / "good.json")
+    gathered = index_results(results_in(tmp_path))
+    (record,) = gathered.records.values()
+    assert record.read().run_id == run.run_id
+    for text in (record.origin, *gathered.problems):
+        assert "\n" not in text
+        assert "\x1b" not in text
+        text.encode()
 
 
 def test_nothing_in_place_of_a_field_is_fatal(run, finish, there):
-    """An odd value is reported, or accepted where a field may hold anything, as in a mapping or a count."""
+    """An odd value is reported, or accepted where a field may hold anything, as in a mapping."""
     path = finish(run, 2.0)
     body = body_of(path)
     odd = [None, False, -1, 1e300, "x", [], [3], [None], ["x"], {}, {"a": None}, {"seed": 0}, {"seed": []}, [[1], "x"]]
-    harmless = {"kind", "steps", "parameters", "feature_dim", "train_images", "test_images", "timing", "environment"}
+    harmless = {"timing", "environment"}
     for name in body:
         for value in odd:
             path.write_text(json.dumps({**body, name: value}))
@@ -182,8 +284,8 @@ def test_what_may_not_be_read_is_named(run, finish, good, there, tmp_path, monke
     def refused(path):
         raise PermissionError(13, os.strerror(13), str(path))
 
-    read, listed = Path.read_bytes, Path.iterdir
-    monkeypatch.setattr(Path, "read_bytes", lambda path: refused(path) if path == closed else read(path))
+    opened, listed = os.open, Path.iterdir
+    monkeypatch.setattr(os, "open", lambda path, *how: refused(path) if path == closed else opened(path, *how))
     monkeypatch.setattr(Path, "iterdir", lambda path: refused(path) if path.name == "secret" else listed(path))
     gathered = there()
     assert [record.path for record in gathered.records.values()] == [str(good)]

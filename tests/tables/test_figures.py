@@ -104,3 +104,22 @@ def test_tables_are_planned_and_rendered_without_torch_hydra_or_matplotlib():
         "assert not {'torch', 'hydra', 'matplotlib'} & set(sys.modules)"
     )
     assert start([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_name_with_dollar_signs_is_no_formula(demo, finish, curves, there, tmp_path):
+    finish(next(iter(demo[1].values()))[0], *curves(0, 2.0))
+    filled = aggregate(*demo, there())
+    (key, cell), *_ = filled.cells.items()
+    named = {(key[0], ("$\\nonsense{$",)): cell}
+    for detail in (None, 1):
+        table = dataclasses.replace(demo[0], figure=PlotSpec(detail=detail))
+        assert draw_curves(dataclasses.replace(filled, table=table, cells=named), tmp_path / f"{detail}.png")
+
+
+def test_runs_of_different_lengths_are_drawn_as_far_as_all_have_got(demo, finish, there):
+    runs = next(iter(demo[1].values()))
+    finish(runs[0], 3.0, 2.0, 1.0)
+    finish(runs[1], 5.0, 4.0)
+    ((_, lines),) = panels(aggregate(*demo, there())).items()
+    (curve,) = lines.values()
+    assert curve.mean == [4.0, 3.0]

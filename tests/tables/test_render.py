@@ -3,7 +3,12 @@
 After an intended change, run ``GOLDEN=write python -m pytest tests/tables/test_render.py`` and review the difference.
 """
 
+import csv
+import io
 import os
+import re
+import shutil
+import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +16,9 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
+from isda_repro.runs.result_index import index_results
+from isda_repro.tables.aggregate import aggregate
+from isda_repro.tables.layout import layout
 from isda_repro.tables.render import FORMATS, html, latex, markdown
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -104,3 +112,68 @@ def test_tex_leaves_out_a_label_that_stands_right_above(layouts):
     lines = latex(replace(layout, blocks=blocks, reduced=())).splitlines()
     labels = [tuple(line.split(" & ")[:2]) for line in lines if " & ours & " in line]
     assert labels == [("x", "a"), ("", "b"), ("y", "b"), ("", "c")]
+
+
+STRANGE = {
+    "ACGAN": "=HYPERLINK(1)",
+    "Basic": "@x\n# y",
+    "Basic + Dropout": "имя 名 😀 ąßé",
+    "ISDA": "-a \x1b[2J \ud800",
+    "ResNet-110": "=1+1",
+    "Wide-ResNet-28-10": "$x_{%#&~^",
+}
+
+
+@pytest.fixture(scope="module")
+def strange(layouts):
+    """Return the layout of a table that names things as nobody should."""
+    filled = layouts["rows"].filled
+
+    def renamed(label):
+        return tuple(STRANGE.get(part, part) for part in label)
+
+    table = replace(
+        filled.table,
+        name="st}r%ange",
+        title="[click](javascript:alert) # \n<b> 1.\\\ttitle",
+        rows=tuple(map(renamed, filled.table.rows)),
+        columns=tuple(map(renamed, filled.table.columns)),
+        cells=tuple(replace(one, row=renamed(one.row), column=renamed(one.column)) for one in filled.table.cells),
+        notes=("\u2028 </script> \\input{x}",),
+    )
+    plan = dict(zip(table.cells, layouts["rows"].plan.values(), strict=True))
+    return layout(aggregate(table, plan, index_results([])), plan, "python scripts/sweep.py")
+
+
+def test_no_name_is_a_formula_of_a_spreadsheet(strange):
+    lines = list(csv.DictReader(io.StringIO(FORMATS["csv"]([strange]), newline="")))
+    texts = [line[field] for line in lines for field in ("table", "row", "column", "baseline")]
+    assert not [text for text in texts if text[:1] in ("=", "+", "-", "@")]
+    assert "'=HYPERLINK(1)" in texts
+    assert len({line["row"] for line in lines}) == len(strange.blocks)
+
+
+def test_no_name_breaks_its_line_or_becomes_markup(strange):
+    texts = {suffix: render([strange]) for suffix, render in FORMATS.items()}
+    for text in texts.values():
+        text.encode()
+        assert not {"\x1b", "\u2028", "\t"} & set(text)
+    tokens = MarkdownIt().enable("table").parse(texts["md"])
+    assert [token.tag for token in tokens if token.type == "heading_open"] == ["h2"]
+    assert not [part for token in tokens for part in token.children or () if part.type in ("link_open", "html_inline")]
+    assert len([token for token in tokens if token.type == "tr_open"]) == 1 + len(entries(strange))
+    assert "<b>" not in texts["html"]
+    assert "</script>" not in texts["html"]
+    assert r"\label{tab:st-r-ange}" in texts["tex"]
+    assert not re.search(r"\\input\{", texts["tex"].partition(r"\begin{table}")[2])
+
+
+@pytest.mark.slow
+def test_every_name_compiles(strange, tmp_path):
+    for program in ("pdflatex", "lualatex"):
+        if shutil.which(program) is None:
+            pytest.skip(f"no {program} here")
+        (tmp_path / "table.tex").write_text(FORMATS["tex"]([strange]))
+        command = [program, "-interaction=nonstopmode", "-halt-on-error", "table.tex"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+        assert done.returncode == 0, done.stdout[-1500:]

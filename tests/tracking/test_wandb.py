@@ -15,7 +15,7 @@ from wandb_server import WandbServer
 
 from isda_repro.runs.from_wandb import record_of, result_from
 from isda_repro.runs.offline_runs import offline_files, read_offline
-from isda_repro.runs.records import result_of
+from isda_repro.runs.records import Result
 from isda_repro.tracking import WandbTracker
 from isda_repro.tracking.wandb_record import (
     ID_BYTES,
@@ -138,7 +138,7 @@ def test_code_and_diffs_of_the_working_directory_are_not_sent(replayed):
 
 def test_the_result_is_made_again_from_an_offline_run(replayed):
     _, run = replayed
-    assert result_from(record_of(run.summary), run.rows) == result_of(result(EPOCHS))
+    assert result_from(record_of(run.summary), run.rows) == Result.from_json(result(EPOCHS))
 
 
 @pytest.mark.slow
@@ -203,7 +203,7 @@ def test_a_live_run_goes_on_under_its_name_and_sends_what_an_outage_kept_back(tm
     say(metrics, [{**SEGMENT, "step": 4}, again[0], again[3], whole], environment, tags=["table2"])
     assert [row["epoch"] for row in run.rows] == [1, 2, 2, 3, 4, 5]
     assert run.state == "finished"
-    assert result_from(record_of(run.summary), run.rows) == result_of(whole)
+    assert result_from(record_of(run.summary), run.rows) == Result.from_json(whole)
 
 
 @pytest.mark.slow

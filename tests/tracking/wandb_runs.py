@@ -51,8 +51,15 @@ def result(epochs: Sequence[Mapping[str, Any]], run_id: str = "run-1", **changed
     errors = [record["test_error"] for record in epochs]
     whole = Result(
         run_id=run_id,
-        request={"numerics_version": 2, "seed": 0, "model": {"dropout": 0, "rate": 1e-05, "empty": {}, "none": []}},
-        choices={"model": "resnet20"},
+        request={
+            "numerics_version": 2,
+            "seed": 0,
+            "model": {"dropout": 0, "rate": 1e-05, "empty": {}, "none": []},
+            "dataset": {},
+            "loss": {},
+            "recipe": {"epochs": 3},
+        },
+        choices={"model": "resnet20", "dataset": "digits", "augmentation": "none", "loss": "ce"},
         evaluated_on="test",
         test_error_last10=mean_of_last(errors),
         test_error_final=errors[-1],

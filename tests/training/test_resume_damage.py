@@ -4,9 +4,9 @@ import errno
 import json
 
 import pytest
-import torch
 from interrupted_runs import STEPS_PER_EPOCH, assert_same, settings, steps_of_segments, stopped_after
 
+from isda_repro import torch_files
 from isda_repro.training import checkpoint
 from isda_repro.training.checkpoint import CheckpointError
 from isda_repro.training.run import run
@@ -99,7 +99,7 @@ def test_what_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch,
         raise trouble
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "load", failing)
+        patch.setattr(torch_files, "open_regular", failing)
         with pytest.raises(OSError if isinstance(trouble, OSError) else MemoryError, match=r"checkpoint-000000006\.pt"):
             run(cfg)
     after = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
@@ -116,12 +116,12 @@ def test_damaged_checkpoint_names_the_file(tmp_path, monkeypatch, content):
         path.write_bytes(content)
     elif content is not None:
         checkpoint.torch.save({"epoch": 1, "network": {}} if isinstance(content, OSError) else content, path)
-    if isinstance(content, OSError):  # PyTorch raises it for some damaged archives
+    if isinstance(content, OSError):  # zipfile raises it for some damaged archives
 
         def failing(*arguments, **options):
             raise content
 
-        monkeypatch.setattr(torch, "load", failing)
+        monkeypatch.setattr(torch_files, "open_regular", failing)
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt") as caught:
         checkpoint.load(path)
     assert "\n" not in str(caught.value)

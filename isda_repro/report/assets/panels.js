@@ -25,7 +25,7 @@ function giveLooks(data, panel, index) {
     line.look =
       wish !== undefined && !taken.has(wish)
         ? wish
-        : [...Array(99).keys()].find((look) => look > 1 && !taken.has(look));
+        : [...Array(panel.lines.length + 2).keys()].find((look) => look > 1 && !taken.has(look));
     taken.add(line.look);
     line.key = `curve-${index}-${panel.lines.indexOf(line)}`;
     data.lines.set(line.key, { ...line, name: `${panel.title}, ${panel.facts}: ${line.label}` });

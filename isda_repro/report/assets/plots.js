@@ -32,9 +32,10 @@ function bandOf(data, runs, curve) {
   const having = runs.map((number) => data.runs[number]).filter((run) => run.curves[curve]);
   if (!having.length) return null;
   const all = having.map((run) => run.curves[curve]);
-  const at = (combine) => all[0].map((_, index) => combine(all.map((values) => values[index])));
+  const shortest = having.reduce((a, b) => (b.curves[curve].length < a.curves[curve].length ? b : a));
+  const at = (combine) => shortest.curves[curve].map((_, index) => combine(all.map((values) => values[index])));
   return {
-    epochs: data.epochs[having[0].epochs],
+    epochs: data.epochs[shortest.epochs],
     runs: having,
     mean: at((values) => values.reduce((sum, value) => sum + value, 0) / values.length),
     low: at((values) => Math.min(...values)),

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from isda_repro.tables.cost_columns import CostColumn
+from isda_repro.tables.formatting import one_line
 from isda_repro.tables.layout import Block, Head, Layout, Line
 from isda_repro.tables.missing import in_all
 
@@ -57,7 +58,7 @@ def html(layout: Layout, level: int = 2) -> str:
         layout: the table.
         level: heading level; reduced tables are one level lower.
     """
-    name = escape(layout.filled.table.name)
+    name = _escaped(layout.filled.table.name)
     kind = f' class="reduced" data-settings="{_escaped("; ".join(layout.settings))}"' if layout.settings else ""
     parts = [f'<section{kind} data-table="{name}">', f"<h{level}>{_escaped(layout.title)}</h{level}>"]
     parts += ['<div class="scroll" tabindex="0">', *_table(layout), "</div>"]
@@ -121,12 +122,10 @@ def _missing(layout: Layout) -> Iterator[str]:
     yield f"<p><code>{_escaped(layout.sweep)}</code> runs all of it.</p>"
     yield '<ul class="missing">'
     for one in layout.missing:
-        remark = _escaped(one.remark)
-        how = f"<code>{_escaped(one.command)}</code> ({remark})" if one.command is not None else remark
-        yield f"<li>{_escaped(one.what)}: {how}</li>"
+        yield f"<li>{_escaped(one.what)}: <code>{_escaped(one.command)}</code> ({_escaped(one.remark)})</li>"
     yield "</ul></details>"
 
 
 def _escaped(text: str) -> str:
     """Escape text for HTML, in ASCII, so that a fragment is valid in a page of any encoding."""
-    return escape(text).encode("ascii", "xmlcharrefreplace").decode()
+    return escape(one_line(text)).encode("ascii", "xmlcharrefreplace").decode()

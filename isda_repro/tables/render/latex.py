@@ -7,8 +7,10 @@ the printed page.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 
+from isda_repro.tables.formatting import one_line
 from isda_repro.tables.layout import Block, Entry, Head, Layout, Line
 from isda_repro.tables.missing import in_all
 
@@ -67,6 +69,8 @@ IN_A_COMMAND = {  # characters of the typewriter font, which can be copied from 
     "'": r"\textquotesingle{}",
     "`": r"\textasciigrave{}",
 }
+LATIN = "ßæøœłÆØŒŁ¡¿…‘’“”†‡§¶©"  # known to every TeX, besides letters with an accent
+OGONEK = "\N{COMBINING OGONEK}"
 SYMBOLS = {r"lambda\_0": r"$\lambda_0$", "(n = ": "($n$ = "}
 
 
@@ -77,11 +81,12 @@ def document(layouts: Sequence[Layout]) -> str:
 
 def latex(layout: Layout) -> str:
     """Return one table as a float, followed by its notes, its missing runs and its reduced tables."""
+    name = re.sub(r"[^\w+-]", "-", layout.filled.table.name)
     filling = {
         "title": _text(
             re.sub(r"^Table (\d+), (.*)", r"\2 (Table \1 of the paper)", layout.title)
         ),  # LaTeX assigns its own number
-        "label": "" if layout.settings else f"\\label{{tab:{layout.filled.table.name}}}",
+        "label": "" if layout.settings else f"\\label{{tab:{name}}}",
         "tabular": "\n".join(_tabular(layout)),
         "caption": _text(layout.caption),
     }
@@ -162,26 +167,33 @@ def _missing(layout: Layout) -> Iterator[str]:
     yield f"{_command(layout.sweep)} runs all of it:\\par}}\n"
     yield LIST
     for one in layout.missing:
-        remark = _text(one.remark)
-        how = f"{_command(one.command)} ({remark})" if one.command is not None else remark
-        yield f"\\item[$\\cdot$] {_text(one.what)}: {how}\n"
+        yield f"\\item[$\\cdot$] {_text(one.what)}: {_command(one.command)} ({_text(one.remark)})\n"
     yield "\\end{itemize}\n"
 
 
 def _text(text: str) -> str:
     """Escape text for LaTeX.
 
-    Characters that are not in ``SPECIAL`` are unchanged: every TeX knows those of Latin scripts.
+    Characters of Latin scripts are unchanged, because every TeX knows them.
     """
-    quoted = re.sub(r'"([^"]*)"', r"``\1''", text)
-    escaped = "".join(SPECIAL.get(character, character) for character in quoted)
+    quoted = re.sub(r'"([^"]*)"', r"``\1''", one_line(text))
+    escaped = "".join(SPECIAL.get(character) or _character(character) for character in quoted)
     for plain, symbol in SYMBOLS.items():
         escaped = escaped.replace(plain, symbol)
     return escaped
 
 
+def _character(character: str) -> str:
+    """Return a character for every TeX. pdfTeX, which stops at other than Latin scripts, prints its code point."""
+    plain, *marks = unicodedata.normalize("NFD", character)
+    if character.isascii() or (character < "\u0180" and plain.isascii() and OGONEK not in marks) or character in LATIN:
+        return character
+    return f"{{\\ifdefined\\Umathcharnumdef {character}\\else\\texttt{{U+{ord(character):04X}}}\\fi}}"
+
+
 def _command(text: str) -> str:
     """Escape a command. It may be broken at spaces, and after an equals sign, a comma or a slash."""
-    escaped = "".join({**SPECIAL, **IN_A_COMMAND}.get(character, character) for character in text)
+    special = {**SPECIAL, **IN_A_COMMAND}
+    escaped = "".join(special.get(character) or _character(character) for character in one_line(text))
     breakable = re.sub(r"([=,/])", r"\1\\allowbreak{}", escaped)
     return f"\\texttt{{{breakable}}}"

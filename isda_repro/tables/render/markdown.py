@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from isda_repro.tables.cost_columns import CostColumn
+from isda_repro.tables.formatting import one_line
 from isda_repro.tables.layout import Block, Entry, Layout
 from isda_repro.tables.missing import Missing, in_all
 
@@ -55,16 +56,16 @@ def _entry(entry: Entry) -> str:
 
 
 def _missing(missing: Missing) -> str:
-    how = f"{_code(missing.command)} ({missing.remark})" if missing.command is not None else missing.remark
-    return f"- {_escaped(missing.what)}: {how}"
+    return f"- {_escaped(missing.what)}: {_code(missing.command)} ({_escaped(missing.remark)})"
 
 
 def _escaped(text: str) -> str:
-    """Escape characters that would start a column, a code span, emphasis or HTML."""
-    return re.sub(r"([\\`*|<])", r"\\\1", text)
+    """Escape characters that would start a column, a code span, emphasis, HTML or the address of a link."""
+    return re.sub(r"([\\`*|<]|\](?=\())", r"\\\1", one_line(text))
 
 
 def _code(text: str) -> str:
+    text = one_line(text)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     padding = " " if len(fence) > 1 else ""
     return f"{fence}{padding}{text}{padding}{fence}"

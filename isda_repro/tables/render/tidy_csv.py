@@ -2,6 +2,8 @@
 
 Errors and differences are in percent. Absent values are empty. Cost columns give lines too, with their own ``metric``.
 So do the cells of reduced tables, whose field ``reduced`` names the settings that differ from the table's.
+
+A name that begins like a formula of a spreadsheet (``= + - @``) gets an apostrophe in front, which spreadsheets hide.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Any
 
 from isda_repro.tables.aggregate import FilledCell
 from isda_repro.tables.cost_columns import CostColumn
+from isda_repro.tables.formatting import one_line
 from isda_repro.tables.intervals import Difference
 from isda_repro.tables.layout import Layout
 from isda_repro.tables.missing import Missing, command
@@ -25,6 +28,7 @@ FIELDS = (
     *("paper_difference", "paper_low", "paper_high", "paper_verdict"),
     *("command", "petaflop_of_a_run", "hours_of_a_run", "hours_on"),
 )
+NAMES = ("table", "reduced", "row", "column", "baseline")  # fields that hold text of a table file
 
 
 def csv(layout: Layout) -> str:
@@ -38,8 +42,16 @@ def csv_file(layouts: Sequence[Layout]) -> str:
     writer = standard.DictWriter(text, FIELDS)
     writer.writeheader()
     for layout in layouts:
-        writer.writerows(_lines(layout))
+        writer.writerows({key: _harmless(key, value) for key, value in line.items()} for line in _lines(layout))
     return text.getvalue()
+
+
+def _harmless(field: str, value: Any) -> Any:
+    """Return a value that no spreadsheet takes for a formula. Table files, which name things, may be a stranger's."""
+    if not isinstance(value, str):
+        return value
+    text = one_line(value)
+    return f"'{text}" if field in NAMES and text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 
 def _lines(layout: Layout) -> Iterator[dict[str, Any]]:
