@@ -14,6 +14,7 @@ NODE_TIMEOUT=${NODE_TIMEOUT:-60} # seconds without an answer after which a node 
 UTS=${UTS:-$(unshare --uts true 2>/dev/null && echo 1 || echo 0)}  # 1: each slurmd has its own UTS namespace, so that jobs see hostname nodeN
 set -euo pipefail; set +m   # no job control: setsid below must not fork, so that $! is the daemon
 [ "$(id -u)" = 0 ] || { echo "must be root" >&2; exit 1; }
+[ ! -e "$SLURM_DIR" ] || [ -f "$SLURM_DIR/.isda_slurm" ] || { echo "SLURM_DIR=$SLURM_DIR is no folder of this script: delete it, or name another one" >&2; exit 1; }
 t0=$(date +%s.%N); lap() { printf '[%6.2fs] %s\n' "$(echo "$(date +%s.%N) $t0" | awk '{print $1-$2}')" "$*"; }
 die() { echo "cluster_up: $*" >&2; for f in "$SLURM_DIR"/log/*.log; do [ -f "$f" ] && { echo "--- $f"; tail -n 15 "$f"; }; done >&2; exit 1; }
 
@@ -39,7 +40,6 @@ else lap "packages already installed"; fi
 for p in "$SLURM_DIR"/pid/*.pid; do
   [ -f "$p" ] && ! gone $(cat "$p") && { echo "already running ($p); run cluster_down.sh first" >&2; exit 1; }
 done
-[ ! -e "$SLURM_DIR" ] || [ -f "$SLURM_DIR/.isda_slurm" ] || { echo "SLURM_DIR=$SLURM_DIR is no folder of this script: delete it, or name another one" >&2; exit 1; }
 rm -rf "$SLURM_DIR"
 mkdir -p "$SLURM_DIR"/{log,pid,state,munge,mysql} && chmod 755 "$SLURM_DIR"/{,log,pid,state,munge} && touch "$SLURM_DIR/.isda_slurm"
 P_CTLD=$BASE_PORT P_DBD=$((BASE_PORT+1)) P_SQL=$((BASE_PORT+2)) P_NODE0=$((BASE_PORT+10))
