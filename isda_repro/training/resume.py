@@ -107,21 +107,24 @@ def check_same_data(state: Mapping[str, Any], source: Source, path: Path) -> Non
         )
 
 
-def check_finished_data(then: Mapping[str, Any], source: Source, folder: Path) -> None:
+def check_finished_data(directory: RunDirectory, result: Any, source: Source | None) -> None:
     """Check that a finished run was trained on this data, so that its result answers this request.
 
     Args:
-        then: what the run has recorded about its data; of an older version, the numbers of images in its result.
-        source: the data now.
-        folder: the run directory.
+        directory: the run directory.
+        result: its result, whose numbers of images are compared if an older version has recorded nothing else.
+        source: the data now; None: there is nothing to compare.
 
     Raises:
         DataError: something has changed.
     """
-    if difference := data_difference(then, source):
+    recorded = read_environment(directory.environment).get(DATA_KEY)
+    if not isinstance(recorded, dict):
+        recorded = {key: getattr(result, key) for key in ("train_images", "test_images") if hasattr(result, key)}
+    if source is not None and (difference := data_difference(recorded, source)):
         raise DataError(
-            f"{folder} has finished on other data than {source.name} is now ({difference}): give another runs_dir= to "
-            "train on this data, or force=true, which keeps the finished run under another name"
+            f"{directory.path} has finished on other data than {source.name} is now ({difference}): give another "
+            "runs_dir= to train on this data, or force=true, which keeps the finished run under another name"
         )
 
 
@@ -137,14 +140,6 @@ def data_to_compare(cfg: DictConfig) -> Source | None:
     except (MissingDataError, FileNotFoundError) as error:
         warn(f"a finished run is shown without comparing its data, which is not here: {error}")
         return None
-
-
-def recorded_data(directory: RunDirectory, result: Any) -> Mapping[str, Any]:
-    """Return what a finished run has recorded about its data; of an older version, the numbers in its result."""
-    recorded = read_environment(directory.environment).get(DATA_KEY)
-    if isinstance(recorded, dict):
-        return recorded
-    return {key: getattr(result, key) for key in ("train_images", "test_images") if hasattr(result, key)}
 
 
 ALWAYS_NEEDED = frozenset({"step", "epoch", "metrics_bytes"})

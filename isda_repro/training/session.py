@@ -37,7 +37,6 @@ from isda_repro.training.resume import (
     data_to_compare,
     describe_data,
     find_start,
-    recorded_data,
 )
 
 Outcome = TypeVar("Outcome")
@@ -117,9 +116,7 @@ def earlier_result(cfg: DictConfig, kind: RunKind[Outcome], processes: Processes
         directory = RunDirectory(Path(cfg.runs_dir), cfg.run_id)
         if not directory.finished or cfg.force:
             return None
-        recorded = recorded_data(directory, _own_result(kind, directory))
-        if (source := data_to_compare(cfg)) is not None:
-            check_finished_data(recorded, source, directory.path)
+        check_finished_data(directory, _own_result(kind, directory), data_to_compare(cfg))
         if Checkpoints(directory.path).newest_first() or is_left_over(directory.path):
             # its process died between writing the result and cleaning up
             with FolderLock(directory.path) as lock:
@@ -195,8 +192,7 @@ class Session(Generic[Outcome]):
     def _result_of_another_launch(self) -> Outcome | None:
         if not self._directory.finished:
             return None
-        recorded = recorded_data(self._directory, _own_result(self._kind, self._directory))
-        check_finished_data(recorded, self._source, self._directory.path)
+        check_finished_data(self._directory, _own_result(self._kind, self._directory), self._source)
         _finish_last_acts(self._cfg, self._kind, self._directory, self._lock)
         return _already_done(self._kind, self._directory)
 
