@@ -139,8 +139,6 @@ def settled(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         if key in cfg and not isinstance(cfg[key], DictConfig):
             raise ConfigError(f"{key}={cfg[key]} replaces all settings in it; set {key}.<setting>")
     for group, name in cfg.choice.items():
-        if name is None:
-            raise ConfigError(f"{group}= takes one name of those in conf/{group}/")
         if str(name).startswith("_"):
             raise ConfigError(f"there is no {group}={name}: a file whose name begins with _ is a part of others")
     ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from isda_repro.config.checks import PATHS, ConfigError
+from isda_repro.config.rules import CONF_DIR
 
 NAMES = ("dataset.name", "tracking.project", "tracking.entity", "tracking.group")
 
@@ -33,10 +34,13 @@ def literal(argument: str, *, multirun: bool = False) -> str:
         multirun: a comma separates the values of several runs.
 
     Raises:
-        ConfigError: with ``multirun``, it cannot be told whether a comma separates or is part of a name.
+        ConfigError: a group gets a list; or, with ``multirun``, it cannot be told whether a comma separates values or
+            is part of a path.
     """
     key, equals, value = argument.partition("=")
     name = key.lstrip("+")
+    if value.lstrip().startswith("[") and "." not in name and (CONF_DIR / name.partition("@")[0]).is_dir():
+        raise ConfigError(f"{argument}: {name}= takes one name of a file in conf/{name}/")  # Hydra takes lists of them
     if not equals or name not in (*PATHS, *NAMES):
         return argument
     if name in PATHS:

@@ -30,6 +30,8 @@ def assert_names(error, named):
         ("checkpoint=a", "checkpoint"),
         ("model={a:1}", "model.a"),
         ("loss=[ce,isda]", "loss="),
+        ("augmentation=[1]", "augmentation="),
+        ("recipe=[]", "recipe="),
         ("recipe.lr==", "recipe.lr=="),
         ("model=null", "model= dataset="),
         ("model=wrn", "model=wrn wrn28_10 densenet121"),

@@ -96,7 +96,12 @@ def generator():
 KEYS = sorted({*_known_keys(), "hydra.run.dir", "loss._target_", "loss._args_"} - {""})
 
 
-settings = st.tuples(st.sampled_from(["", "", "+", "++", "~"]), st.sampled_from(KEYS), st.just("="), texts).map("".join)
+plain = st.sampled_from(
+    ["1", "0", "-1", "1.5", "true", "null", "[1,2]", "[]", "{a:1}", "{a:{b:1}}", "{}", "a", "1e400"]
+)
+settings = st.tuples(st.sampled_from(["", "", "+", "++", "~"]), st.sampled_from(KEYS), st.just("="), plain | texts).map(
+    "".join
+)
 
 
 @given(argument=st.one_of(settings, settings, texts))
