@@ -193,6 +193,7 @@ LINES = [as_json(SEGMENT), *(epoch(number, 20.0 / number) for number in range(1,
 
 
 @given(mutated(LINES), st.binary(max_size=10), st.integers(0, 10_000))
+@example(LINES, b"\n" + b"[" * 4000, 10_000)
 def test_any_metrics_are_read_up_to_a_named_line(lines, noise, where):
     content = "\n".join(json.dumps(line) for line in (lines if isinstance(lines, list) else [lines])).encode()
     content = content[:where] + noise + content[where:]
@@ -241,6 +242,7 @@ def record_in_wandb(tree):
 
 
 @given(mutated(result(EPOCHS)), mutated([row_of(record) for record in EPOCHS]))
+@example({**result(EPOCHS), "curves": [[1]]}, [row_of(record) for record in EPOCHS])
 def test_any_run_of_wandb_is_read_or_named(tree, rows):
     summary = {**summary_of(result(EPOCHS)), "record": record_in_wandb(tree)}
     try:

@@ -287,8 +287,9 @@ def test_two_copies_of_the_network_are_refused_by_their_prefixes(tmp_path):
     torch.save(of_lightning(state, "student.", **wrapped(ResNet(8, num_classes=10).state_dict(), "teacher.")), path)
     with pytest.raises(WeightsError, match=r"student\..*teacher\."):
         load_weights(network, path, new_head=False)
+    again = {name: one.detach() for name, one in state.items()}  # other objects with the same memory
     larger = wrapped(ResNet(20, num_classes=10).state_dict(), "teacher.")
-    torch.save(of_lightning(state, "student.", **larger, **wrapped(state, "criterion.network.")), path)
+    torch.save(of_lightning(state, "student.", **larger, **wrapped(again, "criterion.network.")), path)
     assert "student." in load_weights(network, path, new_head=False), "the same tensors, and another network"
     torch.save({"a": state, "b": state}, path)
     with pytest.raises(WeightsError, match=r"a, b"):

@@ -175,10 +175,10 @@ def test_a_panel_takes_any_number_of_lines_and_runs_of_any_length(browser, tmp_p
         settings = {**run.settings, "loss": {**run.settings["loss"], "lambda_0": 0.01 * number + 0.005}}
         settings.pop("run_id")
         leave(tmp_path, Run(0, config.run_id(settings), settings))
-    other = runs["ResNet-20", "ISDA", 1]
+    other = runs["ResNet-20", "ISDA", 2]
     curves = {name: [5.0, 4.0, 3.0] for name in ("test_error", "test_loss", "train_error", "train_loss", "lr")}
     leave(tmp_path, other, epochs=3, curves=curves, test_error_last10=4.0, test_error_final=3.0, test_error_best=3.0)
-    leave(tmp_path, runs["ResNet-20", "ISDA", 2])
+    leave(tmp_path, runs["ResNet-20", "ISDA", 1])
     (tmp_path / "report.html").write_text(rendered(tmp_path))
     page, said = browser.new_page(), []
     page.set_default_timeout(120_000)
@@ -187,5 +187,6 @@ def test_a_panel_takes_any_number_of_lines_and_runs_of_any_length(browser, tmp_p
     page.goto((tmp_path / "report.html").as_uri())
     until(page, DRAWN)
     assert said == []
+    assert page.evaluate("document.querySelector('.panel .plot').data.every(one => one.y.every(Number.isFinite))")
     assert page.locator(".panel .legend li").count() == 111
     page.close()

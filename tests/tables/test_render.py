@@ -135,7 +135,7 @@ def strange(layouts):
     table = replace(
         filled.table,
         name="st}r%ange",
-        title="[click](javascript:alert) # \n<b> 1.\\\ttitle",
+        title="[click](https://example.org) # \n<b> 1.\\\ttitle",
         rows=tuple(map(renamed, filled.table.rows)),
         columns=tuple(map(renamed, filled.table.columns)),
         cells=tuple(replace(one, row=renamed(one.row), column=renamed(one.column)) for one in filled.table.cells),
