@@ -13,6 +13,9 @@ from typing import TextIO
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 """Characters that end a line or control a terminal."""
 
+UNSHOWABLE = re.compile(f"{UNPRINTABLE.pattern[:-1]}\ud800-\udfff]")
+"""``UNPRINTABLE`` characters, and bytes that are not UTF-8 as Python reads them from file names."""
+
 GONE = (errno.EPIPE, errno.EIO)  # errors of writing to a closed pipe and to a closed terminal
 
 
@@ -37,9 +40,19 @@ def say(text: str, stream: TextIO | None = None) -> None:
             print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
-def one_line(text: str) -> str:
-    """Return a text with ``UNPRINTABLE`` characters written as escapes: it may quote what somebody else has named."""
-    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+def one_line(text: object) -> str:
+    """Return a text, or the text of a path, as one line in UTF-8: it may be or quote what somebody else has named.
+
+    Bytes that are no UTF-8, and characters that cannot be printed, are escaped.
+    """
+    shown = str(text)
+    return shown if shown.isprintable() else "".join(map(_printable, shown))
+
+
+def _printable(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # Python's stand-in for a byte that is no UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character if character.isprintable() else repr(character)[1:-1]
 
 
 def warn(sentence: str) -> None:

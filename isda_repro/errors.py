@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
 import platform
 import signal
-import stat
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -140,7 +137,10 @@ def check_installation() -> None:
         )
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    _ensure_home()
+    from isda_repro.files import home  # which itself imports this module
+
+    with one_sentence_errors():
+        home()
     others = sys.excepthook
 
     def explain(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -152,20 +152,6 @@ def check_installation() -> None:
             _leave(f'the package {package} is not installed, which this command needs: pip install -e ".[{extra}]"')
 
     sys.excepthook = explain
-
-
-def _ensure_home() -> None:
-    """Set HOME if it is not set and the user id has no entry, as in containers: caches and W&B need such a folder."""
-    with suppress(RuntimeError):
-        Path.home()
-        return
-    home = Path(tempfile.gettempdir()) / f"isda_repro-{os.getuid()}"
-    with suppress(FileExistsError):
-        home.mkdir(mode=0o700)
-    found = home.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        _leave(f"HOME is not set, and {home} belongs to others: set HOME to a folder of yours")
-    os.environ["HOME"] = str(home)
 
 
 def _leave(sentence: str) -> NoReturn:

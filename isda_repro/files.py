@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import itertools
 import os
@@ -12,7 +11,7 @@ import tempfile
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -111,16 +110,24 @@ def cache_folder() -> Path:
 
 
 def home() -> Path:
-    """Return the user's home directory; for a user without one, an empty folder that is deleted with the process."""
-    try:
+    """Return the user's home folder.
+
+    For a user id without a name, as in containers, it is a private folder below the temporary one, and HOME is set to
+    it: caches and W&B need a home folder.
+
+    Raises:
+        UserError: somebody else has made that folder.
+    """
+    with suppress(RuntimeError):
         return Path.home()
-    except RuntimeError:  # no HOME, and a user id without a name
-        return Path(_instead_of_home().name)
-
-
-@functools.cache
-def _instead_of_home() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="isda_repro-", ignore_cleanup_errors=True)
+    folder = Path(tempfile.gettempdir()) / f"isda_repro-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise UserError(f"HOME is not set, and {folder} belongs to others: set HOME to a folder of yours")
+    os.environ["HOME"] = str(folder)
+    return folder
 
 
 def sha256(path: Path) -> str:

@@ -23,9 +23,9 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
+from isda_repro.console import one_line
 from isda_repro.errors import is_out_of_memory
-from isda_repro.files import named
-from isda_repro.foreign_files import displayed, open_regular
+from isda_repro.files import named, open_regular
 from isda_repro.inert_pickle import Inert, PickleError, read_pickle
 
 MOST_PICKLE_BYTES = 64 * 2**20  # of the part that describes the tensors; ResNet-110 and its momentum take 0.1 MB
@@ -57,7 +57,7 @@ class TorchFileError(PickleError):
     """The file is damaged, or not one that ``torch.save`` wrote. The message is a clause about it, in one line."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(displayed(message))
+        super().__init__(one_line(message))
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def dry_run(options: DashboardOptions) -> None:
         print(f"would send {dashboards.written(Path(options.output), make(entity, options.project, tables), name)}")
 
 
-def save(options: DashboardOptions) -> None:
+def save_dashboards(options: DashboardOptions) -> None:
     """Save each dashboard at W&B."""
     account = connect()
     entity = options.entity or str(account.default_entity)
@@ -137,7 +137,10 @@ def main(arguments: list[str]) -> None:
         return
     options = parse_options(DashboardOptions, arguments)
     dashboards.require_workspaces()
-    dry_run(options) if options.dry_run else save(options)
+    if options.dry_run:
+        dry_run(options)
+    else:
+        save_dashboards(options)
 
 
 if __name__ == "__main__":

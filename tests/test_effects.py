@@ -120,7 +120,7 @@ PLACES = {  # "file: function: call": how often, and why it is ours
         1,
         "jobs of query_queue: this user's, whose script lies in .slurm of this runs_dir",
     ),
-    "isda_repro/data/packing.py: _encoder: terminate": (1, CHILD),
+    "isda_repro/data/packing.py: in_processes: terminate": (1, CHILD),
     "benchmarks/gpu/gpu.py: ended: killpg": (2, "the group of a child that was started as a session of its own"),
     "benchmarks/gpu/gpu_training.py: _the_same_bits: send_signal": (1, CHILD),
     # a run's folder
@@ -173,9 +173,15 @@ PLACES = {  # "file: function: call": how often, and why it is ours
     "isda_repro/data/packed.py: _indexed: savez": (1, "into the file of atomic_write"),
     "isda_repro/data/packing.py: Packing.encoded: save": (2, MEMORY),
     "isda_repro/data/packing.py: pack: atomic_write": (1, "the manifest of a folder that was empty or has the same"),
-    "isda_repro/data/packing.py: pack: unlink": (1, "an unfinished file of a folder that was empty when packing began"),
+    "isda_repro/data/packing.py: _locked: FileLock": (1, "an empty file in a folder that it packs into"),
+    "isda_repro/data/packing.py: _locked: unlink": (1, "that empty file, while its lock is held"),
+    "isda_repro/data/packing.py: _check_content: unlink": (
+        1,
+        "an unfinished archive by its exact name, in a folder with our manifest, under the lock",
+    ),
     "isda_repro/data/packing.py: _write_archive: atomic_write": (1, "an archive of a folder with our manifest"),
     # others
+    "isda_repro/torch_files.py: _of_archive.read_storage: open entry": (1, "reads a part of an archive"),
     "isda_repro/console.py: _silence: os.open os.O_WRONLY": (1, "/dev/null"),
     "isda_repro/experiments/compose_cache.py: ComposeCache.keep: atomic_write": (1, CACHE),
     "isda_repro/revision.py: record: atomic_write": (1, "revision.json of this project's own checkout, ignored by git"),

@@ -125,7 +125,8 @@ def test_cache_is_where_the_environment_says(tmp_path, monkeypatch):
     assert cache_folder() == tmp_path / ".cache" / "isda_repro"
 
 
-def test_a_user_without_a_home_directory_has_a_cache_too(monkeypatch):
+def test_a_user_without_a_home_directory_has_a_private_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("HOME", raising=False)
 
@@ -135,8 +136,12 @@ def test_a_user_without_a_home_directory_has_a_cache_too(monkeypatch):
     monkeypatch.setattr("pwd.getpwuid", unknown)
     with pytest.raises(RuntimeError):
         Path.home()
-    assert cache_folder().is_absolute()
-    assert not any(cache_folder().parent.parent.iterdir()), "nobody else's files"
+    assert cache_folder().parent.parent.parent == tmp_path
+    assert Path(os.environ["HOME"]).stat().st_mode & 0o777 == 0o700
+    Path(os.environ["HOME"]).chmod(0o777)
+    monkeypatch.delenv("HOME")
+    with pytest.raises(UserError, match="HOME"):
+        cache_folder()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from isda_repro.console import UNPRINTABLE
+from isda_repro.console import UNPRINTABLE, one_line
 from isda_repro.errors import UserError
 
 MODEL_COUNTS = ("depth", "width", "growth", "first_channels", "cardinality", "base_width", "se_reduction", "image_size")
@@ -309,5 +309,4 @@ def _check_among(allowed: Mapping[str, tuple[Any, Sequence[Any]]]) -> None:
 def require(holds: bool, key: str, value: object, what: str) -> None:
     """Raise a ConfigError about the setting ``key`` unless ``holds``; ``what`` says what its value must be."""
     if not holds:
-        shown = "".join(one if one.isprintable() else repr(one)[1:-1] for one in str(value))
-        raise ConfigError(f"{key}={shown} must be {what}")
+        raise ConfigError(f"{key}={one_line(value)} must be {what}")

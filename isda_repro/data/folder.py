@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from isda_repro.console import one_line
 from isda_repro.data.decode import FORMATS, MAX_FILE_BYTES
 from isda_repro.data.packed import is_packed, load_packed
 from isda_repro.data.source import (
@@ -91,7 +92,7 @@ class FileSplit:
 
     def where(self, index: int) -> str:
         """Return the path of an image as text for messages."""
-        return printable(self.path(index))
+        return one_line(self.path(index))
 
     @cached_property
     def digest(self) -> str:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from isda_repro.console import one_line
 from isda_repro.data.decode import MAX_FILE_BYTES
 from isda_repro.data.source import (
     PARTS,
@@ -35,7 +36,6 @@ from isda_repro.data.source import (
     candidate_folders,
     hash_of,
     narrowed,
-    printable,
 )
 from isda_repro.files import atomic_write, cache_folder
 
@@ -91,7 +91,7 @@ class PackedSplit:
     def where(self, index: int) -> str:
         """Return the archive and the entry of an image, for messages."""
         entry = os.fsdecode(bytes(self.names[index]))
-        return printable(f"{self.archives[self.archive[index]]}, entry {entry}")
+        return one_line(f"{self.archives[self.archive[index]]}, entry {entry}")
 
     @cached_property
     def digest(self) -> str:
@@ -299,8 +299,8 @@ def _entry(entry: zipfile.ZipInfo, archive_bytes: int) -> tuple[int, int, bytes]
     """
     name = entry.filename.encode()
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size or entry.flag_bits & 1:
-        raise zipfile.BadZipFile(f"{printable(entry.filename)} is compressed or encrypted")
+        raise zipfile.BadZipFile(f"{one_line(entry.filename)} is compressed or encrypted")
     inside = 0 <= entry.header_offset <= archive_bytes and 0 <= entry.file_size <= archive_bytes - entry.header_offset
     if not inside or entry.file_size > MAX_FILE_BYTES or len(name) > MAX_NAME_BYTES:
-        raise zipfile.BadZipFile(f"{printable(entry.filename[:100])} has an impossible size or place")
+        raise zipfile.BadZipFile(f"{one_line(entry.filename[:100])} has an impossible size or place")
     return entry.header_offset, entry.file_size, name

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isda_repro.console import one_line
 from isda_repro.errors import UserError
 from isda_repro.randomness import stream_seed
 
@@ -58,20 +59,6 @@ class MissingDataError(DataError):
     """The data is not in the folder where it was looked for."""
 
 
-def printable(name: str) -> str:
-    """Return a file name or path as text that fits on one line of a message or a file in UTF-8.
-
-    Bytes that are no UTF-8, and characters that cannot be printed, are escaped.
-    """
-    return name if name.isprintable() else "".join(map(_printable_character, name))
-
-
-def _printable_character(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # Python's stand-in for a byte that is no UTF-8
-        return f"\\x{ord(character) - 0xDC00:02x}"
-    return character if character.isprintable() else repr(character)[1:-1]
-
-
 MOST_KINDS = 5
 
 
@@ -79,7 +66,7 @@ def counted(kinds: Mapping[str, int]) -> str:
     """Return counts by kind as a phrase such as ``3 .gif, 1 .txt``, the largest first; a long list is cut."""
     ordered = sorted(kinds.items(), key=lambda one: (-one[1], one[0]))
     more = sum(count for _, count in ordered[MOST_KINDS:])
-    named = [f"{count:,} {printable(kind)}" for kind, count in ordered[:MOST_KINDS]]
+    named = [f"{count:,} {one_line(kind)}" for kind, count in ordered[:MOST_KINDS]]
     return ", ".join([*named, f"{more:,} of other kinds"] if more else named)
 
 

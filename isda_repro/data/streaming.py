@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from isda_repro.console import one_line
 from isda_repro.data.decode import Crop, UnreadableError, decoded
 from isda_repro.data.loader import Loader, Plan
-from isda_repro.data.source import DataError, StoredSplit, printable
+from isda_repro.data.source import DataError, StoredSplit
 from isda_repro.errors import UserError
 from isda_repro.randomness import stream_seed
 
@@ -242,7 +243,7 @@ class _Fetcher(Dataset[Any]):
                 pixels[offset] = self._crop(decoded(self._split.read(index)), generator)
             except (UnreadableError, OSError) as error:
                 pixels[offset] = 0
-                failures.append(Failure(offset, self._split.where(index), printable(str(error))))
+                failures.append(Failure(offset, self._split.where(index), one_line(error)))
         return Fetched(pixels if request.slot is None else None, request.slot, failures)
 
 

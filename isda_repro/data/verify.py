@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from isda_repro.console import one_line
 from isda_repro.data.cifar import CIFAR_NAMES, archive_problem, cifar_class, expected_files, load_cifar, outer_folder
 from isda_repro.data.decode import FORMATS, RULES, UnreadableError, decoded, peculiarities
 from isda_repro.data.digits import load_digits
@@ -20,7 +21,7 @@ from isda_repro.data.folder import EXTENSIONS, FileSplit, Part, load_folder, rea
 from isda_repro.data.loader import Loader
 from isda_repro.data.packed import PackedSplit, archive_names, checksums, is_packed, load_packed, read_manifest
 from isda_repro.data.packing import in_processes
-from isda_repro.data.source import PARTS, DataError, Source, StoredSplit, candidate_folders, counted, printable, total
+from isda_repro.data.source import PARTS, DataError, Source, StoredSplit, candidate_folders, counted, total
 from isda_repro.files import sha256
 
 STORED_NAMES = ("imagenet", "imagenet_packed", "folder")
@@ -84,7 +85,7 @@ class Verification:
             rows = zip(self.class_names, self.train_counts, self.test_counts, strict=True)
             for label, (class_name, train, test) in enumerate(rows):
                 files = f"  ({self.class_files[label]})" if self.class_files else ""
-                yield f"class {label:>3}  {train:>6} train  {test:>6} test  {printable(class_name)}{files}"
+                yield f"class {label:>3}  {train:>6} train  {test:>6} test  {one_line(class_name)}{files}"
         yield from self.notes
         if self.problems:
             yield f"faults: {len(self.problems)}"
@@ -212,7 +213,7 @@ def _inspected(what: str, split: FileSplit | PackedSplit, workers: int) -> _Insp
             extension = Path(bytes(split.names[index]).decode("utf-8", "replace")).suffix.lower()
             found.peculiar[MISNAMED] += bool(image.kind) and extension not in FORMATS[image.kind]
             if image.reason:
-                found.unreadable.append(f"{split.where(index)} cannot be read as an image: {printable(image.reason)}")
+                found.unreadable.append(f"{split.where(index)} cannot be read as an image: {one_line(image.reason)}")
             bar.update()
     return found
 
@@ -232,7 +233,7 @@ def _left_out(index: Mapping[str, Part], problems: list[str]) -> Iterator[str]:
     """Yield lines about the files that are not used, and append those to ``problems`` that are pictures."""
     for part, content in index.items():
         for class_name, kinds in content.left_out.items():
-            where = f"{part}/{printable(class_name)}" if class_name else f"{part}, outside of the class folders"
+            where = f"{part}/{one_line(class_name)}" if class_name else f"{part}, outside of the class folders"
             pictures = NOT_READ | set(EXTENSIONS) if not class_name else NOT_READ
             if left_out := {kind: count for kind, count in kinds.items() if kind in pictures}:
                 problems.append(
@@ -242,7 +243,7 @@ def _left_out(index: Mapping[str, Part], problems: list[str]) -> Iterator[str]:
         yield f"files that are not used: {sum(kinds.values()):,}"
         for kind, count in sorted(kinds.items()):
             why = "a format that is not read" if kind in NOT_READ else "not a picture by its name"
-            yield f"  {count:>7,}  {printable(kind)}" + (f": {why}" if kind.startswith(".") else "")
+            yield f"  {count:>7,}  {one_line(kind)}" + (f": {why}" if kind.startswith(".") else "")
 
 
 def _read_by_a_rule(parts: Iterable[_Inspected]) -> Iterator[str]:

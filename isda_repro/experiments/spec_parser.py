@@ -42,7 +42,7 @@ def parse_axes(node: Any, where: str) -> dict[Label, tuple[Choice, ...]]:
     if (count := math.prod(map(len, node))) > MOST_LABELS:
         raise UserError(f"{where}: the axes give {count:,} combinations, and can give {MOST_LABELS:,}")
     listed = [
-        [(one_line(label, where), parse_choice(value, f"{where}: {label}")) for label, value in axis.items()]
+        [(require_one_line(label, where), parse_choice(value, f"{where}: {label}")) for label, value in axis.items()]
         for axis in node
     ]
     return {tuple(label for label, _ in point): tuple(c for _, c in point) for point in itertools.product(*listed)}
@@ -67,10 +67,10 @@ def parse_overrides(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(listed, list) or not all(isinstance(item, str) and "=" in item for item in listed):
         raise UserError(f"{where}: {value} must be key=value, or a list of such")
     refuse_seeds(listed, where)
-    return tuple(one_line(item, where) for item in listed)
+    return tuple(require_one_line(item, where) for item in listed)
 
 
-def one_line(value: object, where: str) -> str:
+def require_one_line(value: object, where: str) -> str:
     """Return a text, which is part of names, of tables and of job scripts, if it is one line without a tab."""
     if UNPRINTABLE.search(str(value)):
         raise UserError(f"{where}: {str(value)[:60]!a} must be one line")

@@ -51,7 +51,6 @@ from isda_repro.experiments.spec_parser import (
     Choice,
     apply_paper,
     check_keys,
-    one_line,
     parse_axes,
     parse_choice,
     parse_metric,
@@ -61,6 +60,7 @@ from isda_repro.experiments.spec_parser import (
     parse_seeds,
     parse_sentences,
     refuse_seeds,
+    require_one_line,
 )
 from isda_repro.experiments.table import PRECISIONS, Cell, Cells, Label, Table, join_label, label_matches, parse_plot
 
@@ -163,7 +163,7 @@ def _table(name: str, spec: Any) -> Table:
     in_columns, by_row = _baselines(spec.get("baseline"), list(rows), list(columns))
     table = Table(
         name=name,
-        title=one_line(spec["title"], "title"),
+        title=require_one_line(spec["title"], "title"),
         metric=spec["metric"],
         baseline=in_columns,
         rows=tuple(rows),

@@ -17,9 +17,9 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from isda_repro.console import one_line
 from isda_repro.errors import UserError, is_out_of_memory
-from isda_repro.files import named
-from isda_repro.foreign_files import displayed, open_regular
+from isda_repro.files import named, open_regular
 from isda_repro.inert_pickle import Inert
 from isda_repro.models import AdaptedNetwork, Network
 from isda_repro.torch_files import StoredTensor, TorchFileError, open_torch_file
@@ -41,7 +41,7 @@ class WeightsError(UserError):
     """Raised when a file holds no weights, or not those of this network. The message is one line of text."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(displayed(message))
+        super().__init__(one_line(message))
 
 
 def load_weights(network: Network, path: Path, new_head: bool) -> str:
@@ -83,7 +83,7 @@ def load_weights(network: Network, path: Path, new_head: bool) -> str:
         if found.beside:
             note += f"; left out beside it: {_some(found.beside)}"
         network.load_state_dict(weights, strict=False)
-    return displayed(f"{path}: {len(weights)} tensors taken{note}")
+    return one_line(f"{path}: {len(weights)} tensors taken{note}")
 
 
 def _is_authors(given: Mapping[str, Given], expected: Mapping[str, Tensor]) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from isda_repro.console import one_line
 from isda_repro.errors import EXIT_INTERRUPTED, EXIT_STOPPED
 from isda_repro.files import SMALL, atomic_write, open_regular, rename_aside
 
@@ -58,14 +58,14 @@ def read_exit_status(folder: Path) -> ExitStatus | None:
             noted = json.loads(file.read())
         code, said = noted["exit_code"], noted["said"]
         is_status = type(code) is int and -CODES < code < CODES and isinstance(said, str)
-        return ExitStatus(code, _one_line(said)) if is_status else None
+        return ExitStatus(code, _first_line(said)) if is_status else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
-def _one_line(text: str) -> str:
+def _first_line(text: str) -> str:
     """Return the first line of a message, without what a terminal would obey."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "?", text.partition("\n")[0])[:MOST_SAID]
+    return one_line(text.partition("\n")[0])[:MOST_SAID]
 
 
 def _set_foreign_aside(path: Path) -> None:
@@ -107,6 +107,6 @@ def _lines(log: Path) -> list[str]:
     try:
         with open_regular(log) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - SMALL))
-            return [_one_line(line) for line in file.read(SMALL).decode(errors="replace").strip().splitlines()]
+            return [_first_line(line) for line in file.read(SMALL).decode(errors="replace").strip().splitlines()]
     except OSError:
         return []

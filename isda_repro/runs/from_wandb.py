@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from isda_repro.console import one_line
 from isda_repro.errors import UserError
-from isda_repro.foreign_files import displayed
 from isda_repro.runs.offline_runs import offline_files, read_offline
 from isda_repro.runs.records import RecordError, Result
 from isda_repro.runs.sources import Finding, Found
@@ -162,9 +162,9 @@ def results_offline(runs_dir: Path) -> Iterator[Finding]:
                 continue
             if run.exit_code != 0:
                 raise RecordError("it is not finished")
-            yield Found(displayed(path), result_from(record_of(run.summary), run.rows))
+            yield Found(one_line(path), result_from(record_of(run.summary), run.rows))
         except RecordError as error:
-            yield RecordError(f"{displayed(path)}: {error}")
+            yield RecordError(f"{one_line(path)}: {error}")
 
 
 class _Source:

@@ -5,7 +5,6 @@ The files are in W&B's own format, so W&B's ``wandb leet inspect`` reads them.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isda_repro.files import home
-from isda_repro.foreign_files import open_regular
+from isda_repro.files import home, open_regular
 from isda_repro.runs.records import RecordError
 from isda_repro.runs.strict_json import parsed, reason
 
@@ -75,12 +73,11 @@ def _add(run: OfflineRun, record: dict[str, Any]) -> None:
 def _records(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a W&B file, as ``wandb leet inspect --json`` prints them."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-    environment = {**os.environ, "HOME": str(home())}  # without which it does not start
+    home()  # without which it does not start
     try:
         open_regular(path, MOST_OFFLINE_BYTES).close()
         answer = subprocess.run(
             command,
-            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -25,8 +25,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field
 
-from isda_repro.files import atomic_write
-from isda_repro.foreign_files import displayed, open_regular
+from isda_repro.console import one_line
+from isda_repro.files import atomic_write, open_regular
 from isda_repro.runs.strict_json import (
     Count,
     Percent,
@@ -281,7 +281,7 @@ def read_lines(path: Path, epochs: type[Epoch], length: int | None = None) -> It
                 data = parsed(line)
                 yield kinds[data["kind"]].from_json(data)
             except (ValueError, KeyError, TypeError) as error:
-                raise RecordError(f"{displayed(path)}, line {number}: {reason(error)}") from error
+                raise RecordError(f"{one_line(path)}, line {number}: {reason(error)}") from error
 
 
 def write_result(path: Path, result: AnyRecord) -> None:
@@ -310,9 +310,9 @@ def _read(path: Path, kind: type[ResultOfAKind]) -> ResultOfAKind:
     try:
         return kind.from_json(read_json(path))
     except OtherKindError as error:
-        raise OtherKindError(f"{displayed(path)}: {error}") from error
+        raise OtherKindError(f"{one_line(path)}: {error}") from error
     except (OSError, ValueError) as error:
-        raise RecordError(f"{displayed(path)}: {reason(error)}") from error
+        raise RecordError(f"{one_line(path)}: {reason(error)}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

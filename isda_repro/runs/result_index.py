@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from isda_repro.config import run_names
-from isda_repro.foreign_files import displayed
+from isda_repro.console import one_line
 from isda_repro.runs.records import METRICS, RecordError, Result, read_result
 from isda_repro.runs.sources import Finding, Found
 
@@ -29,7 +29,7 @@ def read_valid_result(path: Path) -> Result:
         RecordError: the file is damaged, has numbers that are not finite, or its settings do not hash to its run id.
     """
     result = read_result(path)
-    ResultChecker()(result, displayed(path))
+    ResultChecker()(result, one_line(path))
     return result
 
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from isda_repro.console import one_line
 from isda_repro.errors import UserError
-from isda_repro.foreign_files import displayed
 from isda_repro.runs.records import OtherKindError, RecordError, Result, read_result
 
 RESULT = "result.json"
@@ -110,7 +110,7 @@ def _below(folder: Path, levels: int) -> Iterator[Path | RecordError]:
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
-        yield RecordError(f"{displayed(folder)}: {error.strerror}")
+        yield RecordError(f"{one_line(folder)}: {error.strerror}")
         return
     for path in paths:
         if levels == 1:
@@ -121,7 +121,7 @@ def _below(folder: Path, levels: int) -> Iterator[Path | RecordError]:
 
 def _read(path: Path, kept_for: str | None = None) -> Finding:
     try:
-        return Found(displayed(path), read_result(path), path, kept_for)
+        return Found(one_line(path), read_result(path), path, kept_for)
     except RecordError as error:
         return error
 

@@ -13,8 +13,9 @@ from typing import Annotated, Any, get_type_hints
 import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from isda_repro.console import UNSHOWABLE, one_line
 from isda_repro.errors import UserError
-from isda_repro.foreign_files import CONTROLS, displayed, open_regular
+from isda_repro.files import open_regular
 
 MOST_BYTES = 32 * 2**20  # of a file: the result of a run of 100,000 epochs has 12 million
 MOST_LEVELS = 16  # of objects and lists in each other
@@ -28,7 +29,7 @@ class RecordError(UserError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(displayed(message[:MOST_CHARACTERS]))
+        super().__init__(one_line(message[:MOST_CHARACTERS]))
 
 
 def read_json(path: Path) -> Any:
@@ -64,7 +65,7 @@ def parsed(content: bytes) -> Any:
 
 
 def _shown_anywhere(text: str) -> str:
-    if CONTROLS.search(text):
+    if UNSHOWABLE.search(text):
         raise ValueError("it has control characters, or characters that cannot be encoded")
     return text
 

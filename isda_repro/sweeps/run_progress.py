@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from isda_repro.experiments.plan import Run
-from isda_repro.foreign_files import open_regular
+from isda_repro.files import open_regular
 from isda_repro.runs.records import EpochRecord, GeneratorEpoch, RecordError, read_lines
 from isda_repro.runs.strict_json import parsed
 from isda_repro.tracking.progress_bar import duration

@@ -15,8 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from isda_repro.console import warn
-from isda_repro.foreign_files import displayed
+from isda_repro.console import one_line, warn
 from isda_repro.runs.strict_json import MOST_CHARACTERS, Positive, Text, read_json, reason, validated
 
 # Settings that change neither a network's parameters nor its multiply-adds. Any other setting may, so a network whose
@@ -258,7 +257,7 @@ def _wall_time(model: str, results_dir: Path) -> WallTime | None:
             found += [(bool(measured["accelerator"]), row.date, row) for row in rows]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             _warn_once(
-                displayed(f"passed over: {path}: no measurement of overhead.py's ({reason(error)})"[:MOST_CHARACTERS])
+                one_line(f"passed over: {path}: no measurement of overhead.py's ({reason(error)})"[:MOST_CHARACTERS])
             )
     return max(found, key=operator.itemgetter(0, 1), default=(False, "", None))[2]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from isda_repro.console import UNSHOWABLE
 from isda_repro.experiments.paper_values import PaperValue
 from isda_repro.experiments.table import Cell, Table
-from isda_repro.foreign_files import CONTROLS
 from isda_repro.runs.records import METRICS
 from isda_repro.tables.aggregate import FilledCell
 from isda_repro.tables.intervals import Difference
@@ -20,9 +20,9 @@ VERDICTS = {"better": " better", "worse": " worse", "open": " open", "unknown": 
 """Verdict -> text after a difference and its interval; the caption explains the words."""
 
 
-def one_line(text: str) -> str:
+def without_breaks(text: str) -> str:
     """Return text with spaces for line breaks, control characters and what cannot be encoded."""
-    return CONTROLS.sub(" ", text)
+    return UNSHOWABLE.sub(" ", text)
 
 
 def format_number(value: float, decimals: int = DECIMALS, sign: bool = False) -> str:

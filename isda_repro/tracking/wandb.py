@@ -66,15 +66,11 @@ def own_identity() -> Iterator[str | None]:
     W&B also needs a home directory, for its settings and its log.
     """
     hidden = {name: os.environ.pop(name) for name in IDENTITY if name in os.environ}
-    is_homeless = "HOME" not in os.environ
-    if is_homeless:
-        os.environ["HOME"] = str(home())
+    home()
     try:
         yield hidden.get(SWEEP, "").strip() or None
     finally:
         os.environ.update(hidden)
-        if is_homeless:
-            del os.environ["HOME"]
 
 
 class WandbTracker:

@@ -13,10 +13,11 @@ import torch
 from pictures import CLASSES, GREY, PECULIAR, SMOOTH, content, make_folder, picture, saved, turned
 from PIL import Image, PngImagePlugin
 
+from isda_repro.console import one_line
 from isda_repro.data import DataError, MissingDataError, Packing, load_folder, load_packed, pack, stored_statistics
 from isda_repro.data import decode as decoding
 from isda_repro.data.decode import FORMATS, RULES, UnreadableError, decoded, peculiarities
-from isda_repro.data.source import counted, printable
+from isda_repro.data.source import counted
 
 
 @pytest.fixture(autouse=True)
@@ -138,9 +139,9 @@ def test_names_of_any_bytes_work_in_folders_and_archives(tmp_path, kind):
 
 
 def test_printable_escapes_what_is_not_text_in_one_line():
-    assert printable("größe 'x'.jpg") == "größe 'x'.jpg"
-    assert printable(os.fsdecode(b"caf\xe9\n\x1b")) == "caf\\xe9\\n\\x1b"
-    printable("\ud800").encode()
+    assert one_line("größe 'x'.jpg") == "größe 'x'.jpg"
+    assert one_line(os.fsdecode(b"caf\xe9\n\x1b")) == "caf\\xe9\\n\\x1b"
+    one_line("\ud800").encode()
 
 
 # ------------------------------------------------------------------------------------------------------ train alone

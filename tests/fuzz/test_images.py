@@ -13,9 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pictures import PECULIAR, SMOOTH, content, picture, saved
 
+from isda_repro.console import one_line
 from isda_repro.data import Crop, DataError, Packing, load_folder, load_packed, pack
 from isda_repro.data.decode import MAX_PIXELS, UnreadableError, decoded, peculiarities
-from isda_repro.data.source import printable
 
 pytestmark = pytest.mark.slow
 
@@ -175,10 +175,10 @@ LITTER = (b"#recycle", b"@recycle", b"@eadir")
 
 @given(st.text())
 def test_printable_text_is_utf_8_on_one_line(text):
-    shown = printable(text)
+    shown = one_line(text)
     assert len(shown.encode().splitlines()) <= 1
     assert shown.isprintable()
-    assert printable(shown) == shown
+    assert one_line(shown) == shown
 
 
 def test_memory_of_a_refused_image_is_that_of_its_file():

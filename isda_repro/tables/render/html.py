@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from isda_repro.tables.cost_columns import CostColumn
-from isda_repro.tables.formatting import one_line
+from isda_repro.tables.formatting import without_breaks
 from isda_repro.tables.layout import Block, Head, Layout, Line
 from isda_repro.tables.missing import in_all
 
@@ -128,4 +128,4 @@ def _missing(layout: Layout) -> Iterator[str]:
 
 def _escaped(text: str) -> str:
     """Escape text for HTML, in ASCII, so that a fragment is valid in a page of any encoding."""
-    return escape(one_line(text)).encode("ascii", "xmlcharrefreplace").decode()
+    return escape(without_breaks(text)).encode("ascii", "xmlcharrefreplace").decode()

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-from isda_repro.tables.formatting import one_line
+from isda_repro.tables.formatting import without_breaks
 from isda_repro.tables.layout import Block, Entry, Head, Layout, Line
 from isda_repro.tables.missing import in_all
 
@@ -176,7 +176,7 @@ def _text(text: str) -> str:
 
     Characters of Latin scripts are unchanged, because every TeX knows them.
     """
-    quoted = re.sub(r'"([^"]*)"', r"``\1''", one_line(text))
+    quoted = re.sub(r'"([^"]*)"', r"``\1''", without_breaks(text))
     escaped = "".join(SPECIAL.get(character) or _character(character) for character in quoted)
     for plain, symbol in SYMBOLS.items():
         escaped = escaped.replace(plain, symbol)
@@ -185,8 +185,9 @@ def _text(text: str) -> str:
 
 def _character(character: str) -> str:
     """Return a character for every TeX. pdfTeX, which stops at other than Latin scripts, prints its code point."""
-    plain, *marks = unicodedata.normalize("NFD", character)
-    if character.isascii() or (character < "\u0180" and plain.isascii() and OGONEK not in marks) or character in LATIN:
+    parts = unicodedata.normalize("NFD", character)  # a letter and its accents
+    is_accented = character < "\u0180" and parts[0].isascii() and OGONEK not in parts
+    if character.isascii() or is_accented or character in LATIN:
         return character
     return f"{{\\ifdefined\\Umathcharnumdef {character}\\else\\texttt{{U+{ord(character):04X}}}\\fi}}"
 
@@ -194,6 +195,6 @@ def _character(character: str) -> str:
 def _command(text: str) -> str:
     """Escape a command. It may be broken at spaces, and after an equals sign, a comma or a slash."""
     special = {**SPECIAL, **IN_A_COMMAND}
-    escaped = "".join(special.get(character) or _character(character) for character in one_line(text))
+    escaped = "".join(special.get(character) or _character(character) for character in without_breaks(text))
     breakable = re.sub(r"([=,/])", r"\1\\allowbreak{}", escaped)
     return f"\\texttt{{{breakable}}}"

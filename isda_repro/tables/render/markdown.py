@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from isda_repro.tables.cost_columns import CostColumn
-from isda_repro.tables.formatting import one_line
+from isda_repro.tables.formatting import without_breaks
 from isda_repro.tables.layout import Block, Entry, Layout
 from isda_repro.tables.missing import Missing, in_all
 
@@ -61,11 +61,11 @@ def _missing(missing: Missing) -> str:
 
 def _escaped(text: str) -> str:
     """Escape characters that would start a column, a code span, emphasis, HTML or the address of a link."""
-    return re.sub(r"([\\`*|<]|\](?=\())", r"\\\1", one_line(text))
+    return re.sub(r"([\\`*|<]|\](?=\())", r"\\\1", without_breaks(text))
 
 
 def _code(text: str) -> str:
-    text = one_line(text)
+    text = without_breaks(text)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     padding = " " if len(fence) > 1 else ""
     return f"{fence}{padding}{text}{padding}{fence}"

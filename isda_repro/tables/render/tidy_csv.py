@@ -15,7 +15,7 @@ from typing import Any
 
 from isda_repro.tables.aggregate import FilledCell
 from isda_repro.tables.cost_columns import CostColumn
-from isda_repro.tables.formatting import one_line
+from isda_repro.tables.formatting import without_breaks
 from isda_repro.tables.intervals import Difference
 from isda_repro.tables.layout import Layout
 from isda_repro.tables.missing import Missing, command
@@ -50,7 +50,7 @@ def _harmless(field: str, value: Any) -> Any:
     """Return a value that no spreadsheet takes for a formula. Table files, which name things, may be a stranger's."""
     if not isinstance(value, str):
         return value
-    text = one_line(value)
+    text = without_breaks(value)
     return f"'{text}" if field in NAMES and text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 
