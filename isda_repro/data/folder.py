@@ -34,7 +34,6 @@ from isda_repro.data.source import (
     counted,
     hash_of,
     narrowed,
-    printable,
     total,
 )
 from isda_repro.files import atomic_write, cache_folder
