@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from isda_repro.errors import UserError
 
@@ -92,6 +92,23 @@ def open_regular(path: Path, most: int | None = None) -> BinaryIO:
         file.close()
         raise
     return file
+
+
+def append_to(path: Path, buffering: int = -1) -> IO[bytes]:
+    """Open a file of a run's folder to append to it; it is created if there is none.
+
+    Args:
+        path: the file.
+        buffering: as of ``open``.
+
+    Raises:
+        UserError: there is something else of this name, such as a symbolic link, which may lead out of the folder.
+        OSError: it cannot be opened; the error names it.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+        raise UserError(f"{path} is a link, a folder or no regular file: move it away")
+    return os.fdopen(os.open(path, flags, 0o666), "ab", buffering=buffering)
 
 
 def _require_regular(found: os.stat_result, path: Path, most: int | None) -> None:

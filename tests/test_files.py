@@ -14,6 +14,7 @@ from PIL import Image
 
 from isda_repro.errors import UserError
 from isda_repro.files import (
+    append_to,
     atomic_write,
     cache_folder,
     check_output,
@@ -142,6 +143,19 @@ def test_a_user_without_a_home_directory_has_a_private_one(tmp_path, monkeypatch
     monkeypatch.delenv("HOME")
     with pytest.raises(UserError, match="HOME"):
         cache_folder()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path.parent / "theirs")])
+def test_nothing_is_appended_to_what_is_no_file_of_the_folder(tmp_path, make):
+    (tmp_path / "theirs").write_bytes(b"theirs")
+    make(tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match=r"metrics\.jsonl"):
+        append_to(tmp_path / "metrics.jsonl")
+    assert (tmp_path / "theirs").read_bytes() == b"theirs"
+    for _ in range(2):
+        with append_to(tmp_path / "theirs") as file:
+            file.write(b"!")
+    assert (tmp_path / "theirs").read_bytes() == b"theirs!!"
 
 
 @pytest.mark.parametrize(

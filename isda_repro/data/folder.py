@@ -381,4 +381,4 @@ def _check_classes(name: str, root: Path, index: Mapping[str, Part], num_classes
 def _some(names: Sequence[str], most: int = 3) -> str:
     """Join the first ``most`` names and say how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(printable, names[:most])) + more
+    return ", ".join(map(one_line, names[:most])) + more

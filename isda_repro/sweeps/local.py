@@ -17,6 +17,7 @@ from typing import IO
 from isda_repro.console import say
 from isda_repro.errors import EXIT_STOPPED, EXIT_USER_ERROR, UserError
 from isda_repro.experiments.plan import Compose, Run
+from isda_repro.files import append_to
 from isda_repro.runs.exit_status import LOG, STOPPED, ExitStatus, exit_status_of, read_exit_status, write_exit_status
 from isda_repro.runs.lock import lives
 from isda_repro.runs.records import RecordError
@@ -276,7 +277,7 @@ class _Sweep:
         if self._where.is_one:
             yield None
             return
-        with (folder / LOG).open("ab") as log:
+        with append_to(folder / LOG) as log:
             yield log
 
     # --------------------------------------------------------------------------------------------------------- ending

@@ -8,8 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from isda_repro.errors import UserError
-from isda_repro.files import named
+from isda_repro.files import append_to, named
 from isda_repro.tracking.tracker import Record
 
 
@@ -27,9 +26,7 @@ class JsonLines:
 
     def __init__(self, path: Path, keep: int = 0, before_write: Callable[[], None] = lambda: None) -> None:
         self._path, self._before_write = path, before_write
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path} is not a regular file: move it away")
-        self._file = path.open("ab", buffering=0)  # unbuffered: closing must not retry a line that did not fit
+        self._file = append_to(path, buffering=0)  # unbuffered: closing must not retry a line that did not fit
         if self.bytes_written > keep:
             self._drop_after(keep)
 
@@ -40,7 +37,7 @@ class JsonLines:
         """
         dropped = self._path.with_name(f"{self._path.name}.dropped")
         try:
-            with self._path.open("rb") as lines, dropped.open("ab") as end:
+            with self._path.open("rb") as lines, append_to(dropped) as end:
                 lines.seek(keep)
                 shutil.copyfileobj(lines, end)
                 end.flush()

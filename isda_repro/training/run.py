@@ -13,6 +13,7 @@ from isda_repro.console import say, warn
 from isda_repro.data import Loader, Source, StreamingLoader
 from isda_repro.data.source import counted
 from isda_repro.errors import UserError
+from isda_repro.files import append_to
 from isda_repro.models.weights import load_weights
 from isda_repro.runs.records import EpochRecord, Result, SegmentRecord, as_json, mean_of_last, read_result
 from isda_repro.runs.to_wandb import wandb_trackers
@@ -232,8 +233,8 @@ class UnreadableImages:
         if any(known.startswith(f"{where}: ") for known in self._known):  # already reported
             return  # only the path is compared: Pillow's reason may hold a memory address, which changes
         self._known.add(line)
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(f"{line}\n")
+        with append_to(self._file) as file:
+            file.write(f"{line}\n".encode())
         warn(f"image {len(self._known)} that cannot be read, and is left out: {line}")
 
     def conclude(self) -> None:
