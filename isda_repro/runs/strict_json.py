@@ -64,7 +64,7 @@ def parsed(content: bytes) -> Any:
 
 
 def _shown_anywhere(text: str) -> str:
-    if CONTROLS.search(text):
+    if not text.isprintable() and CONTROLS.search(text):  # the first is faster
         raise ValueError("it has control characters, or characters that cannot be encoded")
     return text
 
@@ -73,14 +73,15 @@ def _plain(node: Any, level: int = 0) -> Any:
     """Return a tree of JSON unchanged if all of it can be written, hashed and shown again."""
     if level > MOST_LEVELS:
         raise ValueError("it is nested too deeply")
-    if isinstance(node, str):
-        return _shown_anywhere(node)
-    if isinstance(node, float) and not math.isfinite(node):
-        raise ValueError(f"it has a number that is {node}")
-    if isinstance(node, int) and not -(2**63) <= node < 2**63:
-        raise ValueError("it has a number of more than 64 bits")
-    for part in (*node, *node.values()) if isinstance(node, dict) else node if isinstance(node, list) else ():
-        _plain(part, level + 1)
+    for part in (*node, *node.values()) if isinstance(node, dict) else node:
+        if isinstance(part, str):
+            _shown_anywhere(part)
+        elif isinstance(part, dict | list):
+            _plain(part, level + 1)
+        elif isinstance(part, float) and not math.isfinite(part):
+            raise ValueError(f"it has a number that is {part}")
+        elif isinstance(part, int) and not -(2**63) <= part < 2**63:
+            raise ValueError("it has a number of more than 64 bits")
     return node
 
 
