@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -39,7 +40,7 @@ def read_json(path: Path) -> Any:
         ValueError: it is not JSON.
     """
     with open_regular(path, MOST_BYTES) as file:
-        return parsed(file.read(MOST_BYTES + 1))
+        return parsed(file.read(os.fstat(file.fileno()).st_size))
 
 
 def parsed(content: bytes) -> Any:
