@@ -169,16 +169,13 @@ def _as_torch_file_errors(path: Path) -> Iterator[None]:
         raise named(error, path) from error
     except TorchFileError:
         raise
-    except READING as error:
+    except Exception as error:  # a damaged file makes zipfile and PyTorch raise many types
         if is_out_of_memory(error):
             raise
         raise TorchFileError((str(error) or type(error).__name__).splitlines()[0]) from error
 
 
 Content = tuple[Any, Callable[[Storage], Tensor]]  # what was saved, and what reads a storage
-
-READING = (ValueError, LookupError, TypeError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, OverflowError)
-"""Errors of zipfile and of PyTorch for a damaged file."""
 
 
 # ----------------------------------------------------------------------------------------- the format since PyTorch 1.6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -40,7 +41,7 @@ def read_json(path: Path) -> Any:
         ValueError: it is not JSON.
     """
     with open_regular(path, MOST_BYTES) as file:
-        return parsed(file.read(MOST_BYTES + 1))
+        return parsed(file.read(os.fstat(file.fileno()).st_size))
 
 
 def parsed(content: bytes) -> Any:
@@ -65,7 +66,7 @@ def parsed(content: bytes) -> Any:
 
 
 def _shown_anywhere(text: str) -> str:
-    if UNSHOWABLE.search(text):
+    if not text.isprintable() and UNSHOWABLE.search(text):  # the first is faster
         raise ValueError("it has control characters, or characters that cannot be encoded")
     return text
 
@@ -74,14 +75,15 @@ def _plain(node: Any, level: int = 0) -> Any:
     """Return a tree of JSON unchanged if all of it can be written, hashed and shown again."""
     if level > MOST_LEVELS:
         raise ValueError("it is nested too deeply")
-    if isinstance(node, str):
-        return _shown_anywhere(node)
-    if isinstance(node, float) and not math.isfinite(node):
-        raise ValueError(f"it has a number that is {node}")
-    if isinstance(node, int) and not -(2**63) <= node < 2**63:
-        raise ValueError("it has a number of more than 64 bits")
-    for part in (*node, *node.values()) if isinstance(node, dict) else node if isinstance(node, list) else ():
-        _plain(part, level + 1)
+    for part in (*node, *node.values()) if isinstance(node, dict) else node:
+        if isinstance(part, str):
+            _shown_anywhere(part)
+        elif isinstance(part, dict | list):
+            _plain(part, level + 1)
+        elif isinstance(part, float) and not math.isfinite(part):
+            raise ValueError(f"it has a number that is {part}")
+        elif isinstance(part, int) and not -(2**63) <= part < 2**63:
+            raise ValueError("it has a number of more than 64 bits")
     return node
 
 

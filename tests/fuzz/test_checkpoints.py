@@ -41,16 +41,24 @@ def written(name):
 FILES = {name: written(name) for name in ("now", "older", "safetensors")}
 
 
+class Damaged(bytes):
+    """Bytes that are shown as the changes that led to them."""
+
+    def __repr__(self):
+        return f"{len(self)} bytes after {self.changes}"
+
+
 @st.composite
 def damaged(draw, content):
     """Return the bytes with a few of them changed, taken out, put in or moved, mostly where the structure is."""
-    body = bytearray(content)
+    body, changes = bytearray(content), []
     for _ in range(draw(st.integers(1, 3))):
         ends = st.one_of(
             st.integers(0, 3000), st.integers(max(0, len(body) - 9000), len(body)), st.integers(0, len(body))
         )
         where = min(draw(ends), len(body))
-        match draw(st.sampled_from(["flip", "cut", "insert", "end", "copy"])):
+        changes.append((draw(st.sampled_from(["flip", "cut", "insert", "end", "copy"])), where))
+        match changes[-1][0]:
             case "flip" if where < len(body):
                 body[where] ^= draw(st.integers(1, 255))
             case "cut":
@@ -62,7 +70,9 @@ def damaged(draw, content):
             case "copy":
                 start = draw(st.integers(0, len(body)))
                 body[where:where] = body[start : start + draw(st.integers(1, 3000))]
-    return bytes(body)
+    made = Damaged(body)
+    made.changes = changes
+    return made
 
 
 def read(content, suffix=".pt"):
