@@ -91,7 +91,7 @@ def training(folder, runs, ends=None):
 def generator_result(run_id):
     return GeneratorResult(
         run_id=run_id, request={}, choices={}, epochs=7, steps=1, generator_steps=1, generators=1, parameters=1,
-        train_images=1, curves={}, timing={}, segments=[], environment={},
+        train_images=1, curves={}, timing={}, segments=[{"precision": "fp32"}], environment={},
     )  # fmt: skip
 
 
