@@ -185,8 +185,12 @@ def _text(text: str) -> str:
 
 def _character(character: str) -> str:
     """Return a character for every TeX. pdfTeX, which stops at other than Latin scripts, prints its code point."""
-    plain, *marks = unicodedata.normalize("NFD", character)
-    if character.isascii() or (character < "\u0180" and plain.isascii() and OGONEK not in marks) or character in LATIN:
+    parts = unicodedata.normalize("NFD", character)  # the letter, and then its accents
+    if (
+        character.isascii()
+        or (character < "\u0180" and parts[0].isascii() and OGONEK not in parts)
+        or character in LATIN
+    ):
         return character
     return f"{{\\ifdefined\\Umathcharnumdef {character}\\else\\texttt{{U+{ord(character):04X}}}\\fi}}"
 
