@@ -39,7 +39,8 @@ def check_targets(node: Any, place: str | None = "") -> None:
             allowed = anywhere if place is None else known.get(where, frozenset())
             if not isinstance(target[0], str) or not isinstance(target[1], bool) or target not in allowed:
                 names = ", ".join(sorted(name for name, _ in allowed)) or "none"
-                wrong = f"{_join(where, TARGET)}={target[0]!r} is not what the files of conf/ have there"
+                partial = f" with {PARTIAL}={target[1]!r}" if PARTIAL in mapping else ""
+                wrong = f"{_join(where, TARGET)}={target[0]!r}{partial} is not what the files of conf/ have there"
                 raise ConfigError(f"{wrong}, which is {names}; a file in conf/ adds another")
         for key in mapping:
             if _is_instruction(key) and (key not in (TARGET, PARTIAL) or TARGET not in mapping):
