@@ -149,6 +149,9 @@ class Loader(ABC):
         stop = min(start + self.batch_size, self.num_samples)
         return self.share.of(start, stop).start - start, stop - start
 
+    def close(self) -> None:
+        """End the processes that a loader has started; it cannot be used afterwards."""
+
     def share_sizes(self) -> set[int]:
         """Return how many samples a process can have in one step, over all processes and steps; no share is 0."""
         last = self.num_samples - (self.steps_per_epoch - 1) * self.batch_size

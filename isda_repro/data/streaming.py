@@ -90,6 +90,11 @@ class StreamingLoader(Loader):
         )
         decoded(ONE_PIXEL)  # import the decoders once, before the workers are forked
 
+    def close(self) -> None:
+        """End the workers. When a loader is garbage in a cycle, PyTorch waits 10 s for its workers and kills them."""
+        if self._loader._iterator is not None:
+            self._loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
+
     def _batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         plan = self._plan(epoch)
         draws = self._placed(plan.draws)

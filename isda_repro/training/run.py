@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def run(cfg: DictConfig) -> Result:
             return earlier
         compute, source = prepare(cfg, processes)
         trainer = build_trainer(cfg, source, compute, processes)
-        with Session(cfg, CLASSIFIER, trainer, source) as session:
+        with closing(trainer), Session(cfg, CLASSIFIER, trainer, source) as session:
             if session.result is not None:  # another launch has finished the run in the meantime
                 return session.result
             unreadable = UnreadableImages(folder, processes, trainer.train_batches, trainer.test_batches)

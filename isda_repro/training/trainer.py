@@ -84,6 +84,11 @@ class Trainer:
             loader = cast(InMemoryLoader, self.train_batches)
             self._static = StaticStep(loader, self._learn_unseeded, [self._draws], self.compute.device)
 
+    def close(self) -> None:
+        """End the processes of the loaders."""
+        self.train_batches.close()
+        self.test_batches.close()
+
     @property
     def total_steps(self) -> int:
         """Number of optimizer steps in the whole run."""

@@ -1,6 +1,7 @@
 """Runs on a folder of images: bitwise resumption, detection of changed data, and reports of skipped images."""
 
 import json
+import multiprocessing
 import os
 import shutil
 
@@ -52,6 +53,13 @@ def test_killed_run_goes_on_bit_for_bit_with_other_workers(pets, tmp_path, monke
     assert fewer.run_id == cfg.run_id
     run(fewer)
     assert_same(tmp_path / "whole" / whole.run_id, tmp_path / "killed" / cfg.run_id)
+
+
+def test_workers_have_ended_when_a_run_returns(pets, tmp_path):
+    """Otherwise they are killed at the end of the process, which then prints a traceback."""
+    before = set(multiprocessing.active_children())
+    run(settings(pets, tmp_path))
+    assert not set(multiprocessing.active_children()) - before
 
 
 def test_the_same_folder_elsewhere_is_the_same_run(pets, tmp_path):
