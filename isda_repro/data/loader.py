@@ -149,7 +149,7 @@ class Loader(ABC):
         stop = min(start + self.batch_size, self.num_samples)
         return self.share.of(start, stop).start - start, stop - start
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most loaders have nothing to end)
         """End the processes that a loader has started; it cannot be used afterwards."""
 
     def share_sizes(self) -> set[int]:
