@@ -173,7 +173,7 @@ def generators_run(runs_dir):
         **dict.fromkeys(("epochs", "steps", "generator_steps", "generators", "parameters", "train_images"), 2),
         curves={"generator_loss": [None, None], **{name: [value, value] for name, value in scores.items()}},
         timing=timing,
-        segments=[],
+        segments=[{"precision": "fp32"}],
         environment={},
     )
     folder = runs_dir / str(cfg.run_id)
