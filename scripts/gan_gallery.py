@@ -5,7 +5,7 @@ python scripts/gan_gallery.py runs=[runs/<run_id>,runs/<run_id>] output=results/
 The grids are copied into the folder of the page. Run ``gan_quality.py`` on each generator first.
 """
 
-import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +14,21 @@ from typing import Any
 from omegaconf import MISSING
 
 from isda_repro.config import compose_generator, read_frozen_generator
-from isda_repro.config.checks import ConfigError
+from isda_repro.config.checks import GENERATORS, ConfigError
 from isda_repro.config.options import parse_options
 from isda_repro.errors import one_sentence_errors
-from isda_repro.files import check_output, write_output
+from isda_repro.files import SMALL, check_output, open_regular, write_output
 from isda_repro.runs.records import GeneratorResult, read_generator_result
+from isda_repro.runs.strict_json import parsed
 
 HEAD = (
     "| generator | epochs | its steps | seconds | classified as asked | Frechet distance | of training images |",
     "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+)
+
+NUMBERS = (
+    *("images", "accuracy", "accuracy_of_real"),
+    *("frechet_distance_in_own_features", "frechet_distance_of_training_images"),
 )
 
 
@@ -38,16 +44,19 @@ def described(folder: Path) -> tuple[GeneratorResult, dict[str, Any], Path]:
     """Return a generator's result, its quality, and the path of its last sample grid.
 
     Raises:
-        ConfigError: quality.json is missing or damaged.
+        ConfigError: quality.json is missing or damaged, or result.json is of no kind of generator.
     """
     result, quality = read_generator_result(folder / "result.json"), folder / "quality.json"
     try:
-        found = json.loads(quality.read_text(encoding="utf-8"))
-        if not {"images", "classifier", "accuracy", "accuracy_of_real"} <= set(found):
+        with open_regular(quality, SMALL) as file:
+            found = parsed(file.read())
+        if not isinstance(found["classifier"], str) or not all(math.isfinite(found[name]) for name in NUMBERS):
             raise ValueError
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         written_by = f"python scripts/gan_quality.py generator={folder} classifier=... writes it"
         raise ConfigError(f"{quality} is not there, or not whole: {written_by}") from error
+    if result.choices.get("gan") not in GENERATORS:
+        raise ConfigError(f"{folder / 'result.json'} is damaged: it names no kind of generator")
     return result, found, folder / "samples" / f"epoch-{result.epochs:05}.png"
 
 
@@ -73,10 +82,12 @@ def page(runs: list[Path], output: Path) -> str:
             f"{quality['frechet_distance_of_training_images']:.3f} |"
         )
         copy = output.with_name(f"{output.stem}_{kind}.png")
-        write_output(copy, grid.read_bytes())
+        with open_regular(grid) as picture:
+            write_output(copy, picture.read())
         pictures += ["", f"## {kind}", "", f"`{command(folder)}`", "", f"![generated images]({copy.name})"]
     _, quality, _ = described(runs[0])
     first = read_generator_result(runs[0] / "result.json")
+    ran_on = first.segments[-1]
     judge = f"{quality['classifier']} is right on {quality['accuracy_of_real']:.1f}% of real images it has not seen"
     return "\n".join(
         [
@@ -91,7 +102,7 @@ def page(runs: list[Path], output: Path) -> str:
             *HEAD,
             *rows,
             "",
-            f"Seconds: of training, {first.segments[-1]['hardware']}, {first.segments[-1]['threads']} thread.",
+            f"Seconds: of training, {ran_on.get('hardware')}, {ran_on.get('threads')} thread.",
             *pictures,
         ]
     )

@@ -63,6 +63,18 @@ def test_multirun_starts_every_combination_in_order(multirun):
     assert [choices for _, *choices in runs] == [["resnet20", "isda", seed] for seed in "0505"]
 
 
+@pytest.mark.parametrize("flag", ["-m", "--multirun", "--multi"])
+def test_the_flag_of_a_multirun_can_stand_anywhere(multirun, flag):
+    done = multirun("loss=isda", flag, "--seed=0,5")
+    assert (done.returncode, seeds(done)) == (0, [0, 5]), done.stderr
+
+
+def test_an_unknown_flag_is_one_sentence(multirun):
+    done = multirun("loss=isda", "--sweep", "seed=5")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--sweep" in done.stderr
+
+
 def test_a_failing_job_does_not_end_a_multirun_and_is_named_at_its_end(multirun):
     """Errors of users, bugs, and settings that are refused when the job begins."""
     done = multirun("-m", "seed=0,1,-1,2,5", "hydra.sweeper.max_batch_size=2")

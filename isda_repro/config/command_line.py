@@ -70,14 +70,34 @@ def run_command_line(
             raise ConfigError(f"{PICKLE_FLAG} runs a pickle, which may be any program: give runs/<run_id>/config.yaml")
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra must not shorten exceptions, which `explain` reads
         register_resolvers()
-        multirun, before = bool({"-m", "--multirun"} & set(arguments)), sys.argv
-        typed = [literal(without_hyphens(argument), multirun=multirun) for argument in arguments]
-        sys.argv = [before[0], *typed]  # which Hydra reads
+        before = sys.argv
+        sys.argv = [before[0], *_for_hydra(arguments)]  # which Hydra reads
         try:
             with report_failed_jobs(), explain():
                 compose_and_run()
         finally:
             sys.argv = before
+
+
+def _for_hydra(arguments: Sequence[str]) -> list[str]:
+    """Return a command line as Hydra has to get it: settings quoted, and before the flags, which can stand anywhere.
+
+    Raises:
+        ConfigError: there is a flag that Hydra does not have, or a setting that cannot be quoted.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    typed = [without_hyphens(argument) for argument in arguments]
+    known, unknown = get_args_parser().parse_known_intermixed_args(typed)
+    if unknown:
+        raise ConfigError(f"{unknown[0]} is no flag of this command: settings are written key=value")
+    settings, flags = [*known.overrides], []
+    for argument in typed:
+        if settings and argument == settings[0]:
+            settings.pop(0)
+        else:
+            flags.append(argument)
+    return [*(literal(one, multirun=known.multirun) for one in known.overrides), *flags]
 
 
 def without_hyphens(argument: str) -> str:

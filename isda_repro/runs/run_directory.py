@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from isda_repro.files import atomic_write
+from isda_repro.files import atomic_write, open_regular
 from isda_repro.revision import revision
 
 
@@ -47,6 +47,8 @@ def checkpoints_in(folder: Path) -> list[Path]:
     found = [path for path in folder.glob("checkpoint-*.pt") if CHECKPOINT.fullmatch(path.name)]
     return sorted(found, key=lambda path: int(path.stem.partition("-")[2]), reverse=True)
 
+
+MOST_BYTES = 2**28  # of an environment.json, which keeps a record of each process
 
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "scikit-learn", "wandb", "isda_repro")
 
@@ -91,9 +93,14 @@ def write_environment(path: Path, origin: dict[str, Any], machine: Mapping[str, 
 
 
 def read_environment(path: Path) -> dict[str, Any]:
-    """Return the content of ``environment.json``, or {} if the file is absent or malformed."""
+    """Return the content of ``environment.json``, or {} if the file is absent or malformed.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is too large.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path, MOST_BYTES) as file:
+            content = json.loads(file.read())
     except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

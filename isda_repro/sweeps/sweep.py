@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from isda_repro.experiments.plan import (
 )
 from isda_repro.experiments.specification import load_table
 from isda_repro.experiments.table import Cell, Table
+from isda_repro.files import open_regular
 from isda_repro.runs.records import GeneratorResult, RecordError, read_generator_result
 from isda_repro.runs.result_index import Record, ResultIndex, index_results, read_valid_result
 from isda_repro.runs.run_directory import checkpoints_in
@@ -306,7 +308,9 @@ def write_frozen_runs(run: Run, path: Path) -> None:
     A file that differs is replaced: since the run id is the same, it differs in folders, devices or tracking only.
     """
     config = run.config
-    if path.exists() and path.read_bytes() == OmegaConf.to_yaml(config).encode():
-        return
+    with suppress(FileNotFoundError), open_regular(path) as file:
+        content = OmegaConf.to_yaml(config).encode()
+        if file.read(len(content) + 1) == content:
+            return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_frozen(config, path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from isda_repro.console import say, warn
 from isda_repro.data import Loader, Source, StreamingLoader
 from isda_repro.data.source import counted
 from isda_repro.errors import UserError
-from isda_repro.files import append_to
+from isda_repro.files import append_to, open_regular
 from isda_repro.models.weights import load_weights
 from isda_repro.runs.records import EpochRecord, Result, SegmentRecord, as_json, mean_of_last, read_result
 from isda_repro.runs.to_wandb import wandb_trackers
@@ -191,6 +191,9 @@ CLASSIFIER = RunKind(
 )
 
 
+MOST_BYTES = 2**28  # of an unreadable.txt
+
+
 class UnreadableImages:
     """Reports each unreadable image once, on standard error and in ``unreadable.txt`` in the run directory.
 
@@ -202,7 +205,9 @@ class UnreadableImages:
 
     def __init__(self, folder: Path, processes: Processes, *loaders: Loader) -> None:
         self._file, self._processes = folder / "unreadable.txt", processes
-        known = self._file.read_text(encoding="utf-8", errors="replace") if self._file.exists() else ""
+        known = ""
+        with suppress(FileNotFoundError), open_regular(self._file, MOST_BYTES) as file:
+            known = file.read().decode(errors="replace")
         self._known = set(known.split("\n")) - {""}
         self._unreported: list[tuple[str, str]] = []
         self._may_come = any(loader.may_fall_short for loader in loaders)

@@ -91,6 +91,31 @@ def test_gallery_names_what_is_missing_or_double(undisturbed, load_script, tmp_p
         script.main(["runs=[]", f"output={tmp_path / 'page.md'}"])
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("quality.json", b'"accuracy": 1', b'"accuracy": "1"'),
+        ("quality.json", b"_of_training_images", b"_of_others"),
+        ("quality.json", b'"images": 20', b'"images": NaN'),
+        ("quality.json", b"{", b"[" * 20_000),
+        ("result.json", b'"gan": "cgan"', b'"gan": "../cgan"'),
+    ],
+)
+def test_gallery_names_a_damaged_file(undisturbed, load_script, tmp_path, name, old, new):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "result.json").write_bytes((undisturbed("cgan") / "result.json").read_bytes())
+    quality = {"images": 20, "classifier": "x", "accuracy": 1, "accuracy_of_real": 1}
+    distances = {"frechet_distance_in_own_features": 1, "frechet_distance_of_training_images": 1}
+    (folder / "quality.json").write_text(json.dumps({**quality, **distances}))
+    content = (folder / name).read_bytes()
+    assert old in content
+    (folder / name).write_bytes(content.replace(old, new, 1))
+    with pytest.raises(UserError, match=name):
+        load_script("gan_gallery").main([f"runs=[{folder}]", f"output={tmp_path / 'page.md'}"])
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 @pytest.mark.slow
 def test_train_gan_trains_what_is_typed_and_again_what_was_frozen(root, tmp_path):
     def command(*arguments):

@@ -16,7 +16,7 @@ from isda_repro.experiments.specification import load_table
 from isda_repro.runs.exit_status import ExitStatus, write_exit_status
 from isda_repro.sweeps.local import sweep_here
 from isda_repro.sweeps.status import cancel, status
-from isda_repro.sweeps.sweep import SweepOptions, missing, sweep_command
+from isda_repro.sweeps.sweep import SweepOptions, missing, sweep_command, write_frozen_runs
 
 
 @pytest.fixture
@@ -379,3 +379,11 @@ def test_mistyped_option_is_named(arguments, token):
         parse_options(SweepOptions, arguments)
     assert token in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_no_frozen_run_is_written_over_what_is_no_file(demo, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.symlink_to(os.devnull)
+    with pytest.raises(OSError, match=r"config\.yaml"):
+        write_frozen_runs(all_runs(demo)[0], path)
+    assert path.is_symlink()

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import shutil
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from pictures import make_folder
 
 from isda_repro.config import compose
 from isda_repro.data import FIXED_DATA, DataError
+from isda_repro.runs.run_directory import read_environment
 from isda_repro.training import resume
-from isda_repro.training.run import run
+from isda_repro.training.run import UnreadableImages, run
 
 CLASSES = ("ant", "bee", "cat")
 STEPS_PER_EPOCH = 6  # 24 training images
@@ -238,6 +240,20 @@ def test_train_alone_is_enough_with_a_holdout(pets, tmp_path):
     shutil.rmtree(pets / "val")
     result = run(on(pets, tmp_path, "dataset.holdout=6"))
     assert (result.evaluated_on, result.train_images, result.test_images) == ("holdout", 18, 6)
+
+
+@pytest.mark.parametrize("size", [None, 2**32])
+def test_files_of_a_run_that_cannot_be_its_own_are_not_read(tmp_path, size):
+    """Reading a pipe would wait for ever, and a large file would take all memory."""
+    path = tmp_path / "unreadable.txt"
+    if size is None:
+        path.symlink_to(os.devnull)
+    else:
+        path.touch()
+        os.truncate(path, size)
+    for read in (lambda: UnreadableImages(tmp_path, Mock()), lambda: read_environment(path)):
+        with pytest.raises(OSError, match=r"unreadable\.txt"):
+            read()
 
 
 def test_unreadable_images_of_any_name_are_listed_once_each_on_one_line(pets, tmp_path, monkeypatch):
