@@ -252,7 +252,7 @@ def test_bombs_are_refused_in_bounded_memory(tmp_path, bomb):
     BOMBS[bomb](path)
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()
-    child = context.Process(target=refuse, args=(path, MIB[bomb], there))
+    child = context.Process(target=refuse, args=(path, MIB[bomb], there), daemon=True)  # so that it never outlives us
     child.start()
     there.close()  # so that a crash of the child ends the wait
     assert here.poll(60), "it takes minutes"
