@@ -2,7 +2,7 @@
 
 Python's own unpickler imports what a file names and calls it. This one is an interpreter of the same instructions that
 only knows containers, numbers and text. Everything else is an ``Inert``, which has a name and no behaviour, unless
-``construct`` makes data from it. Time and memory are bounded by ``MOST_OPERATIONS``.
+``construct`` makes data from it. Time and memory are bounded by ``MOST_OPERATIONS`` and ``MOST_COPIED``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 MOST_OPERATIONS = 2_000_000  # the training state of a network with ten thousand tensors takes under a million
+MOST_COPIED = 64 * 2**20  # bytes of text and lists that calls copy; a file needs each of its own once
+MOST_BITS = 1000  # of a number as a key: Python refuses to print larger ones
+LONGEST_NAME = 1000  # characters of what it imports
 KEYS = (str, int, float, bool, bytes, type(None))  # hashing a deeply nested tuple would overflow the C stack
 
 
@@ -63,6 +66,7 @@ class _Machine:
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []  # stacks under each mark
         self._memo: dict[int, Any] = {}
+        self._copied = 0
 
     def run(self, file: BinaryIO) -> Any:
         for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
@@ -143,19 +147,26 @@ class _Machine:
         _set_items(self._stack[-1], items)
 
     def _global(self, name: str) -> None:
-        self._stack.append(Inert(name.replace(" ", ".", 1)))
+        self._stack.append(_named(*name.split(" ", 1)))
 
     def _stack_global(self, _: Any) -> None:
         module, name = self._last(2)
-        self._stack.append(Inert(f"{_text(module)}.{_text(name)}"))
+        self._stack.append(_named(module, name))
 
     def _call(self, function: Any, arguments: Any) -> None:
         """Push what stands for the result of a call. Arguments that are no tuple are not looked at."""
         name = function.name if isinstance(function, Inert) else type(function).__name__
         given = arguments if isinstance(arguments, tuple) else ()
+        if given and isinstance(given[0], str | list | tuple):  # many calls may copy one large argument
+            self._copied += len(given[0]) * (1 if isinstance(given[0], str) else 8)
+            if self._copied > MOST_COPIED:
+                raise PickleError("its pickle copies the same items over and over")
         if name in MAPPINGS:
             made: dict[Any, Any] = {}
-            _set_items(made, [part for pair in _items(given) for part in pair])
+            pairs = _items(given)
+            if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+                raise PickleError("its pickle makes a dictionary of what are no pairs")
+            _set_items(made, [part for pair in pairs for part in pair])
             self._stack.append(made)
         elif name in SETS:
             self._stack.append(_items(given))
@@ -172,7 +183,7 @@ class _Machine:
 
     def _instance(self, name: str) -> None:
         items = self._to_mark()
-        self._call(Inert(name.replace(" ", ".", 1)), tuple(items))
+        self._call(_named(*name.split(" ", 1)), tuple(items))
 
     def _object(self, _: Any) -> None:
         function, *items = self._to_mark()
@@ -201,7 +212,11 @@ def _set_items(target: Any, items: Sequence[Any]) -> None:
     if not isinstance(target, dict):
         raise PickleError("its pickle sets items of what has none")
     pairs = zip(items[::2], items[1::2], strict=True)
-    target.update((key, value) for key, value in pairs if isinstance(key, KEYS))
+    target.update((key, value) for key, value in pairs if isinstance(key, KEYS) and not _is_huge(key))
+
+
+def _is_huge(key: Any) -> bool:
+    return isinstance(key, int) and key.bit_length() > MOST_BITS
 
 
 def _extend(target: Any, items: list[Any]) -> None:
@@ -211,10 +226,10 @@ def _extend(target: Any, items: list[Any]) -> None:
         raise PickleError("its pickle appends to what is no list")
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
+def _named(module: Any, name: Any) -> Inert:
+    if not (isinstance(module, str) and isinstance(name, str) and len(module) + len(name) <= LONGEST_NAME):
         raise PickleError("its pickle imports by what is no name")
-    return value
+    return Inert(f"{module}.{name}")
 
 
 MAPPINGS = ("collections.OrderedDict", "builtins.dict", "__builtin__.dict")

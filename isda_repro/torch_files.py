@@ -1,8 +1,10 @@
 """Reading files of ``torch.save`` from strangers: no code is run, and nothing is believed that the file does not hold.
 
-``torch.load(weights_only=True)`` runs no code either. But it refuses a whole file because of one unknown class beside
-the weights, it inflates compressed archives, and it takes the sizes that a pickle states for its storages at their
-word. Here each tensor is a ``StoredTensor`` until it is read: a place in a storage that was checked to be in the file.
+``torch.load(weights_only=True)`` runs no code either. But it hashes whatever a pickle uses as a key, so that nested
+tuples crash the process or occupy it for ever, which cannot be prevented without reading the pickle as is done here. It
+calls functions that make gigabytes of a few bytes (``bytearray`` of a size, one codec after another), reads a part of
+an archive again for each spelling of its name, and refuses a whole file because of one class of ``os`` in it. Here each
+tensor is a ``StoredTensor`` until it is read: a place in a storage that was checked to be in the file.
 So memory is bounded by the size of the file, and tensors that are not asked for cost nothing.
 """
 
@@ -249,7 +251,7 @@ def _of_pickles(file: BinaryIO, size: int) -> Content:
     order = _plain(head)
     file.seek(head.tell())
     for key in order:
-        if key not in storages:
+        if not isinstance(key, str) or key not in storages:  # hashing a nested tuple could crash or take for ever
             raise TorchFileError("it has a storage of a type that is not known")
         (count,) = struct.unpack("<q", file.read(8))
         start, nbytes = file.tell(), count * storages[key].dtype.itemsize
@@ -298,6 +300,8 @@ def _unpickled(file: BinaryIO, check: Callable[[Storage], None]) -> Any:
         dtype = DTYPES.get(made.name.rpartition(".")[2]) if isinstance(made, Inert) else None
         if dtype is None:
             return Inert("torch.UntypedStorage")  # of quantised numbers, for example
+        if not isinstance(key, str | int):  # the text of lists in lists could be endless
+            raise TorchFileError("it refers to a storage by what is no name")
         first = 0
         if view and view[0] is not None:
             _key, first, size = view[0]
@@ -322,9 +326,9 @@ def _constructed(name: str, arguments: tuple[Any, ...]) -> Any:
 
 
 def _stored(storage: Storage, dtype: torch.dtype, offset: Any, shape: Any, stride: Any) -> StoredTensor:
-    stored = StoredTensor(storage, dtype, _natural(offset), tuple(map(_natural, shape)), tuple(map(_natural, stride)))
-    if len(stored.shape) != len(stored.stride) or len(stored.shape) > MOST_DIMENSIONS:
+    if len(shape) != len(stride) or len(shape) > MOST_DIMENSIONS:
         raise TorchFileError("it has a tensor with impossible dimensions")
+    stored = StoredTensor(storage, dtype, _natural(offset), tuple(map(_natural, shape)), tuple(map(_natural, stride)))
     elements, last = 1, stored.offset
     for length, step in zip(stored.shape, stored.stride, strict=True):
         elements, last = elements * length, last + (length - 1) * step
