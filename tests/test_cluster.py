@@ -21,4 +21,4 @@ def test_runs_survive_what_a_cluster_does_to_them():
         pytest.skip(done.stderr[done.stderr.index("packages cannot") :].splitlines()[0])
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line for line in done.stdout.splitlines() if line.endswith("| yes |")]
-    assert len(rows) == 5
+    assert len(rows) == 6

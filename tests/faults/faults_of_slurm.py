@@ -225,13 +225,13 @@ def all_of(faults: Faults, options: Options) -> list[Callable[[], Outcome]]:
         faults.preempted,
         lambda: faults.killed("all processes of the job killed", whole_job=True),
         faults.cancelled,
+        faults.multirun,
     ]
     if options.small:
         return small
     limited = faults.begin_time_limit()
     return [
         *small,
-        faults.multirun,
         lambda: faults.killed("training process killed", whole_job=False),
         lambda: faults.node_lost("slurmd of the node killed", with_its_jobs=False),
         lambda: faults.node_lost("slurmd of the node and all its processes killed", with_its_jobs=True),
