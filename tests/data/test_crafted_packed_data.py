@@ -5,21 +5,11 @@ import struct
 import zipfile
 
 import pytest
-from pictures import content, make_folder, picture
+from pictures import content, picture
 
-from isda_repro.data import DataError, Packing, load_folder, load_packed, pack, verify
+from isda_repro.data import DataError, Packing, load_packed, pack, verify
 
 ARCHIVES = [*(f"train-{i:05}.zip" for i in range(3)), "val-00000.zip", "val-00001.zip"]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
-@pytest.fixture
-def source(tmp_path):
-    return load_folder("pets", make_folder(tmp_path / "pets"), image_size=16)
 
 
 def write(source, folder):

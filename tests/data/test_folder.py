@@ -14,14 +14,6 @@ from isda_repro.data.folder import read_index
 from isda_repro.data.source import stratified_order
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    """Return the project's folder in a user cache that is empty."""
-    place = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(place))
-    return place / "isda_repro"
-
-
 @pytest.fixture
 def root(tmp_path):
     return make_folder(tmp_path / "pets")

@@ -20,11 +20,6 @@ from isda_repro.data.decode import FORMATS, RULES, UnreadableError, decoded, pec
 from isda_repro.data.source import counted
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
 @pytest.fixture
 def root(tmp_path):
     return make_folder(tmp_path / "pets")

@@ -18,16 +18,6 @@ from isda_repro.files import sha256
 ARCHIVES = [*(f"train-{i:05}.zip" for i in range(3)), "val-00000.zip", "val-00001.zip"]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
-@pytest.fixture
-def source(tmp_path):
-    return load_folder("pets", make_folder(tmp_path / "pets"), image_size=16)
-
-
 def write(source, folder, *, skip_unreadable=False, workers=1, **options):
     said = []
     packed = Packing(**{"size": 32, "images_per_archive": 10, **options})

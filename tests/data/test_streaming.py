@@ -39,11 +39,6 @@ CONSTANTS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 AUGMENTATION = Chain(policy=AutoAugment("imagenet"), cutout=Cutout(4))
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("data") / "pets", train=13)  # 39 images: batches of 8, the last of 7
