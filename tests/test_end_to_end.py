@@ -52,6 +52,7 @@ std: [0.4, 0.4, 0.4]
 """
 
 
+@pytest.mark.slow
 def test_a_data_set_of_ones_own_is_trained_on_once_it_declares_what_the_augmentation_asks(root, tmp_path):
     file, runs = tmp_path / "dataset" / "mine.yaml", tmp_path / "runs"
     small = ["model=resnet8", "recipe=digits", "recipe.epochs=1", "compute=cpu", "tracking=none", f"runs_dir={runs}"]
