@@ -14,7 +14,7 @@ NODE_TIMEOUT=${NODE_TIMEOUT:-60} # seconds without an answer after which a node 
 UTS=${UTS:-$(unshare --uts true 2>/dev/null && echo 1 || echo 0)}  # 1: each slurmd has its own UTS namespace, so that jobs see hostname nodeN
 set -euo pipefail; set +m   # no job control: setsid below must not fork, so that $! is the daemon
 [ "$(id -u)" = 0 ] || { echo "must be root" >&2; exit 1; }
-[ ! -e "$SLURM_DIR" ] || [ -f "$SLURM_DIR/.isda_slurm" ] || { echo "SLURM_DIR=$SLURM_DIR is no folder of this script: delete it, or name another one" >&2; exit 1; }
+[ -z "$(ls -A "$SLURM_DIR" 2>/dev/null)" ] || [ -f "$SLURM_DIR/.isda_slurm" ] || { echo "SLURM_DIR=$SLURM_DIR is no folder of this script: delete it, or name another one" >&2; exit 1; }
 t0=$(date +%s.%N); lap() { printf '[%6.2fs] %s\n' "$(echo "$(date +%s.%N) $t0" | awk '{print $1-$2}')" "$*"; }
 die() { echo "cluster_up: $*" >&2; for f in "$SLURM_DIR"/log/*.log; do [ -f "$f" ] && { echo "--- $f"; tail -n 15 "$f"; }; done >&2; exit 1; }
 
