@@ -53,7 +53,7 @@ def literal(argument: str, *, multirun: bool = False) -> str:
             raise ConfigError(f"{argument}: with -m a comma separates values; for one path type '{key}=\"{value}\"'")
         return f"{key}={value}"
     uses_grammar = isinstance(read, str) and re.search(r"""["'\\]""", value)
-    if not is_sweep and (read is None or read == value or uses_grammar):
+    if not is_sweep and (value == "null" or read == value or uses_grammar):
         return f"{key}={value}"
     return f"{key}={quoted(value)}"
 

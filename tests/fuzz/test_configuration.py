@@ -113,6 +113,7 @@ def test_any_argument(argument):
 @given(value=texts)
 @example("a\\'")
 @example("\\")
+@example("NULL")
 def test_any_path_is_taken_as_it_is_typed(value):
     assume("${" not in value and not re.search(r"""["'\\]""", value) and value not in ("", "null"))
     assume(not value.startswith("~"))
