@@ -9,6 +9,7 @@ its authors publish. Our in-memory loader is timed over whole epochs, its random
 turns, and the medians are compared. Exits 1 if a bar is missed.
 """
 
+import copy
 import os
 import statistics
 import sys
@@ -229,33 +230,34 @@ class Repeated:
     """A split whose images are repeated until it has the given length."""
 
     def __init__(self, split: StoredSplit, images: int) -> None:
-        self._split, self._images = split, images
-        self.targets = split.targets.repeat(-(-images // len(split)))[:images]
-        self.image_size, self.channels = split.image_size, split.channels
+        self._split, self._indices = split, torch.arange(images) % len(split)
+        self.image_size, self.channels, self.digest = split.image_size, split.channels, split.digest
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """Labels, int64 [N]."""
+        return self._split.targets[self._indices]
 
     def __len__(self) -> int:
-        return self._images
+        return len(self._indices)
 
     def select(self, indices: torch.Tensor) -> Self:
-        """Raise NotImplementedError: the benchmark selects nothing."""
-        raise NotImplementedError
+        """Return the images at ``indices``, in their order in this split."""
+        chosen = copy.copy(self)
+        chosen._indices = self._indices[indices.sort().values]
+        return chosen
 
     def where(self, index: int) -> str:
         """Return the path of an image's file."""
-        return self._split.where(index % len(self._split))
-
-    @property
-    def digest(self) -> str | None:
-        """Hash of the split's files."""
-        return self._split.digest
+        return self._split.where(int(self._indices[index]))
 
     def fingerprint(self, indices: torch.Tensor) -> str:
-        """Raise NotImplementedError: the benchmark caches nothing."""
-        raise NotImplementedError
+        """Return a hash of the files at ``indices``."""
+        return self._split.fingerprint(self._indices[indices])
 
     def read(self, index: int) -> bytes | bytearray:
         """Return the bytes of an image's file."""
-        return self._split.read(index % len(self._split))
+        return self._split.read(int(self._indices[index]))
 
 
 def _streamed(split: StoredSplit, memory_format: torch.memory_format) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

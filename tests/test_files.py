@@ -260,7 +260,7 @@ def test_output_that_is_no_file_of_ours_is_refused(tmp_path, make):
 
 
 def test_committed_outputs_can_be_written_again(root):
-    """Those of runs are ``<seed>.json``, which only ``overwrite=true`` replaces."""
+    """Results of runs, ``<seed>.json``, are left out, because only ``overwrite=true`` replaces them."""
     found = [path for path in (root / "results").rglob("*") if path.is_file() and not path.stem.isdigit()]
     assert len(found) > 40
     for path in [*found, root / "isda_repro/tables/costs.json"]:

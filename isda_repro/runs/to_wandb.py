@@ -84,7 +84,7 @@ def wandb_tracker(cfg: DictConfig, metrics: Path, **more: Any) -> WandbTracker:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where finished runs are sent.
+    """The place that finished runs are sent to.
 
     Args:
         mode: "online", or "offline": into the run's folder, for `wandb sync`.
@@ -99,7 +99,7 @@ class Destination:
 
 @dataclass(frozen=True)
 class FinishedRecords:
-    """What a finished run has recorded: its configuration, result and epochs, checked against each other."""
+    """Configuration, result and epochs of a finished run, checked against each other."""
 
     cfg: DictConfig
     metrics: Path

@@ -38,9 +38,9 @@ def test_a_text_is_what_was_typed(value):
     assert parse_options(Options, [f"table='{value.replace(chr(39), 2 * chr(39))}'"]).table == value
 
 
-def test_a_path_may_be_in_the_home_folder(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
-    assert parse_options(Options, ["table=t", "folder=~/runs"]).folder == "/home/me/runs"
+def test_a_path_may_be_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse_options(Options, ["table=t", "folder=~/runs"]).folder == str(tmp_path / "runs")
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ def test_memory_and_disk_are_not_blamed_on_the_file(tmp_path, monkeypatch, troub
 
 
 class Settings(dict):
-    """What Lightning calls AttributeDict: a class of the program that has written the file."""
+    """Stand-in for Lightning's AttributeDict: a class of the program that has written the file."""
 
 
 def of_lightning(state, prefix="net.", **more):

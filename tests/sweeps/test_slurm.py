@@ -190,7 +190,7 @@ def test_part_of_a_table_is_submitted_looked_at_and_cancelled(demo, program, tmp
 @pytest.mark.parametrize(
     ("job", "command"),
     [
-        ("5", "/home/me/other.sh"),  # another job of this user: the folder was copied, or ids began again
+        ("5", "{cwd}/other.sh"),  # another job of this user: the folder was copied, or ids began again
         ("5", "{cwd}/other/.slurm/.submission_file_1.sh"),
         ("5", "{cwd}/runs/.slurm"),
         ("--state=all", SCRIPT),
