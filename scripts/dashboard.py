@@ -123,11 +123,12 @@ def send(arguments: list[str]) -> None:
             say(f"{folder.name} {send_run(folder, to, api)}")
         except (UserError, OSError) as error:
             failed[folder] = sentence_of(error) or str(error)
-    for sentence in list(failed.values())[: len(folders) - 1]:
+    if failed and len(folders) == 1:
+        raise UserError(failed[folders[0]])
+    for sentence in failed.values():
         say(f"not sent: {sentence}", sys.stderr)
     if failed:
-        several = f"{len(failed)} of {len(folders)} runs were not sent"
-        raise UserError(several if len(folders) > 1 else next(iter(failed.values())))
+        raise UserError(f"{len(failed)} of {len(folders)} runs were not sent")
 
 
 def main(arguments: list[str]) -> None:

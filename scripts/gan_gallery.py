@@ -68,11 +68,10 @@ def page(runs: list[Path], output: Path) -> str:
     """
     rows: list[str] = []
     pictures: list[str] = []
-    judges = {(described(folder)[1]["classifier"], described(folder)[1]["images"]) for folder in runs}
-    if len(judges) != 1:
+    all_described = [described(folder) for folder in runs]
+    if len({(quality["classifier"], quality["images"]) for _, quality, _ in all_described}) != 1:
         raise ConfigError("runs= were judged by different classifiers, or on different numbers of images")
-    for folder in runs:
-        result, quality, grid = described(folder)
+    for folder, (result, quality, grid) in zip(runs, all_described, strict=True):
         kind = result.choices["gan"]
         if any(row.startswith(f"| {kind} |") for row in rows):
             raise ConfigError(f"runs= has two generators of gan={kind}: a page shows one of each")
@@ -85,8 +84,7 @@ def page(runs: list[Path], output: Path) -> str:
         with open_regular(grid) as picture:
             write_output(copy, picture.read())
         pictures += ["", f"## {kind}", "", f"`{command(folder)}`", "", f"![generated images]({copy.name})"]
-    _, quality, _ = described(runs[0])
-    first = read_generator_result(runs[0] / "result.json")
+    first, quality, _ = all_described[0]
     ran_on = first.segments[-1]
     judge = f"{quality['classifier']} is right on {quality['accuracy_of_real']:.1f}% of real images it has not seen"
     return "\n".join(

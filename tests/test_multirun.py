@@ -36,10 +36,10 @@ def multirun(root, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(NO_TRAINING)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))}
 
-    def start(*arguments):
+    def start(*arguments, **more):
         command = [sys.executable, "train.py", *arguments, f"runs_dir={tmp_path}/runs", "model=resnet20"]
         return subprocess.run(
-            command, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=60
+            command, cwd=root, env={**environment, **more}, capture_output=True, text=True, check=False, timeout=60
         )
 
     return start
@@ -91,6 +91,12 @@ def test_a_stop_ends_a_multirun_whose_jobs_run_here(multirun):
     done = multirun("-m", "seed=1,3,5")
     assert (done.returncode, seeds(done)) == (75, [1, 3])
     assert failures(done).keys() == {1}
+
+
+def test_a_failure_of_one_of_several_processes_ends_them(multirun):
+    """They could not find each other again for the next job."""
+    done = multirun("-m", "seed=1,5", WORLD_SIZE="2")
+    assert (done.returncode, seeds(done)) == (2, [1])
 
 
 def test_a_single_run_fails_as_before(multirun):

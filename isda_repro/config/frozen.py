@@ -45,9 +45,9 @@ def read_frozen_as(
     """
     require_conf()
     plain = _read_plain(path)
-    defaults = _train_yaml()
-    for key in ("checkpoint", "force"):  # newer than some frozen files, and without influence on a result
-        plain.setdefault(key, defaults[key])
+    newer = {"checkpoint", "force"} - plain.keys()  # than this frozen file, and without influence on a result
+    if newer:
+        plain |= {key: value for key, value in _train_yaml().items() if key in newer}
     stated, version = plain.pop("run_id"), plain.pop("numerics_version")
     try:
         check_it(plain)

@@ -79,6 +79,8 @@ def check_generator(cfg: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: for the first wrong setting, with its key, its value and the values that it can have.
     """
+    if "gan" not in cfg:
+        raise ConfigError("it has no gan, so it is not a frozen run of generators")
     gan = cfg["gan"]
     check_seed(cfg)
     for key in ("epochs", "batch_size"):
@@ -118,6 +120,4 @@ def read_frozen_generator(path: Path) -> DictConfig:
     Raises:
         ConfigError: it is not a generator's, was edited since, or was frozen by code with other numerics.
     """
-    if path.exists() and not is_frozen_generator(path):
-        raise ConfigError(f"{path} is not a frozen run of generators: it has no gan")
     return read_frozen_as(path, check_generator, generator_id)

@@ -98,8 +98,8 @@ def cell_name(cfg: Mapping[str, Any]) -> str:
 
 
 UNSAFE = re.compile(r"""[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff/\\:;,#?%'"]|^\.""")
-"""What a run id does not have, wherever its parts come from: separators, control characters, a dot at the beginning,
-bytes that are no UTF-8, and characters that W&B refuses or that quoting changes."""
+"""Characters that a run id does not have, wherever its parts come from: separators, control characters, a dot at the
+beginning, bytes that are no UTF-8, and characters that W&B refuses or that quoting changes."""
 
 LONGEST_PART = 64  # bytes in UTF-8, of a model's or a data set's name; a file name has at most 255
 

@@ -7,7 +7,6 @@ PyYAML's parser are checked before anything is constructed.
 from __future__ import annotations
 
 import re
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from isda_repro.errors import UserError
+from isda_repro.files import open_regular
 
 MOST_BYTES = 100_000  # a frozen configuration has 5 kB, the largest table 10 kB
 DEEPEST = 40
@@ -32,9 +32,7 @@ def read_bounded(path: Path) -> str:
         UnreadableError: it is a pipe or a device, too large, not UTF-8, or the system cannot read it.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise UnreadableError("is no file")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise UnreadableError(f"has more than {MOST_BYTES:,} bytes, which no configuration of this project has")

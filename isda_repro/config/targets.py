@@ -1,4 +1,4 @@
-"""The list of what a configuration may instantiate: exactly the ``_target_`` nodes of the files of ``conf/``.
+"""Targets that a configuration may instantiate: exactly the ``_target_`` nodes of the files of ``conf/``.
 
 A frozen configuration or a table can come from somebody else, and whoever chooses what is called with which arguments
 runs code. Therefore only pairs of a place and a ``_target_`` that ``conf/`` has are instantiated. A user adds a target

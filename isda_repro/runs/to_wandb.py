@@ -84,7 +84,7 @@ def wandb_tracker(cfg: DictConfig, metrics: Path, **more: Any) -> WandbTracker:
 
 @dataclass(frozen=True)
 class Destination:
-    """The place that finished runs are sent to.
+    """Place at W&B, or on the disk, that finished runs are sent to.
 
     Args:
         mode: "online", or "offline": into the run's folder, for `wandb sync`.
@@ -99,7 +99,7 @@ class Destination:
 
 @dataclass(frozen=True)
 class FinishedRecords:
-    """Configuration, result and epochs of a finished run, checked against each other."""
+    """Records of a finished run: its configuration, result and epochs, checked against each other."""
 
     cfg: DictConfig
     metrics: Path
@@ -125,38 +125,17 @@ def finished_records(folder: Path) -> FinishedRecords:
     if result.run_id != cfg.run_id:
         raise UserError(f"{folder / RESULT} is the result of {result.run_id}, and {config} is that of {cfg.run_id}")
     kind: type[EpochRecord] | type[GeneratorEpoch] = GeneratorEpoch if is_generator else EpochRecord
-    try:
-        lines = list(read_lines(metrics, kind))
-        epochs = [as_json(line) for line in lines if isinstance(line, kind)]
-        record = {**as_json(result), "kind": "result"}  # the kind of any run's last record
-        if not _is_storable([record, *map(as_json, lines)]):
-            raise UserError(f"{metrics} or {folder / RESULT} has a number that is not finite, which no run writes")
-        reason = _mismatch(record, epochs)
-    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise UserError(f"{metrics} or {folder / RESULT} is damaged: {type(error).__name__}: {error}") from error
-    if reason is not None:
+    epochs = [as_json(line) for line in read_lines(metrics, kind) if isinstance(line, kind)]
+    record = {**as_json(result), "kind": "result"}  # the kind of any run's last record
+    if (reason := _mismatch(record, epochs)) is not None:
         raise UserError(f"{metrics} does not belong to {folder / RESULT}: {reason}")
     return FinishedRecords(cfg, metrics, record, epochs)
 
 
-def _is_storable(value: Any) -> bool:
-    """Return whether all numbers in a JSON value are finite, and no integer is too large for W&B's program."""
-    if isinstance(value, Mapping):
-        return all(map(_is_storable, value.values()))
-    if isinstance(value, list):
-        return all(map(_is_storable, value))
-    return math.isfinite(value) if isinstance(value, float) else not isinstance(value, int) or abs(value) < 2**63
-
-
 def _mismatch(result: Mapping[str, Any], epochs: list[dict[str, Any]]) -> str | None:
-    """Return why these are not the epochs of a result, or have values that no run writes; None if they are."""
+    """Return why these are not the epochs of a result; None if they are."""
     if [record["epoch"] for record in epochs] != list(range(1, result["epochs"] + 1)):
         return f"it does not have each of the {result['epochs']} epochs once, in order"
-    for record in epochs:
-        numbers = {key: value for key, value in record.items() if key not in ("kind", "schema", "timing")}
-        for key, value in [*numbers.items(), *record["timing"].items(), *result["timing"].items()]:
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                return f"{key} of epoch {record['epoch']} or of the total is no number"
     for name, curve in result["curves"].items():
         if list(curve) != [record.get(name) for record in epochs]:
             return f"it has another {name}"
@@ -185,7 +164,7 @@ def send_run(folder: Path, to: Destination, api: Api | None = None) -> str:
     check_tracking(OmegaConf.to_container(tracking))  # type: ignore[arg-type]
     with FolderLock(folder):
         try:
-            return (_send_offline if to.mode == "offline" else _send_online)(records, api)
+            return _send_offline(records) if to.mode == "offline" else _send_online(records, api or connect())
         except (UserError, OSError):
             raise
         except Exception as error:  # W&B's errors have no common base class
@@ -194,10 +173,11 @@ def send_run(folder: Path, to: Destination, api: Api | None = None) -> str:
             ) from error
 
 
-def _send_offline(records: FinishedRecords, _api: Api | None) -> str:
+def _send_offline(records: FinishedRecords) -> str:
     tracker = wandb_tracker(records.cfg, records.metrics, strict=True)
+    before = {*_offline_files(records.metrics.parent, tracker.id)}
     whole = {}
-    for path in _offline_files(records.metrics.parent, tracker.id):
+    for path in before:
         with suppress(RecordError):
             run = read_offline(path)
             about = (run.about.get("project"), run.about.get("entity") or None)
@@ -206,7 +186,6 @@ def _send_offline(records: FinishedRecords, _api: Api | None) -> str:
     wanted = (records.cfg.tracking.project, records.cfg.tracking.entity)
     if wanted in whole:
         return f"is already in {whole[wanted]}, which `wandb sync` sends"
-    before = {*_offline_files(records.metrics.parent, tracker.id)}
     _write(wandb_tracker(records.cfg, records.metrics, strict=True, keep=tuple(whole.values())), records)
     written = {*_offline_files(records.metrics.parent, tracker.id)} - before
     return f"is now in {' and '.join(str(path.parent) for path in written)}, which `wandb sync` sends"
@@ -217,9 +196,8 @@ def _offline_files(folder: Path, wandb_id: str) -> Iterator[Path]:
     return folder.glob(f"wandb/offline-run-*-{name}/run-{name}.wandb")
 
 
-def _send_online(records: FinishedRecords, api: Api | None) -> str:
+def _send_online(records: FinishedRecords, api: Api) -> str:
     tracking = records.cfg.tracking
-    api = api or connect()
     tracking.entity = tracking.entity or str(api.default_entity)
     tracker = wandb_tracker(records.cfg, records.metrics, strict=True)
     path = f"{tracking.entity}/{tracking.project}/{tracker.id}"

@@ -29,10 +29,8 @@ def status(options: SweepOptions, compose: Compose) -> Iterator[str]:
     tables = [Survey(one, compose) for one in _each(options)]
     folders = {name: folder for table in tables for name, folder in table.folders.items()}
     jobs = {name: job for name, folder in folders.items() if not has_result(folder) and (job := job_of(folder))}
-    queue, in_results = (
-        query_queue(Path(options.runs_dir), jobs.values()),
-        load_kept_results(options.results_dir).records,
-    )
+    queue = query_queue(Path(options.runs_dir), jobs.values())
+    in_results = load_kept_results(options.results_dir).records
     for table in tables:
         instead = table.kept(in_results)
 
@@ -58,11 +56,11 @@ def cancel(options: SweepOptions, compose: Compose) -> int:
     run, see ``pid_here``. Return exit code 0.
     """
     folders = {folder for one in _each(options) for folder in Survey(one, compose).folders.values()}
-    jobs = {job for folder in folders if not has_result(folder) and (job := job_of(folder))}
-    waiting = query_queue(Path(options.runs_dir), jobs).waiting
+    jobs = {folder: job_of(folder) for folder in folders if not has_result(folder)}
+    waiting = query_queue(Path(options.runs_dir), filter(None, jobs.values())).waiting
     cancel_jobs(waiting)
     asked, not_asked = 0, []
-    for folder in sorted(folder for folder in folders if job_of(folder) not in waiting and lives(folder)):
+    for folder in sorted(folder for folder in folders if jobs.get(folder) not in waiting and lives(folder)):
         if _signal_owner(folder):
             asked += 1
         else:

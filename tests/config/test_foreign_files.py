@@ -156,11 +156,12 @@ def test_a_frozen_generator_that_is_more_than_data_is_refused(tmp_path, changes,
 def test_a_file_that_is_no_plain_yaml_is_refused(tmp_path, content, named):
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
-    with pytest.raises(ConfigError) as error:
-        read_frozen_run(path)
-    assert "\n" not in str(error.value)
-    assert str(path) in str(error.value)
-    assert named in str(error.value)
+    for read in (read_frozen_run, read_frozen_generator):
+        with pytest.raises(ConfigError) as error:
+            read(path)
+        assert "\n" not in str(error.value)
+        assert str(path) in str(error.value)
+        assert named in str(error.value)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):

@@ -65,6 +65,14 @@ def test_a_comma_separates_runs_only_in_a_multirun(tmp_path):
     assert f"'data_dir=\"{tmp_path}/a,b\"'" in str(error.value)
 
 
+def test_a_folder_whose_name_refers_to_a_setting_is_refused(tmp_path):
+    folder = tmp_path / "${seed}"
+    assert literal(f"data_dir={folder}") == f"data_dir={folder}"
+    folder.mkdir()
+    with pytest.raises(ConfigError, match="symbolic link"):
+        literal(f"data_dir={folder}")
+
+
 @pytest.mark.parametrize(
     ("argument", "words"),
     [

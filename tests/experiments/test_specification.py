@@ -252,7 +252,7 @@ def test_runs_are_composed_with_their_seed_and_extra_overrides_make_others(demo)
         (("A table", 3 * "["), "YAML"),
         (("metric: test_error_last10", "metric: [a]"), "metric"),
         (("set: [recipe.epochs=3]", "cells: 3"), "form"),
-        (("  - {CE: loss=ce, ISDA: loss=isda}", 40 * "  - {a: loss=ce, b: loss=isda}\n"), "columns"),
+        (("  - {CE: loss=ce, ISDA: loss=isda}", 9 * "  - {a: loss=ce, b: loss=isda}\n"), "1,024"),
         (("title", "notes: [a]\ntitle: b\ntitle"), "title"),
     ],
 )

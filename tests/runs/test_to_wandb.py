@@ -113,7 +113,7 @@ def test_a_frozen_file_with_such_names_is_refused_when_its_training_starts(folde
         prepare(cfg, SINGLE_PROCESS)
 
 
-def test_the_command_says_what_is_missing(load_script, tmp_path):
+def test_the_command_says_what_is_missing(load_script, tmp_path, capsys):
     send = load_script("dashboard").main
     for arguments, word in (
         (["send"], "run="),
@@ -125,6 +125,9 @@ def test_the_command_says_what_is_missing(load_script, tmp_path):
         with pytest.raises(UserError) as error:
             send(arguments)
         assert word in str(error.value)
+    first, second = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path} is not" in first
+    assert f"{tmp_path}/x is not" in second
 
 
 # -------------------------------------------------------------------------------------------------------------- offline

@@ -177,6 +177,18 @@ def test_only_torn_records_of_this_run_are_removed(tmp_path, begun):
     assert (tmp_path / "elsewhere").exists()
 
 
+def test_nothing_is_removed_where_a_link_leads(tmp_path, begun):
+    begun()
+    folder = tmp_path / "run-1"
+    folder.mkdir()
+    write_metrics(folder / "metrics.jsonl", [SEGMENT, *EPOCHS])
+    torn = tmp_path / "elsewhere" / "offline-run-20260101_000000-run-1"
+    torn.mkdir(parents=True)
+    (folder / "wandb").symlink_to(torn.parent)
+    tracker(folder).log(result(EPOCHS))
+    assert torn.exists()
+
+
 # -------------------------------------------------------------------------------------------------------------- online
 
 
