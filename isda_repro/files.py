@@ -23,12 +23,8 @@ CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EAC
 SMALL = 2**20  # bytes; more than any file of the program that is read whole and may come from a stranger
 
 
-def _nothing() -> None:
-    pass
-
-
 @contextmanager
-def atomic_write(path: Path, before_replace: Callable[[], None] = _nothing) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, before_replace: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
     """Open a temporary file that replaces ``path`` when the block ends; after an error ``path`` is unchanged.
 
     The content and the name are on the disk (fsync) when the block has been left; on file systems that cannot flush a
