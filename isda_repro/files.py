@@ -81,13 +81,13 @@ def open_regular(path: Path, most: int | None = None) -> BinaryIO:
         OSError: the file cannot be opened, is not a regular one, or is too large; the error names it.
     """
     _require_regular(path.stat(), path, most)
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:  # once more, because another file may be there by now
-        _require_regular(os.fstat(file.fileno()), path, most)
+        _require_regular(os.fstat(number), path, most)
     except OSError:
-        file.close()
+        os.close(number)
         raise
-    return file
+    return os.fdopen(number, "rb")
 
 
 def append_to(path: Path, buffering: int = -1) -> IO[bytes]:
