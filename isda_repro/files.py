@@ -23,12 +23,8 @@ CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EAC
 SMALL = 2**20  # bytes; more than any file of the program that is read whole and may come from a stranger
 
 
-def _nothing() -> None:
-    pass
-
-
 @contextmanager
-def atomic_write(path: Path, before_replace: Callable[[], None] = _nothing) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, before_replace: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
     """Open a temporary file that replaces ``path`` when the block ends; after an error ``path`` is unchanged.
 
     The content and the name are on the disk (fsync) when the block has been left; on file systems that cannot flush a
@@ -85,13 +81,13 @@ def open_regular(path: Path, most: int | None = None) -> BinaryIO:
         OSError: the file cannot be opened, is not a regular one, or is too large; the error names it.
     """
     _require_regular(path.stat(), path, most)
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:  # once more, because another file may be there by now
-        _require_regular(os.fstat(file.fileno()), path, most)
+        _require_regular(os.fstat(number), path, most)
     except OSError:
-        file.close()
+        os.close(number)
         raise
-    return file
+    return os.fdopen(number, "rb")
 
 
 def append_to(path: Path, buffering: int = -1) -> IO[bytes]:

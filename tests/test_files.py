@@ -19,6 +19,7 @@ from isda_repro.files import (
     cache_folder,
     check_output,
     named,
+    open_regular,
     rename_aside,
     sha256,
     write_output,
@@ -143,6 +144,21 @@ def test_a_user_without_a_home_directory_has_a_private_one(tmp_path, monkeypatch
     monkeypatch.delenv("HOME")
     with pytest.raises(UserError, match="HOME"):
         cache_folder()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.write_bytes(b"long")])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_file_that_is_not_regular_or_too_long_is_not_opened(tmp_path, monkeypatch, make, swapped):
+    """Another file may come to be there after the first look."""
+    path, other, opened = tmp_path / "file", tmp_path / "other", os.open
+    make(other)
+    if swapped:
+        path.write_bytes(b"x")
+        monkeypatch.setattr(os, "open", lambda _, *flags: opened(other, *flags))
+    else:
+        other.rename(path)
+    with pytest.raises(OSError, match="file"):
+        open_regular(path, most=3)
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path.parent / "theirs")])

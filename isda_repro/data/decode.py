@@ -195,12 +195,11 @@ def _check_size(height: int, width: int, content: bytes | bytearray) -> None:
     Raises:
         UnreadableError: the image is too large.
     """
-    if height * width > MAX_PIXELS:
-        raise UnreadableError(f"it has {width:,} x {height:,} pixels, and the limit is {MAX_PIXELS:,}")
     pixels = height * width
-    if pixels * len(content) // SCAN_BYTES <= MAX_SCANNED or not content.startswith(JPEG_BEGINS):
-        return
-    if pixels * (scans := content.count(SCAN)) > MAX_SCANNED:
+    if pixels > MAX_PIXELS:
+        raise UnreadableError(f"it has {width:,} x {height:,} pixels, and the limit is {MAX_PIXELS:,}")
+    may_be_many = content.startswith(JPEG_BEGINS) and pixels * len(content) // SCAN_BYTES > MAX_SCANNED
+    if may_be_many and pixels * (scans := content.count(SCAN)) > MAX_SCANNED:
         raise UnreadableError(f"it is a JPEG file that goes over {pixels:,} pixels in {scans:,} scans")
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -189,7 +190,7 @@ class Part:
     names: np.ndarray[Any, Any]  # bytes [N], path below the part
     sizes: np.ndarray[Any, Any]  # int64 [N], in bytes
     targets: Tensor
-    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
+    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Class -> kind -> number of files that are not used; the class "" stands for files outside of class folders."""
     changed: dict[str, int] = field(default_factory=dict)  # modification time of each folder below it, in ns
 
@@ -224,16 +225,16 @@ def _scan(part: Path) -> Part:
     counts, left_out, changed = [], {"": content.left_out}, {"": content.modified}
     classes = content.folders
     for loose in content.images:
-        content.leave_out(_extension(loose))
+        content.left_out[_extension(loose)] += 1
     with tqdm(desc=f"looking through {part}", unit=" images", unit_scale=True, disable=None, leave=False) as bar:
         for label in classes:
             before = len(names)
-            left_out[label] = {}
+            left_out[label] = Counter()
             for folder, below in _walk(part / label, label):
                 changed[folder] = below.modified
                 names += [os.fsencode(f"{folder}/{file}") for file in below.images]
                 sizes += below.images.values()
-                left_out[label] = total([left_out[label], below.left_out])
+                left_out[label] += below.left_out
             counts.append(len(names) - before)
             bar.update(counts[-1])
     targets = torch.arange(len(classes)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
@@ -258,24 +259,20 @@ class _Content:
         self.modified, self.identity = about.st_mtime_ns, (about.st_dev, about.st_ino)
         self.folders: list[str] = []
         self.images: dict[str, int] = {}
-        self.left_out: dict[str, int] = {}
+        self.left_out: Counter[str] = Counter()
         with os.scandir(path) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 self._add(entry)
 
-    def leave_out(self, kind: str) -> None:
-        """Count an entry that is not used."""
-        self.left_out[kind] = self.left_out.get(kind, 0) + 1
-
     def _add(self, entry: os.DirEntry[str]) -> None:
         if entry.name.startswith(".") or entry.name.lower() in LITTER:
-            self.leave_out(PASSED_OVER)
+            self.left_out[PASSED_OVER] += 1
         elif entry.is_dir():
             self.folders.append(entry.name)
         elif not entry.name.lower().endswith(EXTENSIONS):
-            self.leave_out(_extension(entry.name))
+            self.left_out[_extension(entry.name)] += 1
         elif (size := _size(entry)) is None:
-            self.leave_out(NO_FILE)
+            self.left_out[NO_FILE] += 1
         else:
             self.images[entry.name] = size
 
@@ -300,7 +297,7 @@ def _walk(path: Path, name: str) -> Iterator[tuple[str, _Content]]:
         path, name, around = waiting.pop()
         content = _Content(path)
         if content.identity in around:
-            content.folders, content.images, content.left_out = [], {}, {LOOP: 1}
+            content.folders, content.images, content.left_out = [], {}, Counter({LOOP: 1})
         yield name, content
         inside = around | {content.identity}
         waiting += [(path / folder, f"{name}/{folder}", inside) for folder in reversed(content.folders)]
@@ -381,4 +378,4 @@ def _check_classes(name: str, root: Path, index: Mapping[str, Part], num_classes
 def _some(names: Sequence[str], most: int = 3) -> str:
     """Join the first ``most`` names and say how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(one_line, names[:most])) + more
+    return ", ".join(names[:most]) + more

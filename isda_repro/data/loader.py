@@ -156,9 +156,8 @@ class Loader(ABC):
         """Return how many samples a process can have in one step, over all processes and steps; no share is 0."""
         last = self.num_samples - (self.steps_per_epoch - 1) * self.batch_size
         processes = self.share.world_size
-        return {size // processes + more for size in (self.batch_size, last) for more in (0, size % processes > 0)} - {
-            0
-        }
+        sizes = {size // processes + more for size in (self.batch_size, last) for more in (0, size % processes > 0)}
+        return sizes - {0}
 
     @abstractmethod
     def _batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]: ...

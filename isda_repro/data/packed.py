@@ -37,7 +37,7 @@ from isda_repro.data.source import (
     hash_of,
     narrowed,
 )
-from isda_repro.files import atomic_write, cache_folder
+from isda_repro.files import atomic_write, cache_folder, open_regular
 
 MANIFEST, SUMS = "packed.json", "SHA256SUMS"
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., length of the name, length of what follows it
@@ -185,11 +185,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_MANIFEST_BYTES + 1)
-        if len(content) > MAX_MANIFEST_BYTES:
-            raise ValueError(f"it is larger than {MAX_MANIFEST_BYTES:,} bytes")
-        manifest = json.loads(content)
+        with open_regular(path, MAX_MANIFEST_BYTES) as file:
+            manifest = json.loads(file.read())
         _check_manifest(manifest)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read ({error}); pack the data anew") from error
@@ -232,8 +229,8 @@ def archive_names(manifest: dict[str, Any], part: str) -> list[str]:
 
 def checksums(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each finished archive by its name; empty if there is no ``SHA256SUMS``."""
-    with suppress(OSError), (folder / SUMS).open("rb") as file:
-        lines = file.read(MAX_MANIFEST_BYTES).decode("ascii", "replace").splitlines()
+    with suppress(OSError), open_regular(folder / SUMS, MAX_MANIFEST_BYTES) as file:
+        lines = file.read().decode("ascii", "replace").splitlines()
         return {name: digest for digest, _, name in (line.partition("  ") for line in lines) if name}
     return {}
 

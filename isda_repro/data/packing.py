@@ -113,7 +113,7 @@ def pack(
     if not (isinstance(source.train, FileSplit) and isinstance(source.test, FileSplit)):
         raise DataError(f"{source.name} is not a folder of image files: there is nothing to pack")
     splits = dict(zip(PARTS, (source.train, source.test), strict=True))
-    manifest = _manifest(source, packing)
+    manifest = _manifest(source, splits, packing)
     if len({entry_name(name) for name in source.class_names}) != len(source.class_names):
         raise DataError(f"two classes of {source.name} have the same name in UTF-8: rename one of them")
     folder.mkdir(parents=True, exist_ok=True)
@@ -180,16 +180,16 @@ def _check_content(folder: Path, manifest: dict[str, Any]) -> None:
             leftover.unlink()
 
 
-def _manifest(source: Source, packing: Packing) -> dict[str, Any]:
+def _manifest(source: Source, splits: dict[str, FileSplit], packing: Packing) -> dict[str, Any]:
     return {
         "name": source.name,
         "classes": list(source.class_names),
-        "images": {part: len(split) for part, split in zip(PARTS, (source.train, source.test), strict=True)},
+        "images": {part: len(split) for part, split in splits.items()},
         "images_per_archive": packing.images_per_archive,
         "size": packing.size,
         "format": packing.format,
         "quality": packing.quality if packing.format == "jpeg" else None,
-        "of": {part: split.digest for part, split in zip(PARTS, (source.train, source.test), strict=True)},
+        "of": {part: split.digest for part, split in splits.items()},
     }
 
 

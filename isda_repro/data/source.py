@@ -1,6 +1,7 @@
 """Data sets: images in memory or in files, their labels, and the part that is evaluated."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -79,11 +80,7 @@ def hash_of(names: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any]) -> str:
 
 def total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     """Return the sum of several counts by kind."""
-    summed: dict[str, int] = {}
-    for one in counts:
-        for kind, count in one.items():
-            summed[kind] = summed.get(kind, 0) + count
-    return summed
+    return dict(sum(map(Counter, counts), Counter[str]()))
 
 
 EvaluatedOn = Literal["test", "holdout"]

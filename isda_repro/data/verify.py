@@ -181,7 +181,7 @@ def _check_archives(folder: Path) -> Iterator[FileCheck]:
 
 
 class _Image(NamedTuple):
-    """Properties of one image file; ``reason`` says why it cannot be read, and is empty if it can."""
+    """Findings about one image file; ``reason`` says why it cannot be read, and is empty if it can."""
 
     content: int  # 64 bits of a hash
     kind: str
@@ -191,7 +191,7 @@ class _Image(NamedTuple):
 
 @dataclass
 class _Inspected:
-    """Properties of the images of one part."""
+    """Findings about the images of one part."""
 
     contents: np.ndarray[Any, Any]  # hash of the content of each file, uint64 [N]; 0 if it cannot be read
     peculiar: Counter[str] = field(default_factory=Counter)

@@ -35,11 +35,7 @@ class CheckpointError(UserError):
     """Raised when a checkpoint is missing, damaged, or not a file of this program."""
 
 
-def _nothing() -> None:
-    pass
-
-
-def save(path: Path, state: Mapping[str, Any], before_replace: Callable[[], None] = _nothing) -> None:
+def save(path: Path, state: Mapping[str, Any], before_replace: Callable[[], None] = lambda: None) -> None:
     """Write ``state`` (tensors and plain containers) to ``path`` atomically.
 
     After a crash ``path`` is either the old file or the complete new one. ``before_replace`` is called when the new one
@@ -125,7 +121,7 @@ class Checkpoints:
             file is replaced or deleted.
     """
 
-    def __init__(self, folder: Path, ensure_held: Callable[[], None] = _nothing) -> None:
+    def __init__(self, folder: Path, ensure_held: Callable[[], None] = lambda: None) -> None:
         self._folder, self._ensure_held = folder, ensure_held
         self._writer: threading.Thread | None = None
         self._failure: Exception | None = None

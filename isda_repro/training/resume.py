@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 from omegaconf import DictConfig
 
 from isda_repro.config import build
-from isda_repro.console import one_line, warn
+from isda_repro.console import warn
 from isda_repro.data import FIXED_DATA, DataError, MissingDataError, Source
 from isda_repro.errors import UserError
 from isda_repro.files import rename_aside
@@ -71,7 +71,7 @@ def data_difference(then: Mapping[str, Any], source: Source) -> str | None:
 
 def _class_difference(then: list[Any], now: list[str]) -> str:
     differing = next((i for i, (a, b) in enumerate(zip(then, now, strict=False)) if a != b), min(len(then), len(now)))
-    was, is_now = (one_line(names[differing]) if differing < len(names) else "none" for names in (then, now))
+    was, is_now = (names[differing] if differing < len(names) else "none" for names in (then, now))
     return f"{len(then)} classes, and now there are {len(now)}; class {differing} was {was} and is {is_now} now"
 
 

@@ -205,10 +205,10 @@ class UnreadableImages:
 
     def __init__(self, folder: Path, processes: Processes, *loaders: Loader) -> None:
         self._file, self._processes = folder / "unreadable.txt", processes
-        known = ""
-        with suppress(FileNotFoundError), open_regular(self._file, MOST_BYTES) as file:
-            known = file.read().decode(errors="replace")
-        self._known = set(known.split("\n")) - {""}
+        self._known: set[str] = set()
+        if processes.is_main:
+            with suppress(FileNotFoundError), open_regular(self._file, MOST_BYTES) as file:
+                self._known = set(file.read().decode(errors="replace").split("\n")) - {""}
         self._unreported: list[tuple[str, str]] = []
         self._may_come = any(loader.may_fall_short for loader in loaders)
         for loader in loaders:

@@ -116,12 +116,13 @@ def earlier_result(cfg: DictConfig, kind: RunKind[Outcome], processes: Processes
         directory = RunDirectory(Path(cfg.runs_dir), cfg.run_id)
         if not directory.finished or cfg.force:
             return None
-        check_finished_data(directory, _own_result(kind, directory), data_to_compare(cfg))
+        result = _own_result(kind, directory)
+        check_finished_data(directory, result, data_to_compare(cfg))
         if Checkpoints(directory.path).newest_first() or is_left_over(directory.path):
             # its process died between writing the result and cleaning up
             with FolderLock(directory.path) as lock:
                 _finish_last_acts(cfg, kind, directory, lock)
-        return _already_done(kind, directory)
+        return _already_done(kind, directory, result)
 
     return processes.broadcast_from_main(look)
 
@@ -192,9 +193,10 @@ class Session(Generic[Outcome]):
     def _result_of_another_launch(self) -> Outcome | None:
         if not self._directory.finished:
             return None
-        check_finished_data(self._directory, _own_result(self._kind, self._directory), self._source)
+        result = _own_result(self._kind, self._directory)
+        check_finished_data(self._directory, result, self._source)
         _finish_last_acts(self._cfg, self._kind, self._directory, self._lock)
-        return _already_done(self._kind, self._directory)
+        return _already_done(self._kind, self._directory, result)
 
     def resume(self, collect: Callable[[], None] = lambda: None) -> None:
         """Load the run's state into the trainer on all processes. From now on signals stop the run at its next step.
@@ -337,8 +339,7 @@ def _finish_last_acts(cfg: DictConfig, kind: RunKind[Outcome], directory: RunDir
     checkpoints.clear()
 
 
-def _already_done(kind: RunKind[Outcome], directory: RunDirectory) -> Outcome:
-    result = _own_result(kind, directory)
+def _already_done(kind: RunKind[Outcome], directory: RunDirectory, result: Outcome) -> Outcome:
     say(f"{directory.run_id} is already done: {kind.summary(result)}\n{directory.result}")
     return result
 

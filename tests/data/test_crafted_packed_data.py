@@ -1,8 +1,10 @@
 """Packed folders of strangers: crafted manifests, archives and checksums are refused."""
 
 import json
+import os
 import struct
 import zipfile
+from pathlib import Path
 
 import pytest
 from pictures import content, picture
@@ -91,3 +93,14 @@ def test_checksums_name_no_other_files(source, tmp_path):
     found = verify("folder", tmp_path / "out")
     assert [file.path for file in found.files] == ARCHIVES
     assert found.ok
+
+
+@pytest.mark.parametrize("name", ["packed.json", "SHA256SUMS"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
+def test_what_is_no_file_is_not_read(source, tmp_path, name, make):
+    """Reading a pipe would wait for ever."""
+    write(source, tmp_path / "out")
+    (tmp_path / "out" / name).unlink()
+    make(tmp_path / "out" / name)
+    with pytest.raises(DataError, match="out"):
+        load(tmp_path / "out")

@@ -273,6 +273,7 @@ def test_jpeg_of_very_many_scans_is_refused_if_it_is_large(monkeypatch):
     assert decoded(data).shape == (40, 56, 3)
     with pytest.raises(UnreadableError, match="scans"):
         decoded(many)
+    assert decoded(content(picture(1), "PNG") + many).shape == (40, 56, 3), "only JPEG files have scans"
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,7 @@ THEIRS = (
     *(
         "result.json.tmp",
         "checkpoint-000000001.pt.1234567.tmp",
+        "my-checkpoint.pt.12345678.tmp",
         "config.yaml.12345678.tmp",
         "x-checkpoint-000000001.pt",
     ),

@@ -1,5 +1,6 @@
 """Runs on a folder of images: bitwise resumption, detection of changed data, and reports of skipped images."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -13,9 +14,10 @@ from pictures import make_folder
 
 from isda_repro.config import compose
 from isda_repro.data import FIXED_DATA, DataError
+from isda_repro.runs.records import read_result
 from isda_repro.runs.run_directory import read_environment
 from isda_repro.training import resume
-from isda_repro.training.run import UnreadableImages, run
+from isda_repro.training.run import CLASSIFIER, UnreadableImages, run
 
 CLASSES = ("ant", "bee", "cat")
 STEPS_PER_EPOCH = 6  # 24 training images
@@ -173,6 +175,28 @@ def test_finished_run_is_not_the_answer_for_other_data(finished, pets, tmp_path,
     assert run(cfg).test_error_final == again.test_error_final, "already done, on this data"
 
 
+@pytest.mark.parametrize("change", [one_more, other_names])
+def test_run_that_another_launch_has_finished_meanwhile_is_not_the_answer_for_other_data(
+    finished, pets, tmp_path, monkeypatch, change
+):
+    cfg, result = finished
+    monkeypatch.setattr("isda_repro.training.run.earlier_result", lambda *_: None)  # it looked too early
+    assert run(cfg) == result
+    change(pets)
+    before = written(tmp_path / "runs" / cfg.run_id)
+    with pytest.raises(DataError, match="force=true"):
+        run(cfg)
+    assert written(tmp_path / "runs" / cfg.run_id) == before
+
+
+def test_result_of_a_finished_run_is_read_once(finished, monkeypatch):
+    cfg, result = finished
+    reader = Mock(side_effect=read_result)
+    monkeypatch.setattr("isda_repro.training.run.CLASSIFIER", dataclasses.replace(CLASSIFIER, read_result=reader))
+    assert run(cfg) == result
+    reader.assert_called_once()
+
+
 def test_finished_run_of_another_folder_of_the_same_name_is_refused(finished, pets, tmp_path):
     other = make_folder(tmp_path / "other" / "pets", train=8, val=4, extension="png")
     cfg = on(other, tmp_path)
@@ -258,6 +282,7 @@ def test_files_of_a_run_that_cannot_be_its_own_are_not_read(tmp_path, size):
 
 def test_unreadable_images_of_any_name_are_listed_once_each_on_one_line(pets, tmp_path, monkeypatch):
     odd = [b"caf\xe9.jpg", b"new\nline.jpg", b"a % #.jpg", "\u2028.jpg".encode(), b"y" * 200 + b".jpg"]
+    odd += [b"z.jpg" + number * b".jpg" for number in range(4)]  # one begins with another
     for name in odd:
         (pets / "train/bee" / os.fsdecode(name)).write_bytes(b"no image")
     cfg = settings(pets, tmp_path, "dataset.unreadable=skip", "dataset.workers=0", "checkpoint.steps=1")
