@@ -86,7 +86,7 @@ def verify(arguments: list[str]) -> None:
         say(line)
     if found.problems and options.dataset not in ("cifar10", "cifar100"):
         raise UserError(
-            f"{options.dataset} under {options.data_dir} has {len(found.problems)} faults, listed above: replace or "
+            f"{options.dataset} under {options.data_dir} has the faults that are listed above: replace or "
             "remove those images (dataset.unreadable=skip trains without unreadable ones), or unpack the official "
             "archives again"
         )

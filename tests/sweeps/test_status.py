@@ -131,8 +131,9 @@ def test_how_a_process_ended_is_told_by_what_it_noted_its_signal_or_its_log(tmp_
     assert exit_status_of(tmp_path, 1) == (75, "SIGTERM: stopped")
     write_exit_status(tmp_path, ExitStatus(2, "lost contact"))
     assert read_exit_status(tmp_path) == (2, "lost contact")
-    (tmp_path / "ended.json").write_text("{")
-    assert read_exit_status(tmp_path) is None
+    for damaged in ("{", '{"exit_code": true, "said": "x"}', '{"exit_code": 3, "said": 4}', '{"exit_code": 3}', "[3]"):
+        (tmp_path / "ended.json").write_text(damaged)
+        assert read_exit_status(tmp_path) is None
     write_exit_status(tmp_path / "missing", ExitStatus(1, "x"))
     assert not (tmp_path / "missing").exists()
 
