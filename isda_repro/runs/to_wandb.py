@@ -84,7 +84,7 @@ def wandb_tracker(cfg: DictConfig, metrics: Path, **more: Any) -> WandbTracker:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where finished runs are sent.
+    """W&B mode, project and account for sending finished runs.
 
     Args:
         mode: "online", or "offline": into the run's folder, for `wandb sync`.
@@ -99,7 +99,7 @@ class Destination:
 
 @dataclass(frozen=True)
 class FinishedRecords:
-    """What a finished run has recorded: its configuration, result and epochs, checked against each other."""
+    """Records of a finished run: its configuration, result and epochs, checked against each other."""
 
     cfg: DictConfig
     metrics: Path
