@@ -111,6 +111,7 @@ CHANGES += [
     (lambda body: body["request"].update(seed=2**70), "seed"),
     (lambda body: body["request"].update(seed=True), "seed"),
     (lambda body: body["environment"].update(system="\x1b[2J"), "environment"),
+    (lambda body: body["environment"].update(number=2**63), "environment"),
     (
         lambda body: body["environment"].update(deep=functools.reduce(lambda node, _: [node], range(500), 0)),
         "environment",
