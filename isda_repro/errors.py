@@ -80,6 +80,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type if it has none."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 @contextmanager
 def one_sentence_errors() -> Iterator[None]:
     """Print a ``UserError`` in the block as ``error: <sentence>`` on standard error, and exit with ``EXIT_USER_ERROR``.
@@ -111,8 +116,7 @@ def sentence_of(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return one_line(f"{error.strerror or error}: {error.filename or 'no file named'}")
     if is_out_of_memory(error):
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        return f"out of memory ({reason}): end other processes, or run this where there is more"
+        return f"out of memory ({first_line(error)}): end other processes, or run this where there is more"
     return None
 
 

@@ -59,7 +59,7 @@ def read_pickle(file: BinaryIO, construct: Construct, persistent: Callable[[Any]
 
 
 class _Machine:
-    """The stack machine. Its instructions are those of ``pickletools.opcodes``."""
+    """The stack machine. Its instructions are those of ``pickletools.opcodes`` that ``torch.save`` has ever written."""
 
     def __init__(self, construct: Construct, persistent: Callable[[Any], Any]) -> None:
         self._construct, self._persistent = construct, persistent
@@ -102,14 +102,11 @@ class _Machine:
         else:
             self._to_mark()
 
-    def _duplicate(self, _: Any) -> None:
-        self._stack.append(self._stack[-1])
-
     def _put(self, place: int | None) -> None:
-        self._memo[len(self._memo) if place is None else int(place)] = self._stack[-1]
+        self._memo[len(self._memo) if place is None else place] = self._stack[-1]
 
     def _get(self, place: int) -> None:
-        self._stack.append(self._memo[int(place)])
+        self._stack.append(self._memo[place])
 
     def _tuple(self, _: Any) -> None:
         items = self._to_mark()
@@ -181,10 +178,6 @@ class _Machine:
     def _new_with_keywords(self, _: Any) -> None:
         self._call(*self._last(3)[:2])
 
-    def _instance(self, name: str) -> None:
-        items = self._to_mark()
-        self._call(_named(*name.split(" ", 1)), tuple(items))
-
     def _object(self, _: Any) -> None:
         function, *items = self._to_mark()
         self._call(function, tuple(items))
@@ -193,10 +186,7 @@ class _Machine:
         """Drop the state of an object: that of containers does not matter, and others are inert."""
         self._stack.pop()
 
-    def _persistent_id(self, identity: Any) -> None:
-        self._stack.append(self._persistent(identity))
-
-    def _persistent_id_of_stack(self, _: Any) -> None:
+    def _persistent_id(self, _: Any) -> None:
         self._stack.append(self._persistent(self._stack.pop()))
 
 
@@ -248,7 +238,6 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "MARK": _Machine._mark,
     "POP": _Machine._pop,
     "POP_MARK": _Machine._pop_mark,
-    "DUP": _Machine._duplicate,
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine._put),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine._get),
     "EMPTY_DICT": lambda machine, _: machine._stack.append({}),
@@ -265,9 +254,7 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "STACK_GLOBAL": _Machine._stack_global,
     **dict.fromkeys(("REDUCE", "NEWOBJ"), _Machine._reduce),
     "NEWOBJ_EX": _Machine._new_with_keywords,
-    "INST": _Machine._instance,
     "OBJ": _Machine._object,
     "BUILD": _Machine._build,
-    "PERSID": _Machine._persistent_id,
-    "BINPERSID": _Machine._persistent_id_of_stack,
+    "BINPERSID": _Machine._persistent_id,
 }

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from isda_repro.console import one_line
-from isda_repro.errors import is_out_of_memory
+from isda_repro.errors import first_line, is_out_of_memory
 from isda_repro.files import named, open_regular
 from isda_repro.inert_pickle import Inert, PickleError, read_pickle
 
@@ -174,7 +174,7 @@ def _as_torch_file_errors(path: Path) -> Iterator[None]:
     except Exception as error:  # a damaged file makes zipfile and PyTorch raise many types
         if is_out_of_memory(error):
             raise
-        raise TorchFileError((str(error) or type(error).__name__).splitlines()[0]) from error
+        raise TorchFileError(first_line(error)) from error
 
 
 Content = tuple[Any, Callable[[Storage], Tensor]]  # what was saved, and what reads a storage

@@ -69,3 +69,15 @@ def test_report_is_written_again(tmp_path, monkeypatch, load_script, again):
     for _ in range(2):
         load_script("report").main(again)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["x.html"]
+
+
+def test_of_several_files_none_is_written_if_one_is_not_ours(tmp_path):
+    from isda_repro.inversion.report import folder_for
+    from isda_repro.plotting import write_figure
+
+    (tmp_path / "a.svg").write_text("somebody else's")
+    with pytest.raises(UserError, match=r"a\.svg"):
+        write_figure(tmp_path / "a.png", lambda: pytest.fail("it was drawn"))
+    with pytest.raises(UserError, match=r"a\.svg"):
+        folder_for(tmp_path, "a.png", "a.svg")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.svg"]

@@ -140,6 +140,23 @@ def test_sizes_that_the_file_does_not_hold_are_refused(tmp_path, claims):
         load_weights(ResNet(8, num_classes=10), tmp_path / "file.pt", new_head=True)
 
 
+def test_later_and_larger_claim_about_a_storage_of_an_older_file_is_refused(tmp_path):
+    path, weight = tmp_path / "file.pt", torch.ones(3)
+    torch.save({"a": weight, "b": weight.view(3, 1)}, path, **OLDER)
+    before, claim, after = path.read_bytes().rpartition(b"K\x03Nt")  # the number of its elements, and no view
+    path.write_bytes(before + claim.replace(b"\x03", b"\x04") + after)
+    with pytest.raises(TorchFileError), open_torch_file(path):
+        pass
+
+
+@pytest.mark.parametrize("flagged", [torch.ones(2, dtype=torch.complex64).conj(), torch._neg_view(torch.ones(2))])
+def test_tensor_that_means_other_numbers_than_are_stored_is_refused(tmp_path, flagged):
+    path = tmp_path / "file.pt"
+    torch.save({"w": flagged}, path)
+    with open_torch_file(path) as file, pytest.raises(TorchFileError, match="_rebuild_tensor_v2"):
+        file.read_all()
+
+
 def laughs(weight):
     """Return a tree of lists with 2**60 leaves."""
     for _ in range(60):

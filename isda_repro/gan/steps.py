@@ -96,7 +96,7 @@ class Totals:
 
 
 Part = tuple[int, int]
-"""Where this process's images begin in the global batch, and the size of the global batch."""
+"""First of this process's images in the global batch, and the size of the global batch."""
 
 
 @dataclass

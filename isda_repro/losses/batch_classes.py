@@ -1,4 +1,4 @@
-"""The classes of a batch, the row of each sample among them, and the samples that may enter a state.
+"""Contribution of a batch: its classes, the row of each sample among them, and the samples that may enter a state.
 
 Batches gathered from all processes are here too.
 

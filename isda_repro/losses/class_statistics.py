@@ -138,14 +138,12 @@ def _rows(
         slot_N = skipped_C.index_select(0, targets_N).add_(position_N)
         yield _placed(centred_NA.index_select(0, order_N), slot_N, shift_CA, rows)
         return
-    most, samples = max(rows_bytes(centred_NA), covariance_bytes) // shift_CA.nbytes - 1, len(targets_N)
-    if samples <= max(1, most):
-        yield _placed(centred_NA, position_N.add_(1).add_(targets_N, alpha=samples + 1), shift_CA, samples + 1)
-        return
-    for start in range(0, samples, max(1, most)):
+    most = max(1, max(rows_bytes(centred_NA), covariance_bytes) // shift_CA.nbytes - 1)
+    position_N += 1
+    for start in range(0, len(targets_N), most):
         part_NA, part_N = centred_NA[start : start + most], targets_N[start : start + most]
         rows = len(part_N) + 1
-        slot_N = position_N[1 : len(part_N) + 1].add(part_N, alpha=rows)
+        slot_N = position_N[: len(part_N)].add(part_N, alpha=rows)
         yield _placed(part_NA, slot_N, shift_CA if start == 0 else torch.zeros_like(shift_CA), rows)
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isda_repro.errors import UserError
+from isda_repro.errors import UserError, first_line
 from isda_repro.models.network import Network
 
 PROBE_SECONDS = 5.0  # timm's own download retries for most of a minute
@@ -114,8 +114,7 @@ def timm_network(
         raise
     except Exception as error:  # its many constructors raise many types for unexpected settings
         given = ", ".join(f"{key}={value}" for key, value in options.items())
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"timm cannot make {name}{' with ' + given if given else ''}: {reason}") from error
+        raise UserError(f"timm cannot make {name}{' with ' + given if given else ''}: {first_line(error)}") from error
     classifier = cast(dict[str, Any], model.pretrained_cfg).get("classifier")
     if not isinstance(classifier, str):
         names = list(classifier or ())
@@ -187,8 +186,9 @@ def _answer(model: nn.Module, image_size: int, name: str) -> Tensor:
     except MemoryError:
         raise
     except Exception as error:  # models raise many types for unsuitable settings or images
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{name} cannot take images of {image_size} x {image_size} pixels: {reason}") from error
+        raise UserError(
+            f"{name} cannot take images of {image_size} x {image_size} pixels: {first_line(error)}"
+        ) from error
     finally:
         model.train(training)
     return answer

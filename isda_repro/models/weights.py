@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from isda_repro.console import one_line
-from isda_repro.errors import UserError, is_out_of_memory
+from isda_repro.errors import UserError, first_line, is_out_of_memory
 from isda_repro.files import named, open_regular
 from isda_repro.inert_pickle import Inert
 from isda_repro.models import AdaptedNetwork, Network
@@ -258,8 +258,7 @@ def _of_safetensors(path: Path) -> dict[str, Given]:
             raise
         if isinstance(error, OSError):
             raise named(error, path) from error
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise WeightsError(f"{path} cannot be read as weights: {reason}") from error
+        raise WeightsError(f"{path} cannot be read as weights: {first_line(error)}") from error
 
 
 def _state_dict(path: Path, content: Any) -> dict[str, Given]:

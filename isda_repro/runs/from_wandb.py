@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from isda_repro.console import one_line
-from isda_repro.errors import UserError
+from isda_repro.errors import UserError, first_line
 from isda_repro.runs.offline_runs import offline_files, read_offline
 from isda_repro.runs.records import RecordError, Result
 from isda_repro.runs.sources import Finding, Found
@@ -247,4 +247,4 @@ def _is_passing(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    return first_line(error).rstrip(".")

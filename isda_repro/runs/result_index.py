@@ -1,8 +1,9 @@
 """Index of results: from any sources to one validated record per run.
 
-A result enters a table only if it is complete, finite, and consistent with itself and with its run id. The index holds
-only the numbers, so that tens of thousands of runs fit in memory; curves are read from the file again when they are
-needed. Settings that the seeds of a cell share are stored once.
+A result enters a table only if it is consistent with its run id; ``Result.from_json``, which every source calls, has
+checked that it is complete, finite and consistent with itself. The index holds only the numbers, so that tens of
+thousands of runs fit in memory; curves are read from the file again when they are needed. Settings that the seeds of a
+cell share are stored once.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def read_valid_result(path: Path) -> Result:
     """Read and validate one result.
 
     Raises:
-        RecordError: the file is damaged, has numbers that are not finite, or its settings do not hash to its run id.
+        RecordError: the file is damaged, its record is invalid, or its settings do not hash to its run id.
     """
     result = read_result(path)
     ResultChecker()(result, one_line(path))
@@ -34,20 +35,18 @@ def read_valid_result(path: Path) -> Result:
 
 
 class ResultChecker:
-    """Validator of results. It computes what all seeds of a cell have in common only once."""
+    """Comparison of results with their run ids. It computes what all seeds of a cell have in common only once."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, tuple[bytes, Callable[[int], str]]] = {}
 
     def __call__(self, result: Result, origin: str) -> bytes:
-        """Validate a result and return its request without the seed, as ``asked`` encodes it.
+        """Check that a result's settings give its run id; return its request without the seed, as ``asked`` encodes it.
 
         Raises:
-            RecordError: the result is invalid; the message begins with ``origin``.
+            RecordError: they do not; the message begins with ``origin``.
         """
         with _named(origin):
-            for problem in result.contradictions():
-                raise RecordError(f"{origin}: {problem}")
             body = asked(result.request, result.choices)
             if body not in self._known:
                 self._known[body] = (body, run_names(result.request, result.choices))

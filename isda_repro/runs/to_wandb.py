@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from isda_repro.config import cell_name, read_frozen_run, request
 from isda_repro.config.checks import check_tracking
-from isda_repro.errors import UserError
+from isda_repro.errors import UserError, first_line
 from isda_repro.runs.from_wandb import connect
 from isda_repro.runs.lock import FolderLock
 from isda_repro.runs.offline_runs import read_offline
@@ -84,7 +84,7 @@ def wandb_tracker(cfg: DictConfig, metrics: Path, **more: Any) -> WandbTracker:
 
 @dataclass(frozen=True)
 class Destination:
-    """Place at W&B, or on the disk, that finished runs are sent to.
+    """W&B mode, project and account for sending finished runs.
 
     Args:
         mode: "online", or "offline": into the run's folder, for `wandb sync`.
@@ -168,9 +168,7 @@ def send_run(folder: Path, to: Destination, api: Api | None = None) -> str:
         except (UserError, OSError):
             raise
         except Exception as error:  # W&B's errors have no common base class
-            raise UserError(
-                f"W&B does not take {records.cfg.run_id}: {(str(error) or type(error).__name__).splitlines()[0]}"
-            ) from error
+            raise UserError(f"W&B does not take {records.cfg.run_id}: {first_line(error)}") from error
 
 
 def _send_offline(records: FinishedRecords) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isda_repro.errors import UserError
+from isda_repro.errors import UserError, first_line
 from isda_repro.experiments.plan import Plan
 from isda_repro.experiments.table import Table
 from isda_repro.files import write_output
@@ -176,8 +176,9 @@ def sent(made: Workspace | Report, there: str | None = None) -> str:
     try:
         return str(_in_place(made, there).save().url)
     except Exception as error:  # the errors of W&B, its client and GraphQL have no common base class
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"W&B does not take the dashboard for {made.entity}/{made.project}: {reason}") from error
+        raise UserError(
+            f"W&B does not take the dashboard for {made.entity}/{made.project}: {first_line(error)}"
+        ) from error
 
 
 def _in_place(made: Any, url: str | None) -> Any:

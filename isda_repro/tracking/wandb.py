@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 from isda_repro.console import warn
+from isda_repro.errors import first_line
 from isda_repro.files import home
 from isda_repro.revision import ROOT
 from isda_repro.tracking.tracker import Record
@@ -53,7 +54,7 @@ def _never_fatal(method: Callable[Concatenate[WandbTracker, Arguments], None]) -
             if self.strict:
                 raise
             self.give_up()
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             warn(f"W&B is off for this run, which scripts/dashboard.py send can send later; training goes on: {reason}")
 
     return guarded

@@ -19,7 +19,7 @@ from isda_repro.config import build, write_frozen
 from isda_repro.config.checks import check_tracking
 from isda_repro.console import say, warn
 from isda_repro.data import DataError, Source
-from isda_repro.errors import EXIT_USER_ERROR, StoppedError, UserError, is_out_of_memory
+from isda_repro.errors import EXIT_USER_ERROR, StoppedError, UserError, first_line, is_out_of_memory
 from isda_repro.files import rename_aside
 from isda_repro.revision import why_unknown
 from isda_repro.runs.exit_status import ExitStatus, clear_exit_status, write_exit_status
@@ -236,7 +236,7 @@ class Session(Generic[Outcome]):
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             if is_out_of_memory(error) or not self._processes.is_main:
                 raise
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise UserError(
                 f"{self._started_from} is whole but does not fit this version of this program ({reason}): go on with "
                 f"the one that {self._directory.environment} names, or delete the checkpoints there to begin anew"

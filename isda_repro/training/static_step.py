@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from isda_repro.data import InMemoryLoader, Loader
-from isda_repro.errors import UserError, is_out_of_memory
+from isda_repro.errors import UserError, first_line, is_out_of_memory
 from isda_repro.losses import Criterion
 from isda_repro.training.compute import Compute
 from isda_repro.training.distributed import Processes
@@ -124,7 +124,7 @@ class StaticStep:
                 cause = cause.__context__
             if is_out_of_memory(cause):
                 raise cause from None
-            reason = (str(cause) or type(cause).__name__).splitlines()[0]
+            reason = first_line(cause)
             raise UserError(
                 f"the training step cannot be captured as a CUDA graph ({reason}): set compute.cuda_graph=false; the "
                 "same command goes on from the last checkpoint"

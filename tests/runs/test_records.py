@@ -65,6 +65,16 @@ def test_foreign_line_is_named_with_what_is_foreign(tmp_path, change, token):
         list(read_metrics(path))
 
 
+def test_line_longer_than_any_record_is_refused_before_it_is_whole(tmp_path):
+    """The reader takes a part of it, which alone would be a valid record."""
+    path = write_lines(tmp_path / "metrics.jsonl", SEGMENT, EPOCH)
+    path.write_text(path.read_text().rstrip("\n") + " " * 2**21 + "\n")
+    records = read_metrics(path)
+    assert next(records) == SEGMENT
+    with pytest.raises(RecordError, match=r"metrics\.jsonl.*2.*bytes"):
+        next(records)
+
+
 def test_first_bytes_of_a_file_are_read_alone(tmp_path):
     path = write_lines(tmp_path / "metrics.jsonl", SEGMENT, EPOCH)
     length = path.read_bytes().index(b"\n") + 1

@@ -111,6 +111,7 @@ CHANGES += [
     (lambda body: body["request"].update(seed=2**70), "seed"),
     (lambda body: body["request"].update(seed=True), "seed"),
     (lambda body: body["environment"].update(system="\x1b[2J"), "environment"),
+    (lambda body: body["environment"].update(number=2**63), "environment"),
     (
         lambda body: body["environment"].update(deep=functools.reduce(lambda node, _: [node], range(500), 0)),
         "environment",
@@ -210,12 +211,12 @@ def test_nothing_in_place_of_a_field_is_fatal(run, finish, there):
 
 def test_result_from_elsewhere_is_checked_like_a_file(run, finish):
     result = read_result(finish(run, 2.0))
-    spoilt = dataclasses.replace(result, curves={**result.curves, "train_loss": [float("nan")]})
+    spoilt = dataclasses.replace(result, request={**result.request, "seed": result.request["seed"] + 1})
     gathered = index_results([RecordError("one that crashed"), Found("there", spoilt), Found("here", result)])
-    crashed, not_finite = gathered.problems
+    crashed, other_seed = gathered.problems
     assert "one that crashed" in crashed
-    assert "there" in not_finite
-    assert "train_loss" in not_finite
+    assert "there" in other_seed
+    assert result.run_id in other_seed
     (record,) = gathered.records.values()
     assert (record.origin, record.path, record.read()) == ("here", None, result)
 
