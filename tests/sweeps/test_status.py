@@ -14,6 +14,7 @@ from sweeps import all_runs, compose, folder_of, numbers_of, until
 from synthetic import SEGMENT
 
 from isda_repro.experiments.plan import Run
+from isda_repro.runs import lock
 from isda_repro.runs.exit_status import ExitStatus, exit_status_of, read_exit_status, write_exit_status
 from isda_repro.runs.lock import FolderLock, here, lives, pid_here, process_start
 from isda_repro.runs.records import EpochRecord, GeneratorEpoch, as_json
@@ -266,5 +267,6 @@ def test_process_that_has_ended_unnoticed_works_on_nothing(locked):
     process.kill()
     until(lambda: process_start(process.pid) is None)
     assert not lives(folder)
+    until(lambda: not lock._is_locked(folder))  # its other threads, which end a moment later, hold the file open
     with FolderLock(folder):
         assert json.loads((folder / "owner.json").read_text())["pid"] == os.getpid()
