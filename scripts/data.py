@@ -85,9 +85,10 @@ def verify(arguments: list[str]) -> None:
     for line in found.lines():
         say(line)
     if found.problems and options.dataset not in ("cifar10", "cifar100"):
+        count = len(found.problems)
         raise UserError(
-            f"{options.dataset} under {options.data_dir} has the faults that are listed above: replace or "
-            "remove those images (dataset.unreadable=skip trains without unreadable ones), or unpack the official "
+            f"{options.dataset} under {options.data_dir} has {count} fault{'s' * (count > 1)}, listed above: replace "
+            "or remove those images (dataset.unreadable=skip trains without unreadable ones), or unpack the official "
             "archives again"
         )
     if not found.ok:
