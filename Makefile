@@ -56,7 +56,7 @@ faults: $(STAMP)
 
 # Does not set up the environment, because on a borrowed GPU it often belongs to somebody else.
 gpu:
-	$(RUN) benchmarks/gpu/gpu.py minutes=$(MINUTES) data_dir=$(DATA_DIR) $(MORE)
+	PYTHONPATH=$(CURDIR):$$PYTHONPATH $(RUN) benchmarks/gpu/gpu.py minutes=$(MINUTES) data_dir=$(DATA_DIR) $(MORE)
 
 gpu-rehearsal: $(STAMP)
 	$(RUN) benchmarks/gpu/gpu.py rehearse=true output=runs/gpu-rehearsal

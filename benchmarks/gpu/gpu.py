@@ -152,7 +152,7 @@ def section(name: str, seconds: float, options: Options, folder: Path) -> dict[s
     if status == 124 and name in MAY_BE_CUT:
         body["said"], status = "cut short by its time limit", 0
     if status:
-        body["failed"] = said[-40:]
+        body["failed"] = said[-200:]
     return {**body, "status": status, "seconds": round(took, 1)}
 
 
