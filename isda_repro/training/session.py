@@ -27,7 +27,7 @@ from isda_repro.runs.lock import FolderLock, LockedError, is_left_over
 from isda_repro.runs.records import AnyRecord, RecordError, SegmentRecord, as_json, read_lines, write_result
 from isda_repro.runs.run_directory import RunDirectory, provenance, write_environment
 from isda_repro.tracking import JsonLines, Tracker
-from isda_repro.training.checkpoint import Checkpoints, Saver, save
+from isda_repro.training.checkpoint import Checkpoints, Saver, save, snapshot
 from isda_repro.training.compute import Compute, refuse_differences, resolve_compute
 from isda_repro.training.distributed import LostContactError, Processes
 from isda_repro.training.resume import (
@@ -291,7 +291,7 @@ class Session(Generic[Outcome]):
             self._lock.ensure_held()
             result = make_result([line for line in lines if isinstance(line, SegmentRecord)], self._origin)
             self._lock.ensure_held()
-            final = {**final_state, DATA_KEY: describe_data(self._source)}
+            final = {**snapshot(final_state), DATA_KEY: describe_data(self._source)}
             save(self._directory.checkpoint, final, self._ensure_held)
             self._lock.ensure_held()
             write_result(self._directory.result, cast(Any, result))
