@@ -23,7 +23,7 @@ from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.losses import ClassStatistics
 from isda_repro.losses.batch_classes import BatchClasses
-from isda_repro.losses.quadratic import add_half_sigma2
+from isda_repro.losses.covariances.quadratic import add_half_sigma2
 from isda_repro.losses.sampled import covariance_root
 from isda_repro.plotting import write_figure
 

@@ -5,14 +5,14 @@ This package imports torch and nothing else of the project.
 
 from isda_repro.losses.batch_classes import IGNORED
 from isda_repro.losses.center import CenterLoss
-from isda_repro.losses.class_statistics import ClassStatistics, ClassVariances
+from isda_repro.losses.covariances.class_statistics import ClassStatistics, ClassVariances
+from isda_repro.losses.covariances.packed import PackedStatistics
 from isda_repro.losses.criterion import Criterion, CrossEntropy
 from isda_repro.losses.disturb_label import DisturbLabel
 from isda_repro.losses.focal import FocalLoss
 from isda_repro.losses.isda import ISDALoss
 from isda_repro.losses.large_margin import LargeMarginSoftmax
 from isda_repro.losses.lq import LqLoss
-from isda_repro.losses.packed import PackedStatistics
 from isda_repro.losses.sampled import SampledISDALoss, covariance_root
 
 __all__ = [

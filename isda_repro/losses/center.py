@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from isda_repro.losses.batch_classes import IGNORED, is_asynchronous, of_all_processes, without_unsound
-from isda_repro.losses.class_statistics import samples_of_each, without_ignored
-from isda_repro.losses.criterion import Criterion, require_from_zero, state_dtype
+from isda_repro.losses.covariances.class_statistics import samples_of_each, without_ignored
+from isda_repro.losses.criterion import Criterion, require_from_zero
+from isda_repro.losses.state import state_dtype
 
 
 class CenterLoss(Criterion):

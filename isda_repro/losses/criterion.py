@@ -15,11 +15,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isda_repro.losses.batch_classes import IGNORED, is_asynchronous, without_autocast
+from isda_repro.losses.state import StatefulModule
 
 ROUNDING = 1e-6  # a progress that a loop adds up may end slightly above 1
 
@@ -65,77 +65,6 @@ def check_progress(progress: float | Tensor) -> None:
         raise TypeError(f"progress is {what}: a number, and not {type(progress).__name__} {progress}") from None
     if not 0 <= value <= 1 + ROUNDING:
         raise ValueError(f"progress={value:g} must be in [0, 1]: it is {what}; neither an epoch nor lambda")
-
-
-class _GroupReference:
-    """A process group that copies share. It cannot be pickled: an unpickled reference has lost it and holds None."""
-
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
-        self.group = group
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _GroupReference:
-        return self
-
-    def __reduce__(self) -> tuple[type[_GroupReference], tuple[()]]:
-        return type(self), ()
-
-
-class StatefulModule(nn.Module):
-    """Module whose state survives what is done to a whole model: casts, copies, pickles.
-
-    - Casts leave parameters and buffers at least in fp32: a running mean in half precision soon stops changing.
-      Integers stay integers.
-    - Copies share the ``process_group``. A pickle does not hold it.
-    """
-
-    _group: _GroupReference | None = None
-
-    @property
-    def process_group(self) -> dist.ProcessGroup | None:
-        """The processes whose batches count as one; None: this process alone."""
-        return None if self._group is None else self._group.group
-
-    @process_group.setter
-    def process_group(self, group: dist.ProcessGroup | None) -> None:
-        self._check_group(group)
-        for child in self.children():
-            if isinstance(child, StatefulModule):
-                child.process_group = group
-        self._group = None if group is None else _GroupReference(group)
-
-    def _check_group(self, group: dist.ProcessGroup | None) -> None:
-        if group is not None and not isinstance(group, dist.ProcessGroup):
-            raise ValueError(f"process_group={group} must be a torch.distributed.ProcessGroup, or None")
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        return super()._apply(lambda tensor: _in_full_precision(fn(tensor), tensor), recurse)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        own = {prefix + name for name in (*self._parameters, *self._buffers)} & state_dict.keys()
-        exact = {key: _in_full_precision(state_dict[key]) for key in own if isinstance(state_dict[key], Tensor)}
-        super()._load_from_state_dict({**state_dict, **exact}, prefix, *rest)
-
-
-def state_dtype() -> torch.dtype:
-    """Return the dtype of new state: PyTorch's default, and at least fp32."""
-    return torch.promote_types(torch.get_default_dtype(), torch.float32)
-
-
-def _in_full_precision(tensor: Tensor, before: Tensor | None = None) -> Tensor:
-    """Return ``tensor`` at least in fp32.
-
-    Args:
-        tensor: the result of a cast or a move.
-        before: what was cast; its values are used if the cast has lost digits, and its dtype if it was an integer.
-    """
-    before = tensor if before is None else before
-    if not before.is_floating_point():
-        dtype = before.dtype
-    elif tensor.is_floating_point():
-        dtype = torch.promote_types(tensor.dtype, torch.float32)
-    else:
-        return tensor
-    return tensor if tensor.dtype == dtype else before.to(tensor.device, dtype)
 
 
 class Criterion(StatefulModule):

@@ -21,11 +21,11 @@ from isda_repro.losses.batch_classes import (
     of_all_processes,
     rows_of_fixed_number,
 )
-from isda_repro.losses.class_statistics import ClassStatistics, ClassVariances
+from isda_repro.losses.covariances.class_statistics import ClassStatistics, ClassVariances
+from isda_repro.losses.covariances.packed import PackedStatistics
+from isda_repro.losses.covariances.packed_quadratic import add_half_sigma2_packed
+from isda_repro.losses.covariances.quadratic import Strength, add_half_sigma2, sigma2_common, sigma2_diagonal
 from isda_repro.losses.criterion import Criterion, require_from_zero
-from isda_repro.losses.packed import PackedStatistics
-from isda_repro.losses.packed_quadratic import add_half_sigma2_packed
-from isda_repro.losses.quadratic import Strength, add_half_sigma2, sigma2_common, sigma2_diagonal
 
 COVARIANCES = ("full", "diagonal", "shared", "identity")
 SQUARE_BYTES = 2**31  # DenseNet-BC-190-40 on CIFAR-100, the paper's largest on CIFAR, takes 1.9e9
@@ -62,8 +62,8 @@ class ISDALoss(Criterion):
         process_group: processes whose batches count as one. Statistics are those of all samples and the same
             everywhere; packed covariances are divided among the processes. Each process must call the criterion in each
             step, see ``isda_repro.losses.batch_classes``. None: this process alone.
-        kernels: True: compute float32 batches on CUDA with the Triton kernels of ``isda_repro.losses.kernels``, which
-            need square full covariances. Other batches, and compiled graphs, use plain torch. None or False: no
+        kernels: True: compute float32 batches on CUDA with the Triton kernels of
+            ``isda_repro.losses.covariances.kernels``, which need square full covariances. Other batches, and compiled graphs, use plain torch. None or False: no
             kernels; they are off by default because they have not been measured to be faster yet.
 
     Raises:
@@ -160,8 +160,8 @@ class ISDALoss(Criterion):
         strength: Strength,
     ) -> Tensor:
         """Update the statistics and return the augmented logits [N, C], by Triton kernels on the tensors' device."""
-        from isda_repro.losses import kernels
-        from isda_repro.losses.sorted_batch import sort_by_class
+        from isda_repro.losses.covariances import kernels
+        from isda_repro.losses.covariances.sorted_batch import sort_by_class
 
         assert isinstance(self.statistics, ClassStatistics)
         with torch.cuda.device_of(logits):
@@ -227,7 +227,7 @@ def _check_kernels(covariance: str) -> None:
     if not (torch.cuda.is_available() or _is_interpreted()):
         raise ValueError("kernels=True needs a CUDA device, and PyTorch finds none; leave it out for plain torch")
     try:
-        import isda_repro.losses.kernels  # noqa: F401
+        import isda_repro.losses.covariances.kernels  # noqa: F401
     except ImportError as error:
         raise ValueError(f"kernels=True needs Triton, which cannot be imported ({error}): pip install triton") from None
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isda_repro.losses.batch_classes import IGNORED, classes_present, of_all_processes, without_negative
-from isda_repro.losses.class_statistics import ClassStatistics
+from isda_repro.losses.covariances.class_statistics import ClassStatistics
 from isda_repro.losses.criterion import Criterion, mean_over_batch, require_count
 from isda_repro.losses.isda import check_lambda
 

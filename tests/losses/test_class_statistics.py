@@ -5,7 +5,7 @@ import torch
 from float64_reference import merge, two_pass
 
 from isda_repro.losses import IGNORED, ClassStatistics, ClassVariances, PackedStatistics
-from isda_repro.losses import class_statistics as module
+from isda_repro.losses.covariances import class_statistics as module
 
 KINDS = {"square": ClassStatistics, "packed": PackedStatistics, "diagonal": ClassVariances}
 

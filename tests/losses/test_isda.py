@@ -10,9 +10,9 @@ from torch import nn
 
 from isda_repro.losses import ISDALoss, PackedStatistics, SampledISDALoss, covariance_root
 from isda_repro.losses.batch_classes import BatchClasses, classes_present, rows_of_fixed_number
-from isda_repro.losses.packed import pack
-from isda_repro.losses.packed_quadratic import add_half_sigma2_packed
-from isda_repro.losses.quadratic import sigma2, sigma2_common, sigma2_diagonal
+from isda_repro.losses.covariances.packed import pack
+from isda_repro.losses.covariances.packed_quadratic import add_half_sigma2_packed
+from isda_repro.losses.covariances.quadratic import sigma2, sigma2_common, sigma2_diagonal
 
 KINDS = {
     "full": {"packed": False},
@@ -181,7 +181,7 @@ def test_chunks_do_not_change_the_result(rows, monkeypatch):
     features, targets = batch(0)
     results = []
     for limit in (2**30, rows * criterion.statistics.covariance[0].nbytes):
-        monkeypatch.setattr("isda_repro.losses.quadratic.CPU_CHUNK_BYTES", limit)
+        monkeypatch.setattr("isda_repro.losses.covariances.quadratic.CPU_CHUNK_BYTES", limit)
         head.zero_grad()
         loss = copy.deepcopy(criterion)(features, head(features), targets, head=head, progress=0.5)
         loss.backward()

@@ -40,7 +40,7 @@ def test_kernels_in_the_interpreter():
 @pytest.fixture
 def kernels(monkeypatch):
     """Return the module with tiles so small that there are several of each kind; ignored samples stay in the batch."""
-    from isda_repro.losses import kernels, sorted_batch
+    from isda_repro.losses.covariances import kernels, sorted_batch
 
     for name in ("TILE", "DEPTH", "MOST_CLASSES", "WIDE"):
         monkeypatch.setattr(kernels, name, 16)
@@ -104,7 +104,7 @@ def test_mean_far_from_zero_costs_the_first_batch_nothing(kernels):
 @interpreted
 @pytest.mark.parametrize("size", [0, 1, 5, 40, 300])
 def test_samples_are_sorted_stably_and_ignored_ones_come_first(kernels, size):
-    from isda_repro.losses.sorted_batch import sort_by_class
+    from isda_repro.losses.covariances.sorted_batch import sort_by_class
 
     targets = torch.randint(-1, 7, (size,)).masked_fill_(torch.rand(size) < 0.2, IGNORED).clamp_(max=6)
     targets[targets < 0] = IGNORED
@@ -149,7 +149,7 @@ def test_value_and_gradients_equal_those_of_a_double_loop(kernels, shape, ignore
 
 @interpreted
 def test_sigma2_is_precise_for_close_weights_zero_at_the_own_class_and_never_negative(kernels):
-    from isda_repro.losses.sorted_batch import sort_by_class
+    from isda_repro.losses.covariances.sorted_batch import sort_by_class
 
     torch.manual_seed(0)
     root, weight = torch.randn(9, 19, 1), torch.randn(1, 19) + 1e-3 * torch.randn(9, 19)
@@ -273,7 +273,7 @@ def test_switch_is_off_and_refused_where_there_is_no_gpu_or_no_triton(monkeypatc
         ISDALoss(5, 19, kernels=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "isda_repro.losses.kernels", raising=False)
+    monkeypatch.delitem(sys.modules, "isda_repro.losses.covariances.kernels", raising=False)
     with pytest.raises(ValueError, match="Triton"):
         ISDALoss(5, 19, kernels=True)
 
@@ -293,7 +293,7 @@ def test_kernels_compile_for_an_h100(name, constants, monkeypatch, tmp_path):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from isda_repro.losses import kernels, sorted_batch
+    from isda_repro.losses.covariances import kernels, sorted_batch
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel = getattr(sorted_batch if name == "_sort_by_class" else kernels, name)

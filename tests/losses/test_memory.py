@@ -59,7 +59,7 @@ def test_step_on_lopsided_classes_takes_memory_of_the_order_of_the_features(name
 @pytest.mark.parametrize("width", [5, 1])
 @pytest.mark.parametrize("kind", KINDS)
 def test_parts_of_a_large_batch_give_the_covariances_of_one_pass(kind, width, way, monkeypatch, request):
-    from isda_repro.losses import class_statistics
+    from isda_repro.losses.covariances import class_statistics
 
     if way == "accelerator":
         request.getfixturevalue("accelerator")
@@ -67,7 +67,7 @@ def test_parts_of_a_large_batch_give_the_covariances_of_one_pass(kind, width, wa
     features, targets = torch.randn(200, width).double() + 3, (torch.rand(200) ** 8 * 6).long()
     for limit in (1, 2**30):
         monkeypatch.setattr(class_statistics, "rows_bytes", lambda features, limit=limit: limit)
-        monkeypatch.setattr("isda_repro.losses.packed.rows_bytes", lambda features, limit=limit: limit)
+        monkeypatch.setattr("isda_repro.losses.covariances.packed.rows_bytes", lambda features, limit=limit: limit)
         monkeypatch.setattr(class_statistics, "COMPARED_BYTES", limit)
         statistics = KINDS[kind](7, width).double()
         statistics.update(features[:50] + 1, targets[:50])

@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from isda_repro.losses import ISDALoss, PackedStatistics
-from isda_repro.losses.packed import pack, packed_shape, unpack
+from isda_repro.losses.covariances.packed import pack, packed_shape, unpack
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 17])
@@ -43,9 +43,9 @@ def batches(count, samples, classes, width):
 def test_packed_covariances_give_the_losses_and_gradients_of_square_ones(
     samples, classes, width, chunk, kept, way, monkeypatch, request
 ):
-    monkeypatch.setattr("isda_repro.losses.packed.CPU_CHUNK_BYTES", chunk)
-    monkeypatch.setattr("isda_repro.losses.packed.ACCELERATOR_CHUNK_BYTES", chunk)
-    monkeypatch.setattr("isda_repro.losses.packed_quadratic.KEPT_BYTES", kept)
+    monkeypatch.setattr("isda_repro.losses.covariances.packed.CPU_CHUNK_BYTES", chunk)
+    monkeypatch.setattr("isda_repro.losses.covariances.packed.ACCELERATOR_CHUNK_BYTES", chunk)
+    monkeypatch.setattr("isda_repro.losses.covariances.packed_quadratic.KEPT_BYTES", kept)
     if way == "accelerator":
         request.getfixturevalue("accelerator")
     (criterion, head), (reference, _) = (make(packed, classes, width) for packed in (True, False))
@@ -65,7 +65,7 @@ def test_packed_covariances_give_the_losses_and_gradients_of_square_ones(
 
 def test_backward_pass_that_needs_matrices_which_have_changed_is_refused(monkeypatch):
     """The backward pass recomputes the products, so that without the check its gradient would be silently wrong."""
-    monkeypatch.setattr("isda_repro.losses.packed_quadratic.KEPT_BYTES", 0)
+    monkeypatch.setattr("isda_repro.losses.covariances.packed_quadratic.KEPT_BYTES", 0)
     criterion, head = make(True)
     ((features, targets),) = batches(1, 12, 7, 5)
     first = criterion(features, head(features), targets, head=head, progress=1.0)

@@ -14,8 +14,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from isda_repro.losses import CenterLoss, ClassStatistics, ClassVariances, ISDALoss, PackedStatistics
-from isda_repro.losses import class_statistics as statistics_module
 from isda_repro.losses.batch_classes import largest_feature
+from isda_repro.losses.covariances import class_statistics as statistics_module
 
 WITH_STATE = ["center", "isda", "isda_diagonal", "isda_shared", "isda_packed", "isda_sampled"]
 WAYS = ["cpu", "one by one", "accelerator"]

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from isda_repro.losses.batch_classes import BatchClasses, without_autocast, without_negative
-from isda_repro.losses.packed import PackedStatistics
-from isda_repro.losses.quadratic import Strength, first_order
+from isda_repro.losses.covariances.packed import PackedStatistics
+from isda_repro.losses.covariances.quadratic import Strength, first_order
 
 KEPT_BYTES = 2**30  # of products for the backward pass; more are computed again there
 

@@ -19,9 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from isda_repro.losses.class_statistics import ClassStatistics
-from isda_repro.losses.quadratic import first_order
-from isda_repro.losses.sorted_batch import SortedBatch, class_of, sort_by_class
+from isda_repro.losses.covariances.class_statistics import ClassStatistics
+from isda_repro.losses.covariances.quadratic import first_order
+from isda_repro.losses.covariances.sorted_batch import SortedBatch, class_of, sort_by_class
 
 SAMPLES = 16  # samples of a class read at a time; the minimum of tl.dot
 TILE = 64  # rows and columns of a tile of a covariance

@@ -21,7 +21,7 @@ from isda_repro.losses.batch_classes import (
     without_negative,
     without_unsound,
 )
-from isda_repro.losses.criterion import StatefulModule, state_dtype
+from isda_repro.losses.state import StatefulModule, state_dtype
 
 BATCHED_BYTES = 2**21  # of covariances: up to this size one batched product was faster on a CPU
 CPU_ROWS_BYTES = 2**24  # of padded rows: more of them are made only if the features are larger

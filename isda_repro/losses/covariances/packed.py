@@ -29,8 +29,8 @@ from isda_repro.losses.batch_classes import (
     rows_of_fixed_number,
     without_unsound,
 )
-from isda_repro.losses.class_statistics import only, rows_bytes, samples_of_each, without_ignored
-from isda_repro.losses.criterion import StatefulModule, state_dtype
+from isda_repro.losses.covariances.class_statistics import only, rows_bytes, samples_of_each, without_ignored
+from isda_repro.losses.state import StatefulModule, state_dtype
 
 
 def packed_shape(size: int) -> tuple[int, int]:

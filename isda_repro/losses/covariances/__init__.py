@@ -1,0 +1,1 @@
+"""Statistics of the features of each class, and the quadratic forms of their covariances."""
