@@ -62,8 +62,8 @@ class ISDALoss(Criterion):
         process_group: processes whose batches count as one. Statistics are those of all samples and the same
             everywhere; packed covariances are divided among the processes. Each process must call the criterion in each
             step, see ``isda_repro.losses.batch_classes``. None: this process alone.
-        kernels: True: compute float32 batches on CUDA with Triton (``isda_repro.losses.covariances.kernels``), for square
-            full covariances. Other batches, and compiled graphs, use plain torch. None or False: no kernels; they are
+        kernels: True: compute float32 batches on CUDA with Triton (``isda_repro.losses.covariances.kernels``), for
+            square full covariances. Other batches, and compiled graphs, use plain torch. None or False: no kernels; they are
             off by default because they have not been measured to be faster yet.
 
     Raises:
