@@ -22,7 +22,7 @@ def forms(findings: Findings) -> None:
     for samples, classes, width in shapes:
         makers: dict[str, Callable[[], nn.Module]] = {
             "ce": partial(CrossEntropy, classes, width),
-            "plain": partial(ISDALoss, classes, width),
+            "plain": partial(ISDALoss, classes, width, kernels=False),
             "kernels": partial(ISDALoss, classes, width, kernels=True),
         }
         compared(findings, makers, samples, classes, width)

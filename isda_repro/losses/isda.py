@@ -5,7 +5,6 @@ Shapes: N samples in the batch, C classes, A features, U rows: one for each clas
 
 from __future__ import annotations
 
-import os
 from typing import ClassVar
 
 import torch
@@ -22,6 +21,7 @@ from isda_repro.losses.batch_classes import (
     rows_of_fixed_number,
 )
 from isda_repro.losses.covariances.class_statistics import ClassStatistics, ClassVariances
+from isda_repro.losses.covariances.kernel_choice import check_kernels, takes_kernels
 from isda_repro.losses.covariances.packed import PackedStatistics
 from isda_repro.losses.covariances.packed_quadratic import add_half_sigma2_packed
 from isda_repro.losses.covariances.quadratic import Strength, add_half_sigma2, sigma2_common, sigma2_diagonal
@@ -62,9 +62,9 @@ class ISDALoss(Criterion):
         process_group: processes whose batches count as one. Statistics are those of all samples and the same
             everywhere; packed covariances are divided among the processes. Each process must call the criterion in each
             step, see ``isda_repro.losses.batch_classes``. None: this process alone.
-        kernels: True: compute float32 batches on CUDA with Triton (``isda_repro.losses.covariances.kernels``), for
-            square full covariances. Other batches, and compiled graphs, use plain torch. None or False: no kernels; they are
-            off by default because they have not been measured to be faster yet.
+        kernels: True: compute float32 batches on CUDA with the Triton kernels of
+            ``isda_repro.losses.covariances.kernels``, for square full covariances. Other batches, and compiled graphs,
+            use plain torch. None: use the kernels wherever they run. False: never use them.
 
     Raises:
         ValueError: lambda_0 is negative or not finite; covariance or lambda_schedule has an unknown value; ``packed``
@@ -95,11 +95,8 @@ class ISDALoss(Criterion):
             raise ValueError(f"packed=True is for covariance='full', and not for {covariance!r}")
         if packed is None:
             packed = covariance == "full" and 4 * num_classes * feature_dim**2 > SQUARE_BYTES
-        if kernels not in (None, True, False):
-            raise ValueError(f"kernels={kernels} must be true, false or null")
-        if kernels:
-            _check_kernels("packed" if packed else covariance)
-        self.kernels = bool(kernels)
+        check_kernels(kernels, "packed" if packed else covariance)
+        self.kernels = kernels if covariance == "full" and not packed else False
         self.lambda_0, self.lambda_schedule, self.covariance = lambda_0, lambda_schedule, covariance
         self.process_group = process_group
         self.statistics: ClassStatistics | ClassVariances | PackedStatistics | None = None
@@ -117,7 +114,7 @@ class ISDALoss(Criterion):
         all_features, all_targets = of_all_processes(features, targets, self.process_group)
         strength = self.lambda_0 * (progress if self.lambda_schedule == "linear" else 1)
         weight = head.weight.to(logits.dtype)
-        if self._takes_kernels(logits):
+        if takes_kernels(self.kernels, logits, self.buffers()):
             augmented = self._augmented_by_kernels(logits, weight, targets, all_features, all_targets, strength)
         else:
             if self.statistics is not None:
@@ -143,12 +140,6 @@ class ISDALoss(Criterion):
         else:
             return add_half_sigma2(logits, weight, statistics.covariance.to(logits.dtype), batch, strength)
         return logits + (0.5 * strength * sigma2_UC).index_select(0, batch.row_N)
-
-    def _takes_kernels(self, logits: Tensor) -> bool:
-        if not self.kernels or torch.compiler.is_compiling() or not (logits.is_cuda or _is_interpreted()):
-            return False
-        state = (one for one in self.buffers() if one.is_floating_point())
-        return all(one.dtype == logits.dtype == torch.float32 and one.is_contiguous() for one in state)
 
     def _augmented_by_kernels(
         self,
@@ -209,27 +200,6 @@ class ISDALoss(Criterion):
             f"num_classes={self.num_classes}, feature_dim={self.feature_dim}, lambda_0={self.lambda_0}, "
             f"covariance={self.covariance!r}, lambda_schedule={self.lambda_schedule!r}"
         )
-
-
-def _is_interpreted() -> bool:
-    """Return True if Triton interprets its kernels on the CPU, slowly, as the tests do."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def _check_kernels(covariance: str) -> None:
-    """Check that kernels=True is possible.
-
-    Raises:
-        ValueError: the covariances are not square and full, or there is no CUDA device or no Triton.
-    """
-    if covariance != "full":
-        raise ValueError(f"kernels=True is for square matrices of covariance='full', and not for {covariance} ones")
-    if not (torch.cuda.is_available() or _is_interpreted()):
-        raise ValueError("kernels=True needs a CUDA device, and PyTorch finds none; leave it out for plain torch")
-    try:
-        import isda_repro.losses.covariances.kernels  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f"kernels=True needs Triton, which cannot be imported ({error}): pip install triton") from None
 
 
 def check_lambda(lambda_0: float, lambda_schedule: str) -> None:

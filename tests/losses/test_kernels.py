@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from float64_reference import equation_4, merge
 from torch import nn
 
 from isda_repro.losses import IGNORED, ClassStatistics, ISDALoss
+from isda_repro.losses.covariances import kernel_choice
 
 triton = pytest.importorskip("triton")
 
@@ -264,8 +266,7 @@ def test_other_covariances_have_no_kernels(options):
 
 
 @compiler
-def test_switch_is_off_and_refused_where_there_is_no_gpu_or_no_triton(monkeypatch):
-    assert not ISDALoss(5, 19).kernels
+def test_switch_is_refused_where_there_is_no_gpu_or_no_triton(monkeypatch):
     with pytest.raises(ValueError, match="kernels=yes"):
         ISDALoss(5, 19, kernels="yes")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -276,6 +277,26 @@ def test_switch_is_off_and_refused_where_there_is_no_gpu_or_no_triton(monkeypatc
     monkeypatch.delitem(sys.modules, "isda_repro.losses.covariances.kernels", raising=False)
     with pytest.raises(ValueError, match="Triton"):
         ISDALoss(5, 19, kernels=True)
+
+
+@interpreted
+def test_default_tries_the_kernels_once_on_each_device_and_says_why_they_do_not_run(kernels, monkeypatch):
+    monkeypatch.setattr(kernel_choice, "_RUNS", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    logits = SimpleNamespace(is_cuda=True, dtype=torch.float32, device=torch.device("cpu"))
+    state = list(ISDALoss(5, 19).buffers())
+    assert kernel_choice.takes_kernels(None, logits, state)
+    assert not kernel_choice.takes_kernels(False, logits, state)
+    assert not kernel_choice.takes_kernels(None, torch.zeros(3, 5), state)
+    assert not kernel_choice.takes_kernels(None, logits, [one.double() for one in state])
+    monkeypatch.setattr(kernel_choice, "_RUNS", {})
+    monkeypatch.setattr(kernels, "add_half_sigma2", None)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert not kernel_choice.takes_kernels(None, logits, state)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    with pytest.warns(UserWarning, match="not callable"):
+        assert not kernel_choice.takes_kernels(None, logits, state)
+    assert not kernel_choice.takes_kernels(None, logits, state)  # without a second warning
 
 
 POINTERS = {"targets": "*i64", "count": "*i64", "order": "*i32", "starts": "*i32"}
@@ -342,6 +363,13 @@ def test_kernels_on_a_gpu_equal_float64_and_the_host_never_waits(shape):
         assert error(fast.statistics.covariance, exact.statistics.covariance) < 1e-6
         assert torch.equal(fast.statistics.covariance, fast.statistics.covariance.mT)
         assert torch.equal(fast.statistics.count, exact.statistics.count)
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_the_default_on_a_gpu_is_the_kernels():
+    criterion = ISDALoss(5, 19).cuda()
+    assert kernel_choice.takes_kernels(criterion.kernels, torch.zeros(3, 5, device="cuda"), criterion.buffers())
 
 
 @pytest.mark.gpu
