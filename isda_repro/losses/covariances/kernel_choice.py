@@ -42,12 +42,11 @@ def takes_kernels(kernels: bool | None, logits: Tensor, state: Iterable[Tensor])
     Args:
         kernels: the argument of the loss. None: use them on a CUDA device if they run there.
         logits: [N, C].
-        state: the buffers of the loss, which has square full covariances.
+        state: the means and the square full covariances of the loss.
     """
     if kernels is False or torch.compiler.is_compiling() or not (logits.is_cuda or (kernels and _is_interpreted())):
         return False
-    numbers = [one for one in state if one.is_floating_point()]
-    fits = all(one.dtype == logits.dtype == torch.float32 and one.is_contiguous() for one in numbers)
+    fits = all(one.dtype == logits.dtype == torch.float32 and one.is_contiguous() for one in state)
     return fits and (kernels is True or _can_run(logits.device))
 
 
