@@ -93,7 +93,10 @@ def predict(classifier: "Classifier", paths: Sequence[str], output: Path | None)
 
     if output is not None:
         folder_for(output, PREDICTIONS)
-    predictions, names = predict_images(classifier, paths), classifier.source.class_names
+    source = classifier.source
+    height, width = source.test.image_size
+    say(f"each image is scaled and cropped to {height} x {width} pixels, as those of {source.name}")
+    predictions, names = predict_images(classifier, paths), source.class_names
     for row in range(len(predictions.images)):
         say(prediction_line(predictions, row, names))
     if output is not None:
