@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from sklearn import metrics
 from torchvision.transforms.v2 import functional
 
 from isda_repro.config import build, compose
+from isda_repro.data import Source, Split
 from isda_repro.errors import UserError
-from isda_repro.evaluation import load_classifier
+from isda_repro.evaluation import load_classifier, predict_images
 from isda_repro.evaluation.outputs import FILES
 from isda_repro.files import CSV_MARKS
 from isda_repro.training import builders
@@ -200,6 +202,15 @@ def test_images_that_are_none_are_an_error_and_nothing_is_written(main, folder, 
         main([f"run={folder}", "device=cpu", f"images={images}", "output=results"])
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("results/*"))
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 10)])
+def test_images_need_a_data_set_of_square_colour_images(folder, shape):
+    classifier = load_classifier(*finished_run_config(folder, "cpu"), of_run=True)
+    split = Split(torch.zeros(2, *shape, dtype=torch.uint8), torch.tensor([0, 1]))
+    other = replace(classifier, source=Source("scans", split, split, 2, ("a", "b")))
+    with pytest.raises(UserError, match="scans"):
+        predict_images(other, ["a.png"])
 
 
 @pytest.mark.parametrize("name", FILES)
