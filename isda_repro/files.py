@@ -175,7 +175,11 @@ MADE_BY = b"made by isda_repro"
 COMMENT = dict.fromkeys((".md", ".html", ".htm", ".svg"), b"<!-- " + MADE_BY + b" -->\n")
 COMMENT[".tex"] = b"% " + MADE_BY + b"\n"
 JSON_MARK = b'"made_by": "isda_repro"'
-CSV_MARK = b"table,reduced,row,column,metric,evaluated_on,"  # CSV has no comments: the first columns of tidy_csv.py
+CSV_MARKS = (  # CSV has no comments: the first columns of a file mark it
+    b"table,reduced,row,column,metric,evaluated_on,",  # tables/render/tidy_csv.py
+    *(b"class,class_name,images,error_of_class,", b"true class \\ predicted class,"),  # evaluation/outputs.py
+    b"image,true_class,predicted_class,probability,",
+)
 ENDS = 4096  # bytes at the beginning and at the end of a file in which the mark is looked for
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
@@ -210,6 +214,30 @@ def check_output(path: Path) -> None:
         raise UserError(f"{path} exists and was not written by this program: choose another name, or delete it first")
 
 
+def folder_for(output: Path, *names: str) -> Path:
+    """Create the folder of ``output=`` and check that the files of these names can be written.
+
+    Commands call it before their work, which can take half an hour.
+
+    Raises:
+        UserError: a file of one of these names is there and not ours.
+        OSError: the folder cannot be made or written to; the error names it.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        check_output(output / name)
+    try:
+        with tempfile.TemporaryFile(dir=output):
+            return output
+    except OSError as error:
+        raise named(error, output) from error
+
+
+def harmless_cell(text: str) -> str:
+    """Return a name for a CSV file; one that a spreadsheet would take for a formula gets an apostrophe in front."""
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
+
+
 def _marked(content: bytes, suffix: str) -> bytes:
     if _has_mark(content[:ENDS], content[-ENDS:]):  # a copy of a file that has it
         return content
@@ -223,7 +251,7 @@ def _marked(content: bytes, suffix: str) -> bytes:
 
 
 def _has_mark(begin: bytes, end: bytes) -> bool:
-    return begin.startswith(CSV_MARK) or any(mark in part for mark in (MADE_BY, JSON_MARK) for part in (begin, end))
+    return begin.startswith(CSV_MARKS) or any(mark in part for mark in (MADE_BY, JSON_MARK) for part in (begin, end))
 
 
 def _is_marked(path: Path) -> bool:

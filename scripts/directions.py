@@ -26,6 +26,7 @@ check_installation()
 from omegaconf import MISSING
 
 from isda_repro.config.options import parse_options
+from isda_repro.files import folder_for
 from isda_repro.measurements import machine
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def main(arguments: list[str]) -> None:
     options = parse_options(DirectionsOptions, arguments)
     from isda_repro.gan.pictures import write_picture
     from isda_repro.inversion.loading import choose_images, name_of, split_of
-    from isda_repro.inversion.report import folder_for, write_texts
+    from isda_repro.inversion.report import write_texts
     from isda_repro.training.finished_run import load_finished_run
 
     classifier = load_finished_run(Path(options.classifier), options.device, options.data_dir)

@@ -21,6 +21,7 @@ from omegaconf import MISSING
 
 from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError, one_sentence_errors
+from isda_repro.files import folder_for
 from isda_repro.measurements import machine
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def main(arguments: list[str]) -> None:
 
     from isda_repro.gan.pictures import write_picture
     from isda_repro.inversion.loading import choose_images, load_reversal, split_of
-    from isda_repro.inversion.report import folder_for, titled, write_texts
+    from isda_repro.inversion.report import titled, write_texts
     from isda_repro.inversion.search_progress import InversionProgress
 
     folders = Path(options.generator), Path(options.classifier)

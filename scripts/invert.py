@@ -26,6 +26,7 @@ check_installation()
 from omegaconf import MISSING
 
 from isda_repro.config.options import parse_options
+from isda_repro.files import folder_for
 from isda_repro.measurements import machine
 
 
@@ -59,7 +60,6 @@ def main(arguments: list[str]) -> None:
         NUMBERS,
         PAGE,
         PICTURE,
-        folder_for,
         numbers_of,
         page,
         sheet,

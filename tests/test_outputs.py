@@ -72,7 +72,7 @@ def test_report_is_written_again(tmp_path, monkeypatch, load_script, again):
 
 
 def test_of_several_files_none_is_written_if_one_is_not_ours(tmp_path):
-    from isda_repro.inversion.report import folder_for
+    from isda_repro.files import folder_for
     from isda_repro.plotting import write_figure
 
     (tmp_path / "a.svg").write_text("somebody else's")

@@ -19,8 +19,8 @@ LISTS = {"list[int]": "[1,2]", "list[float]": "[0.5,1]", "list": "[a=1,b=2]"}
 """Example of a list of each type, used if a field's metadata has no ``example``."""
 
 
-TEXTS = ("str", "str | None", "<class 'str'>")
-"""Types of the options that are read as they were typed."""
+TEXTS = ("str", "str | None", "<class 'str'>", "typing.Any")
+"""Types of the options that are read as they were typed; ``Any`` is a text, or a list in brackets."""
 
 
 def typed(value: object) -> str:

@@ -10,7 +10,7 @@ from isda_repro.data.autoaugment import AutoAugment
 from isda_repro.data.cifar import load_cifar
 from isda_repro.data.decode import Crop
 from isda_repro.data.digits import load_digits
-from isda_repro.data.folder import FileSplit, load_folder
+from isda_repro.data.folder import FileSplit, images_below, load_folder
 from isda_repro.data.in_memory import InMemoryLoader
 from isda_repro.data.loader import Loader, Share
 from isda_repro.data.normalise import Normalise, channel_statistics, stored_statistics
@@ -54,6 +54,7 @@ __all__ = [
     "Verification",
     "channel_statistics",
     "contact_sheet",
+    "images_below",
     "load_cifar",
     "load_digits",
     "load_folder",

@@ -303,6 +303,19 @@ def _walk(path: Path, name: str) -> Iterator[tuple[str, _Content]]:
         waiting += [(path / folder, f"{name}/{folder}", inside) for folder in reversed(content.folders)]
 
 
+def images_below(folder: Path) -> list[str]:
+    """Return the paths of all images in a folder and below it, in order, by the rules for the folder of a class.
+
+    Raises:
+        DataError: there is none.
+    """
+    contents = list(_walk(folder, str(folder)))
+    if found := [f"{name}/{file}" for name, content in contents for file in content.images]:
+        return found
+    there = counted(total(content.left_out for _, content in contents)) or "no files"
+    raise DataError(f"{folder} has no image (files ending with {', '.join(EXTENSIONS)} count; there are {there})")
+
+
 def _is_current(part: Path, index: Part) -> bool:
     chosen = np.linspace(0, len(index.names) - 1, min(len(index.names), CHECKED)).astype(np.int64)
     root = os.fsencode(part)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isda_repro.files import check_output, named, write_output
+from isda_repro.files import write_output
 from isda_repro.gan.pictures import GAP, arrange, enlargement
 from isda_repro.inversion.objectives import Distances
 from isda_repro.inversion.reversal import Inversion, Settings
@@ -109,24 +108,6 @@ def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
     """Write each text to the file of its name."""
     for name, text in texts.items():
         write_output(folder / name, f"{text}\n")
-
-
-def folder_for(output: Path, *names: str) -> Path:
-    """Create the output directory and check that the files of these names can be written.
-
-    An inversion takes half an hour and must not fail only when it writes its results.
-
-    Raises:
-        UserError: a file of one of these names is there and not ours.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        check_output(output / name)
-    try:
-        with tempfile.TemporaryFile(dir=output):
-            return output
-    except OSError as error:
-        raise named(error, output) from error
 
 
 def sheet(originals: Tensor, inversion: Inversion) -> Tensor:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from toys import mosaic, pixels_at_random
 
+from isda_repro.files import folder_for
 from isda_repro.gan.pictures import arrange
 from isda_repro.inversion import Distances, Inversion, Settings
-from isda_repro.inversion.report import folder_for, numbers_of, page, sheet, table, titled
+from isda_repro.inversion.report import numbers_of, page, sheet, table, titled
 from isda_repro.inversion.search_progress import InversionProgress
 
 

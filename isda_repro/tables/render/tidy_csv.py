@@ -13,6 +13,7 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from isda_repro.files import harmless_cell
 from isda_repro.tables.aggregate import FilledCell
 from isda_repro.tables.cost_columns import CostColumn
 from isda_repro.tables.formatting import without_breaks
@@ -51,7 +52,7 @@ def _harmless(field: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = without_breaks(value)
-    return f"'{text}" if field in NAMES and text.lstrip().startswith(("=", "+", "-", "@")) else text
+    return harmless_cell(text) if field in NAMES else text
 
 
 def _lines(layout: Layout) -> Iterator[dict[str, Any]]:
