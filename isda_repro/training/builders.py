@@ -19,7 +19,7 @@ from isda_repro.config import (
     generator_overrides,
     target_class,
 )
-from isda_repro.config.checks import ConfigError, generator_kind
+from isda_repro.config.checks import TRAINING_SELECTION, ConfigError, generator_kind
 from isda_repro.console import warn
 from isda_repro.data import (
     AnySplit,
@@ -120,7 +120,7 @@ def build_synthetic(cfg: DictConfig, source: Source, compute: Compute) -> Synthe
     if not (folder / "result.json").exists():
         raise ConfigError(f"synthetic={settings.kind} needs a trained generator in {folder}{_how_it_is_trained(cfg)}")
     wanted = {"kind": settings.kind, "dataset": cfg.choice.dataset}
-    wanted |= {key: dataset[key] for key in ("train_limit", "holdout")}
+    wanted |= {key: dataset.get(key) for key in TRAINING_SELECTION}
     generator = build(settings.source, folder=folder, device=compute.device, wanted=wanted)
     check_made_like(generator, source, folder)
     return Synthetic(generator, settings.fraction, covers_all=bool(settings.covers_all))
