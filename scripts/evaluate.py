@@ -63,7 +63,7 @@ def evaluate_weights(cfg: DictConfig, weights: Path, *, of_run: bool) -> None:
     network = builders.build_network(cfg, source, compute)
     print(load_weights(network, weights, new_head=False))
     _, batches = builders.build_loaders(cfg, source, compute)
-    loss, error, top5 = evaluate(network, batches.epoch(0), compute)
+    loss, error, top5 = evaluate(network, batches.epoch(0), compute)[:3]
     print(f"{model_name(cfg)} on {len(source.test):,} images of {source.name} ({source.evaluated_on})")
     print(f"loss {loss:.4f}, error {error:.2f}%" + ("" if top5 is None else f", top-5 error {top5:.2f}%"))
 

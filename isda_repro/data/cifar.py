@@ -49,9 +49,7 @@ def load_cifar(
         train = torchvision_class(data_dir, train=True, download=False)
     test = torchvision_class(data_dir, train=False, download=False)
     source = Source(name, _split(train), _split(test), len(train.classes), tuple(train.classes))
-    return narrowed(
-        source, train_limit=train_limit, test_limit=test_limit, holdout=holdout, imbalance=imbalance
-    )
+    return narrowed(source, train_limit=train_limit, test_limit=test_limit, holdout=holdout, imbalance=imbalance)
 
 
 def cifar_class(name: str) -> Any:

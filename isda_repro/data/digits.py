@@ -35,6 +35,4 @@ def load_digits(
     train, test = everything.select(order[TEST_IMAGES:]), everything.select(order[:TEST_IMAGES])
     names = tuple(str(name) for name in bunch.target_names)
     source = Source("digits", train, test, len(names), names)
-    return narrowed(
-        source, train_limit=train_limit, test_limit=test_limit, holdout=holdout, imbalance=imbalance
-    )
+    return narrowed(source, train_limit=train_limit, test_limit=test_limit, holdout=holdout, imbalance=imbalance)

@@ -139,7 +139,7 @@ def load_folder(
         root: folder of the data.
         image_size: side in pixels of the square that each image is cropped to.
         num_classes: expected number of classes; None accepts any number.
-        train_limit, test_limit, holdout, imbalance: see ``narrowed``. With a holdout there need not be a folder ``val``.
+        train_limit, test_limit, holdout, imbalance: see ``narrowed``. With a holdout there need not be a ``val``.
 
     Raises:
         DataError: the folders do not exist or hold no images, or the classes of the two parts differ.
@@ -157,9 +157,7 @@ def load_folder(
     left_out = total(of_class for part in used for of_class in index[part].left_out.values())
     test = splits.get("val", train.select(torch.empty(0, dtype=torch.int64)))  # empty: a holdout takes its place
     source = Source(name, train, test, len(classes), classes, left_out=left_out)
-    return narrowed(
-        source, train_limit=train_limit, test_limit=test_limit, holdout=holdout, imbalance=imbalance
-    )
+    return narrowed(source, train_limit=train_limit, test_limit=test_limit, holdout=holdout, imbalance=imbalance)
 
 
 def _found(name: str, root: Path | str, *, needs_val: bool) -> Path:

@@ -197,6 +197,11 @@ class Source:
     evaluated_on: EvaluatedOn = "test"
     left_out: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def train_counts(self) -> list[int]:
+        """Number of training images of each class."""
+        return torch.bincount(self.train.targets, minlength=self.num_classes).tolist()
+
     def __post_init__(self) -> None:
         for part, split in (("train", self.train), ("test", self.test)):
             _check_split(f"{self.name}, {part} split", split, self.num_classes)
