@@ -61,7 +61,7 @@ METRICS = {
 
 
 CLASS_ERRORS = ("test_class_error", "test_many_shot_error", "test_medium_shot_error", "test_few_shot_error")
-"""Errors of groups of classes, fields of an EpochRecord and curves, in the order of ``training.evaluate.ClassErrors``."""
+"""Errors of groups of classes, fields of an EpochRecord and curves, in the order of ``evaluate.ClassErrors``."""
 
 
 class OtherKindError(RecordError):
