@@ -111,6 +111,14 @@ def test_the_name_has_the_choices_and_the_seed(composed, overrides, begin):
             "model=resnet8 recipe=small_data dataset=cifar10 dataset.train_limit=1000 loss=isda loss.lambda_0=0.5",
             "resnet8-cifar10-baseline-isda-s0-d37087aca2",
         ),
+        (
+            "model=resnet32 dataset=cifar100 dataset.imbalance=100 recipe=long_tail loss=ce",
+            "resnet32-cifar100-baseline-ce-s0-6d3a3415fa",
+        ),
+        (
+            "model=resnet32 dataset=cifar100 dataset.imbalance=100 recipe=long_tail loss=isda",
+            "resnet32-cifar100-baseline-isda-s0-fcfa372237",
+        ),
     ],
 )
 def test_runs_keep_the_names_that_finished_ones_have(composed, settings, overrides, name):
