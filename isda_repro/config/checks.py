@@ -10,6 +10,9 @@ from typing import Any
 from isda_repro.console import UNPRINTABLE, one_line
 from isda_repro.errors import UserError
 
+TRAINING_SELECTION = ("train_limit", "holdout", "imbalance")
+"""Settings of a data set that choose the images to train on; a generator has those of its classifier."""
+
 MODEL_COUNTS = ("depth", "width", "growth", "first_channels", "cardinality", "base_width", "se_reduction", "image_size")
 
 
@@ -146,6 +149,9 @@ def check_limits(dataset: Mapping[str, Any]) -> None:
     for key in ("train_limit", "test_limit", "holdout"):
         value = dataset[key]
         require(value is None or is_count(value), f"dataset.{key}", value, "a whole number from 1 on, or null")
+    imbalance = dataset.get("imbalance")  # missing in files that were frozen before this setting existed
+    is_ratio = imbalance is None or (_is_number(imbalance) and imbalance > 1)
+    require(is_ratio, "dataset.imbalance", imbalance, "a number above 1, or null")
     require(isinstance(dataset["source"], Mapping), "dataset.source", dataset["source"], "left alone; choose dataset=")
 
 
@@ -262,6 +268,10 @@ def _check_milestones(recipe: Mapping[str, Any]) -> None:
                 f"recipe.schedule.milestones has {milestone}, past the last epoch (recipe.epochs={recipe['epochs']}): "
                 "give milestones within the run, or leave them out and they follow recipe.epochs"
             )
+    warmup = schedule.get("warmup_epochs")
+    require(
+        warmup is None or is_count(warmup), "recipe.schedule.warmup_epochs", warmup, "a whole number from 1 on, or null"
+    )
     if list(milestones) != sorted(milestones):
         raise ConfigError(f"recipe.schedule.milestones={list(milestones)} must be in rising order")
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from isda_repro.config import naming
 from isda_repro.config.checks import (
+    TRAINING_SELECTION,
     ConfigError,
     check_life,
     check_limits,
@@ -68,7 +69,7 @@ def generator_overrides(cfg: Mapping[str, Any]) -> list[str]:
     excluded from both.
     """
     synthetic, dataset = cfg["synthetic"], cfg["dataset"]
-    limits = [f"dataset.{key}={dataset[key]}" for key in ("train_limit", "holdout") if dataset[key] is not None]
+    limits = [f"dataset.{key}={dataset[key]}" for key in TRAINING_SELECTION if dataset.get(key) is not None]
     named = [f"gan={synthetic['kind']}", f"dataset={cfg['choice']['dataset']}", f"seed={synthetic['seed']}"]
     return [*named, *limits, *(f"{key}={value}" for key, value in (synthetic["settings"] or {}).items())]
 

@@ -24,6 +24,7 @@ def load_cifar(
     train_limit: int | None = None,
     test_limit: int | None = None,
     holdout: int | None = None,
+    imbalance: float | None = None,
 ) -> Source:
     """Load CIFAR from ``data_dir``, downloading it (170 MB) if it is missing or damaged there.
 
@@ -34,6 +35,7 @@ def load_cifar(
         download: allow fetching missing or damaged files.
         train_limit, test_limit: number of images to use, stratified by class, for quick runs; None uses all.
         holdout: number of training images, stratified by class, to hold out and evaluate on instead of the test set.
+        imbalance: see ``narrowed``; None: every class keeps its images.
 
     Raises:
         DataError: files are missing or damaged and cannot be fetched, or a count does not fit the data.
@@ -47,7 +49,7 @@ def load_cifar(
         train = torchvision_class(data_dir, train=True, download=False)
     test = torchvision_class(data_dir, train=False, download=False)
     source = Source(name, _split(train), _split(test), len(train.classes), tuple(train.classes))
-    return narrowed(source, train_limit=train_limit, test_limit=test_limit, holdout=holdout)
+    return narrowed(source, train_limit=train_limit, test_limit=test_limit, holdout=holdout, imbalance=imbalance)
 
 
 def cifar_class(name: str) -> Any:

@@ -8,11 +8,16 @@ TEST_IMAGES = 360  # of 1797: a fifth, the usual choice for this set, which has 
 LARGEST_GREY = 16
 
 
-def load_digits(train_limit: int | None = None, test_limit: int | None = None, holdout: int | None = None) -> Source:
+def load_digits(
+    train_limit: int | None = None,
+    test_limit: int | None = None,
+    holdout: int | None = None,
+    imbalance: float | None = None,
+) -> Source:
     """Load the 1797 digits: 1437 for training, 360 for testing, uint8 [N, 3, 8, 8] (grey repeated to three channels).
 
     Args:
-        train_limit, test_limit, holdout: see ``narrowed``.
+        train_limit, test_limit, holdout, imbalance: see ``narrowed``.
 
     Raises:
         DataError: a count is not positive or larger than the data.
@@ -30,4 +35,4 @@ def load_digits(train_limit: int | None = None, test_limit: int | None = None, h
     train, test = everything.select(order[TEST_IMAGES:]), everything.select(order[:TEST_IMAGES])
     names = tuple(str(name) for name in bunch.target_names)
     source = Source("digits", train, test, len(names), names)
-    return narrowed(source, train_limit=train_limit, test_limit=test_limit, holdout=holdout)
+    return narrowed(source, train_limit=train_limit, test_limit=test_limit, holdout=holdout, imbalance=imbalance)

@@ -128,6 +128,7 @@ def load_folder(
     train_limit: int | None = None,
     test_limit: int | None = None,
     holdout: int | None = None,
+    imbalance: float | None = None,
 ) -> Source:
     """Load images from ``root/train/<class>/`` and ``root/val/<class>/``; classes are numbered in name order.
 
@@ -138,13 +139,13 @@ def load_folder(
         root: folder of the data.
         image_size: side in pixels of the square that each image is cropped to.
         num_classes: expected number of classes; None accepts any number.
-        train_limit, test_limit, holdout: see ``narrowed``. With a holdout there need not be a folder ``val``.
+        train_limit, test_limit, holdout, imbalance: see ``narrowed``. With a holdout there need not be a ``val``.
 
     Raises:
         DataError: the folders do not exist or hold no images, or the classes of the two parts differ.
     """
     if packed := next((one for one in candidate_folders(name, root) if is_packed(one)), None):
-        return load_packed(name, packed, image_size, num_classes, train_limit, test_limit, holdout)
+        return load_packed(name, packed, image_size, num_classes, train_limit, test_limit, holdout, imbalance)
     root = _found(name, root, needs_val=holdout is None)
     index = read_index(root)
     _check_classes(name, root, index, num_classes)
@@ -156,7 +157,7 @@ def load_folder(
     left_out = total(of_class for part in used for of_class in index[part].left_out.values())
     test = splits.get("val", train.select(torch.empty(0, dtype=torch.int64)))  # empty: a holdout takes its place
     source = Source(name, train, test, len(classes), classes, left_out=left_out)
-    return narrowed(source, train_limit=train_limit, test_limit=test_limit, holdout=holdout)
+    return narrowed(source, train_limit=train_limit, test_limit=test_limit, holdout=holdout, imbalance=imbalance)
 
 
 def _found(name: str, root: Path | str, *, needs_val: bool) -> Path:

@@ -146,6 +146,7 @@ def load_packed(
     train_limit: int | None = None,
     test_limit: int | None = None,
     holdout: int | None = None,
+    imbalance: float | None = None,
 ) -> Source:
     """Load the data set that ``python scripts/data.py pack`` has written to ``root`` or ``root/name``.
 
@@ -174,7 +175,7 @@ def load_packed(
         raise DataError(f"{name} has {num_classes} classes, but {folder} has {len(classes)}: use dataset=folder for it")
     splits = {part: _split(folder, manifest, part, classes, image_size) for part in PARTS}
     source = Source(name, splits["train"], splits["val"], len(classes), tuple(classes))
-    return narrowed(source, train_limit=train_limit, test_limit=test_limit, holdout=holdout)
+    return narrowed(source, train_limit=train_limit, test_limit=test_limit, holdout=holdout, imbalance=imbalance)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -197,13 +197,25 @@ class Source:
     evaluated_on: EvaluatedOn = "test"
     left_out: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def train_counts(self) -> list[int]:
+        """Number of training images of each class."""
+        return torch.bincount(self.train.targets, minlength=self.num_classes).tolist()
+
     def __post_init__(self) -> None:
         for part, split in (("train", self.train), ("test", self.test)):
             _check_split(f"{self.name}, {part} split", split, self.num_classes)
 
 
-def narrowed(source: Source, *, train_limit: int | None, test_limit: int | None, holdout: int | None) -> Source:
-    """Return a source with a holdout and limits applied, in this order; None leaves a part unchanged.
+def narrowed(
+    source: Source,
+    *,
+    train_limit: int | None = None,
+    test_limit: int | None = None,
+    holdout: int | None = None,
+    imbalance: float | None = None,
+) -> Source:
+    """Return a source with a holdout, an imbalance and limits applied, in this order; None leaves a part unchanged.
 
     The subsets are stratified and drawn with fixed seeds of their own: every method and every run of a table sees the
     same ones, whatever its seed, and a smaller limit is part of a larger one. With a holdout the true test set is
@@ -213,9 +225,10 @@ def narrowed(source: Source, *, train_limit: int | None, test_limit: int | None,
         source: the whole data set.
         train_limit, test_limit: number of images to keep.
         holdout: number of training images to evaluate on instead of the test set.
+        imbalance: ratio of the numbers of training images of the first and the last class, see ``long_tailed``.
 
     Raises:
-        DataError: a count is not positive, or larger than the data.
+        DataError: a count is not positive or larger than the data, or an imbalance leaves a class without images.
     """
     train, test, evaluated_on = source.train, source.test, source.evaluated_on
     if holdout is not None:
@@ -224,9 +237,44 @@ def narrowed(source: Source, *, train_limit: int | None, test_limit: int | None,
         )
         order = stratified_order(train.targets, "holdout")
         test, train, evaluated_on = train.select(order[:holdout]), train.select(order[holdout:]), "holdout"
+    if imbalance is not None:
+        train = train.select(long_tailed(train.targets, source.num_classes, imbalance))
     train = _limited(train, "train_limit", train_limit, f"{source.name} has {len(train)} training images")
     test = _limited(test, "test_limit", test_limit, f"{source.name} has {len(test)} images to evaluate")
     return replace(source, train=train, test=test, evaluated_on=evaluated_on)
+
+
+def long_tailed(targets: Tensor, num_classes: int, imbalance: float) -> Tensor:
+    """Return the numbers of the training images of a long-tailed version of a data set, int64 [K].
+
+    Class c of C keeps n / imbalance^(c / (C - 1)) images, rounded down, where n is the number of images of the smallest
+    class: the exponential profile of Cui et al. (2019), "Class-Balanced Loss Based on Effective Number of Samples".
+    Of CIFAR's whole training set these are the very images that the code of Cao et al. (2019, LDAM-DRW) takes with
+    its default ``rand_number`` 0: the order of the draws is part of the data, and the run's seed does not change it. A
+    larger imbalance takes a part of the images of a smaller one.
+
+    Args:
+        targets: labels of the training images, int64 [N].
+        num_classes: number of classes, C.
+        imbalance: ratio of the numbers of images of the first and the last class, above 1.
+
+    Raises:
+        DataError: a class would be left without images.
+    """
+    sizes = torch.bincount(targets, minlength=num_classes)
+    counts = [int(int(sizes.min()) / imbalance ** (label / max(1, num_classes - 1))) for label in range(num_classes)]
+    if min(counts) < 1:
+        raise DataError(
+            f"imbalance={imbalance:g} leaves the last class without an image, because the smallest class has "
+            f"{int(sizes.min())} training images: take an imbalance of at most that number"
+        )
+    draws = np.random.RandomState(0)  # NumPy's legacy generator, whose stream never changes
+    kept = []
+    for label, count in enumerate(counts):
+        of_class = (targets == label).nonzero()[:, 0].numpy().copy()
+        draws.shuffle(of_class)
+        kept.append(of_class[:count])
+    return torch.from_numpy(np.concatenate(kept))
 
 
 def _limited(split: Kind, option: str, limit: int | None, available: str) -> Kind:

@@ -45,7 +45,7 @@ class Measured:
 
     def lines(self) -> list[str]:
         """Return the lines that are printed: loss and errors, calibration, and the worst classes."""
-        loss, error, top5 = self.predictions.evaluation
+        loss, error, top5, _ = self.predictions.evaluation
         calibration = self.calibration.expected_error
         lines = [
             f"loss {loss:.4f}, error {error:.2f}%" + ("" if top5 is None else f", top-5 error {top5:.2f}%"),
@@ -63,7 +63,7 @@ class Measured:
 
     def summary(self) -> dict[str, Any]:
         """Return all measures for JSON; errors are in percent, and a bin without images has null."""
-        loss, error, top5 = self.predictions.evaluation
+        loss, error, top5, _ = self.predictions.evaluation
         found, edges = self.calibration, [number / BINS for number in range(BINS + 1)]
         errors = [one.error for one in self.classes if one.error is not None]
         means = zip(found.confidence.tolist(), found.accuracy.tolist(), found.images.tolist(), strict=True)

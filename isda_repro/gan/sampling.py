@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from isda_repro.config import build, read_frozen_generator
+from isda_repro.config.checks import TRAINING_SELECTION
 from isda_repro.errors import UserError
 from isda_repro.gan.networks import Generator
 from isda_repro.gan.objectives import Game, Shape
@@ -111,14 +112,14 @@ def trained_generator(folder: Path, device: torch.device, wanted: Mapping[str, A
     Args:
         folder: the run directory.
         device: device to load them on.
-        wanted: required values of ``kind``, ``dataset``, ``train_limit`` and ``holdout``.
+        wanted: required values of ``kind``, ``dataset`` and the keys of ``TRAINING_SELECTION``.
 
     Raises:
         UserError: there is no such run, it has not finished, its files are damaged, a value differs from ``wanted``, or
             it cannot generate every class.
     """
     cfg = read_frozen_generator(folder / "config.yaml")
-    limits = {key: cfg.dataset[key] for key in ("train_limit", "holdout")}
+    limits = {key: cfg.dataset.get(key) for key in TRAINING_SELECTION}
     found = {"kind": cfg.choice.gan, "dataset": cfg.choice.dataset, **limits}
     for key, value in wanted.items():
         if found[key] != value:

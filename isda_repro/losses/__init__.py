@@ -5,6 +5,7 @@ This package imports torch and nothing else of the project.
 
 from isda_repro.losses.batch_classes import IGNORED
 from isda_repro.losses.center import CenterLoss
+from isda_repro.losses.class_weights import class_balanced_weights
 from isda_repro.losses.covariances.class_statistics import ClassStatistics, ClassVariances
 from isda_repro.losses.covariances.packed import PackedStatistics
 from isda_repro.losses.criterion import Criterion
@@ -30,5 +31,6 @@ __all__ = [
     "LqLoss",
     "PackedStatistics",
     "SampledISDALoss",
+    "class_balanced_weights",
     "covariance_root",
 ]

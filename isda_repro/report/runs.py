@@ -17,7 +17,7 @@ from isda_repro.report.labels import (
     names_of,
     panel_settings,
 )
-from isda_repro.runs.records import Result
+from isda_repro.runs.records import METRICS, Result
 from isda_repro.tables.curves import learning_rate_drops
 
 
@@ -128,8 +128,8 @@ def _run(result: Result, file: str, most: int, pools: Mapping[str, Pool]) -> dic
         "on": result.evaluated_on,
         "errors": {
             name.removeprefix("test_error_"): round(value, 4)
-            for name, value in vars(result).items()
-            if name.startswith(("test_error_", "test_top5_error_")) and value is not None
+            for name in METRICS
+            if (value := getattr(result, name)) is not None
         },
         "timing": {name: float(f"{value:.4g}") for name, value in result.timing.items()},
         "curves": curves_of(result, kept),

@@ -41,8 +41,8 @@ from isda_repro.runs.strict_json import (
 from isda_repro.runs.strict_json import RecordError as RecordError  # the error of every reader of records
 
 # The schema versions that this code reads; it writes the last. Add one when fields, or their meanings, change.
-METRICS_SCHEMAS = (2, 3, 4)  # EpochRecord and SegmentRecord; 3 added the top-5 error, 4 eager_because
-RESULT_SCHEMAS = (1, 2)  # Result; 2 added the top-5 error
+METRICS_SCHEMAS = (2, 3, 4, 5)  # EpochRecord and SegmentRecord; 3 added top-5 errors, 4 eager_because, 5 class errors
+RESULT_SCHEMAS = (1, 2, 3)  # Result; 2 added top-5 errors, 3 class errors
 GENERATOR = "generator"  # the kind of a GeneratorResult, which read_result refuses
 MOST_LINE_BYTES = 2**20  # of a line of metrics.jsonl, which has a few hundred
 LAST_EPOCHS = 10  # Table 2's caption: "the average test error over the last 10 epochs"
@@ -52,8 +52,16 @@ METRICS = {
     "test_error_final": "last epoch",
     "test_error_best": "best epoch, chosen on the images it is reported on",
     "test_top5_error_final": "last epoch, images whose class is not among the five likeliest",
+    "test_class_error_final": "last epoch, mean of the errors of all classes",
+    "test_many_shot_error_final": "last epoch, mean of the errors of classes with more than 100 training images",
+    "test_medium_shot_error_final": "last epoch, mean of the errors of classes with 20 to 100 training images",
+    "test_few_shot_error_final": "last epoch, mean of the errors of classes with fewer than 20 training images",
 }
 """Fields of a Result that a table can show, with the description in the table's caption."""
+
+
+CLASS_ERRORS = ("test_class_error", "test_many_shot_error", "test_medium_shot_error", "test_few_shot_error")
+"""Errors of groups of classes, fields of an EpochRecord and curves, in the order of ``evaluate.ClassErrors``."""
 
 
 class OtherKindError(RecordError):
@@ -138,6 +146,10 @@ class EpochRecord(AnyRecord):
     test_loss: float  # plain cross-entropy
     test_error: Percent
     test_top5_error: Percent | None = None  # class not among the five likeliest; only with more than 5 classes
+    test_class_error: Percent | None = None  # this and the next: only if classes differ in their training images
+    test_many_shot_error: Percent | None = None
+    test_medium_shot_error: Percent | None = None
+    test_few_shot_error: Percent | None = None
     timing: dict[Text, float]  # seconds: train, data_wait, evaluation, saving, and criterion (not on a GPU);
     # images_per_s; peak_memory_mib
 
@@ -158,14 +170,18 @@ class Result(AnyRecord):
     test_error_last10: Percent  # mean over the last 10 epochs, as Table 2 reports
     test_error_final: Percent
     test_error_best: Percent
-    test_top5_error_final: Percent | None = None  # as in EpochRecord
+    test_top5_error_final: Percent | None = None  # this and the next: as in EpochRecord
+    test_class_error_final: Percent | None = None
+    test_many_shot_error_final: Percent | None = None
+    test_medium_shot_error_final: Percent | None = None
+    test_few_shot_error_final: Percent | None = None
     epochs: Positive
     steps: Count
     parameters: Count  # parameters of the network, including its head
     feature_dim: Positive
     train_images: Positive
     test_images: Positive
-    curves: dict[Text, list[float]]  # those of CURVES; test_top5_error if there is one
+    curves: dict[Text, list[float]]  # those of CURVES, and those of OPTIONAL_CURVES that every epoch has
     timing: dict[Text, float]  # totals over the run, with the keys of EpochRecord.timing
     segments: Annotated[list[Plain], Field(min_length=1)]  # one SegmentRecord each, as JSON
     environment: Plain  # git revision, whether the tree was clean, package versions
@@ -184,12 +200,16 @@ class Result(AnyRecord):
         stated = (self.test_error_last10, self.test_error_final, self.test_error_best)
         if stated != (mean_of_last(errors), errors[-1], min(errors)):
             yield "its test errors are not those of its curve"
-        if self.curves.get("test_top5_error", [None])[-1] != self.test_top5_error_final:
-            yield "its top-5 error is not that of its curve"
+        for name in OPTIONAL_CURVES:
+            if self.curves.get(name, [None])[-1] != getattr(self, f"{name}_final"):
+                yield f"its {name}_final is not that of its curve"
 
 
 CURVES = ("test_error", "test_loss", "train_error", "train_loss", "lr")
 """The curves of every Result."""
+
+OPTIONAL_CURVES = ("test_top5_error", *CLASS_ERRORS)
+"""Curves that not every Result has; the last value of each is the field of its name with ``_final``."""
 
 
 def _of_every_result(

@@ -116,7 +116,7 @@ def cost_of(settings: Mapping[str, Any]) -> Cost | None:
         return None
     head = network["feature_dim"] * images.classes
     biases = 0 if settings["choice"]["loss"] in WITHOUT_BIAS else images.classes
-    left = images.training - (dataset.get("holdout") or 0)
+    left = _left(images, dataset.get("holdout") or 0, dataset.get("imbalance") or 1)
     passes = recipe["epochs"] * (recipe.get("passes") or 1)
     petaflop = training_petaflop(body + head, min(dataset.get("train_limit") or left, left) * passes)
     return Cost(
@@ -126,6 +126,15 @@ def cost_of(settings: Mapping[str, Any]) -> Cost | None:
         petaflop=petaflop,
         estimates=tuple(estimates(model, petaflop, pixels)),
     )
+
+
+def _left(images: _Images, holdout: int, imbalance: float) -> int:
+    """Return the number of training images beside a holdout, for classes of one size (``data.source.long_tailed``)."""
+    left = images.training - holdout
+    if imbalance == 1:
+        return left
+    last = images.classes - 1
+    return sum(int(left // images.classes / imbalance ** (label / last)) for label in range(images.classes))
 
 
 def training_petaflop(multiply_adds: int, images: int) -> float:

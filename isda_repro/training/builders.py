@@ -19,7 +19,7 @@ from isda_repro.config import (
     generator_overrides,
     target_class,
 )
-from isda_repro.config.checks import ConfigError, generator_kind
+from isda_repro.config.checks import TRAINING_SELECTION, ConfigError, generator_kind
 from isda_repro.console import warn
 from isda_repro.data import (
     AnySplit,
@@ -33,7 +33,7 @@ from isda_repro.data import (
     Synthetic,
     stored_statistics,
 )
-from isda_repro.losses import IGNORED, Criterion
+from isda_repro.losses import IGNORED, Criterion, class_balanced_weights
 from isda_repro.models import Network
 from isda_repro.randomness import stream_seed
 from isda_repro.training.compute import Compute
@@ -69,12 +69,26 @@ def build_network(cfg: DictConfig, source: Source, compute: Compute) -> Network:
 
 
 def build_criterion(
-    cfg: DictConfig, network: Network, compute: Compute, processes: Processes = SINGLE_PROCESS
+    cfg: DictConfig,
+    network: Network,
+    compute: Compute,
+    processes: Processes = SINGLE_PROCESS,
+    train_counts: Sequence[int] | None = None,
 ) -> Criterion:
     """Return the loss of ``cfg.loss`` on its device.
 
     Its initial parameters come from their own random stream, so that they do not change the network's weights. A loss
     with class statistics gets the process group, unless ``loss.sync`` is set.
+
+    Args:
+        cfg: the frozen configuration.
+        network: the network whose features and head the loss takes.
+        compute: device of the loss.
+        processes: the processes that train together.
+        train_counts: number of training images of each class, which ``loss.weight=balanced`` needs.
+
+    Raises:
+        ConfigError: the loss cannot be made with its settings, or a class to be weighted has no image.
     """
     torch.manual_seed(stream_seed(cfg.seed, "criterion_initialisation"))
     head = network.head
@@ -84,8 +98,16 @@ def build_criterion(
         arguments["process_group"] = processes.group
         if compute.device.type != "cpu":
             arguments["ignore_index"] = IGNORED  # the target of samples that only pad a process's share of the batch
+    if cfg.loss.get("weight") == "balanced":
+        arguments["weight"] = _balanced(train_counts)
     criterion: Criterion = build_loss(cfg, **arguments)
     return criterion.to(compute.device)
+
+
+def _balanced(train_counts: Sequence[int] | None) -> torch.Tensor:
+    if train_counts is None or min(train_counts) < 1:
+        raise ConfigError("loss.weight=balanced needs a training image of every class: raise dataset.train_limit=")
+    return class_balanced_weights(train_counts)
 
 
 Constants = tuple[Sequence[float], Sequence[float]]
@@ -120,7 +142,7 @@ def build_synthetic(cfg: DictConfig, source: Source, compute: Compute) -> Synthe
     if not (folder / "result.json").exists():
         raise ConfigError(f"synthetic={settings.kind} needs a trained generator in {folder}{_how_it_is_trained(cfg)}")
     wanted = {"kind": settings.kind, "dataset": cfg.choice.dataset}
-    wanted |= {key: dataset[key] for key in ("train_limit", "holdout")}
+    wanted |= {key: dataset.get(key) for key in TRAINING_SELECTION}
     generator = build(settings.source, folder=folder, device=compute.device, wanted=wanted)
     check_made_like(generator, source, folder)
     return Synthetic(generator, settings.fraction, covers_all=bool(settings.covers_all))

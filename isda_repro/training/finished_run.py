@@ -51,7 +51,9 @@ class FinishedRun:
         Raises:
             ConfigError: the checkpoint lacks this state, or it is not finite.
         """
-        criterion = builders.build_criterion(self.cfg, self.network, self.compute)
+        criterion = builders.build_criterion(
+            self.cfg, self.network, self.compute, train_counts=self.source.train_counts
+        )
         try:
             state = load(self.weights)["criterion"]
             criterion.load_state_dict(state)

@@ -16,7 +16,16 @@ from isda_repro.data.source import counted
 from isda_repro.errors import UserError
 from isda_repro.files import append_to, open_regular
 from isda_repro.models.weights import load_weights
-from isda_repro.runs.records import EpochRecord, Result, SegmentRecord, as_json, mean_of_last, read_result
+from isda_repro.runs.records import (
+    CURVES,
+    OPTIONAL_CURVES,
+    EpochRecord,
+    Result,
+    SegmentRecord,
+    as_json,
+    mean_of_last,
+    read_result,
+)
 from isda_repro.runs.to_wandb import wandb_trackers
 from isda_repro.tracking import Progress
 from isda_repro.training import builders
@@ -84,7 +93,8 @@ def build_trainer(cfg: DictConfig, source: Source, compute: Compute, processes: 
             say(loaded)
     if compute.sync_bn and processes.is_distributed:
         network = convert_sync_batchnorm(network, processes, compute)
-    criterion = builders.build_criterion(cfg, network, compute, processes)
+    counts = source.train_counts
+    criterion = builders.build_criterion(cfg, network, compute, processes, counts)
     train_batches, test_batches = builders.build_loaders(cfg, source, compute, processes)
     refuse_single_images(network, train_batches, compute, (source.train.channels, *source.train.image_size))
     eval_model, train_model = builders.call_network(network, compute, processes)
@@ -102,6 +112,7 @@ def build_trainer(cfg: DictConfig, source: Source, compute: Compute, processes: 
         compute=compute,
         seed=cfg.seed,
         processes=processes,
+        train_counts=counts if len({*counts}) > 1 else None,
     )
     if cfg.compute.get("cuda_graph") is True and trainer.eager_because is not None:
         raise UserError(f"compute.cuda_graph=true, but {trainer.eager_because}: leave it at auto")
@@ -135,7 +146,7 @@ def result_record(
     origin: dict[str, Any],
 ) -> Result:
     """Return the result of a finished run, which tables are made from."""
-    errors = [record.test_error for record in records]
+    errors, curves = [record.test_error for record in records], curves_of(records)
     choices: dict[str, Any] = OmegaConf.to_container(cfg.choice)  # type: ignore[assignment]
     return Result(
         run_id=cfg.run_id,
@@ -145,14 +156,14 @@ def result_record(
         test_error_last10=mean_of_last(errors),
         test_error_final=errors[-1],
         test_error_best=min(errors),
-        test_top5_error_final=records[-1].test_top5_error,
+        **{f"{name}_final": curves[name][-1] for name in OPTIONAL_CURVES if name in curves},
         epochs=len(records),
         steps=records[-1].step,
         parameters=sum(parameter.numel() for parameter in trainer.network.parameters()),
         feature_dim=trainer.network.feature_dim,
         train_images=len(source.train),
         test_images=len(source.test),
-        curves=curves_of(records),
+        curves=curves,
         timing=total_timing(records, trainer.train_batches.num_samples),
         segments=[as_json(segment) for segment in segments],
         environment=origin,
@@ -162,12 +173,10 @@ def result_record(
 def curves_of(records: Sequence[EpochRecord]) -> dict[str, list[float]]:
     """Return the curves of a run, with one value for each epoch.
 
-    Top-5 errors are included only if every epoch has one; older versions did not write them.
+    Optional curves are included only if every epoch has a value; older versions did not write them.
     """
-    names = ["test_error", "test_loss", "train_error", "train_loss", "lr"]
-    if all(record.test_top5_error is not None for record in records):
-        names.append("test_top5_error")
-    return {name: [getattr(record, name) for record in records] for name in names}
+    whole = (one for one in OPTIONAL_CURVES if all(getattr(record, one) is not None for record in records))
+    return {name: [getattr(record, name) for record in records] for name in (*CURVES, *whole)}
 
 
 def summary(result: Result) -> str:

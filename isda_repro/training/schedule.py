@@ -25,14 +25,17 @@ class MultiStep:
     Args:
         milestones: epochs, counted from 1, from which on the rate is lower.
         gamma: factor at each milestone.
+        warmup_epochs: W: epoch e up to W trains at e/W of the rate; None: no warm-up.
     """
 
     milestones: Sequence[int]
     gamma: float
+    warmup_epochs: int | None = None
 
     def factor(self, epoch: int, epochs: int) -> float:
-        """Return ``gamma`` to the power of the number of milestones that ``epoch`` has reached."""
-        return float(self.gamma ** sum(epoch >= milestone for milestone in self.milestones))
+        """Return ``gamma`` to the power of the number of milestones that ``epoch`` has reached, times the warm-up."""
+        warmed = 1.0 if self.warmup_epochs is None else min(1.0, epoch / self.warmup_epochs)
+        return warmed * float(self.gamma ** sum(epoch >= milestone for milestone in self.milestones))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from isda_repro.errors import UserError, is_out_of_memory
 from isda_repro.losses import Criterion
 from isda_repro.models import Network
 from isda_repro.randomness import stream_seed
-from isda_repro.runs.records import EpochRecord, as_json
+from isda_repro.runs.records import CLASS_ERRORS, EpochRecord, as_json
 from isda_repro.tracking import Progress, Tracker
 from isda_repro.training.checkpoint import Saver
 from isda_repro.training.compute import Compute
@@ -54,6 +54,7 @@ class Trainer:
         compute: device and precision.
         seed: seed of the run, from which every random stream derives its own.
         processes: the processes that train together, each on its share of every batch.
+        train_counts: number of training images of each class, for the errors of groups of classes; None: without.
     """
 
     network: Network
@@ -69,6 +70,7 @@ class Trainer:
     compute: Compute
     seed: int
     processes: Processes = SINGLE_PROCESS
+    train_counts: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         self._draws = torch.Generator(self.compute.device)
@@ -219,9 +221,8 @@ class Trainer:
             train_loss, train_error = self._totals.means(self.processes)
         with self._stopwatch.host("evaluation"):
             self.processes.broadcast_tensors(self.network.buffers())  # each process has its own
-            test = evaluate(
-                self.eval_model, _stopping_if_asked(saver, self.test_batches.epoch(0)), self.compute, self.processes
-            )
+            batches_of_test = _stopping_if_asked(saver, self.test_batches.epoch(0))
+            test = evaluate(self.eval_model, batches_of_test, self.compute, self.processes, self.train_counts)
         if not math.isfinite(test.loss):
             raise self._diverged(f"the test loss is {test.loss}")
         return EpochRecord(
@@ -233,6 +234,7 @@ class Trainer:
             test_loss=test.loss,
             test_error=test.error,
             test_top5_error=test.top5_error,
+            **{} if test.of_classes is None else dict(zip(CLASS_ERRORS, test.of_classes, strict=True)),
             timing=self._timing(),
         )
 

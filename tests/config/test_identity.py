@@ -40,6 +40,7 @@ def test_runs_that_differ_in_their_seed_are_named_together_as_each_is_alone(sett
         ("recipe.lr", 0.1),
         ("dataset.train_limit", 100),
         ("dataset.holdout", 100),
+        ("dataset.imbalance", 100),
         ("compute.precision", "fp32"),
         ("compute.micro_batch", 16),
         ("faithful.progress", "epoch"),
@@ -67,6 +68,8 @@ def test_a_setting_that_can_change_the_result_changes_the_name(settings, key, va
         ("recipe.new_option", None),
         ("new_group", {"new_option": None}),
         ("recipe.epochs", 30.0),
+        ("dataset.imbalance", None),
+        ("recipe.schedule.warmup_epochs", None),
     ],
 )
 def test_a_setting_that_cannot_change_the_result_keeps_the_name(settings, key, value):
@@ -107,6 +110,14 @@ def test_the_name_has_the_choices_and_the_seed(composed, overrides, begin):
         (
             "model=resnet8 recipe=small_data dataset=cifar10 dataset.train_limit=1000 loss=isda loss.lambda_0=0.5",
             "resnet8-cifar10-baseline-isda-s0-d37087aca2",
+        ),
+        (
+            "model=resnet32 dataset=cifar100 dataset.imbalance=100 recipe=long_tail loss=ce",
+            "resnet32-cifar100-baseline-ce-s0-6d3a3415fa",
+        ),
+        (
+            "model=resnet32 dataset=cifar100 dataset.imbalance=100 recipe=long_tail loss=isda",
+            "resnet32-cifar100-baseline-isda-s0-fcfa372237",
         ),
     ],
 )

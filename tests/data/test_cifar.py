@@ -91,6 +91,7 @@ def test_whole_files_are_read_and_the_network_is_not_touched(data_dir, monkeypat
     assert source.train.targets[:20].tolist() == first["labels"]
     narrowed = load_cifar("cifar10", data_dir, holdout=20, train_limit=30, test_limit=10)
     assert (len(narrowed.train), len(narrowed.test), narrowed.evaluated_on) == (30, 10, "holdout")
+    assert load_cifar("cifar10", data_dir, imbalance=5).train_counts == [10, 8, 6, 5, 4, 4, 3, 2, 2, 2]
 
 
 def test_download_leaves_the_unpacked_folder_alone(web, tmp_path, monkeypatch):

@@ -72,6 +72,8 @@ def test_packed_source_is_the_source(source, tmp_path):
     assert by_folder.train.read(5) == packed.train.read(5)
     held = load(tmp_path / "out", holdout=6, train_limit=3)
     assert (len(held.train), len(held.test), held.evaluated_on) == (3, 6, "holdout")
+    assert load(tmp_path / "out", imbalance=4).train_counts == [8, 4, 2]
+    assert load_folder("pets", tmp_path / "out", image_size=16, imbalance=4).train_counts == [8, 4, 2]
     with pytest.raises(DataError, match=r"1000 .* 3"):
         load(tmp_path / "out", num_classes=1000)
 

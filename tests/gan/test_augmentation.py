@@ -39,10 +39,10 @@ def trained(undisturbed, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_generator_is_that_of_the_same_images_and_part_of_the_name(kind):
-    wanted = [f"synthetic={kind}", "synthetic.seed=3", "dataset.holdout=100"]
+    wanted = [f"synthetic={kind}", "synthetic.seed=3", "dataset.holdout=100", "dataset.imbalance=10"]
     cfg = compose([*RUN, *wanted, "seed=1"])
     ours = ["gan.epochs=2", "gan.batch_size=10", "gan.game.width=16", "seed=3"]
-    limits = ["dataset=digits", "dataset.train_limit=100", "dataset.holdout=100"]
+    limits = ["dataset=digits", "dataset.train_limit=100", "dataset.holdout=100", "dataset.imbalance=10"]
     assert cfg.synthetic.generator == compose_generator([f"gan={kind}", *limits, *ours]).run_id
     assert f"-isda-{kind}-s1-" in cfg.run_id
 

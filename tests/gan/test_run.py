@@ -84,9 +84,9 @@ def test_generators_of_some_classes_or_of_no_class_serve_no_classifier(undisturb
         trained_generator(tmp_path / cfg.run_id, CPU, {"kind": "wgan"})
 
 
-@pytest.mark.parametrize("key", ["kind", "dataset", "train_limit", "holdout"])
+@pytest.mark.parametrize("key", ["kind", "dataset", "train_limit", "holdout", "imbalance"])
 def test_generators_of_another_kind_or_other_images_than_are_wanted_are_refused(undisturbed, key):
-    here = {"kind": "cgan", "dataset": "digits", "train_limit": 100, "holdout": None}
+    here = {"kind": "cgan", "dataset": "digits", "train_limit": 100, "holdout": None, "imbalance": None}
     assert trained_generator(undisturbed("cgan"), CPU, here).num_classes == 10
     with pytest.raises(UserError, match=f"{undisturbed('cgan').name}.*{key}.*other"):
         trained_generator(undisturbed("cgan"), CPU, {**here, key: "other"})

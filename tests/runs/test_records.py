@@ -11,6 +11,8 @@ from isda_repro import config
 from isda_repro.experiments.plan import plan_runs
 from isda_repro.experiments.specification import load_table
 from isda_repro.runs.records import (
+    CLASS_ERRORS,
+    METRICS,
     METRICS_SCHEMAS,
     RESULT_SCHEMAS,
     EpochRecord,
@@ -124,6 +126,27 @@ def test_top_5_error_is_kept_where_there_is_one_and_not_written_where_there_is_n
     curves = {**read_result(finish(run, 3.0)).curves, "test_top5_error": [0.25]}
     result = finish(run, 3.0, test_top5_error_final=0.25, curves=curves)
     assert read_result(result).test_top5_error_final == 0.25
+
+
+GROUPS = dict(zip(CLASS_ERRORS, (41.5, 20.25, 45.0, 70.5), strict=True))
+
+
+def test_errors_of_groups_of_classes_are_kept_and_have_to_be_those_of_their_curves(demo, finish, tmp_path):
+    grouped = dataclasses.replace(EPOCH, **GROUPS)
+    path = write_lines(tmp_path / "metrics.jsonl", EPOCH, grouped)
+    assert ["class_error" in line for line in path.read_text().splitlines()] == [False, True]
+    assert list(read_metrics(path)) == [EPOCH, grouped]
+    run = next(iter(demo[1].values()))[0]
+    curves = {**read_result(finish(run, 3.0)).curves, **{name: [value] for name, value in GROUPS.items()}}
+    final = {f"{name}_final": value for name, value in GROUPS.items()}
+    path = finish(run, 3.0, **final, curves=curves)
+    found = read_result(path)
+    assert {name: getattr(found, name) for name in final} == final
+    assert {*final} < {*METRICS}
+    for name in final:
+        path.write_text(json.dumps({**json.loads(path.read_text()), **final, name: 1.0}))
+        with pytest.raises(RecordError, match=name):
+            read_result(path)
 
 
 def test_files_older_than_the_top_5_error_are_read(demo, finish, tmp_path):

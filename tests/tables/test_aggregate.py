@@ -7,7 +7,8 @@ import pytest
 from isda_repro import config
 from isda_repro.experiments.paper_values import PaperValue
 from isda_repro.experiments.plan import plan_runs
-from isda_repro.runs.records import read_result
+from isda_repro.experiments.specification import load_table
+from isda_repro.runs.records import CLASS_ERRORS, read_result
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import Found
 from isda_repro.tables.aggregate import aggregate
@@ -48,6 +49,20 @@ def test_cells_hold_the_values_of_their_own_runs(cells, finish, fill):
     assert ce.files == dict(enumerate(paths))
     assert ce.origins == {seed: str(path) for seed, path in enumerate(paths)}
     assert ce.results() == {seed: read_result(path) for seed, path in enumerate(paths)}
+
+
+def test_groups_of_classes_are_columns_of_the_same_runs(finish, there):
+    table = load_table("long_tail")
+    plan = plan_runs(table, config.compose)
+    (ce,) = {runs[0] for cell, runs in plan.items() if cell.row == ("CE",)}
+    final = dict(zip(CLASS_ERRORS[1:], (30.0, 60.0, 90.0), strict=True))
+    curves = {name: [value] for name, value in final.items()}
+    path = finish(ce, 61.0)
+    finish(ce, 61.0, curves={**read_result(path).curves, **curves}, **{f"{name}_final": x for name, x in final.items()})
+    filled = aggregate(table, plan, there())
+    assert filled.problems == ()
+    shown = [filled.cells[("CE",), column].values for column in table.columns]
+    assert shown == [{0: 61.0}, {0: 30.0}, {0: 60.0}, {0: 90.0}]
 
 
 def test_an_empty_table_has_empty_cells(fill):

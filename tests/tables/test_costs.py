@@ -49,6 +49,7 @@ def test_what_changes_the_compute_and_what_does_not():
     assert cost("model=resnet32", "recipe.passes=3").petaflop == pytest.approx(whole.petaflop * 3)
     assert cost("model=resnet32", "dataset.holdout=5000").petaflop == pytest.approx(whole.petaflop * 0.9)
     assert cost("model=resnet32", "dataset.train_limit=500").petaflop == pytest.approx(whole.petaflop / 100)
+    assert cost("model=resnet32", "dataset.imbalance=100").petaflop == pytest.approx(whole.petaflop * 12_406 / 50_000)
     for limit, share in ((500, 0.01), (48_000, 0.9)):  # the limit applies after the holdout
         both = cost("model=resnet32", f"dataset.train_limit={limit}", "dataset.holdout=5000")
         assert both.petaflop == pytest.approx(whole.petaflop * share)

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from isda_repro.config import build, compose, request
 from isda_repro.config.checks import ConfigError
 from isda_repro.data import Source, Split
+from isda_repro.losses import CrossEntropy, class_balanced_weights
 from isda_repro.training import builders
 from isda_repro.training import compute as compute_module
 from isda_repro.training.compute import resolve_compute
@@ -38,6 +40,20 @@ def test_centres_have_a_group_of_their_own_without_momentum_and_decay():
     assert [id(one) for one in group["params"]] == [id(criterion.centers)]
     asked = {"initial_lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, "nesterov": False}
     assert {key: group[key] for key in asked} == asked
+
+
+def test_balanced_weights_are_those_of_the_training_images(monkeypatch):
+    """The losses' own tests show what a weight does; here it is the one that is asked for."""
+    given = []
+    monkeypatch.setattr(builders, "build_loss", lambda cfg, **more: given.append(more) or CrossEntropy(10, 64))
+    cfg, compute, source, network, _ = assemble("dataset.imbalance=10")
+    cfg = OmegaConf.merge(cfg, {"loss": {"weight": "balanced"}})
+    builders.build_criterion(cfg, network, compute, train_counts=source.train_counts)
+    assert torch.equal(given[1]["weight"], class_balanced_weights(source.train_counts))
+    assert "weight" not in given[0]
+    for counts in (None, [5] * 9 + [0]):
+        with pytest.raises(ConfigError, match=r"loss\.weight=balanced"):
+            builders.build_criterion(cfg, network, compute, train_counts=counts)
 
 
 def test_weights_at_the_start_follow_the_seed_alone():

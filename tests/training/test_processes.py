@@ -85,6 +85,8 @@ def test_few_samples_are_evaluated_once_each(left, world, shares):
     assert outcome["error"] == of_one["error"]
     assert outcome["loss"] == pytest.approx(of_one["loss"], rel=1e-12)
     assert outcome["top5"] == of_one["top5"] * world
+    assert outcome["of_classes"] == of_one["of_classes"] * world
+    assert len({*outcome["of_classes"][0]}) > 1
     of_four_classes, of_eight, of_one_sample = outcome["top5"][0]
     assert of_four_classes is None
     assert 0 < of_eight < 100

@@ -14,14 +14,15 @@ from interrupted_runs import FILES, RUN, assert_same
 from together import trainer_of
 
 from isda_repro import revision
-from isda_repro.config import compose, run_command_line
+from isda_repro.config import build, compose, run_command_line
 from isda_repro.errors import UserError
 from isda_repro.losses import CrossEntropy
 from isda_repro.models import ResNet
 from isda_repro.runs.exit_status import read_exit_status
-from isda_repro.runs.records import EpochRecord, SegmentRecord, read_metrics, read_result
+from isda_repro.runs.records import CLASS_ERRORS, EpochRecord, SegmentRecord, read_metrics, read_result
+from isda_repro.training.compute import resolve_compute
 from isda_repro.training.distributed import SINGLE_PROCESS
-from isda_repro.training.run import run
+from isda_repro.training.run import build_trainer, run
 from isda_repro.training.trainer import DivergedError
 
 TINY = ["model=resnet20", "model.depth=8", "dataset=digits", "dataset.train_limit=200", "recipe.epochs=2"]
@@ -65,6 +66,38 @@ def test_run_leaves_its_directory_complete(tmp_path):
     state = weights(tmp_path, cfg)
     assert state["criterion"]["statistics.count"].sum() == 12 * 200
     assert str(tmp_path) not in (folder / "result.json").read_text(), "a result is committed: no machine's paths in it"
+
+
+def test_long_tailed_run_has_the_errors_of_its_groups_of_classes(tmp_path):
+    long = ["dataset.train_limit=null", "dataset.imbalance=10"]
+    cfg = settings(tmp_path, *long, "recipe=long_tail", "recipe.epochs=2", "recipe.batch_size=64")
+    result = run(cfg)
+    assert read_result(tmp_path / cfg.run_id / "result.json") == result
+    *_, last = read_metrics(tmp_path / cfg.run_id / "metrics.jsonl")
+    source = build(cfg.dataset.source)
+    assert result.train_images == sum(source.train_counts)
+    groups = [sum(a < n <= b for n in source.train_counts) for a, b in ((100, 1e9), (19, 100), (0, 19))]
+    assert sum(groups) == 10
+    assert min(groups) >= 2
+    trainer = build_trainer(cfg, source, resolve_compute(cfg.compute), SINGLE_PROCESS)
+    trainer.network.load_state_dict(weights(tmp_path, cfg)["network"])
+    trainer.network.eval()
+    ((images, targets),) = trainer.test_batches.epoch(0)
+    with torch.inference_mode():
+        wrong = trainer.network(images).logits.argmax(1) != targets
+    errors = [100 * wrong[targets == label].double().mean().item() for label in range(10)]
+    split = [errors, *(errors[a:b] for a, b in ((0, groups[0]), (groups[0], 10 - groups[2]), (10 - groups[2], 10)))]
+    assert len(CLASS_ERRORS) == 4
+    for name, members in zip(CLASS_ERRORS, split, strict=True):
+        mean = pytest.approx(sum(members) / len(members))
+        assert getattr(result, f"{name}_final") == getattr(last, name) == result.curves[name][-1] == mean, name
+    assert result.curves["lr"] == pytest.approx([0.02, 0.1 * 2 / 5 * 0.01**2]), "milestones in epoch 2"
+
+
+def test_run_of_balanced_classes_has_no_errors_of_groups(tmp_path):
+    result = run(settings(tmp_path, "dataset.train_limit=100", "recipe.epochs=1"))
+    assert result.test_class_error_final is None
+    assert not {*CLASS_ERRORS} & {*result.curves}
 
 
 def count(network):

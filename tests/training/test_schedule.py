@@ -5,7 +5,7 @@ import math
 import pytest
 import yaml
 
-from isda_repro.config import CONF_DIR
+from isda_repro.config import CONF_DIR, build, compose
 from isda_repro.training import Cosine, MultiStep
 
 TABLE6 = yaml.safe_load((CONF_DIR.parent / "isda_repro/experiments/reported.yaml").read_text())["table6"]
@@ -21,6 +21,29 @@ def test_multistep_epoch_by_epoch(row):
         if epoch in milestones:  # "multiplied by gamma in 80th epoch": epoch 80 has the lower rate
             rate *= gamma
         assert row["lr"] * schedule.factor(epoch, row["epochs"]) == pytest.approx(rate)
+
+
+def published_rate(epoch):
+    """Return the rate of Cao et al.'s code (``adjust_learning_rate``, which adds 1 to an epoch counted from 0)."""
+    if epoch <= 5:
+        return 0.1 * epoch / 5
+    return 0.1 * (0.0001 if epoch > 180 else 0.01 if epoch > 160 else 1)
+
+
+def test_long_tail_has_the_published_rates_and_settings():
+    recipe = compose(["model=resnet32", "dataset=cifar100", "recipe=long_tail"]).recipe
+    assert (recipe.epochs, recipe.batch_size, recipe.momentum, recipe.nesterov) == (200, 128, 0.9, False)
+    assert (recipe.lr, recipe.weight_decay) == (0.1, 2e-4)
+    schedule = build(recipe.schedule)
+    rates = [recipe.lr * schedule.factor(epoch, recipe.epochs) for epoch in range(1, 201)]
+    assert rates == pytest.approx([published_rate(epoch) for epoch in range(1, 201)], rel=1e-12)
+
+
+def test_schedule_without_a_warm_up_has_the_very_same_factors():
+    for epoch in range(1, 11):
+        plain = 0.1 ** ((epoch >= 4) + (epoch >= 8))
+        assert MultiStep([4, 8], 0.1).factor(epoch, 10) == plain
+        assert MultiStep([4, 8], 0.1, warmup_epochs=1).factor(epoch, 10) == plain
 
 
 @pytest.mark.parametrize("ends_at_zero", [False, True])

@@ -203,7 +203,16 @@ def few_samples(processes, folder):
         for network, batches in ((trainer.network, trainer.test_batches), (ranked, trainer.test_batches), (ranked, one))
     )
     top5 = (test.top5_error, ranked_test.top5_error, of_one.top5_error)
-    return {"counted": counted, "loss": test.loss, "error": test.error, "top5": processes.all_gather(top5)}
+    counts = [500, 50, 5, 4]
+    grouped = evaluate(trainer.network, trainer.test_batches.epoch(0), trainer.compute, processes, counts)
+    of_classes = processes.all_gather(tuple(grouped.of_classes))
+    return {
+        "counted": counted,
+        "loss": test.loss,
+        "error": test.error,
+        "top5": processes.all_gather(top5),
+        "of_classes": of_classes,
+    }
 
 
 def exchanges(processes, folder):
