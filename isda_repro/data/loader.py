@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isda_repro.data.augment import Augmentation, Draws, NoAugmentation
-from isda_repro.data.normalise import Normalise
+from isda_repro.data.augmentation.augment import Augmentation, Draws, NoAugmentation
+from isda_repro.data.augmentation.normalise import Normalise
 from isda_repro.data.source import AnySplit, DataError
 from isda_repro.data.synthetic import Synthetic
 from isda_repro.errors import UserError
