@@ -7,6 +7,7 @@ needs them is loaded.
 
 from isda_repro.data.augmentation.augment import Augmentation, Chain, Cutout, Draws, NoAugmentation, PadCropFlip
 from isda_repro.data.augmentation.autoaugment import AutoAugment
+from isda_repro.data.augmentation.mixup import Mixup
 from isda_repro.data.augmentation.normalise import Normalise, channel_statistics, stored_statistics
 from isda_repro.data.cifar import load_cifar
 from isda_repro.data.decode import Crop
@@ -40,6 +41,7 @@ __all__ = [
     "InMemoryLoader",
     "Loader",
     "MissingDataError",
+    "Mixup",
     "NoAugmentation",
     "Normalise",
     "PackedSplit",

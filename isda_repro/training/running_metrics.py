@@ -111,10 +111,12 @@ class RunningMetrics:
         Args:
             loss: mean loss of the batch [].
             logits: [N, C].
-            targets: int64 [N].
+            targets: int64 [N], or probabilities [N, C], of which the largest names the label that errors are counted
+                against.
             step: number of the step, an int or a tensor [] on the device.
         """
-        wrong = (logits.argmax(1) != targets).sum()
+        labels = targets.argmax(1) if targets.is_floating_point() else targets
+        wrong = (logits.argmax(1) != labels).sum()
         self._sums += torch.stack([loss.double() * len(targets), wrong.double()])
         bad = ~loss.isfinite() & (self._first_bad_step < 0)
         self._first_bad_step.copy_(torch.where(bad, step, self._first_bad_step))

@@ -103,7 +103,7 @@ def compute_gradients(
         network: images [N, 3, H, W] -> features [N, A] and logits [N, C].
         criterion: see ``isda_repro.losses.Criterion``.
         images: [N, 3, H, W].
-        targets: int64 [N].
+        targets: int64 [N], or probabilities of the classes, float32 [N, C].
         head: the network's last layer.
         progress: the share of training that is over, in [0, 1]; in a captured step a tensor [] on the device.
         compute: precision, and the size of micro-batches (None: the whole batch at once).
