@@ -70,6 +70,14 @@ def test_micro_batches_of_which_processes_have_different_numbers_train_as_the_wh
         assert_same(left[1]["every_loss"][loss], left[world]["micro_batches"][loss], loss)
 
 
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_mixtures_do_not_depend_on_the_number_of_processes_and_of_micro_batches(left, world):
+    for loss, other in (("ce", "ce"), ("isda", "isda"), ("isda", "micro")):
+        assert_same(left[1]["mixed"][loss], left[world]["mixed"][other], f"{other} with mixup")
+    plain, mixed = (left[1][kind]["ce"]["curves"] for kind in ("every_loss", "mixed"))
+    assert mixed[0][0] != plain[0][0]
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_another_number_of_processes_goes_on_as_if_it_had_not_changed(left, tmp_path, world):
     assert_same(left[1]["every_loss"]["isda"], left[world]["another_number"]["resumed"], "isda")
