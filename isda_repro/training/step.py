@@ -44,20 +44,23 @@ class Weighted(NamedTuple):
 
     Attributes:
         weight: factor on the share's loss: its samples times the number of processes, divided by the samples of the
-            whole batch. A number, or a tensor [].
+            whole batch; or, if classes have weights, its sum of these instead of samples. A number, or a tensor [].
         padded_size: number of samples that every process passes to a collective loss; smaller shares are padded with
             samples whose target is ``IGNORED``. None: no padding.
+        counts_as: number of samples that the share's loss stands for in a mean over samples, if classes have weights.
+            None: the number that it has.
     """
 
     weight: float | Tensor = 1.0
     padded_size: int | None = None
+    counts_as: Tensor | None = None
 
 
 WHOLE_BATCH = Weighted()
 
 
 def weighted(
-    samples: int,
+    targets: Tensor,
     total: int,
     criterion: Criterion,
     processes: Processes,
@@ -68,19 +71,26 @@ def weighted(
     """Return weight and padding of this process's share of a batch.
 
     Args:
-        samples: samples of this process.
+        targets: of this process's samples.
         total: samples of the whole batch, if none is missing.
         criterion: on an accelerator, a collective one gets shares that are padded to one size.
         processes: the processes that share the batch.
         device: device of the weight.
         may_fall_short: True if loaders may skip samples; then the processes add up how many they have.
     """
+    samples, own = len(targets), criterion.total_weight(targets)
     weight: float | Tensor = samples * processes.world_size / total
-    if may_fall_short:
+    counts_as = None
+    if own is not None:  # the loss of a share is a mean by the weights of its classes, and so is that of the batch
+        everybody, of_all = processes.all_reduce_sum(torch.stack([own.new_tensor(samples), own]))
+        part = own / torch.where(of_all > 0, of_all, 1)
+        weight, counts_as = part * processes.world_size, part * everybody
+    elif may_fall_short:
         everybody = processes.all_reduce_sum(torch.full((), float(samples), device=device))
         weight = samples * processes.world_size / everybody.clamp(min=1)
     counts_are_unknown = criterion.is_collective and device.type != "cpu"  # the host does not wait for them
-    return Weighted(weight, padded_size=-(-total // processes.world_size) if counts_are_unknown else None)
+    padded_size = -(-total // processes.world_size) if counts_are_unknown else None
+    return Weighted(weight, padded_size, counts_as)
 
 
 def compute_gradients(

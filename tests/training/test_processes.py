@@ -142,18 +142,19 @@ def test_first_process_is_through_before_the_others_begin(left, tmp_path_factory
 
 def test_weight_of_a_share_is_its_part_of_the_batch_times_the_processes():
     def of(processes, samples, total, criterion, device=CPU, short=False):
-        return weighted(samples, total, criterion, processes, device, may_fall_short=short)
+        targets = torch.zeros(samples, dtype=torch.int64)
+        return weighted(targets, total, criterion, processes, device, may_fall_short=short)
 
     class Four(Processes):
         def all_reduce_sum(self, tensor):
             return tensor + 5  # the remaining three processes have five samples
 
     ce, isda = CrossEntropy(4, 6), ISDALoss(4, 6, lambda_0=1.0)
-    assert WHOLE_BATCH == (1.0, None)
+    assert WHOLE_BATCH == (1.0, None, None)
     assert Share().of(3, 10) == slice(3, 10)
-    assert of(SINGLE_PROCESS, 2, 8, ce) == (0.25, None)
-    assert of(Processes(1, 4), 3, 8, ce) == (1.5, None)
-    assert of(Four(1, 4), 3, 12, ce, short=True) == (1.5, None)
+    assert of(SINGLE_PROCESS, 2, 8, ce) == (0.25, None, None)
+    assert of(Processes(1, 4), 3, 8, ce) == (1.5, None, None)
+    assert of(Four(1, 4), 3, 12, ce, short=True) == (1.5, None, None)
     assert of(Processes(1, 4), 2, 9, isda, torch.device("meta")).padded_size is None, "nothing is exchanged"
 
 

@@ -25,8 +25,10 @@ from isda_repro.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 CLASSES, WIDTH = 4, 6
+WEIGHTS = (0.5, 1.0, 2.0, 4.0)
 SHARED = {
     "isda": lambda **shared: ISDALoss(CLASSES, WIDTH, lambda_0=2.0, **shared),
+    "isda_weighted": lambda **shared: ISDALoss(CLASSES, WIDTH, lambda_0=2.0, weight=WEIGHTS, **shared),
     "isda_packed": lambda **shared: ISDALoss(CLASSES, WIDTH, lambda_0=2.0, packed=True, **shared),
     "isda_diagonal": lambda **shared: ISDALoss(CLASSES, WIDTH, lambda_0=2.0, covariance="diagonal", **shared),
     "isda_shared": lambda **shared: ISDALoss(CLASSES, WIDTH, lambda_0=2.0, covariance="shared", **shared),
@@ -36,6 +38,7 @@ SHARED = {
 }
 OTHERS = {
     "ce": lambda: CrossEntropy(CLASSES, WIDTH),
+    "ce_weighted": lambda: CrossEntropy(CLASSES, WIDTH, weight=WEIGHTS, label_smoothing=0.1),
     "large_margin": lambda: LargeMarginSoftmax(CLASSES, WIDTH),
     "disturb_label": lambda: DisturbLabel(CLASSES, WIDTH, alpha=0.4),
 }
