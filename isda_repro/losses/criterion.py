@@ -1,4 +1,4 @@
-"""Base class of all losses, and cross-entropy.
+"""Base class of all losses.
 
 On a CPU a batch is checked before use: a label outside the classes raises an error, and ignored samples are dropped.
 On an accelerator, and while a graph is compiled, no value may be read. There ignored samples stay in the batch with the
@@ -68,7 +68,7 @@ def check_progress(progress: float | Tensor) -> None:
 
 
 class Criterion(StatefulModule):
-    """Base class of losses: features, logits, targets and the head -> one scalar.
+    """Base class of losses: features, logits, targets and the head -> one scalar, or [N] with ``reduction="none"``.
 
     The loss is computed in the dtype of the head's weight, and at least in fp32.
 
@@ -99,6 +99,9 @@ class Criterion(StatefulModule):
 
     waits_for_device: ClassVar[bool] = False
     """True if the loss reads values back from an accelerator, so that a CUDA graph cannot capture it."""
+
+    reduction: str = "mean"
+    """How the losses of the samples become the result: "mean", "sum", or "none" for [N]."""
 
     _is_replica_with_state: bool = False
 
@@ -169,6 +172,8 @@ class Criterion(StatefulModule):
     ) -> Tensor:
         """Return the mean loss of a batch, [].
 
+        A subclass may have another ``reduction``.
+
         Args:
             features: [N, A], the input of the head; any floating dtype.
             logits: [N, C], the output of the head.
@@ -195,12 +200,20 @@ class Criterion(StatefulModule):
             loss = self.loss if learns else self._cross_entropy
             if is_asynchronous(targets):
                 return self._loss_unseen(loss, features, logits, targets, head, progress)
-            kept = self._counted(targets)
+            samples, kept = len(targets), self._counted(targets)
             if kept is not None:
                 features, logits, targets = (one.index_select(0, kept) for one in (features, logits, targets))
             if not len(targets) and not self.is_collective:
-                return logits.sum()
-            return loss(features, logits, targets, head=head, progress=progress)
+                value = self.of_no_sample(logits)
+            else:
+                value = loss(features, logits, targets, head=head, progress=progress)
+            if kept is None or self.reduction != "none":
+                return value
+            return value.new_zeros(samples).index_copy(0, kept, value)
+
+    def of_no_sample(self, logits: Tensor) -> Tensor:
+        """Return the loss of a batch without samples: 0, or [0] with ``reduction="none"``; ``logits`` is [0, C]."""
+        return logits.sum(1) if self.reduction == "none" else logits.sum()
 
     def _loss_unseen(
         self,
@@ -213,7 +226,7 @@ class Criterion(StatefulModule):
     ) -> Tensor:
         """Return the loss without reading the values of ``targets``; NaN if one is outside [0, C)."""
         if not len(targets) and not self.is_collective:
-            return logits.sum()
+            return self.of_no_sample(logits)
         is_known = is_counted = targets.clamp(0, self.num_classes - 1) == targets
         if self.ignore_index is not None:
             is_ignored = targets == self.ignore_index
@@ -223,7 +236,7 @@ class Criterion(StatefulModule):
         value = loss(features, logits, torch.where(is_counted, targets, IGNORED), head=head, progress=progress)
         if self.ignore_index is not None:  # without ignore_index such a batch has only bad labels, and is NaN below
             value = torch.where(is_counted.any(), value, 0)
-        return torch.where(is_known.all(), value, torch.nan)
+        return torch.where(is_known if self.reduction == "none" else is_known.all(), value, torch.nan)
 
     def loss(
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
@@ -235,9 +248,8 @@ class Criterion(StatefulModule):
         """
         raise TypeError(f"{type(self).__name__} does not define its loss")
 
-    @staticmethod
     def _cross_entropy(
-        features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
+        self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:
         return F.cross_entropy(logits, targets, ignore_index=IGNORED) if len(targets) else logits.sum()
 
@@ -301,16 +313,6 @@ class Criterion(StatefulModule):
                 f"ignore_index={bad[0]} to leave such samples out, or else check the labels and num_classes"
             )
         return None if is_counted.all() else is_counted.nonzero()[:, 0]
-
-
-class CrossEntropy(Criterion):
-    """Plain cross-entropy, the paper's "Basic" loss."""
-
-    def loss(
-        self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
-    ) -> Tensor:
-        """Return the mean cross-entropy over the batch."""
-        return self._cross_entropy(features, logits, targets, head=head, progress=progress)
 
 
 def _unwrapped(head: nn.Module) -> nn.Linear:
