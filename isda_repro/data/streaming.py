@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from isda_repro.console import one_line
 from isda_repro.data.augmentation.augment import Draws
-from isda_repro.data.augmentation.mixup import only_with, rows_of
+from isda_repro.data.augmentation.mixup import only_with
 from isda_repro.data.decode import Crop, UnreadableError, decoded
 from isda_repro.data.loader import Loader, Plan
 from isda_repro.data.source import DataError, StoredSplit
@@ -131,7 +131,7 @@ class StreamingLoader(Loader):
             return self._mixed(images, labels, draws, step)
         images, targets = self._mixed(images, labels, only_with(draws, kept), step)
         own = kept[kept < len(images)].to(images.device)
-        return rows_of(images, own), targets[own]
+        return images[own], targets[own]
 
     def _without(self, failures: Sequence[Failure], samples: int) -> Tensor:
         """Return the indices of the samples that were read, int64, and report the failures.

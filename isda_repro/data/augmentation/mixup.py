@@ -59,7 +59,7 @@ class Mixup:
         partner, share = draws[PARTNER][:own], draws[SHARE][:own]
         of_image, of_class = share[:, None, None, None], share[:, None]
         mixed = images[:own] * of_image
-        mixed += rows_of(images, partner) * (1 - of_image)
+        mixed += images[partner] * (1 - of_image)
         classes = torch.arange(self.num_classes, device=labels.device)
         is_own, is_partners = (one[:, None] == classes for one in (labels[:own], labels.index_select(0, partner)))
         return mixed, is_own * of_class + is_partners * (1 - of_class)
@@ -95,10 +95,3 @@ def only_with(draws: Draws, read: Tensor) -> dict[str, Tensor]:
     is_read[read] = True
     has_partner = is_read.to(draws[SHARE].device)[draws[PARTNER]]
     return {**draws, SHARE: torch.where(has_partner, draws[SHARE], 1.0)}
-
-
-def rows_of(images: Tensor, rows: Tensor) -> Tensor:
-    """Return some images [n, C, H, W] of a batch, in its memory format (which ``index_select`` does not keep)."""
-    if not images.is_contiguous(memory_format=torch.channels_last):
-        return images.index_select(0, rows)
-    return images.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
