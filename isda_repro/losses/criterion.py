@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isda_repro.losses.batch_classes import IGNORED, is_asynchronous, without_autocast
+from isda_repro.losses.soft_targets import sound_probabilities
 from isda_repro.losses.state import StatefulModule
 
 ROUNDING = 1e-6  # a progress that a loop adds up may end slightly above 1
@@ -103,6 +104,9 @@ class Criterion(StatefulModule):
     reduction: str = "mean"
     """How the losses of the samples become the result: "mean", "sum", or "none" for [N]."""
 
+    takes_probabilities: ClassVar[bool] = False
+    """True if the targets may be class probabilities, as mixup makes them."""
+
     _is_replica_with_state: bool = False
 
     def __init__(self, num_classes: int, feature_dim: int, ignore_index: int | None = IGNORED) -> None:
@@ -177,15 +181,16 @@ class Criterion(StatefulModule):
         Args:
             features: [N, A], the input of the head; any floating dtype.
             logits: [N, C], the output of the head.
-            targets: class numbers, int64 [N].
+            targets: class numbers, int64 [N]; or, if the loss ``takes_probabilities``, floating [N, C], from 0 on, to
+                which ``ignore_index`` does not apply.
             head: the last layer of the network, also one that ``DataParallel`` or ``DistributedDataParallel`` wraps.
             progress: the share of training that is over, in [0, 1]; t/T in the paper. In a CUDA graph a 0-d tensor on
                 the device, whose value can change between replays.
 
         Raises:
             TypeError: targets are not class numbers, progress is not a number, or the head has no weight.
-            ValueError: shapes do not fit; a target is outside [0, C) (on a CPU; elsewhere the loss is NaN); or progress
-                is outside [0, 1] (unless its value is on an accelerator).
+            ValueError: shapes do not fit; a target is outside [0, C), or a probability is negative or not finite (on a
+                CPU; elsewhere the loss is NaN); or progress is outside [0, 1] (unless its value is on an accelerator).
             RuntimeError: the state of this copy would be lost (``DataParallel``), or its process group was (pickle).
         """
         head = _unwrapped(head)
@@ -198,6 +203,8 @@ class Criterion(StatefulModule):
         with without_autocast(features):
             features, logits = features.to(dtype), logits.to(dtype)
             loss = self.loss if learns else self._cross_entropy
+            if targets.is_floating_point():
+                return self._loss_of_soft(loss, features, logits, targets.to(dtype), head, progress)
             if is_asynchronous(targets):
                 return self._loss_unseen(loss, features, logits, targets, head, progress)
             samples, kept = len(targets), self._counted(targets)
@@ -210,6 +217,24 @@ class Criterion(StatefulModule):
             if kept is None or self.reduction != "none":
                 return value
             return value.new_zeros(samples).index_copy(0, kept, value)
+
+    def _loss_of_soft(
+        self,
+        loss: Callable[..., Tensor],
+        features: Tensor,
+        logits: Tensor,
+        targets: Tensor,
+        head: nn.Linear,
+        progress: float | Tensor,
+    ) -> Tensor:
+        """Return the loss of probabilities; NaN, on an accelerator, if one is negative or not finite."""
+        if not len(targets) and not self.is_collective:
+            return self.of_no_sample(logits)
+        targets, is_good_N = sound_probabilities(targets, type(self).__name__)
+        value = loss(features, logits, targets, head=head, progress=progress)
+        if is_good_N is None:
+            return value
+        return torch.where(is_good_N if self.reduction == "none" else is_good_N.all(), value, torch.nan)
 
     def of_no_sample(self, logits: Tensor) -> Tensor:
         """Return the loss of a batch without samples: 0, or [0] with ``reduction="none"``; ``logits`` is [0, C]."""
@@ -255,12 +280,19 @@ class Criterion(StatefulModule):
 
     def _check(self, features: Tensor, logits: Tensor, targets: Tensor, head: nn.Linear) -> None:
         name, classes, width = type(self).__name__, self.num_classes, self.feature_dim
-        if targets.dtype != torch.int64 or targets.dim() != 1:
-            soft = "soft targets (mixup, label smoothing) have no single class whose covariance could be used"
-            advice = soft if targets.is_floating_point() or targets.dim() > 1 else "convert them with targets.long()"
+        is_soft = targets.is_floating_point()
+        if is_soft and not self.takes_probabilities:
+            raise TypeError(
+                f"{name} takes class numbers, int64 [N], and not probabilities, {targets.dtype} {list(targets.shape)}: "
+                "of the losses here only CrossEntropy and ISDALoss take soft targets, as mixup makes them"
+            )
+        if not is_soft and (targets.dtype != torch.int64 or targets.dim() != 1):
+            advice = "convert them with targets.long()" if targets.dim() == 1 else "one-hot targets have to be floating"
             raise TypeError(
                 f"{name} takes class numbers, int64 [N], not {targets.dtype} {list(targets.shape)}; {advice}"
             )
+        if is_soft and (targets.dim() != 2 or targets.shape[1] != classes):
+            raise ValueError(f"{name}: class probabilities are [N, {classes}], not {list(targets.shape)}")
         samples = len(targets)
         if features.shape != (samples, width) or logits.shape != (samples, classes):
             raise ValueError(

@@ -6,6 +6,7 @@ Shapes: N samples in the batch, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from isda_repro.losses.batch_classes import IGNORED, is_asynchronous, without_negative
 from isda_repro.losses.criterion import Criterion, mean_over_batch, require_number
+from isda_repro.losses.soft_targets import raised_by_labels
 from isda_repro.losses.state import state_dtype
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -35,6 +37,8 @@ class CrossEntropyCriterion(Criterion):
     Raises:
         ValueError: an argument has none of these values.
     """
+
+    takes_probabilities: ClassVar[bool] = True
 
     weight: Tensor | None
 
@@ -71,7 +75,7 @@ class CrossEntropyCriterion(Criterion):
         if not len(targets):
             return self.of_no_sample(logits)
         smoothing, weight = self.label_smoothing, self._weight(logits)
-        if weight is not None and smoothing and is_asynchronous(targets):  # torch's mean would read values back
+        if smoothing and not targets.is_floating_point() and is_asynchronous(targets):  # torch's mean would read values
             loss_N = F.cross_entropy(logits, targets, weight, None, IGNORED, None, "none", smoothing)
             return self._reduced(loss_N, targets)
         return F.cross_entropy(logits, targets, weight, None, IGNORED, None, self.reduction, smoothing)
@@ -96,8 +100,31 @@ class CrossEntropyCriterion(Criterion):
         added_N = added.sum(1) if weight is None else added @ weight
         return loss + self._reduced(added_N, targets) * (self.label_smoothing / self.num_classes)
 
+    def _expected_loss(self, logits: Tensor, half_sigma2: Tensor, labels: Tensor, probabilities: Tensor) -> Tensor:
+        """Return ``sum_c p_c loss(label c)``: PyTorch's cross-entropy, and what each label's augmentation adds to it.
+
+        Args:
+            logits: [N, C].
+            half_sigma2: lambda/2 sigma2 of each label, [U, C].
+            labels: the U classes whose probabilities are not all 0.
+            probabilities: p [N, C].
+        """
+        loss, weight = self._of_logits(logits, probabilities), self._weight(logits)
+        share_NU = probabilities.index_select(1, labels).double()
+        if weight is not None:
+            spread = weight.mean(dtype=share_NU.dtype) * self.label_smoothing
+            share_NU = share_NU * (weight.index_select(0, labels) * (1 - self.label_smoothing) + spread)
+        added_N = (share_NU * raised_by_labels(logits, half_sigma2)).sum(1)
+        return loss + self._reduced(added_N, probabilities).to(loss.dtype)
+
     def _reduced(self, of_samples: Tensor, targets: Tensor) -> Tensor:
-        """Return ``of_samples`` [N] reduced as ``reduction`` says, where ignored samples count for nothing."""
+        """Return ``of_samples`` [N] reduced as ``reduction`` says, where ignored samples count for nothing.
+
+        As in PyTorch, a mean over samples whose targets are probabilities is divided by N, whatever the weights.
+        """
+        if targets.is_floating_point():
+            samples = max(1, len(targets)) if self.reduction == "mean" else 1
+            return of_samples if self.reduction == "none" else of_samples.sum() / samples
         if is_asynchronous(targets):
             of_samples = torch.where(targets != IGNORED, of_samples, 0)
         if self.reduction != "mean":

@@ -133,6 +133,8 @@ class ISDALoss(CrossEntropyCriterion):
         all_features, all_targets = of_all_processes(features, targets, self.process_group)
         strength = self.lambda_0 * (progress if self.lambda_schedule == "linear" else 1)
         weight = head.weight.to(logits.dtype)
+        if targets.is_floating_point():
+            return self._soft_loss(logits, weight, targets, all_features, all_targets, strength)
         if self._takes_kernels(logits):
             augmented = self._augmented_by_kernels(logits, weight, targets, all_features, all_targets, strength)
         else:
@@ -142,6 +144,26 @@ class ISDALoss(CrossEntropyCriterion):
                 )
             augmented = self._augmented(logits, weight, targets, all_targets, strength)
         return self._augmented_cross_entropy(logits, augmented, targets)
+
+    def _soft_loss(
+        self,
+        logits: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        all_features: Tensor,
+        all_targets: Tensor,
+        strength: Strength,
+    ) -> Tensor:
+        """Update the statistics with class probabilities, and return the expected loss over the labels."""
+        if self.statistics is not None:
+            counts_N1 = (all_targets > 0).any(1, keepdim=True).to(all_targets.dtype)  # once, whatever its classes
+            self.statistics.update(all_features, counts_N1 if self.covariance == "shared" else all_targets.detach())
+        labels = torch.arange(self.num_classes, device=logits.device)
+        if not (is_asynchronous(targets) or targets.requires_grad):
+            labels = labels[(all_targets > 0).any(0)]
+        nothing = logits.new_zeros(len(labels), self.num_classes)
+        half_sigma2 = self._augmented(nothing, weight, labels, labels, strength)
+        return self._expected_loss(logits, half_sigma2, labels, targets)
 
     def _augmented(
         self, logits: Tensor, weight: Tensor, targets: Tensor, all_targets: Tensor, strength: Strength

@@ -66,6 +66,17 @@ def loss_with_label(a, y, weight, bias, covariance, strength, class_weight, smoo
     return total
 
 
+def two_pass_soft(features, probabilities):
+    """Return weighted means and covariances of all samples at once, where sample i counts p_ic times in class c."""
+    mean, covariance = [], []
+    for p in probabilities.double().T:
+        total = p.sum() if p.sum() > 0 else 1.0
+        mean.append(sum(p_i * a for p_i, a in zip(p, features.double(), strict=True)) / total)
+        outer = (p_i * (a - mean[-1])[:, None] * (a - mean[-1]) for p_i, a in zip(p, features.double(), strict=True))
+        covariance.append(sum(outer) / total)
+    return torch.stack(mean), torch.stack(covariance)
+
+
 def reduced(losses, labels, class_weight, reduction):
     """Return the losses of the samples reduced as torch does: a mean is divided by the sum of the labels' weights."""
     if reduction == "none":
