@@ -95,9 +95,6 @@ class Criterion(StatefulModule):
     has_statistics: ClassVar[bool] = False
     """True if the loss keeps statistics of all samples seen, and takes a ``process_group`` to share them."""
 
-    takes_probabilities: ClassVar[bool] = False
-    """True if targets can be probabilities of the classes, float [N, C]."""
-
     waits_for_device: ClassVar[bool] = False
     """True if the loss reads values back from an accelerator, so that a CUDA graph cannot capture it."""
 

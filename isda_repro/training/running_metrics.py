@@ -104,7 +104,7 @@ class RunningMetrics:
 
     @torch.no_grad()
     def add(
-        self, loss: Tensor, logits: Tensor, targets: Tensor, step: int | Tensor, counts_as: Tensor | None = None
+        self, loss: Tensor, logits: Tensor, targets: Tensor, step: int | Tensor, counts_as: int | Tensor | None = None
     ) -> None:
         """Add the loss and the errors of one batch, on the device.
 
@@ -116,7 +116,7 @@ class RunningMetrics:
             targets: int64 [N], or probabilities [N, C], of which the largest names the label that errors are counted
                 against.
             step: number of the step, an int or a tensor [] on the device.
-            counts_as: number of samples that the loss stands for, []; None: N.
+            counts_as: number of samples that the loss stands for, an int or []; None: N.
         """
         labels = targets.argmax(1) if targets.is_floating_point() else targets
         wrong = (logits.argmax(1) != labels).sum()

@@ -18,7 +18,7 @@ from isda_repro.losses import CrossEntropy, ISDALoss
 from isda_repro.training import distributed
 from isda_repro.training.compute import refuse_differences, resolve_compute
 from isda_repro.training.distributed import SINGLE_PROCESS, LostContactError, Processes, init_distributed
-from isda_repro.training.step import WHOLE_BATCH, weighted
+from isda_repro.training.step import WHOLE_BATCH, _shown, weighted
 
 SCRIPT = Path(__file__).with_name("together.py")
 CPU = torch.device("cpu")
@@ -156,6 +156,33 @@ def test_weight_of_a_share_is_its_part_of_the_batch_times_the_processes():
     assert of(Processes(1, 4), 3, 8, ce) == (1.5, None, None)
     assert of(Four(1, 4), 3, 12, ce, short=True) == (1.5, None, None)
     assert of(Processes(1, 4), 2, 9, isda, torch.device("meta")).padded_size is None, "nothing is exchanged"
+
+
+@pytest.mark.parametrize("are_soft", [False, True])
+def test_padding_of_shares_changes_no_loss(are_soft):
+    """Accelerators pad the shares of a batch to one size, and a mean over probabilities includes the padding."""
+
+    class Collective(CrossEntropy):
+        is_collective = True
+
+    torch.manual_seed(0)
+    criterion, head = Collective(4, 6), torch.nn.Linear(6, 4)
+    features, targets = torch.randn(10, 6), torch.randint(4, (10,))
+    if are_soft:
+        targets = 0.7 * torch.eye(4)[targets] + 0.3 * torch.eye(4)[targets.flip(0)]
+    whole = criterion(features, head(features), targets, head=head, progress=0.0)
+    weights, means = 0.0, 0.0
+    for rank in range(3):
+        part = Share(rank, 3).of(0, 10)
+        own = targets[part]
+        share = weighted(own, 10, criterion, Processes(rank, 3), torch.device("meta"), may_fall_short=False)
+        shown = _shown(features[part], head(features[part]), own, share.padded_size)
+        assert [len(one) for one in shown] == [4] * 3
+        loss = criterion(*shown, head=head, progress=0.0)
+        weights += loss * share.weight / 3
+        means += loss * (len(own) if share.counts_as is None else share.counts_as) / 10
+    torch.testing.assert_close(weights, whole)
+    torch.testing.assert_close(means, whole)
 
 
 @pytest.mark.parametrize(
