@@ -58,7 +58,7 @@ print(call(samples))
 def test_step_on_lopsided_classes_takes_memory_of_the_order_of_the_features(name, way, form):
     """A step also has logits, as large as the features here, several times; nearly all samples are of class 0.
 
-    Soft targets give each sample a share in each class; all logits that they stand for would take 64 times the features.
+    Soft targets give each sample a share in each class; all logits that these stand for would take 64 times the memory.
     """
     sizes = map(str, (CLASSES, WIDTH, SAMPLES))
     command = [sys.executable, "-c", MEASURE, str(Path(__file__).parent), name, *sizes, way, form]
