@@ -295,10 +295,10 @@ def _check_loss(loss: Mapping[str, Any]) -> None:
     require(prior is None or (_is_number(prior) and prior >= 0), "loss.prior", prior, "a number from 0 on, or null")
     is_share = smoothing is None or (_is_number(smoothing) and 0 <= smoothing <= 1)
     require(is_share, "loss.label_smoothing", smoothing, "a number in [0, 1], or null")
-    if weight is None or "label_smoothing" not in loss:  # the weight of another loss is something else
+    if weight in (None, "balanced") or "label_smoothing" not in loss:  # the weight of another loss is something else
         return
     are_weights = isinstance(weight, list) and weight and all(_is_number(one) and one > 0 for one in weight)
-    require(bool(are_weights), "loss.weight", weight, "a number above 0 for each class, [1,2,...], or null")
+    require(bool(are_weights), "loss.weight", weight, "a number above 0 for each class, [1,2,...], balanced, or null")
 
 
 def _check_choices(cfg: Mapping[str, Any]) -> None:
