@@ -168,7 +168,7 @@ PLACES = {  # "file: function: call": how often, and why it is ours
     "isda_repro/data/cifar.py: _download: replace": (1, "a file of the official archive whose checksum was wrong"),
     "isda_repro/data/folder.py: _write: atomic_write": (1, CACHE),
     "isda_repro/data/folder.py: _write: savez": (1, "into the file of atomic_write"),
-    "isda_repro/data/normalise.py: stored_statistics: atomic_write": (1, CACHE),
+    "isda_repro/data/augmentation/normalise.py: stored_statistics: atomic_write": (1, CACHE),
     "isda_repro/data/packed.py: _indexed: atomic_write": (1, CACHE),
     "isda_repro/data/packed.py: _indexed: savez": (1, "into the file of atomic_write"),
     "isda_repro/data/packing.py: Packing.encoded: save": (2, MEMORY),

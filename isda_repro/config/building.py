@@ -13,6 +13,9 @@ from isda_repro.config.checks import ConfigError
 from isda_repro.config.targets import PARTIAL, TARGET, check_targets
 from isda_repro.errors import UserError
 
+MAY_BE_OFF = ("weight", "label_smoothing", "prior")
+"""Arguments of losses that null turns off."""
+
 
 def build_model(cfg: DictConfig, num_classes: int) -> Any:
     """Build the network of ``cfg.model`` with random weights.
@@ -26,9 +29,11 @@ def build_model(cfg: DictConfig, num_classes: int) -> Any:
 def build_loss(cfg: DictConfig, **arguments: Any) -> Any:
     """Build the loss of ``cfg.loss``.
 
-    ``loss.sync`` is ignored: it concerns the code that sets up the processes of a distributed run.
+    ``loss.sync`` is ignored: it concerns the code that sets up the processes of a distributed run. An argument that is
+    off is left out, so that the loss has its own default.
     """
-    known = [str(key) for key in cfg.loss if key != "sync"]
+    off = {key for key in MAY_BE_OFF if cfg.loss.get(key) is None}
+    known = [str(key) for key in cfg.loss if key != "sync" and key not in off]
     return build(OmegaConf.masked_copy(cfg.loss, known), **arguments)
 
 

@@ -98,6 +98,11 @@ def check(cfg: Mapping[str, Any]) -> None:
         require(is_count(recipe[key]), f"recipe.{key}", recipe[key], "a whole number from 1 on")
     passes = recipe.get("passes")
     require(passes is None or is_count(passes), "recipe.passes", passes, "a whole number from 1 on, or null")
+    mixup = recipe.get("mixup")
+    require(mixup is None or (_is_number(mixup) and mixup > 0), "recipe.mixup", mixup, "a number above 0, or null")
+    if mixup is not None and generator_kind(cfg) is not None:
+        raise ConfigError(f"recipe.mixup={mixup} mixes real images: leave out synthetic={generator_kind(cfg)}")
+    _check_loss(cfg["loss"])
     check_limits(dataset)
     _check_streamed(dataset)
     for key in ("mean", "std"):
@@ -292,6 +297,18 @@ def _check_streamed(dataset: Mapping[str, Any]) -> None:
     name = dataset.get("name", "name")
     is_name = isinstance(name, str) and name != "" and not set(name) & set("/\\\0")
     require(is_name, "dataset.name", name, "a name without / and \\, which dataset.name= can give")
+
+
+def _check_loss(loss: Mapping[str, Any]) -> None:
+    """Check the arguments of a loss that can be off, if it takes them."""
+    prior, smoothing, weight = (loss.get(key) for key in ("prior", "label_smoothing", "weight"))
+    require(prior is None or (_is_number(prior) and prior >= 0), "loss.prior", prior, "a number from 0 on, or null")
+    is_share = smoothing is None or (_is_number(smoothing) and 0 <= smoothing <= 1)
+    require(is_share, "loss.label_smoothing", smoothing, "a number in [0, 1], or null")
+    if weight in (None, "balanced") or "label_smoothing" not in loss:  # the weight of another loss is something else
+        return
+    are_weights = isinstance(weight, list) and weight and all(_is_number(one) and one > 0 for one in weight)
+    require(bool(are_weights), "loss.weight", weight, "a number above 0 for each class, [1,2,...], balanced, or null")
 
 
 def _check_choices(cfg: Mapping[str, Any]) -> None:

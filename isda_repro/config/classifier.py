@@ -17,6 +17,9 @@ from isda_repro.config.generator import compose_generator, generator_overrides
 from isda_repro.config.naming import run_id
 from isda_repro.files import sha256
 
+OFF_AT_ZERO = (("recipe", "mixup"), ("loss", "label_smoothing"), ("loss", "prior"))
+"""Groups and keys of the options that 0 turns off, as null does; such a run keeps the name of one without them."""
+
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
     """Return the frozen configuration that ``python train.py OVERRIDES`` would run."""
@@ -31,6 +34,9 @@ def freeze(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """
     plain = settled(cfg, overrides)
     del plain["dataset"]["augment"]  # the model and the augmentation hold the values resolved from it
+    for group, key in OFF_AT_ZERO:
+        if plain[group].get(key) == 0 and not isinstance(plain[group][key], bool):
+            plain[group][key] = None
     check(plain)
     check_tracking(plain["tracking"])
     if plain["model"]["weights"] is not None:

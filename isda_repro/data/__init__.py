@@ -5,15 +5,16 @@ or the trainer. Importing it imports torch but not torchvision or scikit-learn, 
 needs them is loaded.
 """
 
-from isda_repro.data.augment import Augmentation, Chain, Cutout, Draws, NoAugmentation, PadCropFlip
-from isda_repro.data.autoaugment import AutoAugment
+from isda_repro.data.augmentation.augment import Augmentation, Chain, Cutout, Draws, NoAugmentation, PadCropFlip
+from isda_repro.data.augmentation.autoaugment import AutoAugment
+from isda_repro.data.augmentation.mixup import Mixup
+from isda_repro.data.augmentation.normalise import Normalise, channel_statistics, stored_statistics
 from isda_repro.data.cifar import load_cifar
 from isda_repro.data.decode import Crop
 from isda_repro.data.digits import load_digits
 from isda_repro.data.folder import FileSplit, images_below, load_folder
 from isda_repro.data.in_memory import InMemoryLoader
 from isda_repro.data.loader import Loader, Share
-from isda_repro.data.normalise import Normalise, channel_statistics, stored_statistics
 from isda_repro.data.packed import PackedSplit, load_packed
 from isda_repro.data.packing import Packing, pack, speed_up
 from isda_repro.data.source import AnySplit, DataError, MissingDataError, Source, Split, StoredSplit
@@ -40,6 +41,7 @@ __all__ = [
     "InMemoryLoader",
     "Loader",
     "MissingDataError",
+    "Mixup",
     "NoAugmentation",
     "Normalise",
     "PackedSplit",

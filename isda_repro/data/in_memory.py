@@ -41,38 +41,46 @@ class InMemoryLoader(Loader):
         self._stored = (images.permute(0, 2, 3, 1) if self._channels_last else images).contiguous()
         self._targets = split.targets.to(self._device)
         self._noise = torch.Generator(self._device)
-        drawn = self._augmentation.draw(1, self._image_size, torch.Generator())
+        drawn = dict(self._augmentation.draw(1, self._image_size, torch.Generator()))
+        if self._mixup is not None:
+            drawn |= self._mixup.draw(1, 1, 0)
         self._draw_types = {name: numbers.dtype for name, numbers in drawn.items()}
 
     @property
     def has_static_batches(self) -> bool:
-        """True if ``batch_from`` can make every batch: shuffled real images, integer draws, no window or host draws."""
-        are_whole = all(not dtype.is_floating_point for dtype in self._draw_types.values())
+        """True if ``batch_from`` can make every batch: shuffled real images, no float64 draws, window or host draws."""
+        fit = all(dtype == torch.float32 or not dtype.is_floating_point for dtype in self._draw_types.values())
         is_one_step = not self._augmentation.wants_many and not self._augmentation.host_draws
-        return self._shuffle and self._synthetic is None and is_one_step and are_whole
+        return self._shuffle and self._synthetic is None and is_one_step and fit
 
     def numbers_of_batches(self, epoch: int, first_step: int = 0) -> Iterator[Tensor]:
         """Yield the input of ``batch_from`` for each batch from ``first_step`` on: image indices and draws.
 
         Yields:
-            int64 [1 + draws, n] on the device; they are views of one tensor that is copied to it once per epoch.
+            int64 [1 + draws, n] on the device; they are views of one tensor that is copied to it once per epoch. A
+            float32 draw is stored as its bits.
         """
         plan = self._plan(epoch)
         assert plan.images is not None
-        rows = [plan.images, *(plan.draws[name].long() for name in self._draw_types)]
+        drawn = (plan.draws[name] for name in self._draw_types)
+        bits = (row.view(torch.int32) if row.is_floating_point() else row for row in drawn)
+        rows = [plan.images, *(row.long() for row in bits)]
         numbers = torch.stack(rows).to(self._device)
         for start, stop in pairwise(plan.starts[first_step:]):
             yield numbers[:, start:stop]
 
     def batch_from(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Assemble the batch of ``numbers`` int64 [1 + draws, n]: float32 [n, C, H, W] and int64 [n].
+        """Assemble the batch of ``numbers`` int64 [1 + draws, n]: float32 [n, C, H, W] and targets as ``epoch`` has.
 
         The batch is the same as the one that ``epoch`` yields. Everything runs on the device, and the shapes depend on
         n alone, so a CUDA graph can capture it.
         """
-        draws = {name: row.to(dtype) for row, (name, dtype) in zip(numbers[1:], self._draw_types.items(), strict=True)}
+        draws = {}
+        for row, (name, dtype) in zip(numbers[1:], self._draw_types.items(), strict=True):
+            draws[name] = row.int().view(dtype) if dtype.is_floating_point else row.to(dtype)
         images, targets = self._gathered(numbers[0], slice(None))
-        return self._normalised(self._augmented(images, draws), draws), targets
+        images = self._normalised(self._augmented(images, draws), draws)
+        return (images, targets) if self._mixup is None else self._mixup.mix(images, targets, draws, len(images))
 
     def _batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         plan = self._plan(epoch)
@@ -85,10 +93,11 @@ class InMemoryLoader(Loader):
             for step in range(first, first + len(starts) - 1):
                 self._put_generated(images, starts[step - first] - starts[0], epoch, step, plan)
             images = self._augmented(images, here)
-            for start, stop in pairwise(starts):
+            for step, (start, stop) in enumerate(pairwise(starts), first):
                 batch = slice(start - starts[0], stop - starts[0])
                 here_in_batch = {name: numbers[batch] for name, numbers in here.items()}
-                yield self._normalised(images[batch], here_in_batch), targets[batch]
+                normalised = self._normalised(images[batch], here_in_batch)
+                yield self._mixed(normalised, targets[batch], here_in_batch, step)
 
     def _put_generated(self, images: Tensor, begin: int, epoch: int, step: int, plan: Plan) -> None:
         """Write a step's generated images into ``images``, in which the step's samples begin at row ``begin``."""

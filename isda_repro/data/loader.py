@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from isda_repro.data.augment import Augmentation, Draws, NoAugmentation
-from isda_repro.data.normalise import Normalise
+from isda_repro.data.augmentation.augment import Augmentation, Draws, NoAugmentation
+from isda_repro.data.augmentation.mixup import PARTNER, Mixup, share_among_processes
+from isda_repro.data.augmentation.normalise import Normalise
 from isda_repro.data.source import AnySplit, DataError
 from isda_repro.data.synthetic import Synthetic
 from isda_repro.errors import UserError
@@ -53,10 +55,12 @@ class Generated:
 class Plan:
     """One epoch from the point of view of this process; the tensors are on the CPU.
 
+    With mixup, a step also loads the partners of its samples that other processes have, behind its own samples.
+
     Attributes:
-        positions: positions of its samples in the epoch, int64 [n]; None: all N, in order.
+        positions: positions of the samples to load in the epoch, int64 [n]; None: all N, in order.
         images: image index of each sample, int64 [n]; None: the natural order.
-        draws: the augmentation's draws for each sample.
+        draws: the draws of augmentation and mixup for each sample; a partner is a row of its step.
         starts: index of the first sample of each step, and the end: [steps + 1].
         generated: generated images of each step; empty if none are generated.
     """
@@ -84,6 +88,7 @@ class Loader(ABC):
             copy.
         share: part of each global batch that this loader yields.
         synthetic: generated images to mix with the real ones; None uses real images alone.
+        mixup: mix each image with another one of the global batch; None: no mixup.
 
     Raises:
         DataError: a batch size that is not positive or, when shuffling, larger than the split.
@@ -106,8 +111,9 @@ class Loader(ABC):
         memory_format: torch.memory_format = torch.contiguous_format,
         share: Share = WHOLE,
         synthetic: Synthetic | None = None,
+        mixup: Mixup | None = None,
     ) -> None:
-        self._images, self._passes, self._synthetic = len(split), passes, synthetic
+        self._images, self._passes, self._synthetic, self._mixup = len(split), passes, synthetic, mixup
         self._targets_on_host = split.targets
         self.num_samples = passes * len(split)  # in an epoch
         if synthetic is not None:
@@ -134,6 +140,8 @@ class Loader(ABC):
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over the epoch's batches from ``first_step`` on: float32 [n, C, H, W] and int64 [n], on the device.
 
+        With mixup, the targets are float32 [n, classes]: the share of each class in the mixed image.
+
         These are exactly the batches that the epoch yields there when it runs from its start.
 
         Raises:
@@ -146,8 +154,7 @@ class Loader(ABC):
     def part_of(self, step: int) -> tuple[int, int]:
         """Return the offset of this process's samples in the global batch of a step, and the size of that batch."""
         start = step * self.batch_size
-        stop = min(start + self.batch_size, self.num_samples)
-        return self.share.of(start, stop).start - start, stop - start
+        return self._own(step).start - start, min(self.batch_size, self.num_samples - start)
 
     def close(self) -> None:  # noqa: B027 (most loaders have nothing to end)
         """End the processes that a loader has started; it cannot be used afterwards."""
@@ -165,18 +172,32 @@ class Loader(ABC):
     def _plan(self, epoch: int) -> Plan:
         """Return the plan of an epoch for this process."""
         order = self._order(epoch) if self._shuffle else None
-        draws = self._augmentation.draw(self.num_samples, self._image_size, self._generator("augmentation", epoch))
+        draws = dict(
+            self._augmentation.draw(self.num_samples, self._image_size, self._generator("augmentation", epoch))
+        )
+        if self._mixup is not None:
+            draws |= self._mixup.draw(self.num_samples, self.batch_size, stream_seed(self._seed, "mixup", epoch))
         batches = range(0, self.num_samples, self.batch_size)
         if self.share.world_size == 1:
             return Plan(None, order, draws, [*batches, self.num_samples], self._generated(order))
-        parts = [self.share.of(start, min(start + self.batch_size, self.num_samples)) for start in batches]
-        positions = torch.cat([torch.arange(part.start, part.stop) for part in parts])
-        starts = [0]
-        for part in parts:
-            starts.append(starts[-1] + part.stop - part.start)
+        parts = [self._own(step) for step in range(self.steps_per_epoch)]
+        of_steps = [torch.arange(part.start, part.stop) for part in parts]
+        partners: list[Tensor] = []
+        if self._mixup is not None:
+            shared = [share_among_processes(draws, *of_step) for of_step in zip(batches, parts, strict=True)]
+            of_steps, partners = [one for one, _ in shared], [rows for _, rows in shared]
+        starts = [0, *accumulate(map(len, of_steps))]
+        positions = torch.cat(of_steps)
         images = positions if order is None else order[positions]
         own = {name: numbers[positions] for name, numbers in draws.items()}
+        if partners:
+            own[PARTNER] = torch.cat(partners)
         return Plan(positions, images, own, starts, self._generated(order))
+
+    def _own(self, step: int) -> slice:
+        """Return the positions in the epoch of this process's samples of a step; the slice may be empty."""
+        start = step * self.batch_size
+        return self.share.of(start, min(start + self.batch_size, self.num_samples))
 
     def _generated(self, order: Tensor | None) -> list[Generated]:
         """Return the generated images of each step; their classes are those of the images in ``order``."""
@@ -213,6 +234,13 @@ class Loader(ABC):
         """Normalise images, and apply the augmentations of normalised images."""
         images = self._normalise(images)
         return self._augmentation.apply_normalised(images, draws) if len(images) else images
+
+    def _mixed(self, images: Tensor, labels: Tensor, draws: Draws, step: int) -> tuple[Tensor, Tensor]:
+        """Return the images and targets of this process in a step, of all that it has loaded for it."""
+        if self._mixup is None:
+            return images, labels
+        own = self._own(step)
+        return self._mixup.mix(images, labels, draws, own.stop - own.start)
 
     def _placed(self, draws: Draws) -> dict[str, Tensor]:
         """Move the draws to the device, except those that the augmentation needs on the CPU."""

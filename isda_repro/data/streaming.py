@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from isda_repro.console import one_line
+from isda_repro.data.augmentation.augment import Draws
+from isda_repro.data.augmentation.mixup import only_with
 from isda_repro.data.decode import Crop, UnreadableError, decoded
 from isda_repro.data.loader import Loader, Plan
 from isda_repro.data.source import DataError, StoredSplit
@@ -73,10 +75,13 @@ class StreamingLoader(Loader):
         self._targets, self.may_fall_short = split.targets, unreadable == "skip"
         self.report = report
         slots = PREFETCHED * workers + 2 if workers and self._device.type == "cpu" and FORKS else 0
-        self._slots = _shared_slots(slots, -(-self.batch_size // self.share.world_size), *self._image_size)
+        most = -(-self.batch_size // self.share.world_size)
+        if self._mixup is not None:  # the partners may all be samples of other processes
+            most = min(2 * most, self.batch_size)
+        self._slots = _shared_slots(slots, most, *self._image_size)
         self._requests = _Requests(slots)
         if workers:
-            waiting = 0 if slots else -(-self.batch_size // self.share.world_size)
+            waiting = 0 if slots else most
             _check_shared_memory(workers, waiting, *self._image_size)
         self._loader: DataLoader[Any] = DataLoader(
             _Fetcher(split, crop, self._seed, self._slots),
@@ -104,14 +109,29 @@ class StreamingLoader(Loader):
             targets = self._targets[batch] if plan.images is None else self._targets[plan.images[batch]]
             pixels = fetched.pixels if fetched.slot is None else self._slots[fetched.slot, : len(targets)]
             here = {name: numbers[batch] for name, numbers in draws.items()}
-            if fetched.failures:
-                kept = self._without(fetched.failures, len(targets))
+            kept = self._without(fetched.failures, len(targets)) if fetched.failures else None
+            if kept is not None and self._mixup is None:
                 pixels, targets = pixels[kept], targets[kept]
                 here = {name: numbers[kept.to(numbers.device)] for name, numbers in here.items()}
-            pixels = pixels.to(self._device, non_blocking=True)
+            pixels, targets = (one.to(self._device, non_blocking=True) for one in (pixels, targets))
             images = self._normalised(self._augmented(pixels.permute(0, 3, 1, 2), here), here)
             self._requests.give_back(fetched.slot)
-            yield images, targets.to(self._device, non_blocking=True)
+            if self._mixup is not None:
+                images, targets = self._mixed_of_read(images, targets, here, step, kept)
+            yield images, targets
+
+    def _mixed_of_read(
+        self, images: Tensor, labels: Tensor, draws: Draws, step: int, kept: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mixed images and targets of a step, without the samples that are not ``kept`` (None: all are).
+
+        A sample whose partner could not be read stays as it is, whichever process has which of the two.
+        """
+        if kept is None:
+            return self._mixed(images, labels, draws, step)
+        images, targets = self._mixed(images, labels, only_with(draws, kept), step)
+        own = kept[kept < len(images)].to(images.device)
+        return images[own], targets[own]
 
     def _without(self, failures: Sequence[Failure], samples: int) -> Tensor:
         """Return the indices of the samples that were read, int64, and report the failures.

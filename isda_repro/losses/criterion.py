@@ -150,6 +150,13 @@ class Criterion(StatefulModule):
         first, total = self._part
         return draw(max(total, first + samples))[first : first + samples]
 
+    def total_weight(self, targets: Tensor) -> Tensor | None:
+        """Return the sum of weights that the mean over a batch is divided by, []; None: the number of samples.
+
+        A loop whose processes share a batch needs it to weight their losses.
+        """
+        return None
+
     def whole_state_dict(self) -> dict[str, Tensor] | None:
         """Return the state of all processes, of which each may hold a part; all must call this.
 

@@ -59,6 +59,15 @@ class CrossEntropyCriterion(Criterion):
         self.reduction, self.label_smoothing = reduction, label_smoothing
         self.register_buffer("weight", _class_weights(weight, num_classes), persistent=False)
 
+    def total_weight(self, targets: Tensor) -> Tensor | None:
+        """Return the sum of the weights of the labels that count, see ``Criterion``.
+
+        None without weights, and for probabilities, whose mean is over samples.
+        """
+        if self.weight is None or targets.is_floating_point():
+            return None
+        return torch.where(targets != IGNORED, self.weight.index_select(0, without_negative(targets)), 0).sum()
+
     def _cross_entropy(
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:

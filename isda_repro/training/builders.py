@@ -25,6 +25,7 @@ from isda_repro.data import (
     AnySplit,
     InMemoryLoader,
     Loader,
+    Mixup,
     Share,
     Source,
     Split,
@@ -88,8 +89,14 @@ def build_criterion(
         train_counts: number of training images of each class, which ``loss.weight=balanced`` needs.
 
     Raises:
-        ConfigError: the loss cannot be made with its settings, or a class to be weighted has no image.
+        ConfigError: the loss cannot be made with its settings, a class to be weighted has no image, or ``recipe.mixup``
+            makes targets that the loss does not take.
     """
+    if cfg.recipe.get("mixup") is not None and not target_class(cfg.loss).takes_probabilities:  # type: ignore[attr-defined]
+        raise ConfigError(
+            f"recipe.mixup={cfg.recipe.mixup} gives each image shares of two classes, and loss={cfg.choice.loss} takes "
+            "one class alone: use loss=ce or isda, or leave recipe.mixup out"
+        )
     torch.manual_seed(stream_seed(cfg.seed, "criterion_initialisation"))
     head = network.head
     arguments: dict[str, Any] = {"num_classes": head.out_features, "feature_dim": head.in_features}
@@ -125,6 +132,8 @@ def build_loaders(
     passes = recipe.get("passes") or 1  # frozen files may be older than this setting
     generated = build_synthetic(cfg, source, compute)
     of_training: dict[str, Any] = {"batch_size": recipe.batch_size, "passes": passes, "synthetic": generated}
+    if recipe.get("mixup") is not None:
+        of_training["mixup"] = Mixup(recipe.mixup, source.num_classes)
     train = build_loader(cfg, source.train, compute, train=True, **of_training, **options)
     return train, build_loader(cfg, source.test, compute, train=False, **options)
 
@@ -194,6 +203,7 @@ def build_loader(
     passes: int = 1,
     processes: Processes = SINGLE_PROCESS,
     synthetic: Synthetic | None = None,
+    mixup: Mixup | None = None,
 ) -> Loader:
     """Return a loader of one split, which yields augmented images if ``train`` is True.
 
@@ -210,6 +220,7 @@ def build_loader(
         passes: number of times that an epoch goes through the data.
         processes: the processes that share each batch.
         synthetic: generated images to mix in; only for images in memory.
+        mixup: how to mix the images of each batch; None: not at all.
 
     Raises:
         ConfigError: ``synthetic`` is given for images that are read from files.
@@ -226,6 +237,7 @@ def build_loader(
         "device": compute.device,
         "memory_format": compute.memory_format,
         "share": Share(processes.rank, processes.world_size),
+        "mixup": mixup,
     }
     if isinstance(split, Split):
         return InMemoryLoader(split, synthetic=synthetic, **options)

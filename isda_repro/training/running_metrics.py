@@ -103,7 +103,9 @@ class RunningMetrics:
         self._samples = state["samples"]
 
     @torch.no_grad()
-    def add(self, loss: Tensor, logits: Tensor, targets: Tensor, step: int | Tensor) -> None:
+    def add(
+        self, loss: Tensor, logits: Tensor, targets: Tensor, step: int | Tensor, counts_as: int | Tensor | None = None
+    ) -> None:
         """Add the loss and the errors of one batch, on the device.
 
         The samples are counted on the host by ``count``, which the replay of a captured step would not do.
@@ -111,11 +113,14 @@ class RunningMetrics:
         Args:
             loss: mean loss of the batch [].
             logits: [N, C].
-            targets: int64 [N].
+            targets: int64 [N], or probabilities [N, C], of which the largest names the label that errors are counted
+                against.
             step: number of the step, an int or a tensor [] on the device.
+            counts_as: number of samples that the loss stands for, an int or []; None: N.
         """
-        wrong = (logits.argmax(1) != targets).sum()
-        self._sums += torch.stack([loss.double() * len(targets), wrong.double()])
+        labels = targets.argmax(1) if targets.is_floating_point() else targets
+        wrong = (logits.argmax(1) != labels).sum()
+        self._sums += torch.stack([loss.double() * (len(targets) if counts_as is None else counts_as), wrong.double()])
         bad = ~loss.isfinite() & (self._first_bad_step < 0)
         self._first_bad_step.copy_(torch.where(bad, step, self._first_bad_step))
 

@@ -23,7 +23,7 @@ WARM_UP_STEPS = 3
 """Steps before the capture, in which libraries choose their algorithms and the optimizer makes momentum buffers."""
 
 Learn = Callable[[Tensor, Tensor, Tensor, Tensor], None]
-"""Takes images [N, 3, H, W], targets [N], progress [] and step [], and does one optimizer step on the device."""
+"""Takes images [N, 3, H, W], targets [N] or [N, C], progress [] and step [], and does one optimizer step."""
 
 
 def reason_for_eager(loader: Loader, criterion: Criterion, compute: Compute, processes: Processes) -> str | None:

@@ -44,20 +44,23 @@ class Weighted(NamedTuple):
 
     Attributes:
         weight: factor on the share's loss: its samples times the number of processes, divided by the samples of the
-            whole batch. A number, or a tensor [].
+            whole batch; or, if classes have weights, its sum of these instead of samples. A number, or a tensor [].
         padded_size: number of samples that every process passes to a collective loss; smaller shares are padded with
-            samples whose target is ``IGNORED``. None: no padding.
+            samples whose target is ``IGNORED``, or whose probabilities are 0. None: no padding.
+        counts_as: number of samples that the share's loss stands for in a mean over samples, if this is not the number
+            that it has: because classes have weights, or because the loss is a mean that includes the padding.
     """
 
     weight: float | Tensor = 1.0
     padded_size: int | None = None
+    counts_as: int | Tensor | None = None
 
 
 WHOLE_BATCH = Weighted()
 
 
 def weighted(
-    samples: int,
+    targets: Tensor,
     total: int,
     criterion: Criterion,
     processes: Processes,
@@ -68,19 +71,26 @@ def weighted(
     """Return weight and padding of this process's share of a batch.
 
     Args:
-        samples: samples of this process.
+        targets: of this process's samples.
         total: samples of the whole batch, if none is missing.
         criterion: on an accelerator, a collective one gets shares that are padded to one size.
         processes: the processes that share the batch.
         device: device of the weight.
         may_fall_short: True if loaders may skip samples; then the processes add up how many they have.
     """
-    weight: float | Tensor = samples * processes.world_size / total
-    if may_fall_short:
-        everybody = processes.all_reduce_sum(torch.full((), float(samples), device=device))
-        weight = samples * processes.world_size / everybody.clamp(min=1)
     counts_are_unknown = criterion.is_collective and device.type != "cpu"  # the host does not wait for them
-    return Weighted(weight, padded_size=-(-total // processes.world_size) if counts_are_unknown else None)
+    padded_size = -(-total // processes.world_size) if counts_are_unknown else None
+    counts_as: int | Tensor | None = padded_size if targets.is_floating_point() else None
+    samples, own = len(targets), criterion.total_weight(targets)
+    weight: float | Tensor = (counts_as or samples) * processes.world_size / total
+    if own is not None:  # the loss of a share is a mean by the weights of its classes, and so is that of the batch
+        everybody, of_all = processes.all_reduce_sum(torch.stack([own.new_full((), samples), own]))
+        part = own / torch.where(of_all > 0, of_all, 1)
+        weight, counts_as = part * processes.world_size, part * everybody
+    elif may_fall_short:
+        everybody = processes.all_reduce_sum(torch.full((), float(samples), device=device))
+        weight = (counts_as or samples) * processes.world_size / everybody.clamp(min=1)
+    return Weighted(weight, padded_size, counts_as)
 
 
 def compute_gradients(
@@ -103,7 +113,7 @@ def compute_gradients(
         network: images [N, 3, H, W] -> features [N, A] and logits [N, C].
         criterion: see ``isda_repro.losses.Criterion``.
         images: [N, 3, H, W].
-        targets: int64 [N].
+        targets: int64 [N], or probabilities of the classes, float32 [N, C].
         head: the network's last layer.
         progress: the share of training that is over, in [0, 1]; in a captured step a tensor [] on the device.
         compute: precision, and the size of micro-batches (None: the whole batch at once).
@@ -246,12 +256,13 @@ def _criterion(
 
 
 def _shown(features: Tensor, logits: Tensor, targets: Tensor, padded_size: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the inputs of the criterion, padded to ``padded_size`` samples with ``IGNORED`` targets."""
+    """Return the inputs of the criterion, padded to ``padded_size`` samples that are ignored, or have no class."""
     missing = 0 if padded_size is None else padded_size - len(targets)
     if not missing:
         return features, logits, targets
     below = (0, 0, 0, missing)
-    return F.pad(features, below), F.pad(logits, below), F.pad(targets, (0, missing), value=IGNORED)
+    no_class = F.pad(targets, below) if targets.is_floating_point() else F.pad(targets, (0, missing), value=IGNORED)
+    return F.pad(features, below), F.pad(logits, below), no_class
 
 
 @torch.no_grad()

@@ -275,6 +275,7 @@ class Trainer:
     ) -> None:
         """Compute the gradients of one batch and update the weights: everything that a step does on the device."""
         self.optimizer.zero_grad()
+        share = WHOLE_BATCH if part is None else self._share(targets, part[1])
         result = compute_gradients(
             self.train_model,
             self.criterion,
@@ -285,20 +286,20 @@ class Trainer:
             compute=self.compute,
             seed_micro_batch=seed_micro_batch,
             stopwatch=self._stopwatch if self.compute.device.type == "cpu" and self._static is None else None,
-            share=WHOLE_BATCH if part is None else self._share(len(images), part[1]),
+            share=share,
             eval_model=self.eval_model,
         )
-        self._totals.add(result.loss, result.logits, targets, step)
+        self._totals.add(result.loss, result.logits, targets, step, share.counts_as)
         self.optimizer.step()
 
     def _learn_unseeded(self, images: Tensor, targets: Tensor, progress: Tensor, step: Tensor) -> None:
         """Run ``_learn`` in a static step, which seeds its generators beforehand."""
         self._learn(images, targets, progress, step, lambda index: None, None)
 
-    def _share(self, samples: int, total: int) -> Weighted:
+    def _share(self, targets: Tensor, total: int) -> Weighted:
         missing = self.train_batches.may_fall_short
         device = self.compute.device
-        return weighted(samples, total, self.criterion, self.processes, device, may_fall_short=missing)
+        return weighted(targets, total, self.criterion, self.processes, device, may_fall_short=missing)
 
     def _seed_network(self, step: int, micro_batch: int) -> None:
         """Seed the network's random draws (dropout) of a step and micro-batch.

@@ -58,6 +58,10 @@ WRONG_VALUES = [  # overrides, a key, and a YAML list of values that it must ref
     ("", "recipe.epochs", WHOLE),
     ("", "recipe.batch_size", WHOLE),
     ("", "recipe.passes", "[0, -1, 1.5, true]"),
+    ("", "recipe.mixup", "[0, -0.2, .nan, .inf, true, [0.2], a]"),
+    *((loss, "loss.weight", "[1, a, [], [1, a], [1, 0], [1, -1], [1, .nan], true]") for loss in ("", "loss=isda")),
+    *((loss, "loss.label_smoothing", "[-0.1, 1.1, .nan, true, a]") for loss in ("", "loss=isda")),
+    ("loss=isda_diagonal", "loss.prior", "[-1, .nan, true, a]"),
     ("", "recipe.lr", "[0, -0.1, .nan, .inf, true, a]"),
     ("", "recipe.weight_decay", "[-1, .nan, true, a]"),
     ("", "recipe.momentum", "[1, -0.1, true, a]"),
@@ -172,12 +176,27 @@ def test_they_are_refused_when_a_run_is_composed(compose_it):
         ("", {"recipe.schedule.milestones": [], "recipe.epochs": 1, "recipe.batch_size": 1}),
         ("", {"dataset.train_limit": 1, "dataset.holdout": 1, "dataset.mean": [0, -1, 2], "tracking.tags": [64 * "a"]}),
         ("", {"checkpoint.minutes": None, "checkpoint.steps": 1, "compute.micro_batch": 1, "compute.sync_bn": True}),
+        ("", {"recipe.mixup": 1, "loss.weight": [1, 0.5, 2], "loss.label_smoothing": 1}),
+        ("loss=isda", {"loss.weight": [1], "loss.label_smoothing": 0.1, "loss.prior": 10}),
         (FOLDER, {"dataset.workers": 0, "dataset.unreadable": "skip", "dataset.mean": "auto", "dataset.std": "auto"}),
         (WGAN, {"synthetic.fraction": 0.001, "synthetic.covers_all": True, "synthetic.settings": {"gan.epochs": 1}}),
     ],
 )
 def test_values_at_the_limits_are_allowed(settings, base, changed):
     check(settings(base, **changed))
+
+
+def test_a_loss_that_does_not_take_an_option_names_it():
+    for option in ("label_smoothing=0.1", "prior=10", "weight=[1,2]"):
+        with pytest.raises(ConfigError) as error:
+            compose(["dataset=digits", "loss=focal", f"loss.{option}"])
+        assert_names(error, f"loss.{option.partition('=')[0]}")
+
+
+def test_mixup_is_for_real_images(settings):
+    with pytest.raises(ConfigError) as error:
+        check(settings(WGAN, **{"recipe.mixup": 0.2}))
+    assert_names(error, "recipe.mixup synthetic=wgan")
 
 
 @pytest.mark.parametrize(

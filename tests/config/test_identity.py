@@ -130,6 +130,22 @@ def test_runs_keep_the_names_that_finished_ones_have(composed, settings, overrid
     assert run_id(older) == name
 
 
+@pytest.mark.parametrize("option", ["recipe.mixup", "loss.label_smoothing", "loss.prior", "loss.weight"])
+def test_an_option_that_is_off_is_in_no_request_and_zero_turns_it_off(composed, settings, option):
+    base = composed(BASE)
+    group, key = option.split(".")
+    assert base[group][key] is None
+    assert key not in request(base)[group]
+    older = settings(BASE)
+    del older[group][key]
+    assert run_id(older) == base.run_id
+    used = composed(f"{BASE} {option}={'[1,2]' if key == 'weight' else 0.5}")
+    assert used.run_id != base.run_id
+    assert key in request(used)[group]
+    if key != "weight":
+        assert composed(f"{BASE} {option}=0").run_id == composed(f"{BASE} {option}=0.0").run_id == base.run_id
+
+
 def test_a_generator_is_in_the_name_and_in_the_request(composed):
     with_images = composed(f"{BASE} synthetic=acgan")
     asked = request(with_images)["synthetic"]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from isda_repro.data import AutoAugment, Chain, Cutout, NoAugmentation, PadCropFlip
-from isda_repro.data.augment import IMAGES_AT_ONCE, take_rows
+from isda_repro.data.augmentation.augment import IMAGES_AT_ONCE, take_rows
 from isda_repro.errors import UserError
 
 FORMATS = [torch.contiguous_format, torch.channels_last]

@@ -6,7 +6,15 @@ from torchvision.transforms import InterpolationMode, autoaugment, v2
 from torchvision.transforms.v2 import functional
 
 from isda_repro.data import AutoAugment
-from isda_repro.data.autoaugment import IDENTITY, SIGNED, STAGES, Operation, function, magnitude, published_sub_policies
+from isda_repro.data.augmentation.autoaugment import (
+    IDENTITY,
+    SIGNED,
+    STAGES,
+    Operation,
+    function,
+    magnitude,
+    published_sub_policies,
+)
 
 NAMES = sorted(set(v2.AutoAugment._AUGMENTATION_SPACE))
 HEIGHT, WIDTH = 32, 28

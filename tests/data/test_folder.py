@@ -8,7 +8,8 @@ import pytest
 import torch
 from pictures import CLASSES, content, make_folder, picture
 
-from isda_repro.data import Crop, DataError, channel_statistics, folder, load_folder, normalise, stored_statistics
+from isda_repro.data import Crop, DataError, channel_statistics, folder, load_folder, stored_statistics
+from isda_repro.data.augmentation import normalise
 from isda_repro.data.decode import decoded
 from isda_repro.data.folder import read_index
 from isda_repro.data.source import stratified_order

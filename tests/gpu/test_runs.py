@@ -69,6 +69,14 @@ def test_a_captured_run_equals_an_eager_one(settings, loss):
     assert losses(captured) == pytest.approx(losses(eager), rel=1e-5)
 
 
+@pytest.mark.parametrize("loss", ["ce", "isda", "isda_diagonal"])
+def test_a_captured_run_mixes_as_an_eager_one(settings, loss):
+    more = (f"loss={loss}", *RESNET, *EXACT, "recipe.mixup=0.4", "recipe.epochs=4")
+    captured, eager = trained(settings, "captured", *more), trained(settings, "eager", *more, EAGER)
+    assert "eager_because" not in captured.segments[0]
+    assert losses(captured) == pytest.approx(losses(eager), rel=1e-5)
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_family_of_networks_is_captured(settings, network):
     more = (*NETWORKS[network], *EXACT, "loss=isda", "recipe.epochs=3")

@@ -12,7 +12,6 @@ from criteria import MAKERS, WITH_SIGMA2, assert_same, make, unchanged
 from float64_reference import loss_with_label, two_pass, two_pass_soft
 from test_arguments import COMBINED, WEIGHT, arguments, gradients, torchs
 from torch import nn
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from isda_repro.losses import ClassStatistics, ClassVariances, PackedStatistics
 from isda_repro.losses.covariances import packed as packed_module
@@ -324,6 +323,8 @@ def test_half_precision_is_computed_in_float32(dtype):
     "name", [pytest.param(one, marks=pytest.mark.slow) for one in ("ce", "isda", "isda_packed")] + ["isda_diagonal"]
 )
 def test_it_compiles_into_one_graph(name):
+    from torch._dynamo.testing import CompileCounterWithBackend  # slow to import, which each process would do
+
     torch._dynamo.reset()
     criterion, head, features, _ = make(name, **arguments(WEIGHT, "mean", 0.1))
     eager, graphs = copy.deepcopy(criterion), CompileCounterWithBackend("aot_eager")

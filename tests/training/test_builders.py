@@ -164,3 +164,12 @@ def test_official_initialisation_is_the_authors_and_renames_no_other_run(model):
     if model.startswith("shake"):
         wider = next(one for one in theirs.modules() if isinstance(one, nn.Conv2d) and one.weight.shape[:2] == (64, 32))
         assert wider.weight.std().item() == pytest.approx((2 / (32 * wider.kernel_size[0] ** 2)) ** 0.5, rel=0.1)
+
+
+def test_training_images_are_mixed_and_evaluated_ones_are_not():
+    cfg, compute, source, _, criterion = assemble("recipe.mixup=0.4", "loss=isda")
+    train, test = builders.build_loaders(cfg, source, compute)
+    (_, mixed), (_, labels) = next(iter(train.epoch(0))), next(iter(test.epoch(0)))
+    assert mixed.shape == (64, 10)
+    assert labels.dtype == torch.int64
+    assert criterion.takes_probabilities

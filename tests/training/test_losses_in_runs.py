@@ -43,6 +43,16 @@ def test_each_is_another_loss_from_the_same_start(settings):
     assert len(set(after.values())) == len(LOSSES) > 10, after
 
 
+@pytest.mark.parametrize("loss", ["ce", "isda"])
+def test_weights_and_smoothing_reach_the_loss(settings, loss):
+    few = "recipe.epochs=1"
+    options = ([], ["loss.weight=[1,2,3,4,5,6,7,8,9,10]"], ["loss.label_smoothing=0.1"])
+    found = [run(settings(loss, "runs", few, *option)).curves["train_loss"][0] for option in options]
+    assert len(set(found)) == 3, found
+    with pytest.raises(ConfigError, match=r"weight=\[1, 2\] must be 10 numbers"):
+        run(settings(loss, "runs", "loss.weight=[1,2]"))
+
+
 def test_large_margin_trains_a_head_without_bias_and_the_file_of_another_run_starts_it(settings, tmp_path):
     one = "recipe.epochs=1"
     plain, margin = settings("ce", "runs", one), settings("large_margin", "runs", one)

@@ -18,7 +18,7 @@ from isda_repro.losses import CrossEntropy, ISDALoss
 from isda_repro.training import distributed
 from isda_repro.training.compute import refuse_differences, resolve_compute
 from isda_repro.training.distributed import SINGLE_PROCESS, LostContactError, Processes, init_distributed
-from isda_repro.training.step import WHOLE_BATCH, weighted
+from isda_repro.training.step import WHOLE_BATCH, _shown, weighted
 
 SCRIPT = Path(__file__).with_name("together.py")
 CPU = torch.device("cpu")
@@ -68,6 +68,14 @@ def test_several_processes_train_as_one_where_batches_divide_unevenly(left, worl
 def test_micro_batches_of_which_processes_have_different_numbers_train_as_the_whole_batch(left, world):
     for loss in ("isda", "center"):
         assert_same(left[1]["every_loss"][loss], left[world]["micro_batches"][loss], loss)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_mixtures_do_not_depend_on_the_number_of_processes_and_of_micro_batches(left, world):
+    for loss, other in (("ce", "ce"), ("isda", "isda"), ("isda", "micro")):
+        assert_same(left[1]["mixed"][loss], left[world]["mixed"][other], f"{other} with mixup")
+    plain, mixed = (left[1][kind]["ce"]["curves"] for kind in ("every_loss", "mixed"))
+    assert mixed[0][0] != plain[0][0]
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -136,19 +144,47 @@ def test_first_process_is_through_before_the_others_begin(left, tmp_path_factory
 
 def test_weight_of_a_share_is_its_part_of_the_batch_times_the_processes():
     def of(processes, samples, total, criterion, device=CPU, short=False):
-        return weighted(samples, total, criterion, processes, device, may_fall_short=short)
+        targets = torch.zeros(samples, dtype=torch.int64)
+        return weighted(targets, total, criterion, processes, device, may_fall_short=short)
 
     class Four(Processes):
         def all_reduce_sum(self, tensor):
             return tensor + 5  # the remaining three processes have five samples
 
     ce, isda = CrossEntropy(4, 6), ISDALoss(4, 6, lambda_0=1.0)
-    assert WHOLE_BATCH == (1.0, None)
+    assert WHOLE_BATCH == (1.0, None, None)
     assert Share().of(3, 10) == slice(3, 10)
-    assert of(SINGLE_PROCESS, 2, 8, ce) == (0.25, None)
-    assert of(Processes(1, 4), 3, 8, ce) == (1.5, None)
-    assert of(Four(1, 4), 3, 12, ce, short=True) == (1.5, None)
+    assert of(SINGLE_PROCESS, 2, 8, ce) == (0.25, None, None)
+    assert of(Processes(1, 4), 3, 8, ce) == (1.5, None, None)
+    assert of(Four(1, 4), 3, 12, ce, short=True) == (1.5, None, None)
     assert of(Processes(1, 4), 2, 9, isda, torch.device("meta")).padded_size is None, "nothing is exchanged"
+
+
+@pytest.mark.parametrize("are_soft", [False, True])
+def test_padding_of_shares_changes_no_loss(are_soft):
+    """Accelerators pad the shares of a batch to one size, and a mean over probabilities includes the padding."""
+
+    class Collective(CrossEntropy):
+        is_collective = True
+
+    torch.manual_seed(0)
+    criterion, head = Collective(4, 6), torch.nn.Linear(6, 4)
+    features, targets = torch.randn(10, 6), torch.randint(4, (10,))
+    if are_soft:
+        targets = 0.7 * torch.eye(4)[targets] + 0.3 * torch.eye(4)[targets.flip(0)]
+    whole = criterion(features, head(features), targets, head=head, progress=0.0)
+    weights, means = 0.0, 0.0
+    for rank in range(3):
+        part = Share(rank, 3).of(0, 10)
+        own = targets[part]
+        share = weighted(own, 10, criterion, Processes(rank, 3), torch.device("meta"), may_fall_short=False)
+        shown = _shown(features[part], head(features[part]), own, share.padded_size)
+        assert [len(one) for one in shown] == [4] * 3
+        loss = criterion(*shown, head=head, progress=0.0)
+        weights += loss * share.weight / 3
+        means += loss * (len(own) if share.counts_as is None else share.counts_as) / 10
+    torch.testing.assert_close(weights, whole)
+    torch.testing.assert_close(means, whole)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,8 @@ def test_every_loss_has_the_bits_of_ordinary_steps(tmp_path, monkeypatch, static
         ("augmentation=cutout", "augmentation.cutout.length=3"),
         ("compute.channels_last=false", "augmentation.padding=1"),
         ("recipe.passes=2", "faithful=official"),
+        ("loss=isda", "loss.weight=[1,2,3,4,5,6,7,8,9,10]", "loss.label_smoothing=0.1"),
+        ("recipe.mixup=0.4", "loss=isda", "augmentation=cutout", "augmentation.cutout.length=3"),
     ],
 )
 def test_every_way_to_make_a_batch_has_the_bits_of_ordinary_steps(tmp_path, monkeypatch, static, more):

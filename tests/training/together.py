@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from isda_repro.data import InMemoryLoader, Share, Split
+from isda_repro.data import InMemoryLoader, Mixup, Share, Split
 from isda_repro.losses import CenterLoss, CrossEntropy, DisturbLabel, ISDALoss, LargeMarginSoftmax, SampledISDALoss
 from isda_repro.models import Network
 from isda_repro.runs.records import EpochRecord
@@ -25,8 +25,10 @@ from isda_repro.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 CLASSES, WIDTH = 4, 6
+WEIGHTS = (0.5, 1.0, 2.0, 4.0)
 SHARED = {
     "isda": lambda **shared: ISDALoss(CLASSES, WIDTH, lambda_0=2.0, **shared),
+    "isda_weighted": lambda **shared: ISDALoss(CLASSES, WIDTH, lambda_0=2.0, weight=WEIGHTS, **shared),
     "isda_packed": lambda **shared: ISDALoss(CLASSES, WIDTH, lambda_0=2.0, packed=True, **shared),
     "isda_diagonal": lambda **shared: ISDALoss(CLASSES, WIDTH, lambda_0=2.0, covariance="diagonal", **shared),
     "isda_shared": lambda **shared: ISDALoss(CLASSES, WIDTH, lambda_0=2.0, covariance="shared", **shared),
@@ -36,6 +38,7 @@ SHARED = {
 }
 OTHERS = {
     "ce": lambda: CrossEntropy(CLASSES, WIDTH),
+    "ce_weighted": lambda: CrossEntropy(CLASSES, WIDTH, weight=WEIGHTS, label_smoothing=0.1),
     "large_margin": lambda: LargeMarginSoftmax(CLASSES, WIDTH),
     "disturb_label": lambda: DisturbLabel(CLASSES, WIDTH, alpha=0.4),
 }
@@ -63,7 +66,9 @@ def split(samples, seed):
     )
 
 
-def trainer_of(name, processes, *, norm=None, micro_batch=None, sync=True, train=22, batch_size=10, epochs=2):
+def trainer_of(
+    name, processes, *, norm=None, micro_batch=None, sync=True, mixup=None, train=22, batch_size=10, epochs=2
+):
     """Return a trainer of 22 images in batches of 10: of three processes, one has no image of an epoch's last batch."""
     compute = Compute(CPU, "test", "fp32", False, False, False, False, micro_batch)
     torch.manual_seed(1)
@@ -88,7 +93,7 @@ def trainer_of(name, processes, *, norm=None, micro_batch=None, sync=True, train
         schedule=MultiStep([2], 0.5),
         epochs=epochs,
         progress="iteration",
-        train_batches=InMemoryLoader(split(train, 0), batch_size=batch_size, shuffle=True, **options),
+        train_batches=InMemoryLoader(split(train, 0), batch_size=batch_size, shuffle=True, mixup=mixup, **options),
         test_batches=InMemoryLoader(split(7, 1), batch_size=5, shuffle=False, **options),
         compute=compute,
         seed=0,
@@ -113,6 +118,13 @@ def every_loss(processes, folder):
 def micro_batches(processes, folder):
     """Train with micro-batches of two images, of which the processes have different numbers."""
     return {name: finished(trainer_of(name, processes, micro_batch=2), folder) for name in ("isda", "center")}
+
+
+def mixed(processes, folder):
+    """Train on mixtures of images, of which the partners may be samples of other processes, and in micro-batches."""
+    mixup = Mixup(1.0, CLASSES)
+    whole = {name: finished(trainer_of(name, processes, mixup=mixup), folder) for name in ("ce", "isda")}
+    return {**whole, "micro": finished(trainer_of("isda", processes, mixup=mixup, micro_batch=2), folder)}
 
 
 def batch_norm(processes, folder):
@@ -237,7 +249,7 @@ def exchanges(processes, folder):
     )
 
 
-ALL = (every_loss, micro_batches, another_number, few_samples, exchanges)
+ALL = (every_loss, micro_batches, mixed, another_number, few_samples, exchanges)
 OF_TWO = (batch_norm, own_statistics)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from isda_repro.data.augment import Augmentation, Draws
+from isda_repro.data.augmentation.augment import Augmentation, Draws
 from isda_repro.errors import UserError
 
 LEVELS = 10
