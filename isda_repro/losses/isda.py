@@ -24,6 +24,7 @@ from isda_repro.losses.batch_classes import (
 from isda_repro.losses.covariances.class_statistics import ClassStatistics, ClassVariances
 from isda_repro.losses.covariances.packed import PackedStatistics
 from isda_repro.losses.covariances.packed_quadratic import add_half_sigma2_packed
+from isda_repro.losses.covariances.prior import mixed, own_share, within_class
 from isda_repro.losses.covariances.quadratic import Strength, add_half_sigma2, sigma2_common, sigma2_diagonal
 from isda_repro.losses.criterion import Criterion, require_from_zero
 
@@ -65,10 +66,13 @@ class ISDALoss(Criterion):
         kernels: True: compute float32 batches on CUDA with Triton (``isda_repro.losses.covariances.kernels``), for
             square full covariances. Other batches, and compiled graphs, use plain torch. None or False: no kernels; they are
             off by default because they have not been measured to be faster yet.
+        prior: k, for rare classes: a class with n samples so far uses ``(n q_c + k q_within) / (n + k)``, where q_c is
+            the quadratic form of its own covariance and q_within that of the pooled within-class covariance, see
+            ``isda_repro.losses.covariances.prior``. For full and diagonal covariances. None: off.
 
     Raises:
-        ValueError: lambda_0 is negative or not finite; covariance or lambda_schedule has an unknown value; ``packed``
-            is set without full covariances; or kernels=True without square full covariances, a CUDA device, or Triton.
+        ValueError: lambda_0 or prior is negative or not finite; covariance or lambda_schedule has an unknown value;
+            ``packed`` is set without full covariances; prior is set with shared or identity; or kernels=True without square full covariances, a CUDA device, or Triton.
     """
 
     has_statistics: ClassVar[bool] = True
@@ -84,6 +88,8 @@ class ISDALoss(Criterion):
         packed: bool | None = None,
         process_group: dist.ProcessGroup | None = None,
         kernels: bool | None = None,
+        *,
+        prior: float | None = None,
     ) -> None:
         super().__init__(num_classes, feature_dim, ignore_index)
         check_lambda(lambda_0, lambda_schedule)
@@ -95,12 +101,20 @@ class ISDALoss(Criterion):
             raise ValueError(f"packed=True is for covariance='full', and not for {covariance!r}")
         if packed is None:
             packed = covariance == "full" and 4 * num_classes * feature_dim**2 > SQUARE_BYTES
+        if prior is not None:
+            require_from_zero("prior", prior)
+            if covariance not in ("full", "diagonal"):
+                raise ValueError(
+                    f"prior={prior} is for covariance='full' or 'diagonal', and not for {covariance!r}, which has no "
+                    "covariance for each class; leave it out"
+                )
         if kernels not in (None, True, False):
             raise ValueError(f"kernels={kernels} must be true, false or null")
         if kernels:
             _check_kernels("packed" if packed else covariance)
         self.kernels = bool(kernels)
         self.lambda_0, self.lambda_schedule, self.covariance = lambda_0, lambda_schedule, covariance
+        self.prior = prior
         self.process_group = process_group
         self.statistics: ClassStatistics | ClassVariances | PackedStatistics | None = None
         if packed:
@@ -128,6 +142,19 @@ class ISDALoss(Criterion):
         return self._cross_entropy(features, augmented, targets, head=head, progress=progress)
 
     def _augmented(
+        self, logits: Tensor, weight: Tensor, targets: Tensor, all_targets: Tensor, strength: Strength
+    ) -> Tensor:
+        if self.prior is None:
+            return self._augmented_by_class(logits, weight, targets, all_targets, strength)
+        of_class = self._augmented_by_class(torch.zeros_like(logits), weight, targets, all_targets, strength)
+        return logits + self._mixed(of_class, weight, targets, strength)
+
+    def _mixed(self, of_class: Tensor, weight: Tensor, targets: Tensor, strength: Strength) -> Tensor:
+        """Return the added term of each class [N, C], mixed with that of the pooled within-class covariance."""
+        assert self.statistics is not None and self.prior is not None
+        return mixed(of_class, weight, self._classes(targets), self.statistics, self.prior, strength)
+
+    def _augmented_by_class(
         self, logits: Tensor, weight: Tensor, targets: Tensor, all_targets: Tensor, strength: Strength
     ) -> Tensor:
         statistics = self.statistics
@@ -169,19 +196,31 @@ class ISDALoss(Criterion):
             batch = kernels.update(self.statistics, all_features, counted)
             if all_targets is not targets:
                 batch = sort_by_class(targets, self.num_classes)
-            return kernels.add_half_sigma2(logits, weight, self.statistics.covariance, batch, strength)
+            added_to = logits if self.prior is None else torch.zeros_like(logits)
+            augmented = kernels.add_half_sigma2(added_to, weight, self.statistics.covariance, batch, strength)
+            return augmented if self.prior is None else logits + self._mixed(augmented, weight, targets, strength)
 
     @torch.no_grad()
     def class_covariance(self, label: int) -> Tensor:
         """Return the covariance [A, A] that this loss uses for a class.
 
-        It is the identity with ``covariance="identity"``, and a diagonal matrix with "diagonal".
+        It is the identity with ``covariance="identity"``, and a diagonal matrix with "diagonal". With ``prior`` it is
+        the mixture with the pooled covariance; if packed ones are divided among processes, all must then call this.
 
         Raises:
             IndexError: there is no such class, or another process holds its packed covariance.
         """
         if not 0 <= label < self.num_classes:
             raise IndexError(f"class {label} is not in [0, {self.num_classes})")
+        if self.prior is not None:
+            assert self.statistics is not None
+            within = within_class(self.statistics)
+            within = within.diag() if within.dim() == 1 else within
+            share = own_share(self.statistics.count[label].to(within.dtype), self.prior)
+            return torch.lerp(within, self._own_covariance(label), share)
+        return self._own_covariance(label)
+
+    def _own_covariance(self, label: int) -> Tensor:
         match self.statistics:
             case PackedStatistics():
                 return self.statistics.covariance_of(label)
@@ -208,6 +247,7 @@ class ISDALoss(Criterion):
         return (
             f"num_classes={self.num_classes}, feature_dim={self.feature_dim}, lambda_0={self.lambda_0}, "
             f"covariance={self.covariance!r}, lambda_schedule={self.lambda_schedule!r}"
+            + ("" if self.prior is None else f", prior={self.prior}")
         )
 
 
