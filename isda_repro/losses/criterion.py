@@ -150,6 +150,12 @@ class Criterion(StatefulModule):
         """
         return self.state_dict()
 
+    def summary(
+        self, *, head: nn.Linear | None = None, progress: float | Tensor = 1.0
+    ) -> dict[str, float | list[float]] | None:
+        """Return figures about the loss's covariances, or None if it has none; see ``ISDALoss.summary``."""
+        return None
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return optimizer groups for the criterion's own parameters; empty if it has none."""
         return []
@@ -173,7 +179,7 @@ class Criterion(StatefulModule):
                 is outside [0, 1] (unless its value is on an accelerator).
             RuntimeError: the state of this copy would be lost (``DataParallel``), or its process group was (pickle).
         """
-        head = _unwrapped(head)
+        head = unwrapped(head)
         self._check(features, logits, targets, head)
         learns = self.training and torch.is_grad_enabled()
         if learns:
@@ -303,7 +309,7 @@ class CrossEntropy(Criterion):
         return self._cross_entropy(features, logits, targets, head=head, progress=progress)
 
 
-def _unwrapped(head: nn.Module) -> nn.Linear:
+def unwrapped(head: nn.Module) -> nn.Linear:
     """Return the layer itself if the authors' kind of loop has wrapped the head on its own."""
     wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
     return cast(nn.Linear, head.module if isinstance(head, wrappers) else head)

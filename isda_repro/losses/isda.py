@@ -20,15 +20,18 @@ from isda_repro.losses.batch_classes import (
     mark_unsound,
     of_all_processes,
     rows_of_fixed_number,
+    without_autocast,
 )
 from isda_repro.losses.covariances.class_statistics import ClassStatistics, ClassVariances
 from isda_repro.losses.covariances.packed import PackedStatistics
 from isda_repro.losses.covariances.packed_quadratic import add_half_sigma2_packed
 from isda_repro.losses.covariances.prior import mixed, own_share, within_class
 from isda_repro.losses.covariances.quadratic import Strength, add_half_sigma2, sigma2_common, sigma2_diagonal
-from isda_repro.losses.criterion import Criterion, require_from_zero
+from isda_repro.losses.covariances.summary import mean_margin, over_wrong, summarise
+from isda_repro.losses.criterion import Criterion, require_from_zero, unwrapped
 
 COVARIANCES = ("full", "diagonal", "shared", "identity")
+SUMMARY_BYTES = 2**26  # of covariances and products that a summary computes at a time
 SQUARE_BYTES = 2**31  # DenseNet-BC-190-40 on CIFAR-100, the paper's largest on CIFAR, takes 1.9e9
 LAMBDA_SCHEDULES = ("linear", "constant")
 
@@ -64,15 +67,16 @@ class ISDALoss(Criterion):
             everywhere; packed covariances are divided among the processes. Each process must call the criterion in each
             step, see ``isda_repro.losses.batch_classes``. None: this process alone.
         kernels: True: compute float32 batches on CUDA with Triton (``isda_repro.losses.covariances.kernels``), for
-            square full covariances. Other batches, and compiled graphs, use plain torch. None or False: no kernels; they are
-            off by default because they have not been measured to be faster yet.
+            square full covariances. Other batches, and compiled graphs, use plain torch. None or False: no kernels;
+            they are off by default because they have not been measured to be faster yet.
         prior: k, for rare classes: a class with n samples so far uses ``(n q_c + k q_within) / (n + k)``, where q_c is
             the quadratic form of its own covariance and q_within that of the pooled within-class covariance, see
             ``isda_repro.losses.covariances.prior``. For full and diagonal covariances. None: off.
 
     Raises:
         ValueError: lambda_0 or prior is negative or not finite; covariance or lambda_schedule has an unknown value;
-            ``packed`` is set without full covariances; prior is set with shared or identity; or kernels=True without square full covariances, a CUDA device, or Triton.
+            ``packed`` is set without full covariances; prior is set with shared or identity; or
+            kernels=True without square full covariances, a CUDA device, or Triton.
     """
 
     has_statistics: ClassVar[bool] = True
@@ -151,7 +155,8 @@ class ISDALoss(Criterion):
 
     def _mixed(self, of_class: Tensor, weight: Tensor, targets: Tensor, strength: Strength) -> Tensor:
         """Return the added term of each class [N, C], mixed with that of the pooled within-class covariance."""
-        assert self.statistics is not None and self.prior is not None
+        assert self.statistics is not None
+        assert self.prior is not None
         return mixed(of_class, weight, self._classes(targets), self.statistics, self.prior, strength)
 
     def _augmented_by_class(
@@ -230,6 +235,47 @@ class ISDALoss(Criterion):
                 return torch.eye(self.feature_dim)
             case _:
                 return self.statistics.covariance[0 if self.covariance == "shared" else label]
+
+    @torch.no_grad()
+    def summary(
+        self, *, head: nn.Linear | None = None, progress: float | Tensor = 1.0
+    ) -> dict[str, float | list[float]] | None:
+        """Return figures that show what lambda does; None with ``covariance="identity"``, which estimates nothing.
+
+        The keys, each with the mean over the classes that have samples:
+
+        - "samples": samples seen so far (their sum, and not the mean);
+        - "trace" of the covariances, and their "effective_rank", trace^2 / squared Frobenius norm, from 1 to A;
+        - "added": the added term, lambda/2 sigma2, averaged over the wrong classes (with ``prior``, the mixed one);
+        - "margin": the size of the margin, abs(z_c - z_j), at the mean feature of class c, averaged over the wrong
+          classes j. That of equation 4's fraction is the margin less the added term;
+        - "ratio": added / margin.
+
+        "class_trace" and so on are lists with one entry for each class, 0 if it has no samples. With
+        ``covariance="shared"`` there are no class means, and so neither margin, ratio nor lists. If packed covariances
+        are divided among processes, all of them must call this. Waits for the device.
+
+        Args:
+            head: the network's last layer; None: leave out added, margin and ratio.
+            progress: the share of training that is over, in [0, 1], which lambda follows.
+        """
+        if self.statistics is None:
+            return None
+        if head is None:
+            return summarise(self.statistics, None, None)
+        head = unwrapped(head)
+        with without_autocast(head.weight):
+            weight = head.weight.flatten(1).to(self.statistics.mean.dtype)
+            strength = self.lambda_0 * (float(progress) if self.lambda_schedule == "linear" else 1)
+            rows = self.num_classes
+            if isinstance(self.statistics, ClassStatistics):  # the other forms keep their own temporaries small
+                rows = max(1, SUMMARY_BYTES // (weight.nbytes + self.statistics.covariance[0].nbytes))
+            added = [
+                over_wrong(self._augmented(weight.new_zeros(len(some), self.num_classes), weight, some, some, strength))
+                for some in torch.arange(self.num_classes, device=weight.device).split(rows)
+            ]
+            margin = None if self.covariance == "shared" else mean_margin(self.statistics.mean, head)
+            return summarise(self.statistics, torch.cat(added), margin)
 
     def whole_state_dict(self) -> dict[str, Tensor] | None:
         """Return the state of all processes: packed covariances are divided among them, see ``Criterion``."""

@@ -41,10 +41,10 @@ from isda_repro.runs.strict_json import (
 from isda_repro.runs.strict_json import RecordError as RecordError  # the error of every reader of records
 
 # The schema versions that this code reads; it writes the last. Add one when fields, or their meanings, change.
-METRICS_SCHEMAS = (2, 3, 4)  # EpochRecord and SegmentRecord; 3 added the top-5 error, 4 eager_because
+METRICS_SCHEMAS = (2, 3, 4, 5)  # of epochs and segments; 3 added the top-5 error, 4 eager_because, 5 covariances
 RESULT_SCHEMAS = (1, 2)  # Result; 2 added the top-5 error
 GENERATOR = "generator"  # the kind of a GeneratorResult, which read_result refuses
-MOST_LINE_BYTES = 2**20  # of a line of metrics.jsonl, which has a few hundred
+MOST_LINE_BYTES = 2**20  # of a line of metrics.jsonl, which has a few hundred, and 60 more for each class with ISDA
 LAST_EPOCHS = 10  # Table 2's caption: "the average test error over the last 10 epochs"
 
 METRICS = {
@@ -138,6 +138,7 @@ class EpochRecord(AnyRecord):
     test_loss: float  # plain cross-entropy
     test_error: Percent
     test_top5_error: Percent | None = None  # class not among the five likeliest; only with more than 5 classes
+    covariances: dict[Text, float | list[float]] | None = None  # of ISDA: what ISDALoss.summary returns
     timing: dict[Text, float]  # seconds: train, data_wait, evaluation, saving, and criterion (not on a GPU);
     # images_per_s; peak_memory_mib
 
@@ -165,7 +166,7 @@ class Result(AnyRecord):
     feature_dim: Positive
     train_images: Positive
     test_images: Positive
-    curves: dict[Text, list[float]]  # those of CURVES; test_top5_error if there is one
+    curves: dict[Text, list[float]]  # those of CURVES; test_top5_error and those of COVARIANCE_CURVES if there are
     timing: dict[Text, float]  # totals over the run, with the keys of EpochRecord.timing
     segments: Annotated[list[Plain], Field(min_length=1)]  # one SegmentRecord each, as JSON
     environment: Plain  # git revision, whether the tree was clean, package versions
@@ -190,6 +191,9 @@ class Result(AnyRecord):
 
 CURVES = ("test_error", "test_loss", "train_error", "train_loss", "lr")
 """The curves of every Result."""
+
+COVARIANCE_CURVES = {f"covariances/{name}": name for name in ("ratio", "added", "margin", "trace", "effective_rank")}
+"""Further curves of ISDA's runs, each with its key in ``EpochRecord.covariances``."""
 
 
 def _of_every_result(

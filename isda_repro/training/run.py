@@ -16,7 +16,15 @@ from isda_repro.data.source import counted
 from isda_repro.errors import UserError
 from isda_repro.files import append_to, open_regular
 from isda_repro.models.weights import load_weights
-from isda_repro.runs.records import EpochRecord, Result, SegmentRecord, as_json, mean_of_last, read_result
+from isda_repro.runs.records import (
+    COVARIANCE_CURVES,
+    EpochRecord,
+    Result,
+    SegmentRecord,
+    as_json,
+    mean_of_last,
+    read_result,
+)
 from isda_repro.runs.to_wandb import wandb_trackers
 from isda_repro.tracking import Progress
 from isda_repro.training import builders
@@ -162,12 +170,18 @@ def result_record(
 def curves_of(records: Sequence[EpochRecord]) -> dict[str, list[float]]:
     """Return the curves of a run, with one value for each epoch.
 
-    Top-5 errors are included only if every epoch has one; older versions did not write them.
+    Top-5 errors and figures of covariances are included only if every epoch has them; older versions did not write
+    them.
     """
     names = ["test_error", "test_loss", "train_error", "train_loss", "lr"]
     if all(record.test_top5_error is not None for record in records):
         names.append("test_top5_error")
-    return {name: [getattr(record, name) for record in records] for name in names}
+    curves = {name: [getattr(record, name) for record in records] for name in names}
+    of_epochs = [record.covariances or {} for record in records]
+    for name, key in COVARIANCE_CURVES.items():
+        if all(key in one for one in of_epochs):
+            curves[name] = [one[key] for one in of_epochs]
+    return curves
 
 
 def summary(result: Result) -> str:

@@ -22,7 +22,13 @@ from isda_repro.training.checkpoint import Saver
 from isda_repro.training.compute import Compute
 from isda_repro.training.distributed import SINGLE_PROCESS, Processes
 from isda_repro.training.evaluate import evaluate
-from isda_repro.training.running_metrics import RunningMetrics, Stopwatch, peak_memory_mib, sum_states
+from isda_repro.training.running_metrics import (
+    RunningMetrics,
+    Stopwatch,
+    covariance_summary,
+    peak_memory_mib,
+    sum_states,
+)
 from isda_repro.training.schedule import Schedule
 from isda_repro.training.static_step import StaticStep, reason_for_eager
 from isda_repro.training.step import WHOLE_BATCH, Weighted, compute_gradients, explained_single_image, weighted
@@ -224,6 +230,8 @@ class Trainer:
             )
         if not math.isfinite(test.loss):
             raise self._diverged(f"the test loss is {test.loss}")
+        with self._stopwatch.host("evaluation"):
+            covariances = covariance_summary(self.criterion, self.network.head, self._progress_at(self.step - 1))
         return EpochRecord(
             epoch=epoch,
             step=self.step,
@@ -233,6 +241,7 @@ class Trainer:
             test_loss=test.loss,
             test_error=test.error,
             test_top5_error=test.top5_error,
+            covariances=covariances,
             timing=self._timing(),
         )
 

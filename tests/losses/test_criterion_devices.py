@@ -12,7 +12,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
     ("name", "samples"),
     [(name, 4) for name in ("isda", "isda_diagonal", "isda_packed", "isda_prior")]
     + [(name, 24) for name in (*(name for name in WITHOUT_DRAWS if name not in WITH_SIGMA2), "isda_shared")]
-    + [pytest.param(name, 24, marks=pytest.mark.slow) for name in ("isda", "isda_identity", "isda_packed", *WITH_PRIOR)],
+    + [
+        pytest.param(name, 24, marks=pytest.mark.slow) for name in ("isda", "isda_identity", "isda_packed", *WITH_PRIOR)
+    ],
 )
 def test_loss_compiles_into_one_graph_that_takes_any_progress(name, samples):
     torch._dynamo.reset()
