@@ -13,9 +13,19 @@ const MARKS = [
   "x-thin-open",
 ];
 const COLOURS = 6;
-const TICKS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100];
+const TICKS = [-3, -2, -1, 0, 1, 2, 3].flatMap((power) => [1, 2, 5].map((digit) => Number(`${digit}e${power}`)));
 const MORE_TICKS = [0.3, 0.7, 1.5, 3, 4, 7, 15, 30, 40, 60, 70, 80]; // where the axis spans less than a factor of 8
-const NAMES = { test_error: "error", train_error: "training error", test_loss: "loss", train_loss: "training loss" };
+const NAMES = {
+  test_error: "error",
+  train_error: "training error",
+  test_loss: "loss",
+  train_loss: "training loss",
+  "covariances/ratio": "ISDA's added term / margin",
+  "covariances/added": "ISDA's added term",
+  "covariances/margin": "margin of the class means",
+  "covariances/trace": "trace of the covariances",
+  "covariances/effective_rank": "effective rank of the covariances",
+};
 
 function colourOf(look) {
   return getComputedStyle(document.documentElement)
