@@ -145,10 +145,10 @@ def one_of_three(rank, folder):
             if before is not None:
                 criterion.load_state_dict(torch.load(folder / before)["state"])
             trace = trained(criterion, head, sizes, own, group)
-            state = criterion.whole_state_dict()
+            state, summary = criterion.whole_state_dict(), criterion.summary(head=head)
             assert kind != "packed" or (state is None) == (own > 0)
             if own == 0:
-                torch.save({"trace": trace, "state": state}, folder / name)
+                torch.save({"trace": trace, "state": state, "summary": summary}, folder / name)
         dist.barrier()
     torch.compiler.is_compiling = lambda: False
     states = {name: overflow(name, rank, groups[3]) for name in SHARING}
@@ -202,6 +202,7 @@ def test_several_processes_equal_one(tmp_path):
         say = lambda message, name=name: f"{name}: {message}"  # noqa: E731
         torch.testing.assert_close(found["trace"], trace, rtol=1e-9, atol=1e-11, msg=say)
         torch.testing.assert_close(found["state"], criterion.state_dict(), rtol=1e-10, atol=1e-12, msg=say)
+        torch.testing.assert_close(found["summary"], criterion.summary(head=head), rtol=1e-9, atol=1e-11, msg=say)
         assert criterion.state_dict()["statistics.count"].sum() == sum(sizes) * 4 * (1 if before is None else 2), name
     for name, state in outcomes["overflows"].items():
         say = lambda message, name=name: f"{name}: {message}"  # noqa: E731
