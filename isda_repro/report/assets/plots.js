@@ -106,7 +106,7 @@ function escaped(text) {
 
 function tracesOf(data, panel, lines, options) {
   const digits = isError(options.curve) ? 2 : 3;
-  const floor = isError(options.curve) ? panel.floor : 1e-6;
+  const floor = isError(options.curve) ? panel.floor : options.curve.startsWith("covariances/") ? 1e-3 : 1e-6;
   const drawn = options.axis === "log" ? (value) => Math.max(value, floor) : (value) => value;
   return lines.flatMap((line) => {
     const band = bandOf(data, line.runs, options.curve);
@@ -126,7 +126,8 @@ function verticalAxis(traces, options, ink) {
   const [low, high] = values.reduce(([a, b], value) => [Math.min(a, value), Math.max(b, value)], [Infinity, -Infinity]);
   const axis = { gridcolor: ink.rule, zeroline: false, fixedrange: false, tickfont: { size: 11 } };
   if (options.axis !== "log") return { ...axis, rangemode: "tozero" };
-  const ticks = high > 8 * low ? TICKS : [...TICKS, ...MORE_TICKS];
+  const sparse = high > 1000 * low ? TICKS.filter((_, index) => index % 3 === 0) : TICKS;
+  const ticks = high > 8 * low ? sparse : [...TICKS, ...MORE_TICKS];
   return {
     ...axis,
     type: "log",
