@@ -164,6 +164,12 @@ class Criterion(StatefulModule):
         """
         return self.state_dict()
 
+    def summary(
+        self, *, head: nn.Linear | None = None, progress: float | Tensor = 1.0
+    ) -> dict[str, float | list[float]] | None:
+        """Return figures about the loss's covariances, or None if it has none; see ``ISDALoss.summary``."""
+        return None
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return optimizer groups for the criterion's own parameters; empty if it has none."""
         return []
@@ -190,7 +196,7 @@ class Criterion(StatefulModule):
                 CPU; elsewhere the loss is NaN); or progress is outside [0, 1] (unless its value is on an accelerator).
             RuntimeError: the state of this copy would be lost (``DataParallel``), or its process group was (pickle).
         """
-        head = _unwrapped(head)
+        head = unwrapped(head)
         self._check(features, logits, targets, head)
         learns = self.training and torch.is_grad_enabled()
         if learns:
@@ -344,7 +350,7 @@ class Criterion(StatefulModule):
         return None if is_counted.all() else is_counted.nonzero()[:, 0]
 
 
-def _unwrapped(head: nn.Module) -> nn.Linear:
+def unwrapped(head: nn.Module) -> nn.Linear:
     """Return the layer itself if the authors' kind of loop has wrapped the head on its own."""
     wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
     return cast(nn.Linear, head.module if isinstance(head, wrappers) else head)

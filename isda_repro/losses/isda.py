@@ -20,16 +20,20 @@ from isda_repro.losses.batch_classes import (
     mark_unsound,
     of_all_processes,
     rows_of_fixed_number,
+    without_autocast,
 )
 from isda_repro.losses.covariances.class_statistics import ClassStatistics, ClassVariances
 from isda_repro.losses.covariances.kernel_choice import check_kernels, takes_kernels
 from isda_repro.losses.covariances.packed import PackedStatistics
 from isda_repro.losses.covariances.packed_quadratic import add_half_sigma2_packed
+from isda_repro.losses.covariances.prior import mixed, own_share, within_class
 from isda_repro.losses.covariances.quadratic import Strength, add_half_sigma2, sigma2_common, sigma2_diagonal
-from isda_repro.losses.criterion import require_from_zero
+from isda_repro.losses.covariances.summary import mean_margin, over_wrong, summarise
+from isda_repro.losses.criterion import require_from_zero, unwrapped
 from isda_repro.losses.cross_entropy import CrossEntropyCriterion
 
 COVARIANCES = ("full", "diagonal", "shared", "identity")
+SUMMARY_BYTES = 2**26  # of covariances and products that a summary computes at a time
 SQUARE_BYTES = 2**31  # DenseNet-BC-190-40 on CIFAR-100, the paper's largest on CIFAR, takes 1.9e9
 LAMBDA_SCHEDULES = ("linear", "constant")
 
@@ -67,13 +71,17 @@ class ISDALoss(CrossEntropyCriterion):
         kernels: True: compute float32 batches on CUDA with the Triton kernels of
             ``isda_repro.losses.covariances.kernels``, for square full covariances. Other batches, and compiled graphs,
             use plain torch. None: use the kernels wherever they run. False: never use them.
+        prior: k, for rare classes: a class with n samples so far uses ``(n q_c + k q_within) / (n + k)``, where q_c is
+            the quadratic form of its own covariance and q_within that of the pooled within-class covariance, see
+            ``isda_repro.losses.covariances.prior``. For full and diagonal covariances. None: off.
         weight, reduction, label_smoothing: those of ``torch.nn.CrossEntropyLoss``, see ``CrossEntropyCriterion``. With
             label smoothing a sample enters the statistics of its label as a whole, and only the target distribution of
             the cross-entropy is smoothed.
 
     Raises:
-        ValueError: lambda_0 is negative or not finite; covariance or lambda_schedule has an unknown value; ``packed``
-            is set without full covariances; or kernels=True without square full covariances, a CUDA device, or Triton.
+        ValueError: lambda_0 or prior is negative or not finite; covariance or lambda_schedule has an unknown value;
+            ``packed`` is set without full covariances; prior is set with shared or identity; or
+            kernels=True without square full covariances, a CUDA device, or Triton.
     """
 
     has_statistics: ClassVar[bool] = True
@@ -90,6 +98,7 @@ class ISDALoss(CrossEntropyCriterion):
         process_group: dist.ProcessGroup | None = None,
         kernels: bool | None = None,
         *,
+        prior: float | None = None,
         weight: Sequence[float] | Tensor | None = None,
         reduction: str = "mean",
         label_smoothing: float = 0.0,
@@ -111,9 +120,17 @@ class ISDALoss(CrossEntropyCriterion):
             raise ValueError(f"packed=True is for covariance='full', and not for {covariance!r}")
         if packed is None:
             packed = covariance == "full" and 4 * num_classes * feature_dim**2 > SQUARE_BYTES
+        if prior is not None:
+            require_from_zero("prior", prior)
+            if covariance not in ("full", "diagonal"):
+                raise ValueError(
+                    f"prior={prior} is for covariance='full' or 'diagonal', and not for {covariance!r}, which has no "
+                    "covariance for each class; leave it out"
+                )
         check_kernels(kernels, "packed" if packed else covariance)
         self.kernels = kernels if covariance == "full" and not packed else False
         self.lambda_0, self.lambda_schedule, self.covariance = lambda_0, lambda_schedule, covariance
+        self.prior = prior
         self.process_group = process_group
         self.statistics: ClassStatistics | ClassVariances | PackedStatistics | None = None
         if packed:
@@ -165,6 +182,20 @@ class ISDALoss(CrossEntropyCriterion):
     def _augmented(
         self, logits: Tensor, weight: Tensor, targets: Tensor, all_targets: Tensor, strength: Strength
     ) -> Tensor:
+        if self.prior is None:
+            return self._augmented_by_class(logits, weight, targets, all_targets, strength)
+        of_class = self._augmented_by_class(torch.zeros_like(logits), weight, targets, all_targets, strength)
+        return logits + self._mixed(of_class, weight, targets, strength)
+
+    def _mixed(self, of_class: Tensor, weight: Tensor, targets: Tensor, strength: Strength) -> Tensor:
+        """Return the added term of each class [N, C], mixed with that of the pooled within-class covariance."""
+        assert self.statistics is not None
+        assert self.prior is not None
+        return mixed(of_class, weight, self._classes(targets), self.statistics, self.prior, strength)
+
+    def _augmented_by_class(
+        self, logits: Tensor, weight: Tensor, targets: Tensor, all_targets: Tensor, strength: Strength
+    ) -> Tensor:
         statistics = self.statistics
         if isinstance(statistics, PackedStatistics):
             return add_half_sigma2_packed(logits, targets, weight, statistics, all_targets, strength)
@@ -204,19 +235,31 @@ class ISDALoss(CrossEntropyCriterion):
             batch = kernels.update(self.statistics, all_features, counted)
             if all_targets is not targets:
                 batch = sort_by_class(targets, self.num_classes)
-            return kernels.add_half_sigma2(logits, weight, self.statistics.covariance, batch, strength)
+            added_to = logits if self.prior is None else torch.zeros_like(logits)
+            augmented = kernels.add_half_sigma2(added_to, weight, self.statistics.covariance, batch, strength)
+            return augmented if self.prior is None else logits + self._mixed(augmented, weight, targets, strength)
 
     @torch.no_grad()
     def class_covariance(self, label: int) -> Tensor:
         """Return the covariance [A, A] that this loss uses for a class.
 
-        It is the identity with ``covariance="identity"``, and a diagonal matrix with "diagonal".
+        It is the identity with ``covariance="identity"``, and a diagonal matrix with "diagonal". With ``prior`` it is
+        the mixture with the pooled covariance; if packed ones are divided among processes, all must then call this.
 
         Raises:
             IndexError: there is no such class, or another process holds its packed covariance.
         """
         if not 0 <= label < self.num_classes:
             raise IndexError(f"class {label} is not in [0, {self.num_classes})")
+        if self.prior is not None:
+            assert self.statistics is not None
+            within = within_class(self.statistics)
+            within = within.diag() if within.dim() == 1 else within
+            share = own_share(self.statistics.count[label].to(within.dtype), self.prior)
+            return torch.lerp(within, self._own_covariance(label), share)
+        return self._own_covariance(label)
+
+    def _own_covariance(self, label: int) -> Tensor:
         match self.statistics:
             case PackedStatistics():
                 return self.statistics.covariance_of(label)
@@ -226,6 +269,47 @@ class ISDALoss(CrossEntropyCriterion):
                 return torch.eye(self.feature_dim)
             case _:
                 return self.statistics.covariance[0 if self.covariance == "shared" else label]
+
+    @torch.no_grad()
+    def summary(
+        self, *, head: nn.Linear | None = None, progress: float | Tensor = 1.0
+    ) -> dict[str, float | list[float]] | None:
+        """Return figures that show what lambda does; None with ``covariance="identity"``, which estimates nothing.
+
+        The keys, each with the mean over the classes that have samples:
+
+        - "samples": samples seen so far (their sum, and not the mean);
+        - "trace" of the covariances, and their "effective_rank", trace^2 / squared Frobenius norm, from 1 to A;
+        - "added": the added term, lambda/2 sigma2, averaged over the wrong classes (with ``prior``, the mixed one);
+        - "margin": the size of the margin, abs(z_c - z_j), at the mean feature of class c, averaged over the wrong
+          classes j. That of equation 4's fraction is the margin less the added term;
+        - "ratio": added / margin.
+
+        "class_trace" and so on are lists with one entry for each class, 0 if it has no samples. With
+        ``covariance="shared"`` there are no class means, and so neither margin, ratio nor lists. If packed covariances
+        are divided among processes, all of them must call this. Waits for the device.
+
+        Args:
+            head: the network's last layer; None: leave out added, margin and ratio.
+            progress: the share of training that is over, in [0, 1], which lambda follows.
+        """
+        if self.statistics is None:
+            return None
+        if head is None:
+            return summarise(self.statistics, None, None)
+        head = unwrapped(head)
+        with without_autocast(head.weight):
+            weight = head.weight.flatten(1).to(self.statistics.mean.dtype)
+            strength = self.lambda_0 * (float(progress) if self.lambda_schedule == "linear" else 1)
+            rows = self.num_classes
+            if isinstance(self.statistics, ClassStatistics):  # the other forms keep their own temporaries small
+                rows = max(1, SUMMARY_BYTES // (weight.nbytes + self.statistics.covariance[0].nbytes))
+            added = [
+                over_wrong(self._augmented(weight.new_zeros(len(some), self.num_classes), weight, some, some, strength))
+                for some in torch.arange(self.num_classes, device=weight.device).split(rows)
+            ]
+            margin = None if self.covariance == "shared" else mean_margin(self.statistics.mean, head)
+            return summarise(self.statistics, torch.cat(added), margin)
 
     def whole_state_dict(self) -> dict[str, Tensor] | None:
         """Return the state of all processes: packed covariances are divided among them, see ``Criterion``."""
@@ -243,6 +327,7 @@ class ISDALoss(CrossEntropyCriterion):
         return (
             f"num_classes={self.num_classes}, feature_dim={self.feature_dim}, lambda_0={self.lambda_0}, "
             f"covariance={self.covariance!r}, lambda_schedule={self.lambda_schedule!r}"
+            + ("" if self.prior is None else f", prior={self.prior}")
         )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from isda_repro.losses.batch_classes import IGNORED, classes_present, of_all_processes, without_negative
 from isda_repro.losses.covariances.class_statistics import ClassStatistics
+from isda_repro.losses.covariances.summary import summarise
 from isda_repro.losses.criterion import Criterion, mean_over_batch, require_count
 from isda_repro.losses.isda import check_lambda
 
@@ -78,6 +79,12 @@ class SampledISDALoss(Criterion):
         labels_NM = targets[:, None].expand(-1, self.samples)
         losses_NM = F.cross_entropy(logits_NMC.mT, labels_NM, reduction="none", ignore_index=IGNORED)
         return mean_over_batch(losses_NM.mean(1), targets)
+
+    def summary(
+        self, *, head: nn.Linear | None = None, progress: float | Tensor = 1.0
+    ) -> dict[str, float | list[float]] | None:
+        """Return samples, traces and effective ranks, as ``ISDALoss.summary`` does; there is no added term."""
+        return summarise(self.statistics, None, None)
 
     @torch.no_grad()
     def _noise(self, targets: Tensor, dtype: torch.dtype) -> Tensor:

@@ -17,7 +17,7 @@ from isda_repro.report.labels import (
     names_of,
     panel_settings,
 )
-from isda_repro.runs.records import METRICS, Result
+from isda_repro.runs.records import COVARIANCE_CURVES, METRICS, Result
 from isda_repro.tables.curves import learning_rate_drops
 
 
@@ -37,7 +37,7 @@ class Pool:
         return self._numbers[text]
 
 
-CURVES = ("test_error", "train_error", "test_loss", "train_loss")
+CURVES = ("test_error", "train_error", "test_loss", "train_loss", *COVARIANCE_CURVES)
 NUMBERS = 2_000_000  # numbers in all curves of a page: about 10 MB, a third of that when compressed
 FEWEST = 24  # epochs that a curve keeps at least, however many runs there are
 DIGITS = 4  # significant digits of a loss; errors have two decimals, as in the tables

@@ -41,10 +41,15 @@ from isda_repro.runs.strict_json import (
 from isda_repro.runs.strict_json import RecordError as RecordError  # the error of every reader of records
 
 # The schema versions that this code reads; it writes the last. Add one when fields, or their meanings, change.
-METRICS_SCHEMAS = (2, 3, 4, 5)  # EpochRecord and SegmentRecord; 3 added top-5 errors, 4 eager_because, 5 class errors
+METRICS_SCHEMAS = (
+    2,
+    3,
+    4,
+    5,
+)  # EpochRecord and SegmentRecord; 3 added top-5 errors, 4 eager_because, 5 class errors and covariances
 RESULT_SCHEMAS = (1, 2, 3)  # Result; 2 added top-5 errors, 3 class errors
 GENERATOR = "generator"  # the kind of a GeneratorResult, which read_result refuses
-MOST_LINE_BYTES = 2**20  # of a line of metrics.jsonl, which has a few hundred
+MOST_LINE_BYTES = 2**20  # of a line of metrics.jsonl, which has a few hundred, and 60 more for each class with ISDA
 LAST_EPOCHS = 10  # Table 2's caption: "the average test error over the last 10 epochs"
 
 METRICS = {
@@ -150,6 +155,7 @@ class EpochRecord(AnyRecord):
     test_many_shot_error: Percent | None = None
     test_medium_shot_error: Percent | None = None
     test_few_shot_error: Percent | None = None
+    covariances: dict[Text, float | list[float]] | None = None  # of ISDA: what ISDALoss.summary returns
     timing: dict[Text, float]  # seconds: train, data_wait, evaluation, saving, and criterion (not on a GPU);
     # images_per_s; peak_memory_mib
 
@@ -181,7 +187,7 @@ class Result(AnyRecord):
     feature_dim: Positive
     train_images: Positive
     test_images: Positive
-    curves: dict[Text, list[float]]  # those of CURVES, and those of OPTIONAL_CURVES that every epoch has
+    curves: dict[Text, list[float]]  # of CURVES; of OPTIONAL_CURVES and COVARIANCE_CURVES those that every epoch has
     timing: dict[Text, float]  # totals over the run, with the keys of EpochRecord.timing
     segments: Annotated[list[Plain], Field(min_length=1)]  # one SegmentRecord each, as JSON
     environment: Plain  # git revision, whether the tree was clean, package versions
@@ -210,6 +216,9 @@ CURVES = ("test_error", "test_loss", "train_error", "train_loss", "lr")
 
 OPTIONAL_CURVES = ("test_top5_error", *CLASS_ERRORS)
 """Curves that not every Result has; the last value of each is the field of its name with ``_final``."""
+
+COVARIANCE_CURVES = {f"covariances/{name}": name for name in ("ratio", "added", "margin", "trace", "effective_rank")}
+"""Further curves of ISDA's runs, each with its key in ``EpochRecord.covariances``."""
 
 
 def _of_every_result(

@@ -2,7 +2,7 @@
 
 - Config: the request, the names chosen in each group and, under ``ran_on``, the device, hardware, precision and
   revision of the last segment.
-- History: one row per epoch, with the numbers of its record and ``timing/...``.
+- History: one row per epoch, with the numbers of its record, ``timing/...`` and, for ISDA, ``covariances/...``.
 - Summary: ``table_value``, the number that enters the table; the other numbers of the result; the run's total times as
   ``total/...``; and, as one text under ``record``, the whole result except its curves.
 - If the run belongs to tables: its test error and its table value once more under ``<table>/...``, because a panel of a
@@ -89,9 +89,11 @@ def ran_on(segment: Record) -> dict[str, Any]:
 def row_of(epoch: Record, tables: Sequence[str] = ()) -> dict[str, float]:
     """Return the history row of an epoch, for a run that belongs to ``tables``."""
     numbers = {key: value for key, value in epoch.items() if isinstance(value, int | float) and key != "schema"}
+    of_covariances = epoch.get("covariances") or {}
     return {
         **numbers,
         **{f"timing/{key}": value for key, value in epoch["timing"].items()},
+        **{f"covariances/{key}": value for key, value in of_covariances.items() if isinstance(value, int | float)},
         **{in_table(table, TEST_ERROR): epoch[TEST_ERROR] for table in tables},
     }
 

@@ -17,6 +17,7 @@ from isda_repro.errors import UserError
 from isda_repro.files import append_to, open_regular
 from isda_repro.models.weights import load_weights
 from isda_repro.runs.records import (
+    COVARIANCE_CURVES,
     CURVES,
     OPTIONAL_CURVES,
     EpochRecord,
@@ -173,10 +174,16 @@ def result_record(
 def curves_of(records: Sequence[EpochRecord]) -> dict[str, list[float]]:
     """Return the curves of a run, with one value for each epoch.
 
-    Optional curves are included only if every epoch has a value; older versions did not write them.
+    Optional curves and figures of covariances are included only if every epoch has a value; older versions did not
+    write them.
     """
     whole = (one for one in OPTIONAL_CURVES if all(getattr(record, one) is not None for record in records))
-    return {name: [getattr(record, name) for record in records] for name in (*CURVES, *whole)}
+    curves = {name: [getattr(record, name) for record in records] for name in (*CURVES, *whole)}
+    of_epochs = [record.covariances or {} for record in records]
+    for name, key in COVARIANCE_CURVES.items():
+        if all(key in one for one in of_epochs):
+            curves[name] = [one[key] for one in of_epochs]
+    return curves
 
 
 def summary(result: Result) -> str:

@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from isda_repro.losses import Criterion
+from isda_repro.losses.covariances.summary import Summary
 from isda_repro.training.distributed import SINGLE_PROCESS, Processes
 
 
@@ -145,6 +147,31 @@ class RunningMetrics:
         sums = torch.cat([self._sums, self._sums.new_tensor([self._samples])])
         loss, errors, samples = processes.all_reduce_sum(sums).tolist()
         return loss / max(1, samples), 100 * errors / max(1, samples)
+
+
+DIGITS = 6  # significant digits of a summary in metrics.jsonl
+MOST_CLASSES = 4096  # of the lists in a summary: a line of metrics.jsonl has a largest length
+
+
+def covariance_summary(criterion: Criterion, head: nn.Linear, progress: float) -> Summary | None:
+    """Return ``criterion.summary`` as an epoch's record has it; None for losses without covariances.
+
+    All processes call it. Lists are left out where there are more than ``MOST_CLASSES`` classes.
+    """
+    summary = criterion.summary(head=head, progress=progress)
+    if summary is None:
+        return None
+    rounded: Summary = {}
+    for name, value in summary.items():
+        if not isinstance(value, list):
+            rounded[name] = _rounded(value)
+        elif len(value) <= MOST_CLASSES:
+            rounded[name] = [_rounded(one) for one in value]
+    return rounded
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
 
 
 def sum_states(totals: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -22,7 +22,13 @@ from isda_repro.training.checkpoint import Saver
 from isda_repro.training.compute import Compute
 from isda_repro.training.distributed import SINGLE_PROCESS, Processes
 from isda_repro.training.evaluate import evaluate
-from isda_repro.training.running_metrics import RunningMetrics, Stopwatch, peak_memory_mib, sum_states
+from isda_repro.training.running_metrics import (
+    RunningMetrics,
+    Stopwatch,
+    covariance_summary,
+    peak_memory_mib,
+    sum_states,
+)
 from isda_repro.training.schedule import Schedule
 from isda_repro.training.static_step import StaticStep, reason_for_eager
 from isda_repro.training.step import WHOLE_BATCH, Weighted, compute_gradients, explained_single_image, weighted
@@ -225,6 +231,8 @@ class Trainer:
             test = evaluate(self.eval_model, batches_of_test, self.compute, self.processes, self.train_counts)
         if not math.isfinite(test.loss):
             raise self._diverged(f"the test loss is {test.loss}")
+        with self._stopwatch.host("evaluation"):
+            covariances = covariance_summary(self.criterion, self.network.head, self._progress_at(self.step - 1))
         return EpochRecord(
             epoch=epoch,
             step=self.step,
@@ -235,6 +243,7 @@ class Trainer:
             test_error=test.error,
             test_top5_error=test.top5_error,
             **{} if test.of_classes is None else dict(zip(CLASS_ERRORS, test.of_classes, strict=True)),
+            covariances=covariances,
             timing=self._timing(),
         )
 

@@ -30,9 +30,13 @@ MAKERS = {
     "isda_packed": lambda *sizes, **options: ISDALoss(*sizes, packed=True, **options),
     "isda_identity": lambda *sizes, **options: ISDALoss(*sizes, covariance="identity", **options),
     "isda_sampled": SampledISDALoss,
+    "isda_prior": lambda *sizes, **options: ISDALoss(*sizes, prior=3.0, **options),
+    "isda_diagonal_prior": lambda *sizes, **options: ISDALoss(*sizes, covariance="diagonal", prior=3.0, **options),
+    "isda_packed_prior": lambda *sizes, **options: ISDALoss(*sizes, packed=True, prior=3.0, **options),
 }
 WITHOUT_DRAWS = [name for name in MAKERS if name not in ("disturb_label", "isda_sampled")]
-WITH_SIGMA2 = ["isda", "isda_diagonal", "isda_shared", "isda_identity", "isda_packed"]
+WITH_PRIOR = ["isda_prior", "isda_diagonal_prior", "isda_packed_prior"]
+WITH_SIGMA2 = ["isda", "isda_diagonal", "isda_shared", "isda_identity", "isda_packed", *WITH_PRIOR]
 
 
 def make(name, size=24, classes=7, width=5, dtype=torch.float64, **options):

@@ -84,6 +84,15 @@ def reduced(losses, labels, class_weight, reduction):
     return sum(losses) / (sum(class_weight[y] for y in labels) if reduction == "mean" else 1)
 
 
+def mixed_with_pooled(covariance, count, prior):
+    """Return (n_c Sigma_c + k Sigma_within) / (n_c + k) for each class; Sigma_within = sum n_c Sigma_c / sum n_c."""
+    counts = [one.item() for one in count]
+    within = sum(n * one for n, one in zip(counts, covariance, strict=True)) / sum(counts)
+    return torch.stack(
+        [(n * one + prior * within) / (n + prior) if n else within for n, one in zip(counts, covariance, strict=True)]
+    )
+
+
 def softmax_of(logits, y):
     return logits[y].exp() / sum(one.exp() for one in logits)
 

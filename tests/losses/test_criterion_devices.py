@@ -4,15 +4,17 @@ import copy
 
 import pytest
 import torch
-from criteria import WITH_SIGMA2, WITHOUT_DRAWS, assert_same, make, step, unchanged
+from criteria import WITH_PRIOR, WITH_SIGMA2, WITHOUT_DRAWS, assert_same, make, step, unchanged
 from torch._dynamo.testing import CompileCounterWithBackend
 
 
 @pytest.mark.parametrize(
     ("name", "samples"),
-    [(name, 4) for name in ("isda", "isda_diagonal", "isda_packed")]
+    [(name, 4) for name in ("isda", "isda_diagonal", "isda_packed", "isda_prior")]
     + [(name, 24) for name in (*(name for name in WITHOUT_DRAWS if name not in WITH_SIGMA2), "isda_shared")]
-    + [pytest.param(name, 24, marks=pytest.mark.slow) for name in ("isda", "isda_identity", "isda_packed")],
+    + [
+        pytest.param(name, 24, marks=pytest.mark.slow) for name in ("isda", "isda_identity", "isda_packed", *WITH_PRIOR)
+    ],
 )
 def test_loss_compiles_into_one_graph_that_takes_any_progress(name, samples):
     torch._dynamo.reset()
@@ -90,7 +92,7 @@ def test_a_gpu_gives_the_cpus_numbers_and_the_host_never_waits(name):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["isda", "isda_diagonal", "isda_shared", "isda_identity"])
+@pytest.mark.parametrize("name", ["isda", "isda_diagonal", "isda_shared", "isda_identity", *WITH_PRIOR])
 def test_a_cuda_graph_replays_it(name):
     criterion, head, features, targets = make(name, size=16, dtype=torch.float32)
     criterion, head, features, targets = criterion.cuda(), head.cuda(), features.detach().cuda(), targets.cuda()

@@ -47,7 +47,7 @@ def kernels(monkeypatch):
     for name in ("TILE", "DEPTH", "MOST_CLASSES", "WIDE"):
         monkeypatch.setattr(kernels, name, 16)
     monkeypatch.setattr(sorted_batch, "WIDE", 16)
-    for module in ("criterion", "batch_classes"):
+    for module in ("criterion", "batch_classes", "isda", "covariances.class_statistics"):
         monkeypatch.setattr(f"isda_repro.losses.{module}.is_asynchronous", lambda tensor: True)
     return kernels
 
@@ -147,6 +147,21 @@ def test_value_and_gradients_equal_those_of_a_double_loop(kernels, shape, ignore
         assert error(loss, expected) < 1e-6
         for found, literal in gradients:
             assert error(found, literal) < 1e-6
+
+
+@interpreted
+def test_prior_gives_the_numbers_of_plain_torch(kernels):
+    torch.manual_seed(0)
+    plain, head = ISDALoss(9, 19, ignore_index=IGNORED, prior=2.0), nn.Linear(19, 9)
+    criterion = ISDALoss(9, 19, ignore_index=IGNORED, prior=2.0, kernels=True)
+    for features, targets in batches((5, 9, 19)):
+        features, results = features.nan_to_num(posinf=1.0), []
+        for one in (criterion, plain):
+            head.zero_grad()
+            loss = one(features, head(features), targets, head=head, progress=0.7)
+            loss.backward()
+            results.append((loss.detach(), head.weight.grad.clone()))
+        torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
 
 
 @interpreted

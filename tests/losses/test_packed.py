@@ -105,6 +105,8 @@ TRAININGS = {  # kind of covariance, samples of each process in each batch, trai
     "full": ("full", (5, 7), None),
     "diagonal": ("diagonal", (12, 0), None),
     "shared": ("shared", (4, 5, 3), None),
+    "prior": ("packed", (9, 0, 3), None),
+    "full, prior": ("full", (5, 7), None),
     "accelerator": ("packed", (1, 1), None),  # fewer samples than classes of a process
 }
 
@@ -139,14 +141,14 @@ def one_of_three(rank, folder):
         group, own = groups[len(sizes)], rank - (3 - len(sizes))
         torch.compiler.is_compiling = lambda name=name: name == "accelerator"
         if own >= 0:
-            criterion, head = kind_of(kind, process_group=group)
+            criterion, head = kind_of(kind, process_group=group, prior=2.0 if "prior" in name else None)
             if before is not None:
                 criterion.load_state_dict(torch.load(folder / before)["state"])
             trace = trained(criterion, head, sizes, own, group)
-            state = criterion.whole_state_dict()
+            state, summary = criterion.whole_state_dict(), criterion.summary(head=head)
             assert kind != "packed" or (state is None) == (own > 0)
             if own == 0:
-                torch.save({"trace": trace, "state": state}, folder / name)
+                torch.save({"trace": trace, "state": state, "summary": summary}, folder / name)
         dist.barrier()
     torch.compiler.is_compiling = lambda: False
     states = {name: overflow(name, rank, groups[3]) for name in SHARING}
@@ -193,13 +195,14 @@ def test_several_processes_equal_one(tmp_path):
     mp.spawn(one_of_three, (tmp_path,), nprocs=3)
     outcomes = {name: torch.load(tmp_path / name) for name in (*TRAININGS, "overflows")}
     for name, (kind, sizes, before) in TRAININGS.items():
-        criterion, head = kind_of(kind)
+        criterion, head = kind_of(kind, prior=2.0 if "prior" in name else None)
         if before is not None:
             criterion.load_state_dict(outcomes[before]["state"])
         trace, found = trained(criterion, head, (sum(sizes),), 0, None), outcomes[name]
         say = lambda message, name=name: f"{name}: {message}"  # noqa: E731
         torch.testing.assert_close(found["trace"], trace, rtol=1e-9, atol=1e-11, msg=say)
         torch.testing.assert_close(found["state"], criterion.state_dict(), rtol=1e-10, atol=1e-12, msg=say)
+        torch.testing.assert_close(found["summary"], criterion.summary(head=head), rtol=1e-9, atol=1e-11, msg=say)
         assert criterion.state_dict()["statistics.count"].sum() == sum(sizes) * 4 * (1 if before is None else 2), name
     for name, state in outcomes["overflows"].items():
         say = lambda message, name=name: f"{name}: {message}"  # noqa: E731

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
-from criteria import MAKERS, WITHOUT_DRAWS, assert_same, make, step, unchanged
+from criteria import MAKERS, WITH_PRIOR, WITHOUT_DRAWS, assert_same, make, step, unchanged
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -267,7 +267,7 @@ def test_replicas_of_data_parallel_are_refused_where_their_state_would_be_lost(n
         replica._modules[key] = child._replicate_for_data_parallel()
     call = lambda: replica(features, head(features), targets, head=head, progress=0.5)  # noqa: E731
     with unchanged(criterion):
-        if name in WITH_STATE:
+        if name in (*WITH_STATE, *WITH_PRIOR):
             with pytest.raises(RuntimeError, match="DataParallel"):
                 call()
         else:

@@ -43,12 +43,15 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory, rendered, runs, leave):
+def address(tmp_path_factory, rendered, runs, leave, finished):
     """Return the address of a page that lacks ISDA's last seed; file names and contents have HTML in them."""
     folder = tmp_path_factory.mktemp("report")
     for (_, column, seed), run in runs.items():
+        curves = finished(run).curves
+        if column == "ISDA":
+            curves |= {"covariances/ratio": [0.01 * (seed + 1) * epoch for epoch in range(len(curves["lr"]))]}
         if (column, seed) != ("ISDA", 2):
-            leave(folder, run, environment={"host": HOSTILE})
+            leave(folder, run, environment={"host": HOSTILE}, curves=curves)
     damaged = folder / "results" / HOSTILE / "cell" / "0.json"
     damaged.parent.mkdir(parents=True)
     damaged.write_text("{")
@@ -109,6 +112,21 @@ def test_the_page_loads_silently_and_draws_the_curves_and_a_run(opened, runs, fi
     assert re.search(r"loss.lambda_0\s+0.5", text)
     page.keyboard.press("Escape")
     until(page, "!document.querySelector('dialog').open && location.hash === ''")
+
+
+def test_curves_of_covariances_are_drawn_for_the_runs_that_have_them(opened):
+    page = opened()
+    select = page.locator("select[name=curve]")
+    assert select.locator("option").all_text_contents()[4:] == ["ISDA: added term / margin"], "no run has the others"
+    select.select_option("covariances/ratio")
+    until(page, "document.querySelectorAll('.panel .legend li').length === 3")
+    until(page, DRAWN)
+    assert page.locator(".legend li button").all_inner_texts() == ["isda"] * 3
+    means = page.evaluate("[...document.querySelector('.panel .plot').data].filter(t => t.customdata).map(t => t.y)")
+    assert len(means) == 1
+    assert means[0][1:4] == pytest.approx([0.015, 0.03, 0.045])
+    assert page.locator(".panel .plot").first.inner_text().count("ISDA's added term / margin") == 1
+    assert page.locator("table.runs tbody tr").count() == 6
 
 
 def test_sorting_and_filtering_by_keyboard_and_pointer_change_what_is_shown(opened):

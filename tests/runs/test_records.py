@@ -149,6 +149,15 @@ def test_errors_of_groups_of_classes_are_kept_and_have_to_be_those_of_their_curv
             read_result(path)
 
 
+@pytest.mark.parametrize("figures", [{"trace": "1"}, {"trace": float("inf")}, {"class_trace": [None]}, [1.0]])
+def test_figures_of_covariances_are_numbers_and_lists_of_numbers(figures):
+    whole = {**as_json(EPOCH), "covariances": {"trace": 1.0, "class_trace": [1.0, 0.0]}}
+    assert EpochRecord.from_json(whole).covariances == whole["covariances"]
+    assert "covariances" not in as_json(EPOCH)
+    with pytest.raises(RecordError, match="covariances"):
+        EpochRecord.from_json({**whole, "covariances": figures})
+
+
 def test_files_older_than_the_top_5_error_are_read(demo, finish, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({**as_json(record), "schema": 2}) + "\n" for record in (SEGMENT, EPOCH)))

@@ -44,6 +44,11 @@ def test_no_name_of_the_summary_is_one_of_the_history():
     assert not set(summary_of(result(EPOCHS), tables=["table2"])) & set(row_of(EPOCHS[0], tables=["table2"]))
 
 
+def test_row_of_isda_has_the_figures_of_its_covariances_without_the_lists():
+    row = row_of({**EPOCHS[0], "covariances": {"ratio": 0.5, "class_ratio": [0.5, 0.5]}})
+    assert row == {**row_of(EPOCHS[0]), "covariances/ratio": 0.5}
+
+
 def test_a_run_of_tables_has_its_error_and_its_number_once_more_for_each():
     """Panels of different tables in a W&B workspace differ in the name of their metric only."""
     row = row_of(EPOCHS[2], tables=["table2", "table4+dropout"])

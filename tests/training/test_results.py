@@ -1,13 +1,16 @@
 """The result of a finished run."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
-from isda_repro.runs.records import EpochRecord
+from isda_repro.losses import CrossEntropy, ISDALoss
+from isda_repro.runs.records import MOST_LINE_BYTES, EpochRecord, as_json
 from isda_repro.training.run import curves_of
-from isda_repro.training.running_metrics import Stopwatch
+from isda_repro.training.running_metrics import Stopwatch, covariance_summary
 from isda_repro.training.session import total_timing
 
 EPOCH = EpochRecord(
@@ -25,6 +28,38 @@ def test_curve_of_the_top_5_error_is_of_all_epochs_or_not_there(top5, curve):
     assert curves.pop("test_top5_error", None) == curve
     expected = {"test_loss": 0.9, "train_error": 30.0, "train_loss": 1.0, "lr": 0.1}
     assert curves == {"test_error": [20.0, 19.0], **{name: [value] * 2 for name, value in expected.items()}}
+
+
+FIGURES = {"ratio": 0.5, "added": 1.0, "margin": 2.0, "trace": 3.0, "effective_rank": 4.0, "samples": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("of_epochs", "kept"),
+    [
+        ([FIGURES, {**FIGURES, "class_trace": [1.0]}], ["added", "effective_rank", "margin", "ratio", "trace"]),
+        ([{"trace": 3.0}, FIGURES], ["trace"]),
+        ([None, FIGURES], []),
+        ([None, None], []),
+    ],
+)
+def test_curves_of_covariances_are_of_all_epochs_or_not_there(of_epochs, kept):
+    curves = curves_of([replace(EPOCH, covariances=figures) for figures in of_epochs])
+    found = {name: values for name, values in curves.items() if name.startswith("covariances/")}
+    assert found == {f"covariances/{name}": [FIGURES[name]] * 2 for name in kept}
+
+
+@pytest.mark.parametrize(("classes", "has_lists"), [(4096, True), (4097, False)])
+def test_summary_in_a_record_has_six_digits_and_no_lists_too_long_for_a_line(classes, has_lists):
+    criterion, head = ISDALoss(classes, 1, covariance="diagonal"), nn.Linear(1, classes)
+    criterion(torch.tensor([[1.0], [2.0]]) / 3, torch.zeros(2, classes), torch.tensor([1, 1]), head=head, progress=1.0)
+    found = covariance_summary(criterion, head, 1.0)
+    assert found["trace"] == 0.0277778
+    assert ("class_trace" in found) == has_lists
+    record = replace(EPOCH, covariances=found)
+    line = json.dumps(as_json(record))
+    assert len(line) < MOST_LINE_BYTES
+    assert EpochRecord.from_json(json.loads(line)) == record
+    assert covariance_summary(CrossEntropy(classes, 1), head, 1.0) is None
 
 
 def test_timing_of_a_run_is_summed_and_its_memory_is_the_largest():

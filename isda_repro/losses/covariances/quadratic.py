@@ -203,7 +203,8 @@ def sigma2_common(weight: Tensor, covariance: Tensor | None, batch: BatchClasses
 
     Args:
         weight: [C, A], the weight of the head; differentiable.
-        covariance: [A, A], symmetric; a constant, which may change before the backward pass. None: the identity.
+        covariance: [A, A], symmetric, or [A], a diagonal; a constant, which may change before the backward pass.
+            None: the identity.
         batch: the U classes of the batch.
 
     Returns:
@@ -223,7 +224,12 @@ class _Sigma2Common(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, given_CA: Tensor, covariance_AA: Tensor | None, batch: BatchClasses) -> Tensor:
         weight_CA = _around_zero(given_CA)
-        products_CA = weight_CA if covariance_AA is None else torch.mm(weight_CA, covariance_AA)
+        if covariance_AA is None:
+            products_CA = weight_CA
+        elif covariance_AA.dim() == 1:
+            products_CA = weight_CA * covariance_AA
+        else:
+            products_CA = torch.mm(weight_CA, covariance_AA)
         squares_C = torch.linalg.vecdot(products_CA, weight_CA)
         ctx.save_for_backward(given_CA, products_CA, *batch)
         mixed_UC = torch.addmm(squares_C[None], batch.take(products_CA), weight_CA.T, alpha=-2)

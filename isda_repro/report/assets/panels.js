@@ -39,14 +39,16 @@ function choicesOf(form) {
   return chosen;
 }
 
-// Return [panel, matching lines] for each panel with matching lines. A group without a choice matches everything.
-function passing(data, chosen) {
+// Return [panel, matching lines] for each panel with matching lines, of runs that have the curve. A group without a
+// choice matches everything.
+function passing(data, chosen, curve) {
   const has = (name, value) => !chosen[name].length || chosen[name].includes(value);
   const inTable = (line) =>
     !chosen.table.length || line.runs.some((run) => chosen.table.some((name) => data.tablesOf[run].has(name)));
+  const hasCurve = (line) => line.runs.some((run) => data.runs[run].curves[curve]);
   return data.panels
     .filter((panel) => ["model", "dataset", "augmentation"].every((name) => has(name, panel[name])))
-    .map((panel) => [panel, panel.lines.filter((line) => has("method", line.method) && inTable(line))])
+    .map((panel) => [panel, panel.lines.filter((line) => has("method", line.method) && inTable(line) && hasCurve(line))])
     .filter(([, lines]) => lines.length);
 }
 
@@ -63,6 +65,8 @@ function fillFilters(form, data) {
       );
     field.hidden = listed.length < 2;
   }
+  for (const option of [...form.elements.curve.options])
+    if (!data.runs.some((run) => run.curves[option.value])) option.remove();
   form.hidden = false;
 }
 

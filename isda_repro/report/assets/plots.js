@@ -13,9 +13,19 @@ const MARKS = [
   "x-thin-open",
 ];
 const COLOURS = 6;
-const TICKS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100];
+const TICKS = [-3, -2, -1, 0, 1, 2, 3].flatMap((power) => [1, 2, 5].map((digit) => Number(`${digit}e${power}`)));
 const MORE_TICKS = [0.3, 0.7, 1.5, 3, 4, 7, 15, 30, 40, 60, 70, 80]; // where the axis spans less than a factor of 8
-const NAMES = { test_error: "error", train_error: "training error", test_loss: "loss", train_loss: "training loss" };
+const NAMES = {
+  test_error: "error",
+  train_error: "training error",
+  test_loss: "loss",
+  train_loss: "training loss",
+  "covariances/ratio": "ISDA's added term / margin",
+  "covariances/added": "ISDA's added term",
+  "covariances/margin": "margin of the class means",
+  "covariances/trace": "trace of the covariances",
+  "covariances/effective_rank": "effective rank of the covariances",
+};
 
 function colourOf(look) {
   return getComputedStyle(document.documentElement)
@@ -96,7 +106,7 @@ function escaped(text) {
 
 function tracesOf(data, panel, lines, options) {
   const digits = isError(options.curve) ? 2 : 3;
-  const floor = isError(options.curve) ? panel.floor : 1e-6;
+  const floor = isError(options.curve) ? panel.floor : options.curve.startsWith("covariances/") ? 1e-3 : 1e-6;
   const drawn = options.axis === "log" ? (value) => Math.max(value, floor) : (value) => value;
   return lines.flatMap((line) => {
     const band = bandOf(data, line.runs, options.curve);
@@ -116,7 +126,8 @@ function verticalAxis(traces, options, ink) {
   const [low, high] = values.reduce(([a, b], value) => [Math.min(a, value), Math.max(b, value)], [Infinity, -Infinity]);
   const axis = { gridcolor: ink.rule, zeroline: false, fixedrange: false, tickfont: { size: 11 } };
   if (options.axis !== "log") return { ...axis, rangemode: "tozero" };
-  const ticks = high > 8 * low ? TICKS : [...TICKS, ...MORE_TICKS];
+  const sparse = high > 1000 * low ? TICKS.filter((_, index) => index % 3 === 0) : TICKS;
+  const ticks = high > 8 * low ? sparse : [...TICKS, ...MORE_TICKS];
   return {
     ...axis,
     type: "log",

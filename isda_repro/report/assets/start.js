@@ -73,8 +73,8 @@ function startCurves(data, place) {
   let panels = [];
   let count = PANELS;
   const show = async () => {
-    const found = passing(data, choicesOf(form));
     const options = optionsOf(form);
+    const found = passing(data, choicesOf(form), options.curve);
     panels = found.slice(0, count).map(([panel, lines]) => makePanel(data, panel, lines, options));
     place.querySelector(".panels").replaceChildren(...panels.map((panel) => panel.node));
     const runs = found.flatMap(([, lines]) => lines.flatMap((line) => line.runs));
