@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isda_repro.losses.batch_classes import IGNORED, is_asynchronous, without_autocast
+from isda_repro.losses.first_calls import FirstCalls, check_first_calls
 from isda_repro.losses.state import StatefulModule
 
 ROUNDING = 1e-6  # a progress that a loop adds up may end slightly above 1
@@ -91,11 +92,17 @@ class Criterion(StatefulModule):
     uses_head_bias: ClassVar[bool] = True
     """False if the loss needs a head without bias."""
 
+    uses_head: ClassVar[bool] = False
+    """True if the loss needs logits that are ``head(features)``, which its first call in training checks."""
+
     has_statistics: ClassVar[bool] = False
     """True if the loss keeps statistics of all samples seen, and takes a ``process_group`` to share them."""
 
     waits_for_device: ClassVar[bool] = False
     """True if the loss reads values back from an accelerator, so that a CUDA graph cannot capture it."""
+
+    first_calls: FirstCalls | None = None
+    """What is still to be checked in training calls; None: nothing."""
 
     _is_replica_with_state: bool = False
 
@@ -110,6 +117,7 @@ class Criterion(StatefulModule):
         self.ignore_index = ignore_index
         self.draws: torch.Generator | None = None  # None: PyTorch's default generator
         self._part: tuple[int, int] | None = None
+        self.first_calls = FirstCalls()
 
     @property
     def is_collective(self) -> bool:
@@ -179,6 +187,7 @@ class Criterion(StatefulModule):
         if learns:
             self._check_copy()
             check_progress(progress)
+            check_first_calls(self, features, logits, head)
         dtype = torch.promote_types(head.weight.dtype, torch.float32)
         with without_autocast(features):
             features, logits = features.to(dtype), logits.to(dtype)
@@ -266,6 +275,7 @@ class Criterion(StatefulModule):
     def _replicate_for_data_parallel(self) -> Any:
         replica = super()._replicate_for_data_parallel()
         replica._is_replica_with_state = bool(self.state_dict())
+        replica.first_calls = None
         return replica
 
     def _counted(self, targets: Tensor) -> Tensor | None:

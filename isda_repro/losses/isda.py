@@ -71,6 +71,7 @@ class ISDALoss(Criterion):
             is set without full covariances; or kernels=True without square full covariances, a CUDA device, or Triton.
     """
 
+    uses_head: ClassVar[bool] = True
     has_statistics: ClassVar[bool] = True
 
     def __init__(
