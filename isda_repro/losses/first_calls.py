@@ -60,8 +60,8 @@ class FirstCalls:
     def __init__(self) -> None:
         self.logits_passed = False
         self.calls = 0
-        self.before: list[list[Tensor]] = []  # the criterion's parameters, and the head's weight, in the first call
         self.version = 0
+        self.before: tuple[list[Tensor], ...] = ()  # in the first call: the criterion's parameters, the head's weight
 
     def pass_call(self, criterion: Criterion, features: Tensor, logits: Tensor, head: nn.Linear) -> bool:
         """Check one call; return True if nothing is left to check. See ``check_first_calls``."""
@@ -82,16 +82,17 @@ class FirstCalls:
             return True
         if self.calls & (self.calls - 1):
             return False
-        now, version = [[*own.values()], [head.weight]], sum(weight._version for weight in own.values())
+        now: tuple[list[Tensor], ...] = (list(own.values()), [head.weight])
+        version = sum(weight._version for weight in own.values())
         if self.calls == 1:
-            self.before = [[weight.detach().clone() for weight in weights] for weights in now]
+            self.before = tuple([weight.detach().clone() for weight in weights] for weights in now)
             self.version = version
             return False
         if version != self.version:
             return True
         if self.calls < CALLS:
             return False
-        moved, head_moved = (not all(map(torch.equal, *pair)) for pair in zip(now, self.before, strict=True))
+        moved, head_moved = _differ(now[0], self.before[0]), _differ(now[1], self.before[1])
         if head_moved and not moved:
             _warn(
                 f"{type(criterion).__name__}: {' and '.join(own)} did not change in {self.calls} calls, while the head "
@@ -99,6 +100,10 @@ class FirstCalls:
                 "criterion.parameter_groups(): optimizer.add_param_group(group)`"
             )
         return moved or head_moved
+
+
+def _differ(now: list[Tensor], before: list[Tensor]) -> bool:
+    return not all(torch.equal(*pair) for pair in zip(now, before, strict=True))
 
 
 def _check_device(criterion: Criterion, features: Tensor) -> None:
