@@ -22,7 +22,7 @@ LARGEST_ERROR = {  # in %; in brackets what was measured
 RESUMED = [name for name in NAMES if name in LARGEST_ERROR]
 
 
-class Interrupted(Exception):
+class StoppedError(Exception):
     """Stands in for the end of a job."""
 
 
@@ -35,7 +35,7 @@ def losses_of(path, folder, stop_after=None):
         if self.training and torch.is_grad_enabled():
             losses.append(loss.item())
             if len(losses) == stop_after:
-                raise Interrupted
+                raise StoppedError
         return loss
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), torch.random.fork_rng():
@@ -43,7 +43,7 @@ def losses_of(path, folder, stop_after=None):
         patch.setattr(ISDALoss, "forward", recorded)
         try:
             return losses, runpy.run_path(str(path))["main"](str(folder), epochs=3)
-        except Interrupted:
+        except StoppedError:
             return losses, None
 
 
