@@ -26,6 +26,19 @@ class Rounded(nn.Module):
         return (weight / scale).round() * scale
 
 
+class Adapted(nn.Linear):
+    """A linear layer with a LoRA adapter, whose ``weight`` is that of the layer alone."""
+
+    def __init__(self, layer, learnt):
+        super().__init__(layer.in_features, layer.out_features)
+        self.load_state_dict(layer.state_dict())
+        self.adapter = nn.Sequential(nn.Linear(64, 4, bias=False), nn.Linear(4, 12, bias=False))
+        nn.init.constant_(self.adapter[1].weight, learnt)
+
+    def forward(self, features):
+        return super().forward(features) + self.adapter(features) * torch.arange(12)
+
+
 @pytest.fixture
 def silent():
     with warnings.catch_warnings():
@@ -87,6 +100,7 @@ def test_logits_in_half_precision_pass_also_for_features_with_a_large_mean(name,
         parametrizations.weight_norm,
         parametrizations.spectral_norm,
         lambda head: parametrize.register_parametrization(head, "weight", Rounded()),
+        lambda head: Adapted(head, learnt=0.0),
     ],
 )
 def test_heads_that_are_wrapped_or_parametrized_pass(wrapped, silent):
@@ -147,6 +161,11 @@ def test_logits_that_are_nearly_the_heads_give_one_warning_with_the_cure_at_the_
         criterion = called(name, logits_of)
     assert [one.filename for one in caught] == [__file__]
     assert criterion.first_calls is None
+
+
+def test_an_adapter_that_has_learnt_something_is_found():
+    with pytest.warns(UserWarning, match="head that made the logits"):
+        called("isda", RIGHT["linear"], head_of=lambda head: Adapted(head, learnt=0.1))
 
 
 def test_cures_that_the_warnings_name_pass(silent):
