@@ -7,7 +7,8 @@ from isda_repro.losses.batch_classes import IGNORED
 from isda_repro.losses.center import CenterLoss
 from isda_repro.losses.covariances.class_statistics import ClassStatistics, ClassVariances
 from isda_repro.losses.covariances.packed import PackedStatistics
-from isda_repro.losses.criterion import Criterion, CrossEntropy
+from isda_repro.losses.criterion import Criterion
+from isda_repro.losses.cross_entropy import CrossEntropy
 from isda_repro.losses.disturb_label import DisturbLabel
 from isda_repro.losses.focal import FocalLoss
 from isda_repro.losses.isda import ISDALoss

@@ -151,11 +151,11 @@ def rows_of_fixed_number(targets: Tensor, num_classes: int) -> BatchClasses:
 
 def of_all_processes(features: Tensor, targets: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
     """Return the features and targets of all processes of ``group``, detached; with None, the given ones."""
-    return (features.detach(), targets) if group is None else gathered(features.detach(), targets, group)
+    return (features.detach(), targets) if group is None else gathered(features.detach(), targets.detach(), group)
 
 
 def gathered(features: Tensor, targets: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
-    """Return the features [N, A] and targets [N] of all processes of ``group``, in the order of their ranks.
+    """Return the features [N, A] and targets [N, ...] of all processes of ``group``, in the order of their ranks.
 
     On a CPU the processes may have different numbers of samples. On an accelerator, whose host must not wait, all
     numbers must be equal: a process with fewer samples pads its batch with samples that ``ignore_index`` marks.
@@ -165,7 +165,7 @@ def gathered(features: Tensor, targets: Tensor, group: dist.ProcessGroup) -> tup
         return _all(features, group, world), _all(targets, group, world)
     counts = _all(torch.tensor([len(targets)]), group, world).tolist()
     longest = max(counts)
-    padded = features.new_zeros(longest, features.shape[1]), targets.new_zeros(longest)
+    padded = [one.new_zeros(longest, *one.shape[1:]) for one in (features, targets)]
     for room, own in zip(padded, (features, targets), strict=True):
         room[: len(own)] = own
     everything = (_all(room, group, world).split(longest) for room in padded)

@@ -1,4 +1,4 @@
-"""Base class of all losses, and cross-entropy.
+"""Base class of all losses.
 
 On a CPU a batch is checked before use: a label outside the classes raises an error, and ignored samples are dropped.
 On an accelerator, and while a graph is compiled, no value may be read. There ignored samples stay in the batch with the
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from isda_repro.losses.batch_classes import IGNORED, is_asynchronous, without_autocast
 from isda_repro.losses.first_calls import FirstCalls, check_first_calls
+from isda_repro.losses.soft_targets import sound_probabilities
 from isda_repro.losses.state import StatefulModule
 
 ROUNDING = 1e-6  # a progress that a loop adds up may end slightly above 1
@@ -69,7 +70,7 @@ def check_progress(progress: float | Tensor) -> None:
 
 
 class Criterion(StatefulModule):
-    """Base class of losses: features, logits, targets and the head -> one scalar.
+    """Base class of losses: features, logits, targets and the head -> one scalar, or [N] with ``reduction="none"``.
 
     The loss is computed in the dtype of the head's weight, and at least in fp32.
 
@@ -103,6 +104,12 @@ class Criterion(StatefulModule):
 
     first_calls: FirstCalls | None = None
     """What is still to be checked in training calls; None: nothing."""
+
+    reduction: str = "mean"
+    """How the losses of the samples become the result: "mean", "sum", or "none" for [N]."""
+
+    takes_probabilities: ClassVar[bool] = False
+    """True if the targets may be class probabilities, as mixup makes them."""
 
     _is_replica_with_state: bool = False
 
@@ -167,18 +174,21 @@ class Criterion(StatefulModule):
     ) -> Tensor:
         """Return the mean loss of a batch, [].
 
+        A subclass may have another ``reduction``.
+
         Args:
             features: [N, A], the input of the head; any floating dtype.
             logits: [N, C], the output of the head.
-            targets: class numbers, int64 [N].
+            targets: class numbers, int64 [N]; or, if the loss ``takes_probabilities``, floating [N, C], from 0 on, to
+                which ``ignore_index`` does not apply.
             head: the last layer of the network, also one that ``DataParallel`` or ``DistributedDataParallel`` wraps.
             progress: the share of training that is over, in [0, 1]; t/T in the paper. In a CUDA graph a 0-d tensor on
                 the device, whose value can change between replays.
 
         Raises:
             TypeError: targets are not class numbers, progress is not a number, or the head has no weight.
-            ValueError: shapes do not fit; a target is outside [0, C) (on a CPU; elsewhere the loss is NaN); or progress
-                is outside [0, 1] (unless its value is on an accelerator).
+            ValueError: shapes do not fit; a target is outside [0, C), or a probability is negative or not finite (on a
+                CPU; elsewhere the loss is NaN); or progress is outside [0, 1] (unless its value is on an accelerator).
             RuntimeError: the state of this copy would be lost (``DataParallel``), or its process group was (pickle).
         """
         head = _unwrapped(head)
@@ -192,14 +202,42 @@ class Criterion(StatefulModule):
         with without_autocast(features):
             features, logits = features.to(dtype), logits.to(dtype)
             loss = self.loss if learns else self._cross_entropy
+            if targets.is_floating_point():
+                return self._loss_of_soft(loss, features, logits, targets.to(dtype), head, progress)
             if is_asynchronous(targets):
                 return self._loss_unseen(loss, features, logits, targets, head, progress)
-            kept = self._counted(targets)
+            samples, kept = len(targets), self._counted(targets)
             if kept is not None:
                 features, logits, targets = (one.index_select(0, kept) for one in (features, logits, targets))
             if not len(targets) and not self.is_collective:
-                return logits.sum()
-            return loss(features, logits, targets, head=head, progress=progress)
+                value = self.of_no_sample(logits)
+            else:
+                value = loss(features, logits, targets, head=head, progress=progress)
+            if kept is None or self.reduction != "none":
+                return value
+            return value.new_zeros(samples).index_copy(0, kept, value)
+
+    def _loss_of_soft(
+        self,
+        loss: Callable[..., Tensor],
+        features: Tensor,
+        logits: Tensor,
+        targets: Tensor,
+        head: nn.Linear,
+        progress: float | Tensor,
+    ) -> Tensor:
+        """Return the loss of probabilities; NaN, on an accelerator, if one is negative or not finite."""
+        if not len(targets) and not self.is_collective:
+            return self.of_no_sample(logits)
+        targets, is_good_N = sound_probabilities(targets, type(self).__name__)
+        value = loss(features, logits, targets, head=head, progress=progress)
+        if is_good_N is None:
+            return value
+        return torch.where(is_good_N if self.reduction == "none" else is_good_N.all(), value, torch.nan)
+
+    def of_no_sample(self, logits: Tensor) -> Tensor:
+        """Return the loss of a batch without samples: 0, or [0] with ``reduction="none"``; ``logits`` is [0, C]."""
+        return logits.sum(1) if self.reduction == "none" else logits.sum()
 
     def _loss_unseen(
         self,
@@ -212,7 +250,7 @@ class Criterion(StatefulModule):
     ) -> Tensor:
         """Return the loss without reading the values of ``targets``; NaN if one is outside [0, C)."""
         if not len(targets) and not self.is_collective:
-            return logits.sum()
+            return self.of_no_sample(logits)
         is_known = is_counted = targets.clamp(0, self.num_classes - 1) == targets
         if self.ignore_index is not None:
             is_ignored = targets == self.ignore_index
@@ -222,7 +260,7 @@ class Criterion(StatefulModule):
         value = loss(features, logits, torch.where(is_counted, targets, IGNORED), head=head, progress=progress)
         if self.ignore_index is not None:  # without ignore_index such a batch has only bad labels, and is NaN below
             value = torch.where(is_counted.any(), value, 0)
-        return torch.where(is_known.all(), value, torch.nan)
+        return torch.where(is_known if self.reduction == "none" else is_known.all(), value, torch.nan)
 
     def loss(
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
@@ -234,20 +272,26 @@ class Criterion(StatefulModule):
         """
         raise TypeError(f"{type(self).__name__} does not define its loss")
 
-    @staticmethod
     def _cross_entropy(
-        features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
+        self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:
         return F.cross_entropy(logits, targets, ignore_index=IGNORED) if len(targets) else logits.sum()
 
     def _check(self, features: Tensor, logits: Tensor, targets: Tensor, head: nn.Linear) -> None:
         name, classes, width = type(self).__name__, self.num_classes, self.feature_dim
-        if targets.dtype != torch.int64 or targets.dim() != 1:
-            soft = "soft targets (mixup, label smoothing) have no single class whose covariance could be used"
-            advice = soft if targets.is_floating_point() or targets.dim() > 1 else "convert them with targets.long()"
+        is_soft = targets.is_floating_point()
+        if is_soft and not self.takes_probabilities:
+            raise TypeError(
+                f"{name} takes class numbers, int64 [N], and not probabilities, {targets.dtype} {list(targets.shape)}: "
+                "of the losses here only CrossEntropy and ISDALoss take soft targets, as mixup makes them"
+            )
+        if not is_soft and (targets.dtype != torch.int64 or targets.dim() != 1):
+            advice = "convert them with targets.long()" if targets.dim() == 1 else "one-hot targets have to be floating"
             raise TypeError(
                 f"{name} takes class numbers, int64 [N], not {targets.dtype} {list(targets.shape)}; {advice}"
             )
+        if is_soft and (targets.dim() != 2 or targets.shape[1] != classes):
+            raise ValueError(f"{name}: class probabilities are [N, {classes}], not {list(targets.shape)}")
         samples = len(targets)
         if features.shape != (samples, width) or logits.shape != (samples, classes):
             raise ValueError(
@@ -301,16 +345,6 @@ class Criterion(StatefulModule):
                 f"ignore_index={bad[0]} to leave such samples out, or else check the labels and num_classes"
             )
         return None if is_counted.all() else is_counted.nonzero()[:, 0]
-
-
-class CrossEntropy(Criterion):
-    """Plain cross-entropy, the paper's "Basic" loss."""
-
-    def loss(
-        self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
-    ) -> Tensor:
-        """Return the mean cross-entropy over the batch."""
-        return self._cross_entropy(features, logits, targets, head=head, progress=progress)
 
 
 def _unwrapped(head: nn.Module) -> nn.Linear:

@@ -6,6 +6,7 @@ Shapes: N samples in the batch, C classes, A features, U rows: one for each clas
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -25,14 +26,15 @@ from isda_repro.losses.covariances.class_statistics import ClassStatistics, Clas
 from isda_repro.losses.covariances.packed import PackedStatistics
 from isda_repro.losses.covariances.packed_quadratic import add_half_sigma2_packed
 from isda_repro.losses.covariances.quadratic import Strength, add_half_sigma2, sigma2_common, sigma2_diagonal
-from isda_repro.losses.criterion import Criterion, require_from_zero
+from isda_repro.losses.criterion import require_from_zero
+from isda_repro.losses.cross_entropy import CrossEntropyCriterion
 
 COVARIANCES = ("full", "diagonal", "shared", "identity")
 SQUARE_BYTES = 2**31  # DenseNet-BC-190-40 on CIFAR-100, the paper's largest on CIFAR, takes 1.9e9
 LAMBDA_SCHEDULES = ("linear", "constant")
 
 
-class ISDALoss(Criterion):
+class ISDALoss(CrossEntropyCriterion):
     """Cross-entropy on ``logits + lambda/2 (w_j - w_y)^T Sigma_y (w_j - w_y)``, with lambda = progress * lambda_0.
 
     In training each call first merges the batch into the running statistics of its classes (equations 9-11) and then
@@ -63,8 +65,11 @@ class ISDALoss(Criterion):
             everywhere; packed covariances are divided among the processes. Each process must call the criterion in each
             step, see ``isda_repro.losses.batch_classes``. None: this process alone.
         kernels: True: compute float32 batches on CUDA with Triton (``isda_repro.losses.covariances.kernels``), for
-            square full covariances. Other batches, and compiled graphs, use plain torch. None or False: no kernels; they are
-            off by default because they have not been measured to be faster yet.
+            square full covariances. Other batches, and compiled graphs, use plain torch. None or False: no kernels;
+            they are off by default because they have not been measured to be faster yet.
+        weight, reduction, label_smoothing: those of ``torch.nn.CrossEntropyLoss``, see ``CrossEntropyCriterion``. With
+            label smoothing a sample enters the statistics of its label as a whole, and only the target distribution of
+            the cross-entropy is smoothed.
 
     Raises:
         ValueError: lambda_0 is negative or not finite; covariance or lambda_schedule has an unknown value; ``packed``
@@ -85,8 +90,19 @@ class ISDALoss(Criterion):
         packed: bool | None = None,
         process_group: dist.ProcessGroup | None = None,
         kernels: bool | None = None,
+        *,
+        weight: Sequence[float] | Tensor | None = None,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__(num_classes, feature_dim, ignore_index)
+        super().__init__(
+            num_classes,
+            feature_dim,
+            ignore_index,
+            weight=weight,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
         check_lambda(lambda_0, lambda_schedule)
         if covariance not in COVARIANCES:
             raise ValueError(f"there is no covariance={covariance!r}; it can be {', '.join(COVARIANCES)}")
@@ -114,10 +130,12 @@ class ISDALoss(Criterion):
     def loss(
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:
-        """Update the statistics and return equation 4, the mean over the batch."""
+        """Update the statistics and return equation 4, reduced over the batch."""
         all_features, all_targets = of_all_processes(features, targets, self.process_group)
         strength = self.lambda_0 * (progress if self.lambda_schedule == "linear" else 1)
         weight = head.weight.to(logits.dtype)
+        if targets.is_floating_point():
+            return self._soft_loss(logits, weight, targets, all_features, all_targets, strength)
         if self._takes_kernels(logits):
             augmented = self._augmented_by_kernels(logits, weight, targets, all_features, all_targets, strength)
         else:
@@ -126,7 +144,27 @@ class ISDALoss(Criterion):
                     all_features, all_targets.clamp(max=0) if self.covariance == "shared" else all_targets
                 )
             augmented = self._augmented(logits, weight, targets, all_targets, strength)
-        return self._cross_entropy(features, augmented, targets, head=head, progress=progress)
+        return self._augmented_cross_entropy(logits, augmented, targets)
+
+    def _soft_loss(
+        self,
+        logits: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        all_features: Tensor,
+        all_targets: Tensor,
+        strength: Strength,
+    ) -> Tensor:
+        """Update the statistics with class probabilities, and return the expected loss over the labels."""
+        if self.statistics is not None:
+            counts_N1 = (all_targets > 0).any(1, keepdim=True).to(all_targets.dtype)  # once, whatever its classes
+            self.statistics.update(all_features, counts_N1 if self.covariance == "shared" else all_targets.detach())
+        labels = torch.arange(self.num_classes, device=logits.device)
+        if not (is_asynchronous(targets) or targets.requires_grad):
+            labels = labels[(all_targets > 0).any(0)]
+        nothing = logits.new_zeros(len(labels), self.num_classes)
+        half_sigma2 = self._augmented(nothing, weight, labels, labels, strength)
+        return self._expected_loss(logits, half_sigma2, labels, targets)
 
     def _augmented(
         self, logits: Tensor, weight: Tensor, targets: Tensor, all_targets: Tensor, strength: Strength
@@ -148,7 +186,8 @@ class ISDALoss(Criterion):
     def _takes_kernels(self, logits: Tensor) -> bool:
         if not self.kernels or torch.compiler.is_compiling() or not (logits.is_cuda or _is_interpreted()):
             return False
-        state = (one for one in self.buffers() if one.is_floating_point())
+        assert isinstance(self.statistics, ClassStatistics)
+        state = self.statistics.mean, self.statistics.covariance
         return all(one.dtype == logits.dtype == torch.float32 and one.is_contiguous() for one in state)
 
     def _augmented_by_kernels(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -27,9 +27,12 @@ class StatefulModule(nn.Module):
     """Module whose state survives what is done to a whole model: casts, copies, pickles.
 
     - Casts leave parameters and buffers at least in fp32: a running mean in half precision soon stops changing.
-      Integers stay integers.
+      Integers stay integers, and what ``exact`` names stays float64.
     - Copies share the ``process_group``. A pickle does not hold it.
     """
+
+    exact: ClassVar[tuple[str, ...]] = ()
+    """Buffers that stay in float64, as a count that float32 would stop at 2^24."""
 
     _group: _GroupReference | None = None
 
@@ -51,12 +54,20 @@ class StatefulModule(nn.Module):
             raise ValueError(f"process_group={group} must be a torch.distributed.ProcessGroup, or None")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        return super()._apply(lambda tensor: _in_full_precision(fn(tensor), tensor), recurse)
+        before = {name: self._buffers[name] for name in self.exact}
+        super()._apply(lambda tensor: _in_full_precision(fn(tensor), tensor), recurse)
+        for name, buffer in before.items():
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None and moved.dtype != torch.float64:
+                self._buffers[name] = buffer.to(moved.device, torch.float64)
+        return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         own = {prefix + name for name in (*self._parameters, *self._buffers)} & state_dict.keys()
-        exact = {key: _in_full_precision(state_dict[key]) for key in own if isinstance(state_dict[key], Tensor)}
-        super()._load_from_state_dict({**state_dict, **exact}, prefix, *rest)
+        loaded = {key: _in_full_precision(state_dict[key]) for key in own if isinstance(state_dict[key], Tensor)}
+        counts = {prefix + name for name in self.exact} & loaded.keys()
+        loaded |= {key: loaded[key].double() for key in counts}  # int64 in older files
+        super()._load_from_state_dict({**state_dict, **loaded}, prefix, *rest)
 
 
 def state_dtype() -> torch.dtype:

@@ -47,6 +47,43 @@ def equation_4(features, weight, bias, targets, covariance, strength):
     return total / len(features)
 
 
+def loss_with_label(a, y, weight, bias, covariance, strength, class_weight, smoothing):
+    """Return the bound of the expected cross-entropy of one sample with label y, by a loop over classes.
+
+    The target distribution is smoothed and each of its classes k has a weight:
+
+        sum_k w_k q_k (log sum_j exp(z_j + strength/2 sigma2_yj) - z_k),   q_k = (1 - smoothing) [k = y] + smoothing/C
+    """
+    logits, raised = [], []
+    for j in range(len(weight)):
+        difference = weight[j] - weight[y]
+        logits.append(weight[j] @ a + bias[j])
+        raised.append(logits[j] + strength / 2 * (difference @ covariance[y] @ difference))
+    normaliser, total = torch.stack(raised).logsumexp(0), 0
+    for k in range(len(weight)):
+        share = (1 - smoothing) * (k == y) + smoothing / len(weight)
+        total = total + class_weight[k] * share * (normaliser - logits[k])
+    return total
+
+
+def two_pass_soft(features, probabilities):
+    """Return weighted means and covariances of all samples at once, where sample i counts p_ic times in class c."""
+    mean, covariance = [], []
+    for p in probabilities.double().T:
+        total = p.sum() if p.sum() > 0 else 1.0
+        mean.append(sum(p_i * a for p_i, a in zip(p, features.double(), strict=True)) / total)
+        outer = (p_i * (a - mean[-1])[:, None] * (a - mean[-1]) for p_i, a in zip(p, features.double(), strict=True))
+        covariance.append(sum(outer) / total)
+    return torch.stack(mean), torch.stack(covariance)
+
+
+def reduced(losses, labels, class_weight, reduction):
+    """Return the losses of the samples reduced as torch does: a mean is divided by the sum of the labels' weights."""
+    if reduction == "none":
+        return torch.stack(losses)
+    return sum(losses) / (sum(class_weight[y] for y in labels) if reduction == "mean" else 1)
+
+
 def softmax_of(logits, y):
     return logits[y].exp() / sum(one.exp() for one in logits)
 

@@ -85,7 +85,7 @@ def test_statistics_equal_equations_9_to_11_and_are_symmetric(kernels, shape):
         state = merge(*state, features[kept], targets[kept])
         assert error(statistics.mean, state[0]) < 5e-7
         assert error(statistics.covariance, state[1]) < 5e-7
-        assert torch.equal(statistics.count, state[2].long())
+        assert torch.equal(statistics.count, state[2])
         assert torch.equal(statistics.covariance, statistics.covariance.mT)
         absent = [number for number in range(classes) if not (targets == number).any()]
         for name, one in statistics.state_dict().items():
@@ -108,12 +108,12 @@ def test_samples_are_sorted_stably_and_ignored_ones_come_first(kernels, size):
 
     targets = torch.randint(-1, 7, (size,)).masked_fill_(torch.rand(size) < 0.2, IGNORED).clamp_(max=6)
     targets[targets < 0] = IGNORED
-    count = torch.ones(7, dtype=torch.int64)
+    count = torch.ones(7, dtype=torch.float64)
     batch = sort_by_class(targets, 7, count)
     assert torch.equal(batch.order.long(), targets.argsort(stable=True))
     per_class = torch.bincount(targets[targets >= 0], minlength=7)
     assert torch.equal(batch.starts.diff().long(), per_class)
-    assert torch.equal(count, 1 + per_class)
+    assert torch.equal(count, 1 + per_class.double())
 
 
 def losses(criterion, head, shape, strength=lambda step: 0.3 + 0.1 * step, device="cpu", ignored=False):
@@ -278,7 +278,7 @@ def test_switch_is_off_and_refused_where_there_is_no_gpu_or_no_triton(monkeypatc
         ISDALoss(5, 19, kernels=True)
 
 
-POINTERS = {"targets": "*i64", "count": "*i64", "order": "*i32", "starts": "*i32"}
+POINTERS = {"targets": "*i64", "count": "*fp64", "order": "*i32", "starts": "*i32"}
 INTEGERS = dict.fromkeys(("samples", "classes", "width", "tiles", "rows"), 1)  # Triton specialises integers that are 1
 SIZES = {"SIZE": 16, "TILE": 64, "DEPTH": 32, "SPAN": 128, "TILES": 16, "QUERIES": 32, "ROW_IS_CLASS": True}
 CASES = [SIZES, {**SIZES, **INTEGERS, "SPAN": 16, "TILES": 1, "ROW_IS_CLASS": False, "count": None}]

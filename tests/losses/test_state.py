@@ -141,6 +141,13 @@ def test_backward_pass_within_autocast_gives_the_same_gradients(name):
 
 # --------------------------------------------------------------------------------------------- casts, copies, pickles
 
+
+def has_dtype(module, dtype):
+    """Return True if all state has the dtype, apart from counts, which are always float64."""
+    state = module.state_dict().items()
+    return all(one.dtype == (torch.float64 if key.endswith("count") else dtype) for key, one in state)
+
+
 CASTS = {
     "half": lambda module: module.half(),
     "bfloat16": lambda module: module.bfloat16(),
@@ -169,7 +176,7 @@ def test_double_makes_the_state_float64_and_half_makes_that_float32(name):
     criterion = make(name, dtype=torch.float32)[0]
     for cast, dtype in ((criterion.double, torch.float64), (criterion.half, torch.float32)):
         cast()
-        assert {one.dtype for one in criterion.state_dict().values()} <= {dtype, torch.int64}
+        assert has_dtype(criterion, dtype)
 
 
 @pytest.mark.parametrize("kind", [ClassStatistics, ClassVariances, PackedStatistics, CenterLoss, ISDALoss])
@@ -179,11 +186,23 @@ def test_state_made_or_loaded_in_half_precision_is_in_float32(kind):
         module = kind(4, 3)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert {one.dtype for one in module.state_dict().values()} <= {torch.float32, torch.int64}
+    assert has_dtype(module, torch.float32)
     half = {key: one.half() if one.is_floating_point() else one for key, one in module.state_dict().items()}
     for assign in (False, True):
         module.half().load_state_dict(half, assign=assign)
-        assert {one.dtype for one in module.state_dict().values()} <= {torch.float32, torch.int64}
+        assert has_dtype(module, torch.float32)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("kind", [ClassStatistics, ClassVariances, PackedStatistics])
+def test_counts_of_older_files_which_are_int64_are_loaded_as_float64(kind, assign):
+    module = kind(2, 3)
+    older = module.state_dict() | {"count": torch.tensor([2**24 + 1, 3])}
+    module.load_state_dict(older, assign=assign)
+    for cast in (lambda: module, module.half, module.float, module.double):
+        cast()
+        assert module.count.dtype == torch.float64
+        assert module.count.tolist() == [2**24 + 1, 3]
 
 
 def saved_and_loaded(criterion):

@@ -9,6 +9,7 @@ Shapes: N samples in the batch, C classes, A features, R rows of a class: the sh
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from isda_repro.losses.batch_classes import (
     without_negative,
     without_unsound,
 )
+from isda_repro.losses.covariances.soft_rows import merge_soft
 from isda_repro.losses.state import StatefulModule, state_dtype
 
 BATCHED_BYTES = 2**21  # of covariances: up to this size one batched product was faster on a CPU
@@ -47,8 +49,10 @@ class ClassStatistics(StatefulModule):
     Attributes:
         mean: [C, A].
         covariance: [C, A, A], symmetric.
-        count: number of samples of each class, int64 [C].
+        count: number of samples of each class, float64 [C], which counts to 2^53 and also shares of samples.
     """
+
+    exact: ClassVar[tuple[str, ...]] = ("count",)
 
     mean: Tensor
     covariance: Tensor
@@ -59,8 +63,7 @@ class ClassStatistics(StatefulModule):
         dtype = state_dtype()
         self.register_buffer("mean", torch.zeros(num_classes, feature_dim, dtype=dtype))
         self.register_buffer("covariance", torch.zeros(num_classes, feature_dim, feature_dim, dtype=dtype))
-        # int64, because fp32 would stop counting at 2**24.
-        self.register_buffer("count", torch.zeros(num_classes, dtype=torch.int64))
+        self.register_buffer("count", torch.zeros(num_classes, dtype=torch.float64))
 
     @torch.no_grad()
     def update(self, features: Tensor, targets: Tensor) -> None:
@@ -77,14 +80,17 @@ class ClassStatistics(StatefulModule):
 
         Args:
             features: [N, A].
-            targets: int64 [N] in [0, C); on an accelerator also ``IGNORED``.
+            targets: int64 [N] in [0, C); on an accelerator also ``IGNORED``. Or probabilities, [N, C]: ``soft_rows``.
         """
+        if targets.is_floating_point():
+            self._update_soft(features, targets)
+            return
         mean_CA, covariance_CAA, count_C = self.mean, self.covariance, self.count
         features, targets = without_unsound(features, targets, mean_CA.dtype)
         batch_count_C = samples_of_each(targets, len(count_C))
-        before_C = count_C.to(mean_CA.dtype)
+        before_C = count_C.to(mean_CA.dtype, copy=True)
         count_C += batch_count_C
-        total_C = count_C.to(mean_CA.dtype).clamp_(min=1)
+        total_C = at_least_tiny(count_C.to(mean_CA.dtype))
         features, targets, counts_N1 = without_ignored(features.to(mean_CA.dtype), targets)
         centred_NA = only(counts_N1, features - mean_CA.index_select(0, targets))
         moved_CA = torch.zeros_like(mean_CA).index_add_(0, targets, centred_NA).div_(total_C[:, None])
@@ -100,6 +106,13 @@ class ClassStatistics(StatefulModule):
             for rows_CRA in _rows(centred_NA, shift_CA, targets, batch_count_C, covariance_CAA.nbytes):
                 rows_CRA *= scale_C[:, None, None]
                 covariance_CAA.baddbmm_(rows_CRA.mT, rows_CRA)
+
+    def _update_soft(self, features: Tensor, probabilities: Tensor) -> None:
+        for here, keep_K, rows_KRA in merge_soft(features, probabilities, self.mean, self.count):
+            if is_asynchronous(features):
+                self.covariance[here].mul_(keep_K[:, None, None]).baddbmm_(rows_KRA.mT, rows_KRA)
+            else:  # one class: a single pass over its covariance
+                self.covariance[here.start].addmm_(rows_KRA[0].T, rows_KRA[0], beta=keep_K.item())
 
     def _merges_one_by_one(self, centred_NA: Tensor, batch_count_C: Tensor) -> bool:
         """Return True, on a CPU, if the covariances are large or most samples would have padding beside them."""
@@ -119,6 +132,11 @@ class ClassStatistics(StatefulModule):
             if count:
                 rows_RA = torch.cat((shift_CA[c : c + 1], centred[c]))
                 self.covariance[c].addmm_(rows_RA.T, rows_RA, beta=1 - count / total, alpha=1 / total)
+
+
+def at_least_tiny(total: Tensor) -> Tensor:
+    """Return counts by which one may divide; one of soft samples can be below 1."""
+    return total.clamp(min=torch.finfo(total.dtype).tiny)  # a copy: in float64 it is the count itself
 
 
 def _rows(
@@ -197,8 +215,10 @@ class ClassVariances(StatefulModule):
     Attributes:
         mean: [C, A].
         variance: [C, A].
-        count: number of samples of each class, int64 [C].
+        count: number of samples of each class, float64 [C], which counts to 2^53 and also shares of samples.
     """
+
+    exact: ClassVar[tuple[str, ...]] = ("count",)
 
     mean: Tensor
     variance: Tensor
@@ -208,7 +228,7 @@ class ClassVariances(StatefulModule):
         super().__init__()
         self.register_buffer("mean", torch.zeros(num_classes, feature_dim, dtype=state_dtype()))
         self.register_buffer("variance", torch.zeros(num_classes, feature_dim, dtype=state_dtype()))
-        self.register_buffer("count", torch.zeros(num_classes, dtype=torch.int64))
+        self.register_buffer("count", torch.zeros(num_classes, dtype=torch.float64))
 
     @torch.no_grad()
     def update(self, features: Tensor, targets: Tensor) -> None:
@@ -220,8 +240,12 @@ class ClassVariances(StatefulModule):
 
         Args:
             features: [N, A].
-            targets: int64 [N] in [0, C); on an accelerator also ``IGNORED``.
+            targets: int64 [N] in [0, C); on an accelerator also ``IGNORED``. Or probabilities, [N, C]: ``soft_rows``.
         """
+        if targets.is_floating_point():
+            for here, keep_K, rows_KRA in merge_soft(features, targets, self.mean, self.count):
+                self.variance[here].mul_(keep_K[:, None]).add_(rows_KRA.square_().sum(1))
+            return
         features, targets = without_unsound(features, targets, self.mean.dtype)
         batch_count_C = samples_of_each(targets, len(self.count))
         self.count += batch_count_C
@@ -229,7 +253,7 @@ class ClassVariances(StatefulModule):
         # A CPU reads and writes only the classes present; an accelerator would have to wait to know them.
         batch = BatchClasses(None, targets) if is_asynchronous(targets) else classes_present(targets, len(self.count))
         mean_UA, variance_UA = batch.take(self.mean), batch.take(self.variance)
-        total_U1 = batch.take(self.count).to(mean_UA.dtype).clamp_(min=1)[:, None]
+        total_U1 = at_least_tiny(batch.take(self.count).to(mean_UA.dtype))[:, None]
         before_U1 = total_U1 - batch.take(batch_count_C)[:, None]
         centred_NA = only(counts_N1, features - mean_UA.index_select(0, batch.row_N))
         moved_UA = torch.zeros_like(mean_UA).index_add_(0, batch.row_N, centred_NA).div_(total_U1)

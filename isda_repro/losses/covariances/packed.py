@@ -14,7 +14,7 @@ Shapes: N samples, C classes, A features, U rows: one for each class of the batc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -29,7 +29,14 @@ from isda_repro.losses.batch_classes import (
     rows_of_fixed_number,
     without_unsound,
 )
-from isda_repro.losses.covariances.class_statistics import only, rows_bytes, samples_of_each, without_ignored
+from isda_repro.losses.covariances.class_statistics import (
+    at_least_tiny,
+    only,
+    rows_bytes,
+    samples_of_each,
+    without_ignored,
+)
+from isda_repro.losses.covariances.soft_rows import merge_soft
 from isda_repro.losses.state import StatefulModule, state_dtype
 
 
@@ -89,6 +96,8 @@ class PackedStatistics(StatefulModule):
         group: processes among which the classes are divided, in ranges of equal length; None: this process alone.
     """
 
+    exact: ClassVar[tuple[str, ...]] = ("count",)
+
     mean: Tensor
     packed: Tensor
     count: Tensor
@@ -100,7 +109,7 @@ class PackedStatistics(StatefulModule):
         self.own_range = slice(self.first, self.first + self.own)
         self.register_buffer("mean", torch.zeros(num_classes, feature_dim, dtype=state_dtype()))
         self.register_buffer("packed", torch.zeros(self.own, *packed_shape(feature_dim), dtype=state_dtype()))
-        self.register_buffer("count", torch.zeros(num_classes, dtype=torch.int64))
+        self.register_buffer("count", torch.zeros(num_classes, dtype=torch.float64))
         self.process_group = group
 
     def _check_group(self, group: dist.ProcessGroup | None) -> None:
@@ -182,10 +191,13 @@ class PackedStatistics(StatefulModule):
     @torch.no_grad()
     def update(self, features: Tensor, targets: Tensor) -> None:
         """Merge a batch of all processes into the statistics, in place; see ``ClassStatistics.update``."""
+        if targets.is_floating_point():
+            self._update_soft(features, targets)
+            return
         features, targets = without_unsound(features, targets, self.mean.dtype)
         batch_count_C = samples_of_each(targets, len(self.count))
         self.count += batch_count_C
-        total_C = self.count.to(self.mean.dtype).clamp_(min=1)
+        total_C = at_least_tiny(self.count.to(self.mean.dtype))
         batch = self.own_classes(targets)
         features, known, counts_N1 = without_ignored(features.to(self.mean.dtype), targets)
         centred_NA = only(counts_N1, features - self.mean.index_select(0, known))
@@ -201,6 +213,16 @@ class PackedStatistics(StatefulModule):
             scatter = pack(torch.bmm(rows_KRA.mT, rows_KRA))
             factor_K11 = (is_there_U[here] / total_U[here])[:, None, None]
             self._add(batch, here, scatter, factor_K11, factor_K11 * added_U[here, None, None])
+
+    def _update_soft(self, features: Tensor, probabilities: Tensor) -> None:
+        most = next(self._slices(BatchClasses(None, probabilities)), slice(0, 1)).stop
+        for here, keep_K, rows_KRA in merge_soft(features, probabilities, self.mean, self.count, most):
+            start, stop = max(here.start, self.first), min(here.stop, self.first + self.own)
+            if start < stop:  # otherwise another process has the classes
+                chosen = slice(start - here.start, stop - here.start)
+                scatter = pack(torch.bmm(rows_KRA[chosen].mT, rows_KRA[chosen]))
+                own = self.packed[start - self.first : stop - self.first]
+                own.mul_(keep_K[chosen, None, None]).add_(scatter)
 
     def _rows(self, centred_NA: Tensor, shift_KA: Tensor, targets: Tensor, batch: BatchClasses, here: slice) -> Tensor:
         """Return the shift of the mean and the samples of each class, [K, R, A].

@@ -46,7 +46,7 @@ def sort_by_class(targets: Tensor, num_classes: int, count: Tensor | None = None
     Args:
         targets: int64 [N], in [0, num_classes), or negative for ignored samples.
         num_classes: C.
-        count: int64 [C], incremented in place by the number of samples of each class; None: nothing is counted.
+        count: float64 [C], incremented in place by the number of samples of each class; None: nothing is counted.
     """
     targets = targets.contiguous()
     order = targets.new_empty(len(targets), dtype=torch.int32)
