@@ -50,7 +50,7 @@ def metrics(prediction: EvalPrediction) -> dict[str, float]:
     return {"error": 100 * float((prediction.predictions.argmax(1) != prediction.label_ids).mean())}
 
 
-def main(folder: str = "checkpoints/hugging_face", epochs: int = 20) -> float:
+def main(folder: str = "checkpoints/hugging_face", epochs: int = 10) -> float:
     """Train, or continue what is in ``folder``; return the error on held-out rows in percent."""
     set_seed(0)
     rows, labels = load_breast_cancer(return_X_y=True)

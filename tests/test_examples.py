@@ -14,10 +14,10 @@ from isda_repro.losses import ISDALoss
 EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.py"))
 NAMES = [path.stem for path in EXAMPLES]
 LARGEST_ERROR = {  # in %; in brackets what was measured
-    "plain_pytorch": 6.0,  # 3.1
+    "plain_pytorch": 6.0,  # 2.5
     "timm_style": 3.0,  # 0.3
-    "lightning_module": 6.0,  # 3.1
-    "hugging_face_trainer": 6.0,  # 2.8
+    "lightning_module": 6.0,  # 2.5
+    "hugging_face_trainer": 8.0,  # 4.9
 }
 RESUMED = [name for name in NAMES if name in LARGEST_ERROR]
 
@@ -27,7 +27,7 @@ class StoppedError(Exception):
 
 
 def losses_of(path, folder, stop_after=None):
-    """Run three epochs of an example; return its training losses and its error, or None if it was interrupted."""
+    """Run two epochs of an example; return its training losses and its error, or None if it was interrupted."""
     losses, forward = [], ISDALoss.forward
 
     def recorded(self, *inputs, **options):
@@ -42,7 +42,7 @@ def losses_of(path, folder, stop_after=None):
         warnings.filterwarnings("error", message=".*(logits|did not change)")
         patch.setattr(ISDALoss, "forward", recorded)
         try:
-            return losses, runpy.run_path(str(path))["main"](str(folder), epochs=3)
+            return losses, runpy.run_path(str(path))["main"](str(folder), epochs=2)
         except StoppedError:
             return losses, None
 
@@ -51,12 +51,12 @@ def losses_of(path, folder, stop_after=None):
 def test_an_interrupted_example_continues_with_the_bits_of_an_uninterrupted_one(root, tmp_path, name):
     path = root / "examples" / f"{name}.py"
     whole, error = losses_of(path, tmp_path / "whole")
-    per_epoch = len(whole) // 3
-    before, nothing = losses_of(path, tmp_path / "stopped", stop_after=2 * per_epoch + 3)
+    per_epoch = len(whole) // 2
+    before, nothing = losses_of(path, tmp_path / "stopped", stop_after=per_epoch + 3)
     assert nothing is None
     after, resumed_error = losses_of(path, tmp_path / "stopped")
     assert before == whole[: len(before)]
-    assert after == whole[2 * per_epoch :], "it continues after the second epoch"
+    assert after == whole[per_epoch:], "it continues after the first epoch"
     assert resumed_error == error
     assert losses_of(path, tmp_path / "stopped") == ([], error), "nothing is left to train"
 
