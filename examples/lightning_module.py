@@ -1,15 +1,18 @@
 """ISDA in Lightning (pip install lightning), on scikit-learn's digits: python examples/lightning_module.py
 
 The criterion is a submodule: Lightning moves it to the device, switches it between train() and eval(), and keeps its
-statistics in the checkpoint. What ISDA adds is marked with a #.
+statistics in the checkpoint. The same command continues an interrupted training. What ISDA adds is marked with a #.
 """
+
+from pathlib import Path
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from isda_repro.losses import ISDALoss  #
 
@@ -35,32 +38,40 @@ class Classifier(lightning.LightningModule):
         """Return the loss of a training batch."""
         return self.loss(batch)[0]
 
-    def test_step(self, batch: list[Tensor], index: int) -> None:
+    def validation_step(self, batch: list[Tensor], index: int) -> None:
         """Log the loss and the error in percent."""
         loss, logits = self.loss(batch)
-        self.log_dict({"loss": loss, "error": 100 * (logits.argmax(1) != batch[1]).float().mean()})
+        error = 100 * (logits.argmax(1) != batch[1]).float().mean()
+        self.log_dict({"val_loss": loss, "val_error": error}, prog_bar=True)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return plain SGD; the criterion has no parameters to optimise."""
-        return torch.optim.SGD(self.parameters(), lr=0.02, momentum=0.9)
+    def configure_optimizers(self) -> dict[str, object]:
+        """Return SGD with a cosine schedule; ISDA has no parameters to optimise."""
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.trainer.max_epochs)
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
 
-def main(**trainer_options: object) -> float:
-    """Train, and return the error on test images in percent."""
+def main(folder: str = "checkpoints/lightning", epochs: int = 30, **trainer_options: object) -> float:
+    """Train, or continue what is in ``folder``; return the error on held-out images in percent."""
     lightning.seed_everything(0)
     images, labels = load_digits(return_X_y=True)
     parts = train_test_split(images / 16, labels, test_size=360, stratify=labels, random_state=0)
-    sets = [
+    train_set, val_set = (
         TensorDataset(torch.tensor(x, dtype=torch.float32), torch.tensor(y))
         for x, y in zip(parts[:2], parts[2:], strict=True)
-    ]
-    train, test = DataLoader(sets[0], batch_size=64, shuffle=True, drop_last=True), DataLoader(sets[1], batch_size=360)
-    options = {"max_epochs": 30, "accelerator": "auto", "devices": 1, "logger": False, "enable_checkpointing": False}
-    trainer = lightning.Trainer(**{**options, **trainer_options})
+    )
+    order = DistributedSampler(train_set, num_replicas=1, rank=0, seed=0)  # Lightning tells it the epoch: can resume
+    train = DataLoader(train_set, batch_size=64, sampler=order, drop_last=True)
+    val = DataLoader(val_set, batch_size=360)
+
+    saving = ModelCheckpoint(folder, save_last=True)
+    last = Path(folder) / "last.ckpt"
+    options = {"accelerator": "auto", "devices": 1, "logger": False, **trainer_options}
+    trainer = lightning.Trainer(max_epochs=epochs, callbacks=[saving], **options)
     classifier = Classifier()
-    trainer.fit(classifier, train)
-    (results,) = trainer.test(classifier, test)
-    return results["error"]
+    trainer.fit(classifier, train, val, ckpt_path=last if last.exists() else None)
+    (results,) = trainer.validate(classifier, val)
+    return results["val_error"]
 
 
 if __name__ == "__main__":

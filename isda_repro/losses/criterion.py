@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isda_repro.losses.batch_classes import IGNORED, is_asynchronous, without_autocast
+from isda_repro.losses.first_calls import FirstCalls, check_first_calls
 from isda_repro.losses.soft_targets import sound_probabilities
 from isda_repro.losses.state import StatefulModule
 
@@ -92,11 +93,17 @@ class Criterion(StatefulModule):
     uses_head_bias: ClassVar[bool] = True
     """False if the loss needs a head without bias."""
 
+    uses_head: ClassVar[bool] = False
+    """True if the loss needs logits that are ``head(features)``, which its first call in training checks."""
+
     has_statistics: ClassVar[bool] = False
     """True if the loss keeps statistics of all samples seen, and takes a ``process_group`` to share them."""
 
     waits_for_device: ClassVar[bool] = False
     """True if the loss reads values back from an accelerator, so that a CUDA graph cannot capture it."""
+
+    first_calls: FirstCalls | None = None
+    """What is still to be checked in training calls; None: nothing."""
 
     reduction: str = "mean"
     """How the losses of the samples become the result: "mean", "sum", or "none" for [N]."""
@@ -117,6 +124,7 @@ class Criterion(StatefulModule):
         self.ignore_index = ignore_index
         self.draws: torch.Generator | None = None  # None: PyTorch's default generator
         self._part: tuple[int, int] | None = None
+        self.first_calls = FirstCalls()
 
     @property
     def is_collective(self) -> bool:
@@ -179,7 +187,8 @@ class Criterion(StatefulModule):
     ) -> Tensor:
         """Return the mean loss of a batch, [].
 
-        A subclass may have another ``reduction``.
+        A subclass may have another ``reduction``. The first calls in training also refuse logits that are not the head's,
+        and warn of other misuse: see ``isda_repro.losses.first_calls``.
 
         Args:
             features: [N, A], the input of the head; any floating dtype.
@@ -202,6 +211,7 @@ class Criterion(StatefulModule):
         if learns:
             self._check_copy()
             check_progress(progress)
+            check_first_calls(self, features, logits, head)
         dtype = torch.promote_types(head.weight.dtype, torch.float32)
         with without_autocast(features):
             features, logits = features.to(dtype), logits.to(dtype)
@@ -323,6 +333,7 @@ class Criterion(StatefulModule):
     def _replicate_for_data_parallel(self) -> Any:
         replica = super()._replicate_for_data_parallel()
         replica._is_replica_with_state = bool(self.state_dict())
+        replica.first_calls = None
         return replica
 
     def _counted(self, targets: Tensor) -> Tensor | None:

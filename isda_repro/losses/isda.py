@@ -84,6 +84,7 @@ class ISDALoss(CrossEntropyCriterion):
             kernels=True without square full covariances, a CUDA device, or Triton.
     """
 
+    uses_head: ClassVar[bool] = True
     has_statistics: ClassVar[bool] = True
 
     def __init__(

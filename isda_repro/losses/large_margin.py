@@ -43,6 +43,7 @@ class LargeMarginSoftmax(Criterion):
         ValueError: margin is not an integer >= 1, or lowest_beta is negative; when called, if the head has a bias.
     """
 
+    uses_head: ClassVar[bool] = True
     uses_head_bias: ClassVar[bool] = False
 
     def __init__(

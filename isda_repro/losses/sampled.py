@@ -43,6 +43,7 @@ class SampledISDALoss(Criterion):
         ValueError: samples is below 1, lambda_0 is negative or not finite, or there is no such lambda_schedule.
     """
 
+    uses_head: ClassVar[bool] = True
     has_statistics: ClassVar[bool] = True
     waits_for_device: ClassVar[bool] = True
 

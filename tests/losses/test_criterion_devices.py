@@ -80,6 +80,9 @@ def test_a_gpu_gives_the_cpus_numbers_and_the_host_never_waits(name):
     criterion, head, features, targets = make(name, size=64, dtype=torch.float32, ignore_index=2)
     expected = step(criterion, head, features, targets)
     criterion, head, features, targets = criterion.cuda(), head.cuda(), features.detach().cuda(), targets.cuda()
+    before = copy.deepcopy(criterion.state_dict())
+    criterion(features, head(features), targets, head=head, progress=0.7)  # the first call checks the logits
+    criterion.load_state_dict(before)
     torch.cuda.set_sync_debug_mode("error")
     try:
         found = criterion(features, head(features), targets, head=head, progress=0.7)

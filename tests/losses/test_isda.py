@@ -114,6 +114,24 @@ def test_plain_form_gives_the_same_numbers(load_script, kind, plain, buffer):
     torch.testing.assert_close(getattr(criterion.statistics, buffer), getattr(other, buffer), rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize(("kind", "plain"), [("full", ""), ("diagonal", "Diagonal")])
+def test_statistics_of_the_authors_code_can_be_taken_over(kind, plain, load_script):
+    """As docs/loss.md shows it: their counts are floats."""
+    criterion, head = make(kind)
+    fresh = make(kind)[0]
+    other = getattr(load_script("benchmarks/reference/plain_isda"), f"Plain{plain}ISDALoss")(6, 5, lambda_0=1.5)
+    other = other.double()
+    features, targets = batch(0)
+    other(features, head(features), targets, head=head, progress=0.2)
+    criterion.statistics.load_state_dict(dict(other.named_buffers()))
+    features, targets = batch(1)
+    found, expected, without = (
+        one(features, head(features), targets, head=head, progress=0.5) for one in (criterion, other, fresh)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+    assert (without - expected).abs() > 1e-3
+
+
 # ------------------------------------------------------------------------------------------------------------ sigma2
 
 

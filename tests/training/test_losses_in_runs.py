@@ -25,6 +25,7 @@ def settings(tmp_path):
     return composed
 
 
+@pytest.mark.filterwarnings("error:.*(logits|did not change)")
 @pytest.mark.parametrize("loss", LOSSES)
 def test_each_loss_trains_and_resumes_bit_for_bit(loss, settings, tmp_path, monkeypatch):
     whole, interrupted = settings(loss, "whole"), settings(loss, "interrupted", "checkpoint.steps=1")
