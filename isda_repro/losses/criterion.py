@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isda_repro.losses.batch_classes import IGNORED, is_asynchronous, without_autocast
+from isda_repro.losses.dense import check_dense, linear_layer, pixels_of, rows_of
 from isda_repro.losses.state import StatefulModule
 
 ROUNDING = 1e-6  # a progress that a loop adds up may end slightly above 1
@@ -97,6 +98,9 @@ class Criterion(StatefulModule):
     waits_for_device: ClassVar[bool] = False
     """True if the loss reads values back from an accelerator, so that a CUDA graph cannot capture it."""
 
+    takes_pixels: ClassVar[bool] = False
+    """True if the loss uses features for statistics only, or not at all, so that ``Pixels`` can stand in for them."""
+
     _is_replica_with_state: bool = False
 
     def __init__(self, num_classes: int, feature_dim: int, ignore_index: int | None = IGNORED) -> None:
@@ -160,10 +164,11 @@ class Criterion(StatefulModule):
         """Return the mean loss of a batch, [].
 
         Args:
-            features: [N, A], the input of the head; any floating dtype.
-            logits: [N, C], the output of the head.
-            targets: class numbers, int64 [N].
-            head: the last layer of the network, also one that ``DataParallel`` or ``DistributedDataParallel`` wraps.
+            features: [N, A], the input of the head; any floating dtype. Dense ones are [N, A, *].
+            logits: [N, C], the output of the head; or [N, C, *].
+            targets: class numbers, int64 [N]; or [N, *].
+            head: the last layer of the network, also one that ``DataParallel`` or ``DistributedDataParallel`` wraps. It
+                may be a convolution of kernel size 1.
             progress: the share of training that is over, in [0, 1]; t/T in the paper. In a CUDA graph a 0-d tensor on
                 the device, whose value can change between replays.
 
@@ -173,7 +178,9 @@ class Criterion(StatefulModule):
                 is outside [0, 1] (unless its value is on an accelerator).
             RuntimeError: the state of this copy would be lost (``DataParallel``), or its process group was (pickle).
         """
-        head = _unwrapped(head)
+        if features.dim() > 2:
+            return self._dense(features, logits, targets, head=head, progress=progress)
+        head = linear_layer(head)
         self._check(features, logits, targets, head)
         learns = self.training and torch.is_grad_enabled()
         if learns:
@@ -191,6 +198,20 @@ class Criterion(StatefulModule):
             if not len(targets) and not self.is_collective:
                 return logits.sum()
             return loss(features, logits, targets, head=head, progress=progress)
+
+    def _dense(
+        self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
+    ) -> Tensor:
+        """Return the loss of dense inputs, whose pixels are the samples."""
+        check_dense(type(self).__name__, (self.num_classes, self.feature_dim), features, logits, targets)
+        is_soft, learns = targets.is_floating_point(), self.training and torch.is_grad_enabled()
+        if is_soft or (learns and (self.is_collective or not self.takes_pixels)):
+            rows = rows_of(features)
+        else:
+            rows = cast(Tensor, pixels_of(features, targets, self.num_classes, self.ignore_index))
+        labels = rows_of(targets) if is_soft else targets.flatten()
+        value = self.forward(rows, rows_of(logits), labels, head=head, progress=progress)
+        return value.view(len(features), *features.shape[2:]) if value.dim() else value
 
     def _loss_unseen(
         self,
@@ -296,17 +317,13 @@ class Criterion(StatefulModule):
 class CrossEntropy(Criterion):
     """Plain cross-entropy, the paper's "Basic" loss."""
 
+    takes_pixels: ClassVar[bool] = True
+
     def loss(
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:
         """Return the mean cross-entropy over the batch."""
         return self._cross_entropy(features, logits, targets, head=head, progress=progress)
-
-
-def _unwrapped(head: nn.Module) -> nn.Linear:
-    """Return the layer itself if the authors' kind of loop has wrapped the head on its own."""
-    wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
-    return cast(nn.Linear, head.module if isinstance(head, wrappers) else head)
 
 
 def mean_over_batch(of_samples: Tensor, targets: Tensor) -> Tensor:

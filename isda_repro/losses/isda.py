@@ -24,8 +24,10 @@ from isda_repro.losses.batch_classes import (
 from isda_repro.losses.covariances.class_statistics import ClassStatistics, ClassVariances
 from isda_repro.losses.covariances.packed import PackedStatistics
 from isda_repro.losses.covariances.packed_quadratic import add_half_sigma2_packed
+from isda_repro.losses.covariances.pixels import update_by_pixels
 from isda_repro.losses.covariances.quadratic import Strength, add_half_sigma2, sigma2_common, sigma2_diagonal
 from isda_repro.losses.criterion import Criterion, require_from_zero
+from isda_repro.losses.dense import Pixels
 
 COVARIANCES = ("full", "diagonal", "shared", "identity")
 SQUARE_BYTES = 2**31  # DenseNet-BC-190-40 on CIFAR-100, the paper's largest on CIFAR, takes 1.9e9
@@ -72,6 +74,7 @@ class ISDALoss(Criterion):
     """
 
     has_statistics: ClassVar[bool] = True
+    takes_pixels: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -117,15 +120,21 @@ class ISDALoss(Criterion):
         all_features, all_targets = of_all_processes(features, targets, self.process_group)
         strength = self.lambda_0 * (progress if self.lambda_schedule == "linear" else 1)
         weight = head.weight.to(logits.dtype)
-        if self._takes_kernels(logits):
+        if self._takes_kernels(logits) and isinstance(features, Tensor):
             augmented = self._augmented_by_kernels(logits, weight, targets, all_features, all_targets, strength)
         else:
-            if self.statistics is not None:
-                self.statistics.update(
-                    all_features, all_targets.clamp(max=0) if self.covariance == "shared" else all_targets
-                )
+            self._update(all_features, all_targets)
             augmented = self._augmented(logits, weight, targets, all_targets, strength)
         return self._cross_entropy(features, augmented, targets, head=head, progress=progress)
+
+    def _update(self, features: Tensor | Pixels, targets: Tensor) -> None:
+        is_shared = self.covariance == "shared"
+        if self.statistics is None:
+            return
+        if isinstance(features, Pixels):
+            update_by_pixels(self.statistics, features, is_shared)
+        else:
+            self.statistics.update(features, targets.clamp(max=0) if is_shared else targets)
 
     def _augmented(
         self, logits: Tensor, weight: Tensor, targets: Tensor, all_targets: Tensor, strength: Strength
