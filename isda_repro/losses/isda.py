@@ -31,6 +31,7 @@ from isda_repro.losses.dense import Pixels
 
 COVARIANCES = ("full", "diagonal", "shared", "identity")
 SQUARE_BYTES = 2**31  # DenseNet-BC-190-40 on CIFAR-100, the paper's largest on CIFAR, takes 1.9e9
+MOST_CLASSES_OF_KERNELS = 2**16 - 1  # a grid's second and third axis are no longer; samples are on the first
 LAMBDA_SCHEDULES = ("linear", "constant")
 
 
@@ -155,6 +156,8 @@ class ISDALoss(Criterion):
 
     def _takes_kernels(self, logits: Tensor) -> bool:
         if not self.kernels or torch.compiler.is_compiling() or not (logits.is_cuda or _is_interpreted()):
+            return False
+        if self.num_classes > MOST_CLASSES_OF_KERNELS:
             return False
         state = (one for one in self.buffers() if one.is_floating_point())
         return all(one.dtype == logits.dtype == torch.float32 and one.is_contiguous() for one in state)
