@@ -40,7 +40,7 @@ MAKERS: dict[str, Callable[[int, int], nn.Module] | None] = {
     "plain diagonal": PlainDenseISDALoss,
 }
 TURNS = {SMALL: 5, LARGE: 11}
-LEAST_SPEED_UP, MOST_MEMORY = 50, 1 / 10  # of "diagonal" over "plain diagonal"
+LEAST_SPEED_UP, MOST_MEMORY = 50.0, 0.1  # of "diagonal" over "plain diagonal"
 MOST_TIMES = {"diagonal": 2.2, "full": 4.5}  # the time of "CE"
 
 
@@ -65,12 +65,13 @@ def make_step(name: str, size: tuple[int, ...]) -> Callable[[], None]:
     return step
 
 
-def measure(names: list[str], size: tuple[int, ...]) -> dict[str, list[float]]:
+def measure(names: list[str], size: tuple[int, ...], turns: int) -> dict[str, list[float]]:
     """Return the milliseconds of the steps of each contender, which take turns."""
-    steps, times = {name: make_step(name, size) for name in names}, {name: [] for name in names}
+    steps = {name: make_step(name, size) for name in names}
+    times: dict[str, list[float]] = {name: [] for name in names}
     for step in steps.values():
         step()
-    for _ in range(TURNS[size]):
+    for _ in range(turns):
         for name, step in steps.items():
             begin = time.perf_counter()
             step()
@@ -107,18 +108,17 @@ def peak_mib(name: str, size: tuple[int, ...]) -> float:
 
 def main() -> None:
     """Measure, print a report, write it if asked, and exit with 1 if a bar is missed."""
-    match sys.argv[1:]:
-        case ["peak", name, *size]:
-            torch.set_num_threads(THREADS)
-            return print_peak(name, tuple(map(int, size)))
-    output = output_argument(sys.argv[1:])
     torch.set_num_threads(THREADS)
+    if sys.argv[1:2] == ["peak"]:  # a process of its own, which peak_mib starts
+        print_peak(sys.argv[2], tuple(map(int, sys.argv[3:])))
+        return
+    output = output_argument(sys.argv[1:])
     lines = [
         "# ISDA on pixels: milliseconds and peak memory of one step, float32, CPU",
         "",
-        "`python benchmarks/dense.py`: 1x1 convolution, loss, backward pass and statistics; medians over the turns (of the",
-        "ratios too). CE is the convolution with F.cross_entropy; plain the authors' form for segmentation. Memory in MiB,",
-        "the most of a process of its own above what it had before the step.",
+        "`python benchmarks/dense.py`: 1x1 convolution, loss, backward pass and statistics; medians over the turns (of",
+        "the ratios too). CE is the convolution with F.cross_entropy; plain the authors' form for segmentation. Memory",
+        "in MiB, the most of a process of its own above what it had before the step.",
         "",
         "| images x height x width, C, A | loss | ms | / CE | MiB |",
         "| --- | --- | ---: | ---: | ---: |",
@@ -126,7 +126,7 @@ def main() -> None:
     bars = ["", "| A | | found | bar |", "| --- | --- | ---: | ---: |"]
     missed = []
     for size, names in ((SMALL, ["CE", "diagonal", "full", "plain diagonal"]), (LARGE, ["CE", "diagonal", "full"])):
-        times, memory = measure(names, size), {name: peak_mib(name, size) for name in names}
+        times, memory = measure(names, size, TURNS[size]), {name: peak_mib(name, size) for name in names}
         images, width, *pixels = size
         shape = f"{' x '.join(map(str, (images, *pixels)))}, {CLASSES}, {width}"
         for name in names:

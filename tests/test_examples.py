@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 NAMES = sorted(path.stem for path in (Path(__file__).resolve().parents[1] / "examples").glob("*.py"))
+NAMES.remove("segmentation")  # see test_segmentation_example.py
 LARGEST_ERROR = {"plain_pytorch": 6.0, "timm_style": 3.0, "lightning_module": 6.0}  # in %; measured: 3.6, 0.3, 3.1
 
 

@@ -117,7 +117,7 @@ class PlainDiagonalISDALoss(nn.Module):
 class PlainDenseISDALoss(PlainDiagonalISDALoss):
     """ISDA of pixels in the authors' form for segmentation: all pixels become rows of the diagonal form.
 
-    Features are [N, A, *], logits [N, C, *], targets [N, *], all of one size; the head is a convolution of kernel size 1.
+    Features are [N, A, *], logits [N, C, *] and targets [N, *]; the head is a convolution of kernel size 1.
     """
 
     def forward(self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Module, progress: float) -> Tensor:
@@ -125,6 +125,6 @@ class PlainDenseISDALoss(PlainDiagonalISDALoss):
         (weight, *_), (_, classes) = head.parameters(), logits.shape[:2]
         linear = nn.Linear(features.shape[1], classes, bias=False)
         del linear.weight
-        linear.weight = weight.squeeze()  # type: ignore[assignment]
+        linear.weight = weight.squeeze()
         rows_NA, rows_NC = (one.movedim(1, -1).reshape(-1, one.shape[1]) for one in (features, logits))
         return super().forward(rows_NA, rows_NC, targets.flatten(), head=linear, progress=progress)

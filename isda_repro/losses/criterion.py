@@ -179,7 +179,13 @@ class Criterion(StatefulModule):
             RuntimeError: the state of this copy would be lost (``DataParallel``), or its process group was (pickle).
         """
         if features.dim() > 2:
-            return self._dense(features, logits, targets, head=head, progress=progress)
+            return self._of_pixels(features, logits, targets, head=head, progress=progress)
+        return self._of_rows(features, logits, targets, head=head, progress=progress)
+
+    def _of_rows(
+        self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
+    ) -> Tensor:
+        """Return the loss of rows, or of pixels in the form of rows."""
         head = linear_layer(head)
         self._check(features, logits, targets, head)
         learns = self.training and torch.is_grad_enabled()
@@ -199,7 +205,7 @@ class Criterion(StatefulModule):
                 return logits.sum()
             return loss(features, logits, targets, head=head, progress=progress)
 
-    def _dense(
+    def _of_pixels(
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
     ) -> Tensor:
         """Return the loss of dense inputs, whose pixels are the samples."""
@@ -210,7 +216,7 @@ class Criterion(StatefulModule):
         else:
             rows = cast(Tensor, pixels_of(features, targets, self.num_classes, self.ignore_index))
         labels = rows_of(targets) if is_soft else targets.flatten()
-        value = self.forward(rows, rows_of(logits), labels, head=head, progress=progress)
+        value = self._of_rows(rows, rows_of(logits), labels, head=head, progress=progress)
         return value.view(len(features), *features.shape[2:]) if value.dim() else value
 
     def _loss_unseen(

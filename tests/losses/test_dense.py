@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from criteria import MAKERS, WITHOUT_DRAWS, assert_same, make, unchanged
+from criteria import MAKERS, assert_same, make, unchanged
 from float64_reference import equation_4, two_pass
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -148,7 +148,8 @@ def test_mean_far_from_zero_costs_pixels_little_precision(kind, way):
     if kind == "diagonal":
         found, covariance = statistics.variance, covariance.diagonal(dim1=1, dim2=2)
     else:
-        found = torch.stack([statistics.covariance_of(c) for c in range(3)]) if kind == "packed" else statistics.covariance
+        is_packed = kind == "packed"
+        found = torch.stack([statistics.covariance_of(c) for c in range(3)]) if is_packed else statistics.covariance
         assert torch.linalg.eigvalsh(found.double()).min() >= -1e-6 * covariance.abs().max()
     assert (found - covariance).abs().max() / covariance.abs().max() < 4e-3  # as far again as in the test of rows
 
@@ -224,12 +225,11 @@ def test_dense_loss_compiles_into_one_graph(name):
 def test_losses_without_statistics_copy_no_features(monkeypatch):
     """A copy of the features as rows would be most of the memory of cross-entropy."""
     head, (features, targets) = convolution(make("ce")[1], 2), dense_batch(2)
+    logits, copied = head(features), []
+    monkeypatch.setattr("isda_repro.losses.criterion.rows_of", lambda one: copied.append(one.shape[1]) or rows_of(one))
     for name in ("ce", "focal", "lq", "disturb_label", "isda", "isda_diagonal", "isda_identity"):
-        criterion = make(name, ignore_index=255)[0]
-        logits = head(features)
-        monkeypatch.setattr("isda_repro.losses.criterion.rows_of", lambda one: rows_of(one) if len(one[0]) == 7 else 1 / 0)
-        criterion(features, logits, targets, head=head, progress=0.5)
-        monkeypatch.undo()
+        make(name, ignore_index=255)[0](features, logits, targets, head=head, progress=0.5)
+    assert copied == [7] * 7, "the logits, once for each loss"
     taken = pixels_of(features, targets, 7, 255)
     assert taken.features.data_ptr() == features.data_ptr()
     assert torch.equal(taken.labels == IGNORED, (targets == 255).flatten(1))
