@@ -112,3 +112,19 @@ class PlainDiagonalISDALoss(nn.Module):
         self.variance = self.variance.mul(1 - weight_CA) + (batch_variance_CA / safe_CA).mul(weight_CA) + shift_CA
         self.mean = self.mean.mul(1 - weight_CA) + batch_mean_CA.mul(weight_CA)
         self.count = self.count + one_hot_NC.sum(0)
+
+
+class PlainDenseISDALoss(PlainDiagonalISDALoss):
+    """ISDA of pixels in the authors' form for segmentation: all pixels become rows of the diagonal form.
+
+    Features are [N, A, *], logits [N, C, *] and targets [N, *]; the head is a convolution of kernel size 1.
+    """
+
+    def forward(self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Module, progress: float) -> Tensor:
+        """Update the statistics and return the loss; ``progress`` is that of training, from 0 to 1."""
+        (weight, *_), (_, classes) = head.parameters(), logits.shape[:2]
+        linear = nn.Linear(features.shape[1], classes, bias=False)
+        del linear.weight
+        linear.weight = weight.squeeze()
+        rows_NA, rows_NC = (one.movedim(1, -1).reshape(-1, one.shape[1]) for one in (features, logits))
+        return super().forward(rows_NA, rows_NC, targets.flatten(), head=linear, progress=progress)

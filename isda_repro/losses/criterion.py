@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isda_repro.losses.batch_classes import IGNORED, is_asynchronous, without_autocast
+from isda_repro.losses.dense import check_dense, linear_layer, pixels_of, rows_of
 from isda_repro.losses.first_calls import FirstCalls, check_first_calls
 from isda_repro.losses.soft_targets import sound_probabilities
 from isda_repro.losses.state import StatefulModule
@@ -110,6 +111,8 @@ class Criterion(StatefulModule):
 
     takes_probabilities: ClassVar[bool] = False
     """True if the targets may be class probabilities, as mixup makes them."""
+    takes_pixels: ClassVar[bool] = False
+    """True if the loss uses features for statistics only, or not at all, so that ``Pixels`` can stand in for them."""
 
     _is_replica_with_state: bool = False
 
@@ -187,15 +190,16 @@ class Criterion(StatefulModule):
     ) -> Tensor:
         """Return the mean loss of a batch, [].
 
-        A subclass may have another ``reduction``. The first calls in training also refuse logits that are not the head's,
-        and warn of other misuse: see ``isda_repro.losses.first_calls``.
+        A subclass may have another ``reduction``. The first calls in training also refuse logits that are not the
+        head's, and warn of other misuse: see ``isda_repro.losses.first_calls``.
 
         Args:
-            features: [N, A], the input of the head; any floating dtype.
-            logits: [N, C], the output of the head.
-            targets: class numbers, int64 [N]; or, if the loss ``takes_probabilities``, floating [N, C], from 0 on, to
-                which ``ignore_index`` does not apply.
-            head: the last layer of the network, also one that ``DataParallel`` or ``DistributedDataParallel`` wraps.
+            features: [N, A], the input of the head; any floating dtype. Dense ones are [N, A, *].
+            logits: [N, C], the output of the head; or [N, C, *].
+            targets: class numbers, int64 [N] or [N, *]; or, if the loss ``takes_probabilities``, floating [N, C] or
+                [N, C, *], from 0 on, to which ``ignore_index`` does not apply.
+            head: the last layer of the network, also one that ``DataParallel`` or ``DistributedDataParallel`` wraps. It
+                may be a convolution of kernel size 1.
             progress: the share of training that is over, in [0, 1]; t/T in the paper. In a CUDA graph a 0-d tensor on
                 the device, whose value can change between replays.
 
@@ -205,7 +209,17 @@ class Criterion(StatefulModule):
                 CPU; elsewhere the loss is NaN); or progress is outside [0, 1] (unless its value is on an accelerator).
             RuntimeError: the state of this copy would be lost (``DataParallel``), or its process group was (pickle).
         """
-        head = unwrapped(head)
+        images, size = len(features), features.shape[2:]
+        if size:
+            features, logits, targets = self._rows_of_pixels(features, logits, targets)
+        value = self._of_rows(features, logits, targets, head=head, progress=progress)
+        return value.view(images, *size) if size and value.dim() else value
+
+    def _of_rows(
+        self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor
+    ) -> Tensor:
+        """Return the loss of rows, or of pixels in the form of rows."""
+        head = linear_layer(head)
         self._check(features, logits, targets, head)
         learns = self.training and torch.is_grad_enabled()
         if learns:
@@ -252,6 +266,16 @@ class Criterion(StatefulModule):
     def of_no_sample(self, logits: Tensor) -> Tensor:
         """Return the loss of a batch without samples: 0, or [0] with ``reduction="none"``; ``logits`` is [0, C]."""
         return logits.sum(1) if self.reduction == "none" else logits.sum()
+
+    def _rows_of_pixels(self, features: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return dense inputs as rows, whose samples are the pixels; ``Pixels`` may stand in for the features."""
+        check_dense(type(self).__name__, (self.num_classes, self.feature_dim), features, logits, targets)
+        is_soft, learns = targets.is_floating_point(), self.training and torch.is_grad_enabled()
+        if is_soft or (learns and (self.is_collective or not self.takes_pixels)):
+            rows = rows_of(features)
+        else:
+            rows = cast(Tensor, pixels_of(features, targets, self.num_classes, self.ignore_index))
+        return rows, rows_of(logits), rows_of(targets) if is_soft else targets.flatten()
 
     def _loss_unseen(
         self,
@@ -359,12 +383,6 @@ class Criterion(StatefulModule):
                 f"ignore_index={bad[0]} to leave such samples out, or else check the labels and num_classes"
             )
         return None if is_counted.all() else is_counted.nonzero()[:, 0]
-
-
-def unwrapped(head: nn.Module) -> nn.Linear:
-    """Return the layer itself if the authors' kind of loop has wrapped the head on its own."""
-    wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
-    return cast(nn.Linear, head.module if isinstance(head, wrappers) else head)
 
 
 def mean_over_batch(of_samples: Tensor, targets: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ class CrossEntropyCriterion(Criterion):
         ValueError: an argument has none of these values.
     """
 
+    takes_pixels: ClassVar[bool] = True
     takes_probabilities: ClassVar[bool] = True
 
     weight: Tensor | None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +28,8 @@ class DisturbLabel(Criterion):
     Raises:
         ValueError: alpha is outside [0, 1].
     """
+
+    takes_pixels: ClassVar[bool] = True
 
     def __init__(
         self, num_classes: int, feature_dim: int, alpha: float = 0.05, ignore_index: int | None = IGNORED

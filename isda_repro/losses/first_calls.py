@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isda_repro.losses.batch_classes import without_autocast
+from isda_repro.losses.dense import rows_at
 
 if TYPE_CHECKING:
     from isda_repro.losses.criterion import Criterion
@@ -30,7 +31,7 @@ CALLS = 16  # in which parameters must have moved if the head has
 MASKED = -1e4  # logits at or below it have been masked
 OF_LOGITS, OF_PRODUCTS = 0.01, 0.04  # tolerated; bf16 takes at most 0.17 of it, a weight in int8 0.66
 RELATED = 0.3  # correlation; unrelated logits have about 0, those behind a dropout of p about sqrt(1 - p)
-CALLER = 8  # frames between ``warnings.warn`` and the line that calls the criterion
+CALLER = 9  # frames between ``warnings.warn`` and the line that calls the criterion
 
 
 def check_first_calls(criterion: Criterion, features: Tensor, logits: Tensor, head: nn.Linear) -> None:
@@ -38,7 +39,7 @@ def check_first_calls(criterion: Criterion, features: Tensor, logits: Tensor, he
 
     Args:
         criterion: its attribute ``first_calls`` becomes None when nothing is left to check.
-        features: [N, A].
+        features: [N, A], or pixels in the form of rows.
         logits: [N, C].
         head: the layer with ``weight`` [C, A], without a wrapper.
 
@@ -158,7 +159,7 @@ def _fit(features: Tensor, logits: Tensor, head: nn.Linear) -> Fit | None:
     rows, classes = _spread(len(logits), ROWS), _spread(len(weight), CLASSES)
     dtype = torch.promote_types(weight.dtype, torch.float32)
     with without_autocast(features):
-        features_RA, logits_RC = features[rows].to(dtype), logits[rows, classes].to(dtype)
+        features_RA, logits_RC = rows_at(features, rows).to(dtype), logits[rows, classes].to(dtype)
         weight_CA, bias_C = weight[classes].to(dtype), None if bias is None else bias[classes].to(dtype)
         expected_RC = F.linear(features_RA, weight_CA, bias_C)
         counts_RC = (logits_RC > MASKED) & logits_RC.isfinite() & features_RA.any(1, keepdim=True)

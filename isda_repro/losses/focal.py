@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,6 +29,8 @@ class FocalLoss(Criterion):
     Raises:
         ValueError: alpha is not above 0, or gamma is below 0.
     """
+
+    takes_pixels: ClassVar[bool] = True
 
     def __init__(
         self,

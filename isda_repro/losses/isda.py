@@ -26,11 +26,13 @@ from isda_repro.losses.covariances.class_statistics import ClassStatistics, Clas
 from isda_repro.losses.covariances.kernel_choice import check_kernels, takes_kernels
 from isda_repro.losses.covariances.packed import PackedStatistics
 from isda_repro.losses.covariances.packed_quadratic import add_half_sigma2_packed
+from isda_repro.losses.covariances.pixels import update_by_pixels
 from isda_repro.losses.covariances.prior import mixed, own_share, within_class
 from isda_repro.losses.covariances.quadratic import Strength, add_half_sigma2, sigma2_common, sigma2_diagonal
 from isda_repro.losses.covariances.summary import mean_margin, over_wrong, summarise
-from isda_repro.losses.criterion import require_from_zero, unwrapped
+from isda_repro.losses.criterion import require_from_zero
 from isda_repro.losses.cross_entropy import CrossEntropyCriterion
+from isda_repro.losses.dense import Pixels, linear_layer
 
 COVARIANCES = ("full", "diagonal", "shared", "identity")
 SUMMARY_BYTES = 2**26  # of covariances and products that a summary computes at a time
@@ -150,13 +152,10 @@ class ISDALoss(CrossEntropyCriterion):
         weight = head.weight.to(logits.dtype)
         if targets.is_floating_point():
             return self._soft_loss(logits, weight, targets, all_features, all_targets, strength)
-        if self._takes_kernels(logits):
+        if self._takes_kernels(logits) and isinstance(features, Tensor):
             augmented = self._augmented_by_kernels(logits, weight, targets, all_features, all_targets, strength)
         else:
-            if self.statistics is not None:
-                self.statistics.update(
-                    all_features, all_targets.clamp(max=0) if self.covariance == "shared" else all_targets
-                )
+            self._update(all_features, all_targets)
             augmented = self._augmented(logits, weight, targets, all_targets, strength)
         return self._augmented_cross_entropy(logits, augmented, targets)
 
@@ -179,6 +178,15 @@ class ISDALoss(CrossEntropyCriterion):
         nothing = logits.new_zeros(len(labels), self.num_classes)
         half_sigma2 = self._augmented(nothing, weight, labels, labels, strength)
         return self._expected_loss(logits, half_sigma2, labels, targets)
+
+    def _update(self, features: Tensor | Pixels, targets: Tensor) -> None:
+        is_shared = self.covariance == "shared"
+        if self.statistics is None:
+            return
+        if isinstance(features, Pixels):
+            update_by_pixels(self.statistics, features, is_shared)
+        else:
+            self.statistics.update(features, targets.clamp(max=0) if is_shared else targets)
 
     def _augmented(
         self, logits: Tensor, weight: Tensor, targets: Tensor, all_targets: Tensor, strength: Strength
@@ -298,7 +306,7 @@ class ISDALoss(CrossEntropyCriterion):
             return None
         if head is None:
             return summarise(self.statistics, None, None)
-        head = unwrapped(head)
+        head = linear_layer(head)
         with without_autocast(head.weight):
             weight = head.weight.flatten(1).to(self.statistics.mean.dtype)
             strength = self.lambda_0 * (float(progress) if self.lambda_schedule == "linear" else 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,8 @@ class LqLoss(Criterion):
     Raises:
         ValueError: q is outside (0, 1], truncation outside (0, 1), or truncation_start outside [0, 1].
     """
+
+    takes_pixels: ClassVar[bool] = True
 
     def __init__(
         self,

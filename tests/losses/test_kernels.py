@@ -273,6 +273,41 @@ def test_switch_is_no_state_and_second_derivatives_are_refused(kernels):
         gradient.square().sum().backward()
 
 
+def test_grids_take_any_number_of_samples(monkeypatch):
+    """CUDA refuses a grid whose second or third axis is longer than 65,535; nothing is computed here."""
+    from isda_repro.losses.covariances import kernels, sorted_batch
+
+    grids = {}
+
+    class Recorder:
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, grid):
+            grids[self.name] = grid
+            return lambda *arguments, **options: None
+
+    for module, names in (
+        (kernels, ("_move_means", "_merge_covariances", "_products", "_add_half", "_factors", "_weight_gradient")),
+        (sorted_batch, ("_sort_by_class",)),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, Recorder(name))
+    samples, statistics, weight = 70_000, ClassStatistics(3, 4), torch.randn(3, 4, requires_grad=True)
+    batch = kernels.update(statistics, torch.zeros(samples, 4), torch.zeros(samples, dtype=torch.int64))
+    kernels.add_half_sigma2(torch.zeros(samples, 3), weight, statistics.covariance, batch, 0.5).sum().backward()
+    assert len(grids) == 7
+    assert all(max(grid[1:], default=1) < 2**16 for grid in grids.values()), grids
+
+
+def test_more_classes_than_a_grid_takes_go_through_plain_torch(monkeypatch):
+    monkeypatch.setattr("isda_repro.losses.isda._is_interpreted", lambda: True)
+    for classes in (65_535, 65_536):
+        criterion = ISDALoss(classes, 1, packed=False)
+        criterion.kernels = True
+        assert criterion._takes_kernels(torch.zeros(1, classes)) == (classes == 65_535)
+
+
 @interpreted
 @pytest.mark.parametrize("options", [{"covariance": "diagonal"}, {"covariance": "shared"}, {"packed": True}])
 def test_other_covariances_have_no_kernels(options):

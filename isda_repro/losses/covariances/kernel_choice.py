@@ -14,6 +14,8 @@ from torch import Tensor
 
 from isda_repro.losses.covariances.class_statistics import ClassStatistics
 
+MOST_CLASSES = 2**16 - 1  # a grid's second and third axis are no longer; samples are on the first
+
 
 def check_kernels(kernels: bool | None, covariance: str) -> None:
     """Check the argument ``kernels`` of a loss with this form of covariance.
@@ -46,7 +48,9 @@ def takes_kernels(kernels: bool | None, logits: Tensor, state: Iterable[Tensor])
     """
     if kernels is False or torch.compiler.is_compiling() or not (logits.is_cuda or (kernels and _is_interpreted())):
         return False
-    fits = all(one.dtype == logits.dtype == torch.float32 and one.is_contiguous() for one in state)
+    fits = logits.shape[1] <= MOST_CLASSES and all(
+        one.dtype == logits.dtype == torch.float32 and one.is_contiguous() for one in state
+    )
     return fits and (kernels is True or _can_run(logits.device))
 
 

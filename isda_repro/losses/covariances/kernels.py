@@ -82,7 +82,7 @@ class _AddHalfSigma2(torch.autograd.Function):
             num_warps=8 if span > 64 else 4,
         )
         augmented_NC = torch.empty_like(logits_NC)
-        _add_half[triton.cdiv(classes, WIDE), len(logits_NC)](
+        _add_half[len(logits_NC), triton.cdiv(classes, WIDE)](
             *(logits_NC, parts_UPC, augmented_NC, strength, batch.targets, batch.starts, classes, tiles),
             *(batch.row_is_class, triton.next_power_of_2(tiles), WIDE),
         )
@@ -274,8 +274,8 @@ def _add_half(
     SIZE: tl.constexpr,
 ) -> None:
     """Store ``logits + strength/2 sigma2`` of one sample, where sigma2 [C] is the sum of its parts, at least 0."""
-    sample = tl.program_id(1).to(tl.int64)
-    j, tile = tl.program_id(0) * SIZE + tl.arange(0, SIZE), tl.arange(0, TILES)
+    sample = tl.program_id(0).to(tl.int64)
+    j, tile = tl.program_id(1) * SIZE + tl.arange(0, SIZE), tl.arange(0, TILES)
     target = tl.load(targets + sample)
     label = tl.maximum(target, 0)
     row = label if ROW_IS_CLASS else tl.load(starts + label).to(tl.int64)
