@@ -174,8 +174,8 @@ class Criterion(StatefulModule):
     ) -> Tensor:
         """Return the mean loss of a batch, [].
 
-        A subclass may have another ``reduction``. The first calls in training also refuse logits that are not the head's,
-        and warn of other misuse: see ``isda_repro.losses.first_calls``.
+        A subclass may have another ``reduction``. The first calls in training also refuse logits that are not the
+        head's, and warn of other misuse: see ``isda_repro.losses.first_calls``.
 
         Args:
             features: [N, A], the input of the head; any floating dtype.
