@@ -75,6 +75,19 @@ def test_loss_gradients_and_state_are_those_of_rows(name, dimensions, way):
         assert_same(dict(criterion.named_buffers()), dict(twin.named_buffers()))
 
 
+@pytest.mark.parametrize("name", ["isda", "isda_diagonal", "isda_packed"])
+def test_pixels_after_shares_of_samples_are_rows_after_shares_of_samples(name, way):
+    """Probabilities leave counts that are no integers, below 1 for the absent class as well."""
+    criterion, linear, _, _ = make(name, ignore_index=255)
+    mixed, shares = torch.randn(5, 5).double(), torch.rand(5, 7).double() / 7
+    criterion(mixed, linear(mixed), shares, head=linear, progress=0.7)
+    twin, (features, targets) = copy.deepcopy(criterion), dense_batch(2)
+    head, rows = convolution(linear, 2), rows_of(features)
+    criterion(features, head(features), targets, head=head, progress=0.7)
+    twin(rows, linear(rows), targets.flatten(), head=linear, progress=0.7)
+    assert_same(dict(criterion.named_buffers()), dict(twin.named_buffers()))
+
+
 @pytest.mark.parametrize("name", ["isda", "isda_diagonal", "isda_packed", "isda_shared", "center"])
 def test_features_with_channels_last_and_a_linear_head_give_the_same(name):
     criterion, linear, _, _ = make(name, ignore_index=255)

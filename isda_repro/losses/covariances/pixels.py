@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from isda_repro.losses.batch_classes import IGNORED, is_asynchronous, largest_feature, mark_unsound
-from isda_repro.losses.covariances.class_statistics import ClassStatistics, ClassVariances
+from isda_repro.losses.covariances.class_statistics import ClassStatistics, ClassVariances, at_least_tiny
 from isda_repro.losses.covariances.packed import PackedStatistics
 from isda_repro.losses.dense import Pixels
 
@@ -97,8 +97,8 @@ def _merge_variances(statistics: ClassVariances, features_AS: Tensor, labels_S: 
     count_C, dtype = statistics.count, features_AS.dtype
     is_class_CS = labels_S == torch.arange(len(count_C), device=labels_S.device)[:, None]
     one_hot_CS, added_C = is_class_CS.to(dtype), is_class_CS.sum(1)
-    before_C1, added_C1 = count_C.to(dtype)[:, None], added_C.to(dtype)[:, None]
-    total_C1 = (before_C1 + added_C1).clamp_(min=1)
+    before_C1, added_C1 = count_C.to(dtype, copy=True)[:, None], added_C.to(dtype)[:, None]
+    total_C1 = at_least_tiny(before_C1 + added_C1)
     count_C += added_C
     chunk_mean_CA = torch.mm(one_hot_CS, features_AS.T).div_(added_C1.clamp(min=1))
     centred_AS = torch.addmm(features_AS, chunk_mean_CA.T, one_hot_CS, alpha=-1)
@@ -124,10 +124,10 @@ def _merge_covariances(statistics: ClassStatistics, features_AS: Tensor, labels_
     parts = sorted_AS[:, ignored:].split(added, dim=1)
     for c, own_AM in enumerate(parts):
         if added[c]:
-            _merge_class(statistics.mean[c], statistics.covariance[c], own_AM, int(before[c]))
+            _merge_class(statistics.mean[c], statistics.covariance[c], own_AM, before[c])
 
 
-def _merge_class(mean_A: Tensor, covariance_AA: Tensor, own_AM: Tensor, before: int) -> None:
+def _merge_class(mean_A: Tensor, covariance_AA: Tensor, own_AM: Tensor, before: float) -> None:
     """Apply equations 9 to 11 to one class, in place; ``own_AM`` is overwritten."""
     total = before + own_AM.shape[1]
     share = own_AM.shape[1] / total
