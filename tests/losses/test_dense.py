@@ -102,6 +102,18 @@ def test_features_with_channels_last_and_a_linear_head_give_the_same(name):
     assert_same(dict(criterion.named_buffers()), dict(twin.named_buffers()))
 
 
+@pytest.mark.parametrize("name", ["isda", "isda_diagonal", "isda_packed", "isda_shared"])
+def test_a_class_that_is_ignored_enters_no_statistics_of_pixels(name, way):
+    criterion, linear, _, _ = make(name, ignore_index=2)
+    head, (features, targets) = convolution(linear, 2), dense_batch(2)
+    targets, twin = targets.masked_fill(targets == 255, 2), copy.deepcopy(criterion)
+    found = criterion(features, head(features), targets, head=head, progress=0.5)
+    rows = rows_of(features)
+    assert_same(found.detach(), twin(rows, linear(rows), targets.flatten(), head=linear, progress=0.5).detach())
+    assert_same(dict(criterion.named_buffers()), dict(twin.named_buffers()))
+    assert len(criterion.statistics.count) == 1 or criterion.statistics.count[2] == 0
+
+
 @pytest.mark.parametrize("kind", ["full", "diagonal"])
 def test_value_and_gradients_of_pixels_equal_those_of_a_double_loop(kind):
     criterion, linear, _, _ = make("isda" if kind == "full" else "isda_diagonal", lambda_0=1.5)
