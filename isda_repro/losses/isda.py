@@ -65,8 +65,8 @@ class ISDALoss(CrossEntropyCriterion):
             everywhere; packed covariances are divided among the processes. Each process must call the criterion in each
             step, see ``isda_repro.losses.batch_classes``. None: this process alone.
         kernels: True: compute float32 batches on CUDA with Triton (``isda_repro.losses.covariances.kernels``), for
-            square full covariances. Other batches, and compiled graphs, use plain torch. None or False: no kernels;
-            they are off by default because they have not been measured to be faster yet.
+            square full covariances. Other batches, soft targets and compiled graphs use plain torch. None or False: no
+            kernels; they are off by default because they have not been measured to be faster yet.
         weight, reduction, label_smoothing: those of ``torch.nn.CrossEntropyLoss``, see ``CrossEntropyCriterion``. With
             label smoothing a sample enters the statistics of its label as a whole, and only the target distribution of
             the cross-entropy is smoothed.
