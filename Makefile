@@ -79,6 +79,7 @@ docs: $(STAMP)
 bench: $(STAMP)
 	$(RUN) benchmarks/loss.py
 	$(RUN) benchmarks/dense.py
+	$(RUN) benchmarks/soft_targets.py
 	$(RUN) benchmarks/overhead.py
 	$(RUN) benchmarks/input_pipeline.py
 	$(RUN) benchmarks/data_wait.py

@@ -24,7 +24,8 @@ class CrossEntropyCriterion(Criterion):
     """Base class of losses that take ``weight``, ``reduction`` and ``label_smoothing``.
 
     They mean what they mean in ``torch.nn.CrossEntropyLoss``, in training and in ``eval()``. Only a batch without a
-    sample that counts differs: its loss is 0, see ``Criterion``.
+    sample that counts differs: its loss is 0, see ``Criterion``. The targets may be class probabilities, [N, C]; for
+    these ``ignore_index`` does not apply, and a mean is divided by N.
 
     Args:
         num_classes: see ``Criterion``.

@@ -71,8 +71,8 @@ class ISDALoss(CrossEntropyCriterion):
             everywhere; packed covariances are divided among the processes. Each process must call the criterion in each
             step, see ``isda_repro.losses.batch_classes``. None: this process alone.
         kernels: True: compute float32 batches on CUDA with the Triton kernels of
-            ``isda_repro.losses.covariances.kernels``, for square full covariances. Other batches, and compiled graphs,
-            use plain torch. None: use the kernels wherever they run. False: never use them.
+            ``isda_repro.losses.covariances.kernels``, for square full covariances. Other batches, soft targets, pixels
+            and compiled graphs use plain torch. None: use the kernels wherever they run. False: never use them.
         prior: k, for rare classes: a class with n samples so far uses ``(n q_c + k q_within) / (n + k)``, where q_c is
             the quadratic form of its own covariance and q_within that of the pooled within-class covariance, see
             ``isda_repro.losses.covariances.prior``. For full and diagonal covariances. None: off.

@@ -218,7 +218,7 @@ OPTIONAL_CURVES = ("test_top5_error", *CLASS_ERRORS)
 """Curves that not every Result has; the last value of each is the field of its name with ``_final``."""
 
 COVARIANCE_CURVES = {f"covariances/{name}": name for name in ("ratio", "added", "margin", "trace", "effective_rank")}
-"""Further curves of ISDA's runs, each with its key in ``EpochRecord.covariances``."""
+"""Curves of ISDA's runs, each with its key in ``EpochRecord.covariances``."""
 
 
 def _of_every_result(
