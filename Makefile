@@ -80,6 +80,7 @@ bench: $(STAMP)
 	$(RUN) benchmarks/loss.py
 	$(RUN) benchmarks/dense.py
 	$(RUN) benchmarks/soft_targets.py
+	$(RUN) benchmarks/prior_and_summary.py
 	$(RUN) benchmarks/overhead.py
 	$(RUN) benchmarks/input_pipeline.py
 	$(RUN) benchmarks/data_wait.py
