@@ -55,10 +55,12 @@ class StatefulModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         before = {name: self._buffers[name] for name in self.exact}
-        super()._apply(lambda tensor: _in_full_precision(fn(tensor), tensor), recurse)
+        super()._apply(lambda tensor: _in_full_precision(_moved(fn, tensor), tensor), recurse)
         for name, buffer in before.items():
             moved = self._buffers[name]
-            if buffer is not None and moved is not None and moved.dtype != torch.float64:
+            if buffer is None or moved is None or moved.device.type == "mps":
+                continue
+            if moved.dtype != torch.float64:
                 self._buffers[name] = buffer.to(moved.device, torch.float64)
         return self
 
@@ -73,6 +75,16 @@ class StatefulModule(nn.Module):
 def state_dtype() -> torch.dtype:
     """Return the dtype of new state: PyTorch's default, and at least fp32."""
     return torch.promote_types(torch.get_default_dtype(), torch.float32)
+
+
+def _moved(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    """Return ``fn(tensor)``, in float32 where the device has no float64 (Apple's MPS)."""
+    try:
+        return fn(tensor)
+    except TypeError:
+        if tensor.dtype != torch.float64:
+            raise
+        return fn(tensor.float())
 
 
 def _in_full_precision(tensor: Tensor, before: Tensor | None = None) -> Tensor:

@@ -305,3 +305,17 @@ ISDALoss(2, 3)(features, head(features), targets, head=head, progress=0.5).backw
 def test_losses_work_on_platforms_without_signals_process_groups_or_triton():
     done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_device_without_float64_takes_the_counts_in_float32():
+    """As Apple's MPS, which raises an error; here the counts come back in float64, because a CPU has it."""
+
+    def moved(tensor):
+        if tensor.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return tensor.clone()
+
+    criterion = ISDALoss(3, 2)
+    criterion.statistics.count += 2.5
+    criterion._apply(moved)
+    assert criterion.statistics.count.tolist() == [2.5] * 3
