@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from criteria import MAKERS, WITH_SIGMA2, assert_same, make, unchanged
-from float64_reference import loss_with_label, two_pass, two_pass_soft
+from criteria import MAKERS, WITH_PRIOR, WITH_SIGMA2, assert_same, make, unchanged
+from float64_reference import loss_with_label, mixed_with_pooled, two_pass, two_pass_soft
 from test_arguments import COMBINED, WEIGHT, arguments, gradients, torchs
 from torch import nn
 
@@ -110,8 +110,10 @@ def test_value_and_gradients_equal_those_of_a_double_loop(name, weight, label_sm
         "isda_identity": lambda: torch.eye(5).double().expand(7, 5, 5),
         "isda_shared": lambda: two_pass(all_features, torch.zeros(12).long(), 1)[1].expand(7, 5, 5),
     }.get(name, lambda: two_pass_soft(all_features, all_targets)[1])()
-    if name == "isda_diagonal":
+    if "diagonal" in name:
         covariance = torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))
+    if name in WITH_PRIOR:
+        covariance = mixed_with_pooled(covariance, all_targets.sum(0), 3.0)
     assert_same(covariances(criterion), covariance)
     expected = reference(features, head, targets, covariance, 1.5 * 0.8, weight or [1.0] * 7, label_smoothing)
     inputs = features, head.weight, head.bias
