@@ -361,7 +361,8 @@ def trained(name, sizes, rank, group):
 
 
 GROUPED = [("isda", "cpu"), ("isda_packed", "cpu"), ("isda_diagonal", "cpu"), ("isda_shared", "cpu")]
-GROUPED += [("isda_packed", "accelerator"), ("isda_identity", "accelerator")]
+GROUPED += [("isda_packed_prior", "cpu")]
+GROUPED += [(name, "accelerator") for name in ("isda_packed", "isda_packed_prior", "isda_identity")]
 
 
 def one_of_two(rank, folder):
