@@ -46,7 +46,7 @@ def check_first_calls(criterion: Criterion, features: Tensor, logits: Tensor, he
     Raises:
         ValueError: the logits have nothing to do with ``head(features)``, or the criterion is on another device.
     """
-    if torch.compiler.is_compiling() or criterion.first_calls is None:
+    if criterion.first_calls is None or torch.compiler.is_compiling():
         return
     device = features.device.type
     if device == "meta" or (device == "cuda" and torch.cuda.is_current_stream_capturing()):

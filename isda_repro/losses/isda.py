@@ -221,9 +221,7 @@ class ISDALoss(CrossEntropyCriterion):
 
     def _takes_kernels(self, logits: Tensor) -> bool:
         statistics = self.statistics
-        return isinstance(statistics, ClassStatistics) and takes_kernels(
-            self.kernels, logits, (statistics.mean, statistics.covariance)
-        )
+        return isinstance(statistics, ClassStatistics) and takes_kernels(self.kernels, logits, statistics)
 
     def _augmented_by_kernels(
         self,

@@ -121,6 +121,20 @@ def test_value_and_gradients_equal_those_of_a_double_loop(name, weight, label_sm
     assert_same(gradients(loss, *inputs), gradients(expected, *inputs))
 
 
+@pytest.mark.parametrize("name", ["isda", "isda_shared"])
+def test_mean_is_over_samples_and_shared_counts_each_once_also_if_rows_do_not_sum_to_1(name):
+    targets = dense(24) * (torch.arange(24) > 2)[:, None]  # three samples have no class
+    found = {}
+    for reduction in ("mean", "sum", "none"):
+        criterion, head, features, _ = make(name, reduction=reduction, lambda_0=1.5)
+        found[reduction] = call(criterion, head, features, targets)
+        assert_same(
+            criterion.statistics.count.sum(), torch.tensor(21.0).double() if name == "isda_shared" else targets.sum()
+        )
+    assert_same(found["mean"], found["none"].mean())
+    assert_same(found["sum"], found["none"].sum())
+
+
 @pytest.mark.parametrize("name", WITH_SIGMA2)
 def test_gradients_are_derivatives_also_for_the_probabilities(name, monkeypatch):
     options = arguments(WEIGHT[:4], "none", 0.3)
@@ -139,6 +153,17 @@ def test_gradients_are_derivatives_also_for_the_probabilities(name, monkeypatch)
     assert torch.autograd.gradcheck(value, inputs)
     fixed = (one.detach() for one in inputs[1:])
     assert torch.autograd.gradgradcheck(lambda one, rest=tuple(fixed): value(one, *rest), inputs[:1])
+
+
+def test_probability_of_0_has_the_gradient_of_its_labels_loss():
+    """Labels without a share are left out on a CPU, unless the probabilities get a gradient."""
+    criterion, head, features, _ = make("isda", lambda_0=1.5, reduction="sum")
+    call(criterion, head, features, dense(24))
+    targets = mixed(24).requires_grad_()
+    (found,) = torch.autograd.grad(call(criterion, head, features, targets), targets)
+    rest = head.weight, head.bias, covariances(criterion), 1.5 * 0.8, [1.0] * 7, 0.0
+    losses = [[loss_with_label(a, c, *rest).item() for c in range(7)] for a in features]
+    assert_same(found, torch.tensor(losses).double())
 
 
 def test_it_bounds_the_expectation_over_labels_and_augmented_features():
