@@ -104,13 +104,14 @@ class Criterion(StatefulModule):
     """True if the loss reads values back from an accelerator, so that a CUDA graph cannot capture it."""
 
     first_calls: FirstCalls | None = None
-    """What is still to be checked in training calls; None: nothing."""
+    """Checks that training calls have still to pass; None: there are none."""
 
     reduction: str = "mean"
-    """How the losses of the samples become the result: "mean", "sum", or "none" for [N]."""
+    """Form of the result: the "mean" or the "sum" of the samples' losses, or "none" for all of them, [N]."""
 
     takes_probabilities: ClassVar[bool] = False
     """True if the targets may be class probabilities, as mixup makes them."""
+
     takes_pixels: ClassVar[bool] = False
     """True if the loss uses features for statistics only, or not at all, so that ``Pixels`` can stand in for them."""
 

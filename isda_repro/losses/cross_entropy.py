@@ -68,7 +68,9 @@ class CrossEntropyCriterion(Criterion):
         """
         if self.weight is None or targets.is_floating_point():
             return None
-        return torch.where(targets != IGNORED, self.weight.index_select(0, without_negative(targets)), 0).sum()
+        labels = targets.flatten()
+        of_labels = self.weight.index_select(0, labels.clamp(0, self.num_classes - 1))
+        return of_labels.where(labels != (IGNORED if self.ignore_index is None else self.ignore_index), 0).sum()
 
     def _cross_entropy(
         self, features: Tensor, logits: Tensor, targets: Tensor, *, head: nn.Linear, progress: float | Tensor

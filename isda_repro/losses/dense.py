@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from isda_repro.losses.batch_classes import IGNORED
 
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
+WRAPPERS = nn.DataParallel, nn.parallel.DistributedDataParallel
 
 
 class Pixels:
@@ -74,7 +75,7 @@ def linear_layer(head: nn.Module) -> nn.Linear:
     Raises:
         ValueError: the head is a convolution that is not the same linear layer for each pixel.
     """
-    if isinstance(head, nn.DataParallel | nn.parallel.DistributedDataParallel):
+    if isinstance(head, WRAPPERS):
         head = head.module
     if not isinstance(head, CONVOLUTIONS):
         return cast(nn.Linear, head)

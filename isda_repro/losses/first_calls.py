@@ -46,7 +46,7 @@ def check_first_calls(criterion: Criterion, features: Tensor, logits: Tensor, he
     Raises:
         ValueError: the logits have nothing to do with ``head(features)``, or the criterion is on another device.
     """
-    if torch.compiler.is_compiling() or criterion.first_calls is None:
+    if criterion.first_calls is None or torch.compiler.is_compiling():
         return
     device = features.device.type
     if device == "meta" or (device == "cuda" and torch.cuda.is_current_stream_capturing()):
@@ -56,7 +56,7 @@ def check_first_calls(criterion: Criterion, features: Tensor, logits: Tensor, he
 
 
 class FirstCalls:
-    """What a criterion has still to pass."""
+    """Checks that a criterion has still to pass."""
 
     def __init__(self) -> None:
         self.logits_passed = False
@@ -137,7 +137,7 @@ def _check_logits(criterion: Criterion, features: Tensor, logits: Tensor, head: 
 
 
 class Fit(NamedTuple):
-    """How well logits fit to ``head(features)``, up to what softmax does not see and up to the bias.
+    """Agreement of logits with ``head(features)``, up to what softmax does not see and up to the bias.
 
     Attributes:
         is_good: True if they differ by no more than rounding, also of low precision.

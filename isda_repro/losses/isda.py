@@ -24,7 +24,7 @@ from isda_repro.losses.batch_classes import (
 )
 from isda_repro.losses.covariances.class_statistics import ClassStatistics, ClassVariances
 from isda_repro.losses.covariances.kernel_choice import check_kernels, takes_kernels
-from isda_repro.losses.covariances.packed import PackedStatistics
+from isda_repro.losses.covariances.packed import PackedStatistics, Statistics
 from isda_repro.losses.covariances.packed_quadratic import add_half_sigma2_packed
 from isda_repro.losses.covariances.pixels import update_by_pixels
 from isda_repro.losses.covariances.prior import mixed, own_share, within_class
@@ -135,7 +135,7 @@ class ISDALoss(CrossEntropyCriterion):
         self.lambda_0, self.lambda_schedule, self.covariance = lambda_0, lambda_schedule, covariance
         self.prior = prior
         self.process_group = process_group
-        self.statistics: ClassStatistics | ClassVariances | PackedStatistics | None = None
+        self.statistics: Statistics | None = None
         if packed:
             self.statistics = PackedStatistics(num_classes, feature_dim, process_group)
         elif covariance in ("full", "shared"):
@@ -152,7 +152,7 @@ class ISDALoss(CrossEntropyCriterion):
         weight = head.weight.to(logits.dtype)
         if targets.is_floating_point():
             return self._soft_loss(logits, weight, targets, all_features, all_targets, strength)
-        if self._takes_kernels(logits) and isinstance(features, Tensor):
+        if isinstance(features, Tensor) and self._takes_kernels(logits):
             augmented = self._augmented_by_kernels(logits, weight, targets, all_features, all_targets, strength)
         else:
             self._update(all_features, all_targets)
@@ -221,9 +221,7 @@ class ISDALoss(CrossEntropyCriterion):
 
     def _takes_kernels(self, logits: Tensor) -> bool:
         statistics = self.statistics
-        return isinstance(statistics, ClassStatistics) and takes_kernels(
-            self.kernels, logits, (statistics.mean, statistics.covariance)
-        )
+        return isinstance(statistics, ClassStatistics) and takes_kernels(self.kernels, logits, statistics)
 
     def _augmented_by_kernels(
         self,

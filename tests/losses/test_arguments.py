@@ -130,6 +130,21 @@ def test_smoothed_loss_bounds_the_expectation_where_smoothed_augmented_logits_wo
     assert (torch.stack(naive) < mean - 5 * error).any()
 
 
+@pytest.mark.parametrize("ignore_index", [-100, 2, None])
+@pytest.mark.parametrize("way", ["cpu", "accelerator"])
+def test_mean_times_the_total_weight_is_the_sum(way, ignore_index, request):
+    if way == "accelerator":
+        request.getfixturevalue("accelerator")
+    losses, makes = {}, {"weight": WEIGHT, "ignore_index": ignore_index}
+    for reduction in ("mean", "sum"):
+        criterion, head, features, targets = make("ce", **makes, reduction=reduction)
+        targets = targets if ignore_index is None else targets.masked_fill(torch.arange(24) % 5 == 0, ignore_index)
+        losses[reduction] = criterion(features, head(features), targets, head=head, progress=1.0)
+    assert_same(losses["mean"] * criterion.total_weight(targets), losses["sum"])
+    assert_same(criterion.total_weight(targets.view(4, 6)), criterion.total_weight(targets))
+    assert make("ce")[0].total_weight(targets) is None
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("name", ["ce", "isda"])
 @pytest.mark.parametrize("way", ["cpu", "accelerator"])

@@ -333,21 +333,20 @@ def test_switch_is_refused_where_there_is_no_gpu_or_no_triton(monkeypatch):
 def test_default_tries_the_kernels_once_on_each_device_and_says_why_they_do_not_run(kernels, monkeypatch):
     monkeypatch.setattr(kernel_choice, "_RUNS", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    logits = SimpleNamespace(is_cuda=True, dtype=torch.float32, device=torch.device("cpu"))
+    logits = SimpleNamespace(is_cuda=True, shape=(3, 5), dtype=torch.float32, device=torch.device("cpu"))
     statistics = ISDALoss(5, 19).statistics
-    state = statistics.mean, statistics.covariance
-    assert kernel_choice.takes_kernels(None, logits, state)
-    assert not kernel_choice.takes_kernels(False, logits, state)
-    assert not kernel_choice.takes_kernels(None, torch.zeros(3, 5), state)
-    assert not kernel_choice.takes_kernels(None, logits, [one.double() for one in state])
+    assert kernel_choice.takes_kernels(None, logits, statistics)
+    assert not kernel_choice.takes_kernels(False, logits, statistics)
+    assert not kernel_choice.takes_kernels(None, torch.zeros(3, 5), statistics)
+    assert not kernel_choice.takes_kernels(None, logits, copy.deepcopy(statistics).double())
     monkeypatch.setattr(kernel_choice, "_RUNS", {})
     monkeypatch.setattr(kernels, "add_half_sigma2", None)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert not kernel_choice.takes_kernels(None, logits, state)
+    assert not kernel_choice.takes_kernels(None, logits, statistics)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     with pytest.warns(UserWarning, match="not callable"):
-        assert not kernel_choice.takes_kernels(None, logits, state)
-    assert not kernel_choice.takes_kernels(None, logits, state)  # without a second warning
+        assert not kernel_choice.takes_kernels(None, logits, statistics)
+    assert not kernel_choice.takes_kernels(None, logits, statistics)  # without a second warning
 
 
 POINTERS = {"targets": "*i64", "count": "*fp64", "order": "*i32", "starts": "*i32"}

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from criteria import MAKERS, WITH_SIGMA2, assert_same, make, unchanged
-from float64_reference import loss_with_label, two_pass, two_pass_soft
+from criteria import MAKERS, WITH_PRIOR, WITH_SIGMA2, assert_same, make, unchanged
+from float64_reference import loss_with_label, mixed_with_pooled, two_pass, two_pass_soft
 from test_arguments import COMBINED, WEIGHT, arguments, gradients, torchs
 from torch import nn
 
@@ -110,13 +110,29 @@ def test_value_and_gradients_equal_those_of_a_double_loop(name, weight, label_sm
         "isda_identity": lambda: torch.eye(5).double().expand(7, 5, 5),
         "isda_shared": lambda: two_pass(all_features, torch.zeros(12).long(), 1)[1].expand(7, 5, 5),
     }.get(name, lambda: two_pass_soft(all_features, all_targets)[1])()
-    if name == "isda_diagonal":
+    if "diagonal" in name:
         covariance = torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))
+    if name in WITH_PRIOR:
+        covariance = mixed_with_pooled(covariance, all_targets.sum(0), 3.0)
     assert_same(covariances(criterion), covariance)
     expected = reference(features, head, targets, covariance, 1.5 * 0.8, weight or [1.0] * 7, label_smoothing)
     inputs = features, head.weight, head.bias
     assert_same(loss, expected)
     assert_same(gradients(loss, *inputs), gradients(expected, *inputs))
+
+
+@pytest.mark.parametrize("name", ["isda", "isda_shared"])
+def test_mean_is_over_samples_and_shared_counts_each_once_also_if_rows_do_not_sum_to_1(name):
+    targets = dense(24) * (torch.arange(24) > 2)[:, None]  # three samples have no class
+    found = {}
+    for reduction in ("mean", "sum", "none"):
+        criterion, head, features, _ = make(name, reduction=reduction, lambda_0=1.5)
+        found[reduction] = call(criterion, head, features, targets)
+        assert_same(
+            criterion.statistics.count.sum(), torch.tensor(21.0).double() if name == "isda_shared" else targets.sum()
+        )
+    assert_same(found["mean"], found["none"].mean())
+    assert_same(found["sum"], found["none"].sum())
 
 
 @pytest.mark.parametrize("name", WITH_SIGMA2)
@@ -137,6 +153,17 @@ def test_gradients_are_derivatives_also_for_the_probabilities(name, monkeypatch)
     assert torch.autograd.gradcheck(value, inputs)
     fixed = (one.detach() for one in inputs[1:])
     assert torch.autograd.gradgradcheck(lambda one, rest=tuple(fixed): value(one, *rest), inputs[:1])
+
+
+def test_probability_of_0_has_the_gradient_of_its_labels_loss():
+    """Labels without a share are left out on a CPU, unless the probabilities get a gradient."""
+    criterion, head, features, _ = make("isda", lambda_0=1.5, reduction="sum")
+    call(criterion, head, features, dense(24))
+    targets = mixed(24).requires_grad_()
+    (found,) = torch.autograd.grad(call(criterion, head, features, targets), targets)
+    rest = head.weight, head.bias, covariances(criterion), 1.5 * 0.8, [1.0] * 7, 0.0
+    losses = [[loss_with_label(a, c, *rest).item() for c in range(7)] for a in features]
+    assert_same(found, torch.tensor(losses).double())
 
 
 def test_it_bounds_the_expectation_over_labels_and_augmented_features():
@@ -359,7 +386,8 @@ def trained(name, sizes, rank, group):
 
 
 GROUPED = [("isda", "cpu"), ("isda_packed", "cpu"), ("isda_diagonal", "cpu"), ("isda_shared", "cpu")]
-GROUPED += [("isda_packed", "accelerator"), ("isda_identity", "accelerator")]
+GROUPED += [("isda_packed_prior", "cpu")]
+GROUPED += [(name, "accelerator") for name in ("isda_packed", "isda_packed_prior", "isda_identity")]
 
 
 def one_of_two(rank, folder):

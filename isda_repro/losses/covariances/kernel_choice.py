@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -38,18 +37,19 @@ def check_kernels(kernels: bool | None, covariance: str) -> None:
         raise ValueError(f"kernels=True needs Triton, which cannot be imported ({error}): pip install triton") from None
 
 
-def takes_kernels(kernels: bool | None, logits: Tensor, state: Iterable[Tensor]) -> bool:
+def takes_kernels(kernels: bool | None, logits: Tensor, statistics: ClassStatistics) -> bool:
     """Return True if the kernels compute this batch.
 
     Args:
         kernels: the argument of the loss. None: use them on a CUDA device if they run there.
         logits: [N, C].
-        state: the means and the square full covariances of the loss.
+        statistics: those of the loss.
     """
     if kernels is False or torch.compiler.is_compiling() or not (logits.is_cuda or (kernels and _is_interpreted())):
         return False
     fits = logits.shape[1] <= MOST_CLASSES and all(
-        one.dtype == logits.dtype == torch.float32 and one.is_contiguous() for one in state
+        one.dtype == logits.dtype == torch.float32 and one.is_contiguous()
+        for one in (statistics.mean, statistics.covariance)
     )
     return fits and (kernels is True or _can_run(logits.device))
 

@@ -30,6 +30,8 @@ from isda_repro.losses.batch_classes import (
     without_unsound,
 )
 from isda_repro.losses.covariances.class_statistics import (
+    ClassStatistics,
+    ClassVariances,
     at_least_tiny,
     only,
     rows_bytes,
@@ -252,3 +254,6 @@ class PackedStatistics(StatefulModule):
         else:
             change = scatter.mul_(factor).sub_(self.packed.index_select(0, batch.classes_U[here]).mul_(share))
             self.packed.index_add_(0, batch.classes_U[here], change)
+
+
+Statistics = ClassStatistics | ClassVariances | PackedStatistics

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from isda_repro.losses.batch_classes import IGNORED, is_asynchronous, largest_feature, mark_unsound
 from isda_repro.losses.covariances.class_statistics import ClassStatistics, ClassVariances, at_least_tiny
-from isda_repro.losses.covariances.packed import PackedStatistics
+from isda_repro.losses.covariances.packed import PackedStatistics, Statistics
 from isda_repro.losses.dense import Pixels
 
 PRODUCT_BYTES = 2**21  # of a chunk for variances on a CPU: it stays in the cache over three products
@@ -30,8 +30,6 @@ ACCELERATOR_BYTES = 2**27
 LEAST_PIXELS = 512  # in a chunk, however many features they have
 LEAST_BLOCK = 128  # rows of a block of a covariance
 BLOCKS = 4  # rows of blocks; with 4 of them, 10 of 16 blocks are computed
-
-Statistics = ClassStatistics | ClassVariances | PackedStatistics
 
 
 @torch.no_grad()

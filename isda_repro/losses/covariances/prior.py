@@ -21,11 +21,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from isda_repro.losses.batch_classes import BatchClasses
-from isda_repro.losses.covariances.class_statistics import ClassStatistics, ClassVariances
-from isda_repro.losses.covariances.packed import PackedStatistics, unpack
+from isda_repro.losses.covariances.class_statistics import ClassStatistics, ClassVariances, at_least_tiny
+from isda_repro.losses.covariances.packed import Statistics, unpack
 from isda_repro.losses.covariances.quadratic import Strength, sigma2_common
-
-Statistics = ClassStatistics | ClassVariances | PackedStatistics
 
 
 @torch.no_grad()
@@ -66,4 +64,4 @@ def mixed(
 
 def own_share(count: Tensor, prior: float) -> Tensor:
     """Return the share n / (n + k) of a class's own covariance, 0 without samples; ``count`` is a float tensor."""
-    return count / (count + prior).clamp(min=torch.finfo(count.dtype).tiny)
+    return count / at_least_tiny(count + prior)

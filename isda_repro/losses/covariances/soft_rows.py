@@ -24,7 +24,7 @@ ROWS_BYTES = 2**25  # of rows at a time on an accelerator: more of them are made
 
 
 class SoftRows(NamedTuple):
-    """What a batch changes in the covariances of some classes: ``Sigma * keep + sum over rows of row row^T``.
+    """Change of some classes' covariances by a batch, to ``Sigma * keep + sum over rows of row row^T``.
 
     Attributes:
         classes: the K classes.

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from isda_repro.losses.batch_classes import BatchClasses
 from isda_repro.losses.covariances.class_statistics import ClassStatistics, ClassVariances
-from isda_repro.losses.covariances.packed import PackedStatistics
+from isda_repro.losses.covariances.packed import Statistics
 
 Summary = dict[str, float | list[float]]
 
 
-def trace_and_norm(statistics: ClassStatistics | ClassVariances | PackedStatistics) -> tuple[Tensor, Tensor]:
+def trace_and_norm(statistics: Statistics) -> tuple[Tensor, Tensor]:
     """Return trace and Frobenius norm of every covariance, [R] each.
 
     If packed covariances are divided among processes, all of them must call this.
@@ -61,9 +61,7 @@ def over_wrong(values_CC: Tensor) -> Tensor:
     return values_CC.sum(1) / max(1, values_CC.shape[1] - 1)
 
 
-def summarise(
-    statistics: ClassStatistics | ClassVariances | PackedStatistics, added: Tensor | None, margin: Tensor | None
-) -> Summary:
+def summarise(statistics: Statistics, added: Tensor | None, margin: Tensor | None) -> Summary:
     """Return the summary of ``ISDALoss.summary``; waits for the device.
 
     Args:
