@@ -11,7 +11,7 @@ from isda_repro.evaluation.calibration import Array
 
 
 class ClassError(NamedTuple):
-    """How the images of one class were classified."""
+    """Classification of the images of one class."""
 
     number: int
     images: int
