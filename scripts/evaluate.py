@@ -72,7 +72,7 @@ def evaluate(classifier: "Classifier", about: dict[str, str], output: Path | Non
     if output is not None:
         folder_for(output, *FILES)
     predictions, source = predict_test(classifier), classifier.source
-    measured = Measured(predictions, source.class_names)
+    measured = Measured(predictions, source)
     about = {**about, "dataset": source.name, "evaluated_on": source.evaluated_on}
     images = f"{len(predictions.images):,} images of {source.name} ({source.evaluated_on})"
     say("\n".join([f"{about['model']} on {images}", *measured.lines()]))

@@ -30,7 +30,7 @@ SETTINGS = ["model=resnet8", "dataset=digits", "dataset.test_limit=90"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     runs_dir = tmp_path_factory.mktemp("runs")
-    cfg = compose([*SETTINGS, "dataset.train_limit=200", "recipe.epochs=1", "tracking=none", f"runs_dir={runs_dir}"])
+    cfg = compose([*SETTINGS, "dataset.imbalance=10", "recipe.epochs=1", "tracking=none", f"runs_dir={runs_dir}"])
     run(cfg)
     return runs_dir / cfg.run_id
 
@@ -120,7 +120,11 @@ def test_measures_are_those_of_the_predictions_and_of_training(folder, evaluated
     np.testing.assert_array_equal(counts, confusion)
     errors = [float(line["error_of_class"]) for line in table(evaluated / "per_class.csv")]
     assert errors == pytest.approx(100 - 100 * metrics.recall_score(truth, predicted, average=None))
-    assert found["mean_error_of_classes"] == pytest.approx(np.mean(errors))
+    assert found["mean_error_of_classes"] == result["test_class_error_final"] == pytest.approx(np.mean(errors))
+    groups = {name: found.get(f"{name}_error") for name in ("many_shot", "medium_shot", "few_shot")}
+    assert groups == {name: result.get(f"test_{name}_error_final") for name in groups}
+    assert None not in groups.values()
+    assert len({*groups.values()}) > 1
     likely = np.array([float(line["probability"]) for line in lines])
     bins = np.ceil(likely * 15).astype(int)
     gaps = [(likely[bins == one] - (truth == predicted)[bins == one]).sum() for one in range(1, 16)]

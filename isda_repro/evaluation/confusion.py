@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from isda_repro.evaluation.calibration import Array
 
 
 class ClassError(NamedTuple):
-    """How the images of one class were classified."""
+    """Classification of the images of one class."""
 
     number: int
     images: int

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from isda_repro.console import one_line
+from isda_repro.data import Source
 from isda_repro.evaluation.calibration import BINS, Array, Calibration, calibrate
 from isda_repro.evaluation.confusion import ClassError, class_errors, confusion_matrix, worst_classes
 from isda_repro.evaluation.pictures import draw_calibration, draw_confusion
 from isda_repro.evaluation.predictions import Predictions
 from isda_repro.files import harmless_cell, write_output
+from isda_repro.training.evaluate import errors_of_groups
 
 PER_CLASS, CONFUSION, PREDICTIONS, SUMMARY = "per_class.csv", "confusion.csv", "predictions.csv", "summary.json"
 CONFUSION_PICTURE, CALIBRATION_PICTURE = "confusion.png", "calibration.png"
@@ -32,14 +34,19 @@ class Measured:
 
     Args:
         predictions: predictions with labels.
-        names: names of the classes.
+        source: the data set that they are of.
     """
 
-    def __init__(self, predictions: Predictions, names: Sequence[str]) -> None:
+    def __init__(self, predictions: Predictions, source: Source) -> None:
         assert predictions.targets is not None
-        self.predictions, self.names = predictions, names
+        self.predictions, self.names = predictions, source.class_names
         targets, predicted = predictions.targets.numpy(), predictions.predicted.numpy()
-        self.confusion: Array = confusion_matrix(targets, predicted, len(names))
+        self.confusion: Array = confusion_matrix(targets, predicted, len(self.names))
+        images, counts = self.confusion.sum(1), source.train_counts
+        of_groups = errors_of_groups((images - self.confusion.diagonal()).tolist(), images.tolist(), counts)
+        self.mean, *groups = of_groups
+        named = zip(("many_shot", "medium_shot", "few_shot"), groups, strict=True)
+        self.groups = {name: one for name, one in named if one is not None and len({*counts}) > 1}
         self.classes: list[ClassError] = class_errors(self.confusion)
         self.calibration: Calibration = calibrate(predictions.probabilities[:, 0].numpy(), targets == predicted)
 
@@ -51,6 +58,9 @@ class Measured:
             f"loss {loss:.4f}, error {error:.2f}%" + ("" if top5 is None else f", top-5 error {top5:.2f}%"),
             f"expected calibration error {calibration:.2f}% ({BINS} bins); the loss is the negative log-likelihood",
         ]
+        if self.groups:
+            of_groups = (f"{name.replace('_', '-')} {error:.2f}%" for name, error in self.groups.items())
+            lines.append(f"mean error of the classes {self.mean:.2f}%: {', '.join(of_groups)}")
         if worst := worst_classes(self.classes, WORST):
             lines.append(f"worst classes: {', '.join(self._in_words(one) for one in worst)}")
         if missing := self.predictions.unreadable:
@@ -65,7 +75,6 @@ class Measured:
         """Return all measures for JSON; errors are in percent, and a bin without images has null."""
         loss, error, top5, _ = self.predictions.evaluation
         found, edges = self.calibration, [number / BINS for number in range(BINS + 1)]
-        errors = [one.error for one in self.classes if one.error is not None]
         means = zip(found.confidence.tolist(), found.accuracy.tolist(), found.images.tolist(), strict=True)
         return {
             "images": len(self.predictions.images),
@@ -74,7 +83,8 @@ class Measured:
             "negative_log_likelihood": loss,
             "error": error,
             **({} if top5 is None else {"top5_error": top5}),
-            "mean_error_of_classes": sum(errors) / len(errors),
+            "mean_error_of_classes": self.mean,
+            **{f"{name}_error": error for name, error in self.groups.items()},
             "expected_calibration_error": found.expected_error,
             "calibration": [
                 {

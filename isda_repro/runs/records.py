@@ -41,13 +41,8 @@ from isda_repro.runs.strict_json import (
 from isda_repro.runs.strict_json import RecordError as RecordError  # the error of every reader of records
 
 # The schema versions that this code reads; it writes the last. Add one when fields, or their meanings, change.
-METRICS_SCHEMAS = (
-    2,
-    3,
-    4,
-    5,
-)  # EpochRecord and SegmentRecord; 3 added top-5 errors, 4 eager_because, 5 class errors and covariances
-RESULT_SCHEMAS = (1, 2, 3)  # Result; 2 added top-5 errors, 3 class errors
+METRICS_SCHEMAS = (2, 3, 4, 5)  # 3 added top-5 errors, 4 eager_because, 5 class errors and covariances
+RESULT_SCHEMAS = (1, 2, 3)  # 2 added top-5 errors, 3 class errors
 GENERATOR = "generator"  # the kind of a GeneratorResult, which read_result refuses
 MOST_LINE_BYTES = 2**20  # of a line of metrics.jsonl, which has a few hundred, and 60 more for each class with ISDA
 LAST_EPOCHS = 10  # Table 2's caption: "the average test error over the last 10 epochs"

@@ -35,7 +35,7 @@ from isda_repro.runs.records import (
 )
 from isda_repro.runs.sources import RESULT
 from isda_repro.tracking import Tracker, WandbTracker
-from isda_repro.tracking.wandb_record import EPOCH, generator_summary
+from isda_repro.tracking.wandb_record import EPOCH, generator_summary, row_of
 
 if TYPE_CHECKING:
     from wandb import Api
@@ -136,8 +136,9 @@ def _mismatch(result: Mapping[str, Any], epochs: list[dict[str, Any]]) -> str | 
     """Return why these are not the epochs of a result; None if they are."""
     if [record["epoch"] for record in epochs] != list(range(1, result["epochs"] + 1)):
         return f"it does not have each of the {result['epochs']} epochs once, in order"
+    rows = [row_of(record) for record in epochs]
     for name, curve in result["curves"].items():
-        if list(curve) != [record.get(name) for record in epochs]:
+        if list(curve) != [row.get(name) for row in rows]:
             return f"it has another {name}"
     return None
 

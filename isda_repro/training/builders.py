@@ -105,7 +105,7 @@ def build_criterion(
         arguments["process_group"] = processes.group
         if compute.device.type != "cpu":
             arguments["ignore_index"] = IGNORED  # the target of samples that only pad a process's share of the batch
-    if cfg.loss.get("weight") == "balanced":
+    if cfg.loss.get("weight") == "balanced" and "label_smoothing" in cfg.loss:  # another loss's weight is refused below
         arguments["weight"] = _balanced(train_counts)
     criterion: Criterion = build_loss(cfg, **arguments)
     return criterion.to(compute.device)

@@ -95,11 +95,11 @@ def evaluate(
         loss / samples,
         100 * errors / samples,
         100 * top5_errors / ranked if ranked else None,
-        None if train_counts is None else class_errors(of_classes[:classes], of_classes[classes:], train_counts),
+        None if train_counts is None else errors_of_groups(of_classes[:classes], of_classes[classes:], train_counts),
     )
 
 
-def class_errors(errors: Sequence[float], samples: Sequence[float], train_counts: Sequence[int]) -> ClassErrors:
+def errors_of_groups(errors: Sequence[float], samples: Sequence[float], train_counts: Sequence[int]) -> ClassErrors:
     """Return the mean errors of all classes and of each group; classes without a sample are left out.
 
     Args:

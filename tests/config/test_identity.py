@@ -10,6 +10,7 @@ from isda_repro.config import (
     compose,
     compose_generator,
     compose_run,
+    generator_overrides,
     read_frozen,
     read_frozen_run,
     request,
@@ -17,7 +18,7 @@ from isda_repro.config import (
     run_names,
     write_frozen,
 )
-from isda_repro.config.checks import ConfigError
+from isda_repro.config.checks import ConfigError, check
 
 BASE = "model=resnet20 dataset=digits loss=isda"
 
@@ -144,6 +145,16 @@ def test_an_option_that_is_off_is_in_no_request_and_zero_turns_it_off(composed, 
     assert key in request(used)[group]
     if key != "weight":
         assert composed(f"{BASE} {option}=0").run_id == composed(f"{BASE} {option}=0.0").run_id == base.run_id
+
+
+def test_a_file_that_was_frozen_before_an_option_existed_is_checked_and_names_its_generator(settings):
+    older = settings("dataset=digits synthetic=acgan loss=isda")
+    named = generator_overrides(older)
+    del older["dataset"]["imbalance"], older["dataset"]["source"]["imbalance"], older["recipe"]["mixup"]
+    for key in ("weight", "label_smoothing", "prior"):
+        del older["loss"][key]
+    check(older)
+    assert generator_overrides(older) == named
 
 
 def test_a_generator_is_in_the_name_and_in_the_request(composed):

@@ -1,12 +1,15 @@
 """Classifiers that train on generated images, from the command line to the result."""
 
+import re
 import shlex
+import shutil
 
 import pytest
 import torch
 from gan_runs import KINDS, killed_at
 from gan_runs import settings as generator_settings
 from interrupted_runs import assert_same, stopped_after
+from omegaconf import open_dict
 
 from isda_repro.config import build, compose, compose_generator
 from isda_repro.config.checks import ConfigError
@@ -45,6 +48,18 @@ def test_generator_is_that_of_the_same_images_and_part_of_the_name(kind):
     limits = ["dataset=digits", "dataset.train_limit=100", "dataset.holdout=100", "dataset.imbalance=10"]
     assert cfg.synthetic.generator == compose_generator([f"gan={kind}", *limits, *ours]).run_id
     assert f"-isda-{kind}-s1-" in cfg.run_id
+
+
+def test_runs_and_generators_that_were_frozen_before_an_option_existed_go_together(undisturbed, tmp_path):
+    cfg = compose([*RUN, f"runs_dir={tmp_path}"])
+    frozen = shutil.copytree(undisturbed("acgan"), tmp_path / cfg.synthetic.generator) / "config.yaml"
+    older, lines = re.subn(r"\n +imbalance: .*", "", frozen.read_text())
+    assert lines == 2
+    frozen.write_text(older)
+    with open_dict(cfg):
+        del cfg.dataset.imbalance, cfg.dataset.source.imbalance, cfg.recipe.mixup
+    train, _ = build_loaders(cfg, build(cfg.dataset.source), resolve_compute(cfg.compute))
+    assert train.num_samples == 100
 
 
 def test_each_setting_of_the_generated_images_gives_the_run_another_name():

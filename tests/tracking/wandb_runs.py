@@ -10,6 +10,7 @@ from typing import Any
 
 from isda_repro.config import compose, request, write_frozen
 from isda_repro.runs.records import EpochRecord, Result, SegmentRecord, as_json, mean_of_last
+from isda_repro.training.run import curves_of
 
 TIMING = {"train": 2.0, "data_wait": 0.1, "criterion": 0.1, "evaluation": 1.0, "images_per_s": 50.0}
 SEGMENT = as_json(
@@ -29,6 +30,7 @@ SEGMENT = as_json(
     )
 )
 CURVES = ("test_error", "test_loss", "train_error", "train_loss", "lr")
+COVARIANCES = dict(ratio=0.5, added=1.0, margin=2.0, trace=3.0, effective_rank=4.0, samples=9.0, class_trace=[2.0, 4.0])
 
 
 def epoch(number: int, error: float, rate: float = 0.1) -> dict[str, Any]:
@@ -116,8 +118,10 @@ def finished_run(runs_dir: Path, *overrides: str, epochs: int = 3) -> Path:
     folder = runs_dir / str(cfg.run_id)
     folder.mkdir(parents=True)
     lines = [epoch(number, 20.0 / number, rate=0.1 / number) for number in range(1, epochs + 1)]
+    lines = [{**line, "covariances": {**COVARIANCES, "ratio": 1 / line["epoch"]}} for line in lines]
     asked = {"numerics_version": cfg.numerics_version, **request(cfg)}
-    whole = result(lines, run_id=cfg.run_id, request=asked, choices=dict(cfg.choice))
+    curves = curves_of([EpochRecord.from_json(line) for line in lines])
+    whole = result(lines, run_id=cfg.run_id, request=asked, choices=dict(cfg.choice), curves=curves)
     write_frozen(cfg, folder / "config.yaml")
     write_metrics(folder / "metrics.jsonl", [SEGMENT, lines[0], {**SEGMENT, "step": 4, "hardware": "y"}, *lines[1:]])
     (folder / "environment.json").write_text('{"host": "h"}')

@@ -56,6 +56,11 @@ def test_balanced_weights_are_those_of_the_training_images(monkeypatch):
             builders.build_criterion(cfg, network, compute, train_counts=counts)
 
 
+def test_weight_of_another_loss_cannot_be_balanced():
+    with pytest.raises(ConfigError, match="weight=balanced must be a number from 0 on"):
+        assemble("loss=center", "loss.weight=balanced")
+
+
 def test_weights_at_the_start_follow_the_seed_alone():
     """Neither the loss nor earlier random draws may change them."""
     *_, one, _ = assemble("loss=isda")

@@ -8,7 +8,8 @@ import torch
 
 from isda_repro.config import compose, compose_generator, write_frozen
 from isda_repro.errors import UserError
-from isda_repro.runs.records import read_metrics
+from isda_repro.runs.records import as_json, read_metrics
+from isda_repro.runs.to_wandb import finished_records
 from isda_repro.training import run as running
 from isda_repro.training.finished_run import load_finished_run
 from isda_repro.training.running_metrics import covariance_summary
@@ -57,6 +58,7 @@ def test_finished_classifier_is_what_was_in_memory(trained):
     *_, last = read_metrics(folder / "metrics.jsonl")
     assert covariance_summary(found.criterion, found.network.head, (last.step - 1) / last.step) == last.covariances
     assert found.result.curves["covariances/ratio"][-1] == last.covariances["ratio"] > 0
+    assert finished_records(folder).epochs[-1] == as_json(last), "the run can be sent to W&B"
     assert found.result.test_error_final == json.loads((folder / "result.json").read_text())["test_error_final"]
     assert (len(found.source.train), len(found.source.test)) == (100, 50)
 
