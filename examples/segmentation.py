@@ -17,13 +17,12 @@ CLASSES, WIDTH, IGNORED, BATCH_SIZE = 11, 32, -100, 8
 
 
 def make_scenes(digits: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return noisy scenes [count, 1, 32, 32] of up to nine digits [8, 8] each, and targets [count, 32, 32]."""
+    """Return noisy scenes [count, 1, 32, 32] of nine digits [8, 8] each, and targets [count, 32, 32]."""
     images, targets = torch.zeros(count, 32, 32), torch.zeros(count, 32, 32, dtype=torch.int64)
     for scene, y, x in product(range(count), (1, 11, 21), (1, 11, 21)):
         which, (down, right) = int(torch.randint(len(digits), ())), torch.randint(3, (2,)).tolist()
-        if torch.rand(()) < 0.7:
-            place = scene, slice(y + down, y + down + 8), slice(x + right, x + right + 8)
-            images[place], targets[place] = digits[which], torch.where(digits[which] > 0.25, labels[which] + 1, 0)
+        place = scene, slice(y + down, y + down + 8), slice(x + right, x + right + 8)
+        images[place], targets[place] = digits[which], torch.where(digits[which] > 0.25, labels[which] + 1, 0)
     is_near = nn.functional.max_pool2d((targets > 0).float(), 3, stride=1, padding=1) > 0
     return (images + 0.3 * torch.randn(count, 32, 32))[:, None], targets.masked_fill(is_near & (targets == 0), IGNORED)
 
@@ -36,7 +35,7 @@ def train(criterion: nn.Module, scenes: list[Tensor], seed: int, epochs: int, ch
     layers = ((nn.Conv2d(c, WIDTH, 3, padding=d, dilation=d), nn.BatchNorm2d(WIDTH), nn.ReLU()) for c, d in sizes)
     backbone, head = nn.Sequential(*(one for layer in layers for one in layer)), nn.Conv2d(WIDTH, CLASSES, 1)
     network = nn.ModuleDict({"backbone": backbone, "head": head, "criterion": criterion})  # its statistics are buffers
-    optimizer, first, iou = torch.optim.Adam(network.parameters(), lr=3e-3), 0, 0.0
+    optimizer, first, iou = torch.optim.Adam(network.parameters()), 0, 0.0
     if checkpoint.exists():
         state, state_of_optimizer, first, iou = torch.load(checkpoint, weights_only=True)
         network.load_state_dict(state)
@@ -47,6 +46,7 @@ def train(criterion: nn.Module, scenes: list[Tensor], seed: int, epochs: int, ch
         for step, batch in enumerate(order := torch.randperm(len(images)).split(BATCH_SIZE)):
             features = backbone(images[batch])  # [N, 32, 32, 32]; the logits are [N, 11, 32, 32]
             progress = (epoch + step / len(order)) / epochs  # lambda = progress * lambda_0
+            optimizer.param_groups[0]["lr"] = 3e-3 * (1 - progress)
             loss = criterion(features, head(features), targets[batch], head=head, progress=progress)  #
             optimizer.zero_grad()
             loss.backward()

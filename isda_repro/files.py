@@ -221,8 +221,10 @@ def folder_for(output: Path, *names: str) -> Path:
 
     Raises:
         UserError: a file of one of these names is there and not ours.
-        OSError: the folder cannot be made or written to; the error names it.
+        OSError: the folder cannot be made or written to, or is a file; the error names it.
     """
+    if output.is_file():
+        raise NotADirectoryError(errno.ENOTDIR, "output= must be a folder, and this is a file", str(output))
     output.mkdir(parents=True, exist_ok=True)
     for name in names:
         check_output(output / name)

@@ -134,7 +134,7 @@ def _predict(
     finally:
         loader.close()
     if not parts:
-        raise UserError(f"none of {len(split):,} images can be read, the first being {where(0)}")
+        raise UserError(f"no image can be read; there are {len(split):,}, the first being {where(0)}")
     numbers, predicted, likeliest, probabilities, *losses = (torch.cat(one) for one in zip(*parts, strict=True))
     return Predictions(
         images=[where(number) for number in numbers.tolist()],

@@ -338,7 +338,10 @@ class Criterion(StatefulModule):
                 f"{list(logits.shape)} for {samples} targets, and needs [{samples}, {width}] and [{samples}, {classes}]"
             )
         if not isinstance(getattr(head, "weight", None), Tensor):
-            raise TypeError(f"{name}: the head is a {type(head).__name__}, and must be the network's last nn.Linear")
+            raise TypeError(
+                f"{name}: the head is a {type(head).__name__}, and must be the network's last nn.Linear, or a "
+                "convolution of kernel size 1"
+            )
         if head.weight.shape != (classes, width):
             raise ValueError(f"{name}: head.weight is {list(head.weight.shape)} and must be [{classes}, {width}]")
 

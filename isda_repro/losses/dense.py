@@ -132,14 +132,18 @@ def check_dense(name: str, sizes: tuple[int, int], features: Tensor, logits: Ten
             f"{shapes}, and needs features [N, {width}, *] and the head's logits for them, [N, {classes}, *], of one "
             "size: take both before any interpolation, or interpolate both in the same way"
         )
-    expected = (images, classes, *size) if targets.is_floating_point() else (images, *size)
-    if targets.shape == expected:
+    of_numbers, of_probabilities = (images, *size), (images, classes, *size)
+    is_soft = targets.is_floating_point()
+    if targets.shape == (of_probabilities if is_soft else of_numbers):
         return
-    if not targets.is_floating_point() and targets.shape == (images, 1, *size):
-        raise ValueError(f"{shapes}, and needs targets {list(expected)}: use targets.squeeze(1)")
-    if targets.is_floating_point() or targets.dim() != features.dim() - 1 or len(targets) != images:
-        raise ValueError(f"{shapes}, and needs targets {list(expected)}")
+    mended = {of_numbers: "long()", of_probabilities: "float()", (images, 1, *size): "squeeze(1).long()"}
+    advice = mended.get(tuple(targets.shape))
+    if advice is None and targets.dim() == len(of_numbers) and len(targets) == images:
+        raise ValueError(
+            f"{shapes}, and needs targets of the features' resolution: use targets = F.interpolate(targets[:, None]"
+            f'.float(), size={tuple(size)}, mode="nearest")[:, 0].long(), or interpolate both features and logits'
+        )
     raise ValueError(
-        f"{shapes}, and needs targets of the features' resolution: use targets = F.interpolate(targets[:, None]"
-        f'.float(), size={tuple(size)}, mode="nearest")[:, 0].long(), or interpolate both features and logits'
+        f"{shapes}, {targets.dtype}, and needs class numbers, integer targets {list(of_numbers)}, or probabilities, "
+        f"floating targets {list(of_probabilities)}" + (f": use targets.{advice}" if advice else "")
     )

@@ -132,7 +132,7 @@ def _check_logits(criterion: Criterion, features: Tensor, logits: Tensor, head: 
             "into the head as features, what the head returns for it as logits, and this head, not another one of the "
             "same shape"
         )
-    _warn(f"{name}: {fit.cause}, so the loss belongs to other logits than those that are trained")
+    _warn(f"{name}, so the added term belongs to other logits than those that are trained: {fit.cause}")
     return True
 
 

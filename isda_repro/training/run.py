@@ -187,14 +187,16 @@ def curves_of(records: Sequence[EpochRecord]) -> dict[str, list[float]]:
 
 
 def summary(result: Result) -> str:
-    """Return a result as one line of text."""
+    """Return a result as one line of text; errors of groups of classes only if there is more than one group."""
     where = f"{result.evaluated_on} error"
     last = min(10, result.epochs)
     top5 = "" if result.test_top5_error_final is None else f", final top-5 {result.test_top5_error_final:.2f}%"
+    groups = {one: getattr(result, f"test_{one}_shot_error_final") for one in ("many", "medium", "few")}
+    of_groups = [f", final {one}-shot {error:.2f}%" for one, error in groups.items() if error is not None]
     return (
         f"{where} {result.test_error_last10:.2f}% (mean of the last {last} epochs), "
         f"final {result.test_error_final:.2f}%, best {result.test_error_best:.2f}%{top5}"
-    )
+    ) + "".join(of_groups if len(of_groups) > 1 else [])
 
 
 CLASSIFIER = RunKind(

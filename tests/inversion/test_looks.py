@@ -81,5 +81,5 @@ def test_progress_in_a_log_is_said_once_a_minute(monkeypatch):
 def test_folder_is_made_and_left_empty_or_named(tmp_path):
     assert list(folder_for(tmp_path / "new" / "one").iterdir()) == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(OSError, match=r"must be a folder.*file"):
         folder_for(tmp_path / "file")

@@ -281,6 +281,24 @@ def test_shapes_that_do_not_fit_are_refused_with_what_to_do(shapes, advice):
         criterion(features, logits, targets.long(), head=nn.Conv2d(5, 7, 1), progress=0.5)
 
 
+@pytest.mark.parametrize(
+    ("targets", "cast"),
+    [
+        (torch.zeros(2, 6, 6), "long()"),
+        (torch.zeros(2, 1, 6, 6), "squeeze(1).long()"),
+        (torch.zeros(2, 1, 6, 6, dtype=torch.int64), "squeeze(1).long()"),
+        (torch.zeros(2, 7, 6, 6, dtype=torch.int64), "float()"),
+    ],
+)
+def test_targets_of_another_type_are_refused_with_the_cast_that_mends_them(targets, cast):
+    criterion, head = make("isda")[0], nn.Conv2d(5, 7, 1)
+    features = torch.zeros(2, 5, 6, 6)
+    with pytest.raises(ValueError, match="use targets") as refused:
+        criterion(features, head(features), targets, head=head, progress=0.5)
+    assert str(refused.value).endswith(f": use targets.{cast}")
+    criterion(features, head(features), eval(f"targets.{cast}", {"targets": targets}), head=head, progress=0.5)
+
+
 def test_the_line_that_resizes_targets_does():
     criterion, linear, _, _ = make("isda_diagonal", ignore_index=255)
     head, (features, targets) = convolution(linear, 2), dense_batch(2)

@@ -163,7 +163,7 @@ def test_probability_of_0_has_the_gradient_of_its_labels_loss():
     (found,) = torch.autograd.grad(call(criterion, head, features, targets), targets)
     rest = head.weight, head.bias, covariances(criterion), 1.5 * 0.8, [1.0] * 7, 0.0
     losses = [[loss_with_label(a, c, *rest).item() for c in range(7)] for a in features]
-    assert_same(found, torch.tensor(losses).double())
+    assert_same(found, torch.tensor(losses, dtype=torch.float64))
 
 
 def test_it_bounds_the_expectation_over_labels_and_augmented_features():

@@ -47,7 +47,8 @@ def test_each_is_another_loss_from_the_same_start(settings):
 @pytest.mark.parametrize("loss", ["ce", "isda"])
 def test_weights_smoothing_and_prior_reach_the_loss(settings, loss):
     few = "recipe.epochs=1"
-    options = [[], ["loss.weight=[1,2,3,4,5,6,7,8,9,10]"], ["loss.weight=balanced"], ["loss.label_smoothing=0.1"]]
+    options = [[], ["loss.weight=[1,2,3,4,5,6,7,8,9,10]"], ["loss.label_smoothing=0.1"]]
+    options += [["dataset.imbalance=2"], ["dataset.imbalance=2", "loss.weight=balanced"]]
     options += [["loss.prior=10"]] if loss == "isda" else []
     found = [run(settings(loss, "runs", few, *option)).curves["train_loss"][0] for option in options]
     assert len(set(found)) == len(options), found

@@ -51,7 +51,8 @@ def test_curves_of_covariances_are_of_all_epochs_or_not_there(of_epochs, kept):
 @pytest.mark.parametrize(("classes", "has_lists"), [(4096, True), (4097, False)])
 def test_summary_in_a_record_has_six_digits_and_no_lists_too_long_for_a_line(classes, has_lists):
     criterion, head = ISDALoss(classes, 1, covariance="diagonal"), nn.Linear(1, classes)
-    criterion(torch.tensor([[1.0], [2.0]]) / 3, torch.zeros(2, classes), torch.tensor([1, 1]), head=head, progress=1.0)
+    features = torch.tensor([[1.0], [2.0]]) / 3
+    criterion(features, head(features), torch.tensor([1, 1]), head=head, progress=1.0)
     found = covariance_summary(criterion, head, 1.0)
     assert found["trace"] == 0.0277778
     assert ("class_trace" in found) == has_lists

@@ -22,7 +22,7 @@ from isda_repro.runs.exit_status import read_exit_status
 from isda_repro.runs.records import CLASS_ERRORS, EpochRecord, SegmentRecord, read_metrics, read_result
 from isda_repro.training.compute import resolve_compute
 from isda_repro.training.distributed import SINGLE_PROCESS
-from isda_repro.training.run import build_trainer, run
+from isda_repro.training.run import build_trainer, run, summary
 from isda_repro.training.trainer import DivergedError
 
 TINY = ["model=resnet20", "model.depth=8", "dataset=digits", "dataset.train_limit=200", "recipe.epochs=2"]
@@ -91,12 +91,15 @@ def test_long_tailed_run_has_the_errors_of_its_groups_of_classes(tmp_path):
     for name, members in zip(CLASS_ERRORS, split, strict=True):
         mean = pytest.approx(sum(members) / len(members))
         assert getattr(result, f"{name}_final") == getattr(last, name) == result.curves[name][-1] == mean, name
+    many, medium, few = (f"{sum(members) / len(members):.2f}%" for members in split[1:])
+    assert summary(result).endswith(f", final many-shot {many}, final medium-shot {medium}, final few-shot {few}")
     assert result.curves["lr"] == pytest.approx([0.02, 0.1 * 2 / 5 * 0.01**2]), "milestones in epoch 2"
 
 
 def test_run_of_balanced_classes_has_no_errors_of_groups(tmp_path):
     result = run(settings(tmp_path, "dataset.train_limit=100", "recipe.epochs=1"))
     assert result.test_class_error_final is None
+    assert "shot" not in summary(result)
     assert not {*CLASS_ERRORS} & {*result.curves}
 
 
