@@ -315,6 +315,7 @@ def _check_choices(cfg: Mapping[str, Any]) -> None:
     faithful = cfg["faithful"]
     allowed: dict[str, tuple[Any, Sequence[Any]]] = {
         "loss.sync": (cfg["loss"].get("sync"), (None, False)),
+        "loss.reduction": (cfg["loss"].get("reduction", "mean"), ("mean",)),
         "faithful.progress": (faithful["progress"], ("iteration", "epoch")),
         "faithful.crop_padding": (faithful["crop_padding"], ("zeros", "reflect")),
         "faithful.channel_statistics": (faithful["channel_statistics"], ("dataset", "cifar10")),

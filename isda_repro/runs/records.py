@@ -59,7 +59,6 @@ METRICS = {
 }
 """Fields of a Result that a table can show, with the description in the table's caption."""
 
-
 CLASS_ERRORS = ("test_class_error", "test_many_shot_error", "test_medium_shot_error", "test_few_shot_error")
 """Errors of groups of classes, fields of an EpochRecord and curves, in the order of ``evaluate.ClassErrors``."""
 

@@ -62,6 +62,7 @@ WRONG_VALUES = [  # overrides, a key, and a YAML list of values that it must ref
     *((loss, "loss.weight", "[1, a, [], [1, a], [1, 0], [1, -1], [1, .nan], true]") for loss in ("", "loss=isda")),
     *((loss, "loss.label_smoothing", "[-0.1, 1.1, .nan, true, a]") for loss in ("", "loss=isda")),
     ("loss=isda_diagonal", "loss.prior", "[-1, .nan, true, a]"),
+    ("loss=isda", "loss.reduction", "[none, sum, null]"),
     ("", "recipe.lr", "[0, -0.1, .nan, .inf, true, a]"),
     ("", "recipe.weight_decay", "[-1, .nan, true, a]"),
     ("", "recipe.momentum", "[1, -0.1, true, a]"),
