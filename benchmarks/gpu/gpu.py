@@ -58,7 +58,7 @@ MAY_BE_CUT = ("rates", "forms", "loader")  # a partial result of these is still 
 LAST_WORDS = 5  # seconds between SIGINT and SIGKILL when a section's time is up
 WITH_GPU_TESTS = (
     "tests/gpu",
-    "tests/losses/test_kernels.py",
+    "tests/losses/test_kernels_on_gpu.py",
     "tests/losses/test_criterion_devices.py",
     "tests/data/test_in_memory.py",
 )
