@@ -94,8 +94,12 @@ def expected_loss(name, criterion, before, head, seen, progress):
         covariance = reference.two_pass(every, torch.zeros_like(labels), 1)[1].expand(classes, -1, -1)
     else:
         covariance = reference.two_pass(every, labels, classes)[1]
-        if name == "isda_diagonal":
+        if name.startswith("isda_diagonal"):
             covariance = torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))
+        if name.endswith("_prior"):
+            covariance = reference.mixed_with_pooled(
+                covariance, torch.bincount(labels, minlength=classes), criterion.prior
+            )
     return reference.equation_4(features, weight, bias, targets, covariance, criterion.lambda_0 * progress)
 
 
