@@ -89,8 +89,8 @@ bench: $(STAMP)
 	$(RUN) benchmarks/network_speed.py
 	$(RUN) benchmarks/training_rate.py
 	$(RUN) benchmarks/table_speed.py
-	$(RUN) benchmarks/generators.py
-	$(RUN) benchmarks/inversions.py
+	$(RUN) benchmarks/gan/generators.py
+	$(RUN) benchmarks/gan/inversions.py
 
 revision:
 	$(PYTHON) -m isda_repro.revision

@@ -255,7 +255,7 @@ def test_image_is_in_the_middle_and_framed_are_those_of_another_class(load_scrip
 
 
 def test_benchmark_measures_each_way_and_its_bar_can_be_missed(load_script, monkeypatch):
-    script = load_script("benchmarks/inversions")
+    script = load_script("benchmarks/gan/inversions")
     compute = script.resolve_compute(
         {**script.compose(["model=resnet32", "dataset=cifar10"]).compute, "precision": "fp32"}
     )

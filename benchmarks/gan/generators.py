@@ -1,7 +1,7 @@
 """The cost of generated images. Prints a table; from the repository root:
 
-python benchmarks/generators.py                                              # some minutes on one core
-python benchmarks/generators.py output=results/benchmarks/generators_cpu.md  # also writes what it prints
+python benchmarks/gan/generators.py                                              # some minutes on one core
+python benchmarks/gan/generators.py output=results/benchmarks/generators_cpu.md  # also writes what it prints
 
 Images per second of each of Table 4's generators; and the time of training steps of classifiers with CIFAR-10's sizes:
 on real images alone, with ISDA, and with a sixth of the images generated. The variants take turns. Weights are random:
@@ -134,7 +134,7 @@ def report(options: Options, compute: Compute) -> list[str]:
     lines = [
         f"# What generated images cost, {compute.hardware}, {torch.get_num_threads()} thread, {compute.precision}",
         "",
-        "`python benchmarks/generators.py`: images per second of generators alone, fp32, in batches of 22 (a",
+        "`python benchmarks/gan/generators.py`: images per second of generators alone, fp32, in batches of 22 (a",
         "sixth of 128) and of 500; and steps of classifiers with CIFAR-10's sizes, the batch made in them, medians,",
         "the ways taking turns: beside cross-entropy's milliseconds what each adds.",
         "",

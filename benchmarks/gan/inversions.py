@@ -1,7 +1,7 @@
 """Appendix C's images per minute: many at once against one by one. Prints a table; from the repository root:
 
-python benchmarks/inversions.py                                              # some minutes on two cores
-python benchmarks/inversions.py output=results/benchmarks/inversion_cpu.md   # also writes what it prints
+python benchmarks/gan/inversions.py                                              # some minutes on two cores
+python benchmarks/gan/inversions.py output=results/benchmarks/inversion_cpu.md   # also writes what it prints
 
 Iterations of Step I (equation 15) with the paper's networks: ResNet-32 and a WGAN's generators, 32 x 32 pixels, images
 of one class and of ten. Weights are random: training would not change the time. One image per minute means 10,000
@@ -76,7 +76,7 @@ def report(
     lines = [
         f"# Images per minute of Appendix C, {compute.hardware}, {torch.get_num_threads()} threads, fp32",
         "",
-        "`python benchmarks/inversions.py`: a step of the appendix, 10,000 iterations, ResNet-32 and a WGAN's",
+        "`python benchmarks/gan/inversions.py`: a step of the appendix, 10,000 iterations, ResNet-32 and a WGAN's",
         "generators, one for each class; an image with five augmentations takes six.",
         "",
         "| images at once | of so many classes | ms an iteration | images a minute | of one by one |",
