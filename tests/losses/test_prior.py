@@ -131,3 +131,14 @@ def test_prior_is_refused_where_there_is_no_covariance_for_each_class(covariance
 def test_print_shows_the_prior_only_where_it_is_set():
     assert "prior=2.5" in repr(ISDALoss(7, 5, prior=2.5))
     assert "prior" not in repr(ISDALoss(7, 5))
+
+
+@pytest.mark.parametrize("options", [{}, {"packed": True}, {"covariance": "diagonal"}])
+def test_pooled_covariance_of_less_than_one_sample_is_that_of_the_only_class(options):
+    """Probabilities can count a few samples for less than one in all."""
+    mixture, own = (ISDALoss(3, 4, prior=prior, **options).double() for prior in (5.0, None))
+    features, shares = torch.randn(2, 4).double(), torch.tensor([[0.2, 0.0, 0.0], [0.1, 0.0, 0.0]]).double()
+    for criterion in (mixture, own):
+        criterion.statistics.update(features, shares)
+    assert_same(mixture.class_covariance(0), own.class_covariance(0))
+    assert_same(mixture.class_covariance(2), own.class_covariance(0))

@@ -33,7 +33,7 @@ def within_class(statistics: Statistics) -> Tensor:
     If packed covariances are divided among processes, all of them must call this.
     """
     count_C = statistics.count.to(statistics.mean.dtype)
-    share_C = count_C / count_C.sum().clamp(min=1)
+    share_C = count_C / at_least_tiny(count_C.sum())
     if isinstance(statistics, ClassVariances):
         return share_C @ statistics.variance
     if isinstance(statistics, ClassStatistics):
