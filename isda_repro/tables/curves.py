@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
 from isda_repro.experiments.plan import Plan, Run
-from isda_repro.experiments.table import Label
+from isda_repro.experiments.table import Cell, Label
 from isda_repro.runs.records import EpochRecord, RecordError, read_metrics
 from isda_repro.tables.aggregate import FilledCell, FilledTable
 
@@ -30,11 +30,17 @@ class Curve:
     drops: list[int]  # epochs, counted from 1, that are the first at a lower learning rate
     floor: float  # where an error of 0 is drawn on a logarithmic axis: half an image, or half the smallest error
     value: float | None  # the mean printed in the table; None while no run is finished
+    paper: float | None = None  # the paper's value
 
     @property
     def label(self) -> str:
         """Text for a legend: name, number of seeds, and progress if unfinished."""
         return f"{self.name} ({', '.join(filter(None, (seeds(self.seeds), self.unfinished)))})"
+
+
+def curve_of(metric: str) -> str:
+    """Return the name of the curve that a metric is computed from: ``test_error`` for ``test_error_last10``."""
+    return metric.rpartition("_")[0]
 
 
 def panels(filled: FilledTable, plan: Plan | None = None, runs_dir: Path | None = None) -> dict[str, dict[str, Curve]]:
@@ -53,7 +59,7 @@ def panels(filled: FilledTable, plan: Plan | None = None, runs_dir: Path | None 
         title, line = (column, ", ".join(row)) if by_row else ((*row, *column[:-1]), column[-1])
         curve = _finished(line, cell) if cell.values else None
         if curve is None and plan is not None and runs_dir is not None:
-            curve = _unfinished(line, plan.get(cell.cell, ()), runs_dir)
+            curve = _unfinished(line, cell.cell, plan.get(cell.cell, ()), runs_dir)
         if curve is not None:
             found.setdefault(_joined(title), {})[line] = curve
     return found
@@ -66,31 +72,33 @@ def _joined(title: Label) -> str:
 def _finished(name: str, cell: FilledCell) -> Curve:
     """Return the curve of a cell's finished runs, which all have the same schedule, up to the last epoch of all."""
     results = list(cell.results().values())
-    errors = [result.curves["test_error"] for result in results]
+    errors = [result.curves[curve_of(cell.cell.metric)] for result in results]
     floor = 50 / max(result.test_images for result in results)
     drops = learning_rate_drops(results[0].curves["lr"])
     value = None if cell.summary is None else cell.summary.mean
-    return _curve(name, None, errors, drops, floor, value)
+    paper = None if cell.cell.paper is None else cell.cell.paper.mean
+    return replace(_curve(name, None, errors, drops, floor, value), paper=paper)
 
 
-def _unfinished(name: str, runs: Sequence[Run], runs_dir: Path) -> Curve | None:
+def _unfinished(name: str, cell: Cell, runs: Sequence[Run], runs_dir: Path) -> Curve | None:
     """Return the curve of the runs that have begun, up to the last epoch that all have; None if none has begun."""
-    begun = [so_far for run in runs if (so_far := list(_so_far(runs_dir / run.run_id / "metrics.jsonl")))]
+    shown = curve_of(cell.metric)
+    begun = [so_far for run in runs if (so_far := list(_so_far(runs_dir / run.run_id / "metrics.jsonl", shown)))]
     if not begun:
         return None
     epochs = min(map(len, begun))
-    errors = [[record.test_error for record in so_far[:epochs]] for so_far in begun]
+    errors = [[getattr(record, shown) for record in so_far[:epochs]] for so_far in begun]
     unfinished = f"unfinished: epoch {epochs} of {runs[0].settings['recipe']['epochs']}"
     drops = learning_rate_drops([record.lr for record in begun[0][:epochs]])
     smallest = min(error for error in itertools.chain(*errors, (100.0,)) if error > 0)
     return _curve(name, unfinished, errors, drops, smallest / 2, None)
 
 
-def _so_far(path: Path) -> Iterator[EpochRecord]:
-    """Yield the epochs that a run has recorded, up to the first line that is damaged or still being written."""
+def _so_far(path: Path, shown: str) -> Iterator[EpochRecord]:
+    """Yield the epochs that a run has recorded with this curve, up to a line that is damaged or still being written."""
     try:
         for record in read_metrics(path):
-            if isinstance(record, EpochRecord):
+            if isinstance(record, EpochRecord) and getattr(record, shown) is not None:
                 yield record
     except (OSError, RecordError):
         return

@@ -2,7 +2,7 @@
 
 There is one panel for each row (and for each combination of leading column labels), with one line for each label of the
 last column axis, on a logarithmic axis. Tables whose file asks for a ``detail`` are drawn by ``many_curves`` instead.
-Dotted vertical lines mark the drops of the learning rate.
+Dotted vertical lines mark the drops of the learning rate, thin horizontal ones the paper's values.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from isda_repro.plotting import write_figure
 from isda_repro.runs.records import METRICS
 from isda_repro.tables.aggregate import FilledTable
 from isda_repro.tables.curves import Curve, learning_rate_drops, panels
-from isda_repro.tables.many_curves import detailed_figure, mark_drops
+from isda_repro.tables.many_curves import detailed_figure, mark_drops, mark_paper
 
 if TYPE_CHECKING:  # matplotlib takes half a second to import
     from matplotlib.figure import Figure
@@ -76,7 +76,9 @@ def _figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, abreast: int 
     labels = list(dict.fromkeys(label for lines in drawn.values() for label in lines))
     for (title, lines), axes in zip(drawn.items(), grid, strict=False):
         for label, curve in lines.items():
-            _draw(axes, curve, LOOKS[labels.index(label) % len(LOOKS)], shift=labels.index(label))
+            look = LOOKS[labels.index(label) % len(LOOKS)]
+            _draw(axes, curve, look, shift=labels.index(label))
+            mark_paper(axes, curve, look[0], label=f"{label}, the paper's value")
         _dress(axes, title, list(lines.values()), evaluated_on)
     for axes in list(grid):  # positions of the grid without a panel
         axes.set_visible(False)
@@ -99,7 +101,8 @@ def _dress(axes: Any, title: str, curves: list[Curve], evaluated_on: str) -> Non
     """Set scales, ticks, the marks of learning rate drops, and the legend."""
     from matplotlib.ticker import MaxNLocator
 
-    least = min(max(error, curve.floor) for curve in curves for error in curve.low) * 0.85
+    paper = [curve.paper for curve in curves if curve.paper is not None]
+    least = min([*paper, *(max(error, curve.floor) for curve in curves for error in curve.low)]) * 0.85
     high = min(max(max(error for curve in curves for error in curve.high) * 1.15, 2 * least), 100)
     low = min(least, high / 2)  # at least a factor of two, and no error above 100%
     axes.set_yscale("log")

@@ -7,6 +7,7 @@ readable.
 from __future__ import annotations
 
 import fnmatch
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,7 +63,8 @@ def line_styles(names: Sequence[str], bold: str | None) -> dict[str, LineStyle]:
 
 WIDTH, MARGIN, GAP = 2.35, 0.52, 0.2  # widths in inches: curves of a panel, axis labels left of them, between panels
 SAMPLE, VALUE = 0.4, 0.36  # widths in inches: sample of the line before its name, number after it
-COURSE, DETAIL, BETWEEN, TOP, BOTTOM, FOOT = 1.25, 1.95, 0.32, 0.28, 0.45, 0.2  # heights in inches
+COURSE, DETAIL, BETWEEN, TOP, BOTTOM, FOOT = 1.25, 1.95, 0.32, 0.28, 0.45, 0.2  # heights in inches; FOOT of a line
+CHARACTERS = 21  # of the text below the panels, per inch
 SIZE = 7.5  # font size in points
 MOST_ABREAST = 3
 CAP = 3.2  # the upper axes end at this multiple of the smallest error, which cuts off the noisy beginning
@@ -107,7 +109,9 @@ def detailed_figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, metri
     looks, writing = line_styles(names, how.bold), _writing(curves)
     abreast = next(n for n in range(min(len(drawn), MOST_ABREAST), 0, -1) if len(drawn) % n == 0)
     wide, high = MARGIN + WIDTH + writing.width + GAP, TOP + COURSE + BETWEEN + DETAIL + BOTTOM
-    size = (wide * abreast, high * (len(drawn) // abreast) + FOOT)
+    foot = textwrap.wrap(_foot(curves, writing.usual, metric), int((wide * abreast - MARGIN) * CHARACTERS))
+    below = FOOT * len(foot)
+    size = (wide * abreast, high * (len(drawn) // abreast) + below)
     figure = Figure(figsize=size)
 
     def axes(left: float, bottom: float, width: float, height: float) -> Any:
@@ -123,13 +127,18 @@ def detailed_figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, metri
         for one in (course, detail):
             one.set_ylabel(f"{evaluated_on} error (%)" if index % abreast == 0 else "", fontsize=SIZE + 0.5)
         detail.set_xlabel("epoch", fontsize=SIZE + 0.5)
-    bands = (
-        f"Mean of {seeds(writing.usual)}, bands from the smallest to the largest" if writing.usual > 1 else "One seed"
-    )
-    numbers = f" Numbers: {metric}." if any(curve.value is not None for curve in curves) else ""
-    foot = f"{bands}. Dotted: the learning rate drops.{numbers}"
-    figure.text(MARGIN / size[0], 0.07 / size[1], foot, fontsize=SIZE - 0.5, color="0.3")
+    text = "\n".join(foot)
+    figure.text(MARGIN / size[0], 0.07 / size[1], text, fontsize=SIZE - 0.5, color="0.3", linespacing=1.5)
     return figure
+
+
+def _foot(curves: Sequence[Curve], usual: int, metric: str) -> str:
+    """Return the text below the panels: what bands, lines and numbers are."""
+    bands = f"Mean of {seeds(usual)}, bands from the smallest to the largest" if usual > 1 else "One seed"
+    drops = f"{bands}. Dotted: the learning rate drops."
+    paper = " Thin horizontal lines: the paper's values." if any(curve.paper is not None for curve in curves) else ""
+    numbers = f" Numbers: {metric}." if any(curve.value is not None for curve in curves) else ""
+    return drops + paper + numbers
 
 
 def _writing(curves: Sequence[Curve]) -> _Writing:
@@ -159,6 +168,7 @@ def _panel(
     for number, (name, curve) in enumerate(lines.items()):
         _draw(course, curve, looks[name], range(1, last + 1), markers=0, shift=0)
         _draw(detail, curve, looks[name], range(first, last + 1), markers=5, shift=number / len(lines))
+        mark_paper(detail, curve, looks[name].colour)
     smallest = min(min(curve.low) for curve in curves)
     largest = max(max(curve.mean) for curve in curves)
     low, high = _range(curves, first, last)
@@ -182,8 +192,9 @@ def _range(curves: Sequence[Curve], first: int, last: int) -> tuple[float, float
     """Return the range of errors from ``first`` on, without the first ``SETTLED`` of these epochs, plus a margin."""
     begin = first - 1 + round(SETTLED * (last - first))
     seen = [curve for curve in curves if len(curve.mean) > begin]
-    low = min(min(curve.low[begin:]) for curve in seen)
-    high = max(max(curve.high[begin:]) for curve in seen)
+    paper = [curve.paper for curve in curves if curve.paper is not None]
+    low = min([*paper, *(min(curve.low[begin:]) for curve in seen)])
+    high = max([*paper, *(max(curve.high[begin:]) for curve in seen)])
     room = 0.05 * (high - low) or 0.5
     return low - room, high + room
 
@@ -232,6 +243,12 @@ def mark_drops(axes: Any, curves: Sequence[Curve], label: str | None = None) -> 
     for number, drop in enumerate(sorted({drop for curve in curves for drop in curve.drops})):
         axes.axvline(drop - 0.5, color="0.35", linestyle=(0, (1, 2)), linewidth=0.9, zorder=0,
                      label=None if number else label)  # fmt: skip
+
+
+def mark_paper(axes: Any, curve: Curve, colour: str, label: str | None = None) -> None:
+    """Mark the paper's value of a curve, if there is one, by a thin horizontal line."""
+    if curve.paper is not None:
+        axes.axhline(curve.paper, color=colour, linestyle=(0, (6, 3)), linewidth=0.7, zorder=1, label=label)
 
 
 # --------------------------------------------------------------------------------------------------------------- names

@@ -8,6 +8,7 @@ import pytest
 
 from isda_repro.config import CONF_DIR, compose
 from isda_repro.errors import UserError
+from isda_repro.experiments.paper_values import PaperValue
 from isda_repro.experiments.plan import plan_runs
 from isda_repro.experiments.specification import load_table
 from isda_repro.runs.records import EpochRecord, as_json
@@ -93,6 +94,28 @@ def test_lines_can_be_rows(demo, finish, there):
         "CE": ["ResNet-20 on digits"],
         "ISDA": ["ResNet-20 on digits"],
     }
+
+
+def test_a_curve_is_of_the_metric_that_its_cell_shows(demo, begin, finish, there, tmp_path):
+    table, plan = demo
+    plan = {dataclasses.replace(cell, metric="test_top5_error_final"): runs for cell, runs in plan.items()}
+    table = dataclasses.replace(table, cells=tuple(plan))
+    (first, *_), (second, *_) = plan.values()
+    path = finish(first, 30.0, 20.0, test_top5_error_final=2.0)
+    record = json.loads(path.read_text())
+    record["curves"]["test_top5_error"] = [3.0, 2.0]
+    path.write_text(json.dumps(record))
+    begin(second, [60.0])
+    found = panels(aggregate(table, plan, there()), plan, tmp_path / "runs")
+    assert {name: curve.mean for name, curve in found["ResNet-20 on digits"].items()} == {"CE": [3.0, 2.0]}
+
+
+def test_the_papers_value_stands_beside_a_finished_cell(demo, finish, there):
+    table, plan = demo
+    plan = {dataclasses.replace(cell, paper=PaperValue(6.5)): runs for cell, runs in plan.items()}
+    finish(next(iter(plan.values()))[0], 30.0, 3.0)
+    ((_, lines),) = panels(aggregate(dataclasses.replace(table, cells=tuple(plan)), plan, there())).items()
+    assert {name: curve.paper for name, curve in lines.items()} == {"CE": 6.5}
 
 
 # ------------------------------------------------------------------------------------------------ figures of the paper

@@ -7,6 +7,7 @@ from subprocess import run as start
 import pytest
 from matplotlib.figure import Figure
 
+from isda_repro.experiments.paper_values import PaperValue
 from isda_repro.experiments.table import PlotSpec
 from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.curves import panels
@@ -82,6 +83,17 @@ def test_an_error_of_zero_is_drawn_at_half_an_image_and_none_above_100(demo, fin
     (axes,) = draw(aggregate(*demo, there()))
     assert list(axes.lines[0].get_ydata()) == [96.0, pytest.approx(50 / 360)]
     assert 0 < axes.get_ylim()[0] < 50 / 360
+
+
+def test_the_papers_value_is_a_line_with_its_name(filled, draw):
+    cells = {
+        key: dataclasses.replace(cell, cell=dataclasses.replace(cell.cell, paper=PaperValue(1.5)))
+        for key, cell in filled.cells.items()
+    }
+    (axes,) = draw(dataclasses.replace(filled, cells=cells))
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines if "paper" in str(line.get_label())}
+    assert lines == {"CE, the paper's value": [1.5, 1.5], "ISDA, the paper's value": [1.5, 1.5]}
+    assert axes.get_ylim()[0] < 1.5
 
 
 def test_every_panel_is_seen_and_none_else(filled, draw):

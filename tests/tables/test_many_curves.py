@@ -2,9 +2,11 @@
 
 import dataclasses
 
+import matplotlib as mpl
 import pytest
 
 from isda_repro.experiments.table import PlotSpec
+from isda_repro.plotting import STYLE
 from isda_repro.tables.curves import Curve
 from isda_repro.tables.many_curves import detailed_figure, first_of_detail
 
@@ -92,3 +94,26 @@ def test_what_is_unfinished_or_of_fewer_seeds_says_so_and_has_no_number(drawn):
     assert "2 seeds" in said["CGAN"][0]
     assert said["CGAN"][1] == "7.20"
     assert said["ACGAN"][0] == "ACGAN"
+
+
+def test_the_papers_values_are_lines_within_the_enlarged_part_and_said(drawn):
+    lines = drawn["ResNet-110, CIFAR-10"]
+    lines["ISDA"] = dataclasses.replace(lines["ISDA"], paper=5.0)
+    course, detail, _ = draw(drawn)
+    assert [line.get_ydata()[0] for line in detail.lines if list(line.get_xdata()) == [0, 1]] == [5.0]
+    assert not [line for line in course.lines if list(line.get_xdata()) == [0, 1]]
+    assert detail.get_ylim()[0] < 5.0
+
+
+@pytest.mark.parametrize("panels", [1, 2])
+def test_the_text_below_fits_the_width_of_the_figure(drawn, panels):
+    lines = {name: dataclasses.replace(one, paper=5.0) for name, one in drawn["ResNet-110, CIFAR-10"].items()}
+    drawn = {str(number): lines for number in range(panels)}
+    with mpl.rc_context(STYLE):
+        figure = detailed_figure(drawn, "test", "mean of the last 10 epochs", PlotSpec("rows", 1, None))
+    (foot,) = figure.texts
+    for said in ("smallest to the largest", "Dotted", "paper's values", "last 10 epochs"):
+        assert said in foot.get_text().replace("\n", " ")
+    box, (width, _) = foot.get_window_extent(), figure.canvas.get_width_height()
+    assert 0 < box.x0 < box.x1 < width
+    assert box.y0 > 0
