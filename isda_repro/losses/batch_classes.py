@@ -35,6 +35,11 @@ def is_asynchronous(tensor: Tensor) -> bool:
     return not tensor.is_cpu or torch.compiler.is_compiling()
 
 
+def bytes_of(tensor: Tensor) -> int:
+    """Return ``tensor.nbytes``, which fails in a compiled graph whose batches vary in size."""
+    return tensor.numel() * tensor.element_size()
+
+
 def without_negative(targets: Tensor) -> Tensor:
     """Return targets that can be used as indices: class 0 stands in for ``IGNORED``."""
     return targets.clamp(min=0) if is_asynchronous(targets) else targets  # a CPU has dropped ignored samples

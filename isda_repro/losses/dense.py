@@ -8,7 +8,7 @@ Shapes: N images, C classes, A features, S pixels of an image, K channels; ``*``
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import NamedTuple, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +125,13 @@ def check_dense(name: str, sizes: tuple[int, int], features: Tensor, logits: Ten
             them.
     """
     (classes, width), (images, _, *size) = sizes, features.shape
+    needed = (images, classes, *size) if targets.is_floating_point() else (images, *size)
+    if features.shape[1] != width or logits.shape != (images, classes, *size) or targets.shape != needed:
+        _refuse_dense(name, sizes, features, logits, targets)  # a graph of varying sizes cannot contain a message
+
+
+def _refuse_dense(name: str, sizes: tuple[int, int], features: Tensor, logits: Tensor, targets: Tensor) -> NoReturn:
+    (classes, width), (images, _, *size) = sizes, features.shape
     got = ", ".join(f"{key} {list(one.shape)}" for key, one in (("features", features), ("logits", logits)))
     shapes = f"{name} got {got} and targets {list(targets.shape)}"
     if features.shape[1] != width or logits.shape != (images, classes, *size):
@@ -133,9 +140,6 @@ def check_dense(name: str, sizes: tuple[int, int], features: Tensor, logits: Ten
             "size: take both before any interpolation, or interpolate both in the same way"
         )
     of_numbers, of_probabilities = (images, *size), (images, classes, *size)
-    is_soft = targets.is_floating_point()
-    if targets.shape == (of_probabilities if is_soft else of_numbers):
-        return
     mended = {of_numbers: "long()", of_probabilities: "float()", (images, 1, *size): "squeeze(1).long()"}
     advice = mended.get(tuple(targets.shape))
     if advice is None and targets.dim() == len(of_numbers) and len(targets) == images:

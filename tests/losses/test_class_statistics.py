@@ -6,11 +6,12 @@ from float64_reference import merge, two_pass
 
 from isda_repro.losses import IGNORED, ClassStatistics, ClassVariances, PackedStatistics
 from isda_repro.losses.covariances import class_statistics as module
+from isda_repro.losses.covariances import tiles
 
 KINDS = {"square": ClassStatistics, "packed": PackedStatistics, "diagonal": ClassVariances}
 
 
-WAYS = ["square", "square/one by one", "square/accelerator"]
+WAYS = ["square", "square/one by one", "square/accelerator", "square/tiles"]
 WAYS += [kind + way for kind in ("packed", "diagonal") for way in ("", "/accelerator")]
 
 
@@ -19,7 +20,9 @@ def make(request, monkeypatch):
     """Return the class of each kind of statistics, with each of its ways to merge a batch."""
     kind, _, way = request.param.partition("/")
     monkeypatch.setattr(module, "BATCHED_BYTES", 0 if way == "one by one" else 2**40)
-    if way == "accelerator":
+    if way == "tiles":
+        monkeypatch.setattr(module, "fill_tiles", lambda samples, classes: True)
+    if way in ("accelerator", "tiles"):
         request.getfixturevalue("accelerator")
     return KINDS[kind]
 
@@ -131,3 +134,30 @@ def test_ignored_samples_on_an_accelerator_count_for_nothing_whatever_their_feat
     features[6:], targets[6:] = float("inf"), IGNORED
     found.update(features, targets)
     torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("limit", [1, 2**30], ids=["one tile at a time", "all at once"])
+@pytest.mark.parametrize("sizes", [[600, 0, 1, 0], [0, 0, 0, 128], [16, 32, 48, 33], [255, 256, 257, 513]], ids=str)
+def test_tiles_add_the_products_of_each_class(sizes, limit):
+    """Classes of a whole number of tiles and of some more rows, absent ones and one of all samples."""
+    torch.manual_seed(0)
+    targets = torch.arange(4).repeat_interleave(torch.tensor(sizes))[torch.randperm(sum(sizes))]
+    samples, matrix = torch.randn(len(targets), 5).double(), torch.randn(4, 5, 5).double()
+    scale = torch.tensor([0.5, 2.0, 3.0, 0.25]).double()
+    expected = matrix.clone()
+    for number, target in enumerate(targets):
+        expected[target] += scale[target] * torch.outer(samples[number], samples[number])
+    tiles.add_products(matrix, samples, targets, scale, limit)
+    torch.testing.assert_close(matrix, expected)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_large_batch_on_an_accelerator_equals_one_pass(accelerator, classes):
+    torch.manual_seed(0)
+    features, targets = torch.randn(300, 6) * 2 + 50, torch.randint(classes, (300,)).clamp(max=1)  # class 2: absent
+    features[::11], targets[::11] = torch.inf, IGNORED
+    assert tiles.fill_tiles(150, classes)
+    statistics = ClassStatistics(classes, 6)
+    for half in (slice(None, 150), slice(150, None)):
+        statistics.update(features[half], targets[half])
+    assert error(statistics, two_pass(features, targets, classes)[1]) < 1e-5

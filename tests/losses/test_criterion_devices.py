@@ -7,6 +7,8 @@ import torch
 from criteria import WITH_PRIOR, WITH_SIGMA2, WITHOUT_DRAWS, assert_same, make, step, unchanged
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from isda_repro.losses import ISDALoss
+
 
 @pytest.mark.parametrize(
     ("name", "samples"),
@@ -59,6 +61,27 @@ def test_compiled_loss_learns_nothing_while_gradients_are_off():
         with torch.no_grad(), unchanged(criterion):
             loss = compiled(features, head(features), targets, head=head, progress=progress)
         assert_same(loss, torch.nn.functional.cross_entropy(head(features), targets), tolerance=0)
+
+
+@pytest.mark.parametrize("form", [{}, {"packed": True}, {"covariance": "diagonal"}, {"prior": 3.0}], ids=str)
+@pytest.mark.parametrize("targets", ["labels", "probabilities", "pixels"])
+def test_a_compiled_loss_takes_a_smaller_last_batch(targets, form):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    classes, size = 30, (5, 4) if targets == "pixels" else ()
+    head = (torch.nn.Conv2d(8, classes, 1) if size else torch.nn.Linear(8, classes)).double()
+    criterion = ISDALoss(classes, 8, **form).double()
+    eager = copy.deepcopy(criterion)
+    compiled, progress = torch.compile(criterion, fullgraph=True, backend="eager"), torch.tensor(0.5).double()
+    for samples in (24, 24, 9):
+        features, given = torch.randn(samples, 8, *size).double(), torch.randint(classes, (samples, *size))
+        if targets == "probabilities":
+            given = torch.rand(samples, classes).double().softmax(1)
+        found, expected = (
+            one(features, head(features), given, head=head, progress=progress) for one in (compiled, eager)
+        )
+        assert_same(found, expected, tolerance=1e-10)
+    assert_same(dict(criterion.named_buffers()), dict(eager.named_buffers()), tolerance=1e-10)
 
 
 @pytest.mark.slow

@@ -17,12 +17,14 @@ from torch import Tensor
 from isda_repro.losses.batch_classes import (
     IGNORED,
     BatchClasses,
+    bytes_of,
     classes_present,
     is_asynchronous,
     without_negative,
     without_unsound,
 )
 from isda_repro.losses.covariances.soft_rows import merge_soft
+from isda_repro.losses.covariances.tiles import add_products, fill_tiles
 from isda_repro.losses.state import StatefulModule, state_dtype
 
 BATCHED_BYTES = 2**21  # of covariances: up to this size one batched product was faster on a CPU
@@ -33,7 +35,7 @@ COMPARED_BYTES = 2**26  # of comparisons of targets with classes
 
 def rows_bytes(features: Tensor) -> int:
     """Return how many bytes of padded rows may be made at a time from ``features`` [N, A]."""
-    return max(ACCELERATOR_ROWS_BYTES if is_asynchronous(features) else CPU_ROWS_BYTES, 2 * features.nbytes)
+    return max(ACCELERATOR_ROWS_BYTES if is_asynchronous(features) else CPU_ROWS_BYTES, 2 * bytes_of(features))
 
 
 class ClassStatistics(StatefulModule):
@@ -102,10 +104,7 @@ class ClassStatistics(StatefulModule):
             self._merge_one_by_one(centred_NA, shift_CA, targets, batch_count_C)
         else:
             covariance_CAA.mul_(keep_C[:, None, None])
-            scale_C = total_C.rsqrt_()
-            for rows_CRA in _rows(centred_NA, shift_CA, targets, batch_count_C, covariance_CAA.nbytes):
-                rows_CRA *= scale_C[:, None, None]
-                covariance_CAA.baddbmm_(rows_CRA.mT, rows_CRA)
+            self._add_together(centred_NA, shift_CA, targets, batch_count_C, total_C)
 
     def _update_soft(self, features: Tensor, probabilities: Tensor) -> None:
         for here, keep_K, rows_KRA in merge_soft(features, probabilities, self.mean, self.count):
@@ -114,12 +113,26 @@ class ClassStatistics(StatefulModule):
             else:  # one class: a single pass over its covariance
                 self.covariance[here.start].addmm_(rows_KRA[0].T, rows_KRA[0], beta=keep_K.item())
 
+    def _add_together(
+        self, centred_NA: Tensor, shift_CA: Tensor, targets_N: Tensor, batch_count_C: Tensor, total_C: Tensor
+    ) -> None:
+        """Add the products of all classes' rows, divided by their totals, to the covariances."""
+        scale_C = total_C.rsqrt()
+        if is_asynchronous(centred_NA) and fill_tiles(len(targets_N), len(total_C)):
+            shift_CA = shift_CA * scale_C[:, None]
+            self.covariance.baddbmm_(shift_CA[:, :, None], shift_CA[:, None])
+            add_products(self.covariance, centred_NA, targets_N, total_C.reciprocal(), rows_bytes(centred_NA))
+            return
+        for rows_CRA in _rows(centred_NA, shift_CA, targets_N, batch_count_C, bytes_of(self.covariance)):
+            rows_CRA *= scale_C[:, None, None]
+            self.covariance.baddbmm_(rows_CRA.mT, rows_CRA)
+
     def _merges_one_by_one(self, centred_NA: Tensor, batch_count_C: Tensor) -> bool:
         """Return True, on a CPU, if the covariances are large or most samples would have padding beside them."""
         if is_asynchronous(centred_NA):
             return False
-        padded = (int(batch_count_C.max()) + 1) * self.mean.nbytes
-        return self.covariance.nbytes > BATCHED_BYTES or padded > rows_bytes(centred_NA)
+        padded = (int(batch_count_C.max()) + 1) * bytes_of(self.mean)
+        return bytes_of(self.covariance) > BATCHED_BYTES or padded > rows_bytes(centred_NA)
 
     def _merge_one_by_one(self, centred_NA: Tensor, shift_CA: Tensor, targets_N: Tensor, batch_count_C: Tensor) -> None:
         """Update the covariance of each class present with one in-place product.
@@ -144,7 +157,8 @@ def _rows(
 ) -> Iterator[Tensor]:
     """Yield each class's shift and samples in equally many rows [C, R, A], padded with zeros for a batched product.
 
-    On an accelerator the product then costs C N A A instead of N A A: 5 G multiply-adds at (N, C, A) = (128, 100, 640).
+    On an accelerator the product then costs C N A A instead of N A A: 5 G multiply-adds at (N, C, A) = (128, 100, 640);
+    larger batches take ``tiles`` instead.
     As many rows as samples always suffice there, so the largest count is not read. A large batch is split, so that the
     rows take no more than the covariances or ``rows_bytes``. On a CPU the samples of a class take the last of its rows.
     """
@@ -156,7 +170,7 @@ def _rows(
         slot_N = skipped_C.index_select(0, targets_N).add_(position_N)
         yield _placed(centred_NA.index_select(0, order_N), slot_N, shift_CA, rows)
         return
-    most = max(1, max(rows_bytes(centred_NA), covariance_bytes) // shift_CA.nbytes - 1)
+    most = max(1, max(rows_bytes(centred_NA), covariance_bytes) // bytes_of(shift_CA) - 1)
     position_N += 1
     for start in range(0, len(targets_N), most):
         part_NA, part_N = centred_NA[start : start + most], targets_N[start : start + most]

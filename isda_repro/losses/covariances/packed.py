@@ -24,6 +24,7 @@ from torch import Tensor
 from isda_repro.losses.batch_classes import (
     IGNORED,
     BatchClasses,
+    bytes_of,
     classes_present,
     is_asynchronous,
     rows_of_fixed_number,
@@ -160,7 +161,7 @@ class PackedStatistics(StatefulModule):
         limit = ACCELERATOR_CHUNK_BYTES if is_asynchronous(self.packed) else CPU_CHUNK_BYTES
         step = max(1, limit // (self.mean.shape[1] ** 2 * self.packed.element_size()))
         if centred_NA is not None:
-            step = max(1, min(step, rows_bytes(centred_NA) // max(1, centred_NA.nbytes)))
+            step = max(1, min(step, rows_bytes(centred_NA) // max(1, bytes_of(centred_NA))))
         return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
     def whole_state_dict(self) -> dict[str, Tensor] | None:

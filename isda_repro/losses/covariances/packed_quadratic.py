@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from isda_repro.losses.batch_classes import BatchClasses, without_autocast, without_negative
+from isda_repro.losses.batch_classes import BatchClasses, bytes_of, without_autocast, without_negative
 from isda_repro.losses.covariances.packed import PackedStatistics
 from isda_repro.losses.covariances.quadratic import Strength, first_order
 
@@ -70,7 +70,7 @@ class _AddHalfSigma2(torch.autograd.Function):
         group: dist.ProcessGroup | None,
     ) -> Tensor:
         own_weight_UA, rows = _own_weights(weight_CA, statistics, batch)
-        keeps = rows * weight_CA.nbytes <= KEPT_BYTES
+        keeps = rows * bytes_of(weight_CA) <= KEPT_BYTES
         sigma2_UC = weight_CA.new_empty(rows, len(weight_CA))
         products: list[Tensor] = []
         for here, covariance_KAA in statistics.chunks(batch):

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isda_repro.losses.batch_classes import BatchClasses, is_asynchronous, without_autocast
+from isda_repro.losses.batch_classes import BatchClasses, bytes_of, is_asynchronous, without_autocast
 
 
 def first_order(gradient: Tensor, *inputs: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def sigma2(weight: Tensor, covariance: Tensor, batch: BatchClasses) -> tuple[Ten
         sigma2 [U, C], at least 0, and exactly 0 where j = c; and the products ``Sigma_c (w_j - w_c)`` [U, C, A].
     """
     rows = len(weight) if batch.classes_U is None else len(batch.classes_U)
-    if rows * covariance[0].nbytes <= _chunk_bytes(weight):  # a single chunk, without a copy
+    if rows * bytes_of(covariance[0]) <= _chunk_bytes(weight):  # a single chunk, without a copy
         difference = weight - batch.take(weight)[:, None]
         products_UCA = torch.bmm(difference, batch.take(covariance))
         return torch.linalg.vecdot(difference, products_UCA).clamp_(min=0), products_UCA
@@ -87,13 +87,13 @@ def sigma2(weight: Tensor, covariance: Tensor, batch: BatchClasses) -> tuple[Ten
 
 def _chunks(rows: int, row: Tensor) -> Iterator[slice]:
     """Yield slices of ``rows`` rows, each the size of ``row``, to be computed together."""
-    size = max(1, _chunk_bytes(row) // row.nbytes)
+    size = max(1, _chunk_bytes(row) // bytes_of(row))
     return (slice(start, start + size) for start in range(0, rows, size))
 
 
 def _sums(products_UCA: Tensor, factor_UC1: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``products * factor`` summed over the rows, [C, A], and over the classes, [U, A]."""
-    if products_UCA.nbytes <= _chunk_bytes(products_UCA):
+    if bytes_of(products_UCA) <= _chunk_bytes(products_UCA):
         scaled = products_UCA * factor_UC1
         return scaled.sum(0), scaled.sum(1)
     over_rows_CA, over_classes_UA = torch.zeros_like(products_UCA[0]), torch.empty_like(products_UCA[:, 0])

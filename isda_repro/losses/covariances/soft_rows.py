@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from isda_repro.losses.batch_classes import IGNORED, is_asynchronous, mark_unsound
+from isda_repro.losses.batch_classes import IGNORED, bytes_of, is_asynchronous, mark_unsound
 
 ROWS_BYTES = 2**25  # of rows at a time on an accelerator: more of them are made only if the features are larger
 
@@ -62,7 +62,7 @@ def merge_soft(
             share_KM = share_CN[here].index_select(1, samples)
             yield _merged(here, features_NA.index_select(0, samples), share_KM, mean, count, added_C)
         return
-    step = max(1, max(ROWS_BYTES, 2 * features_NA.nbytes) // max(1, features_NA.nbytes))
+    step = max(1, max(ROWS_BYTES, 2 * bytes_of(features_NA)) // max(1, bytes_of(features_NA)))
     step = step if most is None else min(step, most)
     for start in range(0, len(count), step):
         here = slice(start, min(start + step, len(count)))
