@@ -14,11 +14,12 @@ from torch import Tensor
 
 LEAST_ROWS, MOST_ROWS = 16, 256  # of a tile
 LEAST_SAMPLES = 2 * LEAST_ROWS  # per class: with fewer, most rows would be empty
+LEAST_CLASSES = 4  # tiles have up to two rows for each sample, so that with fewer classes little is saved
 
 
 def fill_tiles(samples: int, classes: int) -> bool:
-    """Return True if a batch is large enough for tiles: they then have at most twice as many rows as it."""
-    return samples >= LEAST_SAMPLES * classes
+    """Return True if tiles need far fewer operations than as many rows for each class as there are samples."""
+    return classes >= LEAST_CLASSES and samples >= LEAST_SAMPLES * classes
 
 
 def add_products(matrix: Tensor, samples: Tensor, targets: Tensor, scale: Tensor, limit: int) -> None:
