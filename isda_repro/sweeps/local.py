@@ -297,9 +297,10 @@ class _Sweep:
     def _how_it_went(self, run: Run, code: int) -> str:
         """Return the message for a run whose process has ended, and record a failure in ``ended.json``."""
         folder = self._what.folder(run)
-        if code in STOPPED or (code != 0 and self._asked is not None):
+        is_stopped = code in STOPPED or (code != 0 and self._asked is not None)
+        if is_stopped and not self._what.is_done(run):  # a signal may come after the result is written
             return f"stopped with exit code {code}"
-        if code != 0:
+        if code != 0 and not is_stopped:
             if read_exit_status(folder) is None:  # it was killed, or failed before it could record its error
                 write_exit_status(folder, exit_status_of(folder, code))
             self._failed[folder.name] = self._why(folder, code)

@@ -66,6 +66,18 @@ def test_signal_reaches_each_run_once_and_ends_the_sweep(demo, options, tmp_path
     assert sweep_command(options) in capfd.readouterr().out
 
 
+def test_run_that_a_signal_ends_after_its_result_is_done(demo, options, tmp_path, capfd):
+    command = training(tmp_path, all_runs(demo))
+    trainer = tmp_path / "trainer.py"
+    wait = '(folder / "seen").touch()\n(folder / "pid").write_text(str(__import__("os").getpid()))'
+    trainer.write_text(f"{trainer.read_text()}\n{wait}\n__import__('time').sleep(60)\n")
+    send_when_begun(options, signal.SIGTERM)
+    assert sweep_here(options, compose, command) == 75
+    out = capfd.readouterr().out
+    assert "stopped" not in out
+    assert numbers_of(out.partition(sweep_command(options))[0], "table=demo") == [1, 6, 1]
+
+
 def test_run_that_heeds_nothing_is_killed_by_the_third_signal(demo, options, monkeypatch):
     monkeypatch.setattr("isda_repro.stopping.ECHO_SECONDS", 0.0)
     send_when_begun(options, *[signal.SIGTERM] * 3)
