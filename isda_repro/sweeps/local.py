@@ -297,10 +297,11 @@ class _Sweep:
     def _how_it_went(self, run: Run, code: int) -> str:
         """Return the message for a run whose process has ended, and record a failure in ``ended.json``."""
         folder = self._what.folder(run)
-        is_stopped = code in STOPPED or (code != 0 and self._asked is not None)
-        if is_stopped and not self._what.is_done(run):  # a signal may come after the result is written
+        is_stopped, is_done = code in STOPPED or (code != 0 and self._asked is not None), self._what.is_done(run)
+        if is_stopped and not is_done:
             return f"stopped with exit code {code}"
-        if code != 0 and not is_stopped:
+        ends_late = is_done and (is_stopped or code < 0)  # a signal came after the result was written
+        if code != 0 and not ends_late:
             if read_exit_status(folder) is None:  # it was killed, or failed before it could record its error
                 write_exit_status(folder, exit_status_of(folder, code))
             self._failed[folder.name] = self._why(folder, code)
@@ -308,8 +309,9 @@ class _Sweep:
         try:
             return f"done, {self._what.says(run)},"
         except RecordError as error:
-            write_exit_status(folder, ExitStatus(code, "exit code 0, but no result"))
-            self._failed[folder.name] = f"exit code 0, but no result: {error}"
+            said = f"exit code {code}, but no result"
+            write_exit_status(folder, ExitStatus(code, said))
+            self._failed[folder.name] = f"{said}: {error}"
             return "FAILED without a result"
 
     def _why(self, folder: Path, code: int) -> str:

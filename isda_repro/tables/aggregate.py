@@ -65,6 +65,7 @@ class FilledTable:
     evaluated_on: str  # test | holdout
     problems: tuple[str, ...]  # one sentence for each result that was passed over
     reduced: tuple[Reduced, ...] = ()
+    is_reduced: bool = False  # its runs differ from the specification, so that the paper's values do not belong to them
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def aggregate(table: Table, plan: Plan, index: ResultIndex, reduced: bool = Fals
     }
     filled = _filled(table, accepted)
     if reduced:
-        return replace(filled, problems=(*index.problems, *filled.problems))
+        return replace(filled, problems=(*index.problems, *filled.problems), is_reduced=True)
     groups = off_spec_runs(plan, index)
     shown = {record.run_id for runs in (accepted, *(group.runs for group in groups)) for record in _records(runs)}
     strangers = [

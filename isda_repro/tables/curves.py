@@ -57,7 +57,8 @@ def panels(filled: FilledTable, plan: Plan | None = None, runs_dir: Path | None 
     by_row = filled.table.figure.lines == "rows"
     for (row, column), cell in filled.cells.items():
         title, line = (column, ", ".join(row)) if by_row else ((*row, *column[:-1]), column[-1])
-        curve = _finished(line, cell) if cell.values else None
+        paper = None if filled.is_reduced or cell.cell.paper is None else cell.cell.paper.mean
+        curve = _finished(line, cell, paper) if cell.values else None
         if curve is None and plan is not None and runs_dir is not None:
             curve = _unfinished(line, cell.cell, plan.get(cell.cell, ()), runs_dir)
         if curve is not None:
@@ -69,14 +70,13 @@ def _joined(title: Label) -> str:
     return ", ".join(title)
 
 
-def _finished(name: str, cell: FilledCell) -> Curve:
+def _finished(name: str, cell: FilledCell, paper: float | None) -> Curve:
     """Return the curve of a cell's finished runs, which all have the same schedule, up to the last epoch of all."""
     results = list(cell.results().values())
     errors = [result.curves[curve_of(cell.cell.metric)] for result in results]
     floor = 50 / max(result.test_images for result in results)
     drops = learning_rate_drops(results[0].curves["lr"])
     value = None if cell.summary is None else cell.summary.mean
-    paper = None if cell.cell.paper is None else cell.cell.paper.mean
     return replace(_curve(name, None, errors, drops, floor, value), paper=paper)
 
 

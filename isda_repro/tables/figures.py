@@ -75,10 +75,11 @@ def _figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, abreast: int 
     grid = figure.subplots(rows, columns, squeeze=False).flat
     labels = list(dict.fromkeys(label for lines in drawn.values() for label in lines))
     for (title, lines), axes in zip(drawn.items(), grid, strict=False):
+        first = next((label for label, curve in lines.items() if curve.paper is not None), None)
         for label, curve in lines.items():
             look = LOOKS[labels.index(label) % len(LOOKS)]
             _draw(axes, curve, look, shift=labels.index(label))
-            mark_paper(axes, curve, look[0], label=f"{label}, the paper's value")
+            mark_paper(axes, curve, look[0], label=None if label != first else "the paper's values")
         _dress(axes, title, list(lines.values()), evaluated_on)
     for axes in list(grid):  # positions of the grid without a panel
         axes.set_visible(False)

@@ -107,11 +107,12 @@ def detailed_figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, metri
     names = list(dict.fromkeys(name for lines in drawn.values() for name in lines))
     curves = [curve for lines in drawn.values() for curve in lines.values()]
     looks, writing = line_styles(names, how.bold), _writing(curves)
-    abreast = next(n for n in range(min(len(drawn), MOST_ABREAST), 0, -1) if len(drawn) % n == 0)
+    most = min(len(drawn), MOST_ABREAST)
+    abreast = next((n for n in range(most, 1, -1) if len(drawn) % n == 0), most)
     wide, high = MARGIN + WIDTH + writing.width + GAP, TOP + COURSE + BETWEEN + DETAIL + BOTTOM
     foot = textwrap.wrap(_foot(curves, writing.usual, metric), int((wide * abreast - MARGIN) * CHARACTERS))
     below = FOOT * len(foot)
-    size = (wide * abreast, high * (len(drawn) // abreast) + below)
+    size = (wide * abreast, high * -(-len(drawn) // abreast) + below)
     figure = Figure(figsize=size)
 
     def axes(left: float, bottom: float, width: float, height: float) -> Any:
@@ -248,7 +249,7 @@ def mark_drops(axes: Any, curves: Sequence[Curve], label: str | None = None) -> 
 def mark_paper(axes: Any, curve: Curve, colour: str, label: str | None = None) -> None:
     """Mark the paper's value of a curve, if there is one, by a thin horizontal line."""
     if curve.paper is not None:
-        axes.axhline(curve.paper, color=colour, linestyle=(0, (6, 3)), linewidth=0.7, zorder=1, label=label)
+        axes.axhline(curve.paper, color=colour, linewidth=0.6, zorder=1, label=label)
 
 
 # --------------------------------------------------------------------------------------------------------------- names

@@ -138,8 +138,10 @@ def test_ignored_samples_on_an_accelerator_count_for_nothing_whatever_their_feat
 
 @pytest.mark.parametrize("limit", [1, 2**30], ids=["one tile at a time", "all at once"])
 @pytest.mark.parametrize("sizes", [[600, 0, 1, 0], [0, 0, 0, 128], [16, 32, 48, 33], [255, 256, 257, 513]], ids=str)
-def test_tiles_add_the_products_of_each_class(sizes, limit):
+def test_tiles_add_the_products_of_each_class(sizes, limit, monkeypatch):
     """Classes of a whole number of tiles and of some more rows, absent ones and one of all samples."""
+    made, bmm = [], torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda one, other: made.append(len(one)) or bmm(one, other))
     torch.manual_seed(0)
     targets = torch.arange(4).repeat_interleave(torch.tensor(sizes))[torch.randperm(sum(sizes))]
     samples, matrix = torch.randn(len(targets), 5).double(), torch.randn(4, 5, 5).double()
@@ -149,15 +151,19 @@ def test_tiles_add_the_products_of_each_class(sizes, limit):
         expected[target] += scale[target] * torch.outer(samples[number], samples[number])
     tiles.add_products(matrix, samples, targets, scale, limit)
     torch.testing.assert_close(matrix, expected)
+    assert (max(made) == 1) == (limit == 1)
 
 
 @pytest.mark.parametrize("classes", [1, 4])
-def test_a_large_batch_on_an_accelerator_equals_one_pass(accelerator, classes):
+def test_a_large_batch_on_an_accelerator_equals_one_pass(accelerator, classes, monkeypatch):
     torch.manual_seed(0)
     features, targets = torch.randn(300, 6) * 2 + 50, torch.randint(classes, (300,)).clamp(max=2)  # class 3: absent
     features[::11], targets[::11] = torch.inf, IGNORED
-    assert tiles.fill_tiles(150, classes) == (classes > 1)
+    used = []
+    monkeypatch.setattr(module, "add_products", lambda *inputs: used.append(1) or tiles.add_products(*inputs))
     statistics = ClassStatistics(classes, 6)
     for half in (slice(None, 150), slice(150, None)):
-        statistics.update(features[half], targets[half])
+        with torch.autocast("cpu", torch.bfloat16):
+            statistics.update(features[half], targets[half])
+    assert len(used) == (2 if classes > 1 else 0)
     assert error(statistics, two_pass(features, targets, classes)[1]) < 1e-5

@@ -66,16 +66,22 @@ def test_signal_reaches_each_run_once_and_ends_the_sweep(demo, options, tmp_path
     assert sweep_command(options) in capfd.readouterr().out
 
 
-def test_run_that_a_signal_ends_after_its_result_is_done(demo, options, tmp_path, capfd):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_run_that_a_signal_ends_after_its_result_is_done(demo, options, tmp_path, capfd, number):
+    """SIGTERM reaches the run through the sweep, which ends, and SIGKILL the run alone."""
     command = training(tmp_path, all_runs(demo))
     trainer = tmp_path / "trainer.py"
-    wait = '(folder / "seen").touch()\n(folder / "pid").write_text(str(__import__("os").getpid()))'
-    trainer.write_text(f"{trainer.read_text()}\n{wait}\n__import__('time').sleep(60)\n")
-    send_when_begun(options, signal.SIGTERM)
-    assert sweep_here(options, compose, command) == 75
+    pid = "__import__('os').getpid()"
+    ending = "__import__('time').sleep(60)" if number == signal.SIGTERM else f"__import__('os').kill({pid}, 9)"
+    noted = f"(folder / 'seen').touch()\n(folder / 'pid').write_text(str({pid}))"
+    trainer.write_text(f"{trainer.read_text()}\n{noted}\n{ending}\n")
+    if number == signal.SIGTERM:
+        send_when_begun(options, number)
+    assert sweep_here(options, compose, command) == (75 if number == signal.SIGTERM else 0)
     out = capfd.readouterr().out
-    assert "stopped" not in out
-    assert numbers_of(out.partition(sweep_command(options))[0], "table=demo") == [1, 6, 1]
+    assert not {"stopped", "FAILED"} & set(out.split())
+    done = 1 if number == signal.SIGTERM else 6
+    assert numbers_of(out.partition(sweep_command(options))[0], "table=demo") == [done, 6, done]
 
 
 def test_run_that_heeds_nothing_is_killed_by_the_third_signal(demo, options, monkeypatch):

@@ -20,12 +20,12 @@ from isda_repro.tables.curves import learning_rate_drops, panels
 def begin(tmp_path):
     """Return ``begin(run, errors)``, which writes the metrics of an unfinished run, as the trainer would."""
 
-    def write(run, errors, tail=""):
+    def write(run, errors, tail="", **more):
         folder = tmp_path / "runs" / run.run_id
         folder.mkdir(parents=True)
         records = [
             EpochRecord(epoch=epoch, step=epoch, lr=0.05 if epoch < 4 else 0.005, train_loss=1.0, train_error=1.0,
-                        test_loss=1.0, test_error=error, timing={})
+                        test_loss=1.0, test_error=error, timing={}, **more)
             for epoch, error in enumerate(errors, start=1)
         ]  # fmt: skip
         lines = [json.dumps(as_json(record)) + "\n" for record in records]
@@ -96,7 +96,9 @@ def test_lines_can_be_rows(demo, finish, there):
     }
 
 
-def test_a_curve_is_of_the_metric_that_its_cell_shows(demo, begin, finish, there, tmp_path):
+@pytest.mark.parametrize(("more", "expected"), [({}, {}), ({"test_top5_error": 7.0}, {"ISDA": [7.0]})])
+def test_a_curve_is_of_the_metric_that_its_cell_shows(demo, begin, finish, there, tmp_path, more, expected):
+    """An unfinished run may lack the metric; then it has no curve."""
     table, plan = demo
     plan = {dataclasses.replace(cell, metric="test_top5_error_final"): runs for cell, runs in plan.items()}
     table = dataclasses.replace(table, cells=tuple(plan))
@@ -105,17 +107,19 @@ def test_a_curve_is_of_the_metric_that_its_cell_shows(demo, begin, finish, there
     record = json.loads(path.read_text())
     record["curves"]["test_top5_error"] = [3.0, 2.0]
     path.write_text(json.dumps(record))
-    begin(second, [60.0])
+    begin(second, [60.0], **more)
     found = panels(aggregate(table, plan, there()), plan, tmp_path / "runs")
-    assert {name: curve.mean for name, curve in found["ResNet-20 on digits"].items()} == {"CE": [3.0, 2.0]}
+    assert {name: curve.mean for name, curve in found["ResNet-20 on digits"].items()} == {"CE": [3.0, 2.0], **expected}
 
 
 def test_the_papers_value_stands_beside_a_finished_cell(demo, finish, there):
     table, plan = demo
     plan = {dataclasses.replace(cell, paper=PaperValue(6.5)): runs for cell, runs in plan.items()}
     finish(next(iter(plan.values()))[0], 30.0, 3.0)
-    ((_, lines),) = panels(aggregate(dataclasses.replace(table, cells=tuple(plan)), plan, there())).items()
-    assert {name: curve.paper for name, curve in lines.items()} == {"CE": 6.5}
+    table = dataclasses.replace(table, cells=tuple(plan))
+    for is_reduced, paper in ((False, 6.5), (True, None)):  # the paper has no value for other settings
+        ((_, lines),) = panels(aggregate(table, plan, there(), reduced=is_reduced)).items()
+        assert {name: curve.paper for name, curve in lines.items()} == {"CE": paper}
 
 
 # ------------------------------------------------------------------------------------------------ figures of the paper

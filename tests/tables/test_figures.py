@@ -85,14 +85,16 @@ def test_an_error_of_zero_is_drawn_at_half_an_image_and_none_above_100(demo, fin
     assert 0 < axes.get_ylim()[0] < 50 / 360
 
 
-def test_the_papers_value_is_a_line_with_its_name(filled, draw):
+def test_the_papers_values_are_lines_in_the_colours_of_the_curves(filled, draw):
     cells = {
         key: dataclasses.replace(cell, cell=dataclasses.replace(cell.cell, paper=PaperValue(1.5)))
         for key, cell in filled.cells.items()
     }
     (axes,) = draw(dataclasses.replace(filled, cells=cells))
-    lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines if "paper" in str(line.get_label())}
-    assert lines == {"CE, the paper's value": [1.5, 1.5], "ISDA, the paper's value": [1.5, 1.5]}
+    flat = [line for line in axes.lines if list(line.get_ydata()) == [1.5, 1.5]]
+    curves = [line for line in axes.lines if len(line.get_xdata()) == 30]
+    assert [line.get_color() for line in flat] == [line.get_color() for line in curves]
+    assert [text.get_text() for text in axes.get_legend().get_texts()].count("the paper's values") == 1
     assert axes.get_ylim()[0] < 1.5
 
 

@@ -105,6 +105,16 @@ def test_the_papers_values_are_lines_within_the_enlarged_part_and_said(drawn):
     assert detail.get_ylim()[0] < 5.0
 
 
+@pytest.mark.parametrize(("panels", "abreast"), [(1, 1), (2, 2), (3, 3), (4, 2), (5, 3), (7, 3), (16, 2)])
+def test_panels_are_beside_each_other(drawn, panels, abreast):
+    lines = {"ISDA": drawn["ResNet-110, CIFAR-10"]["ISDA"]}
+    figure = detailed_figure({str(number): lines for number in range(panels)}, "test", "m", PlotSpec("rows", 1, None))
+    assert len({round(axes.get_position().x0, 3) for axes in figure.axes[::3]}) == abreast
+    boxes = [axes.get_position() for axes in figure.axes[::3]]
+    assert len({(round(box.x0, 3), round(box.y0, 3)) for box in boxes}) == panels
+    assert all(box.y0 > 0 and box.y1 < 1 for axes in figure.axes for box in [axes.get_position()])
+
+
 @pytest.mark.parametrize("panels", [1, 2])
 def test_the_text_below_fits_the_width_of_the_figure(drawn, panels):
     lines = {name: dataclasses.replace(one, paper=5.0) for name, one in drawn["ResNet-110, CIFAR-10"].items()}

@@ -2,7 +2,7 @@
 
 The host must not read how many samples a class has. With as many rows for each class as the batch has, the products
 cost C N A A multiply-adds. Here each class takes as many tiles of T rows as its samples fill. How many that are in all
-is known from the shapes, at most N / T + C, and the products cost (N + C T) A A.
+is known from the shapes, K = N / T + C at most. Their products cost K T A A, and adding them to the classes' K C A A.
 
 Shapes: N samples, C classes, A features, K tiles of T rows.
 """
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from isda_repro.losses.batch_classes import without_autocast
 
 LEAST_ROWS, MOST_ROWS = 16, 256  # of a tile
 LEAST_SAMPLES = 2 * LEAST_ROWS  # per class: with fewer, most rows would be empty
@@ -38,8 +40,9 @@ def add_products(matrix: Tensor, samples: Tensor, targets: Tensor, scale: Tensor
     tiles_KTA = samples.new_zeros(len(class_K) * rows, width).index_copy_(0, slot_N, samples).view(-1, rows, width)
     share_CK = torch.where(class_K == torch.arange(classes, device=class_K.device)[:, None], scale[:, None], 0)
     step = max(1, limit // (width * width * matrix.element_size()))
-    for tiles_LTA, share_CL in zip(tiles_KTA.split(step), share_CK.split(step, dim=1), strict=True):
-        matrix.view(classes, -1).addmm_(share_CL, torch.bmm(tiles_LTA.mT, tiles_LTA).flatten(1))
+    with without_autocast(samples):
+        for tiles_LTA, share_CL in zip(tiles_KTA.split(step), share_CK.split(step, dim=1), strict=True):
+            matrix.view(classes, -1).addmm_(share_CL, torch.bmm(tiles_LTA.mT, tiles_LTA).flatten(1))
 
 
 def _places(targets_N: Tensor, classes: int, rows: int) -> tuple[Tensor, Tensor]:
