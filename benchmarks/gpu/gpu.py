@@ -10,7 +10,7 @@ The sections run one after another, each in a process of its own with a time lim
 - `tests`: `pytest -m gpu`, among them a group of one rank by NCCL
 - `runs`: every loss, stop and resume, bitwise repetition, waits of the host
 - `rates`: images/s, kernels and host time of a step, memory
-- `forms`: ISDA's forms at five sizes, against float64
+- `forms`: ISDA with labels, class probabilities and pixels, against float64; the first call, and a summary
 - `loader`: images/s of batches on the device
 - `cells`: Table 2 by scripts/sweep.py, for all of the time that is left
 
