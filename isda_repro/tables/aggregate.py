@@ -98,7 +98,7 @@ def aggregate(table: Table, plan: Plan, index: ResultIndex, reduced: bool = Fals
     filled = _filled(table, accepted)
     if reduced:
         return replace(filled, problems=(*index.problems, *filled.problems), is_reduced=True)
-    groups = off_spec_runs(plan, index)
+    groups = off_spec_runs(plan, index, table.name)
     shown = {record.run_id for runs in (accepted, *(group.runs for group in groups)) for record in _records(runs)}
     strangers = [
         f"passed over: {origin}: {run_id} is no run of this table as it is specified now"

@@ -5,7 +5,7 @@ runs in a precision that the cell does not accept, and runs with a seed that it 
 
 A run that differs in any other setting, such as learning rate or loss, is another experiment, and appears in no table
 of the cell. This includes runs with images held out of the training set: their error is no test error, and searches
-have their own tables for it.
+have their own tables for it. So do runs that are stored for another table, and not for this one.
 """
 
 from __future__ import annotations
@@ -84,11 +84,18 @@ class OffSpecGroup:
         )
 
 
-def off_spec_runs(plan: Plan, index: ResultIndex) -> list[OffSpecGroup]:
+def off_spec_runs(plan: Plan, index: ResultIndex, table: str) -> list[OffSpecGroup]:
     """Find the indexed runs that differ from a cell of the plan only in permitted ways.
 
     Each run is assigned to the nearest cell. Runs are grouped by how they differ.
+
+    Args:
+        plan: the table's cells and their runs.
+        index: all available results, of whatever tables.
+        table: the table's name.
     """
+    kept = {name: {run_id for run_id, _ in stored} for name, stored in index.kept.items()}
+    of_others = set[str]().union(*(ids for name, ids in kept.items() if name != table)) - kept.get(table, set())
     cells: dict[bytes, dict[bytes, list[Cell]]] = {}
     for cell, runs in plan.items():
         settings = runs[0].settings
@@ -102,7 +109,7 @@ def off_spec_runs(plan: Plan, index: ResultIndex) -> list[OffSpecGroup]:
             for record in records:
                 refused = tuple(name for name in record.precisions if name not in cell.precisions)
                 way = Deviation(differing, refused, record.seed not in cell.seeds)
-                if any(way):
+                if any(way) and record.run_id not in of_others:
                     groups.setdefault(way, OffSpecGroup(way)).add(cell, record, theirs)
     for group in groups.values():
         group.runs = {cell: dict(sorted(group.runs[cell].items())) for cell in plan if cell in group.runs}

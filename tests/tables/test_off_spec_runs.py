@@ -60,6 +60,14 @@ def test_smaller_run_fills_a_table_of_its_own_that_says_how(demo, finish, reduce
     assert override in beside.filled.cells[CE].cell.overrides
 
 
+@pytest.mark.parametrize(("folders", "shown"), [(["other"], 0), (["demo"], 1), (["demo", "other"], 1)])
+def test_run_that_is_stored_for_another_table_alone_is_not_shown(demo, finish, reduced, tmp_path, folders, shown):
+    run = changed(demo, "recipe.epochs=12")[0][1]
+    for folder in folders:
+        finish(run, 3.0, path=tmp_path / "results" / folder / "cell" / "1.json")
+    assert len(reduced()) == shown
+
+
 OTHERS = [
     *("recipe.lr=0.06", "recipe.weight_decay=0.001", "recipe.nesterov=false", "recipe.schedule.milestones=[10,20]"),
     *("model.dropout=0.1", "model=resnet32", "loss=focal", "augmentation=none", "faithful=official"),
