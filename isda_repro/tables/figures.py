@@ -75,11 +75,10 @@ def _figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, abreast: int 
     grid = figure.subplots(rows, columns, squeeze=False).flat
     labels = list(dict.fromkeys(label for lines in drawn.values() for label in lines))
     for (title, lines), axes in zip(drawn.items(), grid, strict=False):
-        first = next((label for label, curve in lines.items() if curve.paper is not None), None)
         for label, curve in lines.items():
             look = LOOKS[labels.index(label) % len(LOOKS)]
             _draw(axes, curve, look, shift=labels.index(label))
-            mark_paper(axes, curve, look[0], label=None if label != first else "the paper's values")
+            mark_paper(axes, curve, look[0])
         _dress(axes, title, list(lines.values()), evaluated_on)
     for axes in list(grid):  # positions of the grid without a panel
         axes.set_visible(False)
@@ -117,6 +116,8 @@ def _dress(axes: Any, title: str, curves: list[Curve], evaluated_on: str) -> Non
     axes.set_xlim(1 - 0.02 * last, last * 1.02)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     mark_drops(axes, curves, label="learning rate drops")
+    if paper:
+        axes.plot([], [], color="0.4", linewidth=0.6, label="the paper's values")
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"{evaluated_on} error (%)")

@@ -246,10 +246,10 @@ def mark_drops(axes: Any, curves: Sequence[Curve], label: str | None = None) -> 
                      label=None if number else label)  # fmt: skip
 
 
-def mark_paper(axes: Any, curve: Curve, colour: str, label: str | None = None) -> None:
+def mark_paper(axes: Any, curve: Curve, colour: str) -> None:
     """Mark the paper's value of a curve, if there is one, by a thin horizontal line."""
     if curve.paper is not None:
-        axes.axhline(curve.paper, color=colour, linewidth=0.6, zorder=1, label=label)
+        axes.axhline(curve.paper, color=colour, linewidth=0.6, zorder=1)
 
 
 # --------------------------------------------------------------------------------------------------------------- names

@@ -1,4 +1,4 @@
-"""Make each loss with a batch, take a step on copies, and compare steps: helpers of the tests of all losses."""
+"""Helpers of the tests of all losses: each loss with a batch, steps on copies and their comparison; statistics."""
 
 import copy
 from contextlib import contextmanager
@@ -8,12 +8,15 @@ from torch import nn
 
 from isda_repro.losses import (
     CenterLoss,
+    ClassStatistics,
+    ClassVariances,
     CrossEntropy,
     DisturbLabel,
     FocalLoss,
     ISDALoss,
     LargeMarginSoftmax,
     LqLoss,
+    PackedStatistics,
     SampledISDALoss,
 )
 
@@ -34,6 +37,7 @@ MAKERS = {
     "isda_diagonal_prior": lambda *sizes, **options: ISDALoss(*sizes, covariance="diagonal", prior=3.0, **options),
     "isda_packed_prior": lambda *sizes, **options: ISDALoss(*sizes, packed=True, prior=3.0, **options),
 }
+STATISTICS = {"square": ClassStatistics, "packed": PackedStatistics, "diagonal": ClassVariances}
 WITHOUT_DRAWS = [name for name in MAKERS if name not in ("disturb_label", "isda_sampled")]
 WITH_PRIOR = ["isda_prior", "isda_diagonal_prior", "isda_packed_prior"]
 WITH_SIGMA2 = ["isda", "isda_diagonal", "isda_shared", "isda_identity", "isda_packed", *WITH_PRIOR]
@@ -67,3 +71,18 @@ def unchanged(criterion):
 
 def assert_same(found, expected, tolerance=1e-11):
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def covariances(statistics):
+    """Return the covariances [C, A, A]; variances become diagonal matrices."""
+    if isinstance(statistics, ClassVariances):
+        return torch.diag_embed(statistics.variance)
+    if isinstance(statistics, PackedStatistics):
+        return torch.stack([statistics.covariance_of(number) for number in range(len(statistics.count))])
+    return statistics.covariance
+
+
+def as_kept(statistics, covariance):
+    """Return the part of a covariance [C, A, A] that such statistics keep: all of it, or the diagonal."""
+    is_diagonal = isinstance(statistics, ClassVariances)
+    return torch.diag_embed(covariance.diagonal(dim1=1, dim2=2)) if is_diagonal else covariance

@@ -2,14 +2,12 @@
 
 import pytest
 import torch
+from criteria import STATISTICS, as_kept, covariances
 from float64_reference import merge, two_pass
 
-from isda_repro.losses import IGNORED, ClassStatistics, ClassVariances, PackedStatistics
+from isda_repro.losses import IGNORED, ClassStatistics
 from isda_repro.losses.covariances import class_statistics as module
 from isda_repro.losses.covariances import tiles
-
-KINDS = {"square": ClassStatistics, "packed": PackedStatistics, "diagonal": ClassVariances}
-
 
 WAYS = ["square", "square/one by one", "square/accelerator", "square/tiles"]
 WAYS += [kind + way for kind in ("packed", "diagonal") for way in ("", "/accelerator")]
@@ -24,22 +22,7 @@ def make(request, monkeypatch):
         monkeypatch.setattr(module, "fill_tiles", lambda samples, classes: True)
     if way in ("accelerator", "tiles"):
         request.getfixturevalue("accelerator")
-    return KINDS[kind]
-
-
-def covariances(statistics):
-    """Return the covariances [C, A, A]; variances become diagonal matrices."""
-    if isinstance(statistics, ClassVariances):
-        return torch.diag_embed(statistics.variance)
-    if isinstance(statistics, PackedStatistics):
-        return torch.stack([statistics.covariance_of(number) for number in range(len(statistics.count))])
-    return statistics.covariance
-
-
-def as_kept(statistics, covariance):
-    """Return the part of a covariance [C, A, A] that such statistics keep: all of it, or the diagonal."""
-    is_diagonal = isinstance(statistics, ClassVariances)
-    return torch.diag_embed(covariance.diagonal(dim1=1, dim2=2)) if is_diagonal else covariance
+    return STATISTICS[kind]
 
 
 def error(statistics, covariance):
@@ -126,10 +109,10 @@ def test_counts_are_whole_numbers_beyond_what_float32_can_count(make):
     assert statistics.count.item() == 2**24 + 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STATISTICS)
 def test_ignored_samples_on_an_accelerator_count_for_nothing_whatever_their_features(kind, accelerator):
     features, targets = torch.randn(9, 4).double(), torch.arange(9) % 2
-    expected, found = KINDS[kind](3, 4).double(), KINDS[kind](3, 4).double()
+    expected, found = STATISTICS[kind](3, 4).double(), STATISTICS[kind](3, 4).double()
     expected.update(features[:6], targets[:6])
     features[6:], targets[6:] = float("inf"), IGNORED
     found.update(features, targets)

@@ -5,18 +5,17 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from criteria import MAKERS, assert_same, make, unchanged
+from criteria import MAKERS, STATISTICS, assert_same, make, unchanged
 from float64_reference import equation_4, two_pass
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from isda_repro.losses import IGNORED, ClassStatistics, ClassVariances, PackedStatistics
+from isda_repro.losses import IGNORED
 from isda_repro.losses.covariances import pixels as module
 from isda_repro.losses.dense import Pixels, pixels_of, rows_of
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 SIZES = {1: (9,), 2: (3, 5), 3: (2, 1, 4)}
-KINDS = {"square": ClassStatistics, "packed": PackedStatistics, "diagonal": ClassVariances}
 
 
 @pytest.fixture(params=["cpu", "cpu, many parts", "accelerator"])
@@ -134,11 +133,11 @@ def test_value_and_gradients_of_pixels_equal_those_of_a_double_loop(kind):
     torch.testing.assert_close(found, tuple(one.grad for one in copies), rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STATISTICS)
 @pytest.mark.parametrize("labels", ["any", "one class", "one pixel of each class"])
 def test_statistics_of_pixels_equal_one_pass(kind, labels, way):
     torch.manual_seed(0)
-    statistics, seen = KINDS[kind](12, 7).double(), []
+    statistics, seen = STATISTICS[kind](12, 7).double(), []
     for _ in range(3):
         features = torch.randn(3, 7, 4).double() + 3
         targets = {
@@ -159,11 +158,11 @@ def test_statistics_of_pixels_equal_one_pass(kind, labels, way):
     torch.testing.assert_close(torch.stack(tuple(found)), covariance, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STATISTICS)
 def test_mean_far_from_zero_costs_pixels_little_precision(kind, way):
     """Tolerance and batches are those of the test of rows; the classes are far from each other, too."""
     torch.manual_seed(0)
-    statistics, seen = KINDS[kind](3, 8), []
+    statistics, seen = STATISTICS[kind](3, 8), []
     for _ in range(3):
         targets = torch.randint(3, (2, 40))
         features = torch.randn(2, 8, 40) + 1e4 * (1 + targets[:, None])
@@ -179,10 +178,10 @@ def test_mean_far_from_zero_costs_pixels_little_precision(kind, way):
     assert (found - covariance).abs().max() / covariance.abs().max() < 4e-3  # as far again as in the test of rows
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STATISTICS)
 def test_absent_class_keeps_its_bits_and_unsound_pixels_count_for_nothing(kind, way):
     torch.manual_seed(0)
-    statistics, expected = KINDS[kind](3, 4), KINDS[kind](3, 4)
+    statistics, expected = STATISTICS[kind](3, 4), STATISTICS[kind](3, 4)
     features, targets = torch.randn(2, 4, 9), torch.randint(3, (2, 9))
     for one in (statistics, expected):
         module.update_by_pixels(one, Pixels(features, targets))

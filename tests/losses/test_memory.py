@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from criteria import STATISTICS, as_kept, covariances
 from float64_reference import two_pass
 
-from isda_repro.losses import ClassStatistics, ClassVariances, PackedStatistics
-
-KINDS = {"square": ClassStatistics, "packed": PackedStatistics, "diagonal": ClassVariances}
 CLASSES, WIDTH, SAMPLES = 64, 64, 32768  # features of 8 MiB
 
 # Prints by how much a step raises the peak of resident memory, in units of the features.
@@ -92,7 +90,7 @@ def test_dense_step_on_lopsided_classes_takes_memory_of_the_order_of_the_feature
 
 @pytest.mark.parametrize("way", ["cpu", "accelerator"])
 @pytest.mark.parametrize("width", [5, 1])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STATISTICS)
 def test_parts_of_a_large_batch_give_the_covariances_of_one_pass(kind, width, way, monkeypatch, request):
     from isda_repro.losses.covariances import class_statistics
 
@@ -104,17 +102,12 @@ def test_parts_of_a_large_batch_give_the_covariances_of_one_pass(kind, width, wa
         monkeypatch.setattr(class_statistics, "rows_bytes", lambda features, limit=limit: limit)
         monkeypatch.setattr("isda_repro.losses.covariances.packed.rows_bytes", lambda features, limit=limit: limit)
         monkeypatch.setattr(class_statistics, "COMPARED_BYTES", limit)
-        statistics = KINDS[kind](7, width).double()
+        statistics = STATISTICS[kind](7, width).double()
         statistics.update(features[:50] + 1, targets[:50])
         statistics.update(features, targets)
         seen = torch.cat((features[:50] + 1, features)), torch.cat((targets[:50], targets))
         mean, covariance = two_pass(*seen, 7)
         torch.testing.assert_close(statistics.mean, mean, rtol=1e-11, atol=1e-12)
         assert torch.equal(statistics.count, torch.bincount(seen[1], minlength=7).double())
-        if kind == "diagonal":
-            found, covariance = statistics.variance, covariance.diagonal(dim1=1, dim2=2)
-        elif kind == "packed":
-            found = torch.stack([statistics.covariance_of(c) for c in range(7)])
-        else:
-            found = statistics.covariance
-        torch.testing.assert_close(found, covariance, rtol=1e-11, atol=1e-12)
+        found, expected = covariances(statistics), as_kept(statistics, covariance)
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
