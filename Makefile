@@ -76,21 +76,12 @@ docs: $(STAMP)
 	for name in README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff LICENSE train.py docs examples isda_repro results; do ln -sfn ../../$$name build/docs/$$name; done
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
+BENCHMARKS = loss dense soft_targets prior_and_summary overhead input_pipeline data_wait communication packing network_speed \
+	training_rate checkpoints table_speed gan/generators gan/inversions
 bench: $(STAMP)
-	$(RUN) benchmarks/loss.py
-	$(RUN) benchmarks/dense.py
-	$(RUN) benchmarks/soft_targets.py
-	$(RUN) benchmarks/prior_and_summary.py
-	$(RUN) benchmarks/overhead.py
-	$(RUN) benchmarks/input_pipeline.py
-	$(RUN) benchmarks/data_wait.py
-	$(RUN) benchmarks/communication.py
-	$(RUN) benchmarks/packing.py
-	$(RUN) benchmarks/network_speed.py
-	$(RUN) benchmarks/training_rate.py
-	$(RUN) benchmarks/table_speed.py
-	$(RUN) benchmarks/gan/generators.py
-	$(RUN) benchmarks/gan/inversions.py
+	@missed=0; for name in $(BENCHMARKS); do \
+	  $(RUN) benchmarks/$$name.py || { status=$$?; [ $$status -ne 130 ] || exit 130; missed=1; }; \
+	done; exit $$missed
 
 revision:
 	$(PYTHON) -m isda_repro.revision

@@ -1,4 +1,4 @@
-"""ISDA in Hugging Face's Trainer (pip install transformers accelerate): python examples/hugging_face_trainer.py
+"""ISDA in Hugging Face's Trainer: python examples/hugging_face_trainer.py (pip install transformers accelerate scikit-learn)
 
 The features of ISDA need not be those of images: this classifies the 30 measurements of scikit-learn's breast cancer
 data. The criterion is a submodule of the model, so that the Trainer moves it, switches it between train() and eval(),

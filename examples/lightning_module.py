@@ -1,4 +1,4 @@
-"""ISDA in Lightning (pip install lightning), on scikit-learn's digits: python examples/lightning_module.py
+"""ISDA in Lightning (pip install lightning scikit-learn), on digits: python examples/lightning_module.py
 
 The criterion is a submodule: Lightning moves it to the device, switches it between train() and eval(), and keeps its
 statistics in the checkpoint. The same command continues an interrupted training. What ISDA adds is marked with a #.

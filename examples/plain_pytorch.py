@@ -1,4 +1,4 @@
-"""ISDA in a plain PyTorch loop, on scikit-learn's digits: python examples/plain_pytorch.py
+"""ISDA in a plain PyTorch loop, on digits (pip install scikit-learn): python examples/plain_pytorch.py
 
 The loop validates and saves a checkpoint after each epoch. The same command continues an interrupted training. What
 ISDA adds to a loop with cross-entropy is marked with a #.

@@ -1,4 +1,4 @@
-"""ISDA for semantic segmentation, on scenes of scikit-learn's digits: python examples/segmentation.py
+"""ISDA for semantic segmentation, on scenes of digits (pip install scikit-learn): python examples/segmentation.py
 
 Pixels of a digit have its class, others are background, and a border around each digit is ignored. Two losses train
 with three seeds each. The same command continues what was interrupted. What ISDA adds is marked with a #.

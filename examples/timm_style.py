@@ -1,4 +1,4 @@
-"""ISDA in a training loop in timm's style, on scikit-learn's digits: python examples/timm_style.py
+"""ISDA in timm's style, on digits (pip install timm scikit-learn): python examples/timm_style.py
 
 The model may be any one with a single linear classifier. The loop has timm's Mixup and schedule, mixed precision and
 gradient accumulation. The same command continues an interrupted training. What ISDA adds is marked with a #.

@@ -173,6 +173,9 @@ def pack(arguments: list[str]) -> None:
 def main(arguments: list[str]) -> None:
     """Run the command that the first argument names."""
     commands = {"verify": verify, "show": show, "pack": pack}
+    if {"--help", "-h"} & set(arguments):
+        print((__doc__ or "").strip())
+        return
     if not arguments or arguments[0] not in commands:
         raise UserError("say what to do: python scripts/data.py verify|show|pack dataset=cifar10")
     commands[arguments[0]](arguments[1:])

@@ -86,7 +86,10 @@ def page(runs: list[Path], output: Path) -> str:
         pictures += ["", f"## {kind}", "", f"`{command(folder)}`", "", f"![generated images]({copy.name})"]
     first, quality, _ = all_described[0]
     ran_on = first.segments[-1]
-    judge = f"{quality['classifier']} is right on {quality['accuracy_of_real']:.1f}% of real images it has not seen"
+    judge = (
+        f"{quality['classifier']} is right on {quality['accuracy_of_real']:.1f}% of real images of these classes that it "
+        "has not seen"
+    )
     return "\n".join(
         [
             f"# Generated images of {first.choices['dataset']}",
