@@ -28,7 +28,15 @@ from isda_repro.experiments.plan import Compose, Run
 from isda_repro.runs.exit_status import LOG, clear_exit_status, exit_status_of, read_exit_status, write_exit_status
 from isda_repro.runs.lock import lives
 from isda_repro.sweeps.slurm_queue import SUBMITTED, job_of, note_job, query_queue, submitting
-from isda_repro.sweeps.sweep import Missing, SweepOptions, has_result, missing, sweep_command, write_frozen_runs
+from isda_repro.sweeps.sweep import (
+    Missing,
+    SweepOptions,
+    has_result,
+    is_over,
+    missing,
+    sweep_command,
+    write_frozen_runs,
+)
 
 ROOT = CONF_DIR.parent
 SIGNAL_DELAY_SECONDS = 120  # before the time limit: SLURM's signal may be a minute late, and saving takes a while
@@ -66,7 +74,7 @@ class TrainingJob:
             log.write(f"--- job {os.environ.get('SLURM_JOB_ID')} on {os.environ.get('SLURMD_NODENAME')}\n".encode())
             while lives(folder):  # an earlier job, whose node SLURM took for dead, or another sweep
                 time.sleep(LOOK_SECONDS)
-            if has_result(folder):
+            if is_over(folder):
                 return str(folder / "result.json")
             if os.environ.get("SLURM_PROCID", "0") == "0":
                 clear_exit_status(folder)

@@ -23,10 +23,9 @@ SECONDS = 30.0  # timeout of a SLURM command
 
 
 class Waiting(NamedTuple):
-    """A job that has not ended: SLURM's state, its remaining time, and the reason why it waits."""
+    """A job that has not ended: SLURM's state, and the reason why it waits."""
 
     state: str
-    time_left: str
     reason: str
 
     @property
@@ -90,8 +89,8 @@ def query_queue(runs_dir: Path, job_ids: Iterable[str]) -> Queue:
     known = set(job_ids)
     if not known or shutil.which("squeue") is None:
         return Queue()
-    lines = call_slurm("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%L|%r|%o")
-    fields = (line.split("|", 4) for line in lines)
+    lines = call_slurm("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%o")
+    fields = (line.split("|", 3) for line in lines)
     scripts = str(runs_dir.resolve() / SUBMITTED) + os.sep
     queue = Queue(
         {job_id: Waiting(*rest) for job_id, *rest, command in fields if job_id in known and command.startswith(scripts)}

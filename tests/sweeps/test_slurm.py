@@ -132,7 +132,7 @@ def test_jobs_are_one_array_and_are_submitted_once(demo, program, tmp_path, capf
     jobs_of_arrays_apart = '[ "$1 $3" = "--me --array" ] || exit 1\n'
     program(
         "squeue",
-        jobs_of_arrays_apart + "\n".join(f'echo "77_{task}|{state}|1:00|{why}|{SCRIPT}"' for task, state, why in queue),
+        jobs_of_arrays_apart + "\n".join(f'echo "77_{task}|{state}|{why}|{SCRIPT}"' for task, state, why in queue),
     )
     program("sacct", 'echo "77_3|OUT_OF_MEMORY"; echo "77_[4,6-9%2]|CANCELLED by 0"')
     dry = SweepOptions("demo", cluster="slurm", dry_run=True)
@@ -179,7 +179,7 @@ def test_part_of_a_table_is_submitted_looked_at_and_cancelled(demo, program, tmp
     jobs = {run.run_id: job_of(tmp_path / "runs" / run.run_id) for run in (*ce, *isda)}
     assert {name: job for name, job in jobs.items() if job} == {isda[1].run_id: "77"}
     submitted(tmp_path / "runs" / ce[0].run_id, "5")
-    program("squeue", 'echo "77|PENDING|1:00|Priority|' + SCRIPT + '"; echo "5|RUNNING|1:00|None|' + SCRIPT + '"')
+    program("squeue", 'echo "77|PENDING|Priority|' + SCRIPT + '"; echo "5|RUNNING|None|' + SCRIPT + '"')
     title, *cells = status(asked, compose)
     assert (numbers_of(title, "table=demo"), len(cells)) == ([0, 1], 1)
     program("scancel", f'echo "$@" > {tmp_path}/cancelled')
@@ -203,7 +203,7 @@ def test_job_that_is_not_certainly_of_these_runs_is_not_cancelled(demo, program,
     folder = tmp_path / "runs" / all_runs(demo)[0].run_id
     folder.mkdir(parents=True)
     (folder / "job.json").write_text(json.dumps({"cluster": "slurm", "job_id": job}))
-    program("squeue", f'echo "{job}|RUNNING|1:00|None|{command.format(cwd=tmp_path)}"')
+    program("squeue", f'echo "{job}|RUNNING|None|{command.format(cwd=tmp_path)}"')
     program("scancel", f"touch {tmp_path}/cancelled")
     assert cancel(SweepOptions("demo"), compose) == 0
     assert not (tmp_path / "cancelled").exists()
@@ -238,14 +238,14 @@ def test_cluster_that_does_not_answer_is_named(demo, program, tmp_path, monkeypa
 
 
 def test_queue_without_accounting_still_knows_what_waits(program):
-    jobs = ("4|COMPLETING|0:10|None", "9|RUNNING|1:00|None", "7|PENDING|1:00|a b")
+    jobs = ("4|COMPLETING|None", "9|RUNNING|None", "7|PENDING|a b")
     program("squeue", "\n".join(f'echo "{job}|{SCRIPT}"' for job in jobs))
     program("sacct", "exit 1")
     queue = query_queue(Path("runs"), ["4", "5", "7"])
-    assert queue.waiting == {"4": Waiting("COMPLETING", "0:10", "None"), "7": Waiting("PENDING", "1:00", "a b")}
+    assert queue.waiting == {"4": Waiting("COMPLETING", "None"), "7": Waiting("PENDING", "a b")}
     assert query_queue(Path("other"), ["4", "5", "7"]).waiting == {}, "its jobs are others"
     states = ("RUNNING", "COMPLETING", "PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
-    assert [Waiting(state, "", "").runs for state in states] == [True, True, False, False, False, False]
+    assert [Waiting(state, "").runs for state in states] == [True, True, False, False, False, False]
     assert queue.ended == {}
     program("squeue", "exit 1")
     assert query_queue(Path("runs"), []).waiting == {}, "nothing is asked where there is no job"
@@ -315,6 +315,17 @@ def test_job_trains_to_its_result_and_a_stop_in_between_makes_it_another_job(job
     assert again() == str(folder / "result.json")
     assert read_exit_status(folder) is None
     assert (folder / "log.txt").read_text().count("job") == 2, "the log of the job before is kept"
+
+
+def test_job_of_a_run_that_has_its_result_cleans_up_what_is_left(job):
+    folder = job.config.parent
+    (folder / "result.json").touch()
+    assert job() == str(folder / "result.json")
+    assert not (folder / "began").exists(), "there is nothing to do"
+    (folder / "checkpoint-000000010.pt").touch()
+    (folder / "finish").touch()
+    assert job() == str(folder / "result.json")
+    assert (folder / "began").exists(), "its process died before it had cleaned up"
 
 
 def test_job_whose_training_is_killed_fails_with_its_signal(job):
