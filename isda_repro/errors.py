@@ -113,8 +113,10 @@ def sentence_of(error: Exception) -> str | None:
     """Return the sentence about an error that the user can fix, or None for a bug."""
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, OSError) and error.strerror is None:  # made from a message; a worker's ends a traceback
+        return one_line(str(error).rstrip().rpartition("\n")[2] or type(error).__name__)
     if isinstance(error, OSError):
-        return one_line(f"{error.strerror or error}: {error.filename or 'no file named'}")
+        return one_line(f"{error.strerror}: {error.filename or 'no file named'}")
     if is_out_of_memory(error):
         return f"out of memory ({first_line(error)}): end other processes, or run this where there is more"
     return None

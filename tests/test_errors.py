@@ -33,6 +33,11 @@ def _signals_restored():
     [
         (UserError("wrong: recipe.lr"), 2, "recipe.lr"),
         (OSError(28, "No space left on device", "/some/file"), 2, "/some/file"),
+        (
+            OSError("Caught in a worker\n  Traceback\nOSError: [Errno 24] Too many: '/a'\n"),
+            2,
+            "[Errno 24] Too many: '/a'",
+        ),
         (MemoryError("words"), 2, "words"),
         (RuntimeError("[enforce fail] can't allocate memory: 9 bytes\nmore"), 2, "9 bytes"),
         (StoppedError("saved after step 7", 75), 75, "step 7"),

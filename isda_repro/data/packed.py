@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import struct
 import zipfile
 from contextlib import suppress
@@ -133,6 +134,26 @@ def _descriptor(archive: str) -> int:
     return os.open(archive, os.O_RDONLY)
 
 
+OTHER_FILES = 256  # that a process of a training has open beside the archives
+
+
+def _allow_open_files(archives: int) -> None:
+    """Raise this process's limit of open files, if necessary, so that it and its workers can keep all archives open.
+
+    Raises:
+        DataError: the system allows fewer.
+    """
+    needed = archives + OTHER_FILES
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        if most != resource.RLIM_INFINITY and most < needed:
+            raise DataError(
+                f"{archives:,} archives have to be open at once, and a process may open {most:,} files here: raise the "
+                "limit (ulimit -Hn), or pack anew with a larger images_per_archive="
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
+
+
 def is_packed(root: Path) -> bool:
     """Return whether ``root`` holds a data set that ``packing.py`` has written (possibly unfinished)."""
     return (root / MANIFEST).is_file()
@@ -170,6 +191,7 @@ def load_packed(
             f"{folder} is not whole: {len(missing)} of {len(archives)} archives are not there or not finished, the "
             f"first is {missing[0]}; the command that packed it goes on where it was"
         )
+    _allow_open_files(len(archives))
     classes = list(manifest["classes"])
     if num_classes is not None and len(classes) != num_classes:
         raise DataError(f"{name} has {num_classes} classes, but {folder} has {len(classes)}: use dataset=folder for it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import shutil
@@ -267,6 +268,8 @@ class _Fetcher(Dataset[Any]):
             try:
                 pixels[offset] = self._crop(decoded(self._split.read(index)), generator)
             except (UnreadableError, OSError) as error:
+                if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                    raise  # too many open files: the image may be good
                 pixels[offset] = 0
                 failures.append(Failure(offset, self._split.where(index), one_line(error)))
         return Fetched(pixels if request.slot is None else None, request.slot, failures)

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import resource
 import signal
 import zipfile
 from itertools import product
@@ -293,6 +294,21 @@ def pack_and_wait(source, folder, reports):
 
     packing._encoded = waiting
     write(source, folder)
+
+
+def test_limit_of_open_files_is_raised_for_many_archives_or_named(source, tmp_path, monkeypatch):
+    write(source, tmp_path / "out")
+    limits = {resource.RLIMIT_NOFILE: (256, 1024)}
+    monkeypatch.setattr(resource, "getrlimit", limits.get)
+    monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
+    load(tmp_path / "out")
+    assert limits[resource.RLIMIT_NOFILE] == (256 + len(ARCHIVES), 1024)
+    limits[resource.RLIMIT_NOFILE] = (256, 260)
+    with pytest.raises(DataError, match="260 files"):
+        load(tmp_path / "out")
+    limits[resource.RLIMIT_NOFILE] = (256, resource.RLIM_INFINITY)
+    load(tmp_path / "out")
+    assert limits[resource.RLIMIT_NOFILE][1] == resource.RLIM_INFINITY
 
 
 def test_second_packing_into_a_folder_is_refused_and_disturbs_nothing(tmp_path, source):

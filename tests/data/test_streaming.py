@@ -1,6 +1,7 @@
 """Batches of image files depend on (seed, epoch, position), not on the workers; unreadable files; ends of workers."""
 
 import contextlib
+import errno
 import gc
 import multiprocessing
 import os
@@ -176,6 +177,16 @@ def test_readable_files_are_as_if_nothing_were_wrong(damaged, split):
     for kind, expected in zip(zip(*loader(harmed, unreadable="skip").epoch(0), strict=True), (0, 1), strict=True):
         whole = torch.cat([batch[expected] for batch in loader(split).epoch(0)])
         assert torch.equal(torch.cat(kind), whole[readable])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_file_that_cannot_be_opened_among_too_many_others_is_not_left_out(split, monkeypatch, workers):
+    def read(*_):
+        raise OSError(errno.EMFILE, "Too many open files", "bee/2.jpg")
+
+    monkeypatch.setattr(type(split), "read", read)
+    with pytest.raises(OSError, match=r"Too many open files: 'bee/2\.jpg'"):
+        next(loader(split, workers, unreadable="skip").epoch(0))
 
 
 def test_batch_of_unreadable_files_alone_is_empty(damaged):
