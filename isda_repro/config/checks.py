@@ -120,9 +120,11 @@ def check(cfg: Mapping[str, Any]) -> None:
         value = cfg["model"].get(key, 1)
         may_be_null = value is None and key in ("first_channels", "se_reduction")
         require(may_be_null or is_count(value), f"model.{key}", value, "a whole number from 1 on")
-    for key in ("pretrained", "checkpointed"):
+    for key in ("pretrained", "checkpointed", "stem_bias"):
         value = cfg["model"].get(key, False)
         require(isinstance(value, bool), f"model.{key}", value, "true or false")
+    drawn = cfg["model"].get("official_init")
+    require(drawn is None or isinstance(drawn, bool), "model.official_init", drawn, "true, false or null")
     for key, instead in NOT_OF_MODELS.items():
         if key in cfg["model"]:
             raise ConfigError(f"model.{key} cannot be set: {instead}")
@@ -186,6 +188,7 @@ def check_life(cfg: Mapping[str, Any]) -> None:
             "compute.tf32": (compute["tf32"], ("auto", True, False)),
             "compute.channels_last": (compute["channels_last"], ("auto", True, False)),
             "compute.compile": (compute["compile"], ("auto", True, False)),
+            "compute.cuda_graph": (compute.get("cuda_graph", "auto"), ("auto", True, False)),
             "compute.sync_bn": (compute.get("sync_bn"), (None, True)),
             "compute.deterministic": (compute["deterministic"], (True, False)),
             "tracking.mode": (tracking["mode"], ("none", "offline", "online")),

@@ -80,6 +80,8 @@ WRONG_VALUES = [  # overrides, a key, and a YAML list of values that it must ref
     ("model=resnext29_8x64d", "model.cardinality", WHOLE),
     ("model=resnext29_8x64d", "model.base_width", WHOLE),
     ("model=resnet50", "model.image_size", WHOLE),
+    ("model=shake_shake26_2x32d", "model.stem_bias", "[0, 'no', null]"),
+    ("", "model.official_init", "[0, 'no']"),
     ("model=resnet50", "model.pretrained", "[1, 'yes', null]"),
     ("model=densenet265", "model.checkpointed", "[1, 'yes', null]"),
     ("", "model.dropout", "[1, 1.5, -0.1, true, a]"),
@@ -100,7 +102,10 @@ WRONG_VALUES = [  # overrides, a key, and a YAML list of values that it must ref
     (FOLDER, "dataset.name", "['', a/b, 'a\\b', 3]"),
     ("", "compute.device", "[cuda]"),
     ("", "compute.precision", "[fp16]"),
-    *(("", f"compute.{key}", "[1, 'yes']") for key in ("tf32", "channels_last", "compile", "deterministic")),
+    *(
+        ("", f"compute.{key}", "[1, 'yes']")
+        for key in ("tf32", "channels_last", "compile", "cuda_graph", "deterministic")
+    ),
     ("", "compute.sync_bn", "[false, 1]"),
     ("", "compute.micro_batch", "[0, 1.5, true]"),
     ("", "compute.timeout_minutes", "[0, -1, a]"),
