@@ -204,8 +204,7 @@ def _send_online(records: FinishedRecords, api: Api) -> str:
     sent = 0
     if there is not None:
         summary = dict(there.summary_metrics)
-        keys = set.intersection(*(set(tracker.row(record)) for record in records.epochs))
-        found = _sent_epochs(tracker, records, summary, there.scan_history(keys=sorted(keys), page_size=10_000))
+        found = _sent_epochs(tracker, records, summary, there.scan_history(page_size=10_000))
         if found == math.inf and there.state == "finished":
             return f"is already at W&B, as {path}"
         if found is None:

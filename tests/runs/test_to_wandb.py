@@ -168,13 +168,16 @@ def generators_run(runs_dir):
     cfg = compose_generator(["gan=acgan", "dataset=digits", "gan.epochs=2", "tracking=none", f"runs_dir={runs_dir}"])
     timing = {"train": 1.0, "images_per_s": 3.0}
     scores = {"discriminator_loss": 0.5, "real_score": 0.5, "fake_score": 0.25}
-    lines = [GeneratorEpoch(epoch=n, step=n, generator_steps=n - 1, timing=timing, **scores) for n in (1, 2)]
+    lines = [
+        GeneratorEpoch(epoch=n, step=n, generator_steps=n - 1, generator_loss=loss, timing=timing, **scores)
+        for n, loss in ((1, None), (2, 0.75))
+    ]
     whole = GeneratorResult(
         run_id=cfg.run_id,
         request={"numerics_version": cfg.numerics_version, **request(cfg)},
         choices=dict(cfg.choice),
         **dict.fromkeys(("epochs", "steps", "generator_steps", "generators", "parameters", "train_images"), 2),
-        curves={"generator_loss": [None, None], **{name: [value, value] for name, value in scores.items()}},
+        curves={"generator_loss": [None, 0.75], **{name: [value, value] for name, value in scores.items()}},
         timing=timing,
         segments=[{"precision": "fp32"}],
         environment={},
@@ -212,11 +215,19 @@ def wandb_api():
 
 
 @pytest.mark.slow
+def test_epochs_without_a_generator_step_are_known_to_be_there(tmp_path, wandb_api):
+    _, api = wandb_api
+    folder = generators_run(tmp_path)
+    send_run(folder, ONLINE, api)
+    assert send_run(folder, ONLINE, api).startswith("is already")
+
+
+@pytest.mark.slow
 def test_a_run_is_sent_once_and_what_is_missing_is_added(folder, wandb_api):
     server, api = wandb_api
     said = send_run(folder, ONLINE, api)
     assert f"{ENTITY}/isda_repro/{folder.name}" in said
-    (run,) = server.runs.values()
+    run = server.runs[folder.name]
     assert (run.state, run.name, run.attributes["jobType"]) == ("finished", folder.name, "train")
     assert run.config["ran_on"]["value"]["hardware"] == ran_on({**SEGMENT, "hardware": "y"})["ran_on"]["hardware"]
     assert result_from(record_of(run.summary), run.rows) == read_result(folder / "result.json")

@@ -90,6 +90,7 @@ class WandbServer:
             "Run": self._one_run,
             "RunHistoryKeys": self._one_run,
             "RunParquetHistory": self._history,
+            "HistoryPage": self._history_page,
             "SampledHistoryPage": self._sampled,
             "GetProjects": self._projects,
             "UpsertView2": self._keep_view,
@@ -202,6 +203,11 @@ class WandbServer:
         run = self.runs.get(variables["runName"])
         history = {"parquetHistory": {"parquetUrls": [], "liveData": run.rows}} if run else None
         return {"project": {"run": history}}
+
+    def _history_page(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """Return the rows of a range of steps, which is asked for when no keys are named."""
+        rows = self.runs[variables["run"]].rows[variables["minStep"] : variables["maxStep"]]
+        return {"project": {"run": {"history": [json.dumps(row) for row in rows]}}}
 
     def _sampled(self, variables: dict[str, Any]) -> dict[str, Any]:
         """Return the rows that have all requested keys."""
