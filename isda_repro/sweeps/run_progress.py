@@ -7,12 +7,12 @@ from pathlib import Path
 
 from isda_repro.experiments.plan import Run
 from isda_repro.files import open_regular
-from isda_repro.runs.records import EpochRecord, GeneratorEpoch, RecordError, read_lines
+from isda_repro.runs.records import MOST_LINE_BYTES, EpochRecord, GeneratorEpoch, RecordError, read_lines
 from isda_repro.runs.strict_json import parsed
 from isda_repro.tracking.progress_bar import duration
 
 TIMED = ("train", "evaluation", "saving")
-TAIL_BYTES = 4096  # about a dozen lines: `status` only needs the last one, for hundreds of runs
+TAIL_BYTES = 2 * MOST_LINE_BYTES  # has a whole line, also if the last one is torn
 
 
 NOT_YET = "not yet training"  # shown for a run whose process works but has written nothing yet

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from sweeps import all_runs, compose, folder_of, numbers_of, until
@@ -141,6 +142,7 @@ def test_how_a_process_ended_is_told_by_what_it_noted_its_signal_or_its_log(tmp_
 
 # ------------------------------------------------------------------------------------------------------------ progress
 
+OF_CLASSES = {"trace_of_classes": [1 / 3] * 1000}  # as a line of ImageNet has
 TIMED = dict(train=100.0, evaluation=20.0, saving=5.0, data_wait=9999.0)
 
 
@@ -151,6 +153,7 @@ TIMED = dict(train=100.0, evaluation=20.0, saving=5.0, data_wait=9999.0)
         ([epoch(1, 50.0), *[SEGMENT] * 50], "", ["1", "30", "50.00"]),  # longer than the first block that is read
         ([epoch(29, 3.0, **TIMED)], "", ["29", "30", "3.00", "2:05"]),
         ([epoch(10, 3.0, **TIMED)], "", ["10", "30", "3.00", "41:40"]),
+        ([epoch(1, 50.0), replace(epoch(2, 4.125), covariances=OF_CLASSES)], '{"kind": "ep', ["2", "30", "4.12"]),
         ([SEGMENT], "", []),
         ([], "?\n", ["metrics.jsonl", "1"]),
     ],
