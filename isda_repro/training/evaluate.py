@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isda_repro.errors import UserError
 from isda_repro.training.compute import Compute
 from isda_repro.training.distributed import SINGLE_PROCESS, Processes
 
@@ -68,6 +69,9 @@ def evaluate(
         compute: device and precision.
         processes: the result is over the samples of all of them.
         train_counts: number of training images of each class, C numbers; None: the result is without ``of_classes``.
+
+    Raises:
+        UserError: there is no sample in ``batches``, because no image could be read.
     """
     was_training = network.training
     network.eval()
@@ -91,6 +95,8 @@ def evaluate(
             by_class.index_add_(1, targets, torch.stack([wrong, torch.ones_like(wrong)]).double())
     network.train(was_training)
     loss, errors, samples, top5_errors, ranked, *of_classes = processes.all_reduce_sum(totals).tolist()
+    if not samples:
+        raise UserError("none of the images to evaluate on can be read: unreadable.txt lists them")
     return Evaluation(
         loss / samples,
         100 * errors / samples,

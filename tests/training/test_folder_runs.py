@@ -14,6 +14,7 @@ from pictures import make_folder
 
 from isda_repro.config import compose
 from isda_repro.data import FIXED_DATA, DataError
+from isda_repro.errors import UserError
 from isda_repro.runs.records import read_result
 from isda_repro.runs.run_directory import read_environment
 from isda_repro.training import resume
@@ -46,6 +47,14 @@ def settings(folder, runs_dir, *more):
 def damage(folder, *names):
     for name in names:
         (folder / name).write_bytes(b"\xff\xd8\xff no image")
+
+
+def test_run_none_of_whose_evaluated_images_can_be_read_says_so(pets, tmp_path):
+    damage(pets, *(path.relative_to(pets) for path in (pets / "val").glob("*/*")))
+    cfg = settings(pets, tmp_path / "runs", "dataset.unreadable=skip", "dataset.workers=0", "recipe.epochs=1")
+    with pytest.raises(UserError, match=r"unreadable\.txt"):
+        run(cfg)
+    assert "val/bee/0.jpg" in (tmp_path / "runs" / cfg.run_id / "unreadable.txt").read_text()
 
 
 def test_killed_run_goes_on_bit_for_bit_with_other_workers(pets, tmp_path, monkeypatch):
