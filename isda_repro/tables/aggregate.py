@@ -38,11 +38,6 @@ class FilledCell:
         return tuple(seed for seed in self.cell.seeds if seed not in self.values)
 
     @property
-    def origins(self) -> dict[int, str]:
-        """Seed -> the origin of its value, as shown to the user."""
-        return {seed: record.origin for seed, record in self.records.items()}
-
-    @property
     def files(self) -> dict[int, Path]:
         """Seed -> the file with its result, for results that are on disk."""
         return {seed: Path(record.path) for seed, record in self.records.items() if record.path is not None}
@@ -66,6 +61,11 @@ class FilledTable:
     problems: tuple[str, ...]  # one sentence for each result that was passed over
     reduced: tuple[Reduced, ...] = ()
     is_reduced: bool = False  # its runs differ from the specification, so that the paper's values do not belong to them
+
+    @property
+    def has_values(self) -> bool:
+        """True if there is a result that has the metric of its cell."""
+        return any(filled.values for filled in self.cells.values())
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,9 @@ def aggregate(table: Table, plan: Plan, index: ResultIndex, reduced: bool = Fals
         part = group.table(table)
         runs = dict(zip(part.cells, group.runs.values(), strict=True))
         beside.append(Reduced(group.settings, _filled(part, runs)))
-    return replace(filled, problems=(*index.problems, *strangers, *filled.problems), reduced=tuple(beside))
+    problems = [*index.problems, *strangers, *filled.problems]
+    problems += [problem for one in beside if not one.filled.has_values for problem in one.filled.problems]
+    return replace(filled, problems=tuple(problems), reduced=tuple(one for one in beside if one.filled.has_values))
 
 
 def _records(runs: Runs) -> list[Record]:

@@ -47,7 +47,6 @@ def test_cells_hold_the_values_of_their_own_runs(cells, finish, fill):
     assert isda.missing == (0,)
     assert isda.difference == difference({1: 1.0, 2: 2.0}, {1: 3.0, 2: 7.0})
     assert ce.files == dict(enumerate(paths))
-    assert ce.origins == {seed: str(path) for seed, path in enumerate(paths)}
     assert ce.results() == {seed: read_result(path) for seed, path in enumerate(paths)}
 
 
@@ -76,7 +75,7 @@ def test_an_empty_table_has_empty_cells(fill):
 def test_a_source_without_files_is_as_good(demo, cells, finish):
     result = read_result(finish(cells[0][0], 5.0, 3.0))
     cell = aggregate(*demo, index_results([Found("somewhere", result)])).cells[CE]
-    assert (cell.values, cell.origins, cell.files) == ({0: 4.0}, {0: "somewhere"}, {})
+    assert (cell.values, cell.records[0].origin, cell.files) == ({0: 4.0}, "somewhere", {})
     assert cell.results() == {0: result}
 
 

@@ -75,6 +75,17 @@ OTHERS = [
 ]
 
 
+def test_smaller_run_without_the_metric_is_named_and_has_no_table(demo, finish, there):
+    finish(changed(demo, "recipe.epochs=12")[0][1], 3.0)
+    table, plan = demo
+    metric = {"metric": "test_top5_error_final"}
+    cells = {cell: dataclasses.replace(cell, **metric) for cell in plan}
+    wanted = dataclasses.replace(table, cells=tuple(cells.values()))
+    filled = aggregate(wanted, {cells[cell]: runs for cell, runs in plan.items()}, there())
+    assert filled.reduced == ()
+    assert any("test_top5_error_final" in problem for problem in filled.problems)
+
+
 def test_other_experiments_show_up_nowhere_nor_do_smaller_ones_of_them(demo, finish, there, reduced):
     for override in OTHERS:
         on = "holdout" if "holdout" in override else "test"
