@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from isda_repro.errors import UserError, check_installation, one_sentence_errors
+
+check_installation()
+
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -20,7 +24,6 @@ from omegaconf import MISSING
 from torch import Tensor, nn
 
 from isda_repro.config.options import parse_options
-from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.losses import ClassStatistics
 from isda_repro.losses.batch_classes import BatchClasses
 from isda_repro.losses.covariances.quadratic import add_half_sigma2
@@ -65,8 +68,8 @@ def features_of(options: BoundOptions) -> Features:
     Raises:
         UserError: the run does not have full covariances in unpacked form.
     """
+    from isda_repro.evaluation import load_finished_run
     from isda_repro.training import builders
-    from isda_repro.training.finished_run import load_finished_run
 
     run = load_finished_run(Path(options.run), "cpu", options.data_dir)
     if not isinstance(run.isda.statistics, ClassStatistics) or run.isda.covariance != "full":

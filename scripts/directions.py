@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from isda_repro.data import Split
-    from isda_repro.training.finished_run import FinishedRun
+    from isda_repro.evaluation import FinishedRun
 
 LONGEST_STEP, LARGEST_LAMBDA = 1000, 1e6  # beyond these no image is near, and numbers overflow
 PICTURE, PAGE, NUMBERS = "directions.png", "directions.md", "directions.json"
@@ -154,10 +154,10 @@ def page(found: dict[str, Any], command: str) -> str:
 def main(arguments: list[str]) -> None:
     """Find the nearest images, write the files and print the numbers."""
     options = parse_options(DirectionsOptions, arguments)
+    from isda_repro.evaluation import load_finished_run
     from isda_repro.gan.pictures import write_picture
     from isda_repro.inversion.loading import choose_images, name_of, split_of
     from isda_repro.inversion.report import write_texts
-    from isda_repro.training.finished_run import load_finished_run
 
     classifier = load_finished_run(Path(options.classifier), options.device, options.data_dir)
     split, (strength, classes) = split_of(classifier.source, options.part), checked(options, classifier)

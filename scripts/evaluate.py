@@ -112,9 +112,8 @@ def main(arguments: list[str]) -> None:
     keys = [argument.partition("=")[0] for argument in arguments]
     own = [argument for argument, key in zip(arguments, keys, strict=True) if "run" in keys or key in OWN]
     options = parse_options(EvaluateOptions, own)
-    from isda_repro.evaluation import find_images, load_classifier
+    from isda_repro.evaluation import find_images, finished_run_config, load_classifier
     from isda_repro.runs.records import read_result
-    from isda_repro.training.finished_run import finished_run_config
 
     paths = None if options.images is None else find_images(options.images)
     if options.run is None:

@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from isda_repro.errors import check_installation, one_sentence_errors
+
+check_installation()
+
 from omegaconf import MISSING
 
 from isda_repro.config import build
 from isda_repro.config.checks import ConfigError
 from isda_repro.config.options import parse_options
-from isda_repro.errors import one_sentence_errors
 from isda_repro.files import check_output, write_output
 
 
@@ -45,10 +48,10 @@ def measured(options: QualityOptions) -> dict[str, Any]:
 
     from isda_repro.config import read_frozen_generator
     from isda_repro.data import Normalise, Split
+    from isda_repro.evaluation import load_finished_run
     from isda_repro.gan import load_generator
     from isda_repro.gan.quality import judge_by, quality
     from isda_repro.training import builders
-    from isda_repro.training.finished_run import load_finished_run
 
     made = Path(options.generator) / "config.yaml"
     generator_cfg = read_frozen_generator(made)
@@ -69,7 +72,7 @@ def measured(options: QualityOptions) -> dict[str, Any]:
         part = part.select(torch.isin(part.targets, torch.tensor(generator.classes)).nonzero()[:, 0])
         return part.images.to(compute.device), part.targets
 
-    def by_class(accuracies: Sequence[float]) -> dict[str, float]:
+    def by_class(accuracies: Sequence[float | None]) -> dict[str, float | None]:
         return {source.class_names[index]: accuracies[index] for index in generator.classes}
 
     found = quality(
@@ -94,6 +97,10 @@ def measured(options: QualityOptions) -> dict[str, Any]:
     }
 
 
+def _percent(accuracy: float | None) -> str:
+    return "-" if accuracy is None else f"{accuracy:.1f}%"
+
+
 def main(arguments: list[str]) -> None:
     """Print the measurements and write quality.json."""
     options = parse_options(QualityOptions, arguments)
@@ -105,7 +112,7 @@ def main(arguments: list[str]) -> None:
     print(f"{found['images']:,} images of {found['generator']}, judged by {found['classifier']}:")
     print(f"taken for the class asked for: {found['accuracy']:.1f}% (real images: {found['accuracy_of_real']:.1f}%)")
     for name, accuracy in found["accuracy_by_class"].items():
-        print(f"  {name:<16} {accuracy:5.1f}%  ({found['accuracy_of_real_by_class'][name]:.1f}%)")
+        print(f"  {name:<16} {_percent(accuracy):>6}  ({_percent(found['accuracy_of_real_by_class'][name])})")
     print(
         "Frechet distance to real images, in this classifier's features: "
         f"{found['frechet_distance_in_own_features']:.3f} "

@@ -1,7 +1,13 @@
 """Evaluation of a trained classifier: errors of classes, confusion matrix, calibration, and predictions."""
 
 from isda_repro.evaluation.calibration import BINS, Calibration, calibrate
-from isda_repro.evaluation.classifier import Classifier, load_classifier
+from isda_repro.evaluation.classifier import (
+    Classifier,
+    FinishedRun,
+    finished_run_config,
+    load_classifier,
+    load_finished_run,
+)
 from isda_repro.evaluation.confusion import ClassError, class_errors, confusion_matrix
 from isda_repro.evaluation.predictions import Predictions, find_images, predict_images, predict_test
 
@@ -10,12 +16,15 @@ __all__ = [
     "Calibration",
     "ClassError",
     "Classifier",
+    "FinishedRun",
     "Predictions",
     "calibrate",
     "class_errors",
     "confusion_matrix",
     "find_images",
+    "finished_run_config",
     "load_classifier",
+    "load_finished_run",
     "predict_images",
     "predict_test",
 ]

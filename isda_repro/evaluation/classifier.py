@@ -1,20 +1,27 @@
-"""Loading a trained classifier and the data set whose classes it knows."""
+"""Loading a trained classifier, its data, and what else a finished run has kept."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 from omegaconf import DictConfig
 
-from isda_repro.config import build
+from isda_repro.config import build, is_frozen_generator, read_frozen, target_class
+from isda_repro.config.checks import ConfigError
 from isda_repro.data import Source
+from isda_repro.losses import Criterion, ISDALoss
 from isda_repro.models import Network
 from isda_repro.models.weights import load_weights
+from isda_repro.runs.records import Result, read_result
 from isda_repro.training import builders
 from isda_repro.training.checkpoint import load
 from isda_repro.training.compute import Compute, resolve_compute
 from isda_repro.training.resume import check_classes
+
+DEVICES = ("auto", "cpu", "gpu")
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,8 @@ class Classifier:
     """A trained classifier.
 
     Args:
-        cfg: frozen configuration.
+        cfg: frozen configuration, with the device and data directory used here.
+        weights: path of the file that the network's weights are from.
         compute: device and precision.
         source: its data set, which has the names of the classes.
         network: the trained network, on the device.
@@ -30,10 +38,54 @@ class Classifier:
     """
 
     cfg: DictConfig
+    weights: Path
     compute: Compute
     source: Source
     network: Network
     taken: str
+
+
+@dataclass(frozen=True)
+class FinishedRun(Classifier):
+    """The classifier of a finished run.
+
+    Args:
+        result: the run's result.
+    """
+
+    result: Result
+
+    @cached_property
+    def criterion(self) -> Criterion:
+        """The run's loss with its state at the end of training, such as ISDA's covariances.
+
+        Raises:
+            ConfigError: the checkpoint lacks this state, or it is not finite.
+        """
+        criterion = builders.build_criterion(
+            self.cfg, self.network, self.compute, train_counts=self.source.train_counts
+        )
+        try:
+            state = load(self.weights)["criterion"]
+            criterion.load_state_dict(state)
+        except (KeyError, TypeError, RuntimeError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise ConfigError(f"{self.weights} does not have what this loss had gathered: {reason}") from error
+        if not all(one.isfinite().all() for one in state.values()):
+            raise ConfigError(f"{self.weights} has statistics of features that are not finite numbers")
+        return criterion
+
+    @property
+    def isda(self) -> ISDALoss:
+        """The run's ISDA loss, with the covariances of all classes.
+
+        Raises:
+            ConfigError: the run was trained with another loss, which has no covariances.
+        """
+        if target_class(self.cfg.loss) is not ISDALoss:
+            loss = self.cfg.choice.loss
+            raise ConfigError(f"{self.weights.parent} has loss={loss}, and this needs the covariances of loss=isda")
+        return cast(ISDALoss, self.criterion)
 
 
 def load_classifier(cfg: DictConfig, weights: Path, *, of_run: bool) -> Classifier:
@@ -53,4 +105,52 @@ def load_classifier(cfg: DictConfig, weights: Path, *, of_run: bool) -> Classifi
     if of_run:
         check_classes(load(weights), source, weights)
     network = builders.build_network(cfg, source, compute)
-    return Classifier(cfg, compute, source, network, load_weights(network, weights, new_head=False))
+    return Classifier(cfg, weights, compute, source, network, load_weights(network, weights, new_head=False))
+
+
+def finished_run_config(folder: Path, device: str = "auto", data_dir: str | None = None) -> tuple[DictConfig, Path]:
+    """Return the configuration of a finished run, adapted to this machine, and the path of its weights.
+
+    Args:
+        folder: the run directory.
+        device: auto, cpu or gpu.
+        data_dir: where the data is now; None: where it was in training.
+
+    Raises:
+        ConfigError: the folder is not a classifier's run directory, or the run has not finished.
+    """
+    if device not in DEVICES:
+        raise ConfigError(f"device={device} must be one of {', '.join(DEVICES)}")
+    if not (folder / "config.yaml").exists():
+        raise ConfigError(f"{folder} is not a run's folder (it has no config.yaml): give runs/<run_id>")
+    if is_frozen_generator(folder / "config.yaml"):
+        raise ConfigError(f"{folder} is a run of generators, and this is for one of a classifier")
+    if not (folder / "checkpoint.pt").exists():
+        raise ConfigError(f"{folder / 'checkpoint.pt'} does not exist: has the run finished?")
+    cfg = read_frozen(folder / "config.yaml")
+    cfg.compute.device, cfg.compute.cuda_graph = device, "auto"  # true is refused where there is no GPU
+    if "kernels" in cfg.loss:
+        cfg.loss.kernels = None
+    for place in ("data_dir", "root"):
+        if data_dir is not None and place in cfg.dataset.source:
+            cfg.dataset.source[place] = data_dir
+    if cfg.model.get("pretrained"):  # the weights are in the checkpoint
+        cfg.model.pretrained = False
+    return cfg, folder / "checkpoint.pt"
+
+
+def load_finished_run(folder: Path, device: str = "auto", data_dir: str | None = None) -> FinishedRun:
+    """Load a finished classifier, to be evaluated in fp32.
+
+    Args:
+        folder: the run directory.
+        device: auto, cpu or gpu.
+        data_dir: where the data is now; None: where it was in training.
+
+    Raises:
+        UserError: there is no such run or it has not finished, or its weights or data are missing or damaged.
+    """
+    cfg, weights = finished_run_config(folder, device, data_dir)
+    cfg.compute.precision = "fp32"
+    result = read_result(weights.with_name("result.json"))
+    return FinishedRun(**vars(load_classifier(cfg, weights, of_run=True)), result=result)

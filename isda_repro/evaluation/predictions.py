@@ -20,6 +20,7 @@ from isda_repro.console import ignore_broken_pipe
 from isda_repro.data import AnySplit, FileSplit, Loader, images_below
 from isda_repro.errors import UserError
 from isda_repro.evaluation.classifier import Classifier
+from isda_repro.files import expanded
 from isda_repro.training import builders
 from isda_repro.training.evaluate import LIKELIEST, Evaluation
 
@@ -85,7 +86,7 @@ def find_images(given: str | Sequence[object]) -> list[str]:
     """
     found = []
     for name in [given] if isinstance(given, str) else given:
-        path = Path(str(name)).expanduser()
+        path = expanded(str(name))
         if not (path.is_dir() or path.is_file()):
             raise UserError(f"images={name} is no file and no folder")
         found += images_below(path) if path.is_dir() else [str(path)]

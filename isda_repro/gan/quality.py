@@ -8,6 +8,7 @@ each other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ class Judged:
     """Accuracy of a classifier on images of known classes, and the moments of their features."""
 
     accuracy: float  # in percent, as is accuracy_by_class
-    accuracy_by_class: tuple[float, ...]
+    accuracy_by_class: tuple[float | None, ...]  # None for a class without images
     moments: Moments
 
 
@@ -120,10 +121,10 @@ def judged(
         labels.append(targets.cpu())
     hits, all_labels = torch.cat(right), torch.cat(labels)
     counts = torch.bincount(all_labels, minlength=num_classes)
-    by_class = torch.bincount(all_labels, weights=hits, minlength=num_classes) / counts.clamp(min=1)
+    by_class = 100 * torch.bincount(all_labels, weights=hits, minlength=num_classes) / counts
     return Judged(
         accuracy=100 * float(hits.mean()),
-        accuracy_by_class=tuple((100 * by_class).tolist()),
+        accuracy_by_class=tuple(None if math.isnan(share) else share for share in by_class.tolist()),
         moments=moments_of(torch.cat(features)),
     )
 

@@ -12,10 +12,10 @@ from isda_repro.config import build, read_frozen_generator
 from isda_repro.config.checks import ConfigError
 from isda_repro.data import Source, Split
 from isda_repro.errors import UserError
+from isda_repro.evaluation import FinishedRun, load_finished_run
 from isda_repro.gan import load_generator
 from isda_repro.inversion.objectives import FeatureMap, Reversal
 from isda_repro.training import builders
-from isda_repro.training.finished_run import FinishedRun, load_finished_run
 
 PARTS = ("train", "test")
 

@@ -50,7 +50,7 @@ def test_accuracy_is_a_share_of_the_images_and_of_each_class():
     batches = iter([(torch.arange(3), torch.tensor([0, 0, 1])), (torch.arange(3, 5), torch.tensor([0, 1]))])
     said = judged(lambda images: (logits[images].repeat(1, 2), logits[images]), batches, 4)
     assert said.accuracy == pytest.approx(60)
-    assert said.accuracy_by_class == pytest.approx((200 / 3, 50, 0, 0))
+    assert said.accuracy_by_class == (pytest.approx(200 / 3), 50, None, None)
     assert torch.equal(said.moments.mean, logits.repeat(1, 2).double().mean(0))
 
 

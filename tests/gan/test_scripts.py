@@ -11,10 +11,10 @@ from gan_runs import SHORT, settings
 
 from isda_repro.config import build, compose, compose_generator
 from isda_repro.errors import UserError
+from isda_repro.evaluation import load_finished_run
 from isda_repro.gan import load_generator
 from isda_repro.gan.quality import judge_by, judged
 from isda_repro.training.builders import build_loaders
-from isda_repro.training.finished_run import load_finished_run
 from isda_repro.training.run import run
 
 

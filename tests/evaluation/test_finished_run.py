@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from isda_repro.config import compose, compose_generator, write_frozen
+from isda_repro.config import compose, compose_generator, read_frozen, write_frozen
 from isda_repro.errors import UserError
+from isda_repro.evaluation import load_finished_run
 from isda_repro.runs.records import as_json, read_metrics
 from isda_repro.runs.to_wandb import finished_records
 from isda_repro.training import run as running
-from isda_repro.training.finished_run import load_finished_run
 from isda_repro.training.running_metrics import covariance_summary
 
 SMALL = [
@@ -61,6 +61,15 @@ def test_finished_classifier_is_what_was_in_memory(trained):
     assert finished_records(folder).epochs[-1] == as_json(last), "the run can be sent to W&B"
     assert found.result.test_error_final == json.loads((folder / "result.json").read_text())["test_error_final"]
     assert (len(found.source.train), len(found.source.test)) == (100, 50)
+
+
+def test_settings_that_need_a_gpu_are_left_out_where_a_finished_run_is_read(trained, tmp_path):
+    folder = changed(trained[0], tmp_path / "changed", lambda state: None)
+    cfg = read_frozen(folder / "config.yaml")
+    cfg.compute.cuda_graph, cfg.loss.kernels = True, True
+    write_frozen(cfg, folder / "config.yaml")
+    found = load_finished_run(folder, device="cpu")
+    assert found.isda.class_covariance(0).any()
 
 
 def test_folder_that_is_not_of_a_finished_classifier_is_refused(trained, tmp_path):
