@@ -27,12 +27,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from isda_repro.config import CONF_DIR, build_model, compose
 from isda_repro.config.options import parse_options
+from isda_repro.experiments.paper_values import reported
 from isda_repro.files import check_output, write_output
 from isda_repro.measurements import conclude, output_path
 from isda_repro.models import Network
 from isda_repro.tables import costs
 
-REPORTED: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR.parent / "isda_repro" / "experiments" / "reported.yaml"))
 PAPERS_NAMES = {
     "resnet32": "ResNet-32",
     "resnet110": "ResNet-110",
@@ -102,7 +102,7 @@ class Counted(NamedTuple):
 
 def on_imagenet(model: str) -> bool:
     """Return whether the paper's Table 1 (ImageNet) has the model."""
-    return any(row["network"] == PAPERS_NAMES.get(model) for row in REPORTED["table1"]["rows"])
+    return any(row["network"] == PAPERS_NAMES.get(model) for row in reported()["table1"]["rows"])
 
 
 def built(model: str, *overrides: str) -> tuple[DictConfig, Network]:
@@ -201,7 +201,7 @@ def published() -> str:
 
 def paper(model: str) -> dict[str, Any]:
     """Return the paper's row about a model, or an empty dictionary."""
-    rows = [*REPORTED["table1"]["rows"], *REPORTED["table2"]["rows"]]
+    rows = [*reported()["table1"]["rows"], *reported()["table2"]["rows"]]
     return next((one for one in rows if one["network"] == PAPERS_NAMES.get(model)), {})
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,7 +23,7 @@ from isda_repro.data.loader import Loader
 from isda_repro.data.packed import PackedSplit, archive_names, checksums, is_packed, load_packed, read_manifest
 from isda_repro.data.packing import in_processes
 from isda_repro.data.source import PARTS, DataError, Source, StoredSplit, candidate_folders, counted, total
-from isda_repro.files import sha256
+from isda_repro.files import expanded, sha256
 
 STORED_NAMES = ("imagenet", "imagenet_packed", "folder")
 IMAGENET_IMAGES = {"train": 1_281_167, "val": 50_000}
@@ -107,7 +108,7 @@ def verify(name: str, data_dir: Path, workers: int = 0, holdout: int | None = No
     if name == "digits":  # bundled with scikit-learn, so it has no files of its own
         return _verification(name, (), load_digits())
     if name in STORED_NAMES:
-        return _verify_stored(name, Path(data_dir).expanduser(), workers, holdout)
+        return _verify_stored(name, expanded(data_dir), workers, holdout)
     if name not in CIFAR_NAMES:
         names = ", ".join(("digits", *CIFAR_NAMES, *STORED_NAMES))
         raise DataError(f"There is nothing to verify for {name!r}; there are {names}.")
@@ -258,8 +259,8 @@ def _read_by_a_rule(parts: Iterable[_Inspected]) -> Iterator[str]:
 def _equal(splits: Mapping[str, StoredSplit], inspected: Mapping[str, _Inspected]) -> Iterator[str]:
     """Yield lines about images that are evaluated on and have the same content as a training image."""
     train, test = (inspected[part].contents for part in PARTS)
-    _, of_train, of_test = np.intersect1d(train, test, return_indices=True)
-    pairs = [(int(a), int(b)) for a, b in zip(of_train, of_test, strict=True) if train[a]]
+    first_of = {content: index for index, content in reversed([*enumerate(train.tolist())]) if content}
+    pairs = [(first_of[content], index) for index, content in enumerate(test.tolist()) if content in first_of]
     for a, b in pairs[:SHOWN]:
         yield f"{splits['val'].where(b)} has the same content as {splits['train'].where(a)}"
     if len(pairs) > SHOWN:
@@ -326,13 +327,8 @@ def _pixels(normalised: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
 
 def _arranged(images: Tensor, enlarged: int) -> Tensor:
     """Arrange images uint8 [rows, columns, 3, H, W] on a white sheet, with a wider gap after the first column."""
-    rows, columns, channels, height, width = images.shape
-    first = 2 * GAP  # extra width of the gap after the first column
-    sheet = torch.full((channels, rows * (height + GAP) + GAP, columns * (width + GAP) + GAP + first), WHITE)
-    sheet = sheet.to(torch.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            top = GAP + row * (height + GAP)
-            left = GAP + column * (width + GAP) + (first if column else 0)
-            sheet[:, top : top + height, left : left + width] = images[row, column]
+    apart = F.pad(images, (GAP, 0, GAP, 0), value=WHITE).permute(2, 0, 3, 1, 4)  # [3, rows, height, columns, width]
+    first, others = (part.flatten(3).flatten(1, 2) for part in (apart[..., :1, :], apart[..., 1:, :]))
+    sheet = torch.cat([F.pad(first, (0, 2 * GAP), value=WHITE), F.pad(others, (0, GAP), value=WHITE)], dim=2)
+    sheet = F.pad(sheet, (0, 0, 0, GAP), value=WHITE)
     return sheet.repeat_interleave(enlarged, 1).repeat_interleave(enlarged, 2)

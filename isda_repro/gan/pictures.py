@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from isda_repro.files import write_output
@@ -42,13 +43,9 @@ def grid(generator: ImageGenerator, seed: int) -> Tensor:
 
 def arrange(images: Tensor) -> Tensor:
     """Arrange images uint8 [rows, columns, 1 or 3, H, W] on white as one picture, uint8 [3, height, width]."""
-    rows, columns, _, height, width = images.shape
-    sheet = torch.full((3, rows * (height + GAP) + GAP, columns * (width + GAP) + GAP), WHITE, dtype=torch.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            top, left = GAP + row * (height + GAP), GAP + column * (width + GAP)
-            sheet[:, top : top + height, left : left + width] = images[row, column]
-    enlarged = enlargement(height)
+    apart = F.pad(images.expand(-1, -1, 3, -1, -1), (GAP, 0, GAP, 0), value=WHITE)
+    sheet = F.pad(apart.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2), (0, GAP, 0, GAP), value=WHITE)
+    enlarged = enlargement(images.shape[3])
     return sheet.repeat_interleave(enlarged, 1).repeat_interleave(enlarged, 2)
 
 

@@ -187,7 +187,7 @@ class GanTrainer:
                 with self._stopwatch.host("train"):
                     with self._stopwatch.host("data_wait"):
                         images, targets = next(batches)
-                    part = self._part(loader, step)
+                    part = loader.part_of(step)
                     self._step(self.pairs[index], images, targets, part)
                     if advance is not None:
                         advance(part[1], epoch, self._totals.means)
@@ -198,13 +198,6 @@ class GanTrainer:
             for pair in self.pairs:
                 for network in (pair.generator, pair.discriminator):
                     self.processes.broadcast_tensors(network.buffers())
-
-    @staticmethod
-    def _part(loader: Loader, step: int) -> tuple[int, int]:
-        """Return where this process's images begin in the global batch, and the size of the global batch."""
-        begin, _ = loader.part_of(step)
-        start = step * loader.batch_size
-        return begin, min(start + loader.batch_size, loader.num_samples) - start
 
     def _step(self, pair: Pair, images: Tensor, targets: Tensor, part: tuple[int, int]) -> None:
         self._steps.take(pair, images, targets, part, self.step, self._totals)

@@ -64,8 +64,9 @@ def worker_slots(options: SweepOptions, gpus: Sequence[str] | None = None) -> Wo
             f"jobs={jobs}, but {len(gpus)} GPUs with runs_per_gpu={options.runs_per_gpu} have room for {room}: "
             "raise runs_per_gpu=, or leave jobs= out"
         )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    shared = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
+    import joblib
+
+    shared = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, joblib.cpu_count() // jobs))}
     return WorkerSlots(
         tuple(shared | ({"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if gpus else {}) for job in range(jobs))
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import joblib
 import torch
 from omegaconf import DictConfig
 
@@ -260,7 +260,7 @@ def _workers(workers: int | str, processes: Processes) -> int:
     """
     if workers != "auto":
         return int(workers)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores: int = joblib.cpu_count()
     return max(1, cores // processes.local_world_size)
 
 

@@ -255,7 +255,7 @@ def test_each_gpu_has_several_runs_at_once(demo, options, monkeypatch):
 
 
 def test_cores_and_gpus_are_divided_among_the_runs(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 12)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert worker_slots(SweepOptions(jobs=5), []).variables == ({"OMP_NUM_THREADS": "2"},) * 5
     assert worker_slots(SweepOptions(jobs=13), []).variables[12] == {"OMP_NUM_THREADS": "1"}
