@@ -1,8 +1,9 @@
-"""ISDA in Hugging Face's Trainer: python examples/hugging_face_trainer.py (pip install transformers accelerate scikit-learn)
+"""ISDA in Hugging Face's Trainer (pip install transformers accelerate): python examples/hugging_face_trainer.py
 
 The features of ISDA need not be those of images: this classifies the 30 measurements of scikit-learn's breast cancer
-data. The criterion is a submodule of the model, so that the Trainer moves it, switches it between train() and eval(),
-and saves it. The same command continues an interrupted training. What ISDA adds is marked with a #.
+data (pip install scikit-learn). The criterion is a submodule of the model, so that the Trainer moves it, switches it
+between train() and eval(), and saves it. The same command continues an interrupted training. What ISDA adds is marked
+with a #.
 """
 
 import torch

@@ -143,6 +143,18 @@ def home() -> Path:
     return folder
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path in which ``~`` or ``~user`` at the beginning is replaced by a home folder.
+
+    Raises:
+        UserError: there is no such user here.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: there is no such home folder here; write the path from / on") from error
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content in hexadecimal digits."""
     with path.open("rb") as file:

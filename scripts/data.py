@@ -28,13 +28,14 @@ from isda_repro.errors import UserError, check_installation, one_sentence_errors
 
 check_installation()
 
+import joblib
 from omegaconf import MISSING
 
 from isda_repro.config import build, compose
 from isda_repro.config.options import parse_options
-from isda_repro.files import check_output, write_output
+from isda_repro.files import check_output, expanded, write_output
 
-CORES = os.cpu_count() or 1
+CORES = joblib.cpu_count()
 ROWS, VERSIONS = 10, 10
 ENLARGED_TO, SHRUNK_TO = 64, 100  # approximate side of an image in the picture, in pixels, for small and large images
 
@@ -151,7 +152,7 @@ def pack(arguments: list[str]) -> None:
     if options.unreadable not in ("stop", "skip"):
         raise UserError(f"unreadable={options.unreadable} must be stop or skip")
     packing = Packing(options.size, options.format, options.quality, options.images_per_archive)  # type: ignore[arg-type]
-    data_dir, output = Path(options.data_dir).expanduser(), Path(options.output).expanduser()
+    data_dir, output = expanded(options.data_dir), expanded(options.output)
     name, classes = ("imagenet", 1000) if options.dataset == "imagenet" else (data_dir.resolve().name, None)
     source = load_folder(name, data_dir, image_size=options.size, num_classes=classes)
     skips = options.unreadable == "skip"

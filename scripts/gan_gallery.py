@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from isda_repro.errors import check_installation, one_sentence_errors
+
+check_installation()
+
 from omegaconf import MISSING
 
 from isda_repro.config import compose_generator, read_frozen_generator
 from isda_repro.config.checks import GENERATORS, ConfigError
 from isda_repro.config.options import parse_options
-from isda_repro.errors import one_sentence_errors
 from isda_repro.files import SMALL, check_output, open_regular, write_output
 from isda_repro.runs.records import GeneratorResult, read_generator_result
 from isda_repro.runs.strict_json import parsed
@@ -86,10 +89,8 @@ def page(runs: list[Path], output: Path) -> str:
         pictures += ["", f"## {kind}", "", f"`{command(folder)}`", "", f"![generated images]({copy.name})"]
     first, quality, _ = all_described[0]
     ran_on = first.segments[-1]
-    judge = (
-        f"{quality['classifier']} is right on {quality['accuracy_of_real']:.1f}% of real images of these classes that it "
-        "has not seen"
-    )
+    right = f"{quality['accuracy_of_real']:.1f}%"
+    judge = f"{quality['classifier']} is right on {right} of real images of these classes that it has not seen"
     return "\n".join(
         [
             f"# Generated images of {first.choices['dataset']}",

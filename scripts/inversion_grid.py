@@ -17,10 +17,13 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from isda_repro.errors import UserError, check_installation, one_sentence_errors
+
+check_installation()
+
 from omegaconf import MISSING
 
 from isda_repro.config.options import parse_options
-from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.files import folder_for
 from isda_repro.measurements import machine
 

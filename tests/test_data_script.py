@@ -157,6 +157,18 @@ def test_verify_finds_images_that_are_trained_and_evaluated_on(data, pets):
     assert len(faults(data, pets)) == 11
 
 
+def test_verify_lists_every_copy_that_is_evaluated_on(data, pets):
+    for name in ("again", "twice"):
+        shutil.copy(pets / "train/ant/3.jpg", pets / f"val/bee/{name}.jpg")
+    assert ["again" in fault for fault in faults(data, pets)] == [True, False]
+
+
+def test_home_folder_of_nobody_is_named(data):
+    for dataset in ("folder", "cifar10"):
+        with pytest.raises(UserError, match="~nobody-of-this-name/a"):
+            data.main(["verify", f"dataset={dataset}", "data_dir=~nobody-of-this-name/a"])
+
+
 def test_verify_takes_a_holdout_for_a_folder_with_train_alone(data, pets):
     shutil.rmtree(pets / "val")
     with pytest.raises(UserError, match=r"dataset\.holdout"):

@@ -12,7 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 
 COMMANDS = ["train", *(f"scripts/{name}" for name in ("sweep", "tables", "report", "evaluate", "dashboard", "data"))]
-COMMANDS += [f"scripts/{name}" for name in ("models", "train_gan", "invert", "directions", "lambda_0")]
+COMMANDS += [f"scripts/{name}" for name in ("models", "train_gan", "invert", "directions", "lambda_0", "bound")]
+COMMANDS += [f"scripts/{name}" for name in ("gan_gallery", "gan_quality", "inversion_grid")]
 
 HIDE = """
 import runpy, sys

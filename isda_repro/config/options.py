@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from omegaconf import OmegaConf
@@ -13,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from isda_repro.console import UNPRINTABLE
 from isda_repro.errors import UserError
+from isda_repro.files import expanded
 
 Options = TypeVar("Options")
 LISTS = {"list[int]": "[1,2]", "list[float]": "[0.5,1]", "list": "[a=1,b=2]"}
@@ -51,7 +51,7 @@ def _text(value: str) -> str | None:
         return None
     if value[0] in "[{" or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
         return cast(str, OmegaConf.from_cli([f"x={value}"]).x)
-    return str(Path(value).expanduser()) if value.startswith("~") else value
+    return str(expanded(value)) if value.startswith("~") else value
 
 
 def _refuse_unprintable(value: object, argument: str) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 from isda_repro.config.checks import PATHS, ConfigError
 from isda_repro.config.rules import CONF_DIR
+from isda_repro.errors import UserError
+from isda_repro.files import expanded
 
 NAMES = ("dataset.name", "tracking.project", "tracking.entity", "tracking.group")
 
@@ -43,8 +44,11 @@ def literal(argument: str, *, multirun: bool = False) -> str:
         raise ConfigError(f"{argument}: {name}= takes one name of a file in conf/{name}/")  # Hydra takes lists of them
     if not equals or name not in (*PATHS, *NAMES):
         return argument
-    if name in PATHS:
-        value = _in_home(name, value)
+    if name in PATHS and value.startswith("~"):
+        try:
+            value = str(expanded(value))
+        except UserError as error:
+            raise ConfigError(f"{name}={error}") from error
     if "${" in value and os.path.lexists(value):
         raise ConfigError(f"{argument}: ${{ refers to another setting; use a path without it, such as a symbolic link")
     read, is_sweep = _read_by_hydra(f"{key}={value}")
@@ -68,16 +72,6 @@ def _read_by_hydra(argument: str) -> tuple[Any, bool]:
         return override.value(), override.is_sweep_override()
     except HydraException:
         return ..., False
-
-
-def _in_home(name: str, value: str) -> str:
-    """Replace ``~`` and ``~user`` at the beginning of a path, which a shell only does where a word begins."""
-    if not value.startswith("~"):
-        return value
-    try:
-        return str(Path(value).expanduser())
-    except RuntimeError as error:
-        raise ConfigError(f"{name}={value}: there is no such home folder here; write the path from / on") from error
 
 
 def advice(argument: str) -> str:

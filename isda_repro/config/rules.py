@@ -12,6 +12,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from isda_repro.config.checks import ConfigError, is_count
+from isda_repro.files import expanded
 
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 
@@ -96,7 +97,7 @@ def _half(value: object) -> object:
 
 def _folder_name(path: object) -> str:
     """Resolve ``${folder_name:${data_dir}}``; bytes that are no UTF-8 become ``_``, since names go into JSON."""
-    return re.sub("[\ud800-\udfff]", "_", Path(str(path)).expanduser().resolve().name)
+    return re.sub("[\ud800-\udfff]", "_", expanded(str(path)).resolve().name)
 
 
 def _choices(*groups: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from isda_repro.data.source import DataError, Source, Split, narrowed
+from isda_repro.files import expanded
 
 CIFAR_NAMES = ("cifar10", "cifar100")
 NETWORK_TIMEOUT_S = 15.0
@@ -67,7 +68,7 @@ def cifar_class(name: str) -> Any:
 
 def outer_folder(torchvision_class: Any, data_dir: Path | str) -> Path:
     """Return the folder that holds the data set's folder, also if ``data_dir`` is the data set's folder itself."""
-    data_dir = Path(data_dir).expanduser()
+    data_dir = expanded(data_dir)
     outer = data_dir.resolve().parent
     if data_dir.resolve() != outer / torchvision_class.base_folder:
         return data_dir

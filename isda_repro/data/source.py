@@ -13,6 +13,7 @@ from torch import Tensor
 
 from isda_repro.console import one_line
 from isda_repro.errors import UserError
+from isda_repro.files import expanded
 from isda_repro.randomness import stream_seed
 
 # Not the run's seed: a holdout, a limit and the test set of digits are part of the data and the same for every run.
@@ -48,7 +49,7 @@ PARTS = ("train", "val")
 
 def candidate_folders(name: str, root: Path | str) -> tuple[Path, Path]:
     """Return the folders in which to look for the data set ``name``, in order: ``root/name``, ``root``."""
-    root = Path(root).expanduser()
+    root = expanded(root)
     return root / name, root
 
 
