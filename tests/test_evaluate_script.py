@@ -16,12 +16,11 @@ from torchvision.transforms.v2 import functional
 from isda_repro.config import build, compose
 from isda_repro.data import Source, Split
 from isda_repro.errors import UserError
-from isda_repro.evaluation import load_classifier, predict_images
+from isda_repro.evaluation import finished_run_config, load_classifier, predict_images
 from isda_repro.evaluation.outputs import FILES
 from isda_repro.files import CSV_MARKS
 from isda_repro.training import builders
 from isda_repro.training.evaluate import evaluate
-from isda_repro.training.finished_run import finished_run_config
 from isda_repro.training.run import run
 
 SETTINGS = ["model=resnet8", "dataset=digits", "dataset.test_limit=90"]
