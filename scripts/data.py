@@ -32,7 +32,7 @@ import joblib
 from omegaconf import MISSING
 
 from isda_repro.config import build, compose
-from isda_repro.config.options import parse_options
+from isda_repro.config.options import help_if_asked, parse_options
 from isda_repro.files import check_output, expanded, write_output
 
 CORES = joblib.cpu_count()
@@ -174,9 +174,7 @@ def pack(arguments: list[str]) -> None:
 def main(arguments: list[str]) -> None:
     """Run the command that the first argument names."""
     commands = {"verify": verify, "show": show, "pack": pack}
-    if {"--help", "-h"} & set(arguments):
-        print((__doc__ or "").strip())
-        return
+    help_if_asked(arguments)
     if not arguments or arguments[0] not in commands:
         raise UserError("say what to do: python scripts/data.py verify|show|pack dataset=cifar10")
     commands[arguments[0]](arguments[1:])

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from isda_repro.console import say
 from isda_repro.errors import UserError, check_installation, one_sentence_errors
 from isda_repro.stopping import exit_on_interrupt
 
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> int:
     remembered = ComposeCache(compose_run, cache_folder())
     try:
         if action == "status":
-            print("\n".join(status(options, remembered)))
+            say("\n".join(status(options, remembered)))
             return 0
         return cancel(options, remembered) if action else CLUSTERS[options.cluster](options, remembered)
     finally:

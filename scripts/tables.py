@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from isda_repro.console import say
 from isda_repro.errors import UserError, check_installation, one_sentence_errors
 
 check_installation()
@@ -73,7 +74,7 @@ def show(options: TableOptions) -> None:
     if problems := list(dict.fromkeys(problem for one in layouts for problem in one.filled.problems)):
         print(*problems, sep="\n", file=sys.stderr)
     if options.output is None:
-        print(FORMATS[formats[0]](layouts), end="")
+        say(FORMATS[formats[0]](layouts).removesuffix("\n"))
     else:
         write(files(Path(options.output), formats, layouts))
     if options.table != ALL and options.figure is not None:

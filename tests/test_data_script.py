@@ -5,6 +5,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,6 +162,13 @@ def test_verify_lists_every_copy_that_is_evaluated_on(data, pets):
     for name in ("again", "twice"):
         shutil.copy(pets / "train/ant/3.jpg", pets / f"val/bee/{name}.jpg")
     assert ["again" in fault for fault in faults(data, pets)] == [True, False]
+
+
+@pytest.mark.parametrize("script", ["data", "tables"])
+def test_help_whose_reader_has_gone_is_no_error(script):
+    command = f"{sys.executable} -u scripts/{script}.py --help | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_home_folder_of_nobody_is_named(data):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from isda_repro.console import UNPRINTABLE
+from isda_repro.console import UNPRINTABLE, say
 from isda_repro.errors import UserError
 from isda_repro.files import expanded
 
@@ -61,6 +61,13 @@ def _refuse_unprintable(value: object, argument: str) -> None:
             raise UserError(f"{argument!a} has a control character, such as a newline: leave it out")
 
 
+def help_if_asked(arguments: Sequence[str]) -> None:
+    """Print the docstring of the script and exit if ``--help`` or ``-h`` is among the arguments."""
+    if {"--help", "-h"} & set(arguments):
+        say(cast(str, sys.modules["__main__"].__doc__).strip())
+        raise SystemExit(0)
+
+
 def parse_options(schema: type[Options], arguments: Sequence[str]) -> Options:
     """Fill the dataclass ``schema`` from the command line of a script.
 
@@ -74,9 +81,7 @@ def parse_options(schema: type[Options], arguments: Sequence[str]) -> Options:
     types = {field.name.removesuffix("_"): str(field.type) for field in fields(cast(Any, schema))}
     examples = {field.name: field.metadata.get("example") for field in fields(cast(Any, schema))}
     known = list(types)
-    if {"--help", "-h"} & set(arguments):
-        print(cast(str, sys.modules["__main__"].__doc__).strip())
-        raise SystemExit(0)
+    help_if_asked(arguments)
     for argument in arguments:
         key = argument.partition("=")[0]
         if "=" not in argument:

@@ -5,6 +5,7 @@ device. Pillow decodes, except for ordinary JPEG files, which simplejpeg decodes
 same pixels. torchvision scales uint8 pixels, several times faster than Pillow and within one grey level of it.
 """
 
+import errno
 import io
 import math
 import re
@@ -43,6 +44,17 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 
 class UnreadableError(Exception):
     """The bytes are not an image, or a damaged one; the message is a phrase that gives the reason."""
+
+
+def unreadable_because(error: UnreadableError | OSError) -> str:
+    """Return why an image cannot be read.
+
+    Raises:
+        OSError: the error itself, if too many files are open: it says nothing about the image.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        raise error
+    return str(error)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from isda_repro.data.decode import Crop, UnreadableError, decoded, scaled, shorter_side
+from isda_repro.data.decode import Crop, UnreadableError, decoded, scaled, shorter_side, unreadable_because
 from isda_repro.data.folder import FileSplit
 from isda_repro.data.packed import MANIFEST, SUMS, archive_names, checksums, entry_name, read_manifest
 from isda_repro.data.source import PARTS, DataError, Source
@@ -241,7 +241,7 @@ def _encoded(split: FileSplit, packing: Packing, index: int) -> Encoded:
     try:
         return packing.encoded(decoded(split.read(index))), ""
     except (UnreadableError, OSError) as error:
-        return None, str(error)
+        return None, unreadable_because(error)
 
 
 Found = TypeVar("Found")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import mmap
 import os
 import shutil
@@ -22,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from isda_repro.console import one_line
 from isda_repro.data.augmentation.augment import Draws
 from isda_repro.data.augmentation.mixup import only_with
-from isda_repro.data.decode import Crop, UnreadableError, decoded
+from isda_repro.data.decode import Crop, UnreadableError, decoded, unreadable_because
 from isda_repro.data.loader import Loader, Plan
 from isda_repro.data.source import DataError, StoredSplit
 from isda_repro.errors import UserError
@@ -268,10 +267,8 @@ class _Fetcher(Dataset[Any]):
             try:
                 pixels[offset] = self._crop(decoded(self._split.read(index)), generator)
             except (UnreadableError, OSError) as error:
-                if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-                    raise  # too many open files: the image may be good
                 pixels[offset] = 0
-                failures.append(Failure(offset, self._split.where(index), one_line(error)))
+                failures.append(Failure(offset, self._split.where(index), one_line(unreadable_because(error))))
         return Fetched(pixels if request.slot is None else None, request.slot, failures)
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from isda_repro.console import one_line
 from isda_repro.data.cifar import CIFAR_NAMES, archive_problem, cifar_class, expected_files, load_cifar, outer_folder
-from isda_repro.data.decode import FORMATS, RULES, UnreadableError, decoded, peculiarities
+from isda_repro.data.decode import FORMATS, RULES, UnreadableError, decoded, peculiarities, unreadable_because
 from isda_repro.data.digits import load_digits
 from isda_repro.data.folder import EXTENSIONS, FileSplit, Part, load_folder, read_index
 from isda_repro.data.loader import Loader
@@ -226,7 +226,7 @@ def _inspect(split: FileSplit | PackedSplit, index: int) -> _Image:
         kind, peculiar = peculiarities(content)
         decoded(content)
     except (UnreadableError, OSError) as error:
-        return _Image(0, "", (), str(error))
+        return _Image(0, "", (), unreadable_because(error))
     return _Image(hashed, kind, tuple(peculiar), "")
 
 

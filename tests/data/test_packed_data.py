@@ -1,5 +1,6 @@
 """Archives of smaller images: contents, reading, interruptions and damage."""
 
+import errno
 import json
 import multiprocessing
 import resource
@@ -309,6 +310,17 @@ def test_limit_of_open_files_is_raised_for_many_archives_or_named(source, tmp_pa
     limits[resource.RLIMIT_NOFILE] = (256, resource.RLIM_INFINITY)
     load(tmp_path / "out")
     assert limits[resource.RLIMIT_NOFILE][1] == resource.RLIM_INFINITY
+
+
+def test_images_that_cannot_be_opened_among_too_many_files_are_not_left_out(source, tmp_path, monkeypatch):
+    def read(*_):
+        raise OSError(errno.EMFILE, "Too many open files", "bee/2.jpg")
+
+    monkeypatch.setattr(type(source.train), "read", read)
+    with pytest.raises(OSError, match="Too many open files"):
+        write(source, tmp_path / "out", skip_unreadable=True)
+    with pytest.raises(OSError, match="Too many open files"):
+        verify("folder", tmp_path / "pets")
 
 
 def test_second_packing_into_a_folder_is_refused_and_disturbs_nothing(tmp_path, source):
