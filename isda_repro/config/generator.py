@@ -31,7 +31,7 @@ OF_CLASSIFIERS = ("recipe", "faithful")  # groups that data set configs refer to
 OF_NETWORKS = ("mean", "std", "augment")  # keys of a data set that only classifiers use
 NOT_READ = (
     *(f"dataset.{name}" for name in (*OF_NETWORKS, "test_limit")),
-    *("compute.micro_batch", "compute.sync_bn", "compute.compile"),
+    *("compute.micro_batch", "compute.sync_bn", "compute.compile", "compute.cuda_graph"),
 )
 
 

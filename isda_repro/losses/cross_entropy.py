@@ -82,7 +82,10 @@ class CrossEntropyCriterion(Criterion):
         if not len(targets):
             return self.of_no_sample(logits)
         smoothing, weight = self.label_smoothing, self._weight(logits)
-        if smoothing and not targets.is_floating_point() and is_asynchronous(targets):  # torch's mean would read values
+        if smoothing and targets.is_floating_point():  # as in torch, but a row of zeros (padding) stays one
+            smoothed = targets * (1 - smoothing) + smoothing / self.num_classes
+            targets, smoothing = smoothed.where(targets.any(1, keepdim=True), 0), 0.0
+        if smoothing and is_asynchronous(targets):  # torch's mean would read values
             loss_N = F.cross_entropy(logits, targets, weight, None, IGNORED, None, "none", smoothing)
             return self._reduced(loss_N, targets)
         return F.cross_entropy(logits, targets, weight, None, IGNORED, None, self.reduction, smoothing)

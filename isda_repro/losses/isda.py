@@ -71,8 +71,9 @@ class ISDALoss(CrossEntropyCriterion):
             everywhere; packed covariances are divided among the processes. Each process must call the criterion in each
             step, see ``isda_repro.losses.batch_classes``. None: this process alone.
         kernels: True: compute float32 batches on CUDA with the Triton kernels of
-            ``isda_repro.losses.covariances.kernels``, for square full covariances. Other batches, soft targets, pixels
-            and compiled graphs use plain torch. None: use the kernels wherever they run. False: never use them.
+            ``isda_repro.losses.covariances.kernels``, for square full covariances. Other batches, those of more than
+            16,384 samples, soft targets, pixels and compiled graphs use plain torch. None: use the kernels wherever
+            they run. False: never use them.
         prior: k, for rare classes: a class with n samples so far uses ``(n q_c + k q_within) / (n + k)``, where q_c is
             the quadratic form of its own covariance and q_within that of the pooled within-class covariance, see
             ``isda_repro.losses.covariances.prior``. For full and diagonal covariances. None: off.
@@ -152,7 +153,7 @@ class ISDALoss(CrossEntropyCriterion):
         weight = head.weight.to(logits.dtype)
         if targets.is_floating_point():
             return self._soft_loss(logits, weight, targets, all_features, all_targets, strength)
-        if isinstance(features, Tensor) and self._takes_kernels(logits):
+        if isinstance(features, Tensor) and self._takes_kernels(logits, len(all_targets)):
             augmented = self._augmented_by_kernels(logits, weight, targets, all_features, all_targets, strength)
         else:
             self._update(all_features, all_targets)
@@ -219,9 +220,9 @@ class ISDALoss(CrossEntropyCriterion):
             return add_half_sigma2(logits, weight, statistics.covariance.to(logits.dtype), batch, strength)
         return logits + (0.5 * strength * sigma2_UC).index_select(0, batch.row_N)
 
-    def _takes_kernels(self, logits: Tensor) -> bool:
+    def _takes_kernels(self, logits: Tensor, samples: int) -> bool:
         statistics = self.statistics
-        return isinstance(statistics, ClassStatistics) and takes_kernels(self.kernels, logits, statistics)
+        return isinstance(statistics, ClassStatistics) and takes_kernels(self.kernels, logits, statistics, samples)
 
     def _augmented_by_kernels(
         self,

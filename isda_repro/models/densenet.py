@@ -7,9 +7,9 @@ normalised maps, whose size grows with the square of the depth, are not stored b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,11 +37,7 @@ class DenseLayer(nn.Module):
     def forward(self, *maps: Tensor) -> Tensor:
         """Return the new maps of this layer, without those of earlier layers."""
         if self.checkpointed and self.training and torch.is_grad_enabled():
-            # torch.compile derives the second pass itself, without side effects, and accepts no contexts
-            contexts: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": self._contexts}
-            squeezed: Tensor = checkpoint(
-                self._squeeze, *maps, use_reentrant=False, preserve_rng_state=False, **contexts
-            )
+            squeezed = checkpoint_normalised(self._squeeze, self.bn1, *maps)
         else:
             squeezed = self._squeeze(*maps)
         output: Tensor = self.dropout(self.conv2(self.relu(self.bn2(squeezed))))
@@ -51,15 +47,22 @@ class DenseLayer(nn.Module):
         squeezed: Tensor = self.conv1(self.relu(self.bn1(torch.cat(maps, 1))))
         return squeezed
 
-    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _seen_already(self.bn1)
+
+def checkpoint_normalised(function: Callable[..., Tensor], norm: nn.BatchNorm2d, *maps: Tensor) -> Tensor:
+    """Return ``function(*maps)``, computed again in the backward pass; ``norm`` in it counts the batch once."""
+    # torch.compile derives the second pass itself, without side effects, and accepts no contexts
+    contexts: dict[str, Any] = {}
+    if not torch.compiler.is_compiling():
+        contexts["context_fn"] = lambda: (nullcontext(), _seen_already(norm))
+    returned: Tensor = checkpoint(function, *maps, use_reentrant=False, preserve_rng_state=False, **contexts)
+    return returned
 
 
 @contextmanager
 def _seen_already(norm: nn.BatchNorm2d) -> Iterator[None]:
     """Keep the running statistics of ``norm`` unchanged while the same batch passes a second time."""
-    momentum, batches = norm.momentum, norm.num_batches_tracked
-    norm.momentum, norm.num_batches_tracked = 0.0, None
+    momentum, batches = norm.momentum, cast(Tensor, norm.num_batches_tracked)
+    norm.momentum, norm.num_batches_tracked = 0.0, torch.zeros_like(batches)  # SyncBatchNorm accepts no None
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ import difflib
 import os
 import urllib.error
 import urllib.request
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -13,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isda_repro.errors import UserError, first_line
-from isda_repro.models.network import Network
+from isda_repro.models.densenet import checkpoint_normalised
+from isda_repro.models.network import Network, initialise
 
 PROBE_SECONDS = 5.0  # timm's own download retries for most of a minute
 DENSENET_BLOCKS = {121: (6, 12, 24, 16), 265: (6, 12, 64, 48)}  # Huang et al. 2017: table 1, and their code for 265
@@ -65,6 +67,11 @@ class AdaptedDenseNet(AdaptedNetwork):
     def forward_features(self, images: Tensor) -> Tensor:
         """Return the features [N, A] of images [N, 3, H, W]."""
         return self.pool(F.relu(self.backbone.features(images)))  # type: ignore[operator]
+
+    def draw_official_init(self) -> None:
+        """Draw convolutions by fan-out, and a random head bias, as the authors' code on ImageNet does."""
+        initialise(self)
+        super().draw_official_init()
 
 
 def _widened(_pooling: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -165,6 +172,9 @@ def imagenet_densenet(
         num_classes=num_classes,
         memory_efficient=checkpointed,
     )
+    for layer in model.modules():
+        if hasattr(layer, "call_checkpoint_bottleneck"):  # torchvision's updates running statistics twice
+            layer.call_checkpoint_bottleneck = partial(_checkpointed, layer)
     if pretrained:
         if (depth, first_channels) != (121, 64):
             raise UserError(
@@ -174,6 +184,11 @@ def imagenet_densenet(
         _require_download_or_cache("densenet121")
         model.load_state_dict(timm.create_model("densenet121", pretrained=True, num_classes=num_classes).state_dict())
     return AdaptedDenseNet(model, "classifier", image_size, f"DenseNet-{depth}")
+
+
+def _checkpointed(layer: Any, maps: list[Tensor]) -> Tensor:
+    """Return the maps between the two convolutions of torchvision's dense layer, given all earlier maps."""
+    return checkpoint_normalised(lambda *again: layer.bn_function(again), layer.norm1, *maps)
 
 
 @torch.no_grad()

@@ -92,14 +92,17 @@ def exit_status_of(folder: Path, exit_code: int) -> ExitStatus:
     if exit_code < 0:
         names = {number.value: number.name for number in signal.Signals}
         return ExitStatus(exit_code, f"ended by {names.get(-exit_code, f'signal {-exit_code}')}")
-    said = last_error(folder / LOG) or next(reversed(_lines(folder / LOG)), f"exit code {exit_code}")
-    return ExitStatus(exit_code, said)
+    lines = _lines(folder / LOG)
+    return ExitStatus(exit_code, _last_error(lines) or next(reversed(lines), f"exit code {exit_code}"))
 
 
 def last_error(log: Path) -> str | None:
     """Return the last line of a log that contains an error, or None if there is none."""
-    errors = [line for line in _lines(log) if "error: " in line or "Error: " in line]
-    return errors[-1] if errors else None
+    return _last_error(_lines(log))
+
+
+def _last_error(lines: list[str]) -> str | None:
+    return next((line for line in reversed(lines) if "error: " in line or "Error: " in line), None)
 
 
 def _lines(log: Path) -> list[str]:

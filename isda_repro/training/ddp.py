@@ -24,7 +24,10 @@ def convert_sync_batchnorm(network: Network, processes: Processes, compute: Comp
         raise UserError("compute.sync_bn=true needs GPUs (PyTorch's SyncBatchNorm has no other form): leave it out")
     if compute.micro_batch is not None:
         raise UserError("compute.sync_bn=true and compute.micro_batch= exclude each other: leave one out")
-    converted: Network = nn.SyncBatchNorm.convert_sync_batchnorm(network, processes.group)
+    # PyTorch's own function drops the activations within layers of timm.
+    from timm.layers import convert_sync_batchnorm as convert  # type: ignore[attr-defined]
+
+    converted: Network = convert(network, processes.group)
     return converted
 
 
@@ -63,8 +66,11 @@ class _AcceptsEmptyBatch(nn.Module):
 
     def forward(self, images: Tensor) -> NetworkOutput:
         """Return features [N, A] and logits [N, C] of images [N, 3, H, W]; N may be 0."""
-        if len(images) or self._normalises_together:
+        if len(images):
             return self.network(images)  # type: ignore[no-any-return]
+        if self._normalises_together:  # SyncBatchNorm sends zeros of the input's dtype, and statistics in float32
+            with torch.autocast(images.device.type, enabled=False):
+                return self.network(images)  # type: ignore[no-any-return]
         head = self.network.head
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         nothing = torch.stack([parameter.reshape(-1)[0].to(head.weight.dtype) for parameter in trained]).sum()

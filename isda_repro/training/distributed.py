@@ -195,6 +195,8 @@ PARENT_DEATH_SIGNAL = 1  # Linux's prctl option
 LATE = ("Timed out waiting", "wait timeout after", "operation timeout")
 LOST = ("closed by peer", "reset by peer", "Broken pipe", "pair closure", "failed to recv", "connect", "Socket")
 MISUSED = ("Duplicate GPU", "ncclInvalidUsage", "ncclInvalidArgument")  # NCCL's words for errors of the command line
+OF_OTHERS = "ncclRemoteError"
+LAST_ERROR = "Last error:"  # NCCL's heading of what it has to say
 LOOK_SECONDS = 0.02
 
 
@@ -310,6 +312,12 @@ def _explained(here: Processes, timeout_minutes: float) -> Iterator[None]:
                 f"{who} has waited {timeout_minutes:g} minutes for another rank, which hangs (a stopped process, a "
                 "file system that does not answer): the same command goes on from the last checkpoint; "
                 "compute.timeout_minutes= is how long to wait"
+            ) from error
+        own = reason.partition(LAST_ERROR)[2].strip()
+        if own and OF_OTHERS not in reason and not any(word.lower() in own.lower() for word in LOST):
+            raise UserError(
+                f"{who}: NCCL has failed here: {own}; if it names /dev/shm, the container needs more of it (docker run "
+                "--shm-size); if memory, choose a smaller recipe.batch_size or compute.micro_batch"
             ) from error
         if isinstance(error, dist.DistError) or any(word in reason for word in LOST):
             raise LostContactError(

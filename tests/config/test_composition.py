@@ -95,7 +95,8 @@ STDS = {"cifar10": [0.247032, 0.243485, 0.261588], "cifar100": [0.267334, 0.2564
             "dataset=cifar100 loss=isda augmentation=cutout model=shake_shake26_2x32d",
             {
                 "faithful.progress": ("iteration", "epoch"),
-                "loss.sync": (None, False),
+                "loss.sync": (None, None),  # theirs is one process
+                "model.official_init": (None, True),
                 "augmentation.crop_flip.padding_mode": ("zeros", "reflect"),
                 "augmentation.cutout.length": (8, 16),
                 "augmentation.cutout.fill": ("mean", "black"),
@@ -120,14 +121,17 @@ STDS = {"cifar10": [0.247032, 0.243485, 0.261588], "cifar100": [0.267334, 0.2564
             },
         ),
         (
-            "dataset=imagenet augmentation=autoaugment model=densenet265",
+            "dataset=imagenet augmentation=autoaugment model=densenet265 loss=isda",
             {
+                "loss.sync": (None, False),
+                "model.official_init": (None, True),
                 "augmentation.autoaugment.policy": ("imagenet", "imagenet"),
                 "augmentation.cutout.length": (0, 0),
                 "recipe.schedule.ends_at_zero": (False, False),
                 "model.first_channels": (64, 24),
             },
         ),
+        ("dataset=imagenet model=resnet50", {"model.official_init": (None, None)}),
         ("dataset=cifar10 augmentation=cutout", {"augmentation.cutout.length": (16, 16)}),
         ("dataset=cifar100 augmentation=autoaugment", {"augmentation.cutout.length": (16, 16)}),
     ],

@@ -60,6 +60,7 @@ def test_name_follows_from_what_changes_the_result_alone():
         (["compute.micro_batch=8"], "compute.micro_batch=8"),
         (["compute.sync_bn=true"], "compute.sync_bn=true"),
         (["compute.compile=true"], "compute.compile=true"),
+        (["compute.cuda_graph=true"], "compute.cuda_graph=true"),
         (["dataset.test_limit=8"], "dataset.test_limit=8"),
         (["dataset.mean=[0,0,0]"], "dataset.mean"),
         (["dataset.std=[1,1,1]"], "dataset.std"),

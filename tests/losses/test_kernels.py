@@ -299,7 +299,14 @@ def test_more_classes_than_a_grid_takes_go_through_plain_torch(monkeypatch):
     for classes in (65_535, 65_536):
         criterion = ISDALoss(classes, 1, packed=False)
         criterion.kernels = True
-        assert criterion._takes_kernels(torch.zeros(1, classes)) == (classes == 65_535)
+        assert criterion._takes_kernels(torch.zeros(1, classes), 1) == (classes == 65_535)
+
+
+def test_batches_that_are_slow_to_sort_go_through_plain_torch(monkeypatch):
+    monkeypatch.setattr(kernel_choice, "_is_interpreted", lambda: True)
+    criterion = ISDALoss(3, 1, packed=False)
+    criterion.kernels = True
+    assert [criterion._takes_kernels(torch.zeros(1, 3), samples) for samples in (16_384, 16_385)] == [True, False]
 
 
 @interpreted
@@ -329,18 +336,18 @@ def test_default_tries_the_kernels_once_on_each_device_and_says_why_they_do_not_
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     logits = SimpleNamespace(is_cuda=True, shape=(3, 5), dtype=torch.float32, device=torch.device("cpu"))
     statistics = ISDALoss(5, 19).statistics
-    assert kernel_choice.takes_kernels(None, logits, statistics)
-    assert not kernel_choice.takes_kernels(False, logits, statistics)
-    assert not kernel_choice.takes_kernels(None, torch.zeros(3, 5), statistics)
-    assert not kernel_choice.takes_kernels(None, logits, copy.deepcopy(statistics).double())
+    assert kernel_choice.takes_kernels(None, logits, statistics, 3)
+    assert not kernel_choice.takes_kernels(False, logits, statistics, 3)
+    assert not kernel_choice.takes_kernels(None, torch.zeros(3, 5), statistics, 3)
+    assert not kernel_choice.takes_kernels(None, logits, copy.deepcopy(statistics).double(), 3)
     monkeypatch.setattr(kernel_choice, "_RUNS", {})
     monkeypatch.setattr(kernels, "add_half_sigma2", None)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert not kernel_choice.takes_kernels(None, logits, statistics)
+    assert not kernel_choice.takes_kernels(None, logits, statistics, 3)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     with pytest.warns(UserWarning, match="not callable"):
-        assert not kernel_choice.takes_kernels(None, logits, statistics)
-    assert not kernel_choice.takes_kernels(None, logits, statistics)  # without a second warning
+        assert not kernel_choice.takes_kernels(None, logits, statistics, 3)
+    assert not kernel_choice.takes_kernels(None, logits, statistics, 3)  # without a second warning
 
 
 POINTERS = {"targets": "*i64", "count": "*fp64", "order": "*i32", "starts": "*i32"}

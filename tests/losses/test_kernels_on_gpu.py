@@ -46,7 +46,7 @@ def test_kernels_on_a_gpu_equal_float64_and_the_host_never_waits(shape):
 
 def test_the_default_on_a_gpu_is_the_kernels():
     criterion = ISDALoss(5, 19).cuda()
-    assert criterion._takes_kernels(torch.zeros(3, 5, device="cuda"))
+    assert criterion._takes_kernels(torch.zeros(3, 5, device="cuda"), 3)
 
 
 @pytest.mark.parametrize("shape", [(128, 100, 64), (16, 100, 64)])

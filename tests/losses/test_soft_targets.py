@@ -241,9 +241,10 @@ def test_probabilities_of_another_shape_are_refused(shape):
 
 @pytest.mark.parametrize("way", ["cpu", "accelerator"], indirect=True)
 @pytest.mark.parametrize("name", TAKING)
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("size", [0, 3])
-def test_batch_without_a_share_has_loss_0_and_changes_no_state(name, size, way):
-    criterion, head, features, _ = make(name, size=size)
+def test_batch_without_a_share_has_loss_0_and_changes_no_state(name, size, label_smoothing, way):
+    criterion, head, features, _ = make(name, size=size, label_smoothing=label_smoothing)
     with unchanged(criterion):
         loss = call(criterion, head, features, torch.zeros(size, 7).double())
     loss.backward()

@@ -3,14 +3,27 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from isda_repro.models import DenseNet
+from isda_repro.models import DenseNet, imagenet_densenet
 
 
-def trained_once(checkpointed, dropout=0.0):
+def for_cifar(**options):
+    return DenseNet(22, 6, 5, **options)
+
+
+def for_imagenet(**options):
+    return imagenet_densenet(121, 5, image_size=32, **options)
+
+
+def normalised_together(**options):
+    return nn.SyncBatchNorm.convert_sync_batchnorm(for_cifar(**options))
+
+
+def trained_once(make, checkpointed, dropout=0.0):
     torch.manual_seed(0)
-    network = DenseNet(22, 6, 5, dropout=dropout, checkpointed=checkpointed)
-    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    network = make(dropout=dropout, checkpointed=checkpointed).train()
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(2)
     loss = F.cross_entropy(network(images).logits, torch.arange(4))
     loss.backward()
@@ -18,9 +31,10 @@ def trained_once(checkpointed, dropout=0.0):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_checkpointing_changes_no_bit(dropout):
+@pytest.mark.parametrize("make", [for_cifar, for_imagenet, normalised_together])
+def test_checkpointing_changes_no_bit(make, dropout):
     """Loss, gradients, running statistics and the number of batches they have seen are compared."""
-    (loss, network), (other_loss, other) = trained_once(True, dropout), trained_once(False, dropout)
+    (loss, network), (other_loss, other) = trained_once(make, True, dropout), trained_once(make, False, dropout)
     assert torch.equal(loss, other_loss)
     for (name, one), two in zip(network.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(one.grad, two.grad), name

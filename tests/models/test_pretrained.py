@@ -51,6 +51,19 @@ def test_ten_families_by_the_contract(name):
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
+def test_official_initialisation_of_densenets_is_by_fan_out_with_a_random_head_bias():
+    torch.manual_seed(0)
+    ours, theirs = (imagenet_densenet(121, 1000, image_size=32) for _ in range(2))
+    theirs.draw_official_init()
+    for network, of_fan in ((ours, "in"), (theirs, "out")):
+        for name in ("conv0", "denseblock4.denselayer16.conv1"):
+            weight = network.backbone.features.get_submodule(name).weight
+            fan = weight[0].numel() if of_fan == "in" else weight[:, 0].numel()
+            assert weight.std().item() == pytest.approx((2 / fan) ** 0.5, rel=0.05), (of_fan, name)
+    assert not ours.head.bias.any()
+    assert 0.9 < theirs.head.bias.abs().max() * theirs.head.in_features**0.5 <= 1
+
+
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "regnetx_002", "convnext_atto", "densenet121", "ours"])
 def test_features_are_pooled_in_fp32_under_autocast(name):
     """The last maps are bf16, their mean is fp32; its error is that of the maps, a few thousandths at most."""

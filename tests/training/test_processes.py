@@ -3,20 +3,24 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from together import OTHERS, SHARED, finished, outcomes, state_after, trainer_of
+from torch import nn
 
 from isda_repro.config import compose
 from isda_repro.config.checks import ConfigError
 from isda_repro.data import Share
 from isda_repro.errors import UserError
 from isda_repro.losses import CrossEntropy, ISDALoss
+from isda_repro.models import timm_network
 from isda_repro.training import distributed
 from isda_repro.training.compute import refuse_differences, resolve_compute
+from isda_repro.training.ddp import convert_sync_batchnorm
 from isda_repro.training.distributed import SINGLE_PROCESS, LostContactError, Processes, init_distributed
 from isda_repro.training.step import WHOLE_BATCH, _shown, weighted
 
@@ -160,15 +164,16 @@ def test_weight_of_a_share_is_its_part_of_the_batch_times_the_processes():
     assert of(Processes(1, 4), 2, 9, isda, torch.device("meta")).padded_size is None, "nothing is exchanged"
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("are_soft", [False, True])
-def test_padding_of_shares_changes_no_loss(are_soft):
+def test_padding_of_shares_changes_no_loss(are_soft, label_smoothing):
     """Accelerators pad the shares of a batch to one size, and a mean over probabilities includes the padding."""
 
     class Collective(CrossEntropy):
         is_collective = True
 
     torch.manual_seed(0)
-    criterion, head = Collective(4, 6), torch.nn.Linear(6, 4)
+    criterion, head = Collective(4, 6, label_smoothing=label_smoothing), torch.nn.Linear(6, 4)
     features, targets = torch.randn(10, 6), torch.randint(4, (10,))
     if are_soft:
         targets = 0.7 * torch.eye(4)[targets] + 0.3 * torch.eye(4)[targets.flip(0)]
@@ -226,8 +231,6 @@ def test_processes_that_would_calculate_differently_are_refused(option):
 
 
 def test_common_batch_normalisation_needs_gpus():
-    from isda_repro.training.ddp import convert_sync_batchnorm
-
     with pytest.raises((UserError, ConfigError), match=r"compute\.sync_bn"):
         convert_sync_batchnorm(
             trainer_of("ce", SINGLE_PROCESS).network,
@@ -243,3 +246,38 @@ def test_gpus_that_nccl_refuses_are_no_lost_contact():
     with pytest.raises(UserError, match="Duplicate GPU") as caught, distributed._explained(Processes(1, 2), 10):
         refused()
     assert not isinstance(caught.value, LostContactError)
+
+
+@pytest.mark.parametrize(
+    ("code", "last", "is_lost"),
+    [
+        ("ncclUnhandledCudaError", "Cuda failure 'out of memory'", False),
+        (
+            "ncclSystemError",
+            "Error while creating /dev/shm/nccl-x: No space left on device",
+            False,
+        ),
+        ("ncclRemoteError", "NET/Socket: connection to 10.0.0.2 was lost", True),
+        ("ncclSystemError", "socketStartConnect: Connect to 10.0.0.2<2345> failed: Connection refused", True),
+    ],
+)
+def test_failures_of_nccl_on_this_host_are_named(code, last, is_lost):
+    text = f"NCCL error in: NCCLUtils.cpp:94, NCCL version 2.28\n{code}: (e.g. socket, malloc)\nLast error:\n{last}"
+    with pytest.raises(UserError) as caught, distributed._explained(Processes(1, 2), 10):
+        raise dist.DistBackendError(text)
+    assert isinstance(caught.value, LostContactError) == is_lost
+    assert (last in str(caught.value)) != is_lost
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "densenet121", "regnety_004", "resnet18"])
+def test_common_batch_normalisation_keeps_the_networks_activations(name):
+    torch.manual_seed(0)
+    network = timm_network(name, 10, image_size=32).eval()
+    images = torch.randn(2, 3, 32, 32)
+    before = network(images).features
+    on_gpu = replace(resolve_compute(compose(["dataset=digits"]).compute), device=torch.device("cuda"))
+    converted = convert_sync_batchnorm(network, SINGLE_PROCESS, on_gpu)
+    norms = [one for one in converted.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert all(isinstance(one, nn.SyncBatchNorm) for one in norms)
+    assert torch.equal(converted(images).features, before)

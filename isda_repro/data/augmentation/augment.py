@@ -75,7 +75,7 @@ class PadCropFlip(Augmentation):
 
     Args:
         padding: pixels on each side; the window's corner is uniform over the (2 padding + 1)^2 positions.
-        padding_mode: ``zeros`` (black before normalisation, as in the works that the paper cites) or ``reflect``
+        padding_mode: ``zeros`` (black, before the normalisation) or ``reflect``
             (without repeating the border, as in the authors' code).
         flip: mirror each image left-right with probability 1/2.
 

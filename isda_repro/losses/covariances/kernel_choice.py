@@ -14,6 +14,7 @@ from torch import Tensor
 from isda_repro.losses.covariances.class_statistics import ClassStatistics
 
 MOST_CLASSES = 2**16 - 1  # a grid's second and third axis are no longer; samples are on the first
+MOST_SAMPLES = 2**14  # the kernel that sorts them compares each with every other one
 
 
 def check_kernels(kernels: bool | None, covariance: str) -> None:
@@ -37,17 +38,19 @@ def check_kernels(kernels: bool | None, covariance: str) -> None:
         raise ValueError(f"kernels=True needs Triton, which cannot be imported ({error}): pip install triton") from None
 
 
-def takes_kernels(kernels: bool | None, logits: Tensor, statistics: ClassStatistics) -> bool:
+def takes_kernels(kernels: bool | None, logits: Tensor, statistics: ClassStatistics, samples: int) -> bool:
     """Return True if the kernels compute this batch.
 
     Args:
         kernels: the argument of the loss. None: use them on a CUDA device if they run there.
         logits: [N, C].
         statistics: those of the loss.
+        samples: number of samples in the batches of all processes that share the statistics.
     """
     if kernels is False or torch.compiler.is_compiling() or not (logits.is_cuda or (kernels and _is_interpreted())):
         return False
-    fits = logits.shape[1] <= MOST_CLASSES and all(
+    fits = logits.shape[1] <= MOST_CLASSES and samples <= MOST_SAMPLES
+    fits = fits and all(
         one.dtype == logits.dtype == torch.float32 and one.is_contiguous()
         for one in (statistics.mean, statistics.covariance)
     )
