@@ -22,15 +22,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import truediv
-from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from overhead_report import Row, above, write_json
 
-from isda_repro.config import CONF_DIR, build_loss, build_model, compose
+from isda_repro.config import build_loss, build_model, compose
 from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError, one_sentence_errors
+from isda_repro.experiments.paper_values import reported
 from isda_repro.files import check_output
 from isda_repro.measurements import THREADS, conclude, machine, output_path
 from isda_repro.models import Network
@@ -38,7 +37,6 @@ from isda_repro.training.compute import Compute, processor, resolve_compute
 from isda_repro.training.running_metrics import Stopwatch, peak_memory_mib
 from isda_repro.training.step import compute_gradients
 
-REPORTED: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR.parent / "isda_repro" / "experiments" / "reported.yaml"))
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
@@ -89,7 +87,7 @@ TABLE_1 = ["resnet50", "resnet101", "resnet152", "densenet121", "densenet265", "
 
 def table_1(on_gpu: bool) -> list[Case]:
     """Return the cases of Table 1; the batch is that of one of the paper's eight GPUs, on a CPU an eighth of it."""
-    papers = [row["cost_wall_pct"] for row in REPORTED["table1"]["rows"]]
+    papers = [row["cost_wall_pct"] for row in reported()["table1"]["rows"]]
     size = {"batch_size": 64, "steps": 50} if on_gpu else {"batch_size": 8, "steps": 1}
     return [Case(model, "imagenet", paper=paper, **size) for model, paper in zip(TABLE_1, papers, strict=True)]
 

@@ -16,7 +16,6 @@ training sees it in its first epochs.
 dataset=imagenet_packed, or with dataset=folder for other images. If it is interrupted, the same command resumes it.
 """
 
-import io
 import os
 import sys
 from dataclasses import dataclass
@@ -33,11 +32,11 @@ from omegaconf import MISSING
 
 from isda_repro.config import build, compose
 from isda_repro.config.options import help_if_asked, parse_options
-from isda_repro.files import check_output, expanded, write_output
+from isda_repro.files import check_output, expanded
 
 CORES = joblib.cpu_count()
 ROWS, VERSIONS = 10, 10
-ENLARGED_TO, SHRUNK_TO = 64, 100  # approximate side of an image in the picture, in pixels, for small and large images
+SHRUNK_TO = 100  # approximate side of a large image in the picture, in pixels
 
 
 @dataclass
@@ -113,9 +112,9 @@ def show(arguments: list[str]) -> None:
     cfg = compose([argument for argument in arguments if argument not in own])
 
     import torch
-    from PIL import Image
+    import torch.nn.functional as F
 
-    from isda_repro.data import contact_sheet
+    from isda_repro.sheets import GAP, WHITE, arrange, enlargement, write_picture
     from isda_repro.training import builders
     from isda_repro.training.compute import resolve_compute
 
@@ -127,17 +126,15 @@ def show(arguments: list[str]) -> None:
     build_loader = partial(
         builders.build_loader, cfg, chosen, compute, (mean, std), batch_size=len(chosen), shuffle=False
     )
-    sheet = contact_sheet(
-        build_loader(train=False),
-        build_loader(train=True),
-        mean=mean,
-        std=std,
-        versions=VERSIONS,
-        enlarged=max(1, ENLARGED_TO // chosen.image_size[1]),
-    )
-    picture, stream = Image.fromarray(sheet.permute(1, 2, 0).numpy()), io.BytesIO()
-    picture.reduce(max(1, chosen.image_size[1] // SHRUNK_TO)).save(stream, format="PNG", optimize=True)
-    write_output(output, stream.getvalue())
+    on_disk, trained = build_loader(train=False), build_loader(train=True)
+    batches = [on_disk.epoch(0), *(trained.epoch(epoch) for epoch in range(VERSIONS))]
+    mean_C11, std_C11 = (torch.tensor(list(numbers))[:, None, None] for numbers in (mean, std))
+    normalised = torch.stack([next(batch)[0].cpu() for batch in batches], dim=1)  # [rows, columns, 3, H, W]
+    images = ((normalised * std_C11 + mean_C11) * 255).round().clamp(0, 255).to(torch.uint8)
+    first = F.pad(arrange(images[:, :1]), (0, GAP * enlargement(images.shape[3])), value=WHITE)  # a wider gap after it
+    sheet = torch.cat([first, arrange(images[:, 1:])], dim=2)
+    shrunk = max(1, chosen.image_size[1] // SHRUNK_TO)
+    write_picture(output, F.avg_pool2d(sheet.float(), shrunk, ceil_mode=True).round().to(torch.uint8))
     print(f"{output}: {len(chosen)} images, each as it is on disk and {VERSIONS} times as it is trained on")
 
 

@@ -155,9 +155,9 @@ def main(arguments: list[str]) -> None:
     """Find the nearest images, write the files and print the numbers."""
     options = parse_options(DirectionsOptions, arguments)
     from isda_repro.evaluation import load_finished_run
-    from isda_repro.gan.pictures import write_picture
     from isda_repro.inversion.loading import choose_images, name_of, split_of
     from isda_repro.inversion.report import write_texts
+    from isda_repro.sheets import write_picture
 
     classifier = load_finished_run(Path(options.classifier), options.device, options.data_dir)
     split, (strength, classes) = split_of(classifier.source, options.part), checked(options, classifier)

@@ -181,10 +181,10 @@ def main(arguments: list[str]) -> None:
     checked(options)
     import torch
 
-    from isda_repro.gan.pictures import write_picture
     from isda_repro.inversion.loading import choose_images, load_reversal, split_of
     from isda_repro.inversion.report import titled, write_texts
     from isda_repro.inversion.search_progress import InversionProgress
+    from isda_repro.sheets import write_picture
 
     folders = Path(options.generator), Path(options.classifier)
     reversal, classifier = load_reversal(*folders, options.device, options.data_dir)

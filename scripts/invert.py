@@ -53,7 +53,6 @@ class InvertOptions:
 def main(arguments: list[str]) -> None:
     """Load both runs, invert the images, write the files and print the numbers."""
     options = parse_options(InvertOptions, arguments)
-    from isda_repro.gan.pictures import write_picture
     from isda_repro.inversion import STEP_ONE, STEP_TWO, Settings, invert
     from isda_repro.inversion.loading import choose_images, load_reversal, name_of, split_of
     from isda_repro.inversion.report import (
@@ -68,6 +67,7 @@ def main(arguments: list[str]) -> None:
         write_texts,
     )
     from isda_repro.inversion.search_progress import InversionProgress
+    from isda_repro.sheets import write_picture
 
     folders = Path(options.generator), Path(options.classifier)
     reversal, classifier = load_reversal(*folders, options.device, options.data_dir)

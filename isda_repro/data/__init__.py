@@ -20,7 +20,7 @@ from isda_repro.data.packing import Packing, pack, speed_up
 from isda_repro.data.source import AnySplit, DataError, MissingDataError, Source, Split, StoredSplit
 from isda_repro.data.streaming import StreamingLoader
 from isda_repro.data.synthetic import ImageSource, Synthetic
-from isda_repro.data.verify import FileCheck, Verification, contact_sheet, verify
+from isda_repro.data.verify import FileCheck, Verification, verify
 
 FIXED_DATA = ("isda_repro.data.load_cifar", "isda_repro.data.load_digits")
 """Loaders of data that is the same everywhere: their files are checked, or come with a package."""
@@ -55,7 +55,6 @@ __all__ = [
     "Synthetic",
     "Verification",
     "channel_statistics",
-    "contact_sheet",
     "images_below",
     "load_cifar",
     "load_digits",

@@ -1,4 +1,4 @@
-"""Verification of a data set: checksums of its files, decoding of its images, and a sheet of augmented images."""
+"""Verification of a data set: checksums of its files, and decoding of its images."""
 
 import hashlib
 from collections import Counter
@@ -10,8 +10,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from tqdm import tqdm
 
 from isda_repro.console import one_line
@@ -19,7 +17,6 @@ from isda_repro.data.cifar import CIFAR_NAMES, archive_problem, cifar_class, exp
 from isda_repro.data.decode import FORMATS, RULES, UnreadableError, decoded, peculiarities, unreadable_because
 from isda_repro.data.digits import load_digits
 from isda_repro.data.folder import EXTENSIONS, FileSplit, Part, load_folder, read_index
-from isda_repro.data.loader import Loader
 from isda_repro.data.packed import PackedSplit, archive_names, checksums, is_packed, load_packed, read_manifest
 from isda_repro.data.packing import in_processes
 from isda_repro.data.source import PARTS, DataError, Source, StoredSplit, candidate_folders, counted, total
@@ -288,47 +285,3 @@ def _check(data_dir: Path, path: str, expected_md5: str) -> FileCheck:
     if not file.is_file():
         return FileCheck(path, None, None, expected_md5)
     return FileCheck(path, file.stat().st_size, calculate_md5(file), expected_md5)
-
-
-GAP = 2  # pixels between images, before they are enlarged
-WHITE = 255
-
-
-def contact_sheet(
-    evaluated: Loader,
-    trained: Loader,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    versions: int,
-    enlarged: int,
-) -> Tensor:
-    """Draw a sheet with one image per row: first as evaluated, then ``versions`` augmented versions of it.
-
-    Args:
-        evaluated: loader of the images as they are evaluated, in one batch.
-        trained: loader of the same images in the same order as they are trained on; each version is one of its epochs.
-        mean, std: normalisation of both loaders, which is inverted here.
-        versions: number of augmented versions.
-        enlarged: side in output pixels of the square that each image pixel becomes.
-
-    Returns:
-        uint8 [3, height, width].
-    """
-    batches = [evaluated.epoch(0), *(trained.epoch(epoch) for epoch in range(versions))]
-    columns = [_pixels(next(batch)[0].cpu(), mean, std) for batch in batches]
-    return _arranged(torch.stack(columns, dim=1), enlarged)
-
-
-def _pixels(normalised: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    mean_C11, std_C11 = (torch.tensor(list(numbers))[:, None, None] for numbers in (mean, std))
-    return ((normalised * std_C11 + mean_C11) * 255).round().clamp(0, 255).to(torch.uint8)
-
-
-def _arranged(images: Tensor, enlarged: int) -> Tensor:
-    """Arrange images uint8 [rows, columns, 3, H, W] on a white sheet, with a wider gap after the first column."""
-    apart = F.pad(images, (GAP, 0, GAP, 0), value=WHITE).permute(2, 0, 3, 1, 4)  # [3, rows, height, columns, width]
-    first, others = (part.flatten(3).flatten(1, 2) for part in (apart[..., :1, :], apart[..., 1:, :]))
-    sheet = torch.cat([F.pad(first, (0, 2 * GAP), value=WHITE), F.pad(others, (0, GAP), value=WHITE)], dim=2)
-    sheet = F.pad(sheet, (0, 0, 0, GAP), value=WHITE)
-    return sheet.repeat_interleave(enlarged, 1).repeat_interleave(enlarged, 2)

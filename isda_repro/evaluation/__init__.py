@@ -1,6 +1,5 @@
 """Evaluation of a trained classifier: errors of classes, confusion matrix, calibration, and predictions."""
 
-from isda_repro.evaluation.calibration import BINS, Calibration, calibrate
 from isda_repro.evaluation.classifier import (
     Classifier,
     FinishedRun,
@@ -8,7 +7,7 @@ from isda_repro.evaluation.classifier import (
     load_classifier,
     load_finished_run,
 )
-from isda_repro.evaluation.confusion import ClassError, class_errors, confusion_matrix
+from isda_repro.evaluation.measures import BINS, Calibration, ClassError, calibrate, class_errors, confusion_matrix
 from isda_repro.evaluation.predictions import Predictions, find_images, predict_images, predict_test
 
 __all__ = [

@@ -15,8 +15,16 @@ from typing import Any
 
 from isda_repro.console import one_line
 from isda_repro.data import Source
-from isda_repro.evaluation.calibration import BINS, Array, Calibration, calibrate
-from isda_repro.evaluation.confusion import ClassError, class_errors, confusion_matrix, worst_classes
+from isda_repro.evaluation.measures import (
+    BINS,
+    Array,
+    Calibration,
+    ClassError,
+    calibrate,
+    class_errors,
+    confusion_matrix,
+    worst_classes,
+)
 from isda_repro.evaluation.pictures import draw_calibration, draw_confusion
 from isda_repro.evaluation.predictions import Predictions
 from isda_repro.files import harmless_cell, write_output

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isda_repro.console import one_line
-from isda_repro.evaluation.calibration import Array, Calibration
+from isda_repro.evaluation.measures import Array, Calibration
 from isda_repro.plotting import write_figure
 
 if TYPE_CHECKING:  # matplotlib takes half a second to import

@@ -46,7 +46,6 @@ from isda_repro.config import CONF_DIR, UnreadableError, parse_plain, read_bound
 from isda_repro.config.naming import UNSAFE
 from isda_repro.config.rules import require_conf
 from isda_repro.errors import UserError
-from isda_repro.experiments.paper_values import PaperValue
 from isda_repro.experiments.spec_parser import (
     Choice,
     apply_paper,
@@ -59,12 +58,9 @@ from isda_repro.experiments.spec_parser import (
     parse_row_baselines,
     parse_seeds,
     parse_sentences,
-    refuse_seeds,
     require_one_line,
 )
 from isda_repro.experiments.table import PRECISIONS, Cell, Cells, Label, Table, join_label, label_matches, parse_plot
-
-__all__ = ["PRECISIONS", "Cell", "Label", "PaperValue", "Table", "load_table", "refuse_seeds", "table_names"]
 
 TABLE_DIR = CONF_DIR / "table"
 

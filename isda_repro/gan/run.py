@@ -14,7 +14,7 @@ from isda_repro.config.checks import ConfigError
 from isda_repro.console import say
 from isda_repro.data import InMemoryLoader, Loader, PadCropFlip, Share, Source, Split
 from isda_repro.gan.objectives import Game, Shape
-from isda_repro.gan.pictures import draw_losses, grid, shown_epochs, write_picture
+from isda_repro.gan.pictures import draw_losses, grid, shown_epochs
 from isda_repro.gan.sampling import ImageGenerator
 from isda_repro.gan.steps import Pair
 from isda_repro.gan.trainer import GanTrainer
@@ -26,7 +26,7 @@ from isda_repro.runs.records import (
     as_json,
     read_generator_result,
 )
-from isda_repro.runs.to_wandb import wandb_trackers
+from isda_repro.sheets import write_picture
 from isda_repro.tracking import Progress
 from isda_repro.tracking.tracker import Record
 from isda_repro.training.compute import Compute
@@ -196,9 +196,7 @@ GENERATOR = RunKind(
     epoch_record=GeneratorEpoch,
     state_keys=frozenset({"step", "epoch", "network", "pairs", "totals", "timing"}),
     read_result=read_generator_result,
-    result_json=lambda result: {**as_json(result), "kind": "result"},  # the kind of any run's last record
     summary=summary,
-    build_trackers=wandb_trackers,
 )
 
 

@@ -24,7 +24,7 @@ from isda_repro.tracking import Tracker
 from isda_repro.training.checkpoint import Saver
 from isda_repro.training.compute import Compute
 from isda_repro.training.distributed import SINGLE_PROCESS, Processes
-from isda_repro.training.running_metrics import Stopwatch, peak_memory_mib
+from isda_repro.training.running_metrics import Stopwatch, epoch_timing
 
 Advance = Callable[[int, int, Callable[[], Mapping[str, float]]], None]
 """Called after each step with its number of images, its epoch, and a function that returns the means so far."""
@@ -208,7 +208,7 @@ class GanTrainer:
     # ---------------------------------------------------------------------------------------------------------- records
 
     def _record(self, epoch: int) -> GeneratorEpoch:
-        means, seconds = self._totals.means(self.processes), self._stopwatch.seconds()
+        means = self._totals.means(self.processes)
         if not all(math.isfinite(value) for value in means.values()):
             raise self._diverged("a loss is no longer finite")
         names = ("real_score", "fake_score", "real_class_loss", "fake_class_loss", "code_loss")
@@ -219,14 +219,7 @@ class GanTrainer:
             generator_steps=self.generator_steps,
             discriminator_loss=means["discriminator/loss"],
             generator_loss=means.get("generator/loss"),
-            timing={
-                "train": seconds["train"],
-                "data_wait": seconds["data_wait"],
-                "evaluation": seconds["evaluation"],
-                "saving": seconds.get("saving", 0.0),
-                "images_per_s": self.images_per_epoch / seconds["train"],
-                "peak_memory_mib": peak_memory_mib(self.compute.device),
-            },
+            timing=epoch_timing(self._stopwatch, self.images_per_epoch),
             **shown,
         )
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from isda_repro.files import write_output
-from isda_repro.gan.pictures import GAP, arrange, enlargement
 from isda_repro.inversion.objectives import Distances
 from isda_repro.inversion.reversal import Inversion, Settings
+from isda_repro.sheets import GAP, WHITE, arrange, enlargement
 
 TEXT = 13  # font size in pixels
 MARGIN = 4
 FRAME = 3  # pixels; drawn in the gap around an image
-WHITE, BLACK = 255, (0, 0, 0)
+BLACK = (0, 0, 0)
 
 
 def titled(images: Tensor, columns: Sequence[str], rows: Sequence[str], framed: Tensor | None = None) -> Tensor:

@@ -135,14 +135,10 @@ class Criterion(StatefulModule):
         """True if all processes must call the loss in each step, even those without samples."""
         return self._group is not None
 
-    def begin_step(
-        self, step: int, total_steps: int, generator: torch.Generator, part: tuple[int, int] | None = None
-    ) -> None:
+    def begin_step(self, generator: torch.Generator, part: tuple[int, int] | None = None) -> None:
         """Set the generator of the loss's random draws; a training loop may call it before each optimizer step.
 
         Args:
-            step: number of the step, from 0.
-            total_steps: number of steps of the whole run.
             generator: seeded by the caller, on the device of the features. Its state is not part of ``state_dict``.
             part: where this process's samples begin in the batch of all processes, and the size of that batch; None:
                 this process has the whole batch. Each sample then gets the same draws as if one process had all of

@@ -23,6 +23,7 @@ from isda_repro.runs.from_wandb import connect
 from isda_repro.runs.lock import FolderLock
 from isda_repro.runs.offline_runs import read_offline
 from isda_repro.runs.records import (
+    AnyRecord,
     EpochRecord,
     GeneratorEpoch,
     GeneratorResult,
@@ -79,6 +80,11 @@ def wandb_tracker(cfg: DictConfig, metrics: Path, **more: Any) -> WandbTracker:
     )
 
 
+def tracked_result(result: AnyRecord) -> dict[str, Any]:
+    """Return a result as trackers log it: the last record of any run has the kind "result"."""
+    return {**as_json(result), "kind": "result"}
+
+
 # ------------------------------------------------------------------------------------------------------------- sending
 
 
@@ -126,7 +132,7 @@ def finished_records(folder: Path) -> FinishedRecords:
         raise UserError(f"{folder / RESULT} is the result of {result.run_id}, and {config} is that of {cfg.run_id}")
     kind: type[EpochRecord] | type[GeneratorEpoch] = GeneratorEpoch if is_generator else EpochRecord
     epochs = [as_json(line) for line in read_lines(metrics, kind) if isinstance(line, kind)]
-    record = {**as_json(result), "kind": "result"}  # the kind of any run's last record
+    record = tracked_result(result)
     if (reason := _mismatch(record, epochs)) is not None:
         raise UserError(f"{metrics} does not belong to {folder / RESULT}: {reason}")
     return FinishedRecords(cfg, metrics, record, epochs)

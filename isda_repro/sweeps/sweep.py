@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,53 +57,6 @@ def load_kept_results(results_dir: str | None, standard: str = "results") -> Res
     if results_dir not in (None, standard) and not Path(str(results_dir)).is_dir():
         raise UserError(f"results_dir={results_dir} is no folder; results_dir=null counts no kept result")
     return index_results(() if results_dir is None else kept_results(Path(results_dir)))
-
-
-def to_make(
-    chosen: Iterable[str], instead: Container[str], folders: Mapping[str, Path], needs: Mapping[str, Iterable[str]]
-) -> set[str]:
-    """Return the runs that have to be made: the chosen ones without a result, and whatever these need in turn.
-
-    Args:
-        chosen: names of the runs that the user asked for.
-        instead: names of runs that a stored result replaces.
-        folders: name -> folder, for all runs of the sweep.
-        needs: name -> names of the runs that it needs.
-    """
-    found: set[str] = set()
-    left = set(chosen)
-    while left:
-        left = {name for name in left - found if name in folders and name not in instead}
-        left = {name for name in left if not has_result(folders[name])}
-        found |= left
-        left = {other for name in left for other in needs[name]}
-    return found
-
-
-def kept_instead(
-    kept_runs: Mapping[str, Record],
-    chosen: Iterable[str],
-    folders: Mapping[str, Path],
-    needs: Mapping[str, Iterable[str]],
-) -> dict[str, Record]:
-    """Return the stored results that make runs unnecessary, by run.
-
-    A stored result has the numbers of a run but not its weights. So if a run that is still to be made needs another
-    run, that other run counts as finished only if its own folder has the result.
-
-    Args:
-        kept_runs: all stored results, by run.
-        chosen: names of the runs that the user asked for.
-        folders: name -> folder, for all runs of the sweep.
-        needs: name -> names of the runs that it needs.
-    """
-    instead = {name: record for name, record in kept_runs.items() if name in folders and not has_result(folders[name])}
-    while True:
-        made = to_make(chosen, instead, folders, needs)
-        needed = {other for name in made for other in needs[name]}
-        if not needed & instead.keys():
-            return instead
-        instead = {name: record for name, record in instead.items() if name not in needed}
 
 
 TRAIN = (sys.executable, "train.py")
@@ -263,16 +216,31 @@ class Survey:
         return needs
 
     def kept(self, in_results: Mapping[str, Record]) -> dict[str, Record]:
-        """Return the stored results that make runs of this survey unnecessary."""
-        return kept_instead(in_results, self.names, self.folders, self.needs)
+        """Return the stored results that make runs of this survey unnecessary, by run.
+
+        A stored result has the numbers of a run but not its weights. So if a run that is still to be made needs another
+        run, that other run counts as finished only if its own folder has the result.
+        """
+        folders = self.folders
+        instead = {name: one for name, one in in_results.items() if name in folders and not has_result(folders[name])}
+        while needed := self.wanted(instead) & instead.keys():
+            instead = {name: record for name, record in instead.items() if name not in needed}
+        return instead
 
     def wanted(self, instead: Container[str]) -> set[str]:
         """Return the names of the runs that the runs to be made need.
 
-        ``instead`` has the runs that a stored result replaces.
+        To be made are the selected runs without a result, and whatever these need in turn, but not the runs in
+        ``instead``, which a stored result replaces.
         """
-        made = to_make(self.names, instead, self.folders, self.needs)
-        return {other for name in made for other in self.needs[name]}
+        made, left, wanted = set[str](), self.names, set[str]()
+        while left:
+            left = {name for name in left - made if name in self.folders and name not in instead}
+            left = {name for name in left if not has_result(self.folders[name])}
+            made |= left
+            left = {other for name in left for other in self.needs[name]}
+            wanted |= left
+        return wanted
 
 
 def missing(options: SweepOptions, compose: Compose) -> Missing:

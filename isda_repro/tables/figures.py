@@ -14,13 +14,13 @@ from isda_repro.experiments.plan import Plan
 from isda_repro.plotting import write_figure
 from isda_repro.runs.records import METRICS
 from isda_repro.tables.aggregate import FilledTable
-from isda_repro.tables.curves import Curve, learning_rate_drops, panels
+from isda_repro.tables.curves import Curve, panels
 from isda_repro.tables.many_curves import detailed_figure, mark_drops, mark_paper
 
 if TYPE_CHECKING:  # matplotlib takes half a second to import
     from matplotlib.figure import Figure
 
-__all__ = ["draw_curves", "learning_rate_drops"]
+__all__ = ["draw_curves"]
 
 # Colours of Okabe and Ito, which colour-blind readers can tell apart, each with its own dash pattern and marker.
 LOOKS: tuple[tuple[str, Any, str], ...] = (

@@ -27,7 +27,6 @@ from isda_repro.runs.records import (
     mean_of_last,
     read_result,
 )
-from isda_repro.runs.to_wandb import wandb_trackers
 from isda_repro.tracking import Progress
 from isda_repro.training import builders
 from isda_repro.training.compute import Compute
@@ -203,9 +202,7 @@ CLASSIFIER = RunKind(
     epoch_record=EpochRecord,
     state_keys=frozenset({"step", "epoch", "network", "criterion", "optimizer", "ranks", "timing"}),
     read_result=read_result,
-    result_json=as_json,
     summary=summary,
-    build_trackers=wandb_trackers,
 )
 
 

@@ -26,7 +26,7 @@ class Stopwatch:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self.on = device
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
@@ -40,7 +40,7 @@ class Stopwatch:
     @contextmanager
     def device(self, name: str) -> Iterator[None]:
         """Time the device's work in a block; on a CPU this equals ``host``."""
-        if self._device.type != "cuda":
+        if self.on.type != "cuda":
             with self.host(name):
                 yield
             return
@@ -67,6 +67,17 @@ class Stopwatch:
     def go_on_from(self, sums: dict[str, float]) -> None:
         """Continue from sums that ``so_far`` returned."""
         self._seconds = defaultdict(float, sums)
+
+
+def epoch_timing(stopwatch: Stopwatch, images: int) -> dict[str, float]:
+    """Return the ``timing`` of an epoch's record, and reset the stopwatch; ``images`` were trained on."""
+    seconds = stopwatch.seconds()
+    return {
+        **{name: seconds[name] for name in ("train", "data_wait", "criterion", "evaluation") if name in seconds},
+        "saving": seconds.get("saving", 0.0),  # this epoch's own final save counts for the next
+        "images_per_s": images / seconds["train"],
+        "peak_memory_mib": peak_memory_mib(stopwatch.on),
+    }
 
 
 def peak_memory_mib(device: torch.device) -> float:

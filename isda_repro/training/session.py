@@ -26,6 +26,7 @@ from isda_repro.runs.exit_status import ExitStatus, clear_exit_status, write_exi
 from isda_repro.runs.lock import FolderLock, LockedError, is_left_over
 from isda_repro.runs.records import AnyRecord, RecordError, SegmentRecord, as_json, read_lines, write_result
 from isda_repro.runs.run_directory import RunDirectory, provenance, write_environment
+from isda_repro.runs.to_wandb import tracked_result, wandb_trackers
 from isda_repro.tracking import JsonLines, Tracker
 from isda_repro.training.checkpoint import Checkpoints, Saver, save, snapshot
 from isda_repro.training.compute import Compute, refuse_differences, resolve_compute
@@ -39,7 +40,7 @@ from isda_repro.training.resume import (
     find_start,
 )
 
-Outcome = TypeVar("Outcome")
+Outcome = TypeVar("Outcome", bound=AnyRecord)
 
 
 class Trainable(Protocol):
@@ -66,17 +67,13 @@ class RunKind(Generic[Outcome]):
         epoch_record: record type of the lines of ``metrics.jsonl`` that describe epochs.
         state_keys: keys that the state of a trainer must have.
         read_result: reads a ``result.json``; raises ``RecordError`` if the file cannot be used.
-        result_json: converts a result to the record that trackers log.
         summary: formats a result as one line of text.
-        build_trackers: makes the trackers of a configuration beside ``metrics.jsonl`` and the progress bar.
     """
 
     epoch_record: type[AnyRecord]
     state_keys: frozenset[str]
     read_result: Callable[[Path], Outcome]
-    result_json: Callable[[Outcome], dict[str, Any]]
     summary: Callable[[Outcome], str]
-    build_trackers: Callable[[DictConfig, Path], list[Tracker]]
 
 
 @contextmanager
@@ -268,7 +265,7 @@ class Session(Generic[Outcome]):
                 self._directory.metrics, keep=self._metrics_bytes, before_write=self._lock.ensure_held
             )
             self._trackers += [self._metrics, bar]
-            self._trackers += self._kind.build_trackers(self._cfg, self._directory.metrics)
+            self._trackers += wandb_trackers(self._cfg, self._directory.metrics)
             self._log(as_json(_segment_record(self._trainer, self._origin)))
         return self._trackers
 
@@ -294,8 +291,8 @@ class Session(Generic[Outcome]):
             final = {**snapshot(final_state), DATA_KEY: describe_data(self._source)}
             save(self._directory.checkpoint, final, self._ensure_held)
             self._lock.ensure_held()
-            write_result(self._directory.result, cast(Any, result))
-            self._log(self._kind.result_json(result))
+            write_result(self._directory.result, result)
+            self._log(tracked_result(result))
             self._while_training.close()
             self._checkpoints.clear()  # last: while checkpoints exist, the same command knows that work is left
         return cast(Outcome, self._processes.broadcast_from_main(lambda: result))
@@ -332,8 +329,8 @@ def _finish_last_acts(cfg: DictConfig, kind: RunKind[Outcome], directory: RunDir
     checkpoints = Checkpoints(directory.path, lock.ensure_held)
     if not checkpoints.newest_first():
         return
-    result = kind.result_json(_own_result(kind, directory))
-    for tracker in kind.build_trackers(cfg, directory.metrics):
+    result = tracked_result(_own_result(kind, directory))
+    for tracker in wandb_trackers(cfg, directory.metrics):
         tracker.log(result)
         tracker.close()
     checkpoints.clear()

@@ -26,7 +26,7 @@ from isda_repro.training.running_metrics import (
     RunningMetrics,
     Stopwatch,
     covariance_summary,
-    peak_memory_mib,
+    epoch_timing,
     sum_states,
 )
 from isda_repro.training.schedule import Schedule
@@ -244,7 +244,7 @@ class Trainer:
             test_top5_error=test.top5_error,
             **{} if test.of_classes is None else dict(zip(CLASS_ERRORS, test.of_classes, strict=True)),
             covariances=covariances,
-            timing=self._timing(),
+            timing=epoch_timing(self._stopwatch, self.train_batches.num_samples),
         )
 
     def batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor] | Tensor]:
@@ -258,7 +258,7 @@ class Trainer:
         step, progress = self.step, self._progress_at(self.step)
         self._draws.manual_seed(stream_seed(self.seed, "criterion", step))
         part = self.train_batches.part_of(self._step_in_epoch(step)) if self.processes.is_distributed else None
-        self.criterion.begin_step(step, self.total_steps, self._draws, part)
+        self.criterion.begin_step(self._draws, part)
         samples = batch.shape[1] if isinstance(batch, Tensor) else len(batch[1])
         with explained_single_image(f"step {step}"), _explained_memory(samples, self.compute):
             if isinstance(batch, Tensor) and self._static is not None and samples == self.train_batches.batch_size:
@@ -348,18 +348,6 @@ class Trainer:
             f"{what} at step {step} (epoch {step // self.train_batches.steps_per_epoch + 1}), with learning rate "
             f"{rate:g}: training stopped and wrote no such weights; lower recipe.lr, or try compute.precision=fp32"
         )
-
-    def _timing(self) -> dict[str, float]:
-        seconds = self._stopwatch.seconds()
-        return {
-            "train": seconds["train"],
-            "data_wait": seconds["data_wait"],
-            **({"criterion": seconds["criterion"]} if "criterion" in seconds else {}),
-            "evaluation": seconds["evaluation"],
-            "saving": seconds.get("saving", 0.0),  # this epoch's own final save counts for the next
-            "images_per_s": self.train_batches.num_samples / seconds["train"],
-            "peak_memory_mib": peak_memory_mib(self.compute.device),
-        }
 
 
 def _portable(state: dict[str, Any]) -> dict[str, Any]:

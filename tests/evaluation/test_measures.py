@@ -8,7 +8,7 @@ from sklearn.calibration import calibration_curve
 
 from isda_repro.errors import UserError
 from isda_repro.evaluation import BINS, calibrate, class_errors, confusion_matrix
-from isda_repro.evaluation.confusion import worst_classes
+from isda_repro.evaluation.measures import worst_classes
 from isda_repro.evaluation.predictions import _of_batch
 
 

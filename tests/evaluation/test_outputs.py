@@ -9,7 +9,7 @@ import torch
 
 from isda_repro.errors import UserError
 from isda_repro.evaluation import Predictions, class_errors
-from isda_repro.evaluation.calibration import calibrate
+from isda_repro.evaluation.measures import calibrate
 from isda_repro.evaluation.outputs import confusion_csv, per_class_csv, predictions_csv
 from isda_repro.evaluation.pictures import _calibration_figure, _confusion_figure, draw_confusion
 from isda_repro.files import write_output

@@ -124,7 +124,7 @@ def test_loss_is_its_reference_or_one_error_and_its_state_stays_finite(name, set
         progress_is_valid, labels_are_valid = is_valid(one, targets, classes)
         # Progress is not read there, and a loss that makes the host wait has no such way.
         is_accelerator = setting["is_accelerator"] and progress_is_valid and not criterion.waits_for_device
-        criterion.begin_step(number, 3, torch.Generator().manual_seed(number))
+        criterion.begin_step(torch.Generator().manual_seed(number))
         with mock.patch.object(torch.compiler, "is_compiling", lambda is_it=is_accelerator: is_it):
             leaf = features.detach().requires_grad_()
             logits = head(leaf.to(head.weight.dtype))

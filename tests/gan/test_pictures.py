@@ -6,8 +6,9 @@ from matplotlib.figure import Figure
 from toys import mosaic
 
 from isda_repro.gan import Cgan, ImageGenerator, Shape, Wgan
-from isda_repro.gan.pictures import arrange, draw_losses, grid, shown_epochs
+from isda_repro.gan.pictures import draw_losses, grid, shown_epochs
 from isda_repro.gan.run import GanProgress
+from isda_repro.sheets import arrange
 
 SHAPE, SAVEFIG = Shape(num_classes=3, image_size=8, channels=3), Figure.savefig
 

@@ -9,10 +9,10 @@ import torch
 from toys import mosaic, pixels_at_random
 
 from isda_repro.files import folder_for
-from isda_repro.gan.pictures import arrange
 from isda_repro.inversion import Distances, Inversion, Settings
 from isda_repro.inversion.report import numbers_of, page, sheet, table, titled
 from isda_repro.inversion.search_progress import InversionProgress
+from isda_repro.sheets import arrange
 
 
 def test_titled_picture_has_the_images_in_their_places():

@@ -14,7 +14,6 @@ from toys import FEATURES, LABELS, MEAN, NOISE, STD, mosaic, network, pixels_at_
 from isda_repro.config import compose
 from isda_repro.data import Split
 from isda_repro.errors import UserError
-from isda_repro.gan.pictures import arrange
 from isda_repro.gan.run import train_generator
 from isda_repro.gan.sampling import pixels
 from isda_repro.inversion import STEP_ONE, STEP_TWO, FeatureMap, Reversal, augmented, step_one, step_two
@@ -22,6 +21,7 @@ from isda_repro.inversion.directions import neighbours
 from isda_repro.inversion.loading import load_reversal
 from isda_repro.inversion.report import titled
 from isda_repro.inversion.reversal import start_of
+from isda_repro.sheets import arrange
 from isda_repro.training.builders import build_loaders
 from isda_repro.training.run import run
 

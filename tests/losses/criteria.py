@@ -55,7 +55,7 @@ def step(criterion, head, features, targets, progress=0.7):
     """Return loss, gradients and the state after a training step; criterion and head are copied first."""
     criterion, head = copy.deepcopy(criterion), copy.deepcopy(head)
     features = features.detach().clone().requires_grad_()
-    criterion.begin_step(0, 10, torch.Generator().manual_seed(0))
+    criterion.begin_step(torch.Generator().manual_seed(0))
     loss = criterion(features, head(features), targets, head=head, progress=progress)
     loss.backward()
     gradients = {name: one.grad for name, one in (*head.named_parameters(), *criterion.named_parameters())}

@@ -18,7 +18,7 @@ def test_loss_in_evaluation_or_without_gradients_is_cross_entropy_and_changes_no
     criterion, head, features, targets = make(name)
     criterion(features, head(features), targets, head=head, progress=1.0)
     draws = torch.Generator().manual_seed(0)
-    criterion.begin_step(1, 10, draws)
+    criterion.begin_step(draws)
     before = draws.get_state()
     criterion.train(off is not None)
     with unchanged(criterion), nullcontext() if off is None else off():
@@ -75,7 +75,7 @@ def test_options_that_are_left_out_are_the_papers(name, options):
 def test_under_autocast_each_computes_in_float32(name, dtype):
     criterion, head, features, targets = make(name, dtype=torch.float32)
     reference = step(criterion, head, features.to(dtype).float(), targets)
-    criterion.begin_step(0, 10, torch.Generator().manual_seed(0))
+    criterion.begin_step(torch.Generator().manual_seed(0))
     half = features.detach().to(dtype).requires_grad_()
     with torch.autocast("cpu", dtype=dtype):
         logits = head(half)
@@ -104,7 +104,7 @@ def test_head_in_bf16_gets_its_gradient_from_a_loss_in_float32(name):
 def test_progress_may_be_a_tensor_and_the_backward_pass_may_be_run_twice(name):
     criterion, head, features, targets = make(name)
     loss, once, _, _ = step(criterion, head, features, targets)
-    criterion.begin_step(0, 10, torch.Generator().manual_seed(0))
+    criterion.begin_step(torch.Generator().manual_seed(0))
     again = criterion(features, head(features), targets, head=head, progress=torch.tensor(0.7, dtype=torch.float64))
     again.backward(retain_graph=True)
     again.backward()
@@ -123,7 +123,7 @@ def test_features_of_10000_do_not_overflow(name):
 @pytest.mark.parametrize("name", MAKERS)
 def test_state_goes_through_state_dict_deepcopy_and_pickle(name):
     criterion, head, features, targets = make(name)
-    criterion.begin_step(0, 10, torch.Generator().manual_seed(5))
+    criterion.begin_step(torch.Generator().manual_seed(5))
     criterion(features, head(features), targets, head=head, progress=1.0)
     saved = io.BytesIO()
     torch.save(criterion.state_dict(), saved)
@@ -146,7 +146,7 @@ def test_head_may_be_any_linear_layer(name):
     normed = nn.utils.parametrizations.weight_norm(copy.deepcopy(head))
     for one in (normed, copy.deepcopy(head).requires_grad_(False), bare):
         twin = copy.deepcopy(criterion)
-        twin.begin_step(0, 10, torch.Generator().manual_seed(0))
+        twin.begin_step(torch.Generator().manual_seed(0))
         loss = twin(features, one(features), targets, head=one, progress=0.7)
         loss.backward()
         assert_same(loss.detach(), step(criterion, head, features, targets)[0])
@@ -186,7 +186,7 @@ def test_draws_of_a_part_are_those_of_its_samples_in_the_whole_batch(name):
     draw = lambda count: torch.rand(count, 2, generator=criterion.draws)  # noqa: E731
     parts = []
     for part, samples in ((None, 24), ((0, 24), 5), ((5, 24), 16), ((21, 24), 3)):
-        criterion.begin_step(0, 10, torch.Generator().manual_seed(0), part)
+        criterion.begin_step(torch.Generator().manual_seed(0), part)
         parts.append(criterion.own_draws(draw, samples))
     assert torch.equal(torch.cat(parts[1:]), parts[0])
 

@@ -49,7 +49,7 @@ def dense_batch(dimensions, images=4, classes=7, width=5):
 
 def results(criterion, head, features, logits, targets):
     """Return the loss, the gradients of features [*, A] and of the head [C, A], and the state."""
-    criterion.begin_step(0, 10, torch.Generator().manual_seed(0))
+    criterion.begin_step(torch.Generator().manual_seed(0))
     loss = criterion(features, logits, targets, head=head, progress=0.7)
     loss.backward()
     of_head = [one.grad.flatten(1) if one.dim() > 1 else one.grad for one in head.parameters()]

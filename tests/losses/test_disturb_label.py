@@ -10,7 +10,7 @@ from isda_repro.losses import IGNORED, DisturbLabel
 
 
 def disturbed(criterion, targets, seed):
-    criterion.begin_step(seed, 100, torch.Generator().manual_seed(seed))
+    criterion.begin_step(torch.Generator().manual_seed(seed))
     return criterion.disturb(targets)
 
 
@@ -41,7 +41,7 @@ def test_loss_is_cross_entropy_with_the_drawn_labels():
     head, features, targets = nn.Linear(3, 10), torch.randn(50, 3), torch.randint(10, (50,))
     criterion = DisturbLabel(10, 3, alpha=0.3)
     labels = disturbed(criterion, targets, 7)
-    criterion.begin_step(7, 100, torch.Generator().manual_seed(7))
+    criterion.begin_step(torch.Generator().manual_seed(7))
     loss = criterion(features, head(features), targets, head=head, progress=0.0)
     assert torch.equal(loss, F.cross_entropy(head(features), labels))
     assert not torch.equal(loss, F.cross_entropy(head(features), targets))

@@ -174,7 +174,7 @@ def overflow(name, rank=0, group=None):
         own = features.detach()[here] + step
         if group is not None and step == 1:
             own[here == 11] = torch.inf
-        criterion.begin_step(step, 3, torch.Generator().manual_seed(step))
+        criterion.begin_step(torch.Generator().manual_seed(step))
         loss = criterion(own, head(own), targets[here], head=head, progress=0.5)
         loss.backward()
         if criterion.parameter_groups():

@@ -42,7 +42,7 @@ def group(tmp_path):
 def learn(criterion, head, features, targets):
     """Call the criterion and let an optimizer step on its parameters; return the loss."""
     groups = criterion.parameter_groups()
-    criterion.begin_step(0, 10, torch.Generator().manual_seed(0))
+    criterion.begin_step(torch.Generator().manual_seed(0))
     loss = criterion(features.detach(), head(features.detach()), targets, head=head, progress=0.5)
     loss.backward()
     if groups:
@@ -280,7 +280,7 @@ def test_replicas_of_data_parallel_are_refused_where_their_state_would_be_lost(n
 def test_head_may_be_wrapped_in_data_parallel(name):
     criterion, head, features, targets = make(name)
     expected = step(criterion, head, features, targets)[0]
-    criterion.begin_step(0, 10, torch.Generator().manual_seed(0))
+    criterion.begin_step(torch.Generator().manual_seed(0))
     found = criterion(features, head(features), targets, head=nn.DataParallel(head), progress=0.7)
     assert_same(found.detach(), expected, tolerance=0)
 

@@ -18,7 +18,7 @@ def trained(name, steps=3, **options):
     for number in range(steps):
         torch.manual_seed(number)
         features, targets = torch.randn(40, 5).double().relu() * 3, torch.randint(6, (40,))
-        criterion.begin_step(number, steps, torch.Generator().manual_seed(0))
+        criterion.begin_step(torch.Generator().manual_seed(0))
         criterion(features, head(features), targets, head=head, progress=0.5)
         seen.append((features, targets))
     return criterion, head, *(torch.cat(parts) for parts in zip(*seen, strict=True))

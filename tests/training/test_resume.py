@@ -1,6 +1,5 @@
 """Killed and forced runs that resume: same weights, statistics and curves as an uninterrupted run, bit for bit."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -25,7 +24,7 @@ from isda_repro.config import read_frozen
 from isda_repro.runs.exit_status import read_exit_status
 from isda_repro.runs.lock import FolderLock
 from isda_repro.runs.records import EpochRecord, read_metrics
-from isda_repro.training import run as running
+from isda_repro.training import session
 from isda_repro.training.checkpoint import Saver
 from isda_repro.training.run import run
 from isda_repro.training.trainer import Trainer
@@ -210,7 +209,7 @@ def test_what_was_left_to_do_after_the_result_is_done_by_the_next_command(tmp_pa
         logs.append(Log())
         return logs[-1:]
 
-    monkeypatch.setattr(running, "CLASSIFIER", dataclasses.replace(running.CLASSIFIER, build_trackers=trackers))
+    monkeypatch.setattr(session, "wandb_trackers", trackers)
     with monkeypatch.context() as patch:
         patch.setattr(Log, "log", lambda self, record: kill() if record["kind"] == "result" else None)
         with pytest.raises(Killed):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from isda_repro.losses.batch_classes import BatchClasses, bytes_of, without_autocast, without_negative
 from isda_repro.losses.covariances.packed import PackedStatistics
-from isda_repro.losses.covariances.quadratic import Strength, first_order
+from isda_repro.losses.covariances.quadratic import Strength, first_order, less_own
 
 KEPT_BYTES = 2**30  # of products for the backward pass; more are computed again there
 
@@ -105,11 +105,7 @@ def _of_weight(ctx: Any, gradient_NC: Tensor, weight_CA: Tensor, targets_N: Tens
         scaled_KCA = product_KCA * factor_UC[here, :, None]
         of_weight_CA += scaled_KCA.sum(0)
         of_own_UA[here] = scaled_KCA.sum(1)
-    of_own_classes = of_weight_CA[statistics.own_range]
-    if batch.classes_U is None:
-        of_own_classes -= of_own_UA
-    else:
-        of_own_classes.index_add_(0, batch.classes_U, of_own_UA, alpha=-1)
+    less_own(of_weight_CA[statistics.own_range], of_own_UA, batch.classes_U)
     return of_weight_CA
 
 

@@ -128,10 +128,7 @@ class _AddHalfSigma2(torch.autograd.Function):
         with torch.no_grad(), without_autocast(gradients[0]):
             factor_UC = gradient_NC.new_zeros(products_UCA.shape[:2]).index_add_(0, row_N, gradient_NC)
             of_weight_CA, of_own_UA = _sums(products_UCA, factor_UC.mul_(ctx.strength)[:, :, None])
-            if classes_U is None:
-                of_weight_CA -= of_own_UA
-            else:
-                of_weight_CA.index_add_(0, classes_U, of_own_UA, alpha=-1)
+            of_weight_CA = less_own(of_weight_CA, of_own_UA, classes_U)
         return gradient_NC, first_order(of_weight_CA, gradient_NC, weight_CA), None, None, None
 
 
@@ -194,7 +191,7 @@ class _Sigma2Diagonal(torch.autograd.Function):
             factor_UC = 2 * gradients[0]
             of_weight_CA = torch.mm(factor_UC.T, variance_UA).mul_(weight_CA).addmm_(factor_UC.T, scaled_UA, alpha=-1)
             of_own_UA = torch.mm(factor_UC, weight_CA).mul_(variance_UA).sub_(factor_UC.sum(1)[:, None] * scaled_UA)
-            of_weight_CA = _less_own(of_weight_CA, of_own_UA, classes_U)
+            of_weight_CA = less_own(of_weight_CA, of_own_UA, classes_U)
         return first_order(of_weight_CA, gradients[0], given_CA), None, None
 
 
@@ -243,11 +240,11 @@ class _Sigma2Common(torch.autograd.Function):
             own_UA = BatchClasses(classes_U, row_N).take(products_CA)
             of_weight_CA = (products_CA * factor_UC.sum(0)[:, None]).addmm_(factor_UC.T, own_UA, alpha=-1)
             of_own_UA = torch.mm(factor_UC, products_CA).sub_(factor_UC.sum(1)[:, None] * own_UA)
-            of_weight_CA = _less_own(of_weight_CA, of_own_UA, classes_U)
+            of_weight_CA = less_own(of_weight_CA, of_own_UA, classes_U)
         return first_order(of_weight_CA, gradients[0], given_CA), None, None
 
 
-def _less_own(of_weight_CA: Tensor, of_own_UA: Tensor, classes_U: Tensor | None) -> Tensor:
+def less_own(of_weight_CA: Tensor, of_own_UA: Tensor, classes_U: Tensor | None) -> Tensor:
     """Subtract each row's sum from its class's weight gradient, in place: w_c is in all differences of its row."""
     if classes_U is None:
         return of_weight_CA.sub_(of_own_UA)
