@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from models import CIFAR, IMAGENET, PAPERS_NAMES, on_imagenet
 from torch.nn.parallel import DistributedDataParallel
 
 from isda_repro.config import build_loss, build_model, compose
 from isda_repro.errors import one_sentence_errors
+from isda_repro.experiments.paper_values import PAPERS_NAMES, on_imagenet
 from isda_repro.losses import Criterion
 from isda_repro.measurements import conclude, machine, output_argument
 from isda_repro.models import Network
@@ -94,8 +94,7 @@ def sent_through_loopback() -> int:
 def measure(model: str, loss: str, processes: Processes) -> Measured:
     """Measure steps of this process and its peer; every process must call this at the same time."""
     cfg = settings(model, loss)
-    classes, _, _ = IMAGENET if on_imagenet(model) else CIFAR
-    classes = classes if on_imagenet(model) else 100
+    classes = 1000 if on_imagenet(model) else 100
     compute = resolve_compute(compose(["compute=cpu", "compute.precision=fp32"]).compute)
     torch.manual_seed(0)
     network: Network = build_model(cfg, classes)

@@ -20,7 +20,6 @@ from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from models import CIFAR, IMAGENET, bytes_for_gradient, on_imagenet
 from reference.plain_networks import plain_network, same_weights
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,8 +27,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from isda_repro.config import CONF_DIR, build_model, compose
 from isda_repro.config.options import parse_options
 from isda_repro.errors import UserError, one_sentence_errors
-from isda_repro.measurements import THREADS, conclude, machine, output_path
+from isda_repro.experiments.paper_values import on_imagenet
+from isda_repro.measurements import THREADS, bytes_for_gradient, conclude, machine, output_path
 from isda_repro.models import Network, NetworkOutput
+from isda_repro.tables.costs import DATASETS, Images
 
 PAIR_TURNS, FORM_TURNS, TURN_SECONDS = 16, 6, 1.0
 BAR = 0.95  # counts as equal: a copy of a network differs from it by a few percent on two cores
@@ -107,18 +108,23 @@ def ratio(rates: dict[str, list[float]], name: str, base: str) -> float:
     return statistics.median(one / other for one, other in zip(rates[name], rates[base], strict=True))
 
 
+def images_of(model: str) -> Images:
+    """Return the sizes of the data set of a model."""
+    return DATASETS["imagenet" if on_imagenet(model) else "cifar10"]
+
+
 def network_of(model: str, *overrides: str) -> Network:
     """Return our network of ``model=`` on the device, in training mode."""
     torch.manual_seed(0)
-    classes, pixels, _ = IMAGENET if on_imagenet(model) else CIFAR
-    size = [f"model.image_size={pixels}"] if on_imagenet(model) else []
-    network: Network = build_model(compose([f"model={model}", *size, *overrides]), classes)
+    images = images_of(model)
+    size = [f"model.image_size={images.pixels}"] if on_imagenet(model) else []
+    network: Network = build_model(compose([f"model={model}", *size, *overrides]), images.classes)
     return network.to(DEVICE).train()
 
 
 def batch_for(model: str, network: Network) -> Batch:
     """Return a batch for a forward pass of about a second or less: a power of two from 4 to 128 images."""
-    classes, pixels, _ = IMAGENET if on_imagenet(model) else CIFAR
+    classes, _, pixels = images_of(model)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         network.eval()(torch.randn(1, 3, pixels, pixels, device=DEVICE))

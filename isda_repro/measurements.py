@@ -9,9 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from isda_repro.errors import UserError
 from isda_repro.files import check_output, write_output
+from isda_repro.models import Network
 from isda_repro.training.compute import processor
 
 THREADS = 2
@@ -52,6 +54,22 @@ def machine() -> list[str]:
         f"Hardware: {processor()[0]}, {os.cpu_count()} cores, {capability}; {torch.get_num_threads()} threads.",
         f"Versions: Python {platform.python_version()}, {versions}. {time.strftime('%Y-%m-%d')}.",
     ]
+
+
+def bytes_for_gradient(network: Network, one: Tensor) -> int:
+    """Return the bytes that autograd saves for one image in fp32, without weights; each storage counts once."""
+    weights = {tensor.untyped_storage()._cdata for tensor in [*network.parameters(), *network.buffers()]}
+    kept: dict[int, torch.UntypedStorage] = {}  # keeps the storages alive, so that their addresses are not reused
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network.train()(one)
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def conclude(lines: Iterable[str], missed: Iterable[str], output: Path | None) -> None:

@@ -14,14 +14,13 @@ check_installation()
 
 from isda_repro.config import CONF_DIR, compose, lambda_0_of
 from isda_repro.config.options import parse_options
+from isda_repro.experiments.paper_values import on_imagenet
 from isda_repro.experiments.plan import plan_runs
 from isda_repro.experiments.specification import load_table
 from isda_repro.experiments.table import Label
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import results_on_disk
 from isda_repro.tables.aggregate import FilledCell, FilledTable, aggregate
-
-IMAGENET = ("resnet50", "resnet101", "resnet152", "densenet121", "densenet265", "resnext50_32x4d", "resnext101_32x8d")
 
 
 @dataclass
@@ -39,7 +38,7 @@ def in_force() -> list[str]:
     losses = sorted(path.stem for path in (CONF_DIR / "loss").glob("isda*.yaml"))
     lines = []
     for network in networks:
-        for dataset in ("imagenet",) if network in IMAGENET else ("cifar10", "cifar100"):
+        for dataset in ("imagenet",) if on_imagenet(network) else ("cifar10", "cifar100"):
             variants = losses if network == "wrn28_10" else ["isda"]  # Table 5 has only this network
             for loss in variants:
                 entry = lambda_0_of(network, dataset, loss)

@@ -22,34 +22,16 @@ check_installation()
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from isda_repro.config import CONF_DIR, build_model, compose
 from isda_repro.config.options import parse_options
-from isda_repro.experiments.paper_values import reported
+from isda_repro.experiments.paper_values import PAPERS_NAMES, on_imagenet, reported
 from isda_repro.files import check_output, write_output
-from isda_repro.measurements import conclude, output_path
+from isda_repro.measurements import bytes_for_gradient, conclude, output_path
 from isda_repro.models import Network
 from isda_repro.tables import costs
 
-PAPERS_NAMES = {
-    "resnet32": "ResNet-32",
-    "resnet110": "ResNet-110",
-    "se_resnet110": "SE-ResNet-110",
-    "wrn16_8": "Wide-ResNet-16-8",
-    "wrn28_10": "Wide-ResNet-28-10",
-    "resnext29_8x64d": "ResNeXt-29, 8x64d",
-    "densenet_bc100_12": "DenseNet-BC-100-12",
-    "densenet_bc190_40": "DenseNet-BC-190-40",
-    "resnet50": "ResNet-50",
-    "resnet101": "ResNet-101",
-    "resnet152": "ResNet-152",
-    "densenet121": "DenseNet-BC-121",
-    "densenet265": "DenseNet-BC-265",
-    "resnext50_32x4d": "ResNeXt-50, 32x4d",
-    "resnext101_32x8d": "ResNeXt-101, 32x8d",
-}
 VARIANTS = [  # the authors' fewer first channels, and DenseNets that recompute concatenations to save memory
     *((model, "faithful=official") for model in ("densenet121", "densenet265", "densenet_bc190_40")),
     *((model, "model.checkpointed=true") for model in ("densenet_bc100_12", "densenet_bc190_40")),
@@ -100,11 +82,6 @@ class Counted(NamedTuple):
     petaflop: float
 
 
-def on_imagenet(model: str) -> bool:
-    """Return whether the paper's Table 1 (ImageNet) has the model."""
-    return any(row["network"] == PAPERS_NAMES.get(model) for row in reported()["table1"]["rows"])
-
-
 def built(model: str, *overrides: str) -> tuple[DictConfig, Network]:
     """Compose the configuration of a model, and build its network for the classes of its data set."""
     size = [f"model.image_size={IMAGENET.pixels}"] if on_imagenet(model) else []
@@ -150,22 +127,6 @@ def write_data(path: Path, models: list[str]) -> None:
     counted = {" ".join(one): entry(*one) for one in [*((model,) for model in models), *variants]}
     lines = (f"{json.dumps(name)}: {json.dumps(counted[name], sort_keys=True)}" for name in sorted(counted))
     write_output(path, "{\n" + ",\n".join(lines) + "\n}\n")
-
-
-def bytes_for_gradient(network: Network, one: Tensor) -> int:
-    """Return the bytes that autograd saves for one image in fp32, without weights; each storage counts once."""
-    weights = {tensor.untyped_storage()._cdata for tensor in [*network.parameters(), *network.buffers()]}
-    kept: dict[int, torch.UntypedStorage] = {}  # keeps the storages alive, so that their addresses are not reused
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        network.train()(one)
-    return sum(storage.nbytes() for storage in kept.values())
 
 
 def row(model: str, *overrides: str) -> str:

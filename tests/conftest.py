@@ -47,15 +47,16 @@ def _selects_gpu(config: pytest.Config) -> bool:
 def _load_script(name: str) -> ModuleType:
     """Import ``scripts/<name>.py``, or ``<name>.py`` of another folder, together with the modules beside it."""
     path = ROOT / (name if "/" in name else f"scripts/{name}")
-    for folder in ("scripts", "benchmarks"):
-        if str(ROOT / folder) not in sys.path:
-            sys.path.append(str(ROOT / folder))
     spec = importlib.util.spec_from_file_location(path.name, path.with_suffix(".py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.name] = module
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
     return module
 
 

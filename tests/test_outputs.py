@@ -1,13 +1,19 @@
 """Files that ``output=`` and ``figure=`` name: somebody else's is refused before the work, and ours is replaced."""
 
+import re
+import subprocess
 import sys
 
 import pytest
 
+from isda_repro.config import CONF_DIR
 from isda_repro.errors import UserError
 from isda_repro.measurements import conclude, output_argument, output_path
 
 THEIRS = b"my paper\n"
+ROOT = CONF_DIR.parent
+MAKEFILE = (ROOT / "Makefile").read_text().replace("\\\n", "")
+BENCHMARKS = re.search(r"^BENCHMARKS = (.*)", MAKEFILE, re.MULTILINE)[1].split()
 
 
 @pytest.mark.parametrize(
@@ -50,6 +56,17 @@ def test_output_of_a_benchmark_is_refused_before_it_begins(tmp_path, capsys):
         conclude(["# a"], [], path)
     assert path.read_bytes() == THEIRS
     assert output_argument([]) is output_path(None) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_begins_as_its_documentation_says(name, tmp_path):
+    """In a process of its own, whose path has nothing but the benchmark's folder."""
+    (tmp_path / "a.md").write_bytes(THEIRS)
+    command = [sys.executable, ROOT / f"benchmarks/{name}.py", f"output={tmp_path / 'a.md'}"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert "a.md" in ended.stderr
 
 
 @pytest.mark.parametrize("name", ["costs.md", "costs.json"])

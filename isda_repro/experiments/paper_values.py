@@ -26,6 +26,25 @@ from isda_repro.errors import UserError
 
 Names = tuple[str, ...]
 
+PAPERS_NAMES = {
+    "resnet32": "ResNet-32",
+    "resnet110": "ResNet-110",
+    "se_resnet110": "SE-ResNet-110",
+    "wrn16_8": "Wide-ResNet-16-8",
+    "wrn28_10": "Wide-ResNet-28-10",
+    "resnext29_8x64d": "ResNeXt-29, 8x64d",
+    "densenet_bc100_12": "DenseNet-BC-100-12",
+    "densenet_bc190_40": "DenseNet-BC-190-40",
+    "resnet50": "ResNet-50",
+    "resnet101": "ResNet-101",
+    "resnet152": "ResNet-152",
+    "densenet121": "DenseNet-BC-121",
+    "densenet265": "DenseNet-BC-265",
+    "resnext50_32x4d": "ResNeXt-50, 32x4d",
+    "resnext101_32x8d": "ResNeXt-101, 32x8d",
+}
+"""Our names of the paper's networks, and those of reported.yaml."""
+
 
 @dataclass(frozen=True)
 class PaperValue:
@@ -41,6 +60,11 @@ def reported() -> Mapping[str, Any]:
     """Return all of reported.yaml. The result is cached and shared: do not modify it."""
     text = (resources.files(__package__) / "reported.yaml").read_text(encoding="utf-8")
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(text)))
+
+
+def on_imagenet(model: str) -> bool:
+    """Return whether the paper's Table 1 (ImageNet) has the model."""
+    return any(row["network"] == PAPERS_NAMES.get(model) for row in reported()["table1"]["rows"])
 
 
 def paper_values(table: str) -> dict[Names, dict[Names, PaperValue | None]]:

@@ -27,18 +27,20 @@ NO_MATTER = (
 WITHOUT_BIAS = ("large_margin",)  # losses whose head has no bias
 
 
-class _Images(NamedTuple):
+class Images(NamedTuple):
+    """Sizes of a data set."""
+
     classes: int
     training: int
     pixels: int  # side length
 
 
 DATASETS = {
-    "digits": _Images(10, 1437, 8),
-    "cifar10": _Images(10, 50_000, 32),
-    "cifar100": _Images(100, 50_000, 32),
-    "imagenet": _Images(1000, 1_281_167, 224),
-    "imagenet_packed": _Images(1000, 1_281_167, 224),
+    "digits": Images(10, 1437, 8),
+    "cifar10": Images(10, 50_000, 32),
+    "cifar100": Images(100, 50_000, 32),
+    "imagenet": Images(1000, 1_281_167, 224),
+    "imagenet_packed": Images(1000, 1_281_167, 224),
 }
 """Sizes of the data sets. Folders are not here: their number of images is unknown until they are read."""
 
@@ -128,7 +130,7 @@ def cost_of(settings: Mapping[str, Any]) -> Cost | None:
     )
 
 
-def _left(images: _Images, holdout: int, imbalance: float) -> int:
+def _left(images: Images, holdout: int, imbalance: float) -> int:
     """Return the number of training images beside a holdout, for classes of one size (``data.source.long_tailed``)."""
     left = images.training - holdout
     if imbalance == 1:
