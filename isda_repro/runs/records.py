@@ -41,7 +41,7 @@ from isda_repro.runs.strict_json import (
 from isda_repro.runs.strict_json import RecordError as RecordError  # the error of every reader of records
 
 # The schema versions that this code reads; it writes the last. Add one when fields, or their meanings, change.
-METRICS_SCHEMAS = (2, 3, 4, 5)  # 3 added top-5 errors, 4 eager_because, 5 class errors and covariances
+METRICS_SCHEMAS = (2, 3, 4, 5, 6)  # 3 added top-5 errors, 4 eager_because, 5 class errors and covariances, 6 torch
 RESULT_SCHEMAS = (1, 2, 3)  # 2 added top-5 errors, 3 class errors
 GENERATOR = "generator"  # the kind of a GeneratorResult, which read_result refuses
 MOST_LINE_BYTES = 2**20  # of a line of metrics.jsonl, which has a few hundred, and 60 more for each class with ISDA
@@ -128,6 +128,7 @@ class SegmentRecord(AnyRecord):
     world_size: Positive
     threads: Positive  # CPU threads per process; another number may round differently
     git_revision: Text | None  # commit of the code; None outside a checkout
+    torch: Text | None = None  # version of PyTorch
     git_clean: bool | None  # whether the checkout had no changes on top of git_revision
 
 

@@ -83,6 +83,7 @@ class Record:
     numbers: Mapping[str, float | None]  # METRICS -> value; None where the run has no such number
     evaluated_on: str
     precisions: tuple[str, ...]  # the precisions of its segments, each once
+    trained_on: tuple[str, ...]  # their hardware and precisions, in order, each once
     origin: str  # shown to the user
     path: str | None  # the file; None if the source has none
     held: Result | None  # the whole result, if its source has no file
@@ -140,6 +141,10 @@ def index_results(findings: Iterable[Finding]) -> ResultIndex:
     return index
 
 
+def _trained_on(segment: Mapping[str, Any]) -> str:
+    return one_line(f"{segment.get('hardware', 'unknown hardware')} in {segment['precision']}")
+
+
 def _record(finding: Finding, check: ResultChecker) -> Record:
     if isinstance(finding, RecordError):
         raise finding
@@ -151,6 +156,7 @@ def _record(finding: Finding, check: ResultChecker) -> Record:
         numbers={name: getattr(result, name) for name in METRICS},
         evaluated_on=result.evaluated_on,
         precisions=tuple(sorted({segment["precision"] for segment in result.segments})),
+        trained_on=tuple(dict.fromkeys(map(_trained_on, result.segments))),
         origin=finding.origin,
         path=None if finding.path is None else str(finding.path),
         held=result if finding.path is None else None,

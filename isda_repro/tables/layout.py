@@ -20,6 +20,7 @@ from isda_repro.tables.comparison import Key, baselines, best, comparison, compe
 from isda_repro.tables.cost_columns import CostColumn
 from isda_repro.tables.formatting import MINUS, describe_metrics, printed_decimals
 from isda_repro.tables.missing import Missing, missing_runs
+from isda_repro.tables.trained_on import trained_on
 
 
 def caption(filled: FilledTable, cost_columns: Sequence[CostColumn], settings: Sequence[str]) -> str:
@@ -46,9 +47,9 @@ def caption(filled: FilledTable, cost_columns: Sequence[CostColumn], settings: S
         papers = "; the paper's is Welch's, from its printed mean, deviation and n" if has_paper else ""
         said.append(
             "Differences have their 95% confidence interval: Student's t over the pairs of runs that share a seed, "
-            f"Welch's where there are not two{papers}. Better, worse: the interval lies on one side of 0, n supports "
-            "the claim. Open: it has 0 in it, n does not support the claim. No interval: of a single run, or of runs "
-            "that do not vary. A negative difference is a lower error."
+            f"Welch's where there are not two{papers}. Better, worse: the interval lies on one side of 0. Open: it has "
+            "0 in it. No interval: of a single run, or of runs that do not vary. Intervals are not adjusted for the "
+            "number of comparisons. A negative difference is a lower error."
         )
         said.append(baselines(table))
     return " ".join([*filter(None, said), *(side.caption for side in cost_columns)])
@@ -162,7 +163,7 @@ def _laid_out(
         header=_header(columns, len(table.columns[0])),
         blocks=tuple(_Rows(filled, columns, with_paper=not settings).block(row) for row in rows),
         caption=caption(filled, cost_columns, settings),
-        notes=() if settings else table.notes,
+        notes=(*trained_on(filled), *(() if settings else table.notes)),
         settings=settings,
         extra=extra,
         sweep=sweep,

@@ -365,6 +365,7 @@ def _segment_record(trainer: Trainable, origin: Mapping[str, Any]) -> SegmentRec
         eager_because=trainer.eager_because if compute.device.type == "cuda" else None,
         world_size=trainer.processes.world_size,
         threads=torch.get_num_threads(),
+        torch=torch.__version__,
         git_revision=origin["git_revision"],
         git_clean=origin["git_clean"],
     )

@@ -13,6 +13,7 @@ from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import Found
 from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.intervals import Summary, difference, welch
+from isda_repro.tables.trained_on import trained_on
 
 CE, ISDA = (("ResNet-20 on digits",), ("CE",)), (("ResNet-20 on digits",), ("ISDA",))
 
@@ -117,6 +118,20 @@ def test_a_kept_run_of_other_settings_stays_out_and_is_named(demo, finish, fill,
     (problem,) = filled.problems
     assert str(path) in problem
     assert fill(reduced=True).problems == ()
+
+
+def test_what_the_runs_were_trained_on_is_said_and_a_difference_of_unequal_runs_is_named(cells, finish, fill):
+    gpu = [{"precision": "bf16", "hardware": "a GPU"}]
+    finish(cells[0][0], 3.0, segments=gpu)
+    assert trained_on(fill()) == ("Trained on a GPU in bf16 (1 run).",)
+    finish(cells[1][0], 2.0, segments=gpu)
+    assert len(trained_on(fill())) == 1
+    finish(cells[1][1], 2.5, segments=[*gpu, {"precision": "fp32"}])
+    of_all, of_difference = trained_on(fill())
+    assert of_all == "Trained on a GPU in bf16 (2 runs); a GPU in bf16, then unknown hardware in fp32 (1 run)."
+    assert of_difference.startswith(
+        "ResNet-20 on digits, ISDA was trained on a GPU in bf16 (1 run); a GPU in bf16, then"
+    )
 
 
 def test_a_record_that_claims_a_run_id_with_other_settings_stays_out(cells, finish, fill):

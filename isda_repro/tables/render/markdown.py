@@ -20,7 +20,7 @@ def markdown(layout: Layout, level: int = 2) -> str:
     """
     parts = [f"{'#' * level} {_escaped(layout.title)}", "\n".join(_grid(layout)), _escaped(layout.caption)]
     if layout.notes:
-        parts += ["The paper and this table:", "\n".join(f"- {_escaped(note)}" for note in layout.notes)]
+        parts += ["Notes:", "\n".join(f"- {_escaped(note)}" for note in layout.notes)]
     if layout.missing:
         parts.append(f"Not run yet ({in_all(layout.missing)}); {_code(layout.sweep)} runs all of it:")
         parts.append("\n".join(map(_missing, layout.missing)))
