@@ -151,6 +151,6 @@ def load_finished_run(folder: Path, device: str = "auto", data_dir: str | None =
         UserError: there is no such run or it has not finished, or its weights or data are missing or damaged.
     """
     cfg, weights = finished_run_config(folder, device, data_dir)
-    cfg.compute.precision = "fp32"
+    cfg.compute.precision, cfg.compute.tf32 = "fp32", False
     result = read_result(weights.with_name("result.json"))
     return FinishedRun(**vars(load_classifier(cfg, weights, of_run=True)), result=result)

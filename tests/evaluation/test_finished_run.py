@@ -45,7 +45,7 @@ def changed(folder, to, change):
 def test_finished_classifier_is_what_was_in_memory(trained):
     folder, learner = trained
     found = load_finished_run(folder)
-    assert found.compute.precision == "fp32"
+    assert (found.compute.precision, found.cfg.compute.tf32) == ("fp32", False)
     images = torch.randn(7, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours, then = found.network.eval()(images), learner.network.eval()(images)
