@@ -10,7 +10,7 @@ import stat
 import tempfile
 import uuid
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -186,6 +186,8 @@ def _os_error(error: BaseException | None) -> OSError | None:
 MADE_BY = b"made by isda_repro"
 COMMENT = dict.fromkeys((".md", ".html", ".htm", ".svg"), b"<!-- " + MADE_BY + b" -->\n")
 COMMENT[".tex"] = b"% " + MADE_BY + b"\n"
+TEXTS = tuple(COMMENT)  # suffixes of texts that can be marked
+MARKED = (*TEXTS, ".json", ".csv", ".png")  # of all outputs
 JSON_MARK = b'"made_by": "isda_repro"'
 CSV_MARKS = (  # CSV has no comments: the first columns of a file mark it
     b"table,reduced,row,column,metric,evaluated_on,",  # tables/render/tidy_csv.py
@@ -205,23 +207,29 @@ def write_output(path: Path, content: str | bytes, is_own_place: bool = False) -
         is_own_place: the file is in the locked folder of a run, where its name is ours: do not look for the mark.
 
     Raises:
-        UserError: there is a file of this name without the mark.
+        UserError: there is a file of this name without the mark, or its suffix allows none.
     """
     if not is_own_place:
         check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        file.write(_marked(content.encode() if isinstance(content, str) else content, path.suffix))
+        file.write(_marked(content.encode() if isinstance(content, str) else content, path.suffix.lower()))
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, suffixes: Collection[str] = MARKED) -> None:
     """Check that a file can be written without a loss: there is none yet, or one that ``write_output`` has written.
 
     Commands call it before their work, so that they are not refused after it.
 
+    Args:
+        path: the file.
+        suffixes: suffixes, in lower case, whose files can carry the mark; of a text, ``TEXTS``.
+
     Raises:
-        UserError: there is something else of this name.
+        UserError: it has another suffix, or there is something else of this name.
     """
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{path} must end in {' or '.join(suffixes)}, or it could not be written a second time")
     if os.path.lexists(path) and not _is_marked(path):
         raise UserError(f"{path} exists and was not written by this program: choose another name, or delete it first")
 
@@ -253,6 +261,7 @@ def harmless_cell(text: str) -> str:
 
 
 def _marked(content: bytes, suffix: str) -> bytes:
+    """Return the content with a mark; ``suffix`` is in lower case."""
     if _has_mark(content[:ENDS], content[-ENDS:]):  # a copy of a file that has it
         return content
     if suffix == ".json" and content.startswith(b"{"):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from isda_repro.errors import UserError
-from isda_repro.files import check_output, write_output
+from isda_repro.files import TEXTS, check_output, write_output
 from isda_repro.models import Network
 from isda_repro.training.compute import processor
 
@@ -23,7 +23,7 @@ def output_argument(arguments: list[str]) -> Path | None:
     """Parse ``output=FILE``, the only argument of a benchmark; None if it is not given.
 
     Raises:
-        UserError: there is another argument, or a file of this name that is not ours.
+        UserError: there is another argument, or ``output_path`` refuses the file.
     """
     match arguments:
         case []:
@@ -38,11 +38,11 @@ def output_path(name: str | None) -> Path | None:
     """Return the path of the report, if one is asked for.
 
     Raises:
-        UserError: there is a file of this name that is not ours; it is refused before hours of work.
+        UserError: ``check_output`` refuses it, before hours of work.
     """
     if name is None:
         return None
-    check_output(path := Path(name))
+    check_output(path := Path(name), TEXTS)
     return path
 
 

@@ -20,7 +20,7 @@ from omegaconf import MISSING
 from isda_repro.config import compose_generator, read_frozen_generator
 from isda_repro.config.checks import GENERATORS, ConfigError
 from isda_repro.config.options import parse_options
-from isda_repro.files import SMALL, check_output, open_regular, write_output
+from isda_repro.files import SMALL, TEXTS, check_output, open_regular, write_output
 from isda_repro.runs.records import GeneratorResult, read_generator_result
 from isda_repro.runs.strict_json import parsed
 
@@ -141,7 +141,7 @@ def main(arguments: list[str]) -> None:
     if not options.runs:
         raise ConfigError("runs= has no folder")
     output = Path(options.output)
-    check_output(output)
+    check_output(output, TEXTS)
     write_output(output, page([Path(folder) for folder in options.runs], output) + "\n")
     print(output)
 

@@ -1,7 +1,7 @@
 """Try values of eta and lambda, which Appendix C leaves open, on a few images. From the repository root:
 
 python scripts/inversion_grid.py generator=runs/<run_id> classifier=runs/<run_id> output=results/inversion/grid
-python scripts/inversion_grid.py ... "etas=[0,0.01,1]" "lambdas=[0.5,2]" count=3 eta=0.01
+python scripts/inversion_grid.py generator=... classifier=... output=... "etas=[0,0.01,1]" "lambdas=[0.5,2]" eta=0.01
 
 Runs Step I with each of etas=. Then, starting from the result for eta=, it runs Step II on features that are moved with
 each of lambdas=, always in the same direction. Writes etas.png, lambdas.png and grid.md into output=, and prints

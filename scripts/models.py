@@ -175,7 +175,7 @@ def main() -> None:
     if unknown := set(options.only) - set(models):
         raise UserError(f"there is no model {', '.join(sorted(unknown))}; there are {', '.join(models)}")
     if options.data is not None:
-        check_output(Path(options.data))
+        check_output(Path(options.data), [".json"])
         if options.only:
             raise UserError("data= is written of all models: leave out only=")
         write_data(Path(options.data), models)

@@ -1,5 +1,7 @@
 """References of the documents: files, headings, and the options and settings of the commands they show must exist."""
 
+import ast
+import inspect
 import re
 import shlex
 import subprocess
@@ -8,7 +10,7 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from isda_repro.config import CONF_DIR, compose_run
+from isda_repro.config import CONF_DIR, compose, compose_run, options
 from isda_repro.config.checks import ConfigError
 
 ROOT = CONF_DIR.parent
@@ -17,6 +19,7 @@ DOCS = sorted(
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"))
 )
 PROGRAM = re.compile(r"^ *(?:\$ )?(?:\w+=\S+ )*(?:python|torchrun .*?) ((?:scripts/train_gan|train)\.py)( [^#\n]*|$)")
+SCRIPT = re.compile(r"python ((?:scripts|benchmarks)/(?!train_gan)[\w/]+\.py)([^#`\n]*)")
 NOT_COMPOSED = ("--", "-m", "runs/", "...", "model.weights=", "<")  # options, missing files, and ellipses
 
 
@@ -69,6 +72,42 @@ def test_shown_commands_compose(command, settings):
     except ConfigError as error:
         pytest.fail(f"{command}: {error}")
     assert not OmegaConf.missing_keys(cfg)
+
+
+def commands_of_scripts():
+    """Return the other commands with options, in the documents and in the help of the scripts, by command."""
+    texts = [(ROOT / name).read_text() for name in DOCS]
+    texts += [ast.get_docstring(ast.parse(path.read_text())) or "" for path in (ROOT / "scripts").glob("*.py")]
+    shown = {match[0].strip(): match for text in texts for match in SCRIPT.finditer(text)}
+    return {
+        command: (match[1], shlex.split(match[2]))
+        for command, match in sorted(shown.items())
+        if "parse_options(" in (ROOT / match[1]).read_text()
+    }
+
+
+class Parsed(Exception):  # noqa: N818
+    """The options have been read, and the work would begin."""
+
+
+@pytest.mark.parametrize(("command", "parts"), commands_of_scripts().items(), ids=lambda value: str(value)[:60])
+def test_options_of_shown_commands_exist(command, parts, monkeypatch, load_script):
+    name, arguments = parts
+    monkeypatch.syspath_prepend((ROOT / name).parent)
+    script, taken = load_script(name.removesuffix(".py")), []
+
+    def parse(schema, given):
+        taken.extend(given)
+        raise Parsed(options.parse_options(schema, given))
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.setattr(script, "parse_options", parse)
+    with pytest.raises(Parsed):
+        script.main(*([arguments] if inspect.signature(script.main).parameters else []))
+    settings = [one for one in arguments if "=" in one and one not in taken]
+    settings = [one for one in settings if not one.startswith(("run=", "model.weights="))]  # they name files
+    assert not settings or not OmegaConf.missing_keys(compose(settings))
 
 
 @pytest.mark.parametrize("name", [name for name in DOCS if "```python" in (ROOT / name).read_text()])

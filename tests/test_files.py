@@ -18,6 +18,7 @@ from isda_repro.files import (
     atomic_write,
     cache_folder,
     check_output,
+    harmless_cell,
     named,
     open_regular,
     rename_aside,
@@ -273,6 +274,12 @@ def test_output_that_is_no_file_of_ours_is_refused(tmp_path, make):
     make(tmp_path / "a.md")
     with pytest.raises(UserError, match=r"a\.md"):
         write_output(tmp_path / "a.md", "# a")
+
+
+@pytest.mark.parametrize("text", ["=1+1", " =1+1", "\t@x", "+1", "-1"])
+def test_formula_of_a_spreadsheet_gets_an_apostrophe(text):
+    assert harmless_cell(text) == f"'{text}"
+    assert harmless_cell(f"a{text}") == f"a{text}"
 
 
 def test_committed_outputs_can_be_written_again(root):

@@ -69,6 +69,32 @@ def test_every_benchmark_begins_as_its_documentation_says(name, tmp_path):
     assert "a.md" in ended.stderr
 
 
+@pytest.mark.parametrize("name", ["r.MD", "r.Html"])
+def test_report_is_written_again_whatever_the_case_of_its_suffix(tmp_path, name):
+    for _ in range(2):
+        conclude(["# a"], [], output_path(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize(
+    ("script", "option"),
+    [
+        *((None, f"output={name}") for name in ("r", "r.txt", "r.markdown", "r.json", "r.csv", "r.png")),
+        ("gan_gallery", "output=r.txt"),
+        ("models", "output=r.txt"),
+        ("models", "data=r.md"),
+    ],
+)
+def test_suffix_whose_files_cannot_be_marked_is_refused_by_name(tmp_path, monkeypatch, load_script, script, option):
+    monkeypatch.chdir(tmp_path)
+    arguments = [option, *(["runs=[nowhere]"] if script == "gan_gallery" else [])]
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
+    main = output_argument if script is None else load_script(script).main
+    with pytest.raises(UserError, match=r"must end in .*\.(md|html|json)") as caught:
+        main(*([] if script == "models" else [arguments]))
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["costs.md", "costs.json"])
 def test_counting_of_the_models_is_refused_before_it_begins(tmp_path, monkeypatch, load_script, name):
     (tmp_path / name).write_bytes(THEIRS)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -196,12 +197,16 @@ def test_a_frozen_file_is_read_as_it_was_written_whichever_kind_it_is(composed, 
         read_frozen(tmp_path / "1.yaml")
 
 
-def test_a_frozen_run_is_where_its_file_is(composed, tmp_path):
+def test_a_frozen_run_is_where_its_file_is(composed, tmp_path, monkeypatch):
     cfg = composed(BASE)
     for name, runs_dir in ((cfg.run_id, str(tmp_path.resolve())), ("other", "runs")):
         (tmp_path / name).mkdir()
         write_frozen(cfg, tmp_path / name / "config.yaml")
+        (tmp_path / f"link to {name}").symlink_to(tmp_path / name)
         assert read_frozen(tmp_path / name / "config.yaml").runs_dir == runs_dir
+        assert read_frozen(tmp_path / f"link to {name}" / "config.yaml").runs_dir == runs_dir
+        monkeypatch.chdir(tmp_path / name)
+        assert read_frozen(Path("config.yaml")).runs_dir == runs_dir
 
 
 def test_a_frozen_file_older_than_a_setting_without_influence_is_read(composed, tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from batches import same
 
 from isda_repro.data import AutoAugment, Chain, Cutout, DataError, InMemoryLoader, PadCropFlip, Share, Split, in_memory
 from isda_repro.errors import UserError
@@ -21,13 +22,6 @@ def split():
 def loader(split, *, seed=0, **options):
     options = {"batch_size": 32, "augmentation": PadCropFlip(), "shuffle": True, "device": CPU, **IDENTITY} | options
     return InMemoryLoader(split, seed=seed, **options)
-
-
-def same(batches, others):
-    batches, others = list(batches), list(others)
-    return len(batches) == len(others) and all(
-        torch.equal(a, b) for one, other in zip(batches, others, strict=True) for a, b in zip(one, other, strict=True)
-    )
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from batches import same
 from pictures import make_folder
 
 from isda_repro.data import (
@@ -35,13 +36,6 @@ def loader(split, **options):
     crop_and_cutout = Chain(crop=PadCropFlip(), cutout=Cutout(4))
     options = {"augmentation": crop_and_cutout, "mixup": MIXUP, "shuffle": True, "seed": 3} | options
     return InMemoryLoader(split, batch_size=BATCH, mean=(0.5,) * 3, std=(0.2,) * 3, device=CPU, **options)
-
-
-def same(batches, others):
-    batches, others = list(batches), list(others)
-    return len(batches) == len(others) and all(
-        torch.equal(a, b) for one, other in zip(batches, others, strict=True) for a, b in zip(one, other, strict=True)
-    )
 
 
 def joined(parts, step):

@@ -59,6 +59,13 @@ def test_limits_are_balanced_nested_and_after_the_holdout(source):
     assert set(numbers_of(smaller.train).tolist()) <= set(numbers_of(take(source, train_limit=100).train).tolist())
 
 
+def test_each_purpose_has_a_fixed_stream_of_its_own(source):
+    """Committed results depend on these images."""
+    both = take(source, train_limit=6, test_limit=6)
+    found = [numbers_of(split).tolist() for split in (take(source, holdout=6).test, both.train, both.test)]
+    assert found == [[476, 663, 775, 778, 809, 962], [52, 517, 548, 663, 721, 744], [6, 34, 65, 69, 143, 177]]
+
+
 def test_nothing_asked_nothing_changed(source):
     assert take(source) == source
     assert torch.equal(take(source, train_limit=1000).train.images, source.train.images)

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from batches import same
 from pictures import content, make_folder, picture
 
 from isda_repro.data import (
@@ -62,13 +63,6 @@ def loader(split, workers=0, **options):
         **options,
     }
     return StreamingLoader(split, workers=workers, **options)
-
-
-def same(batches, others):
-    batches, others = list(batches), list(others)
-    return len(batches) == len(others) and all(
-        torch.equal(a, b) for one, other in zip(batches, others, strict=True) for a, b in zip(one, other, strict=True)
-    )
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

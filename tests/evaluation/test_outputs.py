@@ -2,15 +2,17 @@
 
 import csv
 import io
+import json
 
 import numpy as np
 import pytest
 import torch
 
+from isda_repro.data import Source, Split
 from isda_repro.errors import UserError
 from isda_repro.evaluation import Predictions, class_errors
 from isda_repro.evaluation.measures import calibrate
-from isda_repro.evaluation.outputs import confusion_csv, per_class_csv, predictions_csv
+from isda_repro.evaluation.outputs import Measured, confusion_csv, per_class_csv, predictions_csv
 from isda_repro.evaluation.pictures import _calibration_figure, _confusion_figure, draw_confusion
 from isda_repro.files import write_output
 
@@ -51,6 +53,17 @@ def test_predictions():
     assert header[-2:] == ["class_2", "probability_2"]
     assert lines[0] == ["'@x.jpg", "'=1+1", SHOWN[1], "0.75", "'=1+1", "0.25"]
     assert lines[1] == ["b.jpg", "new\\nline", "'=1+1", "0.5", "ant", "0.125"]
+
+
+@pytest.mark.parametrize(("labels", "groups"), [([0, 1, 2, 3], set()), ([0, 0, 1, 2, 3], {"few_shot_error"})])
+def test_summary_is_json_and_has_errors_of_groups_of_long_tailed_data_alone(labels, groups):
+    split = Split(torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), torch.tensor(labels))
+    measured = Measured(PREDICTIONS, Source("x", split, split, 4, tuple(NAMES)))
+    summary = json.loads(json.dumps(measured.summary()), parse_constant=pytest.fail)
+    assert {key for key in summary if key.endswith("shot_error")} == groups
+    assert sum(one["images"] for one in summary["calibration"]) == 2
+    for one in summary["calibration"]:
+        assert (one["accuracy"] is None) == (one["mean_probability"] is None) == (one["images"] == 0)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,18 @@ def step(criterion, head, features, targets, progress=0.7):
     return loss.detach(), features.grad, gradients, dict(criterion.named_buffers())
 
 
+def as_function(criterion):
+    """Return the loss as a function of features, weight and bias of the head, and targets, for numeric gradients."""
+
+    def value(features, weight, bias, targets):
+        layer = nn.Linear(*weight.T.shape).to(weight.dtype)
+        del layer.weight
+        layer.weight = weight
+        return criterion(features, features @ weight.T + bias, targets, head=layer, progress=1.0)
+
+    return value
+
+
 @contextmanager
 def unchanged(criterion):
     before = copy.deepcopy(criterion.state_dict())

@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from criteria import WITH_SIGMA2, assert_same, make, step
+from criteria import WITH_SIGMA2, as_function, assert_same, make, step
 from float64_reference import loss_with_label, reduced, two_pass
 from torch import nn
 
@@ -93,14 +93,8 @@ def test_gradients_are_derivatives(name, monkeypatch):
     if name != "isda_identity":  # the gradient treats statistics as constants
         monkeypatch.setattr(criterion.statistics, "update", lambda features, targets: None)
 
-    def value(features, weight, bias):
-        layer = nn.Linear(3, 4).double()
-        del layer.weight
-        layer.weight = weight
-        return criterion(features, features @ weight.T + bias, targets, head=layer, progress=1.0)
-
     inputs = (one.detach().clone().requires_grad_() for one in (features, head.weight, head.bias))
-    assert torch.autograd.gradcheck(value, tuple(inputs))
+    assert torch.autograd.gradcheck(as_function(criterion), (*inputs, targets))
 
 
 def test_smoothed_loss_bounds_the_expectation_where_smoothed_augmented_logits_would_not():

@@ -9,11 +9,11 @@ from torch import nn
 from isda_repro.losses.criterion import check_progress
 
 
-@pytest.mark.parametrize("ignored", [-100, 255, 3])
+@pytest.mark.parametrize("ignored", [-100, 255, 3, 0])
 @pytest.mark.parametrize("name", WITHOUT_DRAWS)
 def test_ignored_samples_count_for_nothing(name, ignored, request):
     criterion, head, features, targets = make(name, ignore_index=ignored)
-    targets = targets.masked_fill(targets == 3, 2)
+    targets = targets.masked_fill(targets == ignored, 2)
     places = torch.arange(0, 24, 5)
     poisoned = features.detach().clone()
     poisoned[places] = 1e30

@@ -7,10 +7,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from criteria import MAKERS, WITH_PRIOR, WITH_SIGMA2, assert_same, make, unchanged
+from criteria import MAKERS, WITH_PRIOR, WITH_SIGMA2, as_function, assert_same, make, unchanged
 from float64_reference import loss_with_label, mixed_with_pooled, two_pass, two_pass_soft
 from test_arguments import COMBINED, WEIGHT, arguments, gradients, torchs
-from torch import nn
 
 from isda_repro.losses.soft_targets import LARGEST_EXPONENT, raised_by_labels
 
@@ -131,12 +130,7 @@ def test_gradients_are_derivatives_also_for_the_probabilities(name, monkeypatch)
     if name != "isda_identity":  # the gradient treats statistics as constants
         monkeypatch.setattr(criterion.statistics, "update", lambda features, targets: None)
 
-    def value(features, weight, bias, targets):
-        layer = nn.Linear(3, 4).double()
-        del layer.weight
-        layer.weight = weight
-        return criterion(features, features @ weight.T + bias, targets, head=layer, progress=1.0)
-
+    value = as_function(criterion)
     inputs = [one.detach().clone().requires_grad_() for one in (features, head.weight, head.bias, dense(6, 4) + 0.1)]
     assert torch.autograd.gradcheck(value, inputs)
     fixed = (one.detach() for one in inputs[1:])

@@ -85,6 +85,13 @@ def test_batch_of_overflows_alone_changes_no_state(name, way):
         learn(criterion, head, torch.full_like(features, torch.nan), targets)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_squared_differences_of_2_to_the_24_of_the_largest_samples_add_up_in_float32(dtype):
+    largest = largest_feature(torch.float64, dtype)
+    assert largest == pytest.approx(2.25e15, rel=1e-2)
+    assert 2**24 * (2 * largest) ** 2 <= torch.finfo(torch.float32).max * (1 + 1e-12)
+
+
 @pytest.mark.parametrize("state", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", WITH_STATE)
 def test_largest_samples_that_enter_leave_all_finite(name, state, way):

@@ -1,6 +1,7 @@
 """``criterion.summary``: added terms, margins, traces and effective ranks, from the samples that were seen."""
 
 import copy
+import json
 from statistics import fmean
 
 import pytest
@@ -115,6 +116,17 @@ def test_before_the_first_sample_all_figures_are_zero(name):
     found = criterion.summary(head=head)
     numbers = [value for value in found.values() if not isinstance(value, list)]
     assert numbers == [0.0] * len(numbers)
+
+
+@pytest.mark.parametrize("name", EACH_CLASS)
+def test_figures_that_overflow_are_numbers_in_json(name):
+    criterion, head, features, targets = make(name, dtype=torch.float32)
+    features = features * 1e15
+    criterion(features, head(features), targets, head=head, progress=0.5)
+    head.weight.data *= 1e25
+    found = criterion.summary(head=head)
+    json.dumps(found, allow_nan=False)
+    assert found["trace"] > 1e29
 
 
 def test_head_in_a_wrapper_in_half_precision_or_as_a_convolution_gives_the_same():

@@ -128,12 +128,16 @@ def test_how_a_process_ended_is_told_by_what_it_noted_its_signal_or_its_log(tmp_
     assert exit_status_of(tmp_path, 1) == (1, "last words")
     (tmp_path / "log.txt").write_text("ValueError: caught\nepoch 1\nRuntimeError: a defect\nlast words\n")
     assert exit_status_of(tmp_path, 1) == (1, "RuntimeError: a defect")
+    with (tmp_path / "log.txt").open("a") as log:
+        log.write("epoch 2\n" * 2**18 + "OSError: the last defect\n")
+    assert exit_status_of(tmp_path, 1) == (1, "OSError: the last defect"), "only the end of a large log is read"
     write_exit_status(tmp_path, ExitStatus(75, "SIGTERM: stopped"))
     write_exit_status(tmp_path, ExitStatus(2, "lost contact"), keep=True)
     assert exit_status_of(tmp_path, 1) == (75, "SIGTERM: stopped")
     write_exit_status(tmp_path, ExitStatus(2, "lost contact"))
     assert read_exit_status(tmp_path) == (2, "lost contact")
-    for damaged in ("{", '{"exit_code": true, "said": "x"}', '{"exit_code": 3, "said": 4}', '{"exit_code": 3}', "[3]"):
+    codes = [f'{{"exit_code": {code}, "said": "x"}}' for code in ("true", "3.0", 1024, -(10**30))]
+    for damaged in ("{", *codes, '{"exit_code": 3, "said": 4}', '{"exit_code": 3}', "[3]"):
         (tmp_path / "ended.json").write_text(damaged)
         assert read_exit_status(tmp_path) is None
     write_exit_status(tmp_path / "missing", ExitStatus(1, "x"))

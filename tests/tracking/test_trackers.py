@@ -6,6 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from wandb_runs import SEGMENT, epoch, result
@@ -35,6 +36,16 @@ def test_each_line_is_on_the_disk_when_log_returns_and_the_result_is_none(tmp_pa
         tracker.log(epoch(2, float("nan")))
     assert tracker.bytes_written == path.stat().st_size, "nothing of it"
     tracker.close()
+
+
+def test_a_line_of_which_the_system_takes_a_part_at_a_time_is_written_whole(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    tracker = JsonLines(path)
+    file = tracker._file
+    monkeypatch.setattr(tracker, "_file", SimpleNamespace(write=lambda line: file.write(line[:10]), fileno=file.fileno))
+    tracker.log(SEGMENT)
+    file.close()
+    assert path.read_text() == json.dumps(SEGMENT) + "\n"
 
 
 def test_a_resumed_run_keeps_the_lines_that_it_does_not_write_again(tmp_path):

@@ -12,6 +12,7 @@ from isda_repro.losses import CrossEntropy, class_balanced_weights
 from isda_repro.training import builders
 from isda_repro.training import compute as compute_module
 from isda_repro.training.compute import resolve_compute
+from isda_repro.training.distributed import Processes
 
 
 def assemble(*overrides):
@@ -178,3 +179,10 @@ def test_training_images_are_mixed_and_evaluated_ones_are_not():
     assert mixed.shape == (64, 10)
     assert labels.dtype == torch.int64
     assert criterion.takes_probabilities
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("auto", [7, 3, 1]), (5, [5, 5, 5])])
+def test_processes_of_a_host_share_its_cores_among_their_workers(monkeypatch, asked, expected):
+    monkeypatch.setattr("joblib.cpu_count", lambda: 7)
+    hosts = [Processes(world_size=16, local_world_size=count) for count in (1, 2, 8)]
+    assert [builders._workers(asked, processes) for processes in hosts] == expected

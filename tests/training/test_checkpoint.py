@@ -130,6 +130,8 @@ def test_only_what_is_ours_is_deleted(tmp_path):
         *THEIRS,
         "checkpoint-000000001.pt.0a1b2c3d.tmp",
         "checkpoint.pt.0a1b2c3d.tmp",
+        "result.json.0a1b2c3d.tmp",
+        "environment.json.0a1b2c3d.tmp",
         "checkpoint-000000007.pt",
     ):
         (tmp_path / name).write_text(name)

@@ -134,7 +134,12 @@ def rewrite(path, change):
 
 
 @pytest.mark.parametrize(
-    "change", [lambda state: state.pop("ranks"), lambda state: state.update(run_id="another")], ids=["ranks", "another"]
+    "change",
+    [
+        *(lambda state, key=key: state.pop(key) for key in ("ranks", "metrics_bytes")),
+        lambda state: state.update(run_id="another"),
+    ],
+    ids=["ranks", "metrics_bytes", "another"],
 )
 def test_checkpoint_of_another_version_or_run_is_set_aside(tmp_path, monkeypatch, capsys, undisturbed, request, change):
     cfg = settings(tmp_path, "checkpoint.steps=1")

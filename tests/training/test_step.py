@@ -13,7 +13,8 @@ from isda_repro.errors import UserError
 from isda_repro.losses import CrossEntropy, ISDALoss
 from isda_repro.models import Network
 from isda_repro.training.compute import Compute
-from isda_repro.training.running_metrics import Stopwatch
+from isda_repro.training.distributed import SINGLE_PROCESS
+from isda_repro.training.running_metrics import RunningMetrics, Stopwatch
 from isda_repro.training.step import compute_gradients, refuse_single_images
 
 CPU = torch.device("cpu")
@@ -159,3 +160,12 @@ def test_gradients_add_up_and_the_criterion_is_timed():
     seconds = stopwatch.seconds()
     assert seconds["criterion"] > 0
     assert stopwatch.seconds() == {}
+
+
+def test_first_step_without_a_finite_loss_is_the_bad_one():
+    metrics = RunningMetrics(CPU)
+    for step, loss in enumerate([1.0, float("nan"), 2.0, float("inf")]):
+        metrics.add(torch.tensor(loss), torch.zeros(2, 4), torch.zeros(2, dtype=torch.long), step)
+        assert metrics.bad_step(SINGLE_PROCESS) == (1 if step else None)
+    metrics.reset()
+    assert metrics.bad_step(SINGLE_PROCESS) is None
