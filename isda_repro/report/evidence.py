@@ -23,6 +23,12 @@ class Shown:
     filled: FilledTable
 
     @property
+    def is_of_paper(self) -> bool:
+        """True for the paper's tables, which have its values, and its figures, of which Figure 2 has none."""
+        table = self.filled.table
+        return table.name.startswith("figure") or any(cell.paper is not None for cell in table.cells)
+
+    @property
     def runs(self) -> dict[str, Run]:
         """Run id -> run, for every run of the table. Cells may share runs."""
         return {run.run_id: run for runs in self.plan.values() for run in runs}

@@ -51,10 +51,11 @@ def names_of(result: Result) -> dict[str, str]:
 
 def facts_of(result: Result) -> str:
     """Return the text under a panel's title. Non-breaking spaces keep each number with its unit."""
+    passes = result.request["recipe"].get("passes") or 1
     parts = [
         f"{result.choices['augmentation']} augmentation",
         f"{result.train_images:,} training images",
-        f"{result.epochs} epoch{'s' if result.epochs > 1 else ''}",
+        f"{result.epochs} epoch{'s' if result.epochs > 1 else ''}{f' of {passes} passes' if passes > 1 else ''}",
     ]
     return ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
 

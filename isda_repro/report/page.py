@@ -91,8 +91,7 @@ def page(evidence: Evidence, runs_dir: Path, results_dir: Path) -> str:
         parts=[_part(shown, runs_dir, results_dir) for shown in evidence.tables],
         states=STATES,
         source=SOURCE,
-        wanted=len(wanted),
-        done=len(wanted.keys() & evidence.results.keys()),
+        counts=_counts(evidence),
         finished=len(evidence.results),
         others=len(evidence.results.keys() - wanted.keys()),
         hardware=_named(evidence, "hardware"),
@@ -109,6 +108,17 @@ def page(evidence: Evidence, runs_dir: Path, results_dir: Path) -> str:
         data=_packed(json.dumps(data, separators=(",", ":"), allow_nan=False)),  # NaN is no JSON for a browser
     )
     return text.encode(errors="backslashreplace").decode()  # names in a table file may hold what cannot be encoded
+
+
+def _counts(evidence: Evidence) -> list[str]:
+    """Return how many runs are finished: of the paper's tables, and of this project's own. A run counts once."""
+    of_paper = {name for shown in evidence.tables if shown.is_of_paper for name in shown.runs}
+    groups = {"the paper's tables": of_paper, "this project's own tables": evidence.runs.keys() - of_paper}
+    return [
+        f"{len(runs & evidence.results.keys()):,} of {len(runs):,} run{'s' if len(runs) != 1 else ''} of {tables}"
+        for tables, runs in groups.items()
+        if runs
+    ]
 
 
 def _part(shown: Shown, runs_dir: Path, results_dir: Path) -> TablePart:

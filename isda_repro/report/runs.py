@@ -94,8 +94,8 @@ def described(results: Mapping[str, tuple[str, Result]], order: Iterable[str] = 
 
     Returns:
         A dictionary with ``runs``; ``panels``, whose ``lines`` have the indices of their ``runs``; ``epochs_each``, the
-        most epochs that a curve keeps; and the shared values to which runs refer by number: ``settings``, ``sizes``,
-        ``environments``, ``segments``, ``epochs``.
+        most epochs that a curve keeps; ``metrics``, the descriptions of the runs' errors; and the shared
+        values to which runs refer by number: ``settings``, ``sizes``, ``environments``, ``segments``, ``epochs``.
     """
     names = [name for name in dict.fromkeys((*order, *sorted(results))) if name in results]
     most = epochs_each(len(names))
@@ -105,6 +105,7 @@ def described(results: Mapping[str, tuple[str, Result]], order: Iterable[str] = 
         "runs": runs,
         "panels": _panels([results[name][1] for name in names]),
         "epochs_each": most,
+        "metrics": METRICS,
         **{name: pool.values for name, pool in pools.items()},
     }
 
@@ -126,11 +127,7 @@ def _run(result: Result, file: str, most: int, pools: Mapping[str, Pool]) -> dic
         "seed": result.request["seed"],
         "file": file,
         "on": result.evaluated_on,
-        "errors": {
-            name.removeprefix("test_error_"): round(value, 4)
-            for name in METRICS
-            if (value := getattr(result, name)) is not None
-        },
+        "errors": {name: round(value, 4) for name in METRICS if (value := getattr(result, name)) is not None},
         "timing": {name: float(f"{value:.4g}") for name, value in result.timing.items()},
         "curves": curves_of(result, kept),
         "epochs": pools["epochs"].number(kept),

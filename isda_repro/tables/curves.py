@@ -6,15 +6,17 @@ The curve of a finished run is in its result. A run that is still training, or w
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from isda_repro.experiments.plan import Plan, Run
 from isda_repro.experiments.table import Cell, Label
 from isda_repro.runs.records import EpochRecord, RecordError, read_metrics
 from isda_repro.tables.aggregate import FilledCell, FilledTable
+from isda_repro.tables.comparison import best
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Curve:
     floor: float  # where an error of 0 is drawn on a logarithmic axis: half an image, or half the smallest error
     value: float | None  # the mean printed in the table; None while no run is finished
     paper: float | None = None  # the paper's value
+    is_best: bool = False  # the table prints its value in bold
+    passes: int = 1  # over the training images in an epoch
 
     @property
     def label(self) -> str:
@@ -41,6 +45,12 @@ class Curve:
 def curve_of(metric: str) -> str:
     """Return the name of the curve that a metric is computed from: ``test_error`` for ``test_error_last10``."""
     return metric.rpartition("_")[0]
+
+
+def epoch_label(curves: Iterable[Curve]) -> str:
+    """Return the label of the horizontal axis. It has the passes of an epoch if all curves have the same number."""
+    passes = {curve.passes for curve in curves}
+    return f"epoch (of {passes.pop()} passes)" if len(passes) == 1 and passes != {1} else "epoch"
 
 
 def panels(filled: FilledTable, plan: Plan | None = None, runs_dir: Path | None = None) -> dict[str, dict[str, Curve]]:
@@ -55,10 +65,11 @@ def panels(filled: FilledTable, plan: Plan | None = None, runs_dir: Path | None 
     """
     found: dict[str, dict[str, Curve]] = {}
     by_row = filled.table.figure.lines == "rows"
+    lowest = best(filled.table, {key: cell.summary.mean for key, cell in filled.cells.items() if cell.summary})
     for (row, column), cell in filled.cells.items():
         title, line = (column, ", ".join(row)) if by_row else ((*row, *column[:-1]), column[-1])
         paper = None if filled.is_reduced or cell.cell.paper is None else cell.cell.paper.mean
-        curve = _finished(line, cell, paper) if cell.values else None
+        curve = _finished(line, cell, paper, (row, column) in lowest) if cell.values else None
         if curve is None and plan is not None and runs_dir is not None:
             curve = _unfinished(line, cell.cell, plan.get(cell.cell, ()), runs_dir)
         if curve is not None:
@@ -70,14 +81,19 @@ def _joined(title: Label) -> str:
     return ", ".join(title)
 
 
-def _finished(name: str, cell: FilledCell, paper: float | None) -> Curve:
+def _finished(name: str, cell: FilledCell, paper: float | None, is_best: bool) -> Curve:
     """Return the curve of a cell's finished runs, which all have the same schedule, up to the last epoch of all."""
     results = list(cell.results().values())
     errors = [result.curves[curve_of(cell.cell.metric)] for result in results]
     floor = 50 / max(result.test_images for result in results)
     drops = learning_rate_drops(results[0].curves["lr"])
     value = None if cell.summary is None else cell.summary.mean
-    return replace(_curve(name, None, errors, drops, floor, value), paper=paper)
+    passes = _passes(results[0].request)
+    return replace(_curve(name, None, errors, drops, floor, value), paper=paper, is_best=is_best, passes=passes)
+
+
+def _passes(settings: Mapping[str, Any]) -> int:
+    return settings["recipe"].get("passes") or 1  # older runs do not have this setting
 
 
 def _unfinished(name: str, cell: Cell, runs: Sequence[Run], runs_dir: Path) -> Curve | None:
@@ -91,7 +107,8 @@ def _unfinished(name: str, cell: Cell, runs: Sequence[Run], runs_dir: Path) -> C
     unfinished = f"unfinished: epoch {epochs} of {runs[0].settings['recipe']['epochs']}"
     drops = learning_rate_drops([record.lr for record in begun[0][:epochs]])
     smallest = min(error for error in itertools.chain(*errors, (100.0,)) if error > 0)
-    return _curve(name, unfinished, errors, drops, smallest / 2, None)
+    passes = _passes(runs[0].settings)
+    return replace(_curve(name, unfinished, errors, drops, smallest / 2, None), passes=passes)
 
 
 def _so_far(path: Path, shown: str) -> Iterator[EpochRecord]:

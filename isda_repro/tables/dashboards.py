@@ -40,6 +40,13 @@ class Shown:
     text: str
 
     @property
+    def error(self) -> str:
+        """What its curves show, as a panel's title."""
+        datasets = [run.settings.get("dataset", {}) for runs in self.plan.values() for run in runs]
+        is_held_out = any(dataset.get("holdout") for dataset in datasets)
+        return "error on held-out images (%)" if is_held_out else "test error (%)"
+
+    @property
     def run_ids(self) -> list[str]:
         """Ids of all runs of its cells, each once."""
         return list(dict.fromkeys(run.run_id for runs in self.plan.values() for run in runs))
@@ -82,7 +89,10 @@ def sections(shown: Sequence[Shown]) -> list[Section]:
             name=f"{one.table.name}: {one.table.title}",
             panels=[
                 wr.MarkdownPanel(markdown=one.text, layout=wr.Layout(w=TABLE_WIDTH, h=12)),
-                *_panels(*([in_table(name, of) for name in _within(one, shown)] for of in (TEST_ERROR, TABLE_VALUE))),
+                *_panels(
+                    one.error,
+                    *([in_table(name, of) for name in _within(one, shown)] for of in (TEST_ERROR, TABLE_VALUE)),
+                ),
             ],
             is_open=number == 0,
         )
@@ -113,7 +123,7 @@ def blocks(shown: Sequence[Shown]) -> list[Any]:
     made: list[Any] = [wr.TableOfContents()]
     for one in shown:
         runs = wr.Runset(name=one.table.name, filters=expr.And(expr.Metric("ID").isin(one.run_ids)), groupby=["group"])
-        panels = _panels([TEST_ERROR], [TABLE_VALUE])
+        panels = _panels(one.error, [TEST_ERROR], [TABLE_VALUE])
         made += [
             wr.H2(f"{one.table.name}: {one.table.title}"),
             wr.MarkdownBlock(one.text),
@@ -122,7 +132,7 @@ def blocks(shown: Sequence[Shown]) -> list[Any]:
     return made
 
 
-def _panels(curves: list[str], values: list[str]) -> list[Any]:
+def _panels(error: str, curves: list[str], values: list[str]) -> list[Any]:
     """Return two panels: each cell's mean curve with a band from lowest to highest seed, and each cell's value."""
     import wandb_workspaces.reports.v2 as wr
 
@@ -134,7 +144,7 @@ def _panels(curves: list[str], values: list[str]) -> list[Any]:
         groupby_rangefunc="stddev",
         max_runs_to_show=MOST_RUNS,
     )
-    return [_curves(curves, "test error (%)", log_y=True), bars]
+    return [_curves(curves, error, log_y=True), bars]
 
 
 def _curves(metrics: list[str], title: str, log_y: bool | None = None) -> LinePlot:

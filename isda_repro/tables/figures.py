@@ -14,7 +14,8 @@ from isda_repro.experiments.plan import Plan
 from isda_repro.plotting import write_figure
 from isda_repro.runs.records import METRICS
 from isda_repro.tables.aggregate import FilledTable
-from isda_repro.tables.curves import Curve, panels
+from isda_repro.tables.comparison import competes
+from isda_repro.tables.curves import Curve, epoch_label, panels
 from isda_repro.tables.many_curves import detailed_figure, mark_drops, mark_paper
 
 if TYPE_CHECKING:  # matplotlib takes half a second to import
@@ -55,9 +56,8 @@ def draw_curves(filled: FilledTable, path: Path, plan: Plan | None = None, runs_
         return []
     how = filled.table.figure
     if how.detail:
-        return write_figure(
-            path, lambda: detailed_figure(drawn, filled.evaluated_on, METRICS[filled.table.metric], how)
-        )
+        numbers = f"{METRICS[filled.table.metric]}, bold {competes(filled.table)}"
+        return write_figure(path, lambda: detailed_figure(drawn, filled.evaluated_on, numbers, how))
     abreast = len({column[:-1] for column in filled.table.columns})
     return write_figure(path, lambda: _figure(drawn, filled.evaluated_on, abreast))
 
@@ -119,6 +119,6 @@ def _dress(axes: Any, title: str, curves: list[Curve], evaluated_on: str) -> Non
     if paper:
         axes.plot([], [], color="0.4", linewidth=0.6, label="the paper's values")
     axes.set_title(title, fontsize=10)
-    axes.set_xlabel("epoch")
+    axes.set_xlabel(epoch_label(curves))
     axes.set_ylabel(f"{evaluated_on} error (%)")
     axes.legend(loc="best", fontsize=9, handlelength=2.8)

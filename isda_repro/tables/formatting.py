@@ -52,15 +52,17 @@ def format_difference(difference: Difference, runs: int | None = None) -> str:
     Args:
         difference: method minus baseline.
         runs: number of runs of the larger of the two cells. If the difference is not taken over that many pairs, the
-            text says over how many, or that the interval is Welch's. None: it does not.
+            text says over how many, or that the interval, if there is one, is Welch's. None: it does not.
     """
     interval = ""
     if difference.low is not None and difference.high is not None:
         interval = f" [{format_number(difference.low)}, {format_number(difference.high)}]"
     text = f"{format_number(difference.mean, sign=True)}{interval}{VERDICTS[difference.verdict]}"
-    if runs is None or difference.pairs == runs or difference.verdict == "unknown":
+    if runs is None or difference.pairs == runs:
         return text
-    return f"{text}, {difference.pairs} pairs" if difference.pairs else f"{text}, Welch"
+    if difference.pairs:
+        return f"{text}, {difference.pairs} pair{'s' if difference.pairs > 1 else ''}"
+    return text if difference.verdict == "unknown" else f"{text}, Welch"
 
 
 def printed_decimals(values: Iterable[PaperValue]) -> int:

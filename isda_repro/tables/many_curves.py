@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from isda_repro.experiments.table import PlotSpec
-from isda_repro.tables.curves import Curve, seeds
+from isda_repro.tables.curves import Curve, epoch_label, seeds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,13 +93,13 @@ class _Writing:
         return [one for one in (count, curve.unfinished) if one is not None]
 
 
-def detailed_figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, metric: str, how: PlotSpec) -> Figure:
+def detailed_figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, numbers: str, how: PlotSpec) -> Figure:
     """Return a figure with a pair of axes for each panel, and the names of the lines beside the lower axes.
 
     Args:
         drawn: panel title -> line label -> curve.
         evaluated_on: "test" or "holdout".
-        metric: description of the numbers beside the names.
+        numbers: description of the numbers beside the names, of which the table's best are bold.
         how: the table's ``figure:``.
     """
     from matplotlib.figure import Figure
@@ -110,7 +110,7 @@ def detailed_figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, metri
     most = min(len(drawn), MOST_ABREAST)
     abreast = next((n for n in range(most, 1, -1) if len(drawn) % n == 0), most)
     wide, high = MARGIN + WIDTH + writing.width + GAP, TOP + COURSE + BETWEEN + DETAIL + BOTTOM
-    foot = textwrap.wrap(_foot(curves, writing.usual, metric), int((wide * abreast - MARGIN) * CHARACTERS))
+    foot = textwrap.wrap(_foot(curves, writing.usual, numbers), int((wide * abreast - MARGIN) * CHARACTERS))
     below = FOOT * len(foot)
     size = (wide * abreast, high * -(-len(drawn) // abreast) + below)
     figure = Figure(figsize=size)
@@ -127,19 +127,19 @@ def detailed_figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, metri
         course.set_title(title, fontsize=SIZE + 1.5, pad=5)
         for one in (course, detail):
             one.set_ylabel(f"{evaluated_on} error (%)" if index % abreast == 0 else "", fontsize=SIZE + 0.5)
-        detail.set_xlabel("epoch", fontsize=SIZE + 0.5)
+        detail.set_xlabel(epoch_label(lines.values()), fontsize=SIZE + 0.5)
     text = "\n".join(foot)
     figure.text(MARGIN / size[0], 0.07 / size[1], text, fontsize=SIZE - 0.5, color="0.3", linespacing=1.5)
     return figure
 
 
-def _foot(curves: Sequence[Curve], usual: int, metric: str) -> str:
+def _foot(curves: Sequence[Curve], usual: int, numbers: str) -> str:
     """Return the text below the panels: what bands, lines and numbers are."""
     bands = f"Mean of {seeds(usual)}, bands from the smallest to the largest" if usual > 1 else "One seed"
     drops = f"{bands}. Dotted: the learning rate drops."
     paper = " Thin horizontal lines: the paper's values." if any(curve.paper is not None for curve in curves) else ""
-    numbers = f" Numbers: {metric}." if any(curve.value is not None for curve in curves) else ""
-    return drops + paper + numbers
+    values = f" Numbers: {numbers}." if any(curve.value is not None for curve in curves) else ""
+    return drops + paper + values
 
 
 def _writing(curves: Sequence[Curve]) -> _Writing:
@@ -272,14 +272,11 @@ def _write(
             axes.plot([0.0, 0.13], [curve.mean[-1], place], color="0.6", linewidth=0.5, clip_on=False)
         axes.plot([0.15, 0.25, 0.35], [place] * 3, color=look.colour, linestyle=look.dashes, linewidth=look.width,
                   markevery=[1], **_marker(look))  # fmt: skip
-        font: dict[str, Any] = {
-            "fontsize": SIZE,
-            "va": "center_baseline",
-            "weight": "bold" if look in BOLD else "normal",
-        }
-        axes.text(SAMPLE, place, writing.name(curve), style="italic" if writing.unusual(curve) else "normal", **font)
+        font: dict[str, Any] = {"fontsize": SIZE, "va": "center_baseline"}
+        weight, style = "bold" if look in BOLD else "normal", "italic" if writing.unusual(curve) else "normal"
+        axes.text(SAMPLE, place, writing.name(curve), weight=weight, style=style, **font)
         value = "" if curve.value is None else f"{curve.value:.2f}"
-        axes.text(writing.width, place, value, ha="right", **font)
+        axes.text(writing.width, place, value, ha="right", weight="bold" if curve.is_best else "normal", **font)
 
 
 def spread(targets: Sequence[float], gap: float, ends: tuple[float, float]) -> list[float]:

@@ -8,6 +8,8 @@ import pytest
 
 from isda_repro import config
 from isda_repro.experiments.plan import Run
+from isda_repro.report.evidence import evidence
+from isda_repro.report.page import page as render
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = (
@@ -18,6 +20,16 @@ DRAWN = (
     "(plots => plots.length && plots.every(plot => plot.querySelector('.main-svg')))"
     "([...document.querySelectorAll('.panel .plot')])"
 )
+WIDE = """
+title: Strengths
+metric: test_error_final
+seeds: [0, 1, 2]
+set: [dataset=digits, model=resnet8, loss=isda]
+rows:
+  - {ResNet-8 on digits with a long name: model=resnet8}
+columns:
+  - {STRENGTHS}
+"""
 HOSTILE = "<img src=x onerror=alert(1)>"
 pytestmark = [
     pytest.mark.browser,
@@ -93,6 +105,7 @@ def test_the_page_loads_silently_and_draws_the_curves_and_a_run(opened, runs, fi
     page = opened()
     assert page.locator(".panel").count() == 3
     assert page.locator("table.runs tbody tr").count() == 15
+    assert page.locator(".panel .legend .heading").all_inner_texts() == ["last epoch"] * 3
     assert page.evaluate("document.querySelector('.panel .plot').layout.shapes.map(s => s.x0)") == [15.5, 23.5]
     means = page.evaluate("[...document.querySelector('.panel .plot').data].filter(t => t.customdata).map(t => t.y)")
     of_ce = [finished(runs["ResNet-8", "CE", seed]).curves["test_error"] for seed in range(3)]
@@ -110,6 +123,8 @@ def test_the_page_loads_silently_and_draws_the_curves_and_a_run(opened, runs, fi
     assert "python train.py dataset=digits model=resnet20 loss=isda seed=1" in text
     assert HOSTILE in text
     assert re.search(r"loss.lambda_0\s+0.5", text)
+    assert re.search(r"test error, mean of the last 10 epochs\s+\d+\.\d\d%", text)
+    assert "undefined" not in text
     page.keyboard.press("Escape")
     until(page, "!document.querySelector('dialog').open && location.hash === ''")
 
@@ -119,7 +134,7 @@ def test_curves_of_covariances_are_drawn_for_the_runs_that_have_them(opened):
     select = page.locator("select[name=curve]")
     assert select.locator("option").all_text_contents()[4:] == ["ISDA: added term / margin"], "no run has the others"
     select.select_option("covariances/ratio")
-    until(page, "document.querySelectorAll('.panel .legend li').length === 3")
+    until(page, "document.querySelectorAll('.panel .legend li button').length === 3")
     until(page, DRAWN)
     assert page.locator(".legend li button").all_inner_texts() == ["isda"] * 3
     means = page.evaluate("[...document.querySelector('.panel .plot').data].filter(t => t.customdata).map(t => t.y)")
@@ -186,6 +201,66 @@ def test_a_phone_does_not_scroll_sideways_and_follows_the_scheme(opened, scheme,
     assert (page.evaluate(brightness) < 60) is not is_dark
 
 
+def test_paper_has_all_panels_and_rows_and_no_column_is_cut(browser, tmp_path, composed, leave):
+    path = tmp_path / "wide.yaml"
+    strengths = ", ".join(f"{value}: loss.lambda_0={value}" for value in (0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9))
+    path.write_text(WIDE.replace("STRENGTHS", strengths))
+    found = evidence([str(path)], composed, tmp_path / "runs", tmp_path / "results")
+    for run in found.runs.values():
+        leave(tmp_path, run)
+    for number in range(13):
+        settings = {**run.settings, "recipe": {**run.settings["recipe"], "lr": 0.013 * (number + 1)}}
+        for seed in range(3):
+            own = {key: value for key, value in settings.items() if key != "run_id"} | {"seed": seed}
+            leave(tmp_path, Run(seed, config.run_id(own), own))
+    found = evidence([str(path)], composed, tmp_path / "runs", tmp_path / "results")
+    (tmp_path / "report.html").write_text(render(found, tmp_path / "runs", tmp_path / "results"))
+    page = browser.new_page(viewport={"width": 700, "height": 900})  # the width of A4 without margins
+    page.set_default_timeout(120_000)
+    page.goto((tmp_path / "report.html").as_uri())
+    until(page, DRAWN)
+    shown = "[document.querySelectorAll('.panel').length, document.querySelectorAll('.runs tbody tr').length]"
+    assert page.evaluate(shown) == [12, 50]
+    page.evaluate("document.querySelectorAll('.legend button')[0].click()")
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(shown) == [14, 63]
+    assert page.evaluate(DRAWN), "at once, as the browser does not wait"
+    right = "const right = (node) => node.getBoundingClientRect().right;"
+    columns = "Math.max(...[...document.querySelectorAll('th, td')].map(right))"
+    assert page.evaluate(f"() => {{ {right} return {columns} }}") <= 700
+    beyond = "document.querySelectorAll('.panel .main-svg')].map(plot => right(plot) - right(plot.closest('.panel')))"
+    assert page.evaluate(f"() => {{ {right} return Math.max(...[...{beyond}) }}") <= 0, "no plot is over another"
+    page.emulate_media(media="screen")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    until(page, "document.querySelector('.panel .main-svg').clientWidth > 600")
+    assert page.evaluate(shown) == [12, 50]
+    assert page.locator(".legend button").first.get_attribute("aria-pressed") == "false"
+    page.close()
+
+
+def test_no_axis_goes_beyond_an_error_of_100(browser, tmp_path, rendered, runs, leave):
+    errors = [99.0] * 30
+    curves = dict.fromkeys(("test_error", "test_loss", "train_error", "train_loss"), errors) | {"lr": [0.05] * 30}
+    leave(
+        tmp_path,
+        runs["ResNet-20", "CE", 0],
+        curves=curves,
+        test_error_last10=99.0,
+        test_error_final=99.0,
+        test_error_best=99.0,
+    )
+    (tmp_path / "report.html").write_text(rendered(tmp_path))
+    page = browser.new_page()
+    page.set_default_timeout(120_000)
+    page.goto((tmp_path / "report.html").as_uri())
+    until(page, DRAWN)
+    low, high = page.evaluate("document.querySelector('.panel .plot')._fullLayout.yaxis.range")
+    assert high == 2
+    assert low < 1.8
+    page.close()
+
+
 def test_a_panel_takes_any_number_of_lines_and_runs_of_any_length(browser, tmp_path, rendered, runs, leave):
     """Results of strangers may be so: a sweep over a hundred strengths, and seeds with fewer epochs than others."""
     run = runs["ResNet-20", "ISDA", 0]
@@ -206,5 +281,5 @@ def test_a_panel_takes_any_number_of_lines_and_runs_of_any_length(browser, tmp_p
     until(page, DRAWN)
     assert said == []
     assert page.evaluate("document.querySelector('.panel .plot').data.every(one => one.y.every(Number.isFinite))")
-    assert page.locator(".panel .legend li").count() == 111
+    assert page.locator(".panel .legend li button").count() == 111
     page.close()

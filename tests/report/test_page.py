@@ -4,22 +4,27 @@ import base64
 import dataclasses
 import gzip
 import hashlib
+import html
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from isda_repro.errors import UserError
 from isda_repro.experiments.plan import Run
+from isda_repro.experiments.specification import load_table, table_names
+from isda_repro.report.evidence import Shown, evidence
 from isda_repro.report.page import _plotly, page
 from isda_repro.report.table_progress import petaflop_of
+from isda_repro.tables.aggregate import FilledTable
 
 
 def numbers_of(text):
     """Return the numbers in the first sentence of the page."""
-    lead = re.search(r'<p class="lead">(.*?)</p>', text, re.S)[1]
+    lead = html.unescape(re.search(r'<p class="lead">(.*?)</p>', text, re.S)[1])
     return [int(number) for number in re.findall(r"\d+", lead)]
 
 
@@ -77,17 +82,41 @@ def test_a_run_of_no_table_is_there_without_a_cell(tmp_path, rendered, composed,
     data = data_of(text)
     assert [run["id"] for run in data["runs"]] == [cfg.run_id]
     assert not any(cell["runs"] for cell in data["cells"].values())
-    assert numbers_of(text)[:4] == [0, 18, 1, 1]  # finished runs, planned runs, tables, runs of no table
+    assert numbers_of(text)[:3] == [0, 18, 1]  # finished runs, planned runs, runs of no table
 
 
 def test_the_page_counts_runs_and_what_is_left_and_names_the_hardware_once(done, rendered, runs):
     text = rendered(done)
-    assert numbers_of(text)[:3] == [10, 18, 1]
-    assert re.search(r"<title>\D*10\D+18\D*</title>", text)
+    assert numbers_of(text)[:2] == [10, 18]
+    assert re.search(r"<title>\D*10\D+18\D*</title>", html.unescape(text))
     lead = re.search(r'<p class="lead">(.*?)</p>', text, re.S)[1]
     assert lead.count("a processor") == 1
     left = [run for (row, column, seed), run in runs.items() if row == "ResNet-32" or (column, seed) == ("ISDA", 2)]
     assert f" {petaflop_of(left):.2g} " in lead
+
+
+def test_runs_of_the_papers_tables_are_counted_apart_and_once(tmp_path, table, composed, leave, runs):
+    ours = tmp_path / "ours.yaml"
+    text = Path(table).read_text().partition("paper:")[0]
+    ours.write_text(text.replace("ResNet-32: model=resnet32", "ResNet-110: model=resnet110"))
+    both = evidence([table, str(ours)], composed, tmp_path / "runs", tmp_path / "results")
+    own = [run for run in both.runs.values() if run.settings["choice"]["model"] == "resnet110"]
+    for run in (runs["ResNet-8", "CE", 0], runs["ResNet-32", "CE", 0], own[0]):
+        leave(tmp_path, run)
+    both = evidence([table, str(ours)], composed, tmp_path / "runs", tmp_path / "results")
+    text = page(both, tmp_path / "runs", tmp_path / "results")
+    assert numbers_of(text)[:4] == [2, 18, 1, 6], "12 of its 18 runs are of both tables"
+    assert "reproduced" not in text[: text.index("</h1>")]
+
+
+def test_the_papers_tables_and_figures_are_told_from_ours():
+    def is_of_paper(name):
+        table = load_table(name)
+        return Shown({}, FilledTable(table, {}, "test", ())).is_of_paper
+
+    of_paper = {name for name in table_names() if is_of_paper(name)}
+    assert of_paper == {name for name in table_names() if name.startswith(("table", "figure"))}
+    assert {"table1", "table5", "figure2", "figure6"} <= of_paper < set(table_names())
 
 
 def test_the_policy_allows_our_scripts_alone(done, rendered):

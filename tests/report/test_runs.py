@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from isda_repro.experiments.plan import Run
 from isda_repro.report.labels import differing, line_labels
 from isda_repro.report.runs import described, slim
+from isda_repro.runs.records import METRICS
 
 
 @pytest.fixture
@@ -64,6 +65,21 @@ def test_other_settings_make_another_panel_that_says_which(described_runs):
     assert first["title"] == second["title"]
     assert second["facts"].endswith("recipe.lr=0.02")
     assert "weight_decay" not in first["facts"]
+
+
+def test_the_facts_have_the_passes_of_an_epoch(described_runs):
+    once, often = described_runs(["loss=ce"], ["loss=ce", "recipe.passes=10"])["panels"]
+    assert "30 epochs" in once["facts"].replace("\xa0", " ")
+    assert "passes" not in once["facts"].partition("recipe.")[0]
+    assert "30 epochs of 10 passes" in often["facts"].replace("\xa0", " ")
+
+
+def test_every_error_of_a_run_has_its_description(run_of, finished):
+    run = run_of("loss=ce")
+    data = described({run.run_id: ("a file", finished(run, test_top5_error_final=1.5))})
+    (errors,) = [one["errors"] for one in data["runs"]]
+    assert errors["test_top5_error_final"] == 1.5
+    assert {name: data["metrics"][name] for name in errors} == {name: METRICS[name] for name in errors}
 
 
 def test_drops_and_floor_are_those_of_the_runs(described_runs):

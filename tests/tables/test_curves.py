@@ -122,6 +122,18 @@ def test_the_papers_value_stands_beside_a_finished_cell(demo, finish, there):
         assert {name: curve.paper for name, curve in lines.items()} == {"CE": paper}
 
 
+def test_a_curve_has_its_passes_and_whether_its_value_is_the_best(demo, finish, begin, there, tmp_path):
+    plan = plan_runs(demo[0], compose, ("recipe.passes=8",))
+    ce, isda = plan.values()
+    finish(isda[0], 4.0, 3.0)
+    begin(ce[0], [5.0])
+    ((_, lines),) = panels(aggregate(demo[0], plan, there(), reduced=True), plan, tmp_path / "runs").items()
+    assert {name: (one.passes, one.is_best) for name, one in lines.items()} == {"CE": (8, False), "ISDA": (8, False)}
+    finish(ce[0], 5.0, 4.0)
+    ((_, lines),) = panels(aggregate(demo[0], plan, there(), reduced=True)).items()
+    assert {name: (one.passes, one.is_best) for name, one in lines.items()} == {"CE": (8, False), "ISDA": (8, True)}
+
+
 # ------------------------------------------------------------------------------------------------ figures of the paper
 
 

@@ -71,6 +71,16 @@ def test_the_workspace_has_a_section_for_each_table_whose_panels_show_its_runs_a
     assert (ours["op"], ours["value"]) == ("=", 1)
 
 
+def test_an_error_on_held_out_images_is_not_called_a_test_error(tables, tmp_path):
+    held_out = shown("lambda_digits")
+    settings = {"dataset": {"holdout": 437}}
+    plan = {cell: tuple(Run(run.seed, run.run_id, settings) for run in runs) for cell, runs in held_out.plan.items()}
+    of_both = [tables[0], Shown(held_out.table, plan, "")]
+    for made in (dashboards.workspace("us", "p", of_both), dashboards.report("us", "p", of_both)):
+        text = json.dumps(as_json(made, tmp_path))
+        assert text.count('"error on held-out images (%)"') == text.count('"test error (%)"') == 1
+
+
 def test_runs_that_two_cells_show_are_listed_once(tables):
     plan = dict.fromkeys(tables[0].plan, (Run(0, "first", {}), Run(1, "second", {})))
     assert Shown(tables[0].table, plan, "").run_ids == ["first", "second"]

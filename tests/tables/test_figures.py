@@ -7,7 +7,9 @@ from subprocess import run as start
 import pytest
 from matplotlib.figure import Figure
 
+from isda_repro.config import compose
 from isda_repro.experiments.paper_values import PaperValue
+from isda_repro.experiments.plan import plan_runs
 from isda_repro.experiments.table import PlotSpec
 from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.curves import panels
@@ -70,6 +72,13 @@ def test_lines_and_bands_are_the_curves_on_a_logarithmic_axis(filled, draw):
         assert bounds(band) == [curve.low, curve.high]
     drops = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 2]
     assert drops == [15.5, 23.5], "between the epochs"
+
+
+def test_the_axis_has_the_passes_of_an_epoch(demo, finish, there, draw):
+    plan = plan_runs(demo[0], compose, ("recipe.passes=8",))
+    finish(next(iter(plan.values()))[0], 4.0, 3.0)
+    (axes,) = draw(aggregate(demo[0], plan, there(), reduced=True))
+    assert axes.get_xlabel() == "epoch (of 8 passes)"
 
 
 def test_an_error_of_zero_is_drawn_at_half_an_image_and_none_above_100(demo, finish, there, draw):

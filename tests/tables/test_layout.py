@@ -14,7 +14,8 @@ from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.comparison import best
 from isda_repro.tables.cost_columns import cost_columns
 from isda_repro.tables.costs import Cost, Estimate
-from isda_repro.tables.formatting import describe_metrics, format_number
+from isda_repro.tables.formatting import describe_metrics, format_difference, format_number
+from isda_repro.tables.intervals import difference
 from isda_repro.tables.layout import layout
 from isda_repro.tables.missing import in_all
 
@@ -37,6 +38,19 @@ def lay_out(demo, there):
 def test_numbers_are_rounded_and_zero_has_no_sign(value, plain, signed):
     assert format_number(value) == plain
     assert format_number(value, sign=True) == signed
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ({0: 2.0, 1: 4.0}, {0: 3.0}, "−1.00, no interval, 1 pair"),
+        ({0: 2.0}, {0: 3.0}, "−1.00, no interval"),
+        ({0: 2.0, 1: 3.0, 2: 9.0}, {0: 3.0, 1: 4.0}, "−1.00, no interval, 2 pairs"),
+        ({0: 2.0}, {1: 3.0}, "−1.00, no interval"),
+    ],
+)
+def test_a_difference_without_an_interval_says_of_how_many_pairs_it_is(one, other, said):
+    assert format_difference(difference(one, other), max(len(one), len(other))) == said
 
 
 # ---------------------------------------------------------------------------------------------------------------- bold

@@ -83,6 +83,22 @@ def test_names_stand_in_the_order_of_the_ends_each_beside_its_number(drawn):
     assert written(draw(drawn)[2]) == [[name, f"{curves[name].value:.2f}"] for name in rising]
 
 
+def test_names_are_bold_by_their_pattern_and_values_where_the_table_prints_them_bold(drawn):
+    lines = drawn["ResNet-110, CIFAR-10"]
+    lines["CGAN"] = dataclasses.replace(lines["CGAN"], is_best=True)
+    bold = {text.get_text() for text in draw(drawn)[2].texts if text.get_weight() == "bold"}
+    assert bold == {"ISDA", "ISDA + Dropout", f"{lines['CGAN'].value:.2f}"}
+
+
+def test_the_axis_of_epochs_has_their_passes(drawn):
+    lines = drawn["ResNet-110, CIFAR-10"]
+    assert draw(drawn)[1].get_xlabel() == "epoch"
+    lines |= {name: dataclasses.replace(one, passes=8) for name, one in lines.items()}
+    assert draw(drawn)[1].get_xlabel() == "epoch (of 8 passes)"
+    lines["WGAN"] = dataclasses.replace(lines["WGAN"], passes=4)
+    assert draw(drawn)[1].get_xlabel() == "epoch"
+
+
 def test_what_is_unfinished_or_of_fewer_seeds_says_so_and_has_no_number(drawn):
     lines = drawn["ResNet-110, CIFAR-10"]
     lines["WGAN"] = curve("WGAN", 7, epochs=57, seeds=1, unfinished="unfinished: epoch 57 of 160")

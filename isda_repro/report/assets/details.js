@@ -79,7 +79,7 @@ function runDetails(data, run) {
     ),
   );
   return [
-    section("Result", ...runCurves(data, run), pairs(resultOf(run))),
+    section("Result", ...runCurves(data, run), pairs(resultOf(data, run))),
     section("To repeat it", repeat(data, run)),
     section("Where it counts", whereItCounts(data, run)),
     section("Size", pairs(sizes)),
@@ -92,15 +92,10 @@ function runDetails(data, run) {
 }
 
 const TIMED = ["train", "data_wait", "criterion", "evaluation", "saving"];
-const ERRORS = {
-  final: "last epoch",
-  last10: "mean of the last 10 epochs",
-  best: "best epoch, chosen on these images",
-};
 
-function resultOf(run) {
+function resultOf(data, run) {
   const errors = Object.entries(run.errors).map(([name, value]) => [
-    `${run.on} error, ${ERRORS[name] ?? name.replaceAll("_", " ")}`,
+    `${run.on} error, ${data.metrics[name]}`,
     `${value.toFixed(2)}%`,
   ]);
   return [...errors, ["hours", hoursOf(run).toPrecision(2)]];
@@ -154,8 +149,8 @@ function listDetails(data, list) {
       "tr",
       {},
       element("th", { scope: "row" }, String(run.seed)),
-      element("td", { class: "number" }, run.errors.final.toFixed(2)),
-      element("td", { class: "number" }, run.errors.last10.toFixed(2)),
+      element("td", { class: "number" }, run.errors.test_error_final.toFixed(2)),
+      element("td", { class: "number" }, run.errors.test_error_last10.toFixed(2)),
       element("td", {}, element("a", { href: `#${encodeURIComponent(run.id)}` }, run.id)),
     ),
   );

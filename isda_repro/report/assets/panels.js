@@ -1,6 +1,6 @@
 // Filters above the curves, and the panels that match them.
 "use strict";
-const PANELS = 12; // number of panels drawn at first; a button shows as many more
+const PANELS = 12; // number of panels drawn at first; a button shows as many more, and paper shows all
 
 // Add derived data once: indices by run id, the tables and cells of each run, and the lines by key.
 function prepare(data) {
@@ -79,7 +79,7 @@ function makePanel(data, panel, lines, options) {
   const plot = element("div", {
     class: "plot",
     role: "img",
-    "aria-label": `Curves of ${panel.title}; their last values follow`,
+    "aria-label": `Curves of ${panel.title}; their values in the last epoch follow`,
   });
   const redraw = (now = options) =>
     draw(
@@ -89,7 +89,7 @@ function makePanel(data, panel, lines, options) {
       lines.filter((line) => !hidden.has(line)),
       now,
     );
-  const legend = element("ul", { class: "legend" });
+  const legend = element("ul", { class: "legend" }, element("li", { class: "heading" }, "last epoch"));
   for (const line of lines) {
     const button = element("button", { type: "button", "aria-pressed": "true" }, swatch(line.look), line.label);
     button.addEventListener("click", () => {
@@ -113,7 +113,7 @@ function valueLink(data, line, curve) {
   return element("a", { class: "value", href: `#${encodeURIComponent(target)}` }, lastValue(data, line, curve));
 }
 
-// The last value of a curve as text: mean ± sample standard deviation over seeds.
+// The value of the last epoch as text: mean ± sample standard deviation over seeds.
 function lastValue(data, line, curve) {
   const values = line.runs
     .map((number) => data.runs[number].curves[curve]?.at(-1))

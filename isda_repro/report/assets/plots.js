@@ -128,10 +128,11 @@ function verticalAxis(traces, options, ink) {
   if (options.axis !== "log") return { ...axis, rangemode: "tozero" };
   const sparse = high > 1000 * low ? TICKS.filter((_, index) => index % 3 === 0) : TICKS;
   const ticks = high > 8 * low ? sparse : [...TICKS, ...MORE_TICKS];
+  const top = Math.min(Math.max(high, 1.5 * low) * 1.1, isError(options.curve) ? 100 : Infinity); // no error above 100%
   return {
     ...axis,
     type: "log",
-    range: [Math.log10(low * 0.9), Math.log10(Math.max(high, 1.5 * low) * 1.1)],
+    range: [Math.log10(Math.min(low * 0.9, top / 1.8)), Math.log10(top)],
     tickvals: ticks,
     ticktext: ticks.map(String),
   };
@@ -143,6 +144,8 @@ function layoutOf(panel, traces, options) {
   const paper = style.getPropertyValue("--paper").trim();
   const where = options.curve.startsWith("test") ? `${panel.on} ` : "";
   return {
+    width: options.width,
+    height: options.height,
     margin: { l: 44, r: 10, t: 24, b: 38 },
     showlegend: false,
     paper_bgcolor: "rgba(0,0,0,0)",

@@ -1,12 +1,12 @@
 // The list of runs below the curves. The same filters apply; the data is sorted, not the rows, as not all are drawn.
 "use strict";
-const ROWS = 50; // number of rows at first; a button shows ten times as many more
+const ROWS = 50; // number of rows at first; a button shows ten times as many more, and paper shows all
 
 const RUN_COLUMNS = [
   (run) => run.id,
-  (run) => run.errors.final,
-  (run) => run.errors.last10,
-  (run) => run.errors.best,
+  (run) => run.errors.test_error_final,
+  (run) => run.errors.test_error_last10,
+  (run) => run.errors.test_error_best,
   (run) => run.on,
   (run, data) => data.sizes[run.sizes].epochs,
   (run) => hoursOf(run),
@@ -17,9 +17,10 @@ function hoursOf(run) {
   return seconds / 3600;
 }
 
+// Return functions that list runs, from the first rows on, and that list all rows of the same runs or as many as before.
 function makeRunList(table, more, data) {
   const list = { numbers: [], shown: ROWS, column: null, direction: 1 };
-  const show = () => {
+  const show = (isWhole = false) => {
     const key = list.column === null ? null : RUN_COLUMNS[list.column];
     const sorted = key
       ? [...list.numbers].sort(
@@ -27,7 +28,7 @@ function makeRunList(table, more, data) {
         )
       : list.numbers;
     table.querySelectorAll("tbody").forEach((body) => body.remove());
-    table.append(element("tbody", {}, ...sorted.slice(0, list.shown).map((number) => runRow(data.runs[number], data))));
+    table.append(element("tbody", {}, ...sorted.slice(0, isWhole ? undefined : list.shown).map((number) => runRow(data.runs[number], data))));
     more.hidden = sorted.length <= list.shown;
     more.textContent = `Show more of ${plural(sorted.length, "run")}`;
   };
@@ -45,11 +46,12 @@ function makeRunList(table, more, data) {
     list.shown += 10 * ROWS;
     show();
   });
-  return (numbers) => {
+  const set = (numbers) => {
     list.numbers = numbers;
     list.shown = ROWS;
     show();
   };
+  return [set, show];
 }
 
 function runRow(run, data) {
@@ -58,9 +60,9 @@ function runRow(run, data) {
     "tr",
     {},
     element("th", { scope: "row" }, element("a", { href: `#${encodeURIComponent(run.id)}` }, run.id)),
-    number(run.errors.final.toFixed(2)),
-    number(run.errors.last10.toFixed(2)),
-    number(run.errors.best.toFixed(2)),
+    number(run.errors.test_error_final.toFixed(2)),
+    number(run.errors.test_error_last10.toFixed(2)),
+    number(run.errors.test_error_best.toFixed(2)),
     element("td", {}, run.on),
     number(grouped.format(data.sizes[run.sizes].epochs)),
     number(hoursOf(run).toPrecision(2)),

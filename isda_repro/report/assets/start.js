@@ -1,7 +1,7 @@
 // Set-up when the page has been loaded.
 "use strict";
 
-function startTheme(button, redrawAll) {
+function startTheme(button, curves) {
   let theme = storedTheme();
   const show = () => {
     button.querySelector(".which").textContent = theme;
@@ -16,19 +16,19 @@ function startTheme(button, redrawAll) {
       // storage is blocked, so the choice lasts for this visit only
     }
     show();
-    redrawAll();
+    curves.redraw();
   });
   SYSTEM.addEventListener("change", () => {
     setTheme(theme);
-    redrawAll();
+    curves.redraw();
   });
   addEventListener("beforeprint", () => {
     setTheme("light"); // for white paper
-    redrawAll();
+    curves.print(true);
   });
   addEventListener("afterprint", () => {
     setTheme(theme);
-    redrawAll();
+    curves.print(false);
   });
   show();
 }
@@ -66,23 +66,34 @@ function linkCells(data) {
   }
 }
 
+const ON_PAPER = { width: 310, height: 240 }; // of a plot in pixels: two are abreast; layouts on paper are not known before
+
+// Return functions that redraw the panels, and that show all panels and runs (for paper) or as many as before.
 function startCurves(data, place) {
   const form = place.querySelector("form.filters");
   const more = place.querySelector(".more");
-  const showRuns = makeRunList(document.querySelector("table.runs"), document.querySelector(".more-runs"), data);
+  const rows = document.querySelector("table.runs");
+  const [listRuns, showRuns] = makeRunList(rows, document.querySelector(".more-runs"), data);
+  let found = [];
   let panels = [];
   let count = PANELS;
-  const show = async () => {
+  const add = (upTo) => {
     const options = optionsOf(form);
-    const found = passing(data, choicesOf(form), options.curve);
-    panels = found.slice(0, count).map(([panel, lines]) => makePanel(data, panel, lines, options));
-    place.querySelector(".panels").replaceChildren(...panels.map((panel) => panel.node));
+    const added = found.slice(panels.length, upTo).map(([panel, lines]) => makePanel(data, panel, lines, options));
+    panels = [...panels, ...added];
+    place.querySelector(".panels").append(...added.map((panel) => panel.node));
+  };
+  const show = async () => {
+    found = passing(data, choicesOf(form), optionsOf(form).curve);
+    panels = [];
+    place.querySelector(".panels").replaceChildren();
+    add(count);
     const runs = found.flatMap(([, lines]) => lines.flatMap((line) => line.runs));
     place.querySelector(".found").textContent =
       `${plural(runs.length, "run")} in ${plural(found.length, "panel")}${found.length ? "" : "; choose less narrowly"}`;
     more.hidden = found.length <= count;
     more.textContent = `Show more of ${plural(found.length, "panel")}`;
-    showRuns(runs.sort((a, b) => a - b));
+    listRuns(runs.sort((a, b) => a - b));
     const drawn = panels;
     for (const panel of drawn) if (drawn === panels) await panel.redraw(); // one at a time, to stay responsive
   };
@@ -98,7 +109,15 @@ function startCurves(data, place) {
   });
   fillFilters(form, data);
   show();
-  return () => panels.forEach((panel) => panel.redraw());
+  const redraw = (options) => panels.forEach((panel) => panel.redraw(options));
+  const print = (isBefore) => {
+    if (isBefore) add();
+    else panels.splice(count).forEach((panel) => panel.node.remove());
+    showRuns(isBefore);
+    redraw({ ...optionsOf(form), ...(isBefore ? ON_PAPER : {}) });
+    if (!isBefore) dispatchEvent(new Event("resize")); // plots fill their panels again
+  };
+  return { redraw, print };
 }
 
 function startDetails(data) {
@@ -119,9 +138,9 @@ function startDetails(data) {
 }
 
 async function start() {
-  let redrawAll = () => {};
+  const curves = { redraw() {}, print() {} }; // until there are curves
   startTables();
-  startTheme(document.querySelector("button.theme"), () => redrawAll());
+  startTheme(document.querySelector("button.theme"), curves);
   if (!("DecompressionStream" in window)) {
     document.querySelectorAll(".found").forEach((place) => {
       place.textContent = "This browser is too old to unpack the runs: curves and details need one of 2023 or later.";
@@ -134,7 +153,7 @@ async function start() {
   });
   prepare(data);
   linkCells(data);
-  if (data.runs.length) redrawAll = startCurves(data, document.getElementById("curves"));
+  if (data.runs.length) Object.assign(curves, startCurves(data, document.getElementById("curves")));
   startDetails(data);
   document.documentElement.dataset.ready = "";
 }
