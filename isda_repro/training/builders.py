@@ -61,7 +61,7 @@ def build_network(cfg: DictConfig, source: Source, compute: Compute) -> Network:
         )
     torch.manual_seed(stream_seed(cfg.seed, "initialisation"))
     network: Network = build_model(cfg, source.num_classes)
-    if cfg.model.get("official_init"):
+    if cfg.model.get("official_init") and not cfg.model.get("pretrained"):
         network.draw_official_init()
     if not target_class(cfg.loss).uses_head_bias:  # type: ignore[attr-defined]
         network.drop_head_bias()  # after construction, so that all other weights are the same draws as with any loss

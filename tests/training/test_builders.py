@@ -9,6 +9,7 @@ from isda_repro.config import build, compose, request
 from isda_repro.config.checks import ConfigError
 from isda_repro.data import Source, Split
 from isda_repro.losses import CrossEntropy, class_balanced_weights
+from isda_repro.models import imagenet_densenet
 from isda_repro.training import builders
 from isda_repro.training import compute as compute_module
 from isda_repro.training.compute import resolve_compute
@@ -170,6 +171,19 @@ def test_official_initialisation_is_the_authors_and_renames_no_other_run(model):
     if model.startswith("shake"):
         wider = next(one for one in theirs.modules() if isinstance(one, nn.Conv2d) and one.weight.shape[:2] == (64, 32))
         assert wider.weight.std().item() == pytest.approx((2 / (32 * wider.kernel_size[0] ** 2)) ** 0.5, rel=0.1)
+
+
+def test_official_initialisation_leaves_pretrained_weights_alone(monkeypatch):
+    images = Split(torch.zeros(10, 3, 32, 32, dtype=torch.uint8), torch.arange(10))
+    source = Source("ten", images, images, 10, tuple("abcdefghij"))
+    overrides = ["model=densenet121", "dataset=imagenet", "model.image_size=32", "faithful=official", "compute=cpu"]
+    cfg = compose([*overrides, "model.pretrained=true"])
+    assert cfg.model.official_init is True
+    loaded = imagenet_densenet(121, 10, image_size=32)
+    weight = loaded.backbone.features.conv0.weight.clone()
+    monkeypatch.setattr(builders, "build_model", lambda cfg, classes: loaded)
+    built = builders.build_network(cfg, source, resolve_compute(cfg.compute))
+    assert torch.equal(built.backbone.features.conv0.weight, weight)
 
 
 def test_training_images_are_mixed_and_evaluated_ones_are_not():
