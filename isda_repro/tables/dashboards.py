@@ -41,7 +41,7 @@ class Shown:
 
     @property
     def error(self) -> str:
-        """What its curves show, as a panel's title."""
+        """Title of the panels of its error curves."""
         datasets = [run.settings.get("dataset", {}) for runs in self.plan.values() for run in runs]
         is_held_out = any(dataset.get("holdout") for dataset in datasets)
         return "error on held-out images (%)" if is_held_out else "test error (%)"

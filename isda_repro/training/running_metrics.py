@@ -73,7 +73,8 @@ def epoch_timing(stopwatch: Stopwatch, images: int) -> dict[str, float]:
     """Return the ``timing`` of an epoch's record, and reset the stopwatch; ``images`` were trained on."""
     seconds = stopwatch.seconds()
     return {
-        **{name: seconds[name] for name in ("train", "data_wait", "criterion", "evaluation") if name in seconds},
+        **{name: seconds[name] for name in ("train", "data_wait", "evaluation")},
+        **({"criterion": seconds["criterion"]} if "criterion" in seconds else {}),
         "saving": seconds.get("saving", 0.0),  # this epoch's own final save counts for the next
         "images_per_s": images / seconds["train"],
         "peak_memory_mib": peak_memory_mib(stopwatch.on),
