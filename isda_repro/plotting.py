@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, Any, cast
 from isda_repro.errors import UserError
 from isda_repro.files import check_output, write_output
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # matplotlib takes half a second to import
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg")
+PANEL = (4.6, 3.1)  # width and height of a panel, inches
+PANELS_ABREAST = 3
+TICKS = (0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100)  # per cent, on the logarithmic axis
+MORE_TICKS = (1.5, 2.5, 4, 6, 7, 8, 15, 25, 40, 60, 70, 80)  # where the axis spans less than a factor of 6
 
 STYLE: dict[str, Any] = {
     "font.family": "STIXGeneral",  # similar to Times, and bundled with matplotlib
@@ -43,6 +48,34 @@ def figure_files(path: Path) -> list[Path]:
     if path.suffix not in SUFFIXES or path.is_dir():
         raise UserError(f"figure={path} must be a file that ends in .png or .svg; the other is written beside it")
     return [path, *(path.with_suffix(other) for other in SUFFIXES if other != path.suffix)]
+
+
+def panel_grid(panels: int, abreast: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return a figure and the axes of its panels, row by row; positions of the grid without a panel are invisible.
+
+    Args:
+        panels: number of panels.
+        abreast: number of panels that belong together, and stay side by side if they fit.
+    """
+    from matplotlib.figure import Figure
+
+    rows = -(-panels // (abreast if 1 < abreast <= PANELS_ABREAST else PANELS_ABREAST))
+    columns = -(-panels // rows)
+    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in grid[panels:]:
+        axes.set_visible(False)
+    return figure, grid[:panels]
+
+
+def logarithmic_errors(axes: Axes, low: float, high: float) -> None:
+    """Give errors in percent, from ``low`` to ``high``, a logarithmic vertical axis with readable ticks."""
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    ticks = TICKS if high > 6 * low else sorted((*TICKS, *MORE_TICKS))
+    axes.set_yticks([tick for tick in ticks if low <= tick <= high], minor=False)
+    axes.set_yticks([], minor=True)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def write_figure(path: Path, make: Callable[[], Figure], is_own_place: bool = False) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Write tables from finished runs, and draw their error curves. From the repository root:
+"""Write tables from finished runs, and draw their figures. From the repository root:
 
 python scripts/tables.py table=demo                               # printed; and runs/demo.png, runs/demo.svg
 python scripts/tables.py table=table2 format=tex                  # md, tex, csv, html
@@ -82,7 +82,7 @@ def show(options: TableOptions) -> None:
         figure = f"{options.runs_dir}/{table.table.name}.png" if options.figure == "auto" else options.figure
         runs_dir = Path(options.runs_dir) if options.source == "runs" else None
         if paths := draw_curves(table, Path(figure), layouts[0].plan, runs_dir):
-            print(f"error curves: {paths[0]}", file=sys.stderr)
+            print(f"figure: {paths[0]}", file=sys.stderr)
 
 
 def formats_of(options: TableOptions) -> list[str]:

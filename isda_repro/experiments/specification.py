@@ -30,13 +30,14 @@ The format is plain YAML, read without Hydra:
     variants:                       # choices that the paper leaves open: table=<name>+<variant> appends these cells
       dropout: {title: ..., baseline: ..., notes: [...], cells: [{row: ISDA, set: model.dropout=0.3}]}
 
-    figure: {lines: rows, ...}      # how the curves are drawn, see ``table.PlotSpec``
+    figure: {lines: rows, ...}      # how its figure is drawn, see ``table.PlotSpec``
     like: table4                    # take missing keys from table4, except variants and figure; notes are joined
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -171,6 +172,7 @@ def _table(name: str, spec: Any) -> Table:
         figure=parse_plot(spec.get("figure")),
     )
     _refuse_circles(table)
+    _refuse_words_across(table)
     return table
 
 
@@ -225,6 +227,17 @@ def _refuse_circles(table: Table) -> None:
         settled |= new
     if waiting := [cell.name for cell in table.cells if cell not in settled]:
         raise UserError(f"needs: {waiting[0]} needs, directly or by others, itself")
+
+
+def _refuse_words_across(table: Table) -> None:
+    """Raise UserError if the figure has a setting on its horizontal axis, and the columns are not values of it."""
+    for *_, label in table.columns if table.figure.across is not None else ():
+        try:
+            is_number = math.isfinite(float(label))
+        except ValueError:
+            is_number = False
+        if not is_number:
+            raise UserError(f"figure: across: the column {label} is no number")
 
 
 def _apply_exceptions(cells: Cells, exceptions: list[Any]) -> None:

@@ -21,11 +21,15 @@ from isda_repro.experiments.paper_values import PaperValue
 
 @dataclass(frozen=True)
 class PlotSpec:
-    """Layout of a table's error curves. Without ``detail`` they are drawn on a logarithmic axis."""
+    """Layout of a table's figure: error curves, or, with ``across``, errors against a setting.
+
+    Without ``detail`` error curves are drawn on a logarithmic axis.
+    """
 
     lines: str = "columns"
     detail: int = 0
     bold: str | None = None
+    across: str | None = None  # name of the setting whose values are the last labels of the columns
 
 
 def parse_plot(node: Any) -> PlotSpec:
@@ -46,6 +50,8 @@ def parse_plot(node: Any) -> PlotSpec:
         raise UserError(f"figure: detail: {found.detail} must be a number of drops of the learning rate")
     if found.bold is not None and not isinstance(found.bold, str):
         raise UserError(f"figure: bold: {found.bold} must be a pattern of labels")
+    if found.across is not None and (not isinstance(found.across, str) or found != PlotSpec(across=found.across)):
+        raise UserError(f"figure: across: {found.across} must be the name of a setting, and stand alone")
     return found
 
 

@@ -1,8 +1,9 @@
 """Error curves of a table's runs, ready for a paper: readable without colour, and reproducible byte by byte.
 
 There is one panel for each row (and for each combination of leading column labels), with one line for each label of the
-last column axis, on a logarithmic axis. Tables whose file asks for a ``detail`` are drawn by ``many_curves`` instead.
-Dotted vertical lines mark the drops of the learning rate, thin horizontal ones the paper's values.
+last column axis, on a logarithmic axis. Dotted vertical lines mark the drops of the learning rate, thin horizontal ones
+the paper's values. Tables whose file asks for a ``detail`` are drawn by ``many_curves`` instead, and searches, whose
+columns are the values of a setting, by ``sensitivity``.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isda_repro.experiments.plan import Plan
-from isda_repro.plotting import write_figure
+from isda_repro.plotting import logarithmic_errors, panel_grid, write_figure
 from isda_repro.runs.records import METRICS
 from isda_repro.tables.aggregate import FilledTable
 from isda_repro.tables.comparison import competes
 from isda_repro.tables.curves import Curve, epoch_label, panels
 from isda_repro.tables.many_curves import detailed_figure, mark_drops, mark_paper
+from isda_repro.tables.sensitivity import sensitivity_figure
 
 if TYPE_CHECKING:  # matplotlib takes half a second to import
     from matplotlib.figure import Figure
@@ -32,14 +34,10 @@ LOOKS: tuple[tuple[str, Any, str], ...] = (
     ("#E69F00", (0, (8, 2)), "v"),
     ("#56B4E9", (0, (3, 1, 1, 1, 1, 1)), "P"),
 )
-TICKS = (0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100)  # per cent, on the logarithmic axis
-MORE_TICKS = (1.5, 2.5, 4, 6, 7, 8, 15, 25, 40, 60, 70, 80)  # where the axis spans less than a factor of 6
-PANEL = (4.6, 3.1)  # width and height of a panel, inches
-PANELS_ABREAST = 3
 
 
 def draw_curves(filled: FilledTable, path: Path, plan: Plan | None = None, runs_dir: Path | None = None) -> list[Path]:
-    """Draw a table's error curves as PNG and SVG.
+    """Draw a table's error curves, or its errors against a setting, as PNG and SVG.
 
     Args:
         filled: the table.
@@ -51,10 +49,12 @@ def draw_curves(filled: FilledTable, path: Path, plan: Plan | None = None, runs_
     Returns:
         The files written, first the one with the suffix of ``path``; empty if there is nothing to draw.
     """
+    how = filled.table.figure
+    if how.across is not None:
+        return write_figure(path, lambda: sensitivity_figure(filled)) if filled.has_values else []
     drawn = panels(filled, plan, runs_dir)
     if not drawn:
         return []
-    how = filled.table.figure
     if how.detail:
         numbers = f"{METRICS[filled.table.metric]}, bold {competes(filled.table)}"
         return write_figure(path, lambda: detailed_figure(drawn, filled.evaluated_on, numbers, how))
@@ -67,21 +67,14 @@ def draw_curves(filled: FilledTable, path: Path, plan: Plan | None = None, runs_
 
 def _figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, abreast: int = 1) -> Figure:
     """Draw all panels. ``abreast`` is the number of panels of one table row, which stay side by side if they fit."""
-    from matplotlib.figure import Figure
-
-    rows = -(-len(drawn) // (abreast if 1 < abreast <= PANELS_ABREAST else PANELS_ABREAST))
-    columns = -(-len(drawn) // rows)
-    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flat
+    figure, grid = panel_grid(len(drawn), abreast)
     labels = list(dict.fromkeys(label for lines in drawn.values() for label in lines))
-    for (title, lines), axes in zip(drawn.items(), grid, strict=False):
+    for (title, lines), axes in zip(drawn.items(), grid, strict=True):
         for label, curve in lines.items():
             look = LOOKS[labels.index(label) % len(LOOKS)]
             _draw(axes, curve, look, shift=labels.index(label))
             mark_paper(axes, curve, look[0])
         _dress(axes, title, list(lines.values()), evaluated_on)
-    for axes in list(grid):  # positions of the grid without a panel
-        axes.set_visible(False)
     return figure
 
 
@@ -105,12 +98,7 @@ def _dress(axes: Any, title: str, curves: list[Curve], evaluated_on: str) -> Non
     least = min([*paper, *(max(error, curve.floor) for curve in curves for error in curve.low)]) * 0.85
     high = min(max(max(error for curve in curves for error in curve.high) * 1.15, 2 * least), 100)
     low = min(least, high / 2)  # at least a factor of two, and no error above 100%
-    axes.set_yscale("log")
-    axes.set_ylim(low, high)
-    ticks = TICKS if high > 6 * low else sorted((*TICKS, *MORE_TICKS))
-    axes.set_yticks([tick for tick in ticks if low <= tick <= high], minor=False)
-    axes.set_yticks([], minor=True)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    logarithmic_errors(axes, low, high)
     axes.grid(axis="y", color="0.9", linewidth=0.6)
     last = max(len(curve.mean) for curve in curves)
     axes.set_xlim(1 - 0.02 * last, last * 1.02)

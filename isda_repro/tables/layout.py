@@ -8,19 +8,20 @@ on a page.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from isda_repro.experiments.plan import Plan
 from isda_repro.experiments.table import Label, Table
+from isda_repro.runs.result_index import Record
 from isda_repro.tables import formatting
 from isda_repro.tables.aggregate import FilledCell, FilledTable
 from isda_repro.tables.comparison import Key, baselines, best, comparison, competes
 from isda_repro.tables.cost_columns import CostColumn
 from isda_repro.tables.formatting import MINUS, describe_metrics, printed_decimals
 from isda_repro.tables.missing import Missing, missing_runs
-from isda_repro.tables.trained_on import trained_on
 
 
 def caption(filled: FilledTable, cost_columns: Sequence[CostColumn], settings: Sequence[str]) -> str:
@@ -267,3 +268,30 @@ def _beside(side: CostColumn, row: Label, kind: Kind) -> Entry:
     if kind == "paper" and row in side.papers:
         return Entry(side.papers_text(row), side.papers[row])
     return Entry()
+
+
+# --------------------------------------------------------------------------------------------------------------- notes
+
+
+def trained_on(filled: FilledTable) -> tuple[str, ...]:
+    """Return a note on the runs' hardware and precision, and one for each difference between runs of unequal ones."""
+    records = [record for cell in filled.cells.values() for record in cell.records.values()]
+    return (f"Trained on {_said(records)}.", *_unequal(filled)) if records else ()
+
+
+def _unequal(filled: FilledTable) -> Iterator[str]:
+    for cell in filled.cells.values():
+        where = filled.table.baseline_of(cell.cell.row, cell.cell.column)
+        if cell.difference is None or where is None:
+            continue
+        ours, theirs = (list(one.records.values()) for one in (cell, filled.cells[where]))
+        if {record.trained_on for record in ours} != {record.trained_on for record in theirs}:
+            yield (
+                f"{cell.cell.name} was trained on {_said(ours)}, and its baseline on {_said(theirs)}: their difference "
+                "includes that of hardware or precision."
+            )
+
+
+def _said(records: Iterable[Record]) -> str:
+    numbers = Counter(", then ".join(record.trained_on) for record in records)
+    return "; ".join(f"{way} ({number} {'run' if number == 1 else 'runs'})" for way, number in sorted(numbers.items()))

@@ -13,7 +13,7 @@ from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import Found
 from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.intervals import Summary, difference, welch
-from isda_repro.tables.trained_on import trained_on
+from isda_repro.tables.layout import trained_on
 
 CE, ISDA = (("ResNet-20 on digits",), ("CE",)), (("ResNet-20 on digits",), ("ISDA",))
 
