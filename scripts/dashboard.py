@@ -23,7 +23,8 @@ from isda_repro.config.options import parse_options
 from isda_repro.console import say
 from isda_repro.runs.from_wandb import connect
 from isda_repro.runs.result_index import index_results
-from isda_repro.runs.sources import RESULT, runs_folder
+from isda_repro.runs.run_directory import RESULT
+from isda_repro.runs.sources import runs_folder
 from isda_repro.runs.to_wandb import Destination, send_run
 from isda_repro.sweeps.status import ALL
 from isda_repro.tables import dashboards

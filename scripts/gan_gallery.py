@@ -21,7 +21,7 @@ from isda_repro.config import compose_generator, read_frozen_generator
 from isda_repro.config.checks import GENERATORS, ConfigError
 from isda_repro.config.options import parse_options
 from isda_repro.files import SMALL, TEXTS, check_output, open_regular, write_output
-from isda_repro.runs.records import GeneratorResult, read_generator_result
+from isda_repro.runs.generator_records import GeneratorResult, read_generator_result
 from isda_repro.runs.strict_json import parsed
 
 HEAD = (

@@ -52,18 +52,21 @@ def proposed(filled: FilledTable) -> list[str]:
 
 
 def _entry(row: Label, cells: list[FilledCell]) -> str:
-    missing = [cell.cell.column[-1] for cell in cells if cell.missing or cell.summary is None]
+    missing = [cell.cell.column[-1] for cell in cells if cell.missing or not (cell.values or cell.diverged)]
     if missing:
         return f"# {', '.join(row)}: not finished at {', '.join(missing)}"
-    errors = {cell.cell.column[-1]: cell.summary.mean for cell in cells if cell.summary is not None}
+    errors = {cell.cell.column[-1]: cell.mean for cell in cells if cell.mean is not None}
+    if not errors:
+        return f"# {', '.join(row)}: runs of every value diverged"
     best = min(errors, key=lambda value: errors[value])
     cell = next(cell for cell in cells if cell.cell.column[-1] == best)
     choice = compose(list(cell.cell.overrides)).choice
     if limit := next((item for item in cell.cell.overrides if item.startswith("dataset.train_limit=")), None):
         return f"# {', '.join(row)}: {best}, for {limit} alone: it belongs to the cells of a table (cells: set:)"
     seeds = len(cell.cell.seeds)
-    tried = ", ".join(f"{error:.2f}% at {value}" for value, error in errors.items())
-    source = f"our search, n = {seeds}, held-out error {tried}"
+    tried = [f"{error:.2f}% at {value}" for value, error in errors.items()]
+    tried += [f"diverged at {cell.cell.column[-1]}" for cell in cells if cell.diverged]
+    source = f"our search, n = {seeds}, held-out error {', '.join(tried)}"
     return (
         f"- {{loss: {choice.loss}, dataset: {choice.dataset}, model: {choice.model}, value: {best}, "
         f'source: "{source}"}}'

@@ -120,6 +120,22 @@ def finish(tmp_path):
 
 
 @pytest.fixture
+def diverge(tmp_path):
+    """Return ``diverge(run)``, which writes under tmp_path/runs that a run diverged, as the trainer would."""
+    from synthetic import make_diverged
+
+    from isda_repro.runs.records import write_result
+
+    def write(run, path: Path | None = None, **changed: object) -> Path:
+        path = path or tmp_path / "runs" / run.run_id / "diverged.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_result(path, dataclasses.replace(make_diverged(run), **changed))
+        return path
+
+    return write
+
+
+@pytest.fixture
 def there(tmp_path):
     """Return ``there()``, which indexes all results under tmp_path/runs and tmp_path/results."""
     from isda_repro.runs.result_index import index_results

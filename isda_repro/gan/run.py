@@ -19,19 +19,15 @@ from isda_repro.gan.sampling import ImageGenerator
 from isda_repro.gan.steps import Pair
 from isda_repro.gan.trainer import GanTrainer
 from isda_repro.randomness import stream_seed
-from isda_repro.runs.records import (
-    GeneratorEpoch,
-    GeneratorResult,
-    SegmentRecord,
-    as_json,
-    read_generator_result,
-)
+from isda_repro.runs.generator_records import GeneratorEpoch, GeneratorResult, read_generator_result
+from isda_repro.runs.records import SegmentRecord, as_json
 from isda_repro.sheets import write_picture
 from isda_repro.tracking import Progress
 from isda_repro.tracking.tracker import Record
 from isda_repro.training.compute import Compute
 from isda_repro.training.distributed import Processes, init_distributed
-from isda_repro.training.session import RunKind, Session, earlier_result, prepare, record_exit, total_timing
+from isda_repro.training.running_metrics import total_timing
+from isda_repro.training.session import RunKind, Session, earlier_result, prepare, record_exit
 
 
 class GanProgress(Progress):

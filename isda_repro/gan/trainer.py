@@ -19,7 +19,8 @@ from isda_repro.data import Loader
 from isda_repro.errors import UserError
 from isda_repro.gan.objectives import Game
 from isda_repro.gan.steps import Pair, Steps, Totals
-from isda_repro.runs.records import GeneratorEpoch, as_json
+from isda_repro.runs.generator_records import GeneratorEpoch
+from isda_repro.runs.records import as_json
 from isda_repro.tracking import Tracker
 from isda_repro.training.checkpoint import Saver
 from isda_repro.training.compute import Compute

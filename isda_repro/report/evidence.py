@@ -38,6 +38,11 @@ class Shown:
         """Ids of the runs whose results are in their cells."""
         return {record.run_id for cell in self.filled.cells.values() for record in cell.records.values()}
 
+    @property
+    def diverged(self) -> set[str]:
+        """Ids of the runs of its cells that diverged."""
+        return {one.run_id for cell in self.filled.cells.values() for one in cell.diverged.values()}
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -51,6 +56,12 @@ class Evidence:
     def runs(self) -> dict[str, Run]:
         """Run id -> run, for every run of the tables, in their order."""
         return {name: run for shown in self.tables for name, run in shown.runs.items()}
+
+    @property
+    def left(self) -> list[Run]:
+        """The runs of the tables that neither finished nor diverged."""
+        ended = self.results.keys() | {name for shown in self.tables for name in shown.diverged}
+        return [run for name, run in self.runs.items() if name not in ended]
 
 
 def evidence(names: Sequence[str], compose: Compose, runs_dir: Path, results_dir: Path) -> Evidence:

@@ -60,6 +60,7 @@ def _cell(filled: FilledTable, cell: FilledCell, numbers: Mapping[str, int], is_
         "name": name if is_whole else f"{name} (reduced)",
         "runs": [numbers[cell.records[seed].run_id] for seed in sorted(cell.records)],
         "missing": list(cell.missing) if is_whole else [],
+        "diverged": [f"seed {seed}: {one.said}" for seed, one in sorted(cell.diverged.items())],
         "command": shlex.join(["python", "train.py", *cell.cell.overrides]),  # without seed=
     }
 
@@ -86,17 +87,16 @@ def page(evidence: Evidence, runs_dir: Path, results_dir: Path) -> str:
     """
     data, library = _data(evidence), _plotly()
     theme, behaviour = _asset("theme.js"), "\n".join(map(_asset, SCRIPTS))
-    wanted = evidence.runs
     text: str = _template().render(
         parts=[_part(shown, runs_dir, results_dir) for shown in evidence.tables],
         states=STATES,
         source=SOURCE,
         counts=_counts(evidence),
         finished=len(evidence.results),
-        others=len(evidence.results.keys() - wanted.keys()),
+        others=len(evidence.results.keys() - evidence.runs.keys()),
         hardware=_named(evidence, "hardware"),
         problems=evidence.problems,
-        petaflop_left=petaflop_of(run for name, run in wanted.items() if name not in evidence.results),
+        petaflop_left=petaflop_of(evidence.left),
         epochs_each=data["epochs_each"],
         thinned=any(result.epochs > data["epochs_each"] for _, result in evidence.results.values()),
         begin=_sweep(_quickest(evidence.tables), runs_dir),

@@ -56,6 +56,7 @@ class TableProgress:
 def progress_of(shown: Shown, runs_dir: Path) -> TableProgress:
     """Return the progress of a table. Cells that show two metrics of the same runs count once."""
     table, runs, finished = shown.filled.table, shown.runs, shown.finished
+    open_runs = runs.keys() - finished - shown.diverged
     left = missing_runs(shown.filled, shown.plan)
     return TableProgress(
         name=table.name,
@@ -63,8 +64,8 @@ def progress_of(shown: Shown, runs_dir: Path) -> TableProgress:
         cells=_cells(shown),
         done=len(runs.keys() & finished),
         wanted=len(runs),
-        begun=sum(_is_begun(runs_dir / name) for name in runs.keys() - finished),
-        petaflop_left=petaflop_of(run for name, run in runs.items() if name not in finished),
+        begun=sum(_is_begun(runs_dir / name) for name in open_runs),
+        petaflop_left=petaflop_of(run for name, run in runs.items() if name in open_runs),
         left=in_all(left).replace(BY, "") if left else "",
     )
 

@@ -43,7 +43,7 @@ from isda_repro.runs.strict_json import RecordError as RecordError  # the error 
 # The schema versions that this code reads; it writes the last. Add one when fields, or their meanings, change.
 METRICS_SCHEMAS = (2, 3, 4, 5, 6)  # 3 added top-5 errors, 4 eager_because, 5 class errors and covariances, 6 torch
 RESULT_SCHEMAS = (1, 2, 3)  # 2 added top-5 errors, 3 class errors
-GENERATOR = "generator"  # the kind of a GeneratorResult, which read_result refuses
+OUTCOMES = ["result", "generator", "diverged"]  # kinds of the records with which a run ends
 MOST_LINE_BYTES = 2**20  # of a line of metrics.jsonl, which has a few hundred, and 60 more for each class with ISDA
 LAST_EPOCHS = 10  # Table 2's caption: "the average test error over the last 10 epochs"
 
@@ -89,8 +89,9 @@ class AnyRecord:
         if not isinstance(data, dict):
             raise RecordError("not a JSON object")
         if (kind := data.get("kind")) != cls.kind:
-            are_results = {kind, cls.kind} == {GENERATOR, Result.kind} if isinstance(kind, str) else False
-            raise (OtherKindError if are_results else RecordError)(f"it is a record of kind {kind!r}, not {cls.kind!r}")
+            both_end_runs = kind in OUTCOMES and cls.kind in OUTCOMES
+            error = OtherKindError if both_end_runs else RecordError
+            raise error(f"it is a record of kind {kind!r}, not {cls.kind!r}")
         if data.get("schema") not in cls.schemas:
             raise RecordError(f"schema {data.get('schema')!r}, this code reads {' and '.join(map(str, cls.schemas))}")
         fields = cls.__dataclass_fields__
@@ -189,8 +190,8 @@ class Result(AnyRecord):
 
     def contradictions(self) -> Iterator[str]:
         """Yield what is wrong with the curves, the errors, the settings or the segments."""
-        yield from _of_every_result(self.curves, self.epochs, self.segments)
-        yield from _of_settings(self.request, self.choices)
+        yield from outcome_problems(self.curves, self.epochs, self.segments)
+        yield from settings_problems(self.request, self.choices)
         if absent := [name for name in CURVES if name not in self.curves]:
             yield f"it has no curve {', '.join(absent)}"
             return
@@ -216,17 +217,23 @@ COVARIANCE_CURVES = {f"covariances/{name}": name for name in ("ratio", "added", 
 """Curves of ISDA's runs, each with its key in ``EpochRecord.covariances``."""
 
 
-def _of_every_result(
+def outcome_problems(
     curves: Mapping[str, Sequence[float | None]], epochs: int, segments: Sequence[Mapping[str, Any]]
 ) -> Iterator[str]:
+    """Yield what is wrong with the curves or the segments of a run."""
     for name, curve in curves.items():
         if len(curve) != epochs:
             yield f"its curve {name} has {len(curve)} entries for {epochs} epochs"
+    yield from segment_problems(segments)
+
+
+def segment_problems(segments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what tables would miss in the segments of a run."""
     if not segments or not all(isinstance(segment.get("precision"), str) for segment in segments):
         yield "it has no segment that would say in what precision it was trained"
 
 
-def _of_settings(request: Mapping[str, Any], choices: Mapping[str, str]) -> Iterator[str]:
+def settings_problems(request: Mapping[str, Any], choices: Mapping[str, str]) -> Iterator[str]:
     """Yield what tables and the report would miss in the settings of a classifier."""
     for name in ("model", "dataset", "augmentation", "loss"):
         if name not in choices:
@@ -324,73 +331,17 @@ def read_result(path: Path) -> Result:
         OtherKindError: it is the result of a generator.
         RecordError: the file is missing, damaged or of an unknown schema; the message names it and the reason.
     """
-    return _read(path, Result)
+    return read_record(path, Result)
 
 
 ResultOfAKind = TypeVar("ResultOfAKind", bound=AnyRecord)
 
 
-def _read(path: Path, kind: type[ResultOfAKind]) -> ResultOfAKind:
+def read_record(path: Path, kind: type[ResultOfAKind]) -> ResultOfAKind:
+    """Read a file that holds one record; errors are those of ``read_result``."""
     try:
         return kind.from_json(read_json(path))
     except OtherKindError as error:
         raise OtherKindError(f"{one_line(path)}: {error}") from error
     except (OSError, ValueError) as error:
         raise RecordError(f"{one_line(path)}: {reason(error)}") from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneratorEpoch(AnyRecord):
-    """One epoch of training a generator: each real image was shown once to a discriminator.
-
-    Losses and scores are means over the images of the epoch.
-    """
-
-    kind: ClassVar[str] = "epoch"
-    schemas: ClassVar = ("generator-1",)
-    epoch: Positive  # counted from 1
-    step: Count  # discriminator steps taken by the end of the epoch
-    generator_steps: Count  # generator steps taken by the end of the epoch
-    discriminator_loss: float
-    generator_loss: float | None = None  # None if no generator took a step in this epoch
-    real_score: float  # discriminator output for real images: mean probability, or the critic's value
-    fake_score: float  # discriminator output for generated images
-    real_class_loss: float | None = None  # ACGAN: classification loss of the discriminator on real images
-    fake_class_loss: float | None = None  # ACGAN: classification loss of the discriminator on generated images
-    code_loss: float | None = None  # infoGAN: squared error of the predicted codes
-    timing: dict[Text, float]  # seconds: train, data_wait, evaluation, saving; images_per_s; peak_memory_mib
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneratorResult(AnyRecord):
-    """Result of a run that has trained one or more generators. Curves have one entry per epoch."""
-
-    kind: ClassVar[str] = GENERATOR
-    schemas: ClassVar = ("generator-1",)
-    run_id: Text
-    request: Plain  # request, choices, timing, segments and environment are as in Result
-    choices: dict[Text, Text]
-    epochs: Positive
-    steps: Count
-    generator_steps: Count
-    generators: Positive  # number of generators: one per class for WGAN, otherwise one
-    parameters: Count  # parameters of all generators together, without the discriminators
-    train_images: Positive
-    curves: dict[Text, list[float | None]]  # the losses and scores of GeneratorEpoch
-    timing: dict[Text, float]
-    segments: Annotated[list[Plain], Field(min_length=1)]
-    environment: Plain
-
-    def contradictions(self) -> Iterator[str]:
-        """Yield what is wrong with the curves or the segments."""
-        yield from _of_every_result(self.curves, self.epochs, self.segments)
-
-
-def read_generator_result(path: Path) -> GeneratorResult:
-    """Read a generator's ``result.json``.
-
-    Raises:
-        OtherKindError: it is not the result of a generator.
-        RecordError: the file is missing, damaged or of an unknown schema; the message names it and the reason.
-    """
-    return _read(path, GeneratorResult)

@@ -19,8 +19,9 @@ import orjson
 
 from isda_repro.config import run_names
 from isda_repro.console import one_line
+from isda_repro.runs.diverged import DivergedRun
 from isda_repro.runs.records import METRICS, RecordError, Result, read_result
-from isda_repro.runs.sources import Finding, Found
+from isda_repro.runs.sources import Finding, Found, FoundDiverged
 
 
 def read_valid_result(path: Path) -> Result:
@@ -40,7 +41,7 @@ class ResultChecker:
     def __init__(self) -> None:
         self._known: dict[bytes, tuple[bytes, Callable[[int], str]]] = {}
 
-    def __call__(self, result: Result, origin: str) -> bytes:
+    def __call__(self, result: Result | DivergedRun, origin: str) -> bytes:
         """Check that a result's settings give its run id; return its request without the seed, as ``asked`` encodes it.
 
         Raises:
@@ -107,6 +108,7 @@ class ResultIndex:
     """All valid runs of some sources, each once."""
 
     records: dict[str, Record] = field(default_factory=dict)  # by run id
+    diverged: dict[str, FoundDiverged] = field(default_factory=dict)  # by run id: those without a result
     kept: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # table -> (run id, file) stored for it
     problems: list[str] = field(default_factory=list)  # one sentence for each result that was passed over
 
@@ -122,22 +124,30 @@ class ResultIndex:
 def index_results(findings: Iterable[Finding]) -> ResultIndex:
     """Validate every result and index its numbers.
 
-    The first result of a run counts. A later one with other numbers is reported in ``problems``, as are invalid
-    results.
+    The first result of a run counts, and any result counts before a record that the run diverged, as on other hardware.
+    A later result with other numbers is reported in ``problems``, as are invalid ones.
     """
     index, check = ResultIndex(), ResultChecker()
     for finding in findings:
         try:
-            record = _record(finding, check)
+            if isinstance(finding, RecordError):
+                raise finding
+            shared = check(finding.run if isinstance(finding, FoundDiverged) else finding.result, finding.origin)
         except RecordError as error:
             index.problems.append(f"passed over: {error}")
             continue
-        if isinstance(finding, Found) and finding.kept_for is not None:
-            index.kept.setdefault(finding.kept_for, []).append((record.run_id, record.origin))
+        if finding.kept_for is not None:
+            index.kept.setdefault(finding.kept_for, []).append((finding.run_id, finding.origin))
+        if isinstance(finding, FoundDiverged):
+            index.diverged.setdefault(finding.run_id, finding)
+            continue
+        record = _record(finding, shared)
         first = index.records.setdefault(record.run_id, record)
         if first.numbers != record.numbers:
             said = f"{record.origin}: has other numbers than {first.origin}, which counts, for the same run"
             index.problems.append(f"passed over: {said}")
+    for run_id in index.diverged.keys() & index.records.keys():
+        del index.diverged[run_id]
     return index
 
 
@@ -145,12 +155,10 @@ def _trained_on(segment: Mapping[str, Any]) -> str:
     return one_line(f"{segment.get('hardware', 'unknown hardware')} in {segment['precision']}")
 
 
-def _record(finding: Finding, check: ResultChecker) -> Record:
-    if isinstance(finding, RecordError):
-        raise finding
+def _record(finding: Found, shared: bytes) -> Record:
     result = finding.result
     return Record(
-        asked=check(result, finding.origin),
+        asked=shared,
         run_id=result.run_id,
         seed=result.request["seed"],
         numbers={name: getattr(result, name) for name in METRICS},

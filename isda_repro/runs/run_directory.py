@@ -20,6 +20,8 @@ from typing import Any
 from isda_repro.files import atomic_write, open_regular
 from isda_repro.revision import revision
 
+RESULT, DIVERGED = "result.json", "diverged.json"
+
 
 class RunDirectory:
     """Paths of one run's files. The run is finished if ``result.json``, which is written last, is there."""
@@ -31,7 +33,8 @@ class RunDirectory:
         self.environment = self.path / "environment.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoint = self.path / "checkpoint.pt"
-        self.result = self.path / "result.json"
+        self.result = self.path / RESULT
+        self.diverged = self.path / DIVERGED
 
     @property
     def finished(self) -> bool:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from isda_repro.console import one_line
 from isda_repro.errors import UserError
-from isda_repro.runs.records import OtherKindError, RecordError, Result, read_result
-
-RESULT = "result.json"
+from isda_repro.runs.diverged import DivergedRun, read_outcome
+from isda_repro.runs.records import OtherKindError, RecordError, Result
+from isda_repro.runs.run_directory import DIVERGED, RESULT
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,41 @@ class Found:
     path: Path | None = None  # file from which it can be read again; None: it must be held in memory
     kept_for: str | None = None  # the table under whose name it is stored in results/
 
+    @property
+    def run_id(self) -> str:
+        """Name of the run."""
+        return self.result.run_id
 
-Finding = Found | RecordError
+
+@dataclass(frozen=True)
+class FoundDiverged:
+    """A run that diverged; fields are as in ``Found``."""
+
+    origin: str
+    run: DivergedRun
+    kept_for: str | None = None
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run."""
+        return self.run.run_id
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """The precisions of its segments, each once."""
+        return tuple(sorted({segment["precision"] for segment in self.run.segments}))
+
+    @property
+    def said(self) -> str:
+        """How it ended, in a few words."""
+        return f"diverged in epoch {self.run.epoch}"
+
+    def read(self) -> DivergedRun:
+        """Return the whole record."""
+        return self.run
+
+
+Finding = Found | FoundDiverged | RecordError
 
 
 def runs_folder(runs_dir: str, standard: str = "runs") -> Path:
@@ -54,7 +87,7 @@ def results_on_disk(runs_dir: Path, results_dir: Path) -> Iterator[Finding]:
 
 
 def results_of_runs(runs_dir: Path) -> Iterator[Finding]:
-    """Yield the result of each finished run, from ``<run_id>/result.json``.
+    """Yield the result of each finished run, from ``<run_id>/result.json``, and each run that diverged.
 
     Unfinished runs and generators are skipped. A file whose run id is not the name of its folder gives a RecordError.
     """
@@ -62,18 +95,25 @@ def results_of_runs(runs_dir: Path) -> Iterator[Finding]:
         if isinstance(folder, RecordError):
             yield folder
             continue
-        finding = _read(folder / RESULT)
-        if isinstance(finding, OtherKindError):  # generators are stored in the same folder
+        finding = _of_run(folder)
+        if finding is None or isinstance(finding, OtherKindError):  # generators are stored in the same folder
             continue
-        if isinstance(finding, RecordError) and _is_absent(finding, folder / RESULT):
-            continue
-        if isinstance(finding, Found) and finding.result.run_id != folder.name:
-            finding = RecordError(f"{finding.origin}: it is the result of {finding.result.run_id}")
+        if not isinstance(finding, RecordError) and finding.run_id != folder.name:
+            finding = RecordError(f"{finding.origin}: it is the result of {finding.run_id}")
         yield finding
 
 
+def _of_run(folder: Path) -> Finding | None:
+    """Return how the run in a folder ended; None if it has not."""
+    for path in (folder / RESULT, folder / DIVERGED):
+        finding = _read(path)
+        if not (isinstance(finding, RecordError) and _is_absent(finding, path)):
+            return finding
+    return None
+
+
 def kept_results(results_dir: Path) -> Iterator[Finding]:
-    """Yield the results in ``<table>/<cell>/<seed>.json`` of every table. A run may be stored for several tables."""
+    """Yield what is stored in ``<table>/<cell>/<seed>.json`` of every table. A run may be stored for several tables."""
     for path in _below(results_dir, 3):
         if isinstance(path, RecordError):
             yield path
@@ -86,7 +126,7 @@ def results_in(folder: Path) -> Iterator[Finding]:
 
     A folder with ``runs/`` or ``results/`` is read as a checkout. Otherwise it is searched recursively: every .json
     file is taken for a result, except in the folder of a run (recognised by its ``config.yaml``), where only
-    ``result.json`` is. Hidden folders are skipped.
+    ``result.json`` is, or ``diverged.json``. Hidden folders are skipped.
     """
     runs_dir, results_dir = folder / "runs", folder / "results"
     if runs_dir.is_dir() or results_dir.is_dir():
@@ -95,9 +135,11 @@ def results_in(folder: Path) -> Iterator[Finding]:
     for parent, folders, files in os.walk(folder):
         is_run = "config.yaml" in files
         folders[:] = [] if is_run else sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name == RESULT if is_run else name.endswith(".json"):
-                yield _read(Path(parent, name))
+        if is_run:
+            ended = _of_run(Path(parent))
+            yield from () if ended is None else (ended,)
+        else:
+            yield from (_read(Path(parent, name)) for name in sorted(files) if name.endswith(".json"))
 
 
 def _below(folder: Path, levels: int) -> Iterator[Path | RecordError]:
@@ -121,9 +163,12 @@ def _below(folder: Path, levels: int) -> Iterator[Path | RecordError]:
 
 def _read(path: Path, kept_for: str | None = None) -> Finding:
     try:
-        return Found(one_line(path), read_result(path), path, kept_for)
+        outcome = read_outcome(path)
     except RecordError as error:
         return error
+    if isinstance(outcome, DivergedRun):
+        return FoundDiverged(one_line(path), outcome, kept_for)
+    return Found(one_line(path), outcome, path, kept_for)
 
 
 def _is_absent(error: RecordError, path: Path) -> bool:

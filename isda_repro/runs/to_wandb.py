@@ -20,21 +20,11 @@ from isda_repro.config import cell_name, read_frozen_run, request
 from isda_repro.config.checks import check_tracking
 from isda_repro.errors import UserError, first_line
 from isda_repro.runs.from_wandb import connect
+from isda_repro.runs.generator_records import GeneratorEpoch, GeneratorResult, read_generator_result
 from isda_repro.runs.lock import FolderLock
 from isda_repro.runs.offline_runs import read_offline
-from isda_repro.runs.records import (
-    AnyRecord,
-    EpochRecord,
-    GeneratorEpoch,
-    GeneratorResult,
-    RecordError,
-    Result,
-    as_json,
-    read_generator_result,
-    read_lines,
-    read_result,
-)
-from isda_repro.runs.sources import RESULT
+from isda_repro.runs.records import AnyRecord, EpochRecord, RecordError, Result, as_json, read_lines, read_result
+from isda_repro.runs.run_directory import RESULT
 from isda_repro.tracking import Tracker, WandbTracker
 from isda_repro.tracking.wandb_record import EPOCH, generator_summary, row_of
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from isda_repro.experiments.plan import Run
 from isda_repro.files import open_regular
-from isda_repro.runs.records import MOST_LINE_BYTES, EpochRecord, GeneratorEpoch, RecordError, read_lines
+from isda_repro.runs.generator_records import GeneratorEpoch
+from isda_repro.runs.records import MOST_LINE_BYTES, EpochRecord, RecordError, read_lines
 from isda_repro.runs.strict_json import parsed
 from isda_repro.tracking.progress_bar import duration
 

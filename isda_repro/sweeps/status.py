@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Container, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from isda_repro.experiments.plan import Compose, Run
 from isda_repro.experiments.specification import table_names
 from isda_repro.runs.exit_status import LOG, last_error, read_exit_status
 from isda_repro.runs.lock import lives, pid_here
+from isda_repro.runs.sources import FoundDiverged
 from isda_repro.sweeps.run_progress import NOT_YET, describe_progress
 from isda_repro.sweeps.slurm_queue import Queue, cancel_jobs, job_of, log_of, query_queue
-from isda_repro.sweeps.sweep import Survey, SweepOptions, has_result, load_kept_results
+from isda_repro.sweeps.sweep import Kept, Survey, SweepOptions, has_result, load_kept_results
 
 ALL = "all"
 
@@ -30,12 +31,15 @@ def status(options: SweepOptions, compose: Compose) -> Iterator[str]:
     folders = {name: folder for table in tables for name, folder in table.folders.items()}
     jobs = {name: job for name, folder in folders.items() if not has_result(folder) and (job := job_of(folder))}
     queue = query_queue(Path(options.runs_dir), jobs.values())
-    in_results = load_kept_results(options.results_dir).records
+    in_results = load_kept_results(options.results_dir)
     for table in tables:
         instead = table.kept(in_results)
 
-        def state(run: Run, done: Container[str] = instead) -> str:
-            return "done" if run.run_id in done else _state(run, folders[run.run_id], jobs.get(run.run_id), queue)
+        def state(run: Run, instead: Mapping[str, Kept] = instead) -> str:
+            kept = instead.get(run.run_id)
+            if kept is not None:
+                return kept.said if isinstance(kept, FoundDiverged) else "done"
+            return _state(run, folders[run.run_id], jobs.get(run.run_id), queue)
 
         names = table.names
         done = sum(name in instead or has_result(folders[name]) for name in names)

@@ -28,10 +28,11 @@ from isda_repro.experiments.plan import (
 from isda_repro.experiments.specification import load_table
 from isda_repro.experiments.table import Cell, Table
 from isda_repro.files import open_regular
-from isda_repro.runs.records import GeneratorResult, RecordError, read_generator_result
-from isda_repro.runs.result_index import Record, ResultIndex, index_results, read_valid_result
-from isda_repro.runs.run_directory import checkpoints_in
-from isda_repro.runs.sources import RESULT, kept_results
+from isda_repro.runs.generator_records import GeneratorResult, read_generator_result
+from isda_repro.runs.records import RecordError
+from isda_repro.runs.result_index import Record, index_results, read_valid_result
+from isda_repro.runs.run_directory import RESULT, checkpoints_in
+from isda_repro.runs.sources import FoundDiverged, kept_results
 
 
 def has_result(folder: Path) -> bool:
@@ -47,8 +48,11 @@ def is_over(folder: Path) -> bool:
     return has_result(folder) and not checkpoints_in(folder)
 
 
-def load_kept_results(results_dir: str | None, standard: str = "results") -> ResultIndex:
-    """Index the results stored in ``results_dir`` for any table; the index is empty if ``results_dir`` is None.
+Kept = Record | FoundDiverged
+
+
+def load_kept_results(results_dir: str | None, standard: str = "results") -> dict[str, Kept]:
+    """Return how runs ended that are stored in ``results_dir`` for any table, by run; none if ``results_dir`` is None.
 
     Raises:
         UserError: a folder other than the standard one was named and does not exist. This is probably a typing error,
@@ -56,7 +60,8 @@ def load_kept_results(results_dir: str | None, standard: str = "results") -> Res
     """
     if results_dir not in (None, standard) and not Path(str(results_dir)).is_dir():
         raise UserError(f"results_dir={results_dir} is no folder; results_dir=null counts no kept result")
-    return index_results(() if results_dir is None else kept_results(Path(results_dir)))
+    index = index_results(() if results_dir is None else kept_results(Path(results_dir)))
+    return {**index.records, **index.diverged}
 
 
 TRAIN = (sys.executable, "train.py")
@@ -129,7 +134,7 @@ class Missing:
     options: SweepOptions
     runs: list[Run]
     needs: dict[str, frozenset[str]]
-    kept: dict[str, Record]  # by name, runs that need not be made because results_dir has their results
+    kept: dict[str, Kept]  # by name, runs that need not be made because results_dir has how they ended
 
     def folder(self, run: Run) -> Path:
         """Return the run's folder in ``runs_dir``."""
@@ -156,7 +161,10 @@ class Missing:
         Raises:
             RecordError: the result cannot be used.
         """
-        if (record := self.kept.get(run.run_id)) is not None:
+        record = self.kept.get(run.run_id)
+        if isinstance(record, FoundDiverged):
+            return record.said
+        if record is not None:
             return self._said(record.origin, record.evaluated_on, record.numbers[self.table.metric])
         path = self.folder(run) / RESULT
         result = read_generator_result(path) if run.is_generator else read_valid_result(path)
@@ -215,7 +223,7 @@ class Survey:
                 needs[run.run_id] = needs.get(run.run_id, frozenset()) | needed
         return needs
 
-    def kept(self, in_results: Mapping[str, Record]) -> dict[str, Record]:
+    def kept(self, in_results: Mapping[str, Kept]) -> dict[str, Kept]:
         """Return the stored results that make runs of this survey unnecessary, by run.
 
         A stored result has the numbers of a run but not its weights. So if a run that is still to be made needs another
@@ -253,7 +261,7 @@ def missing(options: SweepOptions, compose: Compose) -> Missing:
     plan = tag_runs(survey.table, survey.whole)
     if any(run.config.force for runs in plan.values() for run in runs):
         raise UserError("force=true is for one run, by train.py: a sweep, given again, would never end")
-    instead = survey.kept(load_kept_results(options.results_dir).records)
+    instead = survey.kept(load_kept_results(options.results_dir))
     if instead:
         kept_in = f"the results of {len(instead)} runs are kept in {options.results_dir}"
         say(f"table={survey.table.name}: {kept_in}; results_dir=null makes these again")

@@ -15,6 +15,7 @@ from isda_repro.experiments.plan import Plan
 from isda_repro.experiments.table import Cell, Label, Table
 from isda_repro.runs.records import Result
 from isda_repro.runs.result_index import Record, ResultIndex
+from isda_repro.runs.sources import FoundDiverged
 from isda_repro.tables.intervals import Difference, Summary, difference, summarise, welch
 from isda_repro.tables.off_spec_runs import off_spec_runs
 
@@ -28,14 +29,20 @@ class FilledCell:
     cell: Cell
     values: dict[int, float] = field(default_factory=dict)  # seed -> value of the cell's metric
     records: dict[int, Record] = field(default_factory=dict)  # seed -> record
+    diverged: dict[int, FoundDiverged] = field(default_factory=dict)  # seed -> a run that has no result for this reason
     summary: Summary | None = None
     difference: Difference | None = None  # from the baseline, if both cells have values
     paper_difference: Difference | None = None  # the same from the paper's values, if it has both
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """Seeds without a finished run."""
-        return tuple(seed for seed in self.cell.seeds if seed not in self.values)
+        """Seeds that have not been run to their end."""
+        return tuple(seed for seed in self.cell.seeds if seed not in self.values and seed not in self.diverged)
+
+    @property
+    def mean(self) -> float | None:
+        """Mean that can be compared with those of other cells: None without a value, and if a run has diverged."""
+        return None if self.summary is None or self.diverged else self.summary.mean
 
     @property
     def files(self) -> dict[int, Path]:
@@ -92,14 +99,19 @@ def aggregate(table: Table, plan: Plan, index: ResultIndex, reduced: bool = Fals
     entered = {cell: {run.seed: index.records[run.run_id] for run in runs if run.run_id in index.records}
                for cell, runs in plan.items()}  # fmt: skip
     accepted = {
-        cell: {seed: record for seed, record in records.items() if set(record.precisions) <= set(cell.precisions)}
+        cell: {seed: record for seed, record in records.items() if _fits(record, cell)}
         for cell, records in entered.items()
     }
-    filled = _filled(table, accepted)
+    diverged = {
+        cell: {run.seed: one for run in runs if (one := index.diverged.get(run.run_id)) and _fits(one, cell)}
+        for cell, runs in plan.items()
+    }
+    filled = _filled(table, accepted, diverged)
     if reduced:
         return replace(filled, problems=(*index.problems, *filled.problems), is_reduced=True)
     groups = off_spec_runs(plan, index, table.name)
     shown = {record.run_id for runs in (accepted, *(group.runs for group in groups)) for record in _records(runs)}
+    shown |= {one.run_id for by_seed in diverged.values() for one in by_seed.values()}
     strangers = [
         f"passed over: {origin}: {run_id} is no run of this table as it is specified now"
         for run_id, origin in index.kept.get(table.name, ())
@@ -119,7 +131,12 @@ def _records(runs: Runs) -> list[Record]:
     return [record for by_seed in runs.values() for record in by_seed.values()]
 
 
-def _filled(table: Table, runs: Runs) -> FilledTable:
+def _fits(run: Record | FoundDiverged, cell: Cell) -> bool:
+    """Return whether a run was trained in precisions that the cell accepts."""
+    return set(run.precisions) <= set(cell.precisions)
+
+
+def _filled(table: Table, runs: Runs, diverged: Mapping[Cell, dict[int, FoundDiverged]] | None = None) -> FilledTable:
     """Fill the table with these runs. Its problems are the runs that lack the metric of their cell."""
     cells, problems = {}, []
     for cell, records in runs.items():
@@ -127,7 +144,8 @@ def _filled(table: Table, runs: Runs) -> FilledTable:
         for seed in records.keys() - values.keys():
             problems.append(f"passed over: {records[seed].origin}: it has no {cell.metric}, which {cell.name} shows")
         kept = {seed: records[seed] for seed in values}
-        cells[cell.row, cell.column] = FilledCell(cell, values, kept, summarise(values.values()) if values else None)
+        summary = summarise(values.values()) if values else None
+        cells[cell.row, cell.column] = FilledCell(cell, values, kept, (diverged or {}).get(cell, {}), summary)
     compared = {key: _compared(table, filled, cells) for key, filled in cells.items()}
     measured = sorted({record.evaluated_on for filled in cells.values() for record in filled.records.values()})
     return FilledTable(table, compared, " and ".join(measured) or "test", tuple(problems))

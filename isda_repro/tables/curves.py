@@ -65,7 +65,7 @@ def panels(filled: FilledTable, plan: Plan | None = None, runs_dir: Path | None 
     """
     found: dict[str, dict[str, Curve]] = {}
     by_row = filled.table.figure.lines == "rows"
-    lowest = best(filled.table, {key: cell.summary.mean for key, cell in filled.cells.items() if cell.summary})
+    lowest = best(filled.table, {key: cell.mean for key, cell in filled.cells.items() if cell.mean is not None})
     for (row, column), cell in filled.cells.items():
         title, line = (column, ", ".join(row)) if by_row else ((*row, *column[:-1]), column[-1])
         paper = None if filled.is_reduced or cell.cell.paper is None else cell.cell.paper.mean

@@ -1,7 +1,7 @@
 """Export of finished runs to ``results/``, which is committed: one small file per run, under each of its cells.
 
-The file is the run's ``result.json`` with all of its numbers; hardware, versions and git revision are in it. A file
-that is already there is replaced only on request.
+The file is the run's ``result.json`` with all of its numbers; hardware, versions and git revision are in it. Of a run
+that diverged it is its ``diverged.json``. A file that is already there is replaced only on request.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from pathlib import Path
 
 from isda_repro.experiments.plan import Plan
 from isda_repro.experiments.table import Cell, Table
-from isda_repro.runs.records import RecordError, Result, read_result, write_result
+from isda_repro.runs.diverged import DivergedRun, read_outcome
+from isda_repro.runs.records import RecordError, Result, write_result
 from isda_repro.runs.result_index import Record, ResultIndex
+from isda_repro.runs.sources import FoundDiverged
 
 
 @dataclass
@@ -43,7 +45,7 @@ def export_results(
         for cell, runs in plan.items():
             for run in runs:
                 target = results_dir / table.name / cell.slug / f"{run.seed}.json"
-                record = index.records.get(run.run_id)
+                record = index.records.get(run.run_id) or index.diverged.get(run.run_id)
                 if record is not None and target not in done:
                     done.add(target)
                     kept.known.add(run.run_id)
@@ -51,7 +53,7 @@ def export_results(
     return kept
 
 
-def _keep_one(kept: Exported, cell: Cell, record: Record, target: Path, overwrite: bool) -> None:
+def _keep_one(kept: Exported, cell: Cell, record: Record | FoundDiverged, target: Path, overwrite: bool) -> None:
     """Write one result to ``target``, unless its precision is refused or another file is there; record the outcome."""
     if refused := [name for name in record.precisions if name not in cell.precisions]:
         kept.passed_over.append(f"passed over: {record.origin}: {refused[0]}, which {cell.name} does not accept")
@@ -72,12 +74,12 @@ def _keep_one(kept: Exported, cell: Cell, record: Record, target: Path, overwrit
         kept.taken.append((record.origin, target))
 
 
-def _difference(path: Path, result: Result) -> str | None:
+def _difference(path: Path, result: Result | DivergedRun) -> str | None:
     """Return how the existing file differs from this result: "" if it is the same, None if there is no file."""
     if not path.exists():
         return None
     try:
-        there = read_result(path)
+        there = read_outcome(path)
     except RecordError as error:
         return f"is there already, and damaged ({str(error).removeprefix(f'{path}: ')})"
     if there.run_id != result.run_id:
@@ -87,8 +89,9 @@ def _difference(path: Path, result: Result) -> str | None:
 
 def runs_of_no_cell(kept: Exported, index: ResultIndex, of: str) -> list[str]:
     """Return one sentence for each offered result that is no run of the tables, which ``of`` names."""
+    offered: list[Record | FoundDiverged] = [*index.records.values(), *index.diverged.values()]
     return [
         f"passed over: {record.origin}: {record.run_id} is no run of {of}"
-        for record in index.records.values()
+        for record in offered
         if record.run_id not in kept.known
     ]

@@ -32,13 +32,15 @@ def format_number(value: float, decimals: int = DECIMALS, sign: bool = False) ->
 
 
 def format_value(filled: FilledCell | None) -> str:
-    """Format our value of a cell: mean ± standard deviation (n = runs, "of planned" if some are missing)."""
+    """Format our value of a cell: mean ± standard deviation (n = runs, "of planned" if some have no value)."""
     if filled is None:
         return NO_CELL
+    wanted, lost = len(filled.cell.seeds), len(filled.diverged)
     if filled.summary is None:
-        return NOT_RUN
-    wanted = f" of {len(filled.cell.seeds)}" if filled.missing else ""
-    return f"{_spread(filled.summary.mean, filled.summary.std)} (n = {filled.summary.n}{wanted})"
+        return f"{lost} of {wanted} diverged" if lost else NOT_RUN
+    n = filled.summary.n
+    runs = (f"{n} of {wanted}" if n < wanted else f"{n}") + (f", {lost} diverged" if lost else "")
+    return f"{_spread(filled.summary.mean, filled.summary.std)} (n = {runs})"
 
 
 def format_paper_value(paper: PaperValue, decimals: int) -> str:

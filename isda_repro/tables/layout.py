@@ -164,7 +164,7 @@ def _laid_out(
         header=_header(columns, len(table.columns[0])),
         blocks=tuple(_Rows(filled, columns, with_paper=not settings).block(row) for row in rows),
         caption=caption(filled, cost_columns, settings),
-        notes=(*trained_on(filled), *(() if settings else table.notes)),
+        notes=(*trained_on(filled), *_diverged(filled), *(() if settings else table.notes)),
         settings=settings,
         extra=extra,
         sweep=sweep,
@@ -206,7 +206,7 @@ class _Rows:
         self.filled, self.table, self.columns = filled, filled.table, columns
         papers = [cell.paper for cell in self.table.cells if cell.paper is not None] if with_paper else []
         self.decimals, self.has_paper = printed_decimals(papers), bool(papers)
-        ours = {key: cell.summary.mean for key, cell in filled.cells.items() if cell.summary is not None}
+        ours = {key: cell.mean for key, cell in filled.cells.items() if cell.mean is not None}
         printed = {(cell.row, cell.column): cell.paper.mean for cell in self.table.cells if cell.paper is not None}
         self.bold, self.bold_papers = best(self.table, ours), best(self.table, printed)
 
@@ -277,6 +277,17 @@ def trained_on(filled: FilledTable) -> tuple[str, ...]:
     """Return a note on the runs' hardware and precision, and one for each difference between runs of unequal ones."""
     records = [record for cell in filled.cells.values() for record in cell.records.values()]
     return (f"Trained on {_said(records)}.", *_unequal(filled)) if records else ()
+
+
+def _diverged(filled: FilledTable) -> Iterator[str]:
+    """Yield a note on the runs that diverged, if there are any."""
+    runs = [
+        f"{cell.cell.name}, seed {seed} (in epoch {one.run.epoch})"
+        for cell in filled.cells.values()
+        for seed, one in sorted(cell.diverged.items())
+    ]
+    if runs:
+        yield f"Diverged: {'; '.join(runs)}. No mean or difference has them, and a mean that lacks them is never bold."
 
 
 def _unequal(filled: FilledTable) -> Iterator[str]:

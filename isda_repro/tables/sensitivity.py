@@ -54,7 +54,7 @@ def _draw(axes: Axes, cells: dict[float, FilledCell]) -> None:
     all_errors = [error for errors in by_seed.values() for error in errors.values()]
     if max(all_errors) > SPREAD * min(all_errors) > 0:
         logarithmic_errors(axes, 0.85 * min(all_errors), min(1.15 * max(all_errors), 100))
-    second_line = any(cell.missing for cell in cells.values())
+    second_line = any(_runs(cell) != " " for cell in cells.values())
     axes.set_xticks(
         [*cells], [f"{value:g}\n{_runs(cell)}" if second_line else f"{value:g}" for value, cell in cells.items()]
     )
@@ -64,7 +64,10 @@ def _draw(axes: Axes, cells: dict[float, FilledCell]) -> None:
 
 
 def _runs(cell: FilledCell) -> str:
-    """Return how many runs of a cell have finished, if not all."""
+    """Return how many runs of a cell have diverged or finished, if not all have finished."""
+    wanted = len(cell.cell.seeds)
+    if cell.diverged:
+        return f"{len(cell.diverged)} of {wanted} diverged"
     if not cell.missing:
         return " "
-    return f"n = {len(cell.values)} of {len(cell.cell.seeds)}" if cell.values else "not run"
+    return f"n = {len(cell.values)} of {wanted}" if cell.values else "not run"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from isda_repro.data.source import counted
 from isda_repro.errors import UserError
 from isda_repro.files import append_to, open_regular
 from isda_repro.models.weights import load_weights
+from isda_repro.runs.diverged import DivergedRun
 from isda_repro.runs.records import (
     COVARIANCE_CURVES,
     CURVES,
@@ -32,9 +34,10 @@ from isda_repro.training import builders
 from isda_repro.training.compute import Compute
 from isda_repro.training.ddp import convert_sync_batchnorm
 from isda_repro.training.distributed import Processes, init_distributed
-from isda_repro.training.session import RunKind, Session, earlier_result, prepare, record_exit, total_timing
+from isda_repro.training.running_metrics import total_timing
+from isda_repro.training.session import RunKind, Session, earlier_result, prepare, record_exit
 from isda_repro.training.step import refuse_single_images
-from isda_repro.training.trainer import Trainer
+from isda_repro.training.trainer import DivergedError, Trainer
 
 
 def run(cfg: DictConfig) -> Result:
@@ -64,7 +67,11 @@ def run(cfg: DictConfig) -> Result:
             if processes.is_main:
                 say(opening(cfg, trainer, source))
                 bar = Progress(trainer.epochs, trainer.train_batches.num_samples, images_done=trainer.images_done)
-            records = trainer.train(session.start_trackers(bar), bar, session.saver)
+            try:
+                records = trainer.train(session.start_trackers(bar), bar, session.saver)
+            except DivergedError as error:
+                session.record_divergence(partial(diverged_record, cfg, error))
+                raise
             final_state = {
                 "run_id": cfg.run_id,
                 "epoch": cfg.recipe.epochs,
@@ -147,16 +154,14 @@ def result_record(
 ) -> Result:
     """Return the result of a finished run, which tables are made from."""
     errors, curves = [record.test_error for record in records], curves_of(records)
-    choices: dict[str, Any] = OmegaConf.to_container(cfg.choice)  # type: ignore[assignment]
+    finals: dict[str, Any] = {f"{name}_final": curves[name][-1] for name in OPTIONAL_CURVES if name in curves}
     return Result(
-        run_id=cfg.run_id,
-        request={"numerics_version": cfg.numerics_version, **request(cfg)},
-        choices=choices,
+        **_asked(cfg),
         evaluated_on=source.evaluated_on,
         test_error_last10=mean_of_last(errors),
         test_error_final=errors[-1],
         test_error_best=min(errors),
-        **{f"{name}_final": curves[name][-1] for name in OPTIONAL_CURVES if name in curves},
+        **finals,
         epochs=len(records),
         steps=records[-1].step,
         parameters=sum(parameter.numel() for parameter in trainer.network.parameters()),
@@ -168,6 +173,26 @@ def result_record(
         segments=[as_json(segment) for segment in segments],
         environment=origin,
     )
+
+
+def diverged_record(
+    cfg: DictConfig, error: DivergedError, segments: list[SegmentRecord], origin: dict[str, Any]
+) -> DivergedRun:
+    """Return the record of a run that diverged, which tables show instead of a result."""
+    return DivergedRun(
+        **_asked(cfg),
+        epoch=error.epoch,
+        step=error.step,
+        reason=error.reason,
+        segments=[as_json(segment) for segment in segments],
+        environment=origin,
+    )
+
+
+def _asked(cfg: DictConfig) -> dict[str, Any]:
+    """Return the fields that say which run it is."""
+    settings = {"numerics_version": cfg.numerics_version, **request(cfg)}
+    return {"run_id": cfg.run_id, "request": settings, "choices": OmegaConf.to_container(cfg.choice)}
 
 
 def curves_of(records: Sequence[EpochRecord]) -> dict[str, list[float]]:

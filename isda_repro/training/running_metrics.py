@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,31 @@ def epoch_timing(stopwatch: Stopwatch, images: int) -> dict[str, float]:
         "saving": seconds.get("saving", 0.0),  # this epoch's own final save counts for the next
         "images_per_s": images / seconds["train"],
         "peak_memory_mib": peak_memory_mib(stopwatch.on),
+    }
+
+
+class Timed(Protocol):
+    """Interface of an epoch's record with timing, of either kind of run."""
+
+    @property
+    def timing(self) -> dict[str, float]:
+        """Seconds by section, images/s and peak memory, as in ``EpochRecord``."""
+
+
+def total_timing(records: Sequence[Timed], images: int) -> dict[str, float]:
+    """Return the timing of a whole run: seconds by section, images/s, and peak memory in MiB.
+
+    Args:
+        records: the records of all epochs.
+        images: training images in an epoch.
+    """
+    measured = set.intersection(*(set(record.timing) for record in records))  # a GPU does not time the criterion
+    sections = [name for name in records[-1].timing if name in measured - {"images_per_s", "peak_memory_mib"}]
+    total = {name: sum(record.timing[name] for record in records) for name in sections}
+    return {
+        **total,
+        "images_per_s": images * len(records) / total["train"],
+        "peak_memory_mib": max(record.timing["peak_memory_mib"] for record in records),
     }
 
 

@@ -175,6 +175,7 @@ class Session(Generic[Outcome]):
                 self._directory.path.mkdir(parents=True, exist_ok=True)
                 self._lock = stack.enter_context(FolderLock(self._directory.path))
                 clear_exit_status(self._directory.path)
+                self._directory.diverged.unlink(missing_ok=True)
             self.result = self._processes.broadcast_from_main(self._result_of_another_launch)
             self._locked = stack.pop_all()
         return self
@@ -284,9 +285,7 @@ class Session(Generic[Outcome]):
         result: Outcome | None = None
         if self._processes.is_main:
             self._checkpoints.wait()
-            lines = read_lines(self._directory.metrics, self._kind.epoch_record)
-            self._lock.ensure_held()
-            result = make_result([line for line in lines if isinstance(line, SegmentRecord)], self._origin)
+            result = make_result(self._segments(), self._origin)
             self._lock.ensure_held()
             final = {**snapshot(final_state), DATA_KEY: describe_data(self._source)}
             save(self._directory.checkpoint, final, self._ensure_held)
@@ -297,10 +296,25 @@ class Session(Generic[Outcome]):
             self._checkpoints.clear()  # last: while checkpoints exist, the same command knows that work is left
         return cast(Outcome, self._processes.broadcast_from_main(lambda: result))
 
+    def record_divergence(self, make_record: Callable[[list[SegmentRecord], dict[str, Any]], AnyRecord]) -> None:
+        """Write ``diverged.json`` on the main process, from the run's segments and its provenance.
+
+        The next launch deletes the file, and goes on from the last checkpoint.
+        """
+        if self._processes.is_main:
+            self._checkpoints.wait()
+            write_result(self._directory.diverged, make_record(self._segments(), self._origin))
+
     def announce(self, result: Outcome) -> None:
         """Print the result of the run, on the main process."""
         if self._processes.is_main:
             say(f"{self._cfg.run_id}: {self._kind.summary(result)}\n{self._directory.result}")
+
+    def _segments(self) -> list[SegmentRecord]:
+        """Return the segments of ``metrics.jsonl``, of a run directory that is still this process's."""
+        lines = read_lines(self._directory.metrics, self._kind.epoch_record)
+        self._lock.ensure_held()
+        return [line for line in lines if isinstance(line, SegmentRecord)]
 
     def _log(self, record: Mapping[str, Any]) -> None:
         for tracker in self._trackers:
@@ -369,28 +383,3 @@ def _segment_record(trainer: Trainable, origin: Mapping[str, Any]) -> SegmentRec
         git_revision=origin["git_revision"],
         git_clean=origin["git_clean"],
     )
-
-
-class Timed(Protocol):
-    """Interface of an epoch's record with timing, of either kind of run."""
-
-    @property
-    def timing(self) -> dict[str, float]:
-        """Seconds by section, images/s and peak memory, as in ``EpochRecord``."""
-
-
-def total_timing(records: Sequence[Timed], images: int) -> dict[str, float]:
-    """Return the timing of a whole run: seconds by section, images/s, and peak memory in MiB.
-
-    Args:
-        records: the records of all epochs.
-        images: training images in an epoch.
-    """
-    measured = set.intersection(*(set(record.timing) for record in records))  # a GPU does not time the criterion
-    sections = [name for name in records[-1].timing if name in measured - {"images_per_s", "peak_memory_mib"}]
-    total = {name: sum(record.timing[name] for record in records) for name in sections}
-    return {
-        **total,
-        "images_per_s": images * len(records) / total["train"],
-        "peak_memory_mib": max(record.timing["peak_memory_mib"] for record in records),
-    }

@@ -38,7 +38,21 @@ OF_THIS_DEVICE = ("lr", "fused", "foreach")  # options of the optimizer's groups
 
 
 class DivergedError(UserError):
-    """Raised when the loss or a weight is no longer a finite number."""
+    """Raised when the loss or a weight is no longer a finite number.
+
+    Args:
+        reason: what is no longer finite.
+        step: the step, counted from 0, of which it was found.
+        epoch: the epoch, counted from 1, of that step.
+        rate: the learning rate.
+    """
+
+    def __init__(self, reason: str, step: int, epoch: int, rate: float) -> None:
+        super().__init__(
+            f"{reason} at step {step} (epoch {epoch}), with learning rate {rate:g}: training stopped and wrote no such "
+            "weights; lower recipe.lr, or try compute.precision=fp32"
+        )
+        self.reason, self.step, self.epoch = reason, step, epoch
 
 
 @dataclass
@@ -344,10 +358,7 @@ class Trainer:
     def _diverged(self, what: str, step: int | None = None) -> DivergedError:
         step = self.step - 1 if step is None else step
         rate = float(self.optimizer.param_groups[0]["lr"])
-        return DivergedError(
-            f"{what} at step {step} (epoch {step // self.train_batches.steps_per_epoch + 1}), with learning rate "
-            f"{rate:g}: training stopped and wrote no such weights; lower recipe.lr, or try compute.precision=fp32"
-        )
+        return DivergedError(what, step, step // self.train_batches.steps_per_epoch + 1, rate)
 
 
 def _portable(state: dict[str, Any]) -> dict[str, Any]:

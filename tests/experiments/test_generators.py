@@ -9,11 +9,11 @@ from sweeps import compose, folder_of, generator_result, numbers_of, started, tr
 from isda_repro.errors import UserError
 from isda_repro.experiments.plan import generators_of, plan_runs
 from isda_repro.experiments.specification import load_table
+from isda_repro.runs.generator_records import read_generator_result
 from isda_repro.runs.records import (
     OtherKindError,
     RecordError,
     as_json,
-    read_generator_result,
     read_result,
     write_result,
 )

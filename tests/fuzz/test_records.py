@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from synthetic import SEGMENT, make_result, plausible_errors
+from synthetic import SEGMENT, make_diverged, make_result, plausible_errors
 from wandb_runs import epoch, result
 
 from isda_repro import config
@@ -23,16 +23,9 @@ from isda_repro.report.evidence import evidence
 from isda_repro.report.page import page
 from isda_repro.runs import offline_runs
 from isda_repro.runs.from_wandb import record_of, result_from
+from isda_repro.runs.generator_records import GeneratorResult, read_generator_result
 from isda_repro.runs.offline_runs import read_offline
-from isda_repro.runs.records import (
-    GeneratorResult,
-    RecordError,
-    Result,
-    as_json,
-    read_generator_result,
-    read_metrics,
-    read_result,
-)
+from isda_repro.runs.records import RecordError, Result, as_json, read_metrics, read_result
 from isda_repro.sweeps.run_progress import describe_progress
 from isda_repro.tables.figures import draw_curves
 from isda_repro.tables.layout import layout
@@ -175,6 +168,24 @@ def test_any_result_is_shown_or_named(tree, is_renamed):
         if tree == WHOLE:
             assert (runs, problems) == (1, 0)
             assert draw_curves(filled, Path(name) / "curves.png")
+
+
+DIVERGED = as_json(make_diverged(RUN))
+
+
+@given(mutated(DIVERGED), st.booleans())
+@example(DIVERGED, False)
+@example({**DIVERGED, "reason": "</script>"}, False)
+@example({**DIVERGED, "epoch": 10**400}, False)
+def test_any_record_of_a_divergence_is_shown_or_named(tree, is_renamed):
+    tree = renamed(tree) if is_renamed and isinstance(tree, dict) else tree
+    with tempfile.TemporaryDirectory() as name:
+        store(Path(name), json.dumps(tree).encode())
+        runs, problems, filled = show(Path(name))
+        assert runs == 0
+        assert problems or any(cell.diverged for cell in filled.cells.values())
+        if tree == DIVERGED:
+            assert problems == 0
 
 
 @given(st.binary(max_size=40), st.integers(0, 6000), st.integers(0, 40))

@@ -13,8 +13,8 @@ from isda_repro.errors import UserError
 from isda_repro.gan import load_generator, trained_generator
 from isda_repro.gan.run import build_gan_trainer, train_generator
 from isda_repro.runs.from_wandb import results_offline
+from isda_repro.runs.generator_records import read_generator_result
 from isda_repro.runs.offline_runs import offline_files, read_offline
-from isda_repro.runs.records import read_generator_result
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import results_of_runs
 from isda_repro.training.compute import resolve_compute

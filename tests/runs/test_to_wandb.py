@@ -13,8 +13,9 @@ from isda_repro.config import compose_generator, read_frozen_run, request, write
 from isda_repro.config.checks import ConfigError
 from isda_repro.errors import UserError
 from isda_repro.runs.from_wandb import connect, record_of, result_from
+from isda_repro.runs.generator_records import GeneratorEpoch, GeneratorResult
 from isda_repro.runs.offline_runs import offline_files, read_offline
-from isda_repro.runs.records import GeneratorEpoch, GeneratorResult, as_json, read_result
+from isda_repro.runs.records import as_json, read_result
 from isda_repro.runs.to_wandb import Destination, send_run, wandb_trackers
 from isda_repro.tracking.wandb_record import ran_on
 from isda_repro.training.distributed import SINGLE_PROCESS

@@ -15,7 +15,8 @@ from synthetic import make_result
 from isda_repro import config
 from isda_repro.experiments.plan import plan_runs
 from isda_repro.experiments.specification import load_table
-from isda_repro.runs.records import GeneratorResult, write_result
+from isda_repro.runs.generator_records import GeneratorResult
+from isda_repro.runs.records import write_result
 
 TRAINER = textwrap.dedent("""
     import sys

@@ -17,8 +17,9 @@ from synthetic import SEGMENT
 from isda_repro.experiments.plan import Run
 from isda_repro.runs import lock
 from isda_repro.runs.exit_status import ExitStatus, exit_status_of, read_exit_status, write_exit_status
+from isda_repro.runs.generator_records import GeneratorEpoch
 from isda_repro.runs.lock import FolderLock, here, lives, pid_here, process_start
-from isda_repro.runs.records import EpochRecord, GeneratorEpoch, as_json
+from isda_repro.runs.records import EpochRecord, as_json
 from isda_repro.sweeps.run_progress import describe_progress
 from isda_repro.sweeps.status import cancel, status
 from isda_repro.sweeps.sweep import SweepOptions

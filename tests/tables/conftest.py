@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from synthetic import make_result, plausible_errors
+from synthetic import make_diverged, make_result, plausible_errors
 
 from isda_repro import config
 from isda_repro.experiments.plan import plan_runs
@@ -43,7 +43,7 @@ def layouts(tmp_path_factory):
 
 
 COST = Cost(270_000, 41_000_000, 64, 12.5, (Estimate(3.0, "GTX 980", at_least=False), Estimate(0.5, "V100", True)))
-COLUMNS = {  # (row, column, method, further overrides) -> errors of finished runs by seed
+COLUMNS = {  # (row, column, method, further overrides) -> errors of finished runs by seed; None: it diverged
     ("A | B <c> & D", "CIFAR-10", "Basic", ""): {0: 7.3, 1: 7.5, 2: 7.4},
     ("A | B <c> & D", "CIFAR-10", "ISDA", ""): {0: 7.0, 1: 7.15, 2: 7.12},
     ("A | B <c> & D", "CIFAR-100", "Basic", ""): {0: 31.0, 2: 31.5},
@@ -52,6 +52,8 @@ COLUMNS = {  # (row, column, method, further overrides) -> errors of finished ru
     ("one_run~^\\", "CIFAR-10", "Basic", ""): {0: 3.5},
     ("apart", "CIFAR-10", "Basic", ""): {0: 8.0, 1: 8.1},
     ("apart", "CIFAR-10", "ISDA", ""): {1: 9.0, 2: 9.2},
+    ("Constant lambda_0", "CIFAR-100", "Basic", ""): {0: 28.5, 1: None},
+    ("Constant lambda_0", "CIFAR-100", "ISDA", ""): {0: None, 1: None, 2: None},
     ("A | B <c> & D", "CIFAR-10", "Basic", "recipe.epochs=12"): {0: 17.25, 1: 16.25},
     ("A | B <c> & D", "CIFAR-10", "ISDA", "recipe.epochs=12"): {0: 18.0, 1: 16.5},
 }
@@ -85,7 +87,10 @@ def _laid_out(table, folder, errors, results_dir=None):
         for run in runs:
             if run.seed in values:
                 (folder / run.run_id).mkdir()
-                write_result(folder / run.run_id / "result.json", make_result(run, [values[run.seed]]))
+                if (value := values[run.seed]) is None:
+                    write_result(folder / run.run_id / "diverged.json", make_diverged(run))
+                else:
+                    write_result(folder / run.run_id / "result.json", make_result(run, [value]))
     filled = aggregate(table, plan, index_results(results_on_disk(folder, folder / "nowhere")))
     beside = () if results_dir is None else cost_columns(table, plan, results_dir)
     return layout(filled, plan, f"python scripts/sweep.py table={table.name}", cost_columns=beside)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from isda_repro import config
 from isda_repro.experiments.plan import Run
+from isda_repro.runs.diverged import DivergedRun
 from isda_repro.runs.records import Result, SegmentRecord, as_json, mean_of_last
 
 SEGMENT = SegmentRecord(
@@ -20,6 +21,20 @@ def plausible_errors(seed: int, best: float, epochs: int = 30) -> list[float]:
     return [
         (best + 60 * math.exp(-epoch / 4)) * (1 + s * n) for epoch, (s, n) in enumerate(zip(size, noise, strict=True))
     ]
+
+
+def make_diverged(run: Run) -> DivergedRun:
+    settings = dict(run.settings)
+    return DivergedRun(
+        run_id=run.run_id,
+        request=config.request(settings),
+        choices=settings["choice"],
+        epoch=29,
+        step=144,
+        reason="the loss is no longer finite",
+        segments=[as_json(SEGMENT)],
+        environment={"git": {"revision": "0" * 40, "clean": True}},
+    )
 
 
 def make_result(run: Run, errors: Sequence[float]) -> Result:

@@ -10,8 +10,7 @@ from torch import nn
 from isda_repro.losses import CrossEntropy, ISDALoss
 from isda_repro.runs.records import MOST_LINE_BYTES, EpochRecord, as_json
 from isda_repro.training.run import curves_of
-from isda_repro.training.running_metrics import Stopwatch, covariance_summary
-from isda_repro.training.session import total_timing
+from isda_repro.training.running_metrics import Stopwatch, covariance_summary, total_timing
 
 EPOCH = EpochRecord(
     epoch=1, step=4, lr=0.1, train_loss=1.0, train_error=30.0, test_loss=0.9, test_error=20.0, test_top5_error=2.0,

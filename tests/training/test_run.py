@@ -20,10 +20,12 @@ from isda_repro.losses import CrossEntropy
 from isda_repro.models import ResNet
 from isda_repro.runs.exit_status import read_exit_status
 from isda_repro.runs.records import CLASS_ERRORS, EpochRecord, SegmentRecord, read_metrics, read_result
+from isda_repro.runs.result_index import index_results
+from isda_repro.runs.sources import FoundDiverged, results_of_runs
 from isda_repro.training.compute import resolve_compute
 from isda_repro.training.distributed import SINGLE_PROCESS
 from isda_repro.training.run import build_trainer, run, summary
-from isda_repro.training.trainer import DivergedError
+from isda_repro.training.trainer import DivergedError, Trainer
 
 TINY = ["model=resnet20", "model.depth=8", "dataset=digits", "dataset.train_limit=200", "recipe.epochs=2"]
 QUIET = ["tracking=none", "compute.precision=fp32"]
@@ -175,6 +177,29 @@ def test_loss_that_is_not_finite_stops_at_once_and_writes_no_weights(tmp_path):
     assert not (folder / "checkpoint.pt").exists()
     assert not (folder / "result.json").exists()
     assert read_exit_status(folder).exit_code == 2
+    (found,) = results_of_runs(tmp_path)
+    assert isinstance(found, FoundDiverged)
+    assert (found.run.epoch, found.run.step, found.run.reason) == (1, 1, "the loss is no longer finite")
+
+
+def test_run_that_is_continued_has_no_longer_diverged(tmp_path, monkeypatch):
+    cfg = settings(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_stop_if_diverged", diverges_in_epoch_2)
+        with pytest.raises(DivergedError):
+            run(cfg)
+    path = tmp_path / cfg.run_id / "diverged.json"
+    index = index_results(results_of_runs(tmp_path))
+    assert index.diverged[cfg.run_id].run.epoch == 2
+    assert index.problems == [], "its settings are those of its run id"
+    result = run(cfg)
+    assert not path.exists()
+    assert [segment["step"] for segment in result.segments] == [0, result.steps // result.epochs]
+
+
+def diverges_in_epoch_2(trainer):
+    if trainer.step > trainer.train_batches.steps_per_epoch:
+        raise trainer._diverged("the loss is no longer finite")
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,7 @@ def test_loss_that_is_not_finite_ends_all_processes_and_is_noted(launched):
     folder = folder_of(launched, "diverges", "recipe.lr=1e30")
     assert not list(folder.glob("checkpoint*"))
     assert read_exit_status(folder).exit_code == 2
+    assert json.loads((folder / "diverged.json").read_text())["segments"][0]["world_size"] == 2
 
 
 def test_common_batch_normalisation_is_refused_before_the_folder_is_touched(launched):

@@ -141,7 +141,7 @@ function runCurves(data, run) {
   ];
 }
 
-// The list of runs of a cell or curve, and the missing seeds of a cell.
+// The list of runs of a cell or curve, and the diverged and missing seeds of a cell.
 function listDetails(data, list) {
   const runs = list.runs.map((number) => data.runs[number]);
   const rows = runs.map((run) =>
@@ -167,6 +167,9 @@ function listDetails(data, list) {
   if (rows.length) {
     const table = element("table", {}, head, element("tbody", {}, ...rows));
     parts.push(section("Finished", element("div", { class: "scroll", tabindex: "0" }, table)));
+  }
+  if (list.diverged?.length) {
+    parts.push(section("Diverged", element("ul", {}, ...list.diverged.map((text) => element("li", {}, text)))));
   }
   if (list.missing?.length) {
     const commands = list.missing.map((seed) => command(`${list.command} seed=${seed}`));

@@ -23,7 +23,7 @@ from isda_repro.tables.missing import Missing, command
 
 FIELDS = (
     *("table", "reduced", "row", "column", "metric", "evaluated_on"),
-    *("n", "mean", "std", "seeds", "seeds_missing"),
+    *("n", "mean", "std", "seeds", "seeds_missing", "seeds_diverged"),
     *("paper_n", "paper_mean", "paper_std", "minus_paper"),
     *("baseline", "difference", "difference_std", "pairs", "low", "high", "verdict"),
     *("paper_difference", "paper_low", "paper_high", "paper_verdict"),
@@ -81,6 +81,7 @@ def _ours(layout: Layout, filled: FilledCell) -> dict[str, Any]:
     line: dict[str, Any] = {"metric": cell.metric, "n": len(filled.values), "seeds": _joined(sorted(filled.values))}
     if not layout.is_of_other_runs:
         line["seeds_missing"] = _joined(filled.missing)
+        line["seeds_diverged"] = _joined(sorted(filled.diverged))
         line["command"] = command(filled, layout.extra)
     if summary is not None:
         line |= {"mean": summary.mean, "std": summary.std, "evaluated_on": layout.filled.evaluated_on}

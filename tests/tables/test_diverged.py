@@ -1,0 +1,180 @@
+"""A run that diverged is neither finished nor missing: in tables, figures, searches, sweeps and under results/."""
+
+import json
+
+import pytest
+
+from isda_repro.config import compose
+from isda_repro.experiments.plan import plan_runs
+from isda_repro.experiments.specification import load_table
+from isda_repro.runs.diverged import read_outcome
+from isda_repro.runs.result_index import index_results
+from isda_repro.runs.sources import results_in, results_of_runs, results_on_disk
+from isda_repro.sweeps.local import sweep_here
+from isda_repro.sweeps.status import status
+from isda_repro.sweeps.sweep import SweepOptions
+from isda_repro.tables.aggregate import aggregate
+from isda_repro.tables.comparison import best
+from isda_repro.tables.export_results import export_results, runs_of_no_cell
+from isda_repro.tables.formatting import format_value
+from isda_repro.tables.layout import layout
+from isda_repro.tables.sensitivity import sensitivity_figure
+
+ROW, CE, ISDA = ("ResNet-20 on digits",), ("CE",), ("ISDA",)
+
+
+@pytest.fixture
+def cells(demo):
+    """Return the runs of the demo's cells, CE and ISDA."""
+    return list(demo[1].values())
+
+
+def test_cell_has_the_runs_that_finished_and_names_those_that_diverged(demo, cells, finish, diverge, there):
+    finish(cells[0][0], 3.0)
+    finish(cells[1][0], 2.0)
+    diverge(cells[1][1])
+    filled = aggregate(*demo, there())
+    isda = filled.cells[ROW, ISDA]
+    assert (isda.values, list(isda.diverged), isda.missing) == ({0: 2.0}, [1], (2,))
+    assert filled.problems == ()
+    assert format_value(isda) == "2.00 (n = 1 of 3, 1 diverged)"
+    assert isda.mean is None, "what is left is no mean of all runs"
+    assert best(filled.table, {key: cell.mean for key, cell in filled.cells.items() if cell.mean is not None}) == set()
+    notes = layout(filled, demo[1], "").notes
+    assert "Diverged: ResNet-20 on digits, ISDA, seed 1 (in epoch 29)." in " ".join(notes)
+    assert [(one.cell.column, one.seeds) for one in layout(filled, demo[1], "").missing] == [(CE, (1, 2)), (ISDA, (2,))]
+
+
+def test_cell_whose_runs_all_diverged_is_not_called_not_run(demo, cells, diverge, there):
+    for run in cells[1]:
+        diverge(run)
+    filled = aggregate(*demo, there())
+    assert format_value(filled.cells[ROW, ISDA]) == "3 of 3 diverged"
+    assert [one.cell.column for one in layout(filled, demo[1], "").missing] == [CE]
+
+
+def test_result_of_a_run_counts_before_the_record_that_it_diverged(cells, finish, diverge, there, tmp_path):
+    finish(cells[0][0], 3.0)
+    diverge(cells[0][0], path=tmp_path / "results/demo/cell/0.json")
+    index = there()
+    assert list(index.records) == [cells[0][0].run_id]
+    assert (index.diverged, index.problems) == ({}, [])
+
+
+@pytest.mark.parametrize(
+    ("changed", "token"),
+    [
+        ({"epoch": 0}, "epoch"),
+        ({"segments": []}, "segments"),
+        ({"request": {}}, "request"),
+        ({"run_id": "x"}, "result of x"),
+    ],
+)
+def test_record_that_cannot_be_is_named_and_passed_over(cells, diverge, there, changed, token):
+    path = diverge(cells[0][0])
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    index = there()
+    assert index.diverged == {}
+    (problem,) = index.problems
+    assert str(path) in problem
+    assert token in problem
+
+
+def test_record_with_other_settings_than_its_name_is_named(cells, diverge, there):
+    path = diverge(cells[0][0])
+    body = json.loads(path.read_text())
+    body["request"]["recipe"]["lr"] = 7
+    path.write_text(json.dumps(body))
+    index = there()
+    assert index.diverged == {}
+    assert cells[0][0].run_id in index.problems[0]
+
+
+def test_precision_that_the_cell_does_not_accept_leaves_the_run_missing(demo, cells, diverge, there):
+    path = diverge(cells[0][0])
+    body = json.loads(path.read_text())
+    body["segments"][0]["precision"] = "fp16"
+    path.write_text(json.dumps(body))
+    assert aggregate(*demo, there()).cells[ROW, CE].missing == (0, 1, 2)
+
+
+def test_it_is_kept_under_results_and_found_there_alone(demo, cells, diverge, finish, tmp_path):
+    diverge(cells[0][1])
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    kept = export_results([demo], index_results(results_of_runs(runs)), results)
+    ((_, target),) = kept.taken
+    assert target == results / "demo/resnet-20-on-digits--ce/1.json"
+    assert read_outcome(target).epoch == 29
+    again = export_results([demo], index_results(results_in(tmp_path)), results)
+    assert (again.taken, again.same) == ([], [target])
+    index = index_results(results_on_disk(tmp_path / "nowhere", results))
+    assert list(aggregate(*demo, index).cells[ROW, CE].diverged) == [1]
+    finish(cells[0][1], 3.0)
+    kept = export_results([demo], index_results(results_of_runs(runs)), results)
+    assert "overwrite=true" in kept.passed_over[0]
+
+
+def test_it_is_taken_from_elsewhere_and_a_stranger_named(demo, cells, diverge, tmp_path):
+    diverge(cells[0][1], path=tmp_path / "heap/a.json")
+    heap = index_results(results_in(tmp_path / "heap"))
+    assert len(export_results([demo], heap, tmp_path / "results").taken) == 1
+    kept = export_results([], heap, tmp_path / "results")
+    (problem,) = runs_of_no_cell(kept, heap, "table=demo")
+    assert cells[0][1].run_id in problem
+
+
+def test_sweep_does_not_repeat_a_kept_one_and_status_names_it(demo, cells, diverge, finish, tmp_path, capfd):
+    for number, (column, runs) in enumerate(zip(("ce", "isda"), cells, strict=True)):
+        for run in runs:
+            path = tmp_path / f"results/demo/resnet-20-on-digits--{column}/{run.seed}.json"
+            (diverge(run, path=path) if number and run.seed == 2 else finish(run, 3.0, path=path))
+    options = SweepOptions("demo", runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
+    (tmp_path / "runs").mkdir()
+    assert sweep_here(options, compose) == 0
+    assert "already done, diverged in epoch 29" in capfd.readouterr().out
+    assert "done 2 of 3; seed 2: diverged in epoch 29" in "\n".join(status(options, compose))
+
+
+SEARCH = """
+title: A search
+metric: test_error_final
+seeds: [0, 1]
+figure: {across: lambda_0}
+set: [dataset=digits, model=resnet8, loss=isda]
+rows:
+  - {Digits: []}
+columns:
+  - {"0.5": loss.lambda_0=0.5, "1": loss.lambda_0=1}
+"""
+
+
+@pytest.fixture
+def search(tmp_path, finish, diverge, there):
+    """Return ``search(diverged)``, a finished search in which seed 1 of the named values diverged."""
+
+    def make(*diverged):
+        (tmp_path / "search.yaml").write_text(SEARCH)
+        table = load_table(str(tmp_path / "search.yaml"))
+        plan = plan_runs(table, compose)
+        for cell, (first, second) in plan.items():
+            finish(first, 1.0 if cell.column == ("1",) else 2.0)
+            diverge(second) if cell.column[0] in diverged else finish(second, 2.0)
+        return aggregate(table, plan, there())
+
+    return make
+
+
+def test_search_proposes_no_value_of_which_a_run_diverged(search, load_script):
+    (entry,) = load_script("lambda_0").proposed(search("1"))
+    assert "value: 0.5" in entry
+    assert "held-out error 2.00% at 0.5, diverged at 1" in entry
+
+
+def test_search_all_of_whose_values_diverged_proposes_none(search, load_script):
+    (entry,) = load_script("lambda_0").proposed(search("0.5", "1"))
+    assert entry == "# Digits: runs of every value diverged"
+
+
+def test_figure_of_a_search_says_it_below_the_value(search):
+    (axes,) = sensitivity_figure(search("1")).axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0.5\n ", "1\n1 of 2 diverged"]
