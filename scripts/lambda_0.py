@@ -47,12 +47,12 @@ def in_force() -> list[str]:
 
 
 def proposed(filled: FilledTable) -> list[str]:
-    """Return an entry for each row whose cells have all finished, and a comment about what any other row lacks."""
+    """Return an entry for each row whose runs have all ended, and a comment about what any other row lacks."""
     return [_entry(row, [filled.cells[row, column] for column in filled.table.columns]) for row in filled.table.rows]
 
 
 def _entry(row: Label, cells: list[FilledCell]) -> str:
-    missing = [cell.cell.column[-1] for cell in cells if cell.missing or not (cell.values or cell.diverged)]
+    missing = [cell.cell.column[-1] for cell in cells if cell.missing]
     if missing:
         return f"# {', '.join(row)}: not finished at {', '.join(missing)}"
     errors = {cell.cell.column[-1]: cell.mean for cell in cells if cell.mean is not None}

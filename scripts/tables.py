@@ -201,7 +201,7 @@ def import_results(options: ImportOptions) -> None:
         raise UserError(f"from={folder} is no folder: give a checkout, its runs/ or results/, or a heap of files")
     index = index_results(results_in(folder))
     kept = export_results(plans(options.table), index, Path(options.results_dir), options.overwrite)
-    if not index.records and not index.diverged and not index.problems:
+    if not index.ended and not index.problems:
         raise UserError(f"from={folder} holds no result: nothing in it ends in .json, or is a run that has finished")
     of = "any table" if options.table == ALL else f"table={options.table}"
     report(kept, [*kept.passed_over, *runs_of_no_cell(kept, index, of)])

@@ -230,14 +230,18 @@ def _refuse_circles(table: Table) -> None:
 
 
 def _refuse_words_across(table: Table) -> None:
-    """Raise UserError if the figure has a setting on its horizontal axis, and the columns are not values of it."""
-    for *_, label in table.columns if table.figure.across is not None else ():
+    """Raise UserError if the figure has a setting on its horizontal axis, and the columns are not its values."""
+    places: set[tuple[Label, float]] = set()
+    for *leading, label in table.columns if table.figure.across is not None else ():
         try:
-            is_number = math.isfinite(float(label))
+            place = (tuple(leading), float(label))
         except ValueError:
-            is_number = False
-        if not is_number:
+            place = ((), math.nan)
+        if not math.isfinite(place[1]):
             raise UserError(f"figure: across: the column {label} is no number")
+        if place in places:
+            raise UserError(f"figure: across: two columns have the value {label}")
+        places.add(place)
 
 
 def _apply_exceptions(cells: Cells, exceptions: list[Any]) -> None:

@@ -14,14 +14,18 @@ from isda_repro.sweeps.sweep import has_result
 from isda_repro.tables.costs import SOURCE, cost_of
 from isda_repro.tables.missing import in_all, missing_runs
 
-State = Literal["done", "partial", "reduced", "not run"]
+State = Literal["done", "partial", "diverged", "reduced", "not run"]
 BY = f" by the measurements of {SOURCE}"  # removed from each table, because the page says it once
-STATES: tuple[State, ...] = ("done", "partial", "reduced", "not run")
+STATES: tuple[State, ...] = ("done", "partial", "diverged", "reduced", "not run")
 
 
 @dataclass(frozen=True)
 class CellProgress:
-    """Progress of one cell. In the state ``reduced`` it has only runs whose settings are not its own."""
+    """Progress of one cell.
+
+    In the state ``reduced`` it has only runs whose settings are not its own, and in the state ``diverged`` all of its
+    runs have diverged.
+    """
 
     name: str
     slug: str
@@ -39,8 +43,9 @@ class TableProgress:
     cells: tuple[CellProgress, ...]
     done: int  # runs whose result is in its cell
     wanted: int  # all runs
-    begun: int  # runs that have written metrics and no result yet
-    petaflop_left: float  # of the unfinished runs whose cost is known
+    diverged: int
+    begun: int  # runs that have written metrics and have not ended yet
+    petaflop_left: float  # of the runs that are left and whose cost is known
     left: str  # the missing runs and their cost, as text; "" if none is missing
 
     def count(self, state: State) -> int:
@@ -64,6 +69,7 @@ def progress_of(shown: Shown, runs_dir: Path) -> TableProgress:
         cells=_cells(shown),
         done=len(runs.keys() & finished),
         wanted=len(runs),
+        diverged=len(shown.diverged),
         begun=sum(_is_begun(runs_dir / name) for name in open_runs),
         petaflop_left=petaflop_of(run for name, run in runs.items() if name in open_runs),
         left=in_all(left).replace(BY, "") if left else "",
@@ -78,12 +84,12 @@ def petaflop_of(runs: Iterable[Run]) -> float:
 
 def _cells(shown: Shown) -> tuple[CellProgress, ...]:
     """Return the progress of each cell, once per slug."""
-    reduced = {key for part in shown.filled.reduced for key, cell in part.filled.cells.items() if cell.values}
+    reduced = {key for part in shown.filled.reduced for key, cell in part.filled.cells.items() if cell.has_run}
     cells: dict[str, CellProgress] = {}
     for key, filled in shown.filled.cells.items():
-        state: State = "done" if not filled.missing else "partial" if filled.values else "not run"
-        if state == "not run" and key in reduced:
-            state = "reduced"
+        state: State = "reduced" if key in reduced else "not run"
+        if filled.has_run:
+            state = "partial" if filled.missing else "done" if filled.values else "diverged"
         cell = CellProgress(
             name=", ".join(filled.cell.labels) or filled.cell.name,
             slug=filled.cell.slug,

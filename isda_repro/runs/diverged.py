@@ -5,6 +5,7 @@ Such a run has no result, but it has been run: tables count it as neither finish
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from isda_repro.files import rename_aside
 from isda_repro.runs.records import (
     AnyRecord,
     OtherKindError,
+    RecordError,
     Result,
     read_record,
     read_result,
@@ -59,3 +62,15 @@ def read_outcome(path: Path) -> Result | DivergedRun:
             return read_record(path, DivergedRun)
         except OtherKindError:
             raise of_generator from None
+
+
+def clear_divergence(path: Path) -> None:
+    """Delete the record that a run diverged, because it goes on; rename anything else of this name."""
+    if not os.path.lexists(path):
+        return
+    try:
+        read_record(path, DivergedRun)
+    except RecordError:
+        rename_aside(path, "foreign")
+    else:
+        path.unlink()

@@ -103,6 +103,10 @@ class Record:
         return result
 
 
+Ended = Record | FoundDiverged
+"""How a run ended."""
+
+
 @dataclass
 class ResultIndex:
     """All valid runs of some sources, each once."""
@@ -113,11 +117,17 @@ class ResultIndex:
     problems: list[str] = field(default_factory=list)  # one sentence for each result that was passed over
 
     @cached_property
-    def by_request(self) -> dict[bytes, list[Record]]:
-        """Records grouped by ``Record.asked``: the runs of a group differ only in their seed."""
-        together: dict[bytes, list[Record]] = {}
-        for record in self.records.values():
-            together.setdefault(record.asked, []).append(record)
+    def ended(self) -> dict[str, Ended]:
+        """How each run ended, by run id."""
+        return {**self.records, **self.diverged}
+
+    @cached_property
+    def by_request(self) -> dict[bytes, list[Ended]]:
+        """All runs grouped by ``asked``: those of a group differ only in their seed."""
+        together: dict[bytes, list[Ended]] = {}
+        for one in self.ended.values():
+            body = one.asked if isinstance(one, Record) else asked(one.run.request, one.run.choices)
+            together.setdefault(body, []).append(one)
         return together
 
 

@@ -48,6 +48,12 @@ class FoundDiverged:
         return self.run.run_id
 
     @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        seed: int = self.run.request["seed"]
+        return seed
+
+    @property
     def precisions(self) -> tuple[str, ...]:
         """The precisions of its segments, each once."""
         return tuple(sorted({segment["precision"] for segment in self.run.segments}))
@@ -81,7 +87,7 @@ def runs_folder(runs_dir: str, standard: str = "runs") -> Path:
 
 
 def results_on_disk(runs_dir: Path, results_dir: Path) -> Iterator[Finding]:
-    """Yield the results of both folders, those of ``runs_dir`` first: they count where a run is in both."""
+    """Yield how the runs of both folders ended, those of ``runs_dir`` first: a result there counts before another."""
     yield from results_of_runs(runs_dir)
     yield from kept_results(results_dir)
 
@@ -99,7 +105,7 @@ def results_of_runs(runs_dir: Path) -> Iterator[Finding]:
         if finding is None or isinstance(finding, OtherKindError):  # generators are stored in the same folder
             continue
         if not isinstance(finding, RecordError) and finding.run_id != folder.name:
-            finding = RecordError(f"{finding.origin}: it is the result of {finding.run_id}")
+            finding = RecordError(f"{finding.origin}: it is of {finding.run_id}")
         yield finding
 
 

@@ -14,10 +14,11 @@ from isda_repro.experiments.plan import Compose, Run
 from isda_repro.experiments.specification import table_names
 from isda_repro.runs.exit_status import LOG, last_error, read_exit_status
 from isda_repro.runs.lock import lives, pid_here
+from isda_repro.runs.result_index import Ended
 from isda_repro.runs.sources import FoundDiverged
 from isda_repro.sweeps.run_progress import NOT_YET, describe_progress
 from isda_repro.sweeps.slurm_queue import Queue, cancel_jobs, job_of, log_of, query_queue
-from isda_repro.sweeps.sweep import Kept, Survey, SweepOptions, has_result, load_kept_results
+from isda_repro.sweeps.sweep import Survey, SweepOptions, has_result, load_kept_results
 
 ALL = "all"
 
@@ -35,7 +36,7 @@ def status(options: SweepOptions, compose: Compose) -> Iterator[str]:
     for table in tables:
         instead = table.kept(in_results)
 
-        def state(run: Run, instead: Mapping[str, Kept] = instead) -> str:
+        def state(run: Run, instead: Mapping[str, Ended] = instead) -> str:
             kept = instead.get(run.run_id)
             if kept is not None:
                 return kept.said if isinstance(kept, FoundDiverged) else "done"
@@ -44,6 +45,8 @@ def status(options: SweepOptions, compose: Compose) -> Iterator[str]:
         names = table.names
         done = sum(name in instead or has_result(folders[name]) for name in names)
         said = f", {len(instead)} of them kept in {options.results_dir}" if instead else ""
+        if lost := sum(isinstance(one, FoundDiverged) for one in instead.values()):
+            said += f"; {lost} of these diverged"
         yield f"table={table.table.name}: {done} of {len(names)} runs done{said}"
         for name in sorted(table.wanted(instead) & table.needed.keys()):
             run = table.needed[name]

@@ -30,7 +30,7 @@ from isda_repro.experiments.table import Cell, Table
 from isda_repro.files import open_regular
 from isda_repro.runs.generator_records import GeneratorResult, read_generator_result
 from isda_repro.runs.records import RecordError
-from isda_repro.runs.result_index import Record, index_results, read_valid_result
+from isda_repro.runs.result_index import Ended, index_results, read_valid_result
 from isda_repro.runs.run_directory import RESULT, checkpoints_in
 from isda_repro.runs.sources import FoundDiverged, kept_results
 
@@ -48,10 +48,7 @@ def is_over(folder: Path) -> bool:
     return has_result(folder) and not checkpoints_in(folder)
 
 
-Kept = Record | FoundDiverged
-
-
-def load_kept_results(results_dir: str | None, standard: str = "results") -> dict[str, Kept]:
+def load_kept_results(results_dir: str | None, standard: str = "results") -> dict[str, Ended]:
     """Return how runs ended that are stored in ``results_dir`` for any table, by run; none if ``results_dir`` is None.
 
     Raises:
@@ -60,8 +57,7 @@ def load_kept_results(results_dir: str | None, standard: str = "results") -> dic
     """
     if results_dir not in (None, standard) and not Path(str(results_dir)).is_dir():
         raise UserError(f"results_dir={results_dir} is no folder; results_dir=null counts no kept result")
-    index = index_results(() if results_dir is None else kept_results(Path(results_dir)))
-    return {**index.records, **index.diverged}
+    return index_results(() if results_dir is None else kept_results(Path(results_dir))).ended
 
 
 TRAIN = (sys.executable, "train.py")
@@ -134,7 +130,7 @@ class Missing:
     options: SweepOptions
     runs: list[Run]
     needs: dict[str, frozenset[str]]
-    kept: dict[str, Kept]  # by name, runs that need not be made because results_dir has how they ended
+    kept: dict[str, Ended]  # by name, runs that need not be made because results_dir has how they ended
 
     def folder(self, run: Run) -> Path:
         """Return the run's folder in ``runs_dir``."""
@@ -223,7 +219,7 @@ class Survey:
                 needs[run.run_id] = needs.get(run.run_id, frozenset()) | needed
         return needs
 
-    def kept(self, in_results: Mapping[str, Kept]) -> dict[str, Kept]:
+    def kept(self, in_results: Mapping[str, Ended]) -> dict[str, Ended]:
         """Return the stored results that make runs of this survey unnecessary, by run.
 
         A stored result has the numbers of a run but not its weights. So if a run that is still to be made needs another

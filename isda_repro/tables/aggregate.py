@@ -14,12 +14,12 @@ from pathlib import Path
 from isda_repro.experiments.plan import Plan
 from isda_repro.experiments.table import Cell, Label, Table
 from isda_repro.runs.records import Result
-from isda_repro.runs.result_index import Record, ResultIndex
+from isda_repro.runs.result_index import Ended, Record, ResultIndex
 from isda_repro.runs.sources import FoundDiverged
 from isda_repro.tables.intervals import Difference, Summary, difference, summarise, welch
 from isda_repro.tables.off_spec_runs import off_spec_runs
 
-Runs = Mapping[Cell, Mapping[int, Record]]
+Runs = Mapping[Cell, Mapping[int, Ended]]
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,18 @@ class FilledCell:
     records: dict[int, Record] = field(default_factory=dict)  # seed -> record
     diverged: dict[int, FoundDiverged] = field(default_factory=dict)  # seed -> a run that has no result for this reason
     summary: Summary | None = None
-    difference: Difference | None = None  # from the baseline, if both cells have values
+    difference: Difference | None = None  # from the baseline, if both cells have a mean that can be compared
     paper_difference: Difference | None = None  # the same from the paper's values, if it has both
 
     @property
     def missing(self) -> tuple[int, ...]:
         """Seeds that have not been run to their end."""
         return tuple(seed for seed in self.cell.seeds if seed not in self.values and seed not in self.diverged)
+
+    @property
+    def has_run(self) -> bool:
+        """True if one of its runs has a value or diverged."""
+        return bool(self.values or self.diverged)
 
     @property
     def mean(self) -> float | None:
@@ -70,6 +75,11 @@ class FilledTable:
     is_reduced: bool = False  # its runs differ from the specification, so that the paper's values do not belong to them
 
     @property
+    def has_runs(self) -> bool:
+        """True if a run has a value or diverged."""
+        return any(filled.has_run for filled in self.cells.values())
+
+    @property
     def has_values(self) -> bool:
         """True if there is a result that has the metric of its cell."""
         return any(filled.values for filled in self.cells.values())
@@ -96,22 +106,17 @@ def aggregate(table: Table, plan: Plan, index: ResultIndex, reduced: bool = Fals
         reduced: True if the plan's settings are not the table's own (``set=``). Then results stored for the table are
             expected not to fit, so they are not reported, and no separate tables are added.
     """
-    entered = {cell: {run.seed: index.records[run.run_id] for run in runs if run.run_id in index.records}
+    entered = {cell: {run.seed: index.ended[run.run_id] for run in runs if run.run_id in index.ended}
                for cell, runs in plan.items()}  # fmt: skip
     accepted = {
-        cell: {seed: record for seed, record in records.items() if _fits(record, cell)}
+        cell: {seed: record for seed, record in records.items() if set(record.precisions) <= set(cell.precisions)}
         for cell, records in entered.items()
     }
-    diverged = {
-        cell: {run.seed: one for run in runs if (one := index.diverged.get(run.run_id)) and _fits(one, cell)}
-        for cell, runs in plan.items()
-    }
-    filled = _filled(table, accepted, diverged)
+    filled = _filled(table, accepted)
     if reduced:
         return replace(filled, problems=(*index.problems, *filled.problems), is_reduced=True)
     groups = off_spec_runs(plan, index, table.name)
     shown = {record.run_id for runs in (accepted, *(group.runs for group in groups)) for record in _records(runs)}
-    shown |= {one.run_id for by_seed in diverged.values() for one in by_seed.values()}
     strangers = [
         f"passed over: {origin}: {run_id} is no run of this table as it is specified now"
         for run_id, origin in index.kept.get(table.name, ())
@@ -123,29 +128,26 @@ def aggregate(table: Table, plan: Plan, index: ResultIndex, reduced: bool = Fals
         runs = dict(zip(part.cells, group.runs.values(), strict=True))
         beside.append(Reduced(group.settings, _filled(part, runs)))
     problems = [*index.problems, *strangers, *filled.problems]
-    problems += [problem for one in beside if not one.filled.has_values for problem in one.filled.problems]
-    return replace(filled, problems=tuple(problems), reduced=tuple(one for one in beside if one.filled.has_values))
+    problems += [problem for one in beside if not one.filled.has_runs for problem in one.filled.problems]
+    return replace(filled, problems=tuple(problems), reduced=tuple(one for one in beside if one.filled.has_runs))
 
 
-def _records(runs: Runs) -> list[Record]:
+def _records(runs: Runs) -> list[Ended]:
     return [record for by_seed in runs.values() for record in by_seed.values()]
 
 
-def _fits(run: Record | FoundDiverged, cell: Cell) -> bool:
-    """Return whether a run was trained in precisions that the cell accepts."""
-    return set(run.precisions) <= set(cell.precisions)
-
-
-def _filled(table: Table, runs: Runs, diverged: Mapping[Cell, dict[int, FoundDiverged]] | None = None) -> FilledTable:
+def _filled(table: Table, runs: Runs) -> FilledTable:
     """Fill the table with these runs. Its problems are the runs that lack the metric of their cell."""
     cells, problems = {}, []
-    for cell, records in runs.items():
+    for cell, ended in runs.items():
+        diverged = {seed: one for seed, one in ended.items() if isinstance(one, FoundDiverged)}
+        records = {seed: one for seed, one in ended.items() if isinstance(one, Record)}
         values = {seed: value for seed, record in records.items() if (value := record.numbers[cell.metric]) is not None}
         for seed in records.keys() - values.keys():
             problems.append(f"passed over: {records[seed].origin}: it has no {cell.metric}, which {cell.name} shows")
         kept = {seed: records[seed] for seed in values}
         summary = summarise(values.values()) if values else None
-        cells[cell.row, cell.column] = FilledCell(cell, values, kept, (diverged or {}).get(cell, {}), summary)
+        cells[cell.row, cell.column] = FilledCell(cell, values, kept, diverged, summary)
     compared = {key: _compared(table, filled, cells) for key, filled in cells.items()}
     measured = sorted({record.evaluated_on for filled in cells.values() for record in filled.records.values()})
     return FilledTable(table, compared, " and ".join(measured) or "test", tuple(problems))
@@ -160,7 +162,7 @@ def _compared(table: Table, filled: FilledCell, cells: Mapping[tuple[Label, Labe
     ours, theirs = filled.cell.paper, baseline.cell.paper
     return replace(
         filled,
-        difference=difference(filled.values, baseline.values) if filled.values and baseline.values else None,
+        difference=None if filled.mean is None or baseline.mean is None else difference(filled.values, baseline.values),
         paper_difference=welch(ours.mean, ours.std, ours.n, theirs.mean, theirs.std, theirs.n)
         if ours is not None and theirs is not None
         else None,

@@ -71,7 +71,8 @@ def panels(filled: FilledTable, plan: Plan | None = None, runs_dir: Path | None 
         paper = None if filled.is_reduced or cell.cell.paper is None else cell.cell.paper.mean
         curve = _finished(line, cell, paper, (row, column) in lowest) if cell.values else None
         if curve is None and plan is not None and runs_dir is not None:
-            curve = _unfinished(line, cell.cell, plan.get(cell.cell, ()), runs_dir)
+            left = [run for run in plan.get(cell.cell, ()) if run.seed not in cell.diverged]
+            curve = _unfinished(line, cell.cell, left, runs_dir)
         if curve is not None:
             found.setdefault(_joined(title), {})[line] = curve
     return found

@@ -14,8 +14,7 @@ from isda_repro.experiments.plan import Plan
 from isda_repro.experiments.table import Cell, Table
 from isda_repro.runs.diverged import DivergedRun, read_outcome
 from isda_repro.runs.records import RecordError, Result, write_result
-from isda_repro.runs.result_index import Record, ResultIndex
-from isda_repro.runs.sources import FoundDiverged
+from isda_repro.runs.result_index import Ended, ResultIndex
 
 
 @dataclass
@@ -45,7 +44,7 @@ def export_results(
         for cell, runs in plan.items():
             for run in runs:
                 target = results_dir / table.name / cell.slug / f"{run.seed}.json"
-                record = index.records.get(run.run_id) or index.diverged.get(run.run_id)
+                record = index.ended.get(run.run_id)
                 if record is not None and target not in done:
                     done.add(target)
                     kept.known.add(run.run_id)
@@ -53,7 +52,7 @@ def export_results(
     return kept
 
 
-def _keep_one(kept: Exported, cell: Cell, record: Record | FoundDiverged, target: Path, overwrite: bool) -> None:
+def _keep_one(kept: Exported, cell: Cell, record: Ended, target: Path, overwrite: bool) -> None:
     """Write one result to ``target``, unless its precision is refused or another file is there; record the outcome."""
     if refused := [name for name in record.precisions if name not in cell.precisions]:
         kept.passed_over.append(f"passed over: {record.origin}: {refused[0]}, which {cell.name} does not accept")
@@ -84,14 +83,13 @@ def _difference(path: Path, result: Result | DivergedRun) -> str | None:
         return f"is there already, and damaged ({str(error).removeprefix(f'{path}: ')})"
     if there.run_id != result.run_id:
         return f"is there already, with {there.run_id}"
-    return "" if there == result else "is there already, with another result of the same run"
+    return "" if there == result else "is there already, and differs for the same run"
 
 
 def runs_of_no_cell(kept: Exported, index: ResultIndex, of: str) -> list[str]:
     """Return one sentence for each offered result that is no run of the tables, which ``of`` names."""
-    offered: list[Record | FoundDiverged] = [*index.records.values(), *index.diverged.values()]
     return [
         f"passed over: {record.origin}: {record.run_id} is no run of {of}"
-        for record in offered
+        for record in index.ended.values()
         if record.run_id not in kept.known
     ]

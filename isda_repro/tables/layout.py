@@ -150,11 +150,11 @@ def _laid_out(
 ) -> Layout:
     """Lay out one table.
 
-    Rows without values are left out if ``settings`` come from runs that were found, not planned.
+    Rows without runs are left out if ``settings`` come from runs that were found, not planned.
     """
     table, columns = filled.table, _columns(filled.table, cost_columns)
     found_only = bool(settings) and not extra
-    rows = [row for row in table.rows if not found_only or _has_values(filled, row)]
+    rows = [row for row in table.rows if not found_only or _has_runs(filled, row)]
     return Layout(
         title=f"{table.title}, reduced: {'; '.join(extra)}" if extra else table.title,
         filled=filled,
@@ -173,8 +173,8 @@ def _laid_out(
     )
 
 
-def _has_values(filled: FilledTable, row: Label) -> bool:
-    return any(cell.values for key, cell in filled.cells.items() if key[0] == row)
+def _has_runs(filled: FilledTable, row: Label) -> bool:
+    return any(cell.has_run for key, cell in filled.cells.items() if key[0] == row)
 
 
 # ------------------------------------------------------------------------------------------------------------- columns
@@ -243,9 +243,9 @@ class _Rows:
         )
 
     def _minus_paper(self, key: Key, cell: FilledCell | None) -> Entry:
-        if cell is None or cell.cell.paper is None or cell.summary is None:
+        if cell is None or cell.cell.paper is None or cell.mean is None:
             return Entry()
-        minus = cell.summary.mean - cell.cell.paper.mean
+        minus = cell.mean - cell.cell.paper.mean
         return Entry(formatting.format_number(minus, sign=True), minus)
 
     def _difference(self, key: Key, cell: FilledCell | None) -> Entry:
@@ -287,7 +287,7 @@ def _diverged(filled: FilledTable) -> Iterator[str]:
         for seed, one in sorted(cell.diverged.items())
     ]
     if runs:
-        yield f"Diverged: {'; '.join(runs)}. No mean or difference has them, and a mean that lacks them is never bold."
+        yield f"Diverged: {'; '.join(runs)}. No mean has them; a mean that lacks them is not compared."
 
 
 def _unequal(filled: FilledTable) -> Iterator[str]:

@@ -14,7 +14,7 @@ from isda_repro.tables.costs import SOURCE, Cost, Estimate, cost_of
 
 @dataclass(frozen=True)
 class Missing:
-    """The seeds of one cell that have not finished."""
+    """The seeds of one cell that have not been run to their end."""
 
     cell: Cell
     seeds: tuple[int, ...]

@@ -20,7 +20,7 @@ import orjson
 from isda_repro.config import request, rescaled
 from isda_repro.experiments.plan import Plan
 from isda_repro.experiments.table import Cell, Table
-from isda_repro.runs.result_index import Record, ResultIndex, asked
+from isda_repro.runs.result_index import Ended, ResultIndex, asked
 
 EPOCHS, MILESTONES = "recipe.epochs", "recipe.schedule.milestones"
 MAY_DIFFER = (EPOCHS, MILESTONES, "recipe.passes", "recipe.batch_size", "dataset.train_limit", "dataset.test_limit")
@@ -43,10 +43,10 @@ class OffSpecGroup:
     """All runs that differ from their cells in the same way."""
 
     way: Deviation
-    runs: dict[Cell, dict[int, Record]] = field(default_factory=dict)
+    runs: dict[Cell, dict[int, Ended]] = field(default_factory=dict)
     _instead: dict[str, dict[str, None]] = field(default_factory=dict)  # key -> values of the cells, each once
 
-    def add(self, cell: Cell, record: Record, theirs: Free) -> None:
+    def add(self, cell: Cell, record: Ended, theirs: Free) -> None:
         """Add a run with its nearest cell, and that cell's settings."""
         self.runs.setdefault(cell, {})[record.seed] = record
         for key, _ in self.way.settings:

@@ -66,8 +66,6 @@ def _draw(axes: Axes, cells: dict[float, FilledCell]) -> None:
 def _runs(cell: FilledCell) -> str:
     """Return how many runs of a cell have diverged or finished, if not all have finished."""
     wanted = len(cell.cell.seeds)
-    if cell.diverged:
-        return f"{len(cell.diverged)} of {wanted} diverged"
-    if not cell.missing:
-        return " "
-    return f"n = {len(cell.values)} of {wanted}" if cell.values else "not run"
+    finished = f"n = {len(cell.values)} of {wanted}" if cell.missing and cell.values else ""
+    diverged = f"{len(cell.diverged)} of {wanted} diverged" if cell.diverged else ""
+    return ", ".join(filter(None, (finished, diverged))) or ("not run" if cell.missing else " ")

@@ -27,7 +27,7 @@ from isda_repro.stopping import exit_code, handle_stop_signals
 from isda_repro.torch_files import TorchFileError, open_torch_file
 from isda_repro.training.distributed import SINGLE_PROCESS, Processes
 
-UNFINISHED = re.compile(r"(checkpoint(-[0-9]{9,})?\.pt|result\.json|environment\.json)\.[0-9a-f]{8}\.tmp")
+UNFINISHED = re.compile(r"(checkpoint(-[0-9]{9,})?\.pt|(result|diverged|environment)\.json)\.[0-9a-f]{8}\.tmp")
 KEPT = 2  # the second newest is a spare in case the disk damages the newest
 
 

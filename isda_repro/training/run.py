@@ -23,6 +23,7 @@ from isda_repro.runs.records import (
     CURVES,
     OPTIONAL_CURVES,
     EpochRecord,
+    RecordError,
     Result,
     SegmentRecord,
     as_json,
@@ -70,7 +71,10 @@ def run(cfg: DictConfig) -> Result:
             try:
                 records = trainer.train(session.start_trackers(bar), bar, session.saver)
             except DivergedError as error:
-                session.record_divergence(partial(diverged_record, cfg, error))
+                try:
+                    session.record_divergence(partial(diverged_record, cfg, error))
+                except (OSError, RecordError) as why:  # a full disk must not hide that the run diverged
+                    warn(f"the record that the run diverged could not be written ({why})")
                 raise
             final_state = {
                 "run_id": cfg.run_id,

@@ -22,6 +22,7 @@ from isda_repro.data import DataError, Source
 from isda_repro.errors import EXIT_USER_ERROR, StoppedError, UserError, first_line, is_out_of_memory
 from isda_repro.files import rename_aside
 from isda_repro.revision import why_unknown
+from isda_repro.runs.diverged import clear_divergence
 from isda_repro.runs.exit_status import ExitStatus, clear_exit_status, write_exit_status
 from isda_repro.runs.lock import FolderLock, LockedError, is_left_over
 from isda_repro.runs.records import AnyRecord, RecordError, SegmentRecord, as_json, read_lines, write_result
@@ -175,7 +176,6 @@ class Session(Generic[Outcome]):
                 self._directory.path.mkdir(parents=True, exist_ok=True)
                 self._lock = stack.enter_context(FolderLock(self._directory.path))
                 clear_exit_status(self._directory.path)
-                self._directory.diverged.unlink(missing_ok=True)
             self.result = self._processes.broadcast_from_main(self._result_of_another_launch)
             self._locked = stack.pop_all()
         return self
@@ -267,6 +267,7 @@ class Session(Generic[Outcome]):
             )
             self._trackers += [self._metrics, bar]
             self._trackers += wandb_trackers(self._cfg, self._directory.metrics)
+            clear_divergence(self._directory.diverged)
             self._log(as_json(_segment_record(self._trainer, self._origin)))
         return self._trackers
 
@@ -299,7 +300,7 @@ class Session(Generic[Outcome]):
     def record_divergence(self, make_record: Callable[[list[SegmentRecord], dict[str, Any]], AnyRecord]) -> None:
         """Write ``diverged.json`` on the main process, from the run's segments and its provenance.
 
-        The next launch deletes the file, and goes on from the last checkpoint.
+        The next launch goes on from the last checkpoint, and deletes the file when it begins to train.
         """
         if self._processes.is_main:
             self._checkpoints.wait()

@@ -95,6 +95,16 @@ def test_the_page_counts_runs_and_what_is_left_and_names_the_hardware_once(done,
     assert f" {petaflop_of(left):.2g} " in lead
 
 
+def test_runs_that_diverged_are_named_and_not_left(tmp_path, rendered, runs, leave, diverge):
+    leave(tmp_path, runs["ResNet-20", "CE", 0])
+    diverge(runs["ResNet-20", "ISDA", 1])
+    text = rendered(tmp_path)
+    left = [run for key, run in runs.items() if key not in (("ResNet-20", "CE", 0), ("ResNet-20", "ISDA", 1))]
+    assert f" {petaflop_of(left):.2g} " in re.search(r'<p class="lead">(.*?)</p>', text, re.S)[1]
+    (cell,) = (cell for cell in data_of(text)["cells"].values() if cell["name"] == "ResNet-20, ISDA")
+    assert (cell["diverged"], cell["missing"]) == (["seed 1: diverged in epoch 29"], [0, 2])
+
+
 def test_runs_of_the_papers_tables_are_counted_apart_and_once(tmp_path, table, composed, leave, runs):
     ours = tmp_path / "ours.yaml"
     text = Path(table).read_text().partition("paper:")[0]

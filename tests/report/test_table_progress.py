@@ -39,6 +39,22 @@ def test_cells_and_runs_are_counted(progress, runs, leave, tmp_path):
     assert not table.is_empty
 
 
+def test_runs_that_diverged_are_counted_apart_and_are_not_left(progress, runs, diverge, leave, tmp_path):
+    before = progress()
+    leave(tmp_path, runs["ResNet-20", "CE", 0])
+    path = diverge(runs["ResNet-20", "CE", 1])
+    path.with_name("metrics.jsonl").touch()
+    for seed in range(3):
+        diverge(runs["ResNet-20", "ISDA", seed])
+    table = progress()
+    assert (table.done, table.diverged, table.begun, table.wanted) == (1, 4, 0, 18)
+    states = {cell.name: (cell.state, cell.done) for cell in table.cells}
+    assert (states["ResNet-20, CE"], states["ResNet-20, ISDA"]) == (("partial", 1), ("diverged", 0))
+    assert "13 " in table.left
+    ended = [runs["ResNet-20", "CE", seed] for seed in (0, 1)] + [runs["ResNet-20", "ISDA", seed] for seed in range(3)]
+    assert before.petaflop_left - table.petaflop_left == pytest.approx(petaflop_of(ended))
+
+
 def test_a_cell_with_shorter_runs_alone_is_reduced(progress, shorter, tmp_path):
     shorter(tmp_path, "model=resnet8", "loss=ce")
     table = progress()

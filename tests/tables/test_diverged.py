@@ -1,25 +1,28 @@
 """A run that diverged is neither finished nor missing: in tables, figures, searches, sweeps and under results/."""
 
 import json
+import os
 
 import pytest
 
 from isda_repro.config import compose
 from isda_repro.experiments.plan import plan_runs
 from isda_repro.experiments.specification import load_table
-from isda_repro.runs.diverged import read_outcome
+from isda_repro.runs.diverged import clear_divergence, read_outcome
+from isda_repro.runs.records import EpochRecord, as_json
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import results_in, results_of_runs, results_on_disk
 from isda_repro.sweeps.local import sweep_here
 from isda_repro.sweeps.status import status
 from isda_repro.sweeps.sweep import SweepOptions
 from isda_repro.tables.aggregate import aggregate
-from isda_repro.tables.comparison import best
+from isda_repro.tables.curves import panels
 from isda_repro.tables.export_results import export_results, runs_of_no_cell
 from isda_repro.tables.formatting import format_value
 from isda_repro.tables.layout import layout
-from isda_repro.tables.sensitivity import sensitivity_figure
+from isda_repro.tables.sensitivity import _runs, sensitivity_figure
 
+EPOCH = EpochRecord(epoch=1, step=5, lr=0.1, train_loss=1.0, train_error=1.0, test_loss=1.0, test_error=60.0, timing={})
 ROW, CE, ISDA = ("ResNet-20 on digits",), ("CE",), ("ISDA",)
 
 
@@ -27,6 +30,11 @@ ROW, CE, ISDA = ("ResNet-20 on digits",), ("CE",), ("ISDA",)
 def cells(demo):
     """Return the runs of the demo's cells, CE and ISDA."""
     return list(demo[1].values())
+
+
+def entries(laid_out):
+    """Return the lines of a table."""
+    return [line for block in laid_out.blocks for line in block.lines]
 
 
 def test_cell_has_the_runs_that_finished_and_names_those_that_diverged(demo, cells, finish, diverge, there):
@@ -39,7 +47,9 @@ def test_cell_has_the_runs_that_finished_and_names_those_that_diverged(demo, cel
     assert filled.problems == ()
     assert format_value(isda) == "2.00 (n = 1 of 3, 1 diverged)"
     assert isda.mean is None, "what is left is no mean of all runs"
-    assert best(filled.table, {key: cell.mean for key, cell in filled.cells.items() if cell.mean is not None}) == set()
+    assert isda.difference is None, "the pairs that are left are no sample of all pairs"
+    assert not any(entry.bold for line in entries(layout(filled, demo[1], "")) for entry in line.entries)
+    assert [curve.is_best for curve in panels(filled)["ResNet-20 on digits"].values()] == [False, False]
     notes = layout(filled, demo[1], "").notes
     assert "Diverged: ResNet-20 on digits, ISDA, seed 1 (in epoch 29)." in " ".join(notes)
     assert [(one.cell.column, one.seeds) for one in layout(filled, demo[1], "").missing] == [(CE, (1, 2)), (ISDA, (2,))]
@@ -67,7 +77,7 @@ def test_result_of_a_run_counts_before_the_record_that_it_diverged(cells, finish
         ({"epoch": 0}, "epoch"),
         ({"segments": []}, "segments"),
         ({"request": {}}, "request"),
-        ({"run_id": "x"}, "result of x"),
+        ({"run_id": "x"}, "it is of x"),
     ],
 )
 def test_record_that_cannot_be_is_named_and_passed_over(cells, diverge, there, changed, token):
@@ -108,7 +118,9 @@ def test_it_is_kept_under_results_and_found_there_alone(demo, cells, diverge, fi
     again = export_results([demo], index_results(results_in(tmp_path)), results)
     assert (again.taken, again.same) == ([], [target])
     index = index_results(results_on_disk(tmp_path / "nowhere", results))
-    assert list(aggregate(*demo, index).cells[ROW, CE].diverged) == [1]
+    filled = aggregate(*demo, index)
+    assert list(filled.cells[ROW, CE].diverged) == [1]
+    assert filled.problems == ()
     finish(cells[0][1], 3.0)
     kept = export_results([demo], index_results(results_of_runs(runs)), results)
     assert "overwrite=true" in kept.passed_over[0]
@@ -123,6 +135,45 @@ def test_it_is_taken_from_elsewhere_and_a_stranger_named(demo, cells, diverge, t
     assert cells[0][1].run_id in problem
 
 
+def test_it_is_found_in_the_folder_of_a_run_anywhere(cells, diverge, tmp_path):
+    path = diverge(cells[0][1], path=tmp_path / "heap/deep/run/diverged.json")
+    path.with_name("config.yaml").touch()
+    path.with_name("ended.json").write_text("{}")
+    index = index_results(results_in(tmp_path / "heap"))
+    assert (list(index.diverged), index.problems) == ([cells[0][1].run_id], [])
+
+
+def test_one_that_differs_from_its_cell_stands_in_the_reduced_table(demo, finish, diverge, there, tmp_path):
+    plan = plan_runs(demo[0], compose, ("recipe.epochs=4",))
+    ce, isda = plan.values()
+    for run in (*ce, *isda[:2]):
+        finish(run, 9.0, 5.0 if run in ce else 4.0)
+    diverge(isda[2])
+    filled = aggregate(*demo, there())
+    assert [cell.has_run for cell in filled.cells.values()] == [False, False]
+    (beside,) = filled.reduced
+    shown = beside.filled.cells[ROW, ISDA]
+    assert (list(shown.diverged), shown.difference) == ([2], None)
+    (laid_out,) = layout(filled, demo[1], "").reduced
+    assert "1 diverged" in entries(laid_out)[0].entries[1].text
+    assert not entries(laid_out)[0].entries[1].bold
+    assert any(note.startswith("Diverged:") for note in laid_out.notes)
+
+
+def test_reduced_runs_that_all_diverged_are_shown(demo, diverge, there):
+    diverge(next(iter(plan_runs(demo[0], compose, ("recipe.epochs=4",)).values()))[0])
+    (laid_out,) = layout(aggregate(*demo, there()), demo[1], "").reduced
+    assert entries(laid_out)[0].entries[0].text == "1 of 1 diverged"
+
+
+def test_it_is_not_drawn_as_unfinished(demo, cells, diverge, there, tmp_path):
+    for run in cells[0]:
+        path = diverge(run)
+        path.with_name("metrics.jsonl").write_text(json.dumps(as_json(EPOCH)) + "\n")
+    filled = aggregate(*demo, there())
+    assert panels(filled, demo[1], tmp_path / "runs") == {}
+
+
 def test_sweep_does_not_repeat_a_kept_one_and_status_names_it(demo, cells, diverge, finish, tmp_path, capfd):
     for number, (column, runs) in enumerate(zip(("ce", "isda"), cells, strict=True)):
         for run in runs:
@@ -132,7 +183,9 @@ def test_sweep_does_not_repeat_a_kept_one_and_status_names_it(demo, cells, diver
     (tmp_path / "runs").mkdir()
     assert sweep_here(options, compose) == 0
     assert "already done, diverged in epoch 29" in capfd.readouterr().out
-    assert "done 2 of 3; seed 2: diverged in epoch 29" in "\n".join(status(options, compose))
+    said = list(status(options, compose))
+    assert said[0].endswith("; 1 of these diverged")
+    assert "done 2 of 3; seed 2: diverged in epoch 29" in "\n".join(said)
 
 
 SEARCH = """
@@ -178,3 +231,31 @@ def test_search_all_of_whose_values_diverged_proposes_none(search, load_script):
 def test_figure_of_a_search_says_it_below_the_value(search):
     (axes,) = sensitivity_figure(search("1")).axes
     assert [text.get_text() for text in axes.get_xticklabels()] == ["0.5\n ", "1\n1 of 2 diverged"]
+
+
+def test_tick_tells_runs_that_diverged_from_those_that_are_missing(demo, cells, finish, diverge, there):
+    finish(cells[0][0], 3.0)
+    diverge(cells[0][1])
+    assert _runs(aggregate(*demo, there()).cells[ROW, CE]) == "n = 1 of 3, 1 of 3 diverged"
+
+
+def test_old_record_is_deleted_and_anything_else_of_its_name_set_aside(cells, diverge, tmp_path):
+    path = diverge(cells[0][0])
+    clear_divergence(path)
+    assert list(path.parent.iterdir()) == []
+    for make in (path.mkdir, lambda: path.write_text("notes"), lambda: path.symlink_to("nowhere")):
+        make()
+        clear_divergence(path)
+        assert not os.path.lexists(path)
+        (aside,) = path.parent.iterdir()
+        assert "foreign" in aside.name
+        aside.rmdir() if aside.is_dir() else aside.unlink()
+    clear_divergence(path)
+
+
+def test_import_of_a_folder_with_nothing_else_is_no_error(cells, diverge, tmp_path, load_script, capsys):
+    diverge(cells[0][1], path=tmp_path / "heap/a.json")
+    load_script("tables").main(
+        ["import", f"from={tmp_path / 'heap'}", "table=demo", f"results_dir={tmp_path / 'results'}"]
+    )
+    assert "1 new or changed" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import pytest
 
 from isda_repro.config import compose
+from isda_repro.errors import UserError
 from isda_repro.experiments.plan import plan_runs
 from isda_repro.experiments.specification import load_table
 from isda_repro.tables.aggregate import aggregate
@@ -85,6 +86,12 @@ def test_a_value_that_lacks_runs_says_so_and_a_row_without_any_is_no_panel(searc
     run_all(plan, {**ERRORS, ("1", 1): 8.0})
     ticks = sensitivity_figure(aggregate(table, plan, there())).axes[0].get_xticklabels()
     assert [text.get_text() for text in ticks] == ["0", "0.25", "0.5", "1"]
+
+
+@pytest.mark.parametrize(("label", "token"), [("1.0", "value 1"), ("nan", "nan is no number")])
+def test_column_that_is_no_place_of_its_own_is_named(search, label, token):
+    with pytest.raises(UserError, match=token):
+        search(label)
 
 
 def test_one_seed_is_one_line(search, run_all, there):

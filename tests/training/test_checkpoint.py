@@ -131,6 +131,7 @@ def test_only_what_is_ours_is_deleted(tmp_path):
         "checkpoint-000000001.pt.0a1b2c3d.tmp",
         "checkpoint.pt.0a1b2c3d.tmp",
         "result.json.0a1b2c3d.tmp",
+        "diverged.json.0a1b2c3d.tmp",
         "environment.json.0a1b2c3d.tmp",
         "checkpoint-000000007.pt",
     ):

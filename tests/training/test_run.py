@@ -1,5 +1,6 @@
 """Whole runs on digits, as a user starts them."""
 
+import errno
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from together import trainer_of
 
 from isda_repro import revision
 from isda_repro.config import build, compose, run_command_line
+from isda_repro.data import DataError
 from isda_repro.errors import UserError
 from isda_repro.losses import CrossEntropy
 from isda_repro.models import ResNet
@@ -22,6 +24,7 @@ from isda_repro.runs.exit_status import read_exit_status
 from isda_repro.runs.records import CLASS_ERRORS, EpochRecord, SegmentRecord, read_metrics, read_result
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import FoundDiverged, results_of_runs
+from isda_repro.training import session
 from isda_repro.training.compute import resolve_compute
 from isda_repro.training.distributed import SINGLE_PROCESS
 from isda_repro.training.run import build_trainer, run, summary
@@ -195,6 +198,30 @@ def test_run_that_is_continued_has_no_longer_diverged(tmp_path, monkeypatch):
     result = run(cfg)
     assert not path.exists()
     assert [segment["step"] for segment in result.segments] == [0, result.steps // result.epochs]
+
+
+def test_full_disk_hides_no_divergence(tmp_path, monkeypatch, capfd):
+    def fail(path, record):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(session, "write_result", fail)
+    cfg = settings(tmp_path, "recipe.lr=1e30")
+    with pytest.raises(DivergedError):
+        run(cfg)
+    assert "No space left" in capfd.readouterr().err
+    assert "no longer finite" in read_exit_status(tmp_path / cfg.run_id).said
+
+
+def test_launch_that_is_refused_leaves_the_record_that_the_run_diverged(tmp_path, monkeypatch):
+    cfg = settings(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_stop_if_diverged", diverges_in_epoch_2)
+        with pytest.raises(DivergedError):
+            run(cfg)
+        patch.setattr(session, "check_same_data", lambda *_: (_ for _ in ()).throw(DataError("other data")))
+        with pytest.raises(DataError):
+            run(cfg)
+    assert len(index_results(results_of_runs(tmp_path)).diverged) == 1
 
 
 def diverges_in_epoch_2(trainer):

@@ -60,7 +60,7 @@ def _lines(layout: Layout) -> Iterator[dict[str, Any]]:
     of_table = {"table": layout.filled.table.name, "reduced": "; ".join(layout.settings)}
     missing = {one.cell.slug: one for one in layout.missing}
     for cell in layout.filled.cells.values():
-        if cell.values or not layout.is_of_other_runs:
+        if cell.has_run or not layout.is_of_other_runs:
             yield {
                 **of_table,
                 "row": " / ".join(cell.cell.row),
@@ -93,8 +93,8 @@ def _papers(filled: FilledCell) -> dict[str, Any]:
     if paper is None:
         return {}
     line: dict[str, Any] = {"paper_n": paper.n, "paper_mean": paper.mean, "paper_std": paper.std}
-    if filled.summary is not None:
-        line["minus_paper"] = filled.summary.mean - paper.mean
+    if filled.mean is not None:
+        line["minus_paper"] = filled.mean - paper.mean
     if filled.paper_difference is not None:
         line |= {f"paper_{key}": value for key, value in _interval(filled.paper_difference).items()}
     return line
