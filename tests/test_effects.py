@@ -137,6 +137,7 @@ PLACES = {  # "file: function: call": how often, and why it is ours
     "isda_repro/runs/lock.py: _copy_aside: open xb": (1, "a new file"),
     "isda_repro/runs/exit_status.py: write_exit_status: atomic_write": (1, "one that is not ours is renamed first"),
     "isda_repro/runs/exit_status.py: clear_exit_status: unlink": (1, "one that is not ours is renamed first"),
+    "isda_repro/runs/diverged.py: clear_divergence: unlink": (1, "one that is not ours is renamed instead"),
     "isda_repro/runs/records.py: write_result: atomic_write": (
         1,
         f"{LOCKED}; in results/ only a new file, or with overwrite=true",
