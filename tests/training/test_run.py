@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -185,19 +186,36 @@ def test_loss_that_is_not_finite_stops_at_once_and_writes_no_weights(tmp_path):
     assert (found.run.epoch, found.run.step, found.run.reason) == (1, 1, "the loss is no longer finite")
 
 
-def test_run_that_is_continued_has_no_longer_diverged(tmp_path, monkeypatch):
+@pytest.fixture
+def diverged(tmp_path, monkeypatch):
+    """Return the configuration of a run that has diverged in epoch 2."""
+
+    def stop(trainer):
+        if trainer.step > trainer.train_batches.steps_per_epoch:
+            raise trainer._diverged("the loss is no longer finite")
+
     cfg = settings(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_stop_if_diverged", diverges_in_epoch_2)
+        patch.setattr(Trainer, "_stop_if_diverged", stop)
         with pytest.raises(DivergedError):
             run(cfg)
-    path = tmp_path / cfg.run_id / "diverged.json"
+    return cfg
+
+
+def test_run_that_is_continued_has_no_longer_diverged(tmp_path, diverged):
     index = index_results(results_of_runs(tmp_path))
-    assert index.diverged[cfg.run_id].run.epoch == 2
+    assert index.diverged[diverged.run_id].run.epoch == 2
     assert index.problems == [], "its settings are those of its run id"
-    result = run(cfg)
-    assert not path.exists()
+    result = run(diverged)
+    assert not (tmp_path / diverged.run_id / "diverged.json").exists()
     assert [segment["step"] for segment in result.segments] == [0, result.steps // result.epochs]
+
+
+def test_launch_that_is_refused_leaves_the_record_that_the_run_diverged(tmp_path, diverged, monkeypatch):
+    monkeypatch.setattr(session, "check_same_data", Mock(side_effect=DataError("other data")))
+    with pytest.raises(DataError):
+        run(diverged)
+    assert len(index_results(results_of_runs(tmp_path)).diverged) == 1
 
 
 def test_full_disk_hides_no_divergence(tmp_path, monkeypatch, capfd):
@@ -210,23 +228,6 @@ def test_full_disk_hides_no_divergence(tmp_path, monkeypatch, capfd):
         run(cfg)
     assert "No space left" in capfd.readouterr().err
     assert "no longer finite" in read_exit_status(tmp_path / cfg.run_id).said
-
-
-def test_launch_that_is_refused_leaves_the_record_that_the_run_diverged(tmp_path, monkeypatch):
-    cfg = settings(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_stop_if_diverged", diverges_in_epoch_2)
-        with pytest.raises(DivergedError):
-            run(cfg)
-        patch.setattr(session, "check_same_data", lambda *_: (_ for _ in ()).throw(DataError("other data")))
-        with pytest.raises(DataError):
-            run(cfg)
-    assert len(index_results(results_of_runs(tmp_path)).diverged) == 1
-
-
-def diverges_in_epoch_2(trainer):
-    if trainer.step > trainer.train_batches.steps_per_epoch:
-        raise trainer._diverged("the loss is no longer finite")
 
 
 @pytest.mark.parametrize(
