@@ -104,7 +104,7 @@ class Record:
 
 
 Ended = Record | FoundDiverged
-"""How a run ended."""
+"""The outcome of a run: the numbers of its result, or the record that it diverged."""
 
 
 @dataclass
@@ -118,7 +118,7 @@ class ResultIndex:
 
     @cached_property
     def ended(self) -> dict[str, Ended]:
-        """How each run ended, by run id."""
+        """The outcome of each run, by run id."""
         return {**self.records, **self.diverged}
 
     @cached_property

@@ -60,7 +60,7 @@ class FoundDiverged:
 
     @property
     def said(self) -> str:
-        """How it ended, in a few words."""
+        """Short text of the outcome, for example "diverged in epoch 29"."""
         return f"diverged in epoch {self.run.epoch}"
 
     def read(self) -> DivergedRun:

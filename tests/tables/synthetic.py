@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from isda_repro import config
 from isda_repro.experiments.plan import Run
+from isda_repro.experiments.specification import load_table
+from isda_repro.experiments.table import Table
 from isda_repro.runs.diverged import DivergedRun
 from isda_repro.runs.records import Result, SegmentRecord, as_json, mean_of_last
 
@@ -12,6 +15,22 @@ SEGMENT = SegmentRecord(
     step=0, device="cpu", hardware="a processor", precision="fp32", tf32=False, channels_last=True,
     compile=False, deterministic=False, world_size=1, threads=2, git_revision=None, git_clean=None,
 )  # fmt: skip
+
+
+SEARCH = """
+title: A search
+metric: test_error_final
+seeds: [0, 1]
+figure: {across: lambda_0}
+set: [dataset=digits, model=resnet8, loss=isda]
+"""
+
+
+def load_search(folder: Path, values: Sequence[str], rows: str = "{Digits: []}") -> Table:
+    """Return a search for lambda_0 whose columns are ``values``, from a file that it writes into ``folder``."""
+    columns = ", ".join(f'"{value}": loss.lambda_0={value}' for value in values)
+    (folder / "search.yaml").write_text(f"{SEARCH}rows: [{rows}]\ncolumns: [{{{columns}}}]\n")
+    return load_table(str(folder / "search.yaml"))
 
 
 def plausible_errors(seed: int, best: float, epochs: int = 30) -> list[float]:

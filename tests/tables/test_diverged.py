@@ -4,10 +4,10 @@ import json
 import os
 
 import pytest
+from synthetic import load_search
 
 from isda_repro.config import compose
 from isda_repro.experiments.plan import plan_runs
-from isda_repro.experiments.specification import load_table
 from isda_repro.runs.diverged import clear_divergence, read_outcome
 from isda_repro.runs.records import EpochRecord, as_json
 from isda_repro.runs.result_index import index_results
@@ -188,26 +188,12 @@ def test_sweep_does_not_repeat_a_kept_one_and_status_names_it(demo, cells, diver
     assert "done 2 of 3; seed 2: diverged in epoch 29" in "\n".join(said)
 
 
-SEARCH = """
-title: A search
-metric: test_error_final
-seeds: [0, 1]
-figure: {across: lambda_0}
-set: [dataset=digits, model=resnet8, loss=isda]
-rows:
-  - {Digits: []}
-columns:
-  - {"0.5": loss.lambda_0=0.5, "1": loss.lambda_0=1}
-"""
-
-
 @pytest.fixture
 def search(tmp_path, finish, diverge, there):
     """Return ``search(diverged)``, a finished search in which seed 1 of the named values diverged."""
 
     def make(*diverged):
-        (tmp_path / "search.yaml").write_text(SEARCH)
-        table = load_table(str(tmp_path / "search.yaml"))
+        table = load_search(tmp_path, ["0.5", "1"])
         plan = plan_runs(table, compose)
         for cell, (first, second) in plan.items():
             finish(first, 1.0 if cell.column == ("1",) else 2.0)

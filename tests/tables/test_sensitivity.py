@@ -1,35 +1,22 @@
 """The figure of a search: its points are the runs, and a value that lacks runs says so."""
 
 import pytest
+from synthetic import load_search
 
 from isda_repro.config import compose
 from isda_repro.errors import UserError
 from isda_repro.experiments.plan import plan_runs
-from isda_repro.experiments.specification import load_table
 from isda_repro.tables.aggregate import aggregate
 from isda_repro.tables.figures import draw_curves
 from isda_repro.tables.sensitivity import sensitivity_figure
 
-SPEC = """
-title: A search
-metric: test_error_final
-seeds: [0, 1]
-figure: {across: lambda_0}
-set: [dataset=digits, model=resnet8, loss=isda]
-rows:
-  - {Digits: [], Few digits: dataset.train_limit=300}
-columns:
-  - {"VALUES": loss.lambda_0=0.5, "0.25": loss.lambda_0=0.25, "0": loss.lambda_0=0, "1": loss.lambda_0=1}
-"""
-
 
 @pytest.fixture
 def search(tmp_path):
-    """Return ``search(largest)``, a search of two rows and its plan. ``largest`` is the label of its first column."""
+    """Return ``search(first)``, a search of two rows and its plan. ``first`` is the label of its first column."""
 
-    def make(largest="0.5"):
-        (tmp_path / "search.yaml").write_text(SPEC.replace("VALUES", largest))
-        table = load_table(str(tmp_path / "search.yaml"))
+    def make(first="0.5"):
+        table = load_search(tmp_path, [first, "0.25", "0", "1"], "{Digits: [], Few digits: dataset.train_limit=300}")
         return table, plan_runs(table, compose)
 
     return make
