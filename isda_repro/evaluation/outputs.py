@@ -27,6 +27,7 @@ from isda_repro.evaluation.measures import (
 )
 from isda_repro.evaluation.pictures import draw_calibration, draw_confusion
 from isda_repro.evaluation.predictions import Predictions
+from isda_repro.evaluation.temperature import Scaled, scale
 from isda_repro.files import harmless_cell, write_output
 from isda_repro.training.evaluate import errors_of_groups
 
@@ -47,6 +48,7 @@ class Measured:
 
     def __init__(self, predictions: Predictions, source: Source) -> None:
         assert predictions.targets is not None
+        assert predictions.logits is not None
         self.predictions, self.names = predictions, source.class_names
         targets, predicted = predictions.targets.numpy(), predictions.predicted.numpy()
         self.confusion: Array = confusion_matrix(targets, predicted, len(self.names))
@@ -57,6 +59,7 @@ class Measured:
         self.groups = {name: one for name, one in named if one is not None and len({*counts}) > 1}
         self.classes: list[ClassError] = class_errors(self.confusion)
         self.calibration: Calibration = calibrate(predictions.probabilities[:, 0].numpy(), targets == predicted)
+        self.scaled: Scaled | None = scale(predictions.logits, predictions.targets)
 
     def lines(self) -> list[str]:
         """Return the lines that are printed: loss and errors, calibration, and the worst classes."""
@@ -66,6 +69,13 @@ class Measured:
             f"loss {loss:.4f}, error {error:.2f}%" + ("" if top5 is None else f", top-5 error {top5:.2f}%"),
             f"expected calibration error {calibration:.2f}% ({BINS} bins); the loss is the negative log-likelihood",
         ]
+        if self.scaled is not None:
+            temperatures = " and ".join(f"{one:.2f}" for one in self.scaled.temperatures)
+            error = self.scaled.calibration.expected_error
+            lines.append(
+                f"logits divided by {temperatures}, fitted on the other half of the images: "
+                f"loss {self.scaled.loss:.4f}, expected calibration error {error:.2f}%"
+            )
         if self.groups:
             of_groups = (f"{name.replace('_', '-')} {error:.2f}%" for name, error in self.groups.items())
             lines.append(f"mean error of the classes {self.mean:.2f}%: {', '.join(of_groups)}")
@@ -94,6 +104,7 @@ class Measured:
             "mean_error_of_classes": self.mean,
             **{f"{name}_error": error for name, error in self.groups.items()},
             "expected_calibration_error": found.expected_error,
+            **({} if self.scaled is None else {"temperature_scaling": _as_json(self.scaled)}),
             "calibration": [
                 {
                     "from": edges[number],
@@ -105,6 +116,14 @@ class Measured:
                 for number, (confidence, accuracy, images) in enumerate(means)
             ],
         }
+
+
+def _as_json(scaled: Scaled) -> dict[str, Any]:
+    return {
+        "temperatures": list(scaled.temperatures),
+        "negative_log_likelihood": scaled.loss,
+        "expected_calibration_error": scaled.calibration.expected_error,
+    }
 
 
 def write_evaluation(folder: Path, measured: Measured, about: Mapping[str, Any]) -> None:

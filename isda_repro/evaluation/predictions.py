@@ -35,7 +35,7 @@ class Predictions:
         likeliest: the K most probable classes, the first one first, int64 [N, K].
         probabilities: their probabilities, float64 [N, K].
         targets: labels, int64 [N]; None if they are not known.
-        losses: negative log-likelihood of the label, float64 [N]; None without labels.
+        logits: logits, float32 [N, C], C being the number of classes; None without labels.
         num_classes: number of classes C.
         unreadable: number of images that could not be read, and are left out.
     """
@@ -45,7 +45,7 @@ class Predictions:
     likeliest: Tensor
     probabilities: Tensor
     targets: Tensor | None
-    losses: Tensor | None
+    logits: Tensor | None
     num_classes: int
     unreadable: int
 
@@ -56,11 +56,12 @@ class Predictions:
         Raises:
             ValueError: there are no labels.
         """
-        if self.targets is None or self.losses is None:
+        if self.targets is None or self.logits is None:
             raise ValueError("without labels there is no error")
         error, top5 = ((one != self.targets[:, None]).all(1) for one in (self.predicted[:, None], self.likeliest))
         percent = [100 * int(wrong.sum()) / len(wrong) for wrong in (error, top5)]
-        return Evaluation(float(self.losses.mean()), percent[0], percent[1] if self.num_classes > LIKELIEST else None)
+        loss = float(F.cross_entropy(self.logits.double(), self.targets))
+        return Evaluation(loss, percent[0], percent[1] if self.num_classes > LIKELIEST else None)
 
 
 def predict_test(classifier: Classifier) -> Predictions:
@@ -131,27 +132,27 @@ def _predict(
     constants = builders.normalisation_constants(cfg, classifier.source)
     loader = builders.build_loader(cfg, numbered, classifier.compute, constants, train=False)
     try:
-        parts = _batches(classifier, loader, targets)
+        parts = _batches(classifier, loader, keep_logits=targets is not None)
     finally:
         loader.close()
     if not parts:
         raise UserError(f"no image can be read; there are {len(split):,}, the first being {where(0)}")
-    numbers, predicted, likeliest, probabilities, *losses = (torch.cat(one) for one in zip(*parts, strict=True))
+    numbers, predicted, likeliest, probabilities, *logits = (torch.cat(one) for one in zip(*parts, strict=True))
     return Predictions(
         images=[where(number) for number in numbers.tolist()],
         predicted=predicted,
         likeliest=likeliest,
         probabilities=probabilities,
         targets=None if targets is None else targets[numbers],
-        losses=losses[0] if losses else None,
+        logits=logits[0] if logits else None,
         num_classes=classifier.source.num_classes,
         unreadable=len(split) - len(numbers),
     )
 
 
 @torch.inference_mode()
-def _batches(classifier: Classifier, loader: Loader, targets: Tensor | None) -> list[tuple[Tensor, ...]]:
-    """Return for each batch numbers, predictions, likeliest classes and their probabilities, and losses with targets.
+def _batches(classifier: Classifier, loader: Loader, keep_logits: bool) -> list[tuple[Tensor, ...]]:
+    """Return for each batch numbers, predictions, likeliest classes and their probabilities, and maybe logits.
 
     The loader yields the numbers of images instead of their labels.
     """
@@ -161,17 +162,17 @@ def _batches(classifier: Classifier, loader: Loader, targets: Tensor | None) -> 
             if len(numbers):
                 with classifier.compute.autocast():
                     logits = network(images).logits
-                labels = None if targets is None else targets[numbers.cpu()].to(logits.device)
-                found.append((numbers.cpu(), *(one.cpu() for one in _of_batch(logits, labels))))
+                outputs = (*_of_batch(logits), *([logits.float()] if keep_logits else []))
+                found.append((numbers.cpu(), *(one.cpu() for one in outputs)))
             with ignore_broken_pipe(sys.stderr):
                 bar.update(len(numbers))
     return found
 
 
-def _of_batch(logits: Tensor, targets: Tensor | None) -> tuple[Tensor, ...]:
+def _of_batch(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return predictions [N], likeliest classes [N, K] and their probabilities [N, K]."""
     logs = F.log_softmax(logits.double(), dim=1)
     if not logs.isfinite().all():
         raise UserError("the network gives outputs that are not finite numbers: are these the weights of a whole run?")
     likeliest = logits.topk(min(LIKELIEST, logits.shape[1]), dim=1).indices
-    outputs = logits.argmax(1), likeliest, logs.gather(1, likeliest).exp()
-    return outputs if targets is None else (*outputs, F.nll_loss(logs, targets, reduction="none"))
+    return logits.argmax(1), likeliest, logs.gather(1, likeliest).exp()

@@ -20,7 +20,7 @@ Key = tuple[Label, Label]
 
 def comparison(table: Table, row: Label) -> str:
     """Return the label of the differences in a row, for example "ISDA − Basic" or "minus Basic"."""
-    pairs = [_method(key, other) for key, other in _compared(table, row)]
+    pairs = [differing_labels(key, other) for key, other in _compared(table, row)]
     mine, theirs = ({pair[side] for pair in pairs} for side in (0, 1))
     if len(theirs) != 1:
         return "minus baseline"  # the caption lists them, see ``baselines``
@@ -33,7 +33,7 @@ def baselines(table: Table) -> str:
     """Return a sentence that lists the baselines of rows that have several, or "" if every row has at most one."""
     by_baseline: dict[str, dict[str, None]] = {}
     for row in table.rows:
-        pairs = [(key, _method(key, other)[1]) for key, other in _compared(table, row)]
+        pairs = [(key, differing_labels(key, other)[1]) for key, other in _compared(table, row)]
         if len({theirs for _, theirs in pairs}) > 1:
             for (_, column), theirs in pairs:
                 by_baseline.setdefault(theirs, {})[", ".join(column)] = None
@@ -48,7 +48,7 @@ def _compared(table: Table, row: Label) -> Iterator[tuple[Key, Key]]:
             yield (row, cell.column), other
 
 
-def _method(key: Key, other: Key) -> tuple[str, str]:
+def differing_labels(key: Key, other: Key) -> tuple[str, str]:
     """Return the first label in which two compared cells differ, as a pair."""
     mine, theirs = (*key[0], *key[1]), (*other[0], *other[1])
     return next((one, another) for one, another in zip(mine, theirs, strict=True) if one != another)

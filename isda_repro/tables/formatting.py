@@ -40,26 +40,27 @@ def format_value(filled: FilledCell | None) -> str:
         return f"{lost} of {wanted} diverged" if lost else NOT_RUN
     n = filled.summary.n
     runs = (f"{n} of {wanted}" if n < wanted else f"{n}") + (f", {lost} diverged" if lost else "")
-    return f"{_spread(filled.summary.mean, filled.summary.std)} (n = {runs})"
+    return f"{format_spread(filled.summary.mean, filled.summary.std)} (n = {runs})"
 
 
 def format_paper_value(paper: PaperValue, decimals: int) -> str:
     """Format the paper's value as it prints it, with its number of runs."""
-    return f"{_spread(paper.mean, paper.std, decimals)} (n = {paper.n})"
+    return f"{format_spread(paper.mean, paper.std, decimals)} (n = {paper.n})"
 
 
-def format_difference(difference: Difference, runs: int | None = None) -> str:
+def format_difference(difference: Difference, runs: int | None = None, decimals: int = DECIMALS) -> str:
     """Format a difference with its 95% interval and its verdict.
 
     Args:
         difference: method minus baseline.
         runs: number of runs of the larger of the two cells. If the difference is not taken over that many pairs, the
             text says over how many, or that the interval, if there is one, is Welch's. None: it does not.
+        decimals: number of decimals.
     """
     interval = ""
     if difference.low is not None and difference.high is not None:
-        interval = f" [{format_number(difference.low)}, {format_number(difference.high)}]"
-    text = f"{format_number(difference.mean, sign=True)}{interval}{VERDICTS[difference.verdict]}"
+        interval = f" [{format_number(difference.low, decimals)}, {format_number(difference.high, decimals)}]"
+    text = f"{format_number(difference.mean, decimals, sign=True)}{interval}{VERDICTS[difference.verdict]}"
     if runs is None or difference.pairs == runs:
         return text
     if difference.pairs:
@@ -91,5 +92,6 @@ def describe_metrics(table: Table) -> str:
     return "; ".join(said)
 
 
-def _spread(mean: float, std: float | None, decimals: int = DECIMALS) -> str:
+def format_spread(mean: float, std: float | None, decimals: int = DECIMALS) -> str:
+    """Format a mean with its standard deviation, if there is one."""
     return format_number(mean, decimals) + ("" if std is None else f" ± {std:.{decimals}f}")

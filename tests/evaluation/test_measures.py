@@ -54,4 +54,4 @@ def test_errors_of_classes_by_hand():
 
 def test_outputs_that_are_not_finite_are_refused():
     with pytest.raises(UserError, match="finite"):
-        _of_batch(torch.tensor([[0.0, float("nan")]]), None)
+        _of_batch(torch.tensor([[0.0, float("nan")]]))

@@ -25,7 +25,7 @@ PREDICTIONS = Predictions(
     likeliest=torch.tensor([[1, 0], [0, 3]]),
     probabilities=torch.tensor([[0.75, 0.25], [0.5, 0.125]], dtype=torch.float64),
     targets=torch.tensor([0, 2]),
-    losses=torch.tensor([1.5, 2.0], dtype=torch.float64),
+    logits=torch.tensor([[2.0, 3.0, 0.0, 0.0], [3.0, 0.0, 0.0, 2.0]]),
     num_classes=4,
     unreadable=0,
 )
