@@ -28,7 +28,7 @@ from isda_repro.files import folder_for, write_output
 LEGEND = """\
 NLL: mean negative log-likelihood of the labels. ECE: expected calibration error, 15 bins. Scaled: after all logits have
 been divided by a temperature, which was fitted on the other half of the images. Mean ± sample standard deviation over
-seeds; differences have their 95% interval, paired by seed, and are better where it lies below 0. Evaluated in fp32"""
+seeds; differences have their 95% interval, paired by seed, and are better where it lies below 0. Evaluated in fp32,"""
 
 
 @dataclass
@@ -70,7 +70,8 @@ def main(arguments: list[str]) -> None:
     command = f"python scripts/calibration.py table={table.name}"
     picture = f"![Negative log-likelihood over temperature]({names['png']})"
     title = f"# Calibration: {table.title}"
-    legend = f"{LEGEND} on {', '.join(sorted({one.hardware for one in records.values()}))}."
+    machines, sets = (sorted({getattr(one, of) for one in records.values()}) for of in ("hardware", "evaluated_on"))
+    legend = f"{LEGEND} on the {' and '.join(sets)} images, on {', '.join(machines)}."
     write_output(output / names["md"], "\n\n".join([title, found, legend, picture, f"`{command}`"]) + "\n")
     draw(output / names["png"], plan, records)
     say(f"{found}\n{len(records) - known} runs measured, {known} known before; written to {output / names['md']}")
