@@ -46,9 +46,9 @@ class _FirstOrder(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        raise NotImplementedError(
-            "the second derivative of ISDA's quadratic term for the head's weight is not implemented; "
-            "the one for the features alone is"
+        raise RuntimeError(
+            "ISDA's quadratic term cannot be differentiated twice if the head's weight is involved: "
+            "take second derivatives for the features alone"
         )
 
 
