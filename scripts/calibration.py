@@ -28,7 +28,8 @@ from isda_repro.files import folder_for, write_output
 LEGEND = """\
 NLL: mean negative log-likelihood of the labels. ECE: expected calibration error, 15 bins. Scaled: after all logits have
 been divided by a temperature, which was fitted on the other half of the images. Mean ± sample standard deviation over
-seeds; differences have their 95% interval, paired by seed, and are better where it lies below 0. Evaluated in fp32,"""
+seeds. Differences have their 95% interval: Student's t over the pairs of runs that share a seed, Welch's if unpaired.
+Better, worse: it lies below, above 0. Open: it has 0 in it. Intervals are not adjusted for their number."""
 
 
 @dataclass
@@ -46,35 +47,43 @@ def main(arguments: list[str]) -> None:
     """Evaluate the runs that are not measured yet, and write all measures.
 
     Raises:
-        UserError: there is no finished run with its weights and none was measured before.
+        UserError: no run of the table can be measured, and none was measured before.
     """
     options = parse_options(CalibrationOptions, arguments)
     table = load_table(options.table)
     from isda_repro.evaluation import load_finished_run
     from isda_repro.evaluation.table_calibration import draw, markdown, measure, read_records, write_records
+    from isda_repro.tables.render.markdown import escaped
 
     names = {kind: f"{table.name}.{kind}" for kind in ("json", "md", "png", "svg")}
     output = folder_for(Path(options.output), *names.values())
-    plan, records = plan_runs(table, compose), read_records(output / names["json"])
-    known = len(records)
-    for run_id in dict.fromkeys(run.run_id for runs in plan.values() for run in runs):
+    plan, kept = plan_runs(table, compose), read_records(output / names["json"])
+    planned = dict.fromkeys(run.run_id for runs in plan.values() for run in runs)
+    new = 0
+    for run_id in planned:
         folder = Path(options.runs_dir) / run_id
-        if run_id in records or not all((folder / name).exists() for name in ("result.json", "checkpoint.pt")):
+        if run_id in kept or not all((folder / name).exists() for name in ("result.json", "checkpoint.pt")):
             continue
-        records[run_id] = measure(load_finished_run(folder, options.device, options.data_dir))
-        write_records(output / names["json"], records)
+        if (record := measure(load_finished_run(folder, options.device, options.data_dir))) is None:
+            say(f"{run_id}: left out, because one half of its images has no error, and so no temperature")
+            continue
+        kept[run_id], new = record, new + 1
+        write_records(output / names["json"], kept)
         say(f"{run_id}: measured")
+    records = {run_id: kept[run_id] for run_id in planned if run_id in kept}
     if not records:
         raise UserError(f"no run of table={table.name} has finished in {options.runs_dir} and has its checkpoint.pt")
     found = markdown(table, plan, records)
-    command = f"python scripts/calibration.py table={table.name}"
+    sets, machines = (sorted({getattr(one, of) for one in records.values()}) for of in ("evaluated_on", "hardware"))
+    legend = f"{LEGEND}\nEvaluated on the {' and '.join(sets)} images in fp32, on {', '.join(machines)}."
     picture = f"![Negative log-likelihood over temperature]({names['png']})"
-    title = f"# Calibration: {table.title}"
-    machines, sets = (sorted({getattr(one, of) for one in records.values()}) for of in ("hardware", "evaluated_on"))
-    legend = f"{LEGEND} on the {' and '.join(sets)} images, on {', '.join(machines)}."
-    write_output(output / names["md"], "\n\n".join([title, found, legend, picture, f"`{command}`"]) + "\n")
-    draw(output / names["png"], plan, records)
-    say(f"{found}\n{len(records) - known} runs measured, {known} known before; written to {output / names['md']}")
+    command = f"`python scripts/calibration.py table={options.table}`"
+    write_output(
+        output / names["md"],
+        "\n\n".join([f"# Calibration: {escaped(table.title)}", found, legend, picture, command]) + "\n",
+    )
+    draw(output / names["png"], table, plan, records)
+    say(f"{found}\n{new} runs measured, {len(records) - new} known before; written to {output / names['md']}")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ python scripts/evaluate.py run=runs/<run_id>                        # also data_
 python scripts/evaluate.py model=resnet32 dataset=cifar10 model.weights=FILE    # the settings of train.py
 python scripts/evaluate.py model=timm model.name=resnet18 dataset=cifar10 recipe=resnet model.weights=FILE
 
-Prints the loss, the error, the expected calibration error and the worst classes, and for a run also the error that its
-result reports. Each of the commands also takes
+Prints the loss, the error, the expected calibration error (before and after temperature scaling) and the worst classes,
+and for a run also the error that its result reports. Each of the commands also takes
 
 output=FOLDER                  writes per_class.csv, confusion.csv, predictions.csv, summary.json, and two pictures,
                                each also as SVG: confusion.png and calibration.png

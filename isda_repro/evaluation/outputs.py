@@ -71,10 +71,10 @@ class Measured:
         ]
         if self.scaled is not None:
             temperatures = " and ".join(f"{one:.2f}" for one in self.scaled.temperatures)
-            error = self.scaled.calibration.expected_error
+            calibration = self.scaled.calibration.expected_error
             lines.append(
                 f"logits divided by {temperatures}, fitted on the other half of the images: "
-                f"loss {self.scaled.loss:.4f}, expected calibration error {error:.2f}%"
+                f"loss {self.scaled.loss:.4f}, expected calibration error {calibration:.2f}%"
             )
         if self.groups:
             of_groups = (f"{name.replace('_', '-')} {error:.2f}%" for name, error in self.groups.items())

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,7 +50,7 @@ class Predictions:
     num_classes: int
     unreadable: int
 
-    @property
+    @cached_property
     def evaluation(self) -> Evaluation:
         """Loss and errors, as ``isda_repro.training.evaluate.evaluate`` returns them.
 

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from isda_repro.errors import UserError
 from isda_repro.evaluation.classifier import FinishedRun
 from isda_repro.evaluation.outputs import Measured
 from isda_repro.evaluation.predictions import predict_test
 from isda_repro.evaluation.temperature import losses_at
 from isda_repro.experiments.plan import Plan
-from isda_repro.experiments.table import Cell, Table
+from isda_repro.experiments.table import Cell, Label, Table
 from isda_repro.files import write_output
 from isda_repro.plotting import panel_grid, write_figure
 from isda_repro.runs.records import AnyRecord, RecordError, as_json
-from isda_repro.runs.strict_json import Count, Percent, Positive, Text, read_json, reason
+from isda_repro.runs.strict_json import Percent, Positive, Text, read_json, reason
 from isda_repro.tables.comparison import differing_labels
+from isda_repro.tables.curves import seeds
 from isda_repro.tables.figures import LOOKS
 from isda_repro.tables.formatting import format_difference, format_spread
-from isda_repro.tables.intervals import difference, summarise
+from isda_repro.tables.intervals import Difference, difference, summarise
+from isda_repro.tables.render.markdown import escaped
 
 if TYPE_CHECKING:  # matplotlib takes half a second to import
     from matplotlib.axes import Axes
@@ -44,7 +44,6 @@ class CalibrationRecord(AnyRecord):
     kind: ClassVar[str] = "calibration"
     schemas: ClassVar = (1,)
     run_id: Text
-    seed: Count
     evaluated_on: Literal["test", "holdout"]
     images: Positive
     error: Percent
@@ -80,21 +79,23 @@ Records = dict[str, CalibrationRecord]
 """Records by run id."""
 
 
-def measure(run: FinishedRun) -> CalibrationRecord:
+def measure(run: FinishedRun) -> CalibrationRecord | None:
     """Evaluate a finished run, and measure its calibration before and after temperature scaling.
 
+    Returns:
+        The measures; None if the run has too few errors for temperature scaling, see ``scale``.
+
     Raises:
-        UserError: an image cannot be read, an output of the network is not finite, or there is only one image.
+        UserError: an image cannot be read, or an output of the network is not finite.
     """
     predictions = predict_test(run)
     found = Measured(predictions, run.source)
     assert predictions.targets is not None
     assert predictions.logits is not None
     if found.scaled is None:
-        raise UserError(f"{run.cfg.run_id} has one evaluated image, and temperature scaling needs two")
+        return None
     return CalibrationRecord(
         run_id=run.cfg.run_id,
-        seed=run.cfg.seed,
         evaluated_on=run.source.evaluated_on,
         images=len(predictions.images),
         error=predictions.evaluation.error,
@@ -117,10 +118,12 @@ def read_records(path: Path) -> Records:
     if not path.exists():
         return {}
     try:
-        found = [CalibrationRecord.from_json(one) for one in read_json(path)["runs"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = read_json(path)
+        if not isinstance(content, dict) or not isinstance(content.get("runs"), list):
+            raise RecordError("it has no list of runs")
+        return {one.run_id: one for one in map(CalibrationRecord.from_json, content["runs"])}
+    except (OSError, ValueError) as error:
         raise RecordError(f"{path}: {reason(error)}") from error
-    return {one.run_id: one for one in found}
 
 
 def write_records(path: Path, records: Records) -> None:
@@ -129,41 +132,43 @@ def write_records(path: Path, records: Records) -> None:
     write_output(path, '{\n"runs": [\n' + ",\n".join(lines) + "\n]\n}\n")
 
 
-def cells_with(records: Records, plan: Plan) -> Iterator[tuple[Cell, dict[int, CalibrationRecord]]]:
-    """Yield each cell that has records, with its records by seed; of cells with the same runs the first."""
-    seen = set()
+def cells_with(records: Records, plan: Plan) -> dict[Cell, dict[int, CalibrationRecord]]:
+    """Return the cells that have records, each with its records by seed; of cells with the same runs the first."""
+    found: dict[Cell, dict[int, CalibrationRecord]] = {}
     for cell, runs in plan.items():
-        found = {run.seed: records[run.run_id] for run in runs if run.run_id in records}
-        if found and cell.slug not in seen:
-            seen.add(cell.slug)
-            yield cell, found
+        of_cell = {run.seed: records[run.run_id] for run in runs if run.run_id in records}
+        if of_cell and all(cell.slug != other.slug for other in found):
+            found[cell] = of_cell
+    return found
 
 
 def markdown(table: Table, plan: Plan, records: Records) -> str:
     """Return the measures as a Markdown table, with the differences from the baseline and their intervals."""
-    measured = dict(cells_with(records, plan))
+    measured = cells_with(records, plan)
     by_key = {(cell.row, cell.column): found for cell, found in measured.items()}
     lines = [
         "| | n | " + " | ".join(one.heading for one in MEASURES) + " |",
         "| --- | --- |" + " ---: |" * len(MEASURES),
     ]
     for cell, found in measured.items():
-        lines.append(_line(cell.name, _count(len(found), len(cell.seeds)), partial(_value, found)))
+        name, planned = escaped(", ".join(_names(cell))), len(cell.seeds)
+        runs = f"{planned}" if len(found) == planned else f"{len(found)} of {planned}"
+        lines.append(_line(name, runs, [_value(found, one) for one in MEASURES]))
         key = table.baseline_of(cell.row, cell.column)
         if key is not None and key in by_key:
-            pairs = len(found.keys() & by_key[key].keys())
-            label = f"{cell.name} minus {differing_labels((cell.row, cell.column), key)[1]}"
-            count = f"{pairs} pair" if pairs == 1 else f"{pairs} pairs"
-            lines.append(_line(label, count, partial(_compared, found, by_key[key])))
+            differences = [_difference(found, by_key[key], one) for one in MEASURES]
+            baseline = escaped(differing_labels((cell.row, cell.column), key)[1])
+            lines.append(_line(f"{name} minus {baseline}", _pairs(differences[0]), _compared(differences)))
     return "\n".join(lines)
 
 
-def _line(label: str, count: str, cell: Callable[[Measure], str]) -> str:
-    return f"| {label} | {count} | {' | '.join(cell(one) for one in MEASURES)} |"
+def _names(cell: Cell) -> Label:
+    """Return the labels that name the runs of a cell, without those that only select a metric."""
+    return cell.labels or (*cell.row, *cell.column)
 
 
-def _count(runs: int, planned: int) -> str:
-    return f"{runs}" if runs == planned else f"{runs} of {planned}"
+def _line(label: str, count: str, values: Sequence[str]) -> str:
+    return f"| {label} | {count} | {' | '.join(values)} |"
 
 
 def _value(found: Mapping[int, CalibrationRecord], one: Measure) -> str:
@@ -171,46 +176,72 @@ def _value(found: Mapping[int, CalibrationRecord], one: Measure) -> str:
     return format_spread(summary.mean, summary.std, one.decimals)
 
 
-def _compared(mine: Mapping[int, CalibrationRecord], other: Mapping[int, CalibrationRecord], one: Measure) -> str:
-    if not one.is_compared:
-        return ""
+def _difference(
+    mine: Mapping[int, CalibrationRecord], other: Mapping[int, CalibrationRecord], one: Measure
+) -> Difference:
     values = ({seed: one.of(record) for seed, record in of.items()} for of in (mine, other))
-    return format_difference(difference(*values), decimals=one.decimals)
+    return difference(*values)
 
 
-def draw(path: Path, plan: Plan, records: Records) -> list[Path]:
-    """Draw the loss of each cell against the temperature as PNG and SVG, a panel for each row; return both paths."""
-    return write_figure(path, lambda: _figure(plan, records))
+def _compared(differences: Sequence[Difference]) -> list[str]:
+    return [
+        format_difference(found, decimals=one.decimals) if one.is_compared else ""
+        for found, one in zip(differences, MEASURES, strict=True)
+    ]
 
 
-def _figure(plan: Plan, records: Records) -> Figure:
-    measured = list(cells_with(records, plan))
-    rows = list(dict.fromkeys(cell.row for cell, _ in measured))
-    figure, grid = panel_grid(len(rows))
-    for row, axes in zip(rows, grid, strict=True):
-        _draw(axes, {", ".join(cell.column): [*found.values()] for cell, found in measured if cell.row == row})
-        axes.set_title(", ".join(row), fontsize=10)
+def _pairs(found: Difference) -> str:
+    return {0: "unpaired", 1: "1 pair"}.get(found.pairs, f"{found.pairs} pairs")
+
+
+def draw(path: Path, table: Table, plan: Plan, records: Records) -> list[Path]:
+    """Draw the loss of each cell against the temperature as PNG and SVG; return both paths.
+
+    Panels and lines are those of the table's error curves: a panel for each row, or each column, of the table.
+    """
+    return write_figure(path, lambda: _figure(table, plan, records))
+
+
+def _figure(table: Table, plan: Plan, records: Records) -> Figure:
+    panels: dict[str, dict[str, list[CalibrationRecord]]] = {}
+    for cell, found in cells_with(records, plan).items():
+        title, line = _place(cell, by_row=table.figure.lines == "rows")
+        panels.setdefault(title, {})[line] = [*found.values()]
+    figure, grid = panel_grid(len(panels))
+    labels = list(dict.fromkeys(_place(cell, by_row=table.figure.lines == "rows")[1] for cell in plan))
+    for (title, lines), axes in zip(panels.items(), grid, strict=True):
+        for label, of_cell in lines.items():
+            _draw(axes, label, of_cell, LOOKS[labels.index(label) % len(LOOKS)])
+        _dress(axes, title, max(record.loss for of_cell in lines.values() for record in of_cell))
     return figure
 
 
-def _draw(axes: Axes, lines: Mapping[str, list[CalibrationRecord]]) -> None:
-    """Draw mean and range over seeds of each line, with a marker at the lowest mean."""
-    highest = 0.0
-    for number, (label, records) in enumerate(lines.items()):
-        colour, dashes, marker = LOOKS[number % len(LOOKS)]
-        losses = np.array([record.losses for record in records])
-        mean = losses.mean(0)
-        text = f"{label} (n = {len(records)})"
-        axes.fill_between(TEMPERATURES, losses.min(0), losses.max(0), color=colour, alpha=0.16, linewidth=0)
-        axes.plot(
-            TEMPERATURES, mean, color=colour, linestyle=dashes, marker=marker, markevery=[int(mean.argmin())],
-            markersize=6, label=text,
-        )  # fmt: skip
-        highest = max(highest, *(record.loss for record in records))
+def _place(cell: Cell, by_row: bool) -> tuple[str, str]:
+    """Return the title of a cell's panel and the label of its line; ``by_row``: each row is a line."""
+    row, column = ([label for label in labels if label in _names(cell)] for labels in (cell.row, cell.column))
+    title, line = (column, row) if by_row else ([*row, *column[:-1]], column[-1:])
+    return ", ".join(title), ", ".join(line)
+
+
+def _draw(axes: Axes, label: str, records: Sequence[CalibrationRecord], look: tuple[str, Any, str]) -> None:
+    """Draw mean and range over seeds, with a marker at the lowest mean."""
+    colour, dashes, marker = look
+    losses = np.array([record.losses for record in records])
+    mean = losses.mean(0)
+    axes.fill_between(TEMPERATURES, losses.min(0), losses.max(0), color=colour, alpha=0.16, linewidth=0)
+    axes.plot(
+        TEMPERATURES, mean, color=colour, linestyle=dashes, label=f"{label} ({seeds(len(records))})",
+        marker=marker, markersize=6, markevery=[int(mean.argmin())],
+    )  # fmt: skip
+
+
+def _dress(axes: Axes, title: str, highest: float) -> None:
+    """Set scales, labels and the legend; ``highest`` is the largest loss without scaling."""
     axes.axvline(1, color="0.5", linewidth=0.7)
     axes.set_xscale("log", base=2)
     axes.set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
     axes.set_ylim(top=1.1 * highest)
+    axes.set_title(title, fontsize=10)
     axes.set_xlabel("temperature, by which all logits are divided")
     axes.set_ylabel("negative log-likelihood")
     axes.grid(axis="y", color="0.9", linewidth=0.6)

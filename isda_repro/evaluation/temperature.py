@@ -17,7 +17,7 @@ from torch import Tensor
 
 from isda_repro.evaluation.measures import Calibration, calibrate
 
-LOWEST, HIGHEST = 0.05, 20.0  # temperatures that are looked for; images without an error would have T = 0
+LOWEST, HIGHEST = 0.05, 20.0  # temperatures that are looked for
 PRECISION = 1e-5  # of log T
 
 
@@ -38,16 +38,18 @@ class Scaled:
 
 
 def scale(logits: Tensor, targets: Tensor) -> Scaled | None:
-    """Return the measures after temperature scaling; None if there are fewer than two images.
+    """Return the measures after temperature scaling; None if one half has no wrong prediction.
 
     Images are taken alternately into two halves, so that the order of a data set that is sorted by class does not
-    matter, and the temperature of each half is fitted on the other.
+    matter, and the temperature of each half is fitted on the other. Without a wrong prediction the loss would be lowest
+    at a temperature of 0.
 
     Args:
         logits: finite logits, floating point [N, C].
         targets: labels, int64 [N].
     """
-    if len(targets) < 2:
+    wrong = logits.argmax(1) != targets
+    if not (wrong[::2].any() and wrong[1::2].any()):
         return None
     logits = logits.double()
     temperatures = tuple(fit_temperature(logits[other::2], targets[other::2]) for other in (1, 0))

@@ -14,6 +14,7 @@ from isda_repro.evaluation import Predictions, class_errors
 from isda_repro.evaluation.measures import calibrate
 from isda_repro.evaluation.outputs import Measured, confusion_csv, per_class_csv, predictions_csv
 from isda_repro.evaluation.pictures import _calibration_figure, _confusion_figure, draw_confusion
+from isda_repro.evaluation.temperature import scale
 from isda_repro.files import write_output
 
 NAMES = ["=1+1", 'a "b", c', "new\nline", "ant"]
@@ -62,6 +63,15 @@ def test_summary_is_json_and_has_errors_of_groups_of_long_tailed_data_alone(labe
     summary = json.loads(json.dumps(measured.summary()), parse_constant=pytest.fail)
     assert {key for key in summary if key.endswith("shot_error")} == groups
     assert sum(one["images"] for one in summary["calibration"]) == 2
+    found = scale(PREDICTIONS.logits, PREDICTIONS.targets)
+    assert summary["temperature_scaling"] == {
+        "temperatures": list(found.temperatures),
+        "negative_log_likelihood": found.loss,
+        "expected_calibration_error": found.calibration.expected_error,
+    }
+    assert f"loss {found.loss:.4f}, expected calibration error {found.calibration.expected_error:.2f}%" in "\n".join(
+        measured.lines()
+    )
     for one in summary["calibration"]:
         assert (one["accuracy"] is None) == (one["mean_probability"] is None) == (one["images"] == 0)
 

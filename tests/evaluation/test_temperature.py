@@ -47,7 +47,10 @@ def test_measures_are_those_of_each_half_at_the_temperature_of_the_other():
     probabilities = torch.stack(halves).softmax(1)
     assert found.loss == pytest.approx(-probabilities[range(len(TARGETS)), TARGETS].log().mean().item(), rel=1e-12)
     right = (probabilities.argmax(1) == TARGETS).numpy()
-    np.testing.assert_array_equal(found.calibration.images, calibrate(probabilities.amax(1).numpy(), right).images)
+    expected = calibrate(probabilities.amax(1).numpy(), right)
+    np.testing.assert_array_equal(found.calibration.images, expected.images)
+    np.testing.assert_array_equal(found.calibration.accuracy, expected.accuracy)
+    np.testing.assert_allclose(found.calibration.confidence, expected.confidence, rtol=1e-12)
 
 
 def test_labels_of_a_half_do_not_change_its_temperature():
@@ -61,13 +64,14 @@ def test_labels_of_a_half_do_not_change_its_temperature():
 @pytest.mark.parametrize(("right", "limit"), [(True, LOWEST), (False, HIGHEST)])
 def test_temperature_has_limits(right, limit):
     """Without an error the best temperature would be 0, and with nothing right it has no limit."""
-    logits = torch.eye(4).repeat(2, 1)
-    targets = torch.arange(4).repeat(2)
-    found = scale(logits, targets if right else (targets + 1) % 4)
-    assert found.temperatures == pytest.approx((limit, limit), rel=1e-3)
-    assert np.isfinite(found.loss)
+    targets = torch.arange(4)
+    found = fit_temperature(torch.eye(4, dtype=torch.float64), targets if right else (targets + 1) % 4)
+    assert found == pytest.approx(limit, rel=1e-3)
 
 
-def test_one_image_has_no_other_half():
-    assert scale(LOGITS[:1], TARGETS[:1]) is None
-    assert scale(LOGITS[:2], TARGETS[:2]) is not None
+@pytest.mark.parametrize(("images", "wrong", "is_scaled"), [(0, [], 0), (1, [0], 0), (8, [1, 3], 0), (8, [1, 4], 1)])
+def test_each_half_needs_an_error(images, wrong, is_scaled):
+    targets = torch.arange(images) % 3
+    logits = torch.eye(3)[targets]
+    logits[wrong] = logits[wrong].roll(1, 1)
+    assert (scale(logits, targets) is not None) == is_scaled

@@ -18,9 +18,9 @@ def markdown(layout: Layout, level: int = 2) -> str:
         layout: the table.
         level: heading level; reduced tables are one level lower.
     """
-    parts = [f"{'#' * level} {_escaped(layout.title)}", "\n".join(_grid(layout)), _escaped(layout.caption)]
+    parts = [f"{'#' * level} {escaped(layout.title)}", "\n".join(_grid(layout)), escaped(layout.caption)]
     if layout.notes:
-        parts += ["Notes:", "\n".join(f"- {_escaped(note)}" for note in layout.notes)]
+        parts += ["Notes:", "\n".join(f"- {escaped(note)}" for note in layout.notes)]
     if layout.missing:
         parts.append(f"Not run yet ({in_all(layout.missing)}); {_code(layout.sweep)} runs all of it:")
         parts.append("\n".join(map(_missing, layout.missing)))
@@ -31,7 +31,7 @@ def _grid(layout: Layout) -> Iterator[str]:
     """Yield the lines of the table, padded to align as plain text: names to the left, numbers to the right."""
     names = 2 if layout.has_kinds else 1
     header = [""] * names + [
-        _escaped(one.title if isinstance(one, CostColumn) else ", ".join(one)) for one in layout.columns
+        escaped(one.title if isinstance(one, CostColumn) else ", ".join(one)) for one in layout.columns
     ]
     grid = [header, *(line for block in layout.blocks for line in _lines(block, names))]
     widths = [max(3, *(len(line[i]) for line in grid)) for i in range(len(header))]
@@ -42,8 +42,8 @@ def _grid(layout: Layout) -> Iterator[str]:
 
 def _lines(block: Block, names: int) -> Iterator[list[str]]:
     for number, line in enumerate(block.lines):
-        label = _escaped(", ".join(block.row)) if number == 0 else ""
-        yield [label, _escaped(line.label)][:names] + [_entry(entry) for entry in line.entries]
+        label = escaped(", ".join(block.row)) if number == 0 else ""
+        yield [label, escaped(line.label)][:names] + [_entry(entry) for entry in line.entries]
 
 
 def _padded(line: Sequence[str], widths: Sequence[int], names: int) -> Iterator[str]:
@@ -52,14 +52,14 @@ def _padded(line: Sequence[str], widths: Sequence[int], names: int) -> Iterator[
 
 
 def _entry(entry: Entry) -> str:
-    return f"**{_escaped(entry.text)}**" if entry.bold else _escaped(entry.text)
+    return f"**{escaped(entry.text)}**" if entry.bold else escaped(entry.text)
 
 
 def _missing(missing: Missing) -> str:
-    return f"- {_escaped(missing.what)}: {_code(missing.command)} ({_escaped(missing.remark)})"
+    return f"- {escaped(missing.what)}: {_code(missing.command)} ({escaped(missing.remark)})"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Escape characters that would start a column, a code span, emphasis, HTML or the address of a link."""
     return re.sub(r"([\\`*|<]|\](?=\())", r"\\\1", without_breaks(text))
 
