@@ -5,7 +5,8 @@ python scripts/calibration.py table=table2 output=FOLDER              # by defau
 
 It evaluates every run of the table that has finished and whose checkpoint.pt is in runs_dir=, adds its measures to
 <table>.json in the folder of output=, and writes the table <table>.md and the figure <table>.png (and .svg) of all
-runs in that file. A run that is in the file is not evaluated again: delete the file to begin anew.
+runs of the table in that file. A run that is in it is not evaluated again: delete the file to begin anew. A run without
+an error in one half of its images is named and left out.
 """
 
 import sys
@@ -72,7 +73,10 @@ def main(arguments: list[str]) -> None:
         say(f"{run_id}: measured")
     records = {run_id: kept[run_id] for run_id in planned if run_id in kept}
     if not records:
-        raise UserError(f"no run of table={table.name} has finished in {options.runs_dir} and has its checkpoint.pt")
+        raise UserError(
+            f"no run of table={table.name} has finished in {options.runs_dir} with a checkpoint.pt and with errors in "
+            "both halves of its images"
+        )
     found = markdown(table, plan, records)
     sets, machines = (sorted({getattr(one, of) for one in records.values()}) for of in ("evaluated_on", "hardware"))
     legend = f"{LEGEND}\nEvaluated on the {' and '.join(sets)} images in fp32, on {', '.join(machines)}."
