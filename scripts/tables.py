@@ -220,7 +220,8 @@ def plans(name: str, extra: Sequence[str] = ()) -> Iterator[tuple[Table, Plan]]:
 
 def report(kept: Exported, passed_over: list[str]) -> None:
     """Print which results were copied, and which were not and why."""
-    print(*passed_over, sep="\n", end="\n" if passed_over else "", file=sys.stderr)
+    notes = [*kept.unclean, *passed_over]
+    print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
     print(*(f"{origin} -> {target}" for origin, target in kept.taken), sep="\n", end="\n" if kept.taken else "")
     print(f"{len(kept.taken)} new or changed, {len(kept.same)} kept already, {len(passed_over)} passed over")
 

@@ -25,6 +25,7 @@ class Exported:
     same: list[Path] = field(default_factory=list)  # files that had the same result already
     passed_over: list[str] = field(default_factory=list)  # one sentence for each result that was not written
     known: set[str] = field(default_factory=set)  # ids of the runs that belong to a cell
+    unclean: list[str] = field(default_factory=list)  # one sentence for each written one whose code no revision has
 
 
 def export_results(
@@ -71,6 +72,8 @@ def _keep_one(kept: Exported, cell: Cell, record: Ended, target: Path, overwrite
         target.parent.mkdir(parents=True, exist_ok=True)
         write_result(target, result)
         kept.taken.append((record.origin, target))
+        if code := _unclean(result):
+            kept.unclean.append(f"warning: {target} was trained by {code}: others cannot check out that code")
 
 
 def _difference(path: Path, result: Result | DivergedRun) -> str | None:
@@ -84,6 +87,16 @@ def _difference(path: Path, result: Result | DivergedRun) -> str | None:
     if there.run_id != result.run_id:
         return f"is there already, with {there.run_id}"
     return "" if there == result else "is there already, and differs for the same run"
+
+
+def _unclean(result: Result | DivergedRun) -> str | None:
+    """Return what is wrong with the code of a run, if a stretch of it was trained by code that no revision has."""
+    for segment in result.segments:
+        if not segment.get("git_revision"):
+            return "code of unknown revision"
+        if not segment.get("git_clean"):
+            return f"code that was changed after revision {str(segment['git_revision'])[:10]}"
+    return None
 
 
 def runs_of_no_cell(kept: Exported, index: ResultIndex, of: str) -> list[str]:

@@ -118,6 +118,21 @@ def test_file_that_goes_while_it_is_kept_stops_nobody(demo, runs, finish, tmp_pa
     assert str(gone) in problem
 
 
+def test_results_whose_code_is_in_no_revision_are_kept_with_a_warning(runs, finish, exported, tmp_path):
+    clean = {"precision": "fp32", "git_revision": "a" * 40, "git_clean": True}
+    changed, unknown = {**clean, "git_revision": "b" * 40, "git_clean": False}, {**clean, "git_revision": None}
+    for run, segments in zip(runs, [[clean, clean], [clean, changed], [unknown, clean]], strict=False):
+        finish(run, 3.0, segments=segments)
+    kept = exported()
+    assert len(kept.taken) == 3
+    assert kept.unclean == [
+        f"warning: {tmp_path}/results/demo/resnet-20-on-digits--ce/{seed}.json was trained by {code}: "
+        "others cannot check out that code"
+        for seed, code in [(1, "code that was changed after revision bbbbbbbbbb"), (2, "code of unknown revision")]
+    ]
+    assert not exported().unclean, "of what is kept already, it was said before"
+
+
 def test_file_of_a_long_run_is_small(runs, finish):
     path = finish(runs[0], *[100 * math.exp(-epoch / 77) for epoch in range(300)])
     assert path.stat().st_size < 40_000
