@@ -121,6 +121,12 @@ def _with_seed(settings: Mapping[str, Any], seed: int, name: str) -> Run:
 TRACKING = {"none": "none", "offline": "offline", "online": "wandb"}  # tracking.mode -> option of tracking=
 
 
+def evaluated_on(plan: Plan) -> str:
+    """Return on what the runs of a plan are evaluated: "test", "holdout" or "holdout and test"."""
+    datasets = [run.settings.get("dataset") or {} for runs in plan.values() for run in runs[:1]]
+    return " and ".join(sorted({"holdout" if one.get("holdout") else "test" for one in datasets}))
+
+
 def generator_needed(settings: Mapping[str, Any]) -> str | None:
     """Return the run id of the generator on whose images a classifier trains, or None if it uses real images only."""
     return None if generator_kind(settings) is None else str(settings["synthetic"]["generator"])

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from isda_repro.experiments.plan import Plan
+from isda_repro.experiments.plan import Plan, evaluated_on
 from isda_repro.experiments.table import Cell, Label, Table
 from isda_repro.runs.records import Result
 from isda_repro.runs.result_index import Ended, Record, ResultIndex
@@ -63,16 +63,29 @@ class FilledCell:
         return {seed: record.read() for seed, record in self.records.items()}
 
 
+ERRORS = {
+    "test": "test error",
+    "holdout": "error on held-out images",
+    "holdout and test": "error on held-out or test images",
+}
+"""Name of the error that is measured on each kind of images."""
+
+
 @dataclass(frozen=True)
 class FilledTable:
     """A table filled with the results that exist. All renderers and figures start from it."""
 
     table: Table
     cells: dict[tuple[Label, Label], FilledCell]
-    evaluated_on: str  # test | holdout
+    evaluated_on: str  # test | holdout | holdout and test
     problems: tuple[str, ...]  # one sentence for each result that was passed over
     reduced: tuple[Reduced, ...] = ()
     is_reduced: bool = False  # its runs differ from the specification, so that the paper's values do not belong to them
+
+    @property
+    def error(self) -> str:
+        """Name of what its numbers are."""
+        return ERRORS[self.evaluated_on]
 
     @property
     def has_runs(self) -> bool:
@@ -112,7 +125,8 @@ def aggregate(table: Table, plan: Plan, index: ResultIndex, reduced: bool = Fals
         cell: {seed: record for seed, record in records.items() if set(record.precisions) <= set(cell.precisions)}
         for cell, records in entered.items()
     }
-    filled = _filled(table, accepted)
+    planned = evaluated_on(plan)
+    filled = _filled(table, accepted, planned)
     if reduced:
         return replace(filled, problems=(*index.problems, *filled.problems), is_reduced=True)
     groups = off_spec_runs(plan, index, table.name)
@@ -126,7 +140,7 @@ def aggregate(table: Table, plan: Plan, index: ResultIndex, reduced: bool = Fals
     for group in groups:
         part = group.table(table)
         runs = dict(zip(part.cells, group.runs.values(), strict=True))
-        beside.append(Reduced(group.settings, _filled(part, runs)))
+        beside.append(Reduced(group.settings, _filled(part, runs, planned)))
     problems = [*index.problems, *strangers, *filled.problems]
     problems += [problem for one in beside if not one.filled.has_runs for problem in one.filled.problems]
     return replace(filled, problems=tuple(problems), reduced=tuple(one for one in beside if one.filled.has_runs))
@@ -136,8 +150,11 @@ def _records(runs: Runs) -> list[Ended]:
     return [record for by_seed in runs.values() for record in by_seed.values()]
 
 
-def _filled(table: Table, runs: Runs) -> FilledTable:
-    """Fill the table with these runs. Its problems are the runs that lack the metric of their cell."""
+def _filled(table: Table, runs: Runs, planned: str) -> FilledTable:
+    """Fill the table with these runs. Its problems are the runs that lack the metric of their cell.
+
+    ``planned`` is what ``evaluated_on`` is without any run.
+    """
     cells, problems = {}, []
     for cell, ended in runs.items():
         diverged = {seed: one for seed, one in ended.items() if isinstance(one, FoundDiverged)}
@@ -150,7 +167,7 @@ def _filled(table: Table, runs: Runs) -> FilledTable:
         cells[cell.row, cell.column] = FilledCell(cell, values, kept, diverged, summary)
     compared = {key: _compared(table, filled, cells) for key, filled in cells.items()}
     measured = sorted({record.evaluated_on for filled in cells.values() for record in filled.records.values()})
-    return FilledTable(table, compared, " and ".join(measured) or "test", tuple(problems))
+    return FilledTable(table, compared, " and ".join(measured) or planned, tuple(problems))
 
 
 def _compared(table: Table, filled: FilledCell, cells: Mapping[tuple[Label, Label], FilledCell]) -> FilledCell:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isda_repro.errors import UserError, first_line
-from isda_repro.experiments.plan import Plan
+from isda_repro.experiments.plan import Plan, evaluated_on
 from isda_repro.experiments.table import Table
 from isda_repro.files import write_output
+from isda_repro.tables.aggregate import ERRORS
 from isda_repro.tracking.wandb_record import EPOCH, SCHEMA, SCHEMA_KEY, TABLE_VALUE, TEST_ERROR, in_table
 
 if TYPE_CHECKING:
@@ -42,9 +43,7 @@ class Shown:
     @property
     def error(self) -> str:
         """Title of the panels of its error curves."""
-        datasets = [run.settings.get("dataset", {}) for runs in self.plan.values() for run in runs]
-        is_held_out = any(dataset.get("holdout") for dataset in datasets)
-        return "error on held-out images (%)" if is_held_out else "test error (%)"
+        return f"{ERRORS[evaluated_on(self.plan)]} (%)"
 
     @property
     def run_ids(self) -> list[str]:

@@ -49,7 +49,7 @@ def draw_curves(filled: FilledTable, path: Path, plan: Plan | None = None, runs_
     Returns:
         The files written, first the one with the suffix of ``path``; empty if there is nothing to draw.
     """
-    how = filled.table.figure
+    how, ylabel = filled.table.figure, f"{filled.error} (%)"
     if how.across is not None:
         return write_figure(path, lambda: sensitivity_figure(filled)) if filled.has_values else []
     drawn = panels(filled, plan, runs_dir)
@@ -57,15 +57,15 @@ def draw_curves(filled: FilledTable, path: Path, plan: Plan | None = None, runs_
         return []
     if how.detail:
         numbers = f"{METRICS[filled.table.metric]}, bold {competes(filled.table)}"
-        return write_figure(path, lambda: detailed_figure(drawn, filled.evaluated_on, numbers, how))
+        return write_figure(path, lambda: detailed_figure(drawn, ylabel, numbers, how))
     abreast = len({column[:-1] for column in filled.table.columns})
-    return write_figure(path, lambda: _figure(drawn, filled.evaluated_on, abreast))
+    return write_figure(path, lambda: _figure(drawn, ylabel, abreast))
 
 
 # ------------------------------------------------------------------------------------------------------------- drawing
 
 
-def _figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, abreast: int = 1) -> Figure:
+def _figure(drawn: dict[str, dict[str, Curve]], ylabel: str, abreast: int = 1) -> Figure:
     """Draw all panels. ``abreast`` is the number of panels of one table row, which stay side by side if they fit."""
     figure, grid = panel_grid(len(drawn), abreast)
     labels = list(dict.fromkeys(label for lines in drawn.values() for label in lines))
@@ -74,7 +74,7 @@ def _figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, abreast: int 
             look = LOOKS[labels.index(label) % len(LOOKS)]
             _draw(axes, curve, look, shift=labels.index(label))
             mark_paper(axes, curve, look[0])
-        _dress(axes, title, list(lines.values()), evaluated_on)
+        _dress(axes, title, list(lines.values()), ylabel)
     return figure
 
 
@@ -90,7 +90,7 @@ def _draw(axes: Any, curve: Curve, look: tuple[str, Any, str], shift: int) -> No
     )  # fmt: skip
 
 
-def _dress(axes: Any, title: str, curves: list[Curve], evaluated_on: str) -> None:
+def _dress(axes: Any, title: str, curves: list[Curve], ylabel: str) -> None:
     """Set scales, ticks, the marks of learning rate drops, and the legend."""
     from matplotlib.ticker import MaxNLocator
 
@@ -108,5 +108,5 @@ def _dress(axes: Any, title: str, curves: list[Curve], evaluated_on: str) -> Non
         axes.plot([], [], color="0.4", linewidth=0.6, label="the paper's values")
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(epoch_label(curves))
-    axes.set_ylabel(f"{evaluated_on} error (%)")
+    axes.set_ylabel(ylabel)
     axes.legend(loc="best", fontsize=9, handlelength=2.8)

@@ -33,10 +33,10 @@ def caption(filled: FilledTable, cost_columns: Sequence[CostColumn], settings: S
         settings: settings in which its runs differ from the specification; if there are any, the paper is not
             mentioned.
     """
-    table, where = filled.table, filled.evaluated_on.capitalize()
+    table = filled.table
     said = [
-        f"{where} error in %, {describe_metrics(table)}; mean ± sample standard deviation (divisor n {MINUS} 1) "
-        "over n seeds.",
+        f"{filled.error.capitalize()} in %, {describe_metrics(table)}; mean ± sample standard deviation "
+        f"(divisor n {MINUS} 1) over n seeds.",
         f"Bold: {competes(table)}.",
     ]
     if settings:

@@ -93,12 +93,12 @@ class _Writing:
         return [one for one in (count, curve.unfinished) if one is not None]
 
 
-def detailed_figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, numbers: str, how: PlotSpec) -> Figure:
+def detailed_figure(drawn: dict[str, dict[str, Curve]], ylabel: str, numbers: str, how: PlotSpec) -> Figure:
     """Return a figure with a pair of axes for each panel, and the names of the lines beside the lower axes.
 
     Args:
         drawn: panel title -> line label -> curve.
-        evaluated_on: "test" or "holdout".
+        ylabel: label of the axes of errors.
         numbers: description of the numbers beside the names, of which the table's best are bold.
         how: the table's ``figure:``.
     """
@@ -126,7 +126,7 @@ def detailed_figure(drawn: dict[str, dict[str, Curve]], evaluated_on: str, numbe
         _write(axes(left + WIDTH, bottom, writing.width, DETAIL), lines, looks, ends, writing)
         course.set_title(title, fontsize=SIZE + 1.5, pad=5)
         for one in (course, detail):
-            one.set_ylabel(f"{evaluated_on} error (%)" if index % abreast == 0 else "", fontsize=SIZE + 0.5)
+            one.set_ylabel(ylabel if index % abreast == 0 else "", fontsize=SIZE + 0.5)
         detail.set_xlabel(epoch_label(lines.values()), fontsize=SIZE + 0.5)
     text = "\n".join(foot)
     figure.text(MARGIN / size[0], 0.07 / size[1], text, fontsize=SIZE - 0.5, color="0.3", linespacing=1.5)

@@ -31,7 +31,7 @@ def sensitivity_figure(filled: FilledTable) -> Figure:
         _draw(axes, dict(sorted(cells.items())))
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(str(filled.table.figure.across))
-        axes.set_ylabel(f"{filled.evaluated_on} error (%)")
+        axes.set_ylabel(f"{filled.error} (%)")
     return figure
 
 

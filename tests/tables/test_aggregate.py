@@ -165,6 +165,18 @@ def test_runs_measured_on_other_images_say_so(cells, finish, fill):
     assert set(fill().evaluated_on.split(" and ")) == {"holdout", "test"}
 
 
+def test_a_table_without_results_says_on_what_its_runs_will_be_evaluated(demo, there):
+    table, plan = demo
+
+    def held_out(run):
+        return dataclasses.replace(run, settings=run.settings | {"dataset": run.settings["dataset"] | {"holdout": 100}})
+
+    every = {cell: tuple(map(held_out, runs)) for cell, runs in plan.items()}
+    one = plan | dict(list(every.items())[:1])
+    errors = [aggregate(table, planned, there()).error for planned in (plan, every, one)]
+    assert errors == ["test error", "error on held-out images", "error on held-out or test images"]
+
+
 def test_the_papers_own_difference_is_welchs(demo, there):
     table, plan = demo
     values = (PaperValue(18.53, 0.07, 3), PaperValue(17.98, 0.15, 3))

@@ -104,7 +104,7 @@ def test_our_lines(demo, finish, lay_out):
     assert [entry.number for entry in ours.entries] == [4.0, 1.5]
     assert [entry.bold for entry in ours.entries] == [False, True]
     assert [entry.number for entry in difference.entries] == [None, -3.5]  # mean of 1 - 3 and 2 - 7
-    assert "holdout" in laid_out.caption.lower()
+    assert laid_out.caption.startswith("Error on held-out images in %, ")
     assert [one.seeds for one in laid_out.missing] == [(0,)]
 
 
