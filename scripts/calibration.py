@@ -30,7 +30,7 @@ LEGEND = """\
 NLL: mean negative log-likelihood of the labels. ECE: expected calibration error, 15 bins. Scaled: after all logits have
 been divided by a temperature, which was fitted on the other half of the images. Mean ± sample standard deviation over
 seeds. Differences have their 95% interval: Student's t over the pairs of runs that share a seed, Welch's if unpaired.
-Better, worse: it lies below, above 0. Open: it has 0 in it. Intervals are not adjusted for their number."""
+Better, worse: it lies below, above 0. Open: the interval contains 0. Intervals are not adjusted for their number."""
 
 
 @dataclass

@@ -48,9 +48,9 @@ def caption(filled: FilledTable, cost_columns: Sequence[CostColumn], settings: S
         papers = "; the paper's is Welch's, from its printed mean, deviation and n" if has_paper else ""
         said.append(
             "Differences have their 95% confidence interval: Student's t over the pairs of runs that share a seed, "
-            f"Welch's where there are not two{papers}. Better, worse: the interval lies on one side of 0. Open: it has "
-            "0 in it. No interval: of a single run, or of runs that do not vary. Intervals are not adjusted for the "
-            "number of comparisons. A negative difference is a lower error."
+            f"Welch's where there are not two{papers}. Better, worse: the interval lies on one side of 0. Open: the "
+            "interval contains 0. No interval: of a single run, or of runs that do not vary. Intervals are not "
+            "adjusted for the number of comparisons. A negative difference is a lower error."
         )
         said.append(baselines(table))
     return " ".join([*filter(None, said), *(side.caption for side in cost_columns)])
