@@ -155,21 +155,25 @@ def rows_of_fixed_number(targets: Tensor, num_classes: int) -> BatchClasses:
 
 
 def of_all_processes(features: Tensor, targets: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
-    """Return the features and targets of all processes of ``group``, detached; with None, the given ones."""
-    return (features.detach(), targets) if group is None else gathered(features.detach(), targets.detach(), group)
-
-
-def gathered(features: Tensor, targets: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
-    """Return the features [N, A] and targets [N, ...] of all processes of ``group``, in the order of their ranks.
+    """Return the features [N, A] and targets [N, ...] of all processes of ``group``, detached, in the order of ranks.
 
     On a CPU the processes may have different numbers of samples. On an accelerator, whose host must not wait, all
     numbers must be equal: a process with fewer samples pads its batch with samples that ``ignore_index`` marks.
+
+    Args:
+        features: of this process.
+        targets: of this process.
+        group: None: there is only this process.
     """
+    features = features.detach()
+    if group is None:
+        return features, targets
+    targets = targets.detach()
     world = dist.get_world_size(group)
     if is_asynchronous(targets):
         return _all(features, group, world), _all(targets, group, world)
     counts = _all(torch.tensor([len(targets)]), group, world).tolist()
-    longest = max(counts)
+    longest = max(1, *counts)  # 1: where nobody has a sample, `split` needs a size
     padded = [one.new_zeros(longest, *one.shape[1:]) for one in (features, targets)]
     for room, own in zip(padded, (features, targets), strict=True):
         room[: len(own)] = own

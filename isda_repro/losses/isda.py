@@ -135,7 +135,7 @@ class ISDALoss(CrossEntropyCriterion):
         self.kernels = kernels if covariance == "full" and not packed else False
         self.lambda_0, self.lambda_schedule, self.covariance = lambda_0, lambda_schedule, covariance
         self.prior = prior
-        self.process_group = process_group
+        self.process_group = None if covariance == "identity" else process_group  # the identity needs no samples
         self.statistics: Statistics | None = None
         if packed:
             self.statistics = PackedStatistics(num_classes, feature_dim, process_group)

@@ -247,8 +247,13 @@ def _environment() -> Processes | None:
             f"WORLD_SIZE={world_size}, but {', '.join(missing)} is not set: start several processes by torchrun "
             "--nproc_per_node=N train.py ..., or unset WORLD_SIZE"
         )
-    rank, world, local_rank = (int(os.environ[name]) for name in names[:3])
-    return Processes(rank, world, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", world)))
+    try:
+        rank, world, local_rank = (int(os.environ[name]) for name in names[:3])
+        return Processes(rank, world, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", world)))
+    except ValueError as error:
+        raise UserError(
+            f"RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE must be whole numbers ({error}): torchrun sets them"
+        ) from error
 
 
 def _meet(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:

@@ -9,7 +9,8 @@ a second time for its backward pass. That costs a third more time and is exact f
 normalisation sees the micro-batch instead of the batch.
 
 With several processes, each has a share of the batch, which may be empty. DDP averages the gradients of the processes,
-so each share's loss is weighted such that this mean is the gradient of the whole batch.
+so each share's loss is weighted such that this mean is the gradient of the whole batch. If the largest share needs
+micro-batches, every process computes all features first, so that all of them communicate in the same order.
 """
 
 from __future__ import annotations
@@ -49,11 +50,13 @@ class Weighted(NamedTuple):
             samples whose target is ``IGNORED``, or whose probabilities are 0. None: no padding.
         counts_as: number of samples that the share's loss stands for in a mean over samples, if this is not the number
             that it has: because classes have weights, or because the loss is a mean that includes the padding.
+        largest: number of samples of the largest share, the same on all processes; None: of the only one.
     """
 
     weight: float | Tensor = 1.0
     padded_size: int | None = None
     counts_as: int | Tensor | None = None
+    largest: int | None = None
 
 
 WHOLE_BATCH = Weighted()
@@ -78,8 +81,9 @@ def weighted(
         device: device of the weight.
         may_fall_short: True if loaders may skip samples; then the processes add up how many they have.
     """
+    largest = -(-total // processes.world_size)
     counts_are_unknown = criterion.is_collective and device.type != "cpu"  # the host does not wait for them
-    padded_size = -(-total // processes.world_size) if counts_are_unknown else None
+    padded_size = largest if counts_are_unknown else None
     counts_as: int | Tensor | None = padded_size if targets.is_floating_point() else None
     samples, own = len(targets), criterion.total_weight(targets)
     weight: float | Tensor = (counts_as or samples) * processes.world_size / total
@@ -90,7 +94,7 @@ def weighted(
     elif may_fall_short:
         everybody = processes.all_reduce_sum(torch.full((), float(samples), device=device))
         weight = (counts_as or samples) * processes.world_size / everybody.clamp(min=1)
-    return Weighted(weight, padded_size, counts_as)
+    return Weighted(weight, padded_size, counts_as, largest)
 
 
 def compute_gradients(
@@ -123,8 +127,7 @@ def compute_gradients(
         share: weight and padding of ``images`` as this process's share of a batch.
         eval_model: the network without its DDP wrapper, for forward passes without a graph; None: ``network``.
     """
-    parts = images.split(compute.micro_batch or max(1, len(images)))
-    if len(parts) == 1:
+    if compute.micro_batch is None or (share.largest or len(images)) <= compute.micro_batch:
         seed_micro_batch(0)
         with compute.autocast():
             features, logits = network(images)
@@ -135,11 +138,12 @@ def compute_gradients(
         gradients.backward(features, logits)
         return StepResult(loss, logits.detach())
 
-    features, logits = _without_graph(eval_model or network, parts, compute, seed_micro_batch)
+    parts = images.split(compute.micro_batch)
+    features, logits = _without_graph(eval_model or network, head, parts, compute, seed_micro_batch)
     loss, gradients = _criterion(
         criterion, features, logits, targets, head=head, progress=progress, stopwatch=stopwatch, share=share
     )
-    for index, (part, own) in enumerate(zip(parts, gradients.split(len(parts[0])), strict=True)):
+    for index, (part, own) in enumerate(zip(parts, gradients.split(compute.micro_batch), strict=True)):
         seed_micro_batch(index)
         with no_sync_unless_last(network, is_last=index == len(parts) - 1):
             with compute.autocast():
@@ -176,7 +180,7 @@ def refuse_single_images(network: Network, loader: Loader, compute: Compute, ima
         torch.random.fork_rng(devices),
         explained_single_image(f"{loader.num_samples} images in batches of {loader.batch_size}{among}{micro}: a step"),
     ):
-        _without_graph(network.train(), (image,), compute, lambda index: None)
+        _without_graph(network.train(), network.head, (image,), compute, lambda index: None)
 
 
 @contextmanager
@@ -267,12 +271,18 @@ def _shown(features: Tensor, logits: Tensor, targets: Tensor, padded_size: int |
 
 @torch.no_grad()
 def _without_graph(
-    network: nn.Module, parts: tuple[Tensor, ...], compute: Compute, seed_micro_batch: Callable[[int], None]
+    network: nn.Module,
+    head: nn.Linear,
+    parts: tuple[Tensor, ...],
+    compute: Compute,
+    seed_micro_batch: Callable[[int], None],
 ) -> tuple[Tensor, Tensor]:
-    """Return features and logits of the whole batch, computed without a graph.
+    """Return features and logits of the whole batch, computed without a graph; the only part may be empty.
 
     The network's buffers are restored afterwards, because the second pass updates them.
     """
+    if not len(parts[0]):
+        return head.weight.new_zeros(0, head.in_features), head.weight.new_zeros(0, head.out_features)
     before = [(buffer, buffer.clone()) for buffer in network.buffers()]
     outputs = []
     for index, part in enumerate(parts):

@@ -72,6 +72,7 @@ def test_several_processes_train_as_one_where_batches_divide_unevenly(left, worl
 def test_micro_batches_of_which_processes_have_different_numbers_train_as_the_whole_batch(left, world):
     for loss in ("isda", "center"):
         assert_same(left[1]["every_loss"][loss], left[world]["micro_batches"][loss], loss)
+    assert_same(left[1]["micro_batches"]["buffers"], left[world]["micro_batches"]["buffers"], "isda")
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -130,6 +131,7 @@ def test_processes_learn_what_the_others_tell(left, world):
             "agreed": agreed,  # several processes agree one call later
             "all_reduce_max": 10,
             "sum": [world, sum(range(world))],
+            "of_nothing": 0,
             "of_first": [[[0.0] * 3] * 2, [5], [0.5]],
             "told": [0, [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]], None],
             "to_first": None if rank else list(range(world)),
@@ -156,11 +158,11 @@ def test_weight_of_a_share_is_its_part_of_the_batch_times_the_processes():
             return tensor + 5  # the remaining three processes have five samples
 
     ce, isda = CrossEntropy(4, 6), ISDALoss(4, 6, lambda_0=1.0)
-    assert WHOLE_BATCH == (1.0, None, None)
+    assert WHOLE_BATCH == (1.0, None, None, None)
     assert Share().of(3, 10) == slice(3, 10)
-    assert of(SINGLE_PROCESS, 2, 8, ce) == (0.25, None, None)
-    assert of(Processes(1, 4), 3, 8, ce) == (1.5, None, None)
-    assert of(Four(1, 4), 3, 12, ce, short=True) == (1.5, None, None)
+    assert of(SINGLE_PROCESS, 2, 8, ce) == (0.25, None, None, 8)
+    assert of(Processes(1, 4), 3, 8, ce) == (1.5, None, None, 2)
+    assert of(Four(1, 4), 3, 12, ce, short=True) == (1.5, None, None, 3)
     assert of(Processes(1, 4), 2, 9, isda, torch.device("meta")).padded_size is None, "nothing is exchanged"
 
 
@@ -192,15 +194,20 @@ def test_padding_of_shares_changes_no_loss(are_soft, label_smoothing):
     torch.testing.assert_close(means, whole)
 
 
+LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
 @pytest.mark.parametrize(
     ("variables", "token"),
     [
         ({"WORLD_SIZE": "2"}, "RANK"),
         ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}, "MASTER_PORT"),
+        (dict(zip(LAUNCHED, ("2", "a", "0", "127.0.0.1", "1"), strict=True)), "whole numbers .*'a'"),
+        ({**dict(zip(LAUNCHED, "21011", strict=True)), "LOCAL_WORLD_SIZE": ""}, "LOCAL_WORLD_SIZE"),
     ],
 )
-def test_missing_variables_of_torchrun_are_named(monkeypatch, variables, token):
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+def test_missing_or_bad_variables_of_torchrun_are_named(monkeypatch, variables, token):
+    for name in LAUNCHED:
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

@@ -58,6 +58,16 @@ class Grouped(Network):
         return self.pool(self.body(images.double()))
 
 
+class FixedNorm(nn.BatchNorm2d):
+    """A normalisation with buffers, which DDP sends in each forward pass, that does not depend on the batch."""
+
+    def __init__(self):
+        super().__init__(WIDTH)
+
+    def train(self, mode=True):
+        return super().train(False)
+
+
 def split(samples, seed):
     draws = torch.Generator().manual_seed(seed)
     return Split(
@@ -117,7 +127,9 @@ def every_loss(processes, folder):
 
 def micro_batches(processes, folder):
     """Train with micro-batches of two images, of which the processes have different numbers."""
-    return {name: finished(trainer_of(name, processes, micro_batch=2), folder) for name in ("isda", "center")}
+    outcome = {name: finished(trainer_of(name, processes, micro_batch=2), folder) for name in ("isda", "center")}
+    mixing = trainer_of("isda", processes, norm=FixedNorm, micro_batch=3)  # of three processes one has 4 images
+    return {**outcome, "buffers": finished(mixing, folder)}
 
 
 def mixed(processes, folder):
@@ -241,6 +253,13 @@ def exchanges(processes, folder):
             "agreed": [processes.agreed(*wishes) for wishes in ([(7 * rank, 1), (0, 0), (0, 0)])],
             "all_reduce_max": processes.all_reduce_max(10 - rank),
             "sum": processes.all_reduce_sum(torch.tensor([1.0, rank])).tolist(),
+            "of_nothing": ISDALoss(CLASSES, WIDTH, process_group=processes.group)(
+                torch.randn(2, WIDTH),
+                torch.randn(2, CLASSES),
+                torch.full((2,), -100),
+                head=nn.Linear(WIDTH, CLASSES),
+                progress=0.5,
+            ).item(),
             "of_first": [tensor.tolist() for tensor in tensors],
             "told": [told["thing"][0], told["thing"][1][0].tolist(), told["thing"][1][1]],
             "to_first": processes.gather_to_main(rank),

@@ -73,8 +73,9 @@ def _tried_on(device: torch.device) -> bool:
         from isda_repro.losses.covariances import kernels
 
         statistics, zero = ClassStatistics(1, 1).to(device), torch.zeros(1, 1, device=device)
-        batch = kernels.update(statistics, zero, torch.zeros(1, dtype=torch.int64, device=device))
-        kernels.add_half_sigma2(zero, zero, statistics.covariance, batch, 0.0)
+        with torch.cuda.device_of(zero):  # Triton launches on the current device
+            batch = kernels.update(statistics, zero, torch.zeros(1, dtype=torch.int64, device=device))
+            kernels.add_half_sigma2(zero, zero, statistics.covariance, batch, 0.0)
     except Exception as error:  # Triton reports a missing compiler, driver or file by many types of exceptions
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         warnings.warn(f"ISDALoss uses plain torch, because its Triton kernels do not run here: {reason}", stacklevel=2)
