@@ -48,10 +48,11 @@ def in_force() -> list[str]:
 
 def proposed(filled: FilledTable) -> list[str]:
     """Return an entry for each row whose runs have all ended, and a comment about what any other row lacks."""
-    return [_entry(row, [filled.cells[row, column] for column in filled.table.columns]) for row in filled.table.rows]
+    rows = {row: [cell for key, cell in filled.cells.items() if key[0] == row] for row in filled.table.rows}
+    return [_entry(row, cells, filled.error) for row, cells in rows.items()]
 
 
-def _entry(row: Label, cells: list[FilledCell]) -> str:
+def _entry(row: Label, cells: list[FilledCell], error: str) -> str:
     missing = [cell.cell.column[-1] for cell in cells if cell.missing]
     if missing:
         return f"# {', '.join(row)}: not finished at {', '.join(missing)}"
@@ -64,9 +65,9 @@ def _entry(row: Label, cells: list[FilledCell]) -> str:
     if limit := next((item for item in cell.cell.overrides if item.startswith("dataset.train_limit=")), None):
         return f"# {', '.join(row)}: {best}, for {limit} alone: it belongs to the cells of a table (cells: set:)"
     seeds = len(cell.cell.seeds)
-    tried = [f"{error:.2f}% at {value}" for value, error in errors.items()]
+    tried = [f"{percent:.2f}% at {value}" for value, percent in errors.items()]
     tried += [f"diverged at {cell.cell.column[-1]}" for cell in cells if cell.diverged]
-    source = f"our search, n = {seeds}, held-out error {', '.join(tried)}"
+    source = f"our search, n = {seeds}, {error} {', '.join(tried)}"
     return (
         f"- {{loss: {choice.loss}, dataset: {choice.dataset}, model: {choice.model}, value: {best}, "
         f'source: "{source}"}}'

@@ -85,6 +85,13 @@ def test_curves_and_printed_numbers_are_those_of_equations_2_to_4(load_script, t
     assert len(rows) == len(script.LAMBDAS)
 
 
+def test_a_figure_that_cannot_be_written_is_refused_before_the_work(load_script, tmp_path):
+    (tmp_path / "mine.svg").write_text("<svg/>")
+    for name, token in (("mine.png", r"mine\.svg"), ("bound.jpg", "jpg")):
+        with pytest.raises(UserError, match=token):
+            load_script("bound").main([f"run={tmp_path / 'none'}", f"figure={tmp_path / name}"])
+
+
 def test_a_run_without_full_covariances_is_refused(load_script, trained):
     folder = trained("isda_diagonal")
     with pytest.raises(UserError, match=r"loss\.covariance=diagonal") as error:

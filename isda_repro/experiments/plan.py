@@ -18,7 +18,7 @@ from isda_repro.config.checks import generator_kind
 from isda_repro.config.options import typed
 from isda_repro.errors import UserError
 from isda_repro.experiments.spec_parser import refuse_seeds
-from isda_repro.experiments.table import Cell, Table
+from isda_repro.experiments.table import PRECISIONS, Cell, Table
 
 Compose = Callable[[list[str]], DictConfig | dict[str, Any]]
 """Function from overrides to a frozen configuration: of a generator if the first override is ``gan=``.
@@ -61,7 +61,7 @@ def plan_runs(table: Table, compose: Compose, extra: Sequence[str] = ()) -> Plan
         extra: overrides appended to those of every cell (``set=`` on the command line); they give other runs.
 
     Raises:
-        UserError: ``extra`` sets the seed, or a configuration is invalid.
+        UserError: ``extra`` sets the seed, a configuration is invalid, or its precision may be one that a cell refuses.
     """
     refuse_seeds(extra, "set=")
     plan: Plan = {}
@@ -72,6 +72,12 @@ def plan_runs(table: Table, compose: Compose, extra: Sequence[str] = ()) -> Plan
             continue
         frozen = compose([*cell.overrides, *extra, f"seed={cell.seeds[0]}"])
         settings = frozen if isinstance(frozen, dict) else cast(dict[str, Any], OmegaConf.to_container(frozen))
+        if settings["compute"]["precision"] == "auto" and set(cell.precisions) != set(PRECISIONS):
+            raise UserError(
+                f"table={table.name}: {cell.name} accepts {' and '.join(cell.precisions)} alone, and "
+                "compute.precision=auto may choose another precision: add "
+                f"compute.precision={cell.precisions[0]} to the cell's settings (set:)"
+            )
         name = run_names(request(settings), settings["choice"])
         plan[cell] = tuple(_with_seed(settings, seed, name(seed)) for seed in cell.seeds)
         composed[cell.overrides, cell.seeds] = plan[cell]

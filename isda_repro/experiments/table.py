@@ -102,7 +102,7 @@ class Table:
     name: str
     title: str
     metric: str
-    baseline: str | None  # a column label; a column is compared with the one that has this label in its place
+    baseline: str | None  # a column label; a column is compared with the one that has this label in its place, if any
     rows: tuple[Label, ...]
     columns: tuple[Label, ...]
     cells: tuple[Cell, ...]
@@ -136,8 +136,9 @@ class Table:
         """Return the column that a column is compared with; None for a baseline column, and if the table has none."""
         if self.baseline is None or self.baseline in column:
             return None
-        axis = next(i for i in range(len(column)) if any(other[i] == self.baseline for other in self.columns))
-        return (*column[:axis], self.baseline, *column[axis + 1 :])
+        axes = (axis for axis in range(len(column)) if any(other[axis] == self.baseline for other in self.columns))
+        axis = next(axes, None)
+        return None if axis is None else (*column[:axis], self.baseline, *column[axis + 1 :])
 
 
 def join_label(label: Label) -> str:

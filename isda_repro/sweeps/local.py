@@ -18,7 +18,15 @@ from isda_repro.console import say
 from isda_repro.errors import EXIT_STOPPED, EXIT_USER_ERROR, UserError
 from isda_repro.experiments.plan import Compose, Run
 from isda_repro.files import append_to
-from isda_repro.runs.exit_status import LOG, STOPPED, ExitStatus, exit_status_of, read_exit_status, write_exit_status
+from isda_repro.runs.exit_status import (
+    LOG,
+    STOPPED,
+    ExitStatus,
+    clear_exit_status,
+    exit_status_of,
+    read_exit_status,
+    write_exit_status,
+)
 from isda_repro.runs.lock import lives
 from isda_repro.runs.records import RecordError
 from isda_repro.stopping import exit_code, handle_stop_signals
@@ -253,6 +261,7 @@ class _Sweep:
         say(f"{position}: starts{'' if self._where.is_one else f', says more in {folder / LOG}'}")
         try:
             write_frozen_runs(run, folder / "config.yaml")
+            clear_exit_status(folder)  # of an earlier attempt
             with self._output(folder) as output:
                 process = subprocess.Popen(
                     [*self._command, str(folder / "config.yaml")],

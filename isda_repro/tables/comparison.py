@@ -4,7 +4,8 @@ In Tables 1 to 3 the paper prints in bold the better of each pair of a network w
 whose rows are the methods, it is the best of each column. The rules follow it:
 
 - Cells that are compared with one baseline compete with it.
-- If nothing in a row is compared, the rows of a column compete if the paper has the table.
+- If nothing in a row is compared, the rows of a column compete if they are methods: some are baselines, or the paper
+  has the table.
 - Otherwise the columns of a row compete, as in a search.
 """
 
@@ -82,4 +83,4 @@ def _group(table: Table, key: Key) -> Key | Label:
 
 
 def _rows_are_methods(table: Table) -> bool:
-    return any(cell.paper is not None or table.baseline_of(cell.row, cell.column) for cell in table.cells)
+    return bool(table.row_baselines) or any(cell.paper is not None for cell in table.cells)

@@ -76,7 +76,6 @@ class Estimate:
     hours: float
     gpu: str
     at_least: bool  # a lower bound: the measured network has larger layers, which run at a higher rate
-    source: str = SOURCE
 
     def __str__(self) -> str:
         duration = f"{rounded(self.hours)} h" if self.hours >= WORTH_SAYING else "less than a minute"

@@ -78,7 +78,6 @@ class OffSpecGroup:
             title=f"{whole.title}, reduced: {'; '.join(self.settings)}",
             rows=tuple(row for row in whole.rows if row in rows),
             columns=tuple(column for column in whole.columns if column in columns),
-            baseline=whole.baseline if any(whole.baseline in column for column in columns) else None,
             cells=cells,
             notes=(),
         )

@@ -146,6 +146,15 @@ def test_label_that_only_has_a_metric_shows_more_of_the_same_runs(read):
     assert table.baseline_of(last.row, ("CIFAR-10", "ISDA", "Top-5")) == (top5.row, top5.column)
 
 
+def test_cells_that_refuse_a_precision_must_choose_theirs(read):
+    """Otherwise a sweep would train runs that the table does not show."""
+    for accepted, one in (("fp32", "fp32"), ("bf16", "bf16")):
+        with pytest.raises(UserError, match=rf"ResNet-20.* accepts {one} alone.*add compute\.precision={one}"):
+            plan_runs(read(SPEC + f"precisions: [{accepted}]"), config.compose)
+    plan = plan_runs(read(SPEC + "precisions: [fp32]"), config.compose, ["compute.precision=fp32"])
+    assert {run.settings["compute"]["precision"] for runs in plan.values() for run in runs} == {"fp32"}
+
+
 def test_precisions_are_the_tables_or_an_exceptions(read):
     table = read(SPEC + "precisions: [fp32]\ncells: [{row: ResNet-110, column: ISDA, precisions: [bf16, fp32]}]")
     assert table.precisions == ("fp32",)

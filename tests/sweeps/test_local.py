@@ -220,6 +220,8 @@ def test_several_runs_train_at_once_and_one_that_fails_leaves_the_others_running
     folders = [folder_of(options, run) for run in all_runs(demo)]
     folders[5].mkdir(parents=True)
     (folders[5] / "log.txt").write_text("of before\n")
+    folders[2].mkdir(parents=True)
+    (folders[2] / "ended.json").write_text(json.dumps({"exit_code": 75, "said": "stopped and saved"}))
     assert sweep_here(options, compose, [sys.executable, "-I", "-S", "-c", OVERLAPS]) == 1
     assert max(int((folder / "at_once").read_text()) for folder in folders) == 3
     out = capfd.readouterr().out

@@ -206,7 +206,7 @@ def search(tmp_path, finish, diverge, there):
 def test_search_proposes_no_value_of_which_a_run_diverged(search, load_script):
     (entry,) = load_script("lambda_0").proposed(search("1"))
     assert "value: 0.5" in entry
-    assert "held-out error 2.00% at 0.5, diverged at 1" in entry
+    assert "test error 2.00% at 0.5, diverged at 1" in entry
 
 
 def test_search_all_of_whose_values_diverged_proposes_none(search, load_script):

@@ -9,6 +9,8 @@ from isda_repro.experiments.paper_values import PaperValue
 from isda_repro.experiments.plan import plan_runs
 from isda_repro.experiments.specification import load_table
 from isda_repro.tables.aggregate import aggregate
+from isda_repro.tables.comparison import best
+from isda_repro.tables.off_spec_runs import Deviation, OffSpecGroup
 
 CE, ISDA = (("ResNet-20 on digits",), ("CE",)), (("ResNet-20 on digits",), ("ISDA",))
 
@@ -108,7 +110,16 @@ def test_runs_that_differ_in_the_same_way_stand_together_with_their_difference(d
     assert together.filled.cells[ISDA].difference.pairs == 2
     assert named(alone.settings) == [("dataset.train_limit=500", "null"), ("recipe.epochs=12", "30")]
     assert list(alone.filled.cells) == [ISDA]
-    assert alone.filled.table.baseline is None
+
+
+def test_cells_without_their_baseline_are_compared_with_nothing_and_methods_with_each_other():
+    """A part of table 2 with ISDA alone has nothing in bold: its columns are data sets. Table 4's rows are methods."""
+    for name, labels, bold in (("table2", {"ISDA"}, 0), ("table4", {"ISDA", "Focal Loss"}, 2)):
+        whole = load_table(name)
+        chosen = [cell for cell in whole.cells if labels & {*cell.row, *cell.column}]
+        part = OffSpecGroup(Deviation((), ("fp16",), False), {cell: {0: None} for cell in chosen})
+        means = {(cell.row, cell.column): float(place) for place, cell in enumerate(chosen)}
+        assert len(best(part.table(whole), means)) == bold
 
 
 def test_milestones_follow_the_epochs_and_are_named_where_they_do_not(demo, finish, reduced):
