@@ -62,10 +62,6 @@ class Synthetic:
         share = self.share
         return real + int(real * share / (1 - share)) if self.covers_all else real
 
-    def count(self, start: int, stop: int) -> int:
-        """Return the number of generated samples among the samples ``start`` to ``stop``."""
-        return int(stop * self.share) - int(start * self.share)
-
     def positions(self, samples: int) -> Tensor:
         """Return a mask of the generated samples of an epoch, bool [samples]."""
         numerator, denominator = self.share.numerator, self.share.denominator

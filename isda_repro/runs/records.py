@@ -254,15 +254,15 @@ def _is_positive(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
-def mean_of_last(errors: list[float], count: int = LAST_EPOCHS) -> float:
-    """Return the mean of the last ``count`` errors, or of all of them if there are fewer.
+def mean_of_last(errors: list[float]) -> float:
+    """Return the mean of the last ``LAST_EPOCHS`` errors, or of all of them if there are fewer.
 
     Raises:
         ValueError: ``errors`` is empty.
     """
     if not errors:
         raise ValueError("a run without epochs has no error to report")
-    return fmean(errors[-count:])
+    return fmean(errors[-LAST_EPOCHS:])
 
 
 def as_json(record: AnyRecord) -> dict[str, Any]:
@@ -279,23 +279,21 @@ def as_json(record: AnyRecord) -> dict[str, Any]:
 Epoch = TypeVar("Epoch", bound=AnyRecord)
 
 
-def read_metrics(path: Path, length: int | None = None) -> Iterator[SegmentRecord | EpochRecord]:
-    """Yield the records of a classifier's ``metrics.jsonl`` in order.
+def read_metrics(path: Path) -> Iterator[SegmentRecord | EpochRecord]:
+    """Yield the records of a classifier's ``metrics.jsonl`` in order, see ``read_lines``."""
+    return read_lines(path, EpochRecord)
+
+
+def read_lines(path: Path, epochs: type[Epoch], length: int | None = None) -> Iterator[SegmentRecord | Epoch]:
+    """Yield the records of a ``metrics.jsonl`` in order.
 
     Args:
         path: the file.
+        epochs: type of the records of epochs.
         length: read only the first ``length`` bytes; None reads the whole file.
 
     Raises:
         RecordError: a line is damaged; the message names the file and the line.
-    """
-    return read_lines(path, EpochRecord, length)
-
-
-def read_lines(path: Path, epochs: type[Epoch], length: int | None = None) -> Iterator[SegmentRecord | Epoch]:
-    """Yield the records of a ``metrics.jsonl`` whose epochs have the type ``epochs``.
-
-    Arguments and errors are those of ``read_metrics``, which reads the epochs of classifiers.
     """
     kinds: dict[str, type[SegmentRecord] | type[Epoch]] = {"segment": SegmentRecord, "epoch": epochs}
     with open_regular(path) as file:

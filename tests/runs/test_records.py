@@ -19,6 +19,7 @@ from isda_repro.runs.records import (
     RecordError,
     as_json,
     mean_of_last,
+    read_lines,
     read_metrics,
     read_result,
     write_result,
@@ -80,7 +81,7 @@ def test_line_longer_than_any_record_is_refused_before_it_is_whole(tmp_path):
 def test_first_bytes_of_a_file_are_read_alone(tmp_path):
     path = write_lines(tmp_path / "metrics.jsonl", SEGMENT, EPOCH)
     length = path.read_bytes().index(b"\n") + 1
-    assert list(read_metrics(path, length)) == [SEGMENT]
+    assert list(read_lines(path, EpochRecord, length)) == [SEGMENT]
 
 
 def test_result_comes_back_as_it_was_written(demo, finish, tmp_path):
