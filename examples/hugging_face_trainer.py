@@ -3,8 +3,14 @@
 The features of ISDA need not be those of images: this classifies the 30 measurements of scikit-learn's breast cancer
 data (pip install scikit-learn). The criterion is a submodule of the model, so that the Trainer moves it, switches it
 between train() and eval(), and saves it. The same command continues an interrupted training. What ISDA adds is marked
-with a #.
+with a #. On several GPUs start it by torchrun: without it the Trainer would use DataParallel, whose replicas lose the
+statistics, so that it gets one GPU.
 """
+
+import os
+
+if "LOCAL_RANK" not in os.environ:
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # before torch is imported
 
 import torch
 from sklearn.datasets import load_breast_cancer

@@ -43,7 +43,8 @@ def main(folder: str = "checkpoints", epochs: int = 30) -> float:
 
     for epoch in range(first_epoch, epochs):
         torch.manual_seed(epoch)  # a resumed epoch has the order, and would have the dropout, of any other
-        criterion.train()  # backbone.train() too, if it has dropout or batch normalisation
+        backbone.train()
+        criterion.train()
         for step, batch in enumerate(torch.randperm(len(train_labels)).split(BATCH_SIZE)[:steps_per_epoch]):
             features = backbone(train_images[batch])
             progress = (epoch + step / steps_per_epoch) / epochs  # lambda = progress * lambda_0
@@ -53,6 +54,7 @@ def main(folder: str = "checkpoints", epochs: int = 30) -> float:
             optimizer.step()
         scheduler.step()
 
+        backbone.eval()
         criterion.eval()  # plain cross-entropy
         with torch.no_grad():
             features = backbone(val_images)

@@ -59,7 +59,7 @@ def main(folder: str = "checkpoints", epochs: int = 12) -> float:
                 progress = (epoch + step / steps_per_epoch) / epochs  #
                 loss = criterion(features, head(features), targets, head=head, progress=progress)  # casts to fp32
             scaler.scale(loss / ACCUMULATED).backward()
-            if (step + 1) % ACCUMULATED == 0:
+            if (step + 1) % ACCUMULATED == 0 or step + 1 == steps_per_epoch:
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad()
