@@ -21,7 +21,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from isda_repro.config import build_loss, build_model, compose
-from isda_repro.errors import one_sentence_errors
+from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.experiments.paper_values import PAPERS_NAMES, on_imagenet
 from isda_repro.losses import Criterion
 from isda_repro.measurements import conclude, machine, output_argument
@@ -161,6 +161,8 @@ def one_of_two(model: str) -> None:
 def main() -> None:
     """Compute the sizes, measure, print a report, and exit with 1 if ISDA's share is above the bar."""
     output = output_argument(sys.argv[1:])
+    if sys.platform != "linux":
+        raise UserError("this benchmark reads its figures from /proc: run it on Linux")
     all_sizes = {model: sizes(model) for model in PAPERS_NAMES}
     lines = [
         "# What several processes send each other",

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from reference.plain_isda import PlainDenseISDALoss
 from torch import nn
 
-from isda_repro.errors import one_sentence_errors
+from isda_repro.errors import UserError, one_sentence_errors
 from isda_repro.losses import ISDALoss
 from isda_repro.measurements import THREADS, conclude, machine, output_argument
 
@@ -113,6 +113,8 @@ def main() -> None:
         print_peak(sys.argv[2], tuple(map(int, sys.argv[3:])))
         return
     output = output_argument(sys.argv[1:])
+    if sys.platform != "linux":
+        raise UserError("this benchmark reads its figures from /proc: run it on Linux")
     lines = [
         "# ISDA on pixels: milliseconds and peak memory of one step, float32, CPU",
         "",

@@ -12,10 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from isda_repro.gan import ImageGenerator
+from isda_repro.gan.sampling import IMAGES_AT_ONCE, ImageGenerator
 from isda_repro.models import Network
 
-IMAGES_AT_ONCE = 500
 HALF_RANGE = 127.5  # uint8 -> [-1, 1]
 
 
