@@ -39,7 +39,8 @@ def is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Return whether ``value`` is a finite number (and not a boolean)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_FLOAT
 
 
@@ -99,7 +100,7 @@ def check(cfg: Mapping[str, Any]) -> None:
     passes = recipe.get("passes")
     require(passes is None or is_count(passes), "recipe.passes", passes, "a whole number from 1 on, or null")
     mixup = recipe.get("mixup")
-    require(mixup is None or (_is_number(mixup) and mixup > 0), "recipe.mixup", mixup, "a number above 0, or null")
+    require(mixup is None or (is_number(mixup) and mixup > 0), "recipe.mixup", mixup, "a number above 0, or null")
     if mixup is not None and generator_kind(cfg) is not None:
         raise ConfigError(f"recipe.mixup={mixup} mixes real images: leave out synthetic={generator_kind(cfg)}")
     _check_loss(cfg["loss"])
@@ -109,12 +110,12 @@ def check(cfg: Mapping[str, Any]) -> None:
         value, few = dataset[key], key == "mean"
         if value == "auto" and "train_crop" in dataset:
             continue
-        numbers = isinstance(value, list) and all(_is_number(one) and (few or one > 0) for one in value)
+        numbers = isinstance(value, list) and all(is_number(one) and (few or one > 0) for one in value)
         require(numbers, f"dataset.{key}", value, "a number per channel, [0.5,0.5,0.5]" + ("" if few else ", above 0"))
-    require(_is_number(recipe["lr"]) and recipe["lr"] > 0, "recipe.lr", recipe["lr"], "a number above 0")
+    require(is_number(recipe["lr"]) and recipe["lr"] > 0, "recipe.lr", recipe["lr"], "a number above 0")
     decay, momentum = recipe["weight_decay"], recipe["momentum"]
-    require(_is_number(decay) and decay >= 0, "recipe.weight_decay", decay, "a number from 0 on")
-    require(_is_number(momentum) and 0 <= momentum < 1, "recipe.momentum", momentum, "a number in [0, 1)")
+    require(is_number(decay) and decay >= 0, "recipe.weight_decay", decay, "a number from 0 on")
+    require(is_number(momentum) and 0 <= momentum < 1, "recipe.momentum", momentum, "a number in [0, 1)")
     require(not recipe["nesterov"] or momentum > 0, "recipe.nesterov", True, "false where recipe.momentum is 0")
     for key in MODEL_COUNTS:
         value = cfg["model"].get(key, 1)
@@ -130,7 +131,7 @@ def check(cfg: Mapping[str, Any]) -> None:
             raise ConfigError(f"model.{key} cannot be set: {instead}")
     dropout = cfg["model"].get("dropout")
     require(
-        dropout is None or (_is_number(dropout) and 0 <= dropout < 1), "model.dropout", dropout, "a number in [0, 1)"
+        dropout is None or (is_number(dropout) and 0 <= dropout < 1), "model.dropout", dropout, "a number in [0, 1)"
     )
     weights = cfg["model"].get("weights")
     require(
@@ -157,7 +158,7 @@ def check_limits(dataset: Mapping[str, Any]) -> None:
         value = dataset[key]
         require(value is None or is_count(value), f"dataset.{key}", value, "a whole number from 1 on, or null")
     imbalance = dataset.get("imbalance")  # missing in files that were frozen before this setting existed
-    is_ratio = imbalance is None or (_is_number(imbalance) and imbalance > 1)
+    is_ratio = imbalance is None or (is_number(imbalance) and imbalance > 1)
     require(is_ratio, "dataset.imbalance", imbalance, "a number above 1, or null")
     require(isinstance(dataset["source"], Mapping), "dataset.source", dataset["source"], "left alone; choose dataset=")
 
@@ -168,14 +169,14 @@ def check_life(cfg: Mapping[str, Any]) -> None:
     _check_chosen(cfg["choice"])
     compute, tracking = cfg["compute"], cfg["tracking"]
     waits = compute.get("timeout_minutes", 10)  # missing in files that were frozen before this setting existed
-    require(_is_number(waits) and waits > 0, "compute.timeout_minutes", waits, "a number above 0")
+    require(is_number(waits) and waits > 0, "compute.timeout_minutes", waits, "a number above 0")
     micro = compute["micro_batch"]
     require(micro is None or is_count(micro), "compute.micro_batch", micro, "a whole number from 1 on, or null")
     require(
         isinstance(cfg["checkpoint"], Mapping), "checkpoint", cfg["checkpoint"], "left alone; set checkpoint.minutes"
     )
     minutes, steps = cfg["checkpoint"]["minutes"], cfg["checkpoint"]["steps"]
-    above_zero = _is_number(minutes) and minutes > 0
+    above_zero = is_number(minutes) and minutes > 0
     require(minutes is None or above_zero, "checkpoint.minutes", minutes, "a number above 0, or null")
     require(steps is None or is_count(steps), "checkpoint.steps", steps, "a whole number from 1 on, or null")
     require(isinstance(cfg["force"], bool), "force", cfg["force"], "true or false")
@@ -240,10 +241,11 @@ def _check_chosen(choice: Mapping[str, Any]) -> None:
 
 
 def _check_synthetic(synthetic: Mapping[str, Any]) -> None:
-    """Check that both a kind of generator and its share of each batch are given, or neither."""
+    """Check that a kind of generator, its share of each batch and its other settings are given, or none of them."""
     kind, fraction = synthetic.get("kind"), synthetic.get("fraction")
     if kind is None:
-        require(fraction is None, "synthetic.fraction", fraction, "null without a generator; choose synthetic=")
+        for key, value in synthetic.items():
+            require(value is None, f"synthetic.{key}", value, "null without a generator; choose synthetic=")
         return
     require(kind in GENERATORS, "synthetic.kind", kind, f"one of {', '.join(GENERATORS)}")
     is_share = isinstance(fraction, int | float) and 0.001 <= fraction <= 0.999  # True, NaN and infinity are not
@@ -266,7 +268,7 @@ def _check_milestones(recipe: Mapping[str, Any]) -> None:
     schedule = recipe["schedule"]
     require(isinstance(schedule, Mapping), "recipe.schedule", schedule, "left alone; set recipe.schedule.milestones")
     gamma, milestones = schedule.get("gamma", 1), schedule.get("milestones", [])
-    require(_is_number(gamma) and 0 < gamma <= 1, "recipe.schedule.gamma", gamma, "a number in (0, 1]")
+    require(is_number(gamma) and 0 < gamma <= 1, "recipe.schedule.gamma", gamma, "a number in (0, 1]")
     require(isinstance(milestones, list), "recipe.schedule.milestones", milestones, "a list of epochs, [80,120]")
     for milestone in milestones:
         if not is_count(milestone):
@@ -290,6 +292,9 @@ def _check_streamed(dataset: Mapping[str, Any]) -> None:
         return
     require(is_count(dataset["image_size"]), "dataset.image_size", dataset["image_size"], "a whole number from 1 on")
     require(dataset["unreadable"] in ("stop", "skip"), "dataset.unreadable", dataset["unreadable"], "stop or skip")
+    for key in ("train_crop", "test_crop"):
+        crop = dataset.get(key, {})
+        require(isinstance(crop, Mapping), f"dataset.{key}", crop, "left alone; set the keys in it")
     workers = dataset["workers"]
     require(
         workers == "auto" or is_count(workers) or (workers == 0 and not isinstance(workers, bool)),
@@ -305,12 +310,12 @@ def _check_streamed(dataset: Mapping[str, Any]) -> None:
 def _check_loss(loss: Mapping[str, Any]) -> None:
     """Check the arguments of a loss that can be off, if it takes them."""
     prior, smoothing, weight = (loss.get(key) for key in ("prior", "label_smoothing", "weight"))
-    require(prior is None or (_is_number(prior) and prior >= 0), "loss.prior", prior, "a number from 0 on, or null")
-    is_share = smoothing is None or (_is_number(smoothing) and 0 <= smoothing <= 1)
+    require(prior is None or (is_number(prior) and prior >= 0), "loss.prior", prior, "a number from 0 on, or null")
+    is_share = smoothing is None or (is_number(smoothing) and 0 <= smoothing <= 1)
     require(is_share, "loss.label_smoothing", smoothing, "a number in [0, 1], or null")
     if weight in (None, "balanced") or "label_smoothing" not in loss:  # the weight of another loss is something else
         return
-    are_weights = isinstance(weight, list) and weight and all(_is_number(one) and one > 0 for one in weight)
+    are_weights = isinstance(weight, list) and weight and all(is_number(one) and one > 0 for one in weight)
     require(bool(are_weights), "loss.weight", weight, "a number above 0 for each class, [1,2,...], balanced, or null")
 
 

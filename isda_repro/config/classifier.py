@@ -41,6 +41,8 @@ def freeze(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     check_tracking(plain["tracking"])
     if plain["model"]["weights"] is not None:
         plain["model"]["weights_sha256"] = weights_digest(plain["model"])
+    elif (digest := plain["model"].get("weights_sha256")) is not None:
+        raise ConfigError(f"model.weights_sha256={digest} is that of a file: name it by model.weights=")
     if generator_kind(plain) is not None and plain["synthetic"]["generator"] is None:
         plain["synthetic"]["generator"] = compose_generator(generator_overrides(plain)).run_id
     identity = {"run_id": run_id(plain), "numerics_version": naming.NUMERICS_VERSION}

@@ -70,8 +70,9 @@ def generator_overrides(cfg: Mapping[str, Any]) -> list[str]:
     """
     synthetic, dataset = cfg["synthetic"], cfg["dataset"]
     limits = [f"dataset.{key}={dataset[key]}" for key in TRAINING_SELECTION if dataset.get(key) is not None]
+    settings = (f"{key}={'null' if value is None else value}" for key, value in (synthetic["settings"] or {}).items())
     named = [f"gan={synthetic['kind']}", f"dataset={cfg['choice']['dataset']}", f"seed={synthetic['seed']}"]
-    return [*named, *limits, *(f"{key}={value}" for key, value in (synthetic["settings"] or {}).items())]
+    return [*named, *limits, *settings]
 
 
 def check_generator(cfg: Mapping[str, Any]) -> None:

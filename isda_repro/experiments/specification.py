@@ -123,7 +123,8 @@ def _with_likeness(spec: Any, folder: Path) -> Any:
     other = _read(folder / f"{spec['like']}.yaml")
     taken = {key: value for key, value in other.items() if key not in ("variants", "figure")}
     own = {key: value for key, value in spec.items() if key != "like"}
-    return {**taken, **own, "notes": [*(spec.get("notes") or []), *(other.get("notes") or [])]}
+    notes = (sentence for one in (spec, other) for sentence in parse_sentences(one.get("notes") or [], "notes"))
+    return {**taken, **own, "notes": list(notes)}
 
 
 def _with_variant(spec: Any, name: str) -> Any:

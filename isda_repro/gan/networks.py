@@ -132,7 +132,7 @@ def doublings_of(image_size: int, width: int) -> int:
         UserError: no number of doublings gives it, or ``width`` cannot be halved that often.
     """
     doublings = (image_size // SMALLEST).bit_length() - 1
-    if image_size != SMALLEST << doublings or doublings < 1:
+    if doublings < 1 or image_size != SMALLEST << doublings:
         raise UserError(f"images of {image_size} pixels: generators are for 8, 16, 32, 64 and so on")
     if width % (1 << (doublings - 1)) or width < 1 << (doublings - 1):
         raise UserError(f"gan.game.width={width} must be a multiple of {1 << (doublings - 1)} for {image_size} pixels")

@@ -6,7 +6,6 @@ the same classes, then the generator takes one step. Losses are means over the g
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isda_repro.config.checks import is_number
 from isda_repro.errors import UserError
 from isda_repro.gan.networks import Discriminator, Generator, Judgement
 
@@ -53,7 +53,7 @@ class Game(ABC):
 
     def __post_init__(self) -> None:
         self._check_counts("noise_dim", "width")
-        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
+        if not is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise UserError(f"gan.game.dropout={self.dropout} must be a number in [0, 1)")
 
     @property
@@ -73,7 +73,7 @@ class Game(ABC):
                 raise UserError(f"gan.game.{name}={value} must be a whole number from {least} on")
 
     def _check_weight(self, name: str) -> None:
-        if not _is_number(value := getattr(self, name)) or value < 0:
+        if not is_number(value := getattr(self, name)) or value < 0:
             raise UserError(f"gan.game.{name}={value} must be a number from 0 on")
 
     def generator(self, shape: Shape) -> Generator:
@@ -162,12 +162,12 @@ class Wgan(Game):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not _is_number(self.clip) or self.clip <= 0:
+        if not is_number(self.clip) or self.clip <= 0:
             raise UserError(f"gan.game.clip={self.clip} must be a number above 0")
         self._check_counts("critic_steps", "settling_steps", "settling_every")
         self._check_counts("settling_for", least=0)
-        if self.one_for_all not in (None, True, False):
-            raise UserError(f"gan.game.one_for_all={self.one_for_all} must be true, false or null")
+        if self.one_for_all is not None and self.one_for_all is not True:
+            raise UserError(f"gan.game.one_for_all={self.one_for_all} must be true or null")
 
     def discriminator(self, shape: Shape) -> Discriminator:
         """Return a newly initialised critic."""
@@ -302,10 +302,6 @@ class InfoGan(Cgan):
         """Return CGAN's loss plus the weighted error of the codes."""
         losses = super().generator_losses(fake, targets, codes)
         return {"loss": losses["loss"] + self.code_weight * _code_loss(fake, codes)}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _cross_entropy(judged: Judgement, targets: Tensor) -> Tensor:

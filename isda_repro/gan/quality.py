@@ -15,10 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isda_repro.gan.sampling import ImageGenerator
+from isda_repro.gan.sampling import IMAGES_AT_ONCE, ImageGenerator
 from isda_repro.models import Network
-
-IMAGES_AT_ONCE = 500
 
 
 @dataclass(frozen=True)

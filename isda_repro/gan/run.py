@@ -223,7 +223,7 @@ def _pair(cfg: DictConfig, game: Game, shape: Shape, compute: Compute, index: in
     optimizer: Callable[[Any], torch.optim.Optimizer] = build(cfg.gan.optimizer)
     try:
         of_generator, of_discriminator = (optimizer(one.parameters()) for one in (generator, discriminator))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, LookupError) as error:
         raise ConfigError(f"gan.optimizer cannot be made as it is set: {error}") from error
     return Pair(generator, discriminator, of_generator, of_discriminator)
 

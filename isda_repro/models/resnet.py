@@ -24,6 +24,8 @@ class Gate(nn.Module):
 
     def __init__(self, channels: int, reduction: int) -> None:
         super().__init__()
+        if not 1 <= reduction <= channels:
+            raise ValueError(f"se_reduction={reduction} must be from 1 to {channels}, the number of maps of a block")
         self.squeeze = nn.Linear(channels, channels // reduction, bias=False)
         self.relu = nn.ReLU(inplace=True)
         self.excite = nn.Linear(channels // reduction, channels, bias=False)

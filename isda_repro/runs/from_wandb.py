@@ -10,12 +10,9 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -25,7 +22,7 @@ from isda_repro.runs.offline_runs import offline_files, read_offline
 from isda_repro.runs.records import RecordError, Result
 from isda_repro.runs.sources import Finding, Found
 from isda_repro.runs.strict_json import parsed
-from isda_repro.tracking.wandb import own_identity
+from isda_repro.tracking.wandb import own_identity, unasked
 from isda_repro.tracking.wandb_record import CURVES, EPOCH, JOB_TYPE, RECORD, SCHEMA, SCHEMA_KEY, id_of
 
 if TYPE_CHECKING:
@@ -99,7 +96,7 @@ def connect() -> Api:
         x_graphql_timeout_seconds=20,
     )
     try:
-        with own_identity(), _unasked():
+        with own_identity(), unasked():
             wandb.setup(settings=patience)
             wandb.Api(timeout=CONTACT_SECONDS)
             return wandb.Api(timeout=ANSWER_SECONDS)
@@ -113,18 +110,6 @@ def connect() -> Api:
             f"W&B wants an account ({_reason(error)}): `wandb login`, or a key in WANDB_API_KEY; "
             "all but source=wandb and the dashboards works without it"
         ) from error
-
-
-@contextmanager
-def _unasked() -> Iterator[None]:
-    """Replace stdin by an empty one: on a terminal W&B's client would ask for a key and wait."""
-    kept = sys.stdin
-    with Path(os.devnull).open() as nobody:
-        sys.stdin = nobody
-        try:
-            yield
-        finally:
-            sys.stdin = kept
 
 
 def results_from_wandb(

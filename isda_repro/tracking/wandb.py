@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -58,6 +59,18 @@ def _never_fatal(method: Callable[Concatenate[WandbTracker, Arguments], None]) -
             warn(f"W&B is off for this run, which scripts/dashboard.py send can send later; training goes on: {reason}")
 
     return guarded
+
+
+@contextmanager
+def unasked() -> Iterator[None]:
+    """Replace stdin by an empty one: on a terminal W&B's client would ask for a key and wait."""
+    kept = sys.stdin
+    with Path(os.devnull).open() as nobody:
+        sys.stdin = nobody
+        try:
+            yield
+        finally:
+            sys.stdin = kept
 
 
 @contextmanager
@@ -188,7 +201,7 @@ class WandbTracker:
             self._remove_unfinished()
         environment = self._metrics_path.with_name("environment.json")
         commit = _commit(environment)
-        with own_identity() as sweep:
+        with own_identity() as sweep, unasked():
             settings = wandb.Settings(
                 silent=True,
                 console="off",

@@ -167,6 +167,8 @@ def test_a_generator_is_in_the_name_and_in_the_request(composed):
     own = ["gan=acgan", "dataset=digits", "seed=2", "dataset.holdout=100", "gan.epochs=3"]
     assert fewer.synthetic.generator == compose_generator(own).run_id
     assert composed(f"{BASE} synthetic=acgan synthetic.fraction=0.25").run_id != with_images.run_id
+    null = composed(f"{BASE} synthetic=wgan synthetic.settings={{gan.game.one_for_all:null}}")
+    assert null.synthetic.generator == composed(f"{BASE} synthetic=wgan").synthetic.generator
 
 
 def test_the_numerics_version_changes_every_name(settings, monkeypatch):

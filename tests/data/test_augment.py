@@ -138,6 +138,8 @@ def test_chain_combines_what_its_steps_want_of_a_loader():
     ("augmentation", "options", "token"),
     [
         (PadCropFlip, {"padding": -1}, "padding=-1"),
+        (PadCropFlip, {"padding": 4.0}, "padding=4.0"),
+        (PadCropFlip, {"padding": True}, "padding=True"),
         (PadCropFlip, {"padding_mode": "wrap"}, "wrap"),
         (PadCropFlip, {"flip": 1}, "flip"),
         (AutoAugment, {"policy": "svhn"}, "svhn"),

@@ -257,6 +257,7 @@ def test_runs_are_composed_with_their_seed_and_extra_overrides_make_others(demo)
         (("A table", '"\\e[2J"'), "control"),
         (("A table", "!!python/object/apply:os.system [evil]"), "os.system"),
         (("baseline: CE", "like: ../../secret"), "../../secret"),
+        (("baseline: CE", "like: some\nnotes: A sentence."), "list of sentences"),
         (("seeds: [0, 1, 2]", "seeds: &all [0, 1]\nnotes: *all"), "*all"),
         (("A table", 3 * "["), "YAML"),
         (("metric: test_error_last10", "metric: [a]"), "metric"),

@@ -27,6 +27,12 @@ def test_each_game_makes_and_judges_images_of_the_shape_asked_for(kind, size):
     assert dropouts == [0.25] * {8: 1, 16: 2, 64: 4}[size], "one after each of its convolutions"
 
 
+@pytest.mark.parametrize("pixels", [2, 4, 12])
+def test_images_that_no_doubling_gives_are_refused(pixels):
+    with pytest.raises(UserError, match=f"images of {pixels} pixels"):
+        Generator(100, pixels)
+
+
 def test_layers_at_32_pixels_have_the_sizes_of_the_released_wasserstein_gan():
     """The reference is DCGAN_G and DCGAN_D of martinarjovsky/WassersteinGAN.
 

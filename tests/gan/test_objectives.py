@@ -95,8 +95,8 @@ def test_critic_takes_the_steps_of_algorithm_1_and_of_the_released_code():
 
 
 def test_each_class_has_a_pair_only_in_wgan_and_not_with_one_for_all():
-    games = [Wgan(), Wgan(one_for_all=False), Wgan(one_for_all=True), Cgan(), Acgan(), InfoGan()]
-    assert [game.one_for_each_class for game in games] == [True, True, False, False, False, False]
+    games = [Wgan(), Wgan(one_for_all=True), Cgan(), Acgan(), InfoGan()]
+    assert [game.one_for_each_class for game in games] == [True, False, False, False, False]
 
 
 def test_generator_is_given_noise_then_the_class_then_the_codes():
@@ -126,6 +126,8 @@ def test_noise_is_standard_normal_and_codes_are_uniform():
         (Wgan, "settling_for", None),
         (Wgan, "settling_every", 0),
         (Wgan, "one_for_all", "yes please"),
+        (Wgan, "one_for_all", False),
+        (Wgan, "one_for_all", 1),
         (Cgan, "noise_dim", 0),
         (Cgan, "width", True),
         (Acgan, "class_weight", "abc"),

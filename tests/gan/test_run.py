@@ -165,6 +165,11 @@ def test_loss_that_is_not_finite_stops_the_run_at_once_and_writes_no_weights(tmp
     assert not list((tmp_path / cfg.run_id).glob("checkpoint*"))
 
 
+def test_optimizer_that_cannot_be_made_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"gan\.optimizer"):
+        train_generator(settings("cgan", tmp_path, "gan.optimizer.betas=[0.5]"))
+
+
 @pytest.mark.parametrize("which", ["generator", "discriminator"])
 def test_state_with_a_weight_that_is_not_finite_is_not_saved(tmp_path, which):
     learner = learner_of(settings("wgan", tmp_path))

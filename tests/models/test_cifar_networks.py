@@ -137,6 +137,11 @@ def test_parameters_equal_the_formula_and_the_published_count(make, formula, fea
         assert count(networks[10]) / 1e6 == pytest.approx(millions, abs=0.055)
 
 
+def test_a_gate_without_hidden_units_is_refused():
+    with pytest.raises(ValueError, match=r"se_reduction=32 .* 16"):
+        ResNet(8, 5, se_reduction=32)
+
+
 SMALL = {
     "resnet": lambda **options: ResNet(8, 5, **options),
     "se": lambda **options: ResNet(8, 5, se_reduction=16, **options),

@@ -333,6 +333,8 @@ def test_a_run_begins_with_the_weights_of_another_and_resumes(tmp_path, monkeypa
     torch.save({}, weights)
     with pytest.raises(UserError, match=rf"checkpoint\.pt.*{cfg.model.weights_sha256}"):
         run(cfg_of(cfg, "force"))
+    with pytest.raises(UserError, match=r"model\.weights_sha256=0f.*model\.weights="):
+        settings(tmp_path, "model.weights_sha256=0f")
     with pytest.raises(UserError, match=r"model\.weights=nowhere"):
         settings(tmp_path, "model.weights=nowhere")
 

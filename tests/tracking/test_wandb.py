@@ -1,5 +1,6 @@
 """Logging to W&B, live and by replay; runs continue when W&B fails."""
 
+import io
 import json
 import os
 import socket
@@ -333,6 +334,18 @@ def test_names_of_files_that_wandb_would_refuse_do_not_switch_it_off(tmp_path, b
     wandb.Settings(run_id=given["id"], run_name=given["name"], run_group=given["group"], run_tags=given["tags"])
     assert len(given["group"]) <= 128
     json.dumps([given["config"], given["group"], given["tags"]], ensure_ascii=False).encode()
+
+
+def test_wandb_cannot_ask_for_a_key_while_it_starts(tmp_path, begun, monkeypatch):
+    """On a terminal its client would wait for an answer for ever."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("an answer"))
+    seen = []
+    _, init = begun()
+    init.side_effect = lambda **_: seen.append(sys.stdin.read()) or init.return_value
+    write_metrics(tmp_path / "metrics.jsonl", [SEGMENT, *EPOCHS])
+    tracker(tmp_path, mode="online").log(SEGMENT)
+    assert seen == [""]
+    assert sys.stdin.read() == "an answer"
 
 
 def test_wandb_has_a_home_directory_while_it_starts(tmp_path, begun, monkeypatch):

@@ -88,8 +88,8 @@ class PadCropFlip(Augmentation):
     flip: bool = True
 
     def __post_init__(self) -> None:
-        if self.padding < 0:
-            raise UserError(f"padding={self.padding} must be zero or more pixels.")
+        if not isinstance(self.padding, int) or isinstance(self.padding, bool) or self.padding < 0:
+            raise UserError(f"padding={self.padding} must be a whole number of pixels, from 0 on.")
         if self.padding_mode not in ("zeros", "reflect"):
             raise UserError(f"padding_mode={self.padding_mode!r} must be 'zeros' or 'reflect'.")
         if not isinstance(self.flip, bool):
