@@ -336,29 +336,18 @@ def test_names_of_files_that_wandb_would_refuse_do_not_switch_it_off(tmp_path, b
     json.dumps([given["config"], given["group"], given["tags"]], ensure_ascii=False).encode()
 
 
-def test_wandb_cannot_ask_for_a_key_while_it_starts(tmp_path, begun, monkeypatch):
-    """On a terminal its client would wait for an answer for ever."""
+def test_wandb_has_a_home_directory_and_no_terminal_while_it_starts(tmp_path, begun, monkeypatch):
+    """Without a home it does not start, or prints its log and makes a folder. On a terminal it would ask for a key."""
     monkeypatch.setattr("sys.stdin", io.StringIO("an answer"))
-    seen = []
-    _, init = begun()
-    init.side_effect = lambda **_: seen.append(sys.stdin.read()) or init.return_value
-    write_metrics(tmp_path / "metrics.jsonl", [SEGMENT, *EPOCHS])
-    tracker(tmp_path, mode="online").log(SEGMENT)
-    assert seen == [""]
-    assert sys.stdin.read() == "an answer"
-
-
-def test_wandb_has_a_home_directory_while_it_starts(tmp_path, begun, monkeypatch):
-    """Without one it does not start, or its program prints its log and makes a folder in the working directory."""
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("pwd.getpwuid", Mock(side_effect=KeyError("uid not found: 54321")))
     seen = []
     _, init = begun()
-    init.side_effect = lambda **_: seen.append(Path(os.environ["HOME"]).is_dir()) or init.return_value
+    init.side_effect = lambda **_: seen.extend([Path(os.environ["HOME"]).is_dir(), sys.stdin.read()]) or Mock()
     write_metrics(tmp_path / "metrics.jsonl", [SEGMENT, *EPOCHS])
     tracker(tmp_path).log(result(EPOCHS))
-    assert seen == [True]
+    assert (seen, sys.stdin.read()) == ([True, ""], "an answer")
 
 
 def test_no_file_from_outside_of_the_runs_folder_is_sent(tmp_path, begun):
