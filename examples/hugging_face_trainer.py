@@ -3,14 +3,13 @@
 The features of ISDA need not be those of images: this classifies the 30 measurements of scikit-learn's breast cancer
 data (pip install scikit-learn). The criterion is a submodule of the model, so that the Trainer moves it, switches it
 between train() and eval(), and saves it. The same command continues an interrupted training. What ISDA adds is marked
-with a #. On several GPUs start it by torchrun: without it the Trainer would use DataParallel, whose replicas lose the
-statistics, so that it gets one GPU.
+with a #. On several GPUs start it by torchrun: DataParallel, which the Trainer uses without it, loses the statistics.
 """
 
 import os
 
 if "LOCAL_RANK" not in os.environ:
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # before torch is imported
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU, set before torch is imported
 
 import torch
 from sklearn.datasets import load_breast_cancer
@@ -68,8 +67,8 @@ def main(folder: str = "checkpoints/hugging_face", epochs: int = 10) -> float:
         for part in ((scaler.transform(train), train_labels), (scaler.transform(val), val_labels))
     )
     options = {"learning_rate": 2e-3, "lr_scheduler_type": "cosine", "per_device_train_batch_size": 32}
-    each_epoch = {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 2}
-    arguments = TrainingArguments(folder, num_train_epochs=epochs, report_to="none", **options, **each_epoch)
+    options |= {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 2, "report_to": "none"}
+    arguments = TrainingArguments(folder, num_train_epochs=epochs, **options)
     trainer = ISDATrainer(
         Classifier(rows.shape[1]), arguments, train_dataset=train_set, eval_dataset=val_set, compute_metrics=metrics
     )

@@ -19,7 +19,7 @@ from isda_repro.runs.generator_records import GeneratorResult
 from isda_repro.runs.records import write_result
 
 TRAINER = textwrap.dedent("""
-    import sys
+    import json, sys
     from pathlib import Path
 
     ready, config = map(Path, sys.argv[1:])
@@ -28,6 +28,9 @@ TRAINER = textwrap.dedent("""
     with (folder.parent / "started.txt").open("a") as log:
         log.write(folder.name + "\\n")
     ending = (ready / folder.name).read_bytes()
+    if ending.startswith(b'{"exit_code"'):
+        (folder / "ended.json").write_bytes(ending)
+        sys.exit(json.loads(ending)["exit_code"])
     if not ending.startswith(b"{"):
         sys.exit(int(ending))
     (folder / "result.json").write_bytes(ending)
@@ -75,7 +78,7 @@ def training(folder, runs, ends=None):
     Args:
         folder: directory for its files.
         runs: runs that it can train, with the error 2.0 + seed.
-        ends: run id -> exit code of a run that ends without a result.
+        ends: run id -> exit code of a run that ends without a result, or the ``ended.json`` that it then writes.
     """
     ready = folder / "ready"
     ready.mkdir(exist_ok=True)

@@ -1,5 +1,6 @@
 """Sweeps: the runs that are started, their order, and those that are skipped, refused or reported as failed."""
 
+import json
 import os
 import shlex
 import signal
@@ -54,17 +55,20 @@ def failures(out):
 
 def test_failed_runs_are_reported_and_the_others_still_run(demo, options, tmp_path, capfd):
     runs = all_runs(demo)
-    command = training(tmp_path, runs, {runs[1].run_id: 3, runs[2].run_id: 0})
-    folder_of(options, runs[1]).mkdir(parents=True)
-    write_exit_status(folder_of(options, runs[1]), ExitStatus(3, "the loss is not finite"))  # as training does
+    ended = json.dumps({"exit_code": 3, "said": "the loss is not finite"})
+    command = training(tmp_path, runs, {runs[1].run_id: ended, runs[2].run_id: 0, runs[3].run_id: 4})
+    folder_of(options, runs[3]).mkdir(parents=True)
+    write_exit_status(folder_of(options, runs[3]), ExitStatus(75, "stopped, of an earlier attempt"))
     assert sweep_here(options, compose, command) == 1
     assert started(options) == names(runs)
     out = capfd.readouterr().out
-    assert numbers_of(out, "table=demo") == [4, 6, 6]
-    bad, forgetful = failures(out)
+    assert numbers_of(out, "table=demo") == [3, 6, 6]
+    bad, forgetful, other = failures(out)
     assert runs[1].run_id in bad
     assert runs[2].run_id in forgetful
     assert "3: the loss is not finite" in bad
+    assert runs[3].run_id in other
+    assert "earlier" not in other
 
 
 def test_damaged_or_foreign_result_is_a_failure_and_is_not_overwritten(demo, options, tmp_path, finish, capfd):
