@@ -78,6 +78,18 @@ def logarithmic_errors(axes: Axes, low: float, high: float) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
+def check_figure(path: Path) -> list[Path]:
+    """Return the two files of a figure. Commands call this before their work, see ``check_output``.
+
+    Raises:
+        UserError: a file of one of these names is there and not ours, or the suffix is another.
+    """
+    paths = figure_files(path)
+    for file in paths:
+        check_output(file)
+    return paths
+
+
 def write_figure(path: Path, make: Callable[[], Figure], is_own_place: bool = False) -> list[Path]:
     """Write the figure that ``make`` draws as PNG and SVG, in this project's style; return both paths.
 
@@ -91,9 +103,7 @@ def write_figure(path: Path, make: Callable[[], Figure], is_own_place: bool = Fa
     with mpl.rc_context():
         mpl.rcdefaults()  # ignore the user's matplotlibrc
         mpl.rcParams.update(cast(Any, STYLE))
-        paths = figure_files(path)
-        for file in () if is_own_place else paths:
-            check_output(file)
+        paths = figure_files(path) if is_own_place else check_figure(path)
         for file in paths:
             stream = io.BytesIO()
             undated: dict[str, Any] = {"Date": None} if file.suffix == ".svg" else {"Software": None}

@@ -24,12 +24,11 @@ from omegaconf import MISSING
 from torch import Tensor, nn
 
 from isda_repro.config.options import parse_options
-from isda_repro.files import check_output
 from isda_repro.losses import ClassStatistics
 from isda_repro.losses.batch_classes import BatchClasses
 from isda_repro.losses.covariances.quadratic import add_half_sigma2
 from isda_repro.losses.sampled import covariance_root
-from isda_repro.plotting import figure_files, write_figure
+from isda_repro.plotting import check_figure, write_figure
 
 DRAWS = (1, 10, 100, 1000)
 ESTIMATES = 100  # number of estimates per lambda; an estimate with M draws uses the first M of the 1000
@@ -125,8 +124,7 @@ def figure_of(result: Curves) -> Figure:
 def main(arguments: list[str]) -> None:
     """Compute the curves, write the figure and print the numbers."""
     options = parse_options(BoundOptions, arguments)
-    for path in figure_files(Path(options.figure)):
-        check_output(path)
+    check_figure(Path(options.figure))
     torch.manual_seed(0)
     result = curves(features_of(options))
     paths = write_figure(Path(options.figure), lambda: figure_of(result))

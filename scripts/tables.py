@@ -30,7 +30,7 @@ from isda_repro.experiments.plan import Plan, plan_runs
 from isda_repro.experiments.specification import load_table, table_names
 from isda_repro.experiments.table import Table
 from isda_repro.files import cache_folder, check_output, write_output
-from isda_repro.plotting import figure_files
+from isda_repro.plotting import check_figure
 from isda_repro.runs.from_wandb import results_from_wandb, results_offline
 from isda_repro.runs.offline_runs import offline_files
 from isda_repro.runs.result_index import ResultIndex, index_results
@@ -67,8 +67,7 @@ def show(options: TableOptions) -> None:
     if options.table == ALL and options.figure not in (None, "auto"):
         raise UserError(f"figure={options.figure} is one file: give it with one table")
     if options.figure not in (None, "auto"):
-        for path in figure_files(Path(options.figure)):  # check the paths before the tables are written
-            check_output(path)
+        check_figure(Path(options.figure))  # before the tables are written
     index = index_results(findings(options))
     layouts = [laid_out(table, plan, index, options, extra) for table, plan, extra in changed_plans(options)]
     if problems := list(dict.fromkeys(problem for one in layouts for problem in one.filled.problems)):

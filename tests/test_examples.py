@@ -61,6 +61,21 @@ def test_an_interrupted_example_continues_with_the_bits_of_an_uninterrupted_one(
     assert losses_of(path, tmp_path / "stopped", epochs) == ([], error), "nothing is left to train"
 
 
+@pytest.mark.slow
+def test_gradients_of_an_epoch_do_not_enter_the_next(root, tmp_path):
+    """The number of its micro-batches is no multiple of those of a step."""
+    source = (root / "examples/timm_style.py").read_text()
+    path = tmp_path / "timm_style.py"
+    path.write_text(source.replace("ACCUMULATED = 32, 2", "ACCUMULATED = 32, 3"))
+    whole, _ = losses_of(path, tmp_path / "whole", 2)
+    per_epoch = len(whole) // 2
+    assert path.read_text() != source
+    assert per_epoch % 3 != 0
+    losses_of(path, tmp_path / "stopped", 2, stop_after=per_epoch + 1)
+    after, _ = losses_of(path, tmp_path / "stopped", 2)
+    assert after == whole[per_epoch:]
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_is_short(path):
     assert len(path.read_text().splitlines()) <= 80

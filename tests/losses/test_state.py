@@ -227,6 +227,11 @@ COPIES = {
 }
 
 
+def test_identity_matrices_need_no_samples_of_other_processes(group):
+    assert ISDALoss(3, 4, process_group=group).is_collective
+    assert not ISDALoss(3, 4, covariance="identity", process_group=group).is_collective
+
+
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
 @pytest.mark.parametrize("name", WITH_STATE)
 def test_copies_with_a_process_group_go_on_as_the_original(name, copied, group):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from synthetic import load_search
@@ -207,6 +208,13 @@ def test_search_proposes_no_value_of_which_a_run_diverged(search, load_script):
     (entry,) = load_script("lambda_0").proposed(search("1"))
     assert "value: 0.5" in entry
     assert "test error 2.00% at 0.5, diverged at 1" in entry
+
+
+def test_search_proposes_from_the_cells_that_it_has(search, load_script):
+    filled = search()
+    filled = replace(filled, cells={key: cell for key, cell in filled.cells.items() if key[1] == ("0.5",)})
+    (entry,) = load_script("lambda_0").proposed(filled)
+    assert "value: 0.5" in entry
 
 
 def test_search_all_of_whose_values_diverged_proposes_none(search, load_script):

@@ -13,9 +13,10 @@ from isda_repro.errors import UserError
 from isda_repro.losses import CrossEntropy, ISDALoss
 from isda_repro.models import Network
 from isda_repro.training.compute import Compute
+from isda_repro.training.ddp import _AcceptsEmptyBatch
 from isda_repro.training.distributed import SINGLE_PROCESS
 from isda_repro.training.running_metrics import RunningMetrics, Stopwatch
-from isda_repro.training.step import compute_gradients, refuse_single_images
+from isda_repro.training.step import Weighted, compute_gradients, refuse_single_images
 
 CPU = torch.device("cpu")
 
@@ -144,6 +145,19 @@ def test_step_with_one_image_that_cannot_be_normalised_is_refused(samples, batch
     refuse_single_images(network, batches, compute(micro_batch), (3, 4, 4))  # its maps are not
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert torch.equal(draws, torch.get_rng_state())
+
+
+def test_an_empty_share_of_a_batch_with_micro_batches_has_gradients_of_zero():
+    """All of its images were unreadable, and other processes have more than a micro-batch."""
+    network, criterion, images, targets = example()
+    wrapped = _AcceptsEmptyBatch(network.train())
+    result = compute_gradients(
+        wrapped, criterion.train(), images[:0], targets[:0], head=network.head, progress=0.5,
+        compute=compute(2), seed_micro_batch=lambda index: None, stopwatch=None, share=Weighted(0.0, largest=3),
+        eval_model=network,
+    )  # fmt: skip
+    assert (result.loss.item(), tuple(result.logits.shape)) == (0, (0, 4))
+    assert all(not parameter.grad.any() for parameter in network.parameters())
 
 
 def test_gradients_add_up_and_the_criterion_is_timed():

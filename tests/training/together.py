@@ -247,19 +247,15 @@ def exchanges(processes, folder):
         file.write(f"{rank}\n")
     tensors = [torch.full((2, 3), float(rank)), torch.tensor([rank + 5]), torch.full((1,), rank + 0.5)]
     processes.broadcast_tensors(tensors)
+    head, own = nn.Linear(WIDTH, CLASSES), torch.randn(2, WIDTH)
+    of_nothing = ISDALoss(CLASSES, WIDTH, process_group=processes.group)
     told = processes.broadcast_from_main(lambda: {"thing": [rank, (torch.arange(6.0).reshape(2, 3).t(), None)]})
     return processes.all_gather(
         {
             "agreed": [processes.agreed(*wishes) for wishes in ([(7 * rank, 1), (0, 0), (0, 0)])],
             "all_reduce_max": processes.all_reduce_max(10 - rank),
             "sum": processes.all_reduce_sum(torch.tensor([1.0, rank])).tolist(),
-            "of_nothing": ISDALoss(CLASSES, WIDTH, process_group=processes.group)(
-                torch.randn(2, WIDTH),
-                torch.randn(2, CLASSES),
-                torch.full((2,), -100),
-                head=nn.Linear(WIDTH, CLASSES),
-                progress=0.5,
-            ).item(),
+            "of_nothing": of_nothing(own, head(own), torch.full((2,), -100), head=head, progress=0.5).item(),
             "of_first": [tensor.tolist() for tensor in tensors],
             "told": [told["thing"][0], told["thing"][1][0].tolist(), told["thing"][1][1]],
             "to_first": processes.gather_to_main(rank),
