@@ -114,8 +114,8 @@ class TorchFile:
             flat = whole[: whole.numel() // size * size].view(stored.dtype)
             return flat.as_strided(stored.shape, stored.stride, storage.first + stored.offset)
 
-    def read_all(self) -> Any:
-        """Read the whole content, with its tensors.
+    def read(self, part: Any) -> Any:
+        """Return a part of ``content`` with its tensors.
 
         Raises:
             TorchFileError: a checksum is wrong, there is something else than tensors and plain containers, or these
@@ -137,7 +137,7 @@ class TorchFile:
                 raise TorchFileError(f"it holds {what[:100]}, and may only hold tensors, containers, numbers and text")
             return node
 
-        return whole(self.content, 0)
+        return whole(part, 0)
 
 
 @contextmanager

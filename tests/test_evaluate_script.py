@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -192,6 +193,26 @@ def test_weights_of_image_files_predict_them_too(main, of_files, tmp_path, capsy
     main([*settings, f"model.weights={run_folder / 'checkpoint.pt'}", "compute=cpu", image, f"output={tmp_path}"])
     assert capsys.readouterr().out.splitlines()[-2] == expected
     assert [line["image"] for line in table(tmp_path / "predictions.csv")] == [str(data / "val/cat/2.jpg")]
+
+
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_images_are_normalised_as_in_training_after_the_training_images_have_changed(of_files, tmp_path, is_recorded):
+    folder, data = of_files
+    cfg, weights = finished_run_config(folder, "cpu")
+    constants = builders.normalisation_constants(cfg, build(cfg.dataset.source))
+    about = json.loads((folder / "environment.json").read_text())["data"]
+    assert (about["mean"], about["std"]) == tuple(map(list, constants))
+    if not is_recorded:  # of an older version
+        state = torch.load(weights, weights_only=True)
+        del state["data"]["mean"], state["data"]["std"]
+        torch.save(state, weights := tmp_path / "checkpoint.pt")
+    shutil.copytree(data, tmp_path / "pets")
+    for file in (tmp_path / "pets/train").glob("*/*.jpg"):
+        Image.new("RGB", (20, 20), "white").save(file)
+    cfg.dataset.source.root = str(tmp_path / "pets")
+    found = load_classifier(cfg, weights, of_run=True)
+    now = builders.normalisation_constants(found.cfg, found.source)
+    assert (tuple(map(tuple, now)) == tuple(map(tuple, constants))) == is_recorded
 
 
 @pytest.mark.parametrize("images", ["nowhere.png", "[]", "[null]", "texts", "[a.png,[b]]", "empty.png"])

@@ -36,7 +36,7 @@ def test_tensors_and_containers_come_back_as_they_were_saved(tmp_path, older):
     path = tmp_path / "file.pt"
     torch.save({"tensors": tensors, "plain": plain, "ordered": collections.OrderedDict(a=1)}, path, **older)
     with open_torch_file(path) as file:
-        content = file.read_all()
+        content = file.read(file.content)
     assert content["plain"] == plain
     assert content["ordered"] == {"a": 1}
     for read, saved in zip(content["tensors"], tensors, strict=True):
@@ -65,7 +65,7 @@ def test_pickled_code_is_never_run(tmp_path, older, protocol):
     with open_torch_file(path) as file:
         assert file.tensor(file.content["network"]["w"]).tolist() == [1, 1, 1]
         with pytest.raises(TorchFileError, match=r"mkdir"):
-            file.read_all()
+            file.read(file.content)
     with pytest.raises(checkpoint.CheckpointError, match=r"file\.pt.*mkdir"):
         checkpoint.load(path)
     assert not witness.exists()
@@ -154,7 +154,7 @@ def test_tensor_that_means_other_numbers_than_are_stored_is_refused(tmp_path, fl
     path = tmp_path / "file.pt"
     torch.save({"w": flagged}, path)
     with open_torch_file(path) as file, pytest.raises(TorchFileError, match="_rebuild_tensor_v2"):
-        file.read_all()
+        file.read(file.content)
 
 
 def laughs(weight):

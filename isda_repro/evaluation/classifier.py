@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from omegaconf import DictConfig
 
 from isda_repro.config import build, is_frozen_generator, read_frozen, target_class
-from isda_repro.config.checks import ConfigError
+from isda_repro.config.checks import ConfigError, is_number
 from isda_repro.data import Source
 from isda_repro.losses import Criterion, ISDALoss
 from isda_repro.models import Network
 from isda_repro.models.weights import load_weights
 from isda_repro.runs.records import Result, read_result
 from isda_repro.training import builders
-from isda_repro.training.checkpoint import load
+from isda_repro.training.checkpoint import load_part
 from isda_repro.training.compute import Compute, resolve_compute
-from isda_repro.training.resume import check_classes
+from isda_repro.training.resume import CONSTANTS, DATA_KEY, check_classes
 
 DEVICES = ("auto", "cpu", "gpu")
 
@@ -66,7 +67,8 @@ class FinishedRun(Classifier):
             self.cfg, self.network, self.compute, train_counts=self.source.train_counts
         )
         try:
-            state = load(self.weights)["criterion"]
+            if (state := load_part(self.weights, "criterion")) is None:
+                raise KeyError("criterion")
             criterion.load_state_dict(state)
         except (KeyError, TypeError, RuntimeError) as error:
             reason = str(error).splitlines()[-1].strip()
@@ -103,9 +105,22 @@ def load_classifier(cfg: DictConfig, weights: Path, *, of_run: bool) -> Classifi
     compute.apply()
     source: Source = build(cfg.dataset.source)
     if of_run:
-        check_classes(load(weights), source, weights)
+        data = load_part(weights, DATA_KEY) or {}
+        check_classes(data, source, weights)
+        _normalise_as(data, cfg)
     network = builders.build_network(cfg, source, compute)
     return Classifier(cfg, weights, compute, source, network, load_weights(network, weights, new_head=False))
+
+
+def _normalise_as(data: Mapping[str, Any], cfg: DictConfig) -> None:
+    """Replace ``auto`` by the constants that a run has recorded: its training images may be others by now.
+
+    Older versions recorded none.
+    """
+    for key in CONSTANTS:
+        found = data.get(key)
+        if cfg.dataset[key] == "auto" and isinstance(found, list) and all(map(is_number, found)):
+            cfg.dataset[key] = found
 
 
 def finished_run_config(folder: Path, device: str = "auto", data_dir: str | None = None) -> tuple[DictConfig, Path]:

@@ -6,6 +6,7 @@ run save after the same step.
 
 from __future__ import annotations
 
+import operator
 import os
 import re
 import signal
@@ -48,14 +49,27 @@ def save(path: Path, state: Mapping[str, Any], before_replace: Callable[[], None
 def load(path: Path) -> dict[str, Any]:
     """Read a file that ``save`` wrote, after verifying its checksums. Tensors are returned on the CPU.
 
+    Raises: see ``load_part``.
+    """
+    return cast(dict[str, Any], _read(path, lambda state: state))
+
+
+def load_part(path: Path, key: str) -> Any:
+    """Read what a file that ``save`` wrote has under a key, and no other tensors; None if it has no such key.
+
     Raises:
         CheckpointError: the file is missing, damaged, or holds something other than tensors and plain containers.
         OSError, MemoryError: the file could not be read this time, which does not mean that it is damaged. The message
             names the file.
     """
+    return _read(path, operator.methodcaller("get", key))
+
+
+def _read(path: Path, choose: Callable[[dict[str, Any]], Any]) -> Any:
     try:
         with open_torch_file(path) as file:
-            state = file.read_all()
+            if isinstance(file.content, dict) and {"epoch", "network"} <= set(file.content):
+                return file.read(choose(file.content))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist: has its run finished?") from error
     except TorchFileError as error:
@@ -64,9 +78,7 @@ def load(path: Path) -> dict[str, Any]:
         if not is_out_of_memory(error):
             raise
         raise MemoryError(f"while reading {path}, {path.stat().st_size / 1e6:.0f} MB") from error
-    if not isinstance(state, dict) or not {"epoch", "network"} <= set(state):
-        raise CheckpointError(f"{path} is not a checkpoint of ours: it has no network and epoch")
-    return cast(dict[str, Any], state)
+    raise CheckpointError(f"{path} is not a checkpoint of ours: it has no network and epoch")
 
 
 def snapshot(state: Any) -> Any:

@@ -25,9 +25,12 @@ from isda_repro.errors import UserError
 from isda_repro.files import rename_aside
 from isda_repro.runs.records import AnyRecord, RecordError, read_lines
 from isda_repro.runs.run_directory import RunDirectory, read_environment
+from isda_repro.training.builders import normalisation_constants
 from isda_repro.training.checkpoint import CheckpointError, Checkpoints, load
+from isda_repro.training.distributed import Processes
 
 DATA_KEY = "data"
+CONSTANTS = ("mean", "std")  # keys of cfg.dataset and of the record
 
 
 def describe_data(source: Source) -> dict[str, Any]:
@@ -42,6 +45,14 @@ def describe_data(source: Source) -> dict[str, Any]:
         "test_images": len(source.test),
         **{name: digest for name, digest in digests.items() if digest is not None},
     }
+
+
+def record_of_data(cfg: DictConfig, source: Source) -> dict[str, Any]:
+    """Return ``describe_data``, with the normalisation constants if they were computed from the training images."""
+    if "auto" not in map(cfg.dataset.get, CONSTANTS):  # a generator's configuration has none
+        return describe_data(source)
+    mean, std = normalisation_constants(cfg, source)
+    return {**describe_data(source), "mean": list(mean), "std": list(std)}
 
 
 WORDS = {
@@ -75,15 +86,18 @@ def _class_difference(then: list[Any], now: list[str]) -> str:
     return f"{len(then)} classes, and now there are {len(now)}; class {differing} was {was} and is {is_now} now"
 
 
-def check_classes(state: Mapping[str, Any], source: Source, path: Path) -> None:
+def check_classes(data: Mapping[str, Any], source: Source, path: Path) -> None:
     """Check that the data has the classes that the weights in ``path`` were trained on.
 
-    Files of older versions do not store their classes and pass.
+    Args:
+        data: what the file has of its data. Older versions recorded no classes, and pass.
+        source: the data now.
+        path: the file, which the error names.
 
     Raises:
         DataError: the classes differ.
     """
-    then, now = state.get(DATA_KEY, {}).get("classes"), list(source.class_names)
+    then, now = data.get("classes"), list(source.class_names)
     if then is None or then == now:
         return
     raise DataError(
@@ -98,12 +112,30 @@ def check_same_data(state: Mapping[str, Any], source: Source, path: Path) -> Non
     Raises:
         DataError: something has changed.
     """
-    check_classes(state, source, path)
-    if difference := data_difference(state.get(DATA_KEY, {}), source):
+    data = state.get(DATA_KEY, {})
+    check_classes(data, source, path)
+    if difference := data_difference(data, source):
         raise DataError(
             f"{path} is of a run on other data than {source.name} is now ({difference}): put the data back as it was, "
             "or delete the run's folder to begin anew"
         )
+
+
+def check_same_on_all(source: Source, processes: Processes) -> None:
+    """Check that all processes of a run have read the same data, as copies of it on several hosts may not be.
+
+    Raises:
+        DataError: something differs.
+    """
+    first, *others = processes.all_gather(describe_data(source))
+    for rank, other in enumerate(others, start=1):
+        for key, value in first.items():
+            if other.get(key) != value:
+                what = WORDS.get(key, key)
+                raise DataError(
+                    f"{source.name} has other {what} on rank {rank} than on rank 0: copy the data again, or give a "
+                    "folder that all hosts share"
+                )
 
 
 def check_finished_data(directory: RunDirectory, result: Any, source: Source | None) -> None:

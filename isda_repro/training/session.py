@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -19,7 +20,7 @@ from isda_repro.config import build, write_frozen
 from isda_repro.config.checks import check_tracking
 from isda_repro.console import say, warn
 from isda_repro.data import DataError, Source
-from isda_repro.errors import EXIT_USER_ERROR, StoppedError, UserError, first_line, is_out_of_memory
+from isda_repro.errors import EXIT_USER_ERROR, StoppedError, UserError, first_line, is_out_of_memory, sentence_of
 from isda_repro.files import rename_aside
 from isda_repro.revision import why_unknown
 from isda_repro.runs.diverged import clear_divergence
@@ -36,9 +37,10 @@ from isda_repro.training.resume import (
     DATA_KEY,
     check_finished_data,
     check_same_data,
+    check_same_on_all,
     data_to_compare,
-    describe_data,
     find_start,
+    record_of_data,
 )
 
 Outcome = TypeVar("Outcome", bound=AnyRecord)
@@ -97,9 +99,9 @@ def record_exit(folder: Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, DataError) and (folder / "result.json").exists():  # a finished run, refused for other data
             raise
-        is_users = isinstance(error, UserError | OSError | MemoryError)
-        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        write_exit_status(folder, ExitStatus(EXIT_USER_ERROR if is_users else 1, said.splitlines()[0]))
+        sentence = sentence_of(error)
+        said = sentence or f"{type(error).__name__}: {first_line(error)}"
+        write_exit_status(folder, ExitStatus(1 if sentence is None else EXIT_USER_ERROR, said))
         raise
 
 
@@ -129,8 +131,8 @@ def prepare(cfg: DictConfig, processes: Processes) -> tuple[Compute, Source]:
     """Resolve device and precision on all processes, and read the data.
 
     Raises:
-        UserError: the device or the data is missing, the processes resolved ``auto`` differently, or W&B does not take
-            a name of a frozen configuration.
+        UserError: the device or the data is missing, the processes resolved ``auto`` differently or have other data, or
+            W&B does not take a name of a frozen configuration.
     """
     check_tracking(cast(dict[str, Any], OmegaConf.to_container(cfg.tracking)))
     compute = resolve_compute(cfg.compute, processes.local_rank if processes.is_distributed else None)
@@ -138,6 +140,7 @@ def prepare(cfg: DictConfig, processes: Processes) -> tuple[Compute, Source]:
     compute.apply()
     with processes.main_first():  # the data may have to be downloaded
         source: Source = build(cfg.dataset.source)
+    check_same_on_all(source, processes)
     return compute, source
 
 
@@ -185,6 +188,10 @@ class Session(Generic[Outcome]):
         with self._locked:
             self._while_training.close()
 
+    @cached_property
+    def _data(self) -> dict[str, Any]:
+        return record_of_data(self._cfg, self._source)
+
     def _ensure_held(self) -> None:
         self._lock.ensure_held()
 
@@ -216,7 +223,7 @@ class Session(Generic[Outcome]):
             frozen = self._cfg.copy()
             frozen.force = False  # a run started from this file must not force again
             write_frozen(frozen, self._directory.config)
-            about = {**self._trainer.compute.machine(), DATA_KEY: describe_data(self._source)}
+            about = {**self._trainer.compute.machine(), DATA_KEY: self._data}
             write_environment(self._directory.environment, self._origin, about)
 
     def _find_state(self) -> tuple[dict[str, Any], list[Any]] | None:
@@ -248,7 +255,7 @@ class Session(Generic[Outcome]):
         state = self._trainer.state_dict()
         if not self._processes.is_main:
             return state
-        about = {"metrics_bytes": self._metrics.bytes_written, DATA_KEY: describe_data(self._source)}
+        about = {"metrics_bytes": self._metrics.bytes_written, DATA_KEY: self._data}
         return {**state, "run_id": self._cfg.run_id, **about}
 
     def start_trackers(self, bar: Tracker | None) -> list[Tracker]:
@@ -288,7 +295,7 @@ class Session(Generic[Outcome]):
             self._checkpoints.wait()
             result = make_result(self._segments(), self._origin)
             self._lock.ensure_held()
-            final = {**snapshot(final_state), DATA_KEY: describe_data(self._source)}
+            final = {**snapshot(final_state), DATA_KEY: self._data}
             save(self._directory.checkpoint, final, self._ensure_held)
             self._lock.ensure_held()
             write_result(self._directory.result, result)

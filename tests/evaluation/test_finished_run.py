@@ -12,6 +12,7 @@ from isda_repro.evaluation import load_finished_run
 from isda_repro.runs.records import as_json, read_metrics
 from isda_repro.runs.to_wandb import finished_records
 from isda_repro.training import run as running
+from isda_repro.training.checkpoint import load, load_part
 from isda_repro.training.running_metrics import covariance_summary
 
 SMALL = [
@@ -104,6 +105,19 @@ def test_statistics_that_are_not_there_or_not_finite_are_refused(trained, tmp_pa
     with pytest.raises(UserError, match=token) as caught:
         _ = found.isda
     assert str(folder / "checkpoint.pt") in str(caught.value)
+
+
+def test_one_part_of_a_checkpoint_is_read_without_the_others(trained, tmp_path):
+    folder = changed(trained[0], tmp_path / "changed", lambda state: None)
+    path = folder / "checkpoint.pt"
+    part, whole = load_part(path, "criterion")["statistics.covariance"].numpy().tobytes()[:64], path.read_bytes()
+    assert whole.count(part) == 1
+    path.write_bytes(whole.replace(part, bytes(64)))
+    assert load_part(path, "data")["classes"] == list("0123456789")
+    assert load_part(path, "nothing") is None
+    for damaged in (lambda: load(path), lambda: load_part(path, "criterion")):
+        with pytest.raises(UserError, match=str(path)):
+            damaged()
 
 
 def test_covariances_of_another_loss_are_refused(trained, tmp_path):

@@ -226,7 +226,7 @@ def test_whatever_was_saved_is_read_as_it_was(tree, is_new, protocol):
         path = Path(folder, "file.pt")
         torch.save(tree, path, _use_new_zipfile_serialization=is_new, pickle_protocol=protocol)
         with open_torch_file(path) as file:
-            assert_same(file.read_all(), tree)
+            assert_same(file.read(file.content), tree)
 
 
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8).filter(lambda name: "_orig_mod." not in name)

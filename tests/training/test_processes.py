@@ -22,6 +22,7 @@ from isda_repro.training import distributed
 from isda_repro.training.compute import refuse_differences, resolve_compute
 from isda_repro.training.ddp import convert_sync_batchnorm
 from isda_repro.training.distributed import SINGLE_PROCESS, LostContactError, Processes, init_distributed
+from isda_repro.training.session import prepare
 from isda_repro.training.step import WHOLE_BATCH, _shown, weighted
 
 SCRIPT = Path(__file__).with_name("together.py")
@@ -235,6 +236,18 @@ def test_processes_that_would_calculate_differently_are_refused(option):
     with pytest.raises(UserError, match=rf"compute\.{option} .*rank 0 .*another.*rank 1"):
         refuse_differences(mine, Another())
     refuse_differences(mine, Processes())
+
+
+@pytest.mark.parametrize("key", ["classes", "train_images", "test_images"])
+def test_processes_that_have_other_data_are_refused(key):
+    class Another(Processes):
+        def all_gather(self, thing):
+            return [thing, {**thing, key: "another"} if key in thing else thing]
+
+    cfg = compose(["dataset=digits"])
+    with pytest.raises(UserError, match=r"digits .*rank 1 .*rank 0"):
+        prepare(cfg, Another())
+    prepare(cfg, Processes())
 
 
 def test_common_batch_normalisation_needs_gpus():
