@@ -89,8 +89,8 @@ def first_line(error: BaseException) -> str:
 def one_sentence_errors() -> Iterator[None]:
     """Print a ``UserError`` in the block as ``error: <sentence>`` on standard error, and exit with ``EXIT_USER_ERROR``.
 
-    An OSError and exhausted memory are reported in the same way. ``StoppedError`` exits with its own code, and Ctrl-C
-    with ``EXIT_INTERRUPTED``. Any other exception passes.
+    An OSError, exhausted memory and a killed worker are reported in the same way. ``StoppedError`` exits with its own
+    code, and Ctrl-C with ``EXIT_INTERRUPTED``. Any other exception passes.
     """
     try:
         yield
@@ -117,6 +117,9 @@ def sentence_of(error: Exception) -> str | None:
         return one_line(str(error).rstrip().rpartition("\n")[2] or type(error).__name__)
     if isinstance(error, OSError):
         return one_line(f"{error.strerror}: {error.filename or 'no file named'}")
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
+        fewer = "often the memory is short: try fewer workers (dataset.workers=, or workers= of scripts/data.py)"
+        return f"{first_line(error).rstrip(' .')}; {fewer}"
     if is_out_of_memory(error):
         return f"out of memory ({first_line(error)}): end other processes, or run this where there is more"
     return None

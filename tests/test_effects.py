@@ -120,7 +120,6 @@ PLACES = {  # "file: function: call": how often, and why it is ours
         1,
         "jobs of query_queue: this user's, whose script lies in .slurm of this runs_dir",
     ),
-    "isda_repro/data/packing.py: in_processes: terminate": (1, CHILD),
     "benchmarks/gpu/gpu.py: ended: killpg": (2, "the group of a child that was started as a session of its own"),
     "benchmarks/gpu/gpu_training.py: _the_same_bits: send_signal": (1, CHILD),
     # a run's folder

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
 import os
 import re
 import shutil
-import signal
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from filelock import FileLock, Timeout
@@ -30,6 +28,7 @@ from isda_repro.data.decode import Crop, UnreadableError, decoded, scaled, short
 from isda_repro.data.folder import FileSplit
 from isda_repro.data.packed import MANIFEST, SUMS, archive_names, checksums, entry_name, read_manifest
 from isda_repro.data.source import PARTS, DataError, Source
+from isda_repro.data.workers import in_processes
 from isda_repro.errors import UserError
 from isda_repro.files import atomic_write, sha256
 
@@ -125,16 +124,17 @@ def pack(
         finished = checksums(folder)
         with tqdm(total=sum(map(len, splits.values())), unit=" images", disable=None) as bar:
             for part, split in splits.items():
-                with in_processes(workers, partial(_encoded, split, packing)) as encode:
-                    for number, name in enumerate(archive_names(manifest, part)):
-                        first = number * packing.images_per_archive
-                        indices = range(first, min(first + packing.images_per_archive, len(split)))
-                        if name not in finished or not (folder / name).is_file():
-                            images = zip(indices, encode(indices), strict=True)
+                encode = partial(_encoded, split, packing)
+                for number, name in enumerate(archive_names(manifest, part)):
+                    first = number * packing.images_per_archive
+                    indices = range(first, min(first + packing.images_per_archive, len(split)))
+                    if name not in finished or not (folder / name).is_file():
+                        with closing(in_processes(workers, encode, indices)) as encoded:
+                            images = zip(indices, encoded, strict=True)
                             _write_archive(folder / name, split, images, packing, skip_unreadable, report)
-                            with (folder / SUMS).open("a") as sums:
-                                sums.write(f"{sha256(folder / name)}  {name}\n")
-                        bar.update(len(indices))
+                        with (folder / SUMS).open("a") as sums:
+                            sums.write(f"{sha256(folder / name)}  {name}\n")
+                    bar.update(len(indices))
 
 
 LOCK = "packing.lock"
@@ -242,36 +242,6 @@ def _encoded(split: FileSplit, packing: Packing, index: int) -> Encoded:
         return packing.encoded(decoded(split.read(index))), ""
     except (UnreadableError, OSError) as error:
         return None, unreadable_because(error)
-
-
-Found = TypeVar("Found")
-
-
-@contextmanager
-def in_processes(workers: int, task: Callable[[int], Found]) -> Iterator[Callable[[range], Iterator[Found]]]:
-    """Yield a function that does ``task`` for each index of a range, in ``workers`` processes, and returns in order."""
-    if workers < 2:
-        yield lambda indices: map(task, indices)
-        return
-    pool = multiprocessing.Pool(workers, _begin_worker, (task,))
-    try:
-        yield partial(pool.imap, _do_task, chunksize=8)
-    finally:
-        pool.terminate()
-        pool.join()
-
-
-_task: list[Any] = []  # in a worker process: what it was started for
-
-
-def _begin_worker(task: Callable[[int], Any]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent process
-    torch.set_num_threads(1)
-    _task[:] = [task]
-
-
-def _do_task(index: int) -> Any:
-    return _task[0](index)
 
 
 def speed_up(before: FileSplit, after: Any, image_size: int, images: int = 200) -> float:

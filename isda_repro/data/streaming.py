@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
-import os
 import shutil
-import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,13 +21,13 @@ from isda_repro.data.augmentation.mixup import only_with
 from isda_repro.data.decode import Crop, UnreadableError, decoded, unreadable_because
 from isda_repro.data.loader import Loader, Plan
 from isda_repro.data.source import DataError, StoredSplit
+from isda_repro.data.workers import belong_to_parent
 from isda_repro.errors import UserError
 from isda_repro.randomness import stream_seed
 
 FORKS = sys.platform == "linux"
 SHARED_MEMORY = Path("/dev/shm")
 QUEUE_BYTES = 2**15  # of shared memory for the semaphores of a worker's queue
-PARENT_DEATH_SIGNAL = 1  # Linux's prctl option
 PREFETCHED = 2  # batches that each worker prepares ahead
 
 
@@ -89,7 +86,7 @@ class StreamingLoader(Loader):
             collate_fn=_as_it_is,
             num_workers=workers,
             multiprocessing_context="fork" if slots else None,
-            worker_init_fn=_belong_to_parent,
+            worker_init_fn=belong_to_parent,
             pin_memory=self._device.type == "cuda",
             **({"persistent_workers": True, "prefetch_factor": PREFETCHED} if workers else {}),  # type: ignore[arg-type]
         )
@@ -282,16 +279,3 @@ def _shared_pixels(samples: int, height: int, width: int) -> Tensor:
 
 def _as_it_is(fetched: Any) -> Any:
     return fetched
-
-
-def _belong_to_parent(worker: int) -> None:
-    """Shield a worker from signals that are meant for the run, and make it die with the process that started it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_DFL)  # drop the run's handlers, which fork has inherited
-    os.setsid()  # signals that a terminal or SLURM sends to the process group are for the run
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
-        if parent == 1 or os.getppid() != parent:  # the parent has already died
-            os._exit(1)

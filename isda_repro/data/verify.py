@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,8 @@ from isda_repro.data.decode import FORMATS, RULES, UnreadableError, decoded, pec
 from isda_repro.data.digits import load_digits
 from isda_repro.data.folder import EXTENSIONS, FileSplit, Part, load_folder, read_index
 from isda_repro.data.packed import PackedSplit, archive_names, checksums, is_packed, load_packed, read_manifest
-from isda_repro.data.packing import in_processes
 from isda_repro.data.source import PARTS, DataError, Source, StoredSplit, candidate_folders, counted, total
+from isda_repro.data.workers import in_processes
 from isda_repro.files import expanded, sha256
 
 STORED_NAMES = ("imagenet", "imagenet_packed", "folder")
@@ -203,9 +204,9 @@ def _inspected(what: str, split: FileSplit | PackedSplit, workers: int) -> _Insp
     found = _Inspected(np.zeros(len(split), np.uint64))
     with (
         tqdm(total=len(split), desc=what, unit=" images", disable=None, leave=False) as bar,
-        in_processes(workers, partial(_inspect, split)) as inspect,
+        closing(in_processes(workers, partial(_inspect, split), range(len(split)))) as images,
     ):
-        for index, image in enumerate(inspect(range(len(split)))):
+        for index, image in enumerate(images):
             found.contents[index] = image.content
             found.peculiar.update(image.peculiar)
             extension = Path(bytes(split.names[index]).decode("utf-8", "replace")).suffix.lower()
