@@ -21,7 +21,7 @@ from torch import Tensor
 from isda_repro.errors import UserError
 
 ATTEMPTS = 10  # tries to draw a crop that fits before falling back to the centre, as in torchvision's RandomResizedCrop
-PPM_HEADER = re.compile(rb"P6\n(\d{1,9}) (\d{1,9})\n255\n")
+PPM_HEADER = re.compile(rb"P6\n([1-9]\d{0,8}) ([1-9]\d{0,8})\n255\n")
 JPEG_BEGINS = b"\xff\xd8\xff"
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp"),
@@ -36,6 +36,7 @@ FORMATS = {
 
 MAX_PIXELS = 2**27  # 400 MB as RGB; more than any camera takes, except panoramas and the largest of telephones
 MAX_FILE_BYTES = 2**30
+LONGEST = 1000  # times the shorter side: scaling the shorter side to 256 pixels makes a longer strip fill the memory
 MAX_SCANNED = 20 * MAX_PIXELS  # each scan of a progressive JPEG goes over all pixels; there are usually about 10
 SCAN, SCAN_BYTES = b"\xff\xda", 12  # the marker that a scan begins with, and the least number of bytes that it has
 DARK = 16  # an image of 16 bits whose levels are all below this share of 256 would be almost black
@@ -168,8 +169,8 @@ def decoded(content: bytes | bytearray) -> Tensor:
     """Decode an image file's content to pixels, uint8 [H, W, 3], by the rules of ``RULES``.
 
     Raises:
-        UnreadableError: the content is not an image of ``FORMATS``, is damaged, has more than ``MAX_PIXELS`` pixels, or
-            has levels that cannot be converted to 8 bits by a rule.
+        UnreadableError: the content is not an image of ``FORMATS``, is damaged, has more than ``MAX_PIXELS`` pixels or
+            a side ``LONGEST`` times the other, or has levels that cannot be converted to 8 bits by a rule.
     """
     for decode in (_packed_pixels, _ordinary_jpeg):
         if (pixels := decode(content)) is not None:
@@ -205,24 +206,33 @@ def _check_size(height: int, width: int, content: bytes | bytearray) -> None:
     """Check the size that an image's header states, before memory is allocated for its pixels.
 
     Raises:
-        UnreadableError: the image is too large.
+        UnreadableError: the image is too large or too long.
     """
     pixels = height * width
     if pixels > MAX_PIXELS:
         raise UnreadableError(f"it has {width:,} x {height:,} pixels, and the limit is {MAX_PIXELS:,}")
+    if max(height, width) > LONGEST * min(height, width):
+        raise UnreadableError(
+            f"it has {width:,} x {height:,} pixels: one side is more than {LONGEST:,} times the other"
+        )
     may_be_many = content.startswith(JPEG_BEGINS) and pixels * len(content) // SCAN_BYTES > MAX_SCANNED
     if may_be_many and pixels * (scans := content.count(SCAN)) > MAX_SCANNED:
         raise UnreadableError(f"it is a JPEG file that goes over {pixels:,} pixels in {scans:,} scans")
 
 
 def _packed_pixels(content: bytes | bytearray) -> Tensor | None:
-    """Return a view of the pixels of a PPM file as ``packing.py`` writes it; None for any other file."""
+    """Return a view of the pixels of a PPM file as ``packing.py`` writes it; None for any other file.
+
+    Raises:
+        UnreadableError: the image is too large or too long.
+    """
     header = PPM_HEADER.match(content) if isinstance(content, bytearray) else None
     if header is None:
         return None
     width, height = int(header[1]), int(header[2])
     if len(content) - header.end() != height * width * 3:
         return None
+    _check_size(height, width, content)
     return torch.frombuffer(content, dtype=torch.uint8, offset=header.end()).view(height, width, 3)
 
 
@@ -230,7 +240,7 @@ def _ordinary_jpeg(content: bytes | bytearray) -> Tensor | None:
     """Return the pixels of an undamaged colour (YCbCr) JPEG file; None for any other file.
 
     Raises:
-        UnreadableError: the image is too large.
+        UnreadableError: the image is too large or too long.
     """
     import simplejpeg
 

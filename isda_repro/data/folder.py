@@ -139,7 +139,7 @@ def load_folder(
         root: folder of the data.
         image_size: side in pixels of the square that each image is cropped to.
         num_classes: expected number of classes; None accepts any number.
-        train_limit, test_limit, holdout, imbalance: see ``narrowed``. With a holdout there need not be a ``val``.
+        train_limit, test_limit, holdout, imbalance: see ``narrowed``. With a holdout ``val`` is not used.
 
     Raises:
         DataError: the folders do not exist or hold no images, or the classes of the two parts differ.
@@ -147,14 +147,14 @@ def load_folder(
     if packed := next((one for one in candidate_folders(name, root) if is_packed(one)), None):
         return load_packed(name, packed, image_size, num_classes, train_limit, test_limit, holdout, imbalance)
     root = _found(name, root, needs_val=holdout is None)
-    index = read_index(root)
+    used = ("train",) if holdout is not None else PARTS
+    index = {part: content for part, content in read_index(root).items() if part in used}
     _check_classes(name, root, index, num_classes)
     size = (image_size, image_size)
     splits = {part: FileSplit(root / part, at.names, at.sizes, at.targets, size) for part, at in index.items()}
     train = splits["train"]
     classes = tuple(index["train"].classes)
-    used = ("train",) if holdout is not None else PARTS
-    left_out = total(of_class for part in used for of_class in index[part].left_out.values())
+    left_out = total(of_class for content in index.values() for of_class in content.left_out.values())
     test = splits.get("val", train.select(torch.empty(0, dtype=torch.int64)))  # empty: a holdout takes its place
     source = Source(name, train, test, len(classes), classes, left_out=left_out)
     return narrowed(source, train_limit=train_limit, test_limit=test_limit, holdout=holdout, imbalance=imbalance)

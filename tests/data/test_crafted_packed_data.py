@@ -10,6 +10,7 @@ import pytest
 from pictures import content, picture
 
 from isda_repro.data import DataError, Packing, load_packed, pack, verify
+from isda_repro.data.decode import UnreadableError, decoded
 
 ARCHIVES = [*(f"train-{i:05}.zip" for i in range(3)), "val-00000.zip", "val-00001.zip"]
 
@@ -84,6 +85,12 @@ def test_crafted_archives_are_refused(source, tmp_path, options):
         return
     with pytest.raises(DataError, match="out"):
         load(tmp_path / "out")
+
+
+@pytest.mark.parametrize("size", ["0 0", "0 5", "5 0"])
+def test_images_without_pixels_are_unreadable(size):
+    with pytest.raises(UnreadableError):
+        decoded(bytearray(f"P6\n{size}\n255\n".encode()))
 
 
 def test_checksums_name_no_other_files(source, tmp_path):

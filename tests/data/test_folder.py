@@ -1,5 +1,6 @@
 """Image folders: their contents, the cached index, the constants of their images, and refused input."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ from pictures import CLASSES, content, make_folder, picture
 from isda_repro.data import Crop, DataError, channel_statistics, folder, load_folder, stored_statistics
 from isda_repro.data.augmentation import normalise
 from isda_repro.data.decode import decoded
-from isda_repro.data.folder import read_index
+from isda_repro.data.folder import FileSplit, read_index
 from isda_repro.data.source import stratified_order
 
 
@@ -199,6 +200,28 @@ def test_constants_are_those_of_the_training_images_and_are_kept(root, cache, mo
     for file in cache.glob("statistics-*.json"):
         file.write_text("{")  # damaged
     assert stored_statistics(split) == expected
+
+
+def test_constants_are_not_kept_when_a_file_could_not_be_read_this_time(root, cache, monkeypatch):
+    split, read = load(root).train, FileSplit.read
+
+    def failing(number):
+        def fails(self, index):
+            if index == 3:
+                raise OSError(number, "not this time")
+            return read(self, index)
+
+        return fails
+
+    monkeypatch.setattr(FileSplit, "read", failing(errno.EIO))
+    assert stored_statistics(split) == channel_statistics(pixels_of(split, [i for i in range(24) if i != 3]))
+    assert not list(cache.glob("statistics-*.json"))
+    monkeypatch.setattr(FileSplit, "read", failing(errno.EMFILE))
+    with pytest.raises(OSError, match="not this time"):
+        stored_statistics(split)
+    monkeypatch.setattr(FileSplit, "read", read)
+    assert stored_statistics(split) == channel_statistics(pixels_of(split, range(24)))
+    assert list(cache.glob("statistics-*.json"))
 
 
 def test_constants_of_many_images_are_those_of_a_stratified_part(root, monkeypatch):

@@ -14,7 +14,16 @@ from pictures import CLASSES, GREY, PECULIAR, SMOOTH, content, make_folder, pict
 from PIL import Image, PngImagePlugin
 
 from isda_repro.console import one_line
-from isda_repro.data import DataError, MissingDataError, Packing, load_folder, load_packed, pack, stored_statistics
+from isda_repro.data import (
+    Crop,
+    DataError,
+    MissingDataError,
+    Packing,
+    load_folder,
+    load_packed,
+    pack,
+    stored_statistics,
+)
 from isda_repro.data import decode as decoding
 from isda_repro.data.decode import FORMATS, RULES, UnreadableError, decoded, peculiarities
 from isda_repro.data.source import counted
@@ -150,7 +159,9 @@ def test_holdout_needs_no_folder_val(root):
     with pytest.raises(MissingDataError, match=r"dataset\.holdout="):
         load(root)
     (root / "elsewhere").rename(root / "val")
+    (root / "val/ant").rename(root / "val/flat")  # not yet sorted, or of other classes
     again = load(root, holdout=6)
+    (root / "val/flat").rename(root / "val/ant")
     assert (again.train.digest, again.test.digest) == (source.train.digest, source.test.digest)
     assert len(load(root).test) == 12
 
@@ -258,6 +269,17 @@ def test_sizes_are_checked_before_memory_is_allocated(data, monkeypatch):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with pytest.raises(UnreadableError, match="pixels"):
             decoded(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "PPM"])
+def test_strips_that_scaling_would_make_fill_the_memory_are_refused(kind):
+    for size in ((1001, 1), (1, 1001)):
+        strip = content(np.zeros((*size, 3), np.uint8), kind)
+        for of in (bytes, bytearray):  # a packed PPM file is read as a bytearray
+            with pytest.raises(UnreadableError, match=r"1,001.*1,000 times"):
+                decoded(of(strip))
+    long = decoded(bytearray(content(np.zeros((1, 1000, 3), np.uint8), kind)))
+    assert Crop(224, "center")(long, torch.Generator()).shape == (224, 224, 3)
 
 
 def test_limit_of_pixels_is_above_what_cameras_take():

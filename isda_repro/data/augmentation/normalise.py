@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from isda_repro.data.decode import Crop, UnreadableError, decoded
+from isda_repro.data.decode import Crop, UnreadableError, decoded, unreadable_because
 from isda_repro.data.source import DataError, StoredSplit, stratified_order
 from isda_repro.errors import UserError
 from isda_repro.files import atomic_write, cache_folder
@@ -106,20 +106,26 @@ def stored_statistics(split: StoredSplit) -> Constants:
     with suppress(OSError, ValueError, KeyError, TypeError):
         stored = json.loads(cache.read_text())
         return tuple(map(float, stored["mean"])), tuple(map(float, stored["std"]))
-    mean, std = _computed(split, chosen.tolist())
+    (mean, std), is_whole = _computed(split, chosen.tolist())
     with suppress(OSError):
+        if not is_whole:  # an error of the disk or the network may be over next time
+            return mean, std
         cache.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(cache) as file:
             file.write(json.dumps({"mean": mean, "std": std}).encode())
     return mean, std
 
 
-def _computed(split: StoredSplit, chosen: list[int]) -> Constants:
-    crop, generator, images = Crop(split.image_size[0], "center"), torch.Generator(), []
+def _computed(split: StoredSplit, chosen: list[int]) -> tuple[Constants, bool]:
+    """Return the constants, and True if each file could be read, whether or not it is an image."""
+    crop, generator, images, is_whole = Crop(split.image_size[0], "center"), torch.Generator(), [], True
     for index in tqdm(chosen, desc="normalisation constants", unit=" images", disable=None, leave=False):
-        with suppress(UnreadableError, OSError):  # training reports unreadable files
+        try:
             images.append(crop(decoded(split.read(index)), generator))
+        except (UnreadableError, OSError) as error:  # training reports unreadable files
+            unreadable_because(error)
+            is_whole = is_whole and isinstance(error, UnreadableError)
     if not images:
         raise DataError(f"none of {len(chosen)} images can be read, the first being {split.where(0)}")
     mean, std = channel_statistics(torch.stack(images).permute(0, 3, 1, 2))
-    return mean, tuple(max(one, 1 / 255) for one in std)  # a constant channel gets one grey level
+    return (mean, tuple(max(one, 1 / 255) for one in std)), is_whole  # a constant channel gets one grey level
