@@ -21,7 +21,7 @@ from omegaconf import MISSING
 
 from isda_repro.config import compose
 from isda_repro.config.options import parse_options
-from isda_repro.console import say
+from isda_repro.console import say, warn
 from isda_repro.experiments.plan import plan_runs
 from isda_repro.experiments.specification import load_table
 from isda_repro.files import folder_for, write_output
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
     """Evaluate the runs that are not measured yet, and write all measures.
 
     Raises:
-        UserError: no run of the table can be measured, and none was measured before.
+        UserError: a run cannot be measured, or none was and is.
     """
     options = parse_options(CalibrationOptions, arguments)
     table = load_table(options.table)
@@ -60,12 +60,18 @@ def main(arguments: list[str]) -> None:
     output = folder_for(Path(options.output), *names.values())
     plan, kept = plan_runs(table, compose), read_records(output / names["json"])
     planned = dict.fromkeys(run.run_id for runs in plan.values() for run in runs)
-    new = 0
+    new = failed = 0
     for run_id in planned:
         folder = Path(options.runs_dir) / run_id
         if run_id in kept or not all((folder / name).exists() for name in ("result.json", "checkpoint.pt")):
             continue
-        if (record := measure(load_finished_run(folder, options.device, options.data_dir))) is None:
+        try:
+            record = measure(load_finished_run(folder, options.device, options.data_dir))
+        except UserError as error:
+            warn(f"{run_id} is not measured: {error}")
+            failed += 1
+            continue
+        if record is None:
             say(f"{run_id}: left out, because one half of its images has no error, and so no temperature")
             continue
         kept[run_id], new = record, new + 1
@@ -75,7 +81,7 @@ def main(arguments: list[str]) -> None:
     if not records:
         raise UserError(
             f"no run of table={table.name} has finished in {options.runs_dir} with a checkpoint.pt and with errors in "
-            "both halves of its images"
+            "both halves of its images" + (": the warnings say why" if failed else "")
         )
     found = markdown(table, plan, records)
     sets, machines = (sorted({getattr(one, of) for one in records.values()}) for of in ("evaluated_on", "hardware"))
@@ -88,6 +94,8 @@ def main(arguments: list[str]) -> None:
     )
     draw(output / names["png"], table, plan, records)
     say(f"{found}\n{new} runs measured, {len(records) - new} known before; written to {output / names['md']}")
+    if failed:
+        raise UserError(f"{failed} {'run' if failed == 1 else 'runs'} could not be measured: the warnings say why")
 
 
 if __name__ == "__main__":

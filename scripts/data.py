@@ -9,8 +9,8 @@ python scripts/data.py pack dataset=imagenet data_dir=FOLDER output=OTHER # also
 used and why, the images that cannot be read or are no 8-bit photographs, and training images that are evaluated on. If
 training would fail or its result be wrong, it says what to do and exits with status 2.
 
-`show` takes the settings of train.py and writes a picture with one row per class: an image as it is on disk, then as
-training sees it in its first epochs.
+`show` takes the settings of train.py and writes a picture with one row per class: an image as it is on disk, then ten
+versions of it, drawn as in training.
 
 `pack` writes smaller copies of the images of a folder into a few archives, which are faster to read. Train on them with
 dataset=imagenet_packed, or with dataset=folder for other images. If it is interrupted, the same command resumes it.

@@ -1,5 +1,6 @@
 """``scripts/calibration.py`` on the finished runs of a table."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -119,6 +120,18 @@ def test_run_without_an_error_in_a_half_is_left_out(main, tmp_path, monkeypatch,
     with pytest.raises(UserError, match="no run of table=own"):
         main(tmp_path)
     assert capsys.readouterr().out.count("left out, because one half of its images has no error") == 3
+
+
+def test_run_that_cannot_be_read_is_named_and_the_others_are_measured(main, trained, tmp_path, capsys):
+    table, place = trained
+    first = next(iter(plan_runs(table, compose).values()))[0].run_id
+    shutil.copytree(place / "runs", tmp_path / "runs")
+    (tmp_path / "runs" / first / "checkpoint.pt").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="1 run"):
+        main(tmp_path, runs_dir=tmp_path / "runs")
+    assert f"{first} is not measured" in capsys.readouterr().err
+    assert len(read_records(tmp_path / "own.json")) == 2
+    assert "| digits, ISDA | 1 of 2 |" in (tmp_path / "own.md").read_text()
 
 
 def test_measured_runs_are_kept_and_not_evaluated_again(main, trained, tmp_path, capsys):
