@@ -105,18 +105,16 @@ def load_classifier(cfg: DictConfig, weights: Path, *, of_run: bool) -> Classifi
     compute.apply()
     source: Source = build(cfg.dataset.source)
     if of_run:
-        data = load_part(weights, DATA_KEY) or {}
-        check_classes(data, source, weights)
-        _normalise_as(data, cfg)
+        data = load_part(weights, DATA_KEY)
+        if isinstance(data, dict):  # older versions recorded none
+            check_classes(data, source, weights)
+            _normalise_as(data, cfg)
     network = builders.build_network(cfg, source, compute)
     return Classifier(cfg, weights, compute, source, network, load_weights(network, weights, new_head=False))
 
 
 def _normalise_as(data: Mapping[str, Any], cfg: DictConfig) -> None:
-    """Replace ``auto`` by the constants that a run has recorded: its training images may be others by now.
-
-    Older versions recorded none.
-    """
+    """Replace ``auto`` by the constants that a run has recorded: its training images may be others by now."""
     for key in CONSTANTS:
         found = data.get(key)
         if cfg.dataset[key] == "auto" and isinstance(found, list) and all(map(is_number, found)):
