@@ -3,10 +3,11 @@
 The features of ISDA need not be those of images: this classifies the 30 measurements of scikit-learn's breast cancer
 data (pip install scikit-learn). The criterion is a submodule of the model, so that the Trainer moves it, switches it
 between train() and eval(), and saves it. The same command continues an interrupted training. What ISDA adds is marked
-with a #. On several GPUs start it by torchrun: DataParallel, which the Trainer uses without it, loses the statistics.
+with a #. On several GPUs start it by torchrun: the criterion refuses DataParallel, which the Trainer uses without it.
 """
 
 import os
+from pathlib import Path
 
 if "LOCAL_RANK" not in os.environ:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU, set before torch is imported
@@ -25,11 +26,11 @@ from isda_repro.losses import ISDALoss  #
 class Classifier(nn.Module):
     """A small network for the rows of a table, trained with ISDA; a ``PreTrainedModel`` is changed in the same way."""
 
-    def __init__(self, columns: int) -> None:
+    def __init__(self, columns: int, processes: torch.distributed.ProcessGroup | None) -> None:
         super().__init__()
         self.backbone = nn.Sequential(nn.Linear(columns, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.1))
         self.head = nn.Linear(32, 2)
-        self.criterion = ISDALoss(num_classes=2, feature_dim=32, lambda_0=0.5)  #
+        self.criterion = ISDALoss(num_classes=2, feature_dim=32, lambda_0=0.5, process_group=processes)  #
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None, progress: float = 1.0) -> dict[str, Tensor]:
         """Return the loss, if there are labels, and the logits; in evaluation mode the loss is cross-entropy."""
@@ -69,10 +70,9 @@ def main(folder: str = "checkpoints/hugging_face", epochs: int = 10) -> float:
     options = {"learning_rate": 2e-3, "lr_scheduler_type": "cosine", "per_device_train_batch_size": 32}
     options |= {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 2, "report_to": "none"}
     arguments = TrainingArguments(folder, num_train_epochs=epochs, **options)
-    trainer = ISDATrainer(
-        Classifier(rows.shape[1]), arguments, train_dataset=train_set, eval_dataset=val_set, compute_metrics=metrics
-    )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder))
+    model = Classifier(rows.shape[1], torch.distributed.group.WORLD if arguments.world_size > 1 else None)  #
+    trainer = ISDATrainer(model, arguments, train_dataset=train_set, eval_dataset=val_set, compute_metrics=metrics)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if Path(folder).is_dir() else None)
     return trainer.evaluate()["eval_error"]
 
 

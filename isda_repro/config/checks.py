@@ -308,7 +308,10 @@ def _check_streamed(dataset: Mapping[str, Any]) -> None:
 
 
 def _check_loss(loss: Mapping[str, Any]) -> None:
-    """Check the arguments of a loss that can be off, if it takes them."""
+    """Check the arguments of a loss that can be off, if it takes them, and that it has none of the trainer's."""
+    for key in ("num_classes", "feature_dim", "process_group", "ignore_index"):
+        if key in loss:
+            raise ConfigError(f"loss.{key} cannot be set: it follows from the data, the network and the processes")
     prior, smoothing, weight = (loss.get(key) for key in ("prior", "label_smoothing", "weight"))
     require(prior is None or (is_number(prior) and prior >= 0), "loss.prior", prior, "a number from 0 on, or null")
     is_share = smoothing is None or (is_number(smoothing) and 0 <= smoothing <= 1)

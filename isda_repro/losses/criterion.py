@@ -223,6 +223,8 @@ class Criterion(StatefulModule):
             self._check_copy()
             check_progress(progress)
             check_first_calls(self, features, logits, head)
+        if isinstance(progress, Tensor):
+            progress = progress.reshape(())  # one of shape [1] would decide the dtype of the loss
         dtype = torch.promote_types(head.weight.dtype, torch.float32)
         with without_autocast(features):
             features, logits = features.to(dtype), logits.to(dtype)

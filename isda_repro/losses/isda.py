@@ -69,7 +69,8 @@ class ISDALoss(CrossEntropyCriterion):
             batch are unpacked a few at a time. None: pack them if square matrices would take more than 2 GiB.
         process_group: processes whose batches count as one. Statistics are those of all samples and the same
             everywhere; packed covariances are divided among the processes. Each process must call the criterion in each
-            step, see ``isda_repro.losses.batch_classes``. None: this process alone.
+            step, on accelerators with the same number of samples: pad a smaller batch with zeros, and its targets with
+            ``ignore_index``. None: this process alone.
         kernels: True: compute float32 batches on CUDA with the Triton kernels of
             ``isda_repro.losses.covariances.kernels``, for square full covariances. Other batches, those of more than
             16,384 samples, soft targets, pixels and compiled graphs use plain torch. None: use the kernels wherever

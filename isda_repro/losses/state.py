@@ -68,7 +68,8 @@ class StatefulModule(nn.Module):
         own = {prefix + name for name in (*self._parameters, *self._buffers)} & state_dict.keys()
         loaded = {key: _in_full_precision(state_dict[key]) for key in own if isinstance(state_dict[key], Tensor)}
         counts = {prefix + name for name in self.exact} & loaded.keys()
-        loaded |= {key: loaded[key].double() for key in counts}  # int64 in older files
+        # int64 in older files; Apple's MPS has no float64
+        loaded |= {key: loaded[key].double() for key in counts if loaded[key].device.type != "mps"}
         super()._load_from_state_dict({**state_dict, **loaded}, prefix, *rest)
 
 

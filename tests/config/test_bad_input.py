@@ -86,6 +86,7 @@ WRONG_VALUES = [  # overrides, a key, and a YAML list of values that it must ref
     ("model=densenet265", "model.checkpointed", "[1, 'yes', null]"),
     ("", "model.dropout", "[1, 1.5, -0.1, true, a]"),
     ("", "model.weights", "['', 3, [a]]"),
+    *(("", f"loss.{key}", "[7]") for key in ("num_classes", "feature_dim", "process_group", "ignore_index")),
     *(("", f"model.{key}", "[a]") for key in ("checkpoint_path", "num_classes", "features_only", "drop_rate")),
     *(("", f"model.{key}", "[a]") for key in ("pretrained_cfg", "pretrained_cfg_overlay")),
     ("", "dataset.source", "[foo]"),

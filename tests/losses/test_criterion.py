@@ -153,6 +153,17 @@ def test_head_may_be_any_linear_layer(name):
     assert normed.parametrizations.weight.original1.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("name", ["isda", "isda_packed"])
+def test_frozen_head_costs_no_gradient_of_its_weight(name, monkeypatch):
+    criterion, head, features, targets = make(name)
+    _, expected, _, _ = step(copy.deepcopy(criterion), head, features, targets)
+    monkeypatch.setattr("isda_repro.losses.covariances.quadratic._sums", None)
+    monkeypatch.setattr("isda_repro.losses.covariances.packed_quadratic._of_weight", None)
+    _, of_features, gradients, _ = step(criterion, copy.deepcopy(head).requires_grad_(False), features, targets)
+    assert_same(of_features, expected)
+    assert not gradients or all(one is None for one in gradients.values())
+
+
 @pytest.mark.parametrize("name", ["isda", "isda_diagonal", "isda_shared", "isda_packed"])
 def test_features_without_variance_give_cross_entropy_for_3000_classes(name):
     """Four classes are seen, ten times each; all others never."""

@@ -1,5 +1,7 @@
 """Ignored samples, empty batches, bad labels, and tensors and options that no loss accepts."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -105,6 +107,18 @@ def test_progress_that_is_no_number_is_refused(progress):
 def test_progress_that_a_loop_has_added_up_may_be_rounded_above_1():
     criterion, head, features, targets = make("isda")
     criterion(features, head(features), targets, head=head, progress=1 + 1e-9)
+
+
+@pytest.mark.parametrize("name", ["isda", "isda_diagonal", "isda_shared", "isda_prior"])
+def test_shape_and_dtype_of_progress_do_not_matter(name):
+    criterion, head, features, targets = make(name, dtype=torch.float32)
+    progress = torch.tensor([0.5], dtype=torch.float64)
+    losses = [
+        copy.deepcopy(criterion)(features, head(features), targets, head=head, progress=one)
+        for one in (0.5, progress[0], progress)
+    ]
+    assert [loss.dtype for loss in losses] == [torch.float32] * 3
+    assert len({loss.item() for loss in losses}) == 1
 
 
 def test_progress_on_an_accelerator_is_not_read():

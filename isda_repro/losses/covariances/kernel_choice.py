@@ -15,6 +15,7 @@ from isda_repro.losses.covariances.class_statistics import ClassStatistics
 
 MOST_CLASSES = 2**16 - 1  # a grid's second and third axis are no longer; samples are on the first
 MOST_SAMPLES = 2**14  # the kernel that sorts them compares each with every other one
+TRIED_CLASSES, TRIED_FEATURES = 128, 64
 
 
 def check_kernels(kernels: bool | None, covariance: str) -> None:
@@ -68,14 +69,21 @@ def _can_run(device: torch.device) -> bool:
 
 
 def _tried_on(device: torch.device) -> bool:
-    """Compile and run the kernels on one sample, and warn if that fails, for example without a C compiler."""
+    """Compile and run the kernels on one sample, and warn if that fails, for example without a C compiler.
+
+    The number of classes is such that they are compiled in the form that needs most of a device's shared memory.
+    """
     try:
         from isda_repro.losses.covariances import kernels
 
-        statistics, zero = ClassStatistics(1, 1).to(device), torch.zeros(1, 1, device=device)
-        with torch.cuda.device_of(zero):  # Triton launches on the current device
-            batch = kernels.update(statistics, zero, torch.zeros(1, dtype=torch.int64, device=device))
-            kernels.add_half_sigma2(zero, zero, statistics.covariance, batch, 0.0)
+        statistics = ClassStatistics(TRIED_CLASSES, TRIED_FEATURES).to(device)
+        weight, sample = (
+            statistics.mean.new_zeros(TRIED_CLASSES, TRIED_FEATURES),
+            torch.zeros(1, TRIED_FEATURES, device=device),
+        )
+        with torch.cuda.device_of(sample):  # Triton launches on the current device
+            batch = kernels.update(statistics, sample, torch.zeros(1, dtype=torch.int64, device=device))
+            kernels.add_half_sigma2(sample @ weight.T, weight, statistics.covariance, batch, 0.0)
     except Exception as error:  # Triton reports a missing compiler, driver or file by many types of exceptions
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         warnings.warn(f"ISDALoss uses plain torch, because its Triton kernels do not run here: {reason}", stacklevel=2)

@@ -90,6 +90,8 @@ class _AddHalfSigma2(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_NC,) = gradients
         weight_CA, targets_N, *saved = ctx.saved_tensors
+        if not ctx.needs_input_grad[1]:  # a frozen head, as on all processes
+            return gradient_NC, *(None,) * 7
         with torch.no_grad(), without_autocast(gradient_NC):
             of_weight_CA = _of_weight(ctx, gradient_NC, weight_CA, targets_N, saved)
         return gradient_NC, first_order(of_weight_CA, gradient_NC, weight_CA), *(None,) * 6

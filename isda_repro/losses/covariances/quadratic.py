@@ -125,6 +125,8 @@ class _AddHalfSigma2(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_NC,) = gradients
         weight_CA, products_UCA, classes_U, row_N = ctx.saved_tensors
+        if not ctx.needs_input_grad[1]:  # a frozen head
+            return gradient_NC, None, None, None, None
         with torch.no_grad(), without_autocast(gradients[0]):
             factor_UC = gradient_NC.new_zeros(products_UCA.shape[:2]).index_add_(0, row_N, gradient_NC)
             of_weight_CA, of_own_UA = _sums(products_UCA, factor_UC.mul_(ctx.strength)[:, :, None])
