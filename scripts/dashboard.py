@@ -23,7 +23,7 @@ from isda_repro.config.options import parse_options
 from isda_repro.console import say
 from isda_repro.runs.from_wandb import connect
 from isda_repro.runs.result_index import index_results
-from isda_repro.runs.run_directory import RESULT
+from isda_repro.runs.run_directory import RESULT, is_set_aside
 from isda_repro.runs.sources import runs_folder
 from isda_repro.runs.to_wandb import Destination, send_run
 from isda_repro.sweeps.status import ALL
@@ -113,7 +113,8 @@ def send(arguments: list[str]) -> None:
         raise UserError(f"tracking={options.tracking} must be wandb or offline")
     folders = [Path(one) for one in given]
     if options.runs_dir is not None:
-        folders += sorted(path.parent for path in runs_folder(options.runs_dir).glob(f"*/{RESULT}"))
+        finished = (path.parent for path in runs_folder(options.runs_dir).glob(f"*/{RESULT}"))
+        folders += sorted(folder for folder in finished if not is_set_aside(folder))
     if not folders:
         raise UserError("there is no finished run to send: give run=runs/<run_id>, or runs_dir=runs")
     to = Destination(MODES[options.tracking], options.project, options.entity)

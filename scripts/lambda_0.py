@@ -6,7 +6,6 @@ python scripts/lambda_0.py table=lambda_cifar       # the best value of each row
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from isda_repro.errors import UserError, check_installation, one_sentence_errors
 
@@ -19,7 +18,7 @@ from isda_repro.experiments.plan import plan_runs
 from isda_repro.experiments.specification import load_table
 from isda_repro.experiments.table import Label
 from isda_repro.runs.result_index import index_results
-from isda_repro.runs.sources import results_on_disk
+from isda_repro.runs.sources import results_folder, results_on_disk, runs_folder
 from isda_repro.tables.aggregate import FilledCell, FilledTable, aggregate
 
 
@@ -84,7 +83,8 @@ def main(arguments: list[str]) -> None:
     if not all(any(item.startswith("loss.lambda_0=") for item in cell.overrides) for cell in table.cells):
         raise UserError(f"table={table.name} is no search for lambda_0: its columns must set loss.lambda_0=")
     plan = plan_runs(table, compose)
-    filled = aggregate(table, plan, index_results(results_on_disk(Path(options.runs_dir), Path(options.results_dir))))
+    found = results_on_disk(runs_folder(options.runs_dir), results_folder(options.results_dir))
+    filled = aggregate(table, plan, index_results(found))
     print(*filled.problems, sep="\n", end="\n" if filled.problems else "", file=sys.stderr)
     print(*proposed(filled), sep="\n")
 

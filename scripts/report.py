@@ -19,7 +19,7 @@ from isda_repro.experiments.specification import table_names
 from isda_repro.files import cache_folder, check_output, write_output
 from isda_repro.report.evidence import Evidence, evidence
 from isda_repro.report.page import page
-from isda_repro.runs.sources import runs_folder
+from isda_repro.runs.sources import results_folder, runs_folder
 
 ALL = "all"
 
@@ -47,7 +47,7 @@ def write(options: ReportOptions) -> tuple[Path, Evidence]:
     check_output(output)
     names = _all_tables() if options.table == ALL else list(dict.fromkeys(options.table.split(",")))
     remembered = ComposeCache(compose, cache_folder())
-    found = evidence(names, remembered, runs_folder(options.runs_dir), Path(options.results_dir))
+    found = evidence(names, remembered, runs_folder(options.runs_dir), results_folder(options.results_dir))
     remembered.keep()
     text = page(found, Path(options.runs_dir), Path(options.results_dir))
     write_output(output, text)

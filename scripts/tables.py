@@ -34,7 +34,7 @@ from isda_repro.plotting import check_figure
 from isda_repro.runs.from_wandb import results_from_wandb, results_offline
 from isda_repro.runs.offline_runs import offline_files
 from isda_repro.runs.result_index import ResultIndex, index_results
-from isda_repro.runs.sources import Finding, results_in, results_of_runs, results_on_disk, runs_folder
+from isda_repro.runs.sources import Finding, results_folder, results_in, results_of_runs, results_on_disk, runs_folder
 from isda_repro.sweeps.status import ALL
 from isda_repro.sweeps.sweep import SweepOptions, sweep_command
 from isda_repro.tables.aggregate import aggregate
@@ -98,7 +98,7 @@ def formats_of(options: TableOptions) -> list[str]:
 def findings(options: TableOptions) -> Iterable[Finding]:
     """Return the results of the chosen source."""
     if options.source == "runs":
-        return results_on_disk(runs_folder(options.runs_dir), Path(options.results_dir))
+        return results_on_disk(runs_folder(options.runs_dir), results_folder(options.results_dir))
     if options.source == "offline":
         if not offline_files(folder := runs_folder(options.runs_dir)):
             raise UserError(f"runs_dir={folder} holds no W&B offline run: those of tracking=offline lie there")
@@ -131,8 +131,8 @@ def laid_out(table: Table, plan: Plan, index: ResultIndex, options: TableOptions
     """Fill a table with results and lay it out."""
     filled = aggregate(table, plan, index, reduced=bool(extra))
     name = table.name if options.table == ALL else options.table  # `options.table` can also be a file
-    sweep = sweep_command(SweepOptions(name, runs_dir=options.runs_dir, set=options.set))
-    return layout(filled, plan, sweep, extra, cost_columns(table, plan, Path(options.results_dir)))
+    runs = SweepOptions(name, runs_dir=options.runs_dir, results_dir=options.results_dir, set=options.set)
+    return layout(filled, plan, sweep_command(runs), extra, cost_columns(table, plan, Path(options.results_dir)))
 
 
 def files(output: Path, formats: list[str], layouts: list[Layout]) -> Iterator[tuple[Path, str]]:

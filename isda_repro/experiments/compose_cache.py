@@ -28,7 +28,8 @@ CODE = ("config/*.py",)
 class ComposeCache:
     """Callable like ``compose`` that stores its results in ``folder``, which can be deleted at any time.
 
-    Configurations that depend on a file of weights are not stored: the content of that file is part of the run's name.
+    Configurations that depend on a file of weights or on a folder of images are not stored: the content of the file,
+    and the name of the folder to which a link leads, are part of the run's name.
     """
 
     def __init__(self, compose: Compose, folder: Path) -> None:
@@ -48,7 +49,8 @@ class ComposeCache:
             return cast(dict[str, Any], self._known[key])
         frozen = self._compose(list(overrides))
         settings = frozen if isinstance(frozen, dict) else cast(dict[str, Any], OmegaConf.to_container(frozen))
-        if settings.get("model", {}).get("weights") is None:  # a generator's configuration has no model
+        is_of_folder = settings.get("choice", {}).get("dataset") == "folder"
+        if not is_of_folder and settings.get("model", {}).get("weights") is None:  # a generator's has no model
             self._known[key], self._is_new = settings, True
         return settings
 

@@ -81,7 +81,9 @@ def load_table(name: str, folder: Path = TABLE_DIR) -> Table:
     Raises:
         UserError: there is no such table, or its file is invalid; the message says where, and what is allowed there.
     """
-    file, _, variant = name.partition("+")
+    folders, slash, last = name.rpartition("/")
+    file, _, variant = last.partition("+")
+    file = folders + slash + file
     is_own = file.endswith((".yaml", ".yml"))
     path = Path(file) if is_own else folder / f"{file}.yaml"
     if not is_own:

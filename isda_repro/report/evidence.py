@@ -21,6 +21,7 @@ class Shown:
 
     plan: Plan
     filled: FilledTable
+    given: str  # as ``table=`` takes it: a name, or a file
 
     @property
     def is_of_paper(self) -> bool:
@@ -80,7 +81,7 @@ def evidence(names: Sequence[str], compose: Compose, runs_dir: Path, results_dir
     for name in names:
         table = load_table(name)
         plan = plan_runs(table, compose)
-        shown.append(Shown(plan, aggregate(table, plan, index)))
+        shown.append(Shown(plan, aggregate(table, plan, index), name))
     problems = dict.fromkeys((*index.problems, *(said for one in shown for said in one.filled.problems)))
     return Evidence(tuple(shown), results, tuple(problems))
 

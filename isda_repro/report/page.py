@@ -99,7 +99,7 @@ def page(evidence: Evidence, runs_dir: Path, results_dir: Path) -> str:
         petaflop_left=petaflop_of(evidence.left),
         epochs_each=data["epochs_each"],
         thinned=any(result.epochs > data["epochs_each"] for _, result in evidence.results.values()),
-        begin=_sweep(_quickest(evidence.tables), runs_dir),
+        begin=_sweep(_quickest(evidence.tables), runs_dir, results_dir),
         style=_asset("style.css"),
         theme=theme,
         behaviour=behaviour,
@@ -123,7 +123,7 @@ def _counts(evidence: Evidence) -> list[str]:
 
 def _part(shown: Shown, runs_dir: Path, results_dir: Path) -> TablePart:
     columns = cost_columns(shown.filled.table, shown.plan, results_dir)
-    laid_out = layout(shown.filled, shown.plan, _sweep(shown, runs_dir), cost_columns=columns)
+    laid_out = layout(shown.filled, shown.plan, _sweep(shown, runs_dir, results_dir), cost_columns=columns)
     return TablePart(progress_of(shown, runs_dir), html(laid_out, level=3))
 
 
@@ -132,8 +132,8 @@ def _quickest(tables: Sequence[Shown]) -> Shown:
     return next((shown for shown in tables if shown.filled.table.name == "demo"), tables[0])
 
 
-def _sweep(shown: Shown, runs_dir: Path) -> str:
-    return sweep_command(SweepOptions(shown.filled.table.name, runs_dir=str(runs_dir)))
+def _sweep(shown: Shown, runs_dir: Path, results_dir: Path) -> str:
+    return sweep_command(SweepOptions(shown.given, runs_dir=str(runs_dir), results_dir=str(results_dir)))
 
 
 def _data(evidence: Evidence) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from isda_repro.files import home, open_regular
 from isda_repro.runs.records import RecordError
+from isda_repro.runs.run_directory import is_set_aside
 from isda_repro.runs.strict_json import parsed, reason
 
 READ_SECONDS = 60
@@ -33,8 +34,9 @@ class OfflineRun:
 
 
 def offline_files(runs_dir: Path) -> list[Path]:
-    """Return the paths of all offline W&B files in a folder of runs, sorted."""
-    return sorted(runs_dir.glob("*/wandb/offline-run-*/run-*.wandb"))
+    """Return the paths of all offline W&B files in a folder of runs, sorted; not of runs that were set aside."""
+    files = runs_dir.glob("*/wandb/offline-run-*/run-*.wandb")
+    return sorted(path for path in files if not is_set_aside(path.parents[2]))
 
 
 def read_offline(path: Path) -> OfflineRun:

@@ -244,8 +244,9 @@ def settings_problems(request: Mapping[str, Any], choices: Mapping[str, str]) ->
             return
     if not isinstance(request.get("synthetic", {}), dict):
         yield "its request has no synthetic"
-    if not _is_positive(request["recipe"].get("epochs")):
-        yield f"its recipe.epochs is {request['recipe'].get('epochs')!r}"
+    for name, otherwise in (("epochs", None), ("passes", 1)):
+        if not _is_positive(found := request["recipe"].get(name, otherwise)):
+            yield f"its recipe.{name} is {found!r}"
     if type(request.get("seed")) is not int:
         yield f"its seed is {request.get('seed')!r}"
 

@@ -51,6 +51,11 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.stem.partition("-")[2]), reverse=True)
 
 
+def is_set_aside(folder: Path) -> bool:
+    """Return True for the folder of a finished run that ``force=true`` has renamed (``Session``)."""
+    return re.search(r"\.before-[0-9]+$", folder.name) is not None
+
+
 MOST_BYTES = 2**28  # of an environment.json, which keeps a record of each process
 
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "scikit-learn", "wandb", "isda_repro")

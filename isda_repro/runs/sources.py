@@ -16,7 +16,7 @@ from isda_repro.console import one_line
 from isda_repro.errors import UserError
 from isda_repro.runs.diverged import DivergedRun, read_outcome
 from isda_repro.runs.records import OtherKindError, RecordError, Result
-from isda_repro.runs.run_directory import DIVERGED, RESULT
+from isda_repro.runs.run_directory import DIVERGED, RESULT, is_set_aside
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,18 @@ def runs_folder(runs_dir: str, standard: str = "runs") -> Path:
     return folder
 
 
+def results_folder(results_dir: str, standard: str = "results") -> Path:
+    """Return the folder of kept results that the user has named; the ``standard`` folder may be absent.
+
+    Raises:
+        UserError: another folder was named and does not exist.
+    """
+    folder = Path(results_dir)
+    if results_dir != standard and not folder.is_dir():
+        raise UserError(f"results_dir={results_dir} is no folder")
+    return folder
+
+
 def results_on_disk(runs_dir: Path, results_dir: Path) -> Iterator[Finding]:
     """Yield how the runs of both folders ended, those of ``runs_dir`` first: a result there counts before another."""
     yield from results_of_runs(runs_dir)
@@ -95,13 +107,14 @@ def results_on_disk(runs_dir: Path, results_dir: Path) -> Iterator[Finding]:
 def results_of_runs(runs_dir: Path) -> Iterator[Finding]:
     """Yield the result of each finished run, from ``<run_id>/result.json``, and each run that diverged.
 
-    Unfinished runs and generators are skipped. A file whose run id is not the name of its folder gives a RecordError.
+    Unfinished runs, generators and runs that ``force=true`` has set aside are skipped. A file whose run id is not the
+    name of its folder gives a RecordError.
     """
     for folder in _below(runs_dir, 1):
         if isinstance(folder, RecordError):
             yield folder
             continue
-        finding = _of_run(folder)
+        finding = None if is_set_aside(folder) else _of_run(folder)
         if finding is None or isinstance(finding, OtherKindError):  # generators are stored in the same folder
             continue
         if not isinstance(finding, RecordError) and finding.run_id != folder.name:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from isda_repro.console import say
-from isda_repro.errors import EXIT_STOPPED, EXIT_USER_ERROR, UserError
+from isda_repro.errors import EXIT_STOPPED, EXIT_USER_ERROR, UserError, sentence_of
 from isda_repro.experiments.plan import Compose, Run
 from isda_repro.files import append_to
 from isda_repro.runs.exit_status import (
@@ -269,8 +269,8 @@ class _Sweep:
                     stdout=output,
                     stderr=output,
                 )
-        except OSError as error:
-            self._failed[folder.name] = f"{error.strerror}: {error.filename}"
+        except (OSError, UserError) as error:  # such as a link in place of the log
+            self._failed[folder.name] = sentence_of(error) or str(error)
             say(f"{position}: FAILED to start")
             return
         self._started += 1

@@ -23,10 +23,12 @@ from typing import Any
 from isda_repro.config import CONF_DIR
 from isda_repro.config.checks import NOT_UTF8
 from isda_repro.console import UNPRINTABLE, say
-from isda_repro.errors import UserError
+from isda_repro.errors import StoppedError, UserError
 from isda_repro.experiments.plan import Compose, Run
 from isda_repro.runs.exit_status import LOG, clear_exit_status, exit_status_of, read_exit_status, write_exit_status
 from isda_repro.runs.lock import lives
+from isda_repro.runs.records import RecordError
+from isda_repro.stopping import exit_code, handle_stop_signals
 from isda_repro.sweeps.slurm_queue import SUBMITTED, job_of, note_job, query_queue, submitting
 from isda_repro.sweeps.sweep import (
     Missing,
@@ -168,6 +170,12 @@ def _to_submit(what: Missing) -> tuple[list[Run], dict[str, str | None]]:
         f"table={what.table.name}: {len(what.runs) - len(open_runs)} of {len(what.runs)} runs done, "
         f"{len(open_runs) - len(runs)} in the queue, {len(runs)} to submit"
     )
+    for run in what.runs:
+        try:
+            if what.is_over(run):
+                what.says(run)
+        except RecordError as error:
+            say(f"{run.run_id}: its result cannot be used: {error}; delete the file and submit again", sys.stderr)
     return runs, jobs
 
 
@@ -178,7 +186,9 @@ def _parameters(options: SweepOptions) -> dict[str, Any]:
         UserError: an option is invalid, or is only for ``cluster=local``.
     """
     if local := [name for name in ("jobs", "runs_per_gpu", "minutes") if getattr(options, name) is not None]:
-        raise UserError(f"{local[0]}= is for cluster=local; SLURM takes time= of a job and max_parallel= jobs at once")
+        raise UserError(
+            f"{local[0]}= is for cluster=local; SLURM takes time= of a job and max_parallel= jobs at once of each array"
+        )
     for name, least in (("nodes", 1), ("gpus", 0), ("cpus", 1), ("max_parallel", 1)):
         value = getattr(options, name)
         if value is not None and value < least:
@@ -227,7 +237,7 @@ def minutes(limit: str) -> int:
     sbatch accepts minutes, minutes:seconds, hours:minutes:seconds and days-hours[:minutes[:seconds]].
 
     Raises:
-        UserError: the text has none of these forms, or is less than a minute.
+        UserError: the text has none of these forms, or leaves no time to save.
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(limit))
     if match is None:
@@ -239,8 +249,11 @@ def minutes(limit: str) -> int:
     else:
         hours, mins, seconds = 0, *(*numbers, 0)[:2]
     total = (int(days or 0) * 24 + hours) * 60 + mins + -(-seconds // 60)
-    if total < 1:
-        raise UserError(f"time={limit} is less than a minute")
+    if 60 * total <= SIGNAL_DELAY_SECONDS:  # the job would be asked to save as soon as it starts, and requeued for ever
+        raise UserError(
+            f"time={limit} is {total} minutes for sbatch, and a job needs more than {SIGNAL_DELAY_SECONDS} s to save: "
+            "two hours are 2:00:00"
+        )
     return total
 
 
@@ -284,15 +297,19 @@ def _submit_array(
     tasks = [
         TrainingJob((what.folder(run) / "config.yaml").resolve(), options.nodes, max(1, options.gpus)) for run in wave
     ]
-    try:
-        with executor.batch():
-            submitted = [executor.submit(task) for task in tasks]
-    except FailedJobError as error:
-        lines = (str(error).strip() or "no reason given").splitlines()
-        reason = next((line for line in reversed(lines) if "error: " in line), lines[0])  # advice may follow the error
-        raise UserError(f"SLURM refuses the jobs: {reason}") from error
-    for run, job in zip(wave, submitted, strict=True):
-        jobs[run.run_id] = job.job_id
-        note_job(what.folder(run), job.job_id)
+    asked: list[signal.Signals] = []
+    with handle_stop_signals(asked.append):  # a job that no folder names would be submitted again
+        try:
+            with executor.batch():
+                submitted = [executor.submit(task) for task in tasks]
+        except FailedJobError as error:
+            lines = (str(error).strip() or "no reason given").splitlines()
+            reason = next((line for line in reversed(lines) if "error: " in line), lines[0])  # advice may follow it
+            raise UserError(f"SLURM refuses the jobs: {reason}") from error
+        for run, job in zip(wave, submitted, strict=True):
+            jobs[run.run_id] = job.job_id
+            note_job(what.folder(run), job.job_id)
     after = f", after {', '.join(needed)}" if needed else ""
     say(f"submitted {len(wave)} runs as {submitted[0].job_id.partition('_')[0]}{after}")
+    if asked:
+        raise StoppedError(f"{asked[0].name}: submits no more; the same command goes on", exit_code(asked[0]))

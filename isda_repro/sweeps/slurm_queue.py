@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from isda_repro.errors import UserError
-from isda_repro.files import SMALL, atomic_write, open_regular
+from isda_repro.files import SMALL, atomic_write, named, open_regular
+from isda_repro.runs.lock import NO_FILE_LOCKS
 
 NAME = "job.json"  # in a run's folder: the job as which it was last submitted
 SUBMITTED = ".slurm"  # folder beside the runs' folders, for submitit's own files
@@ -69,10 +70,18 @@ def log_of(runs_dir: Path, job_id: str) -> Path:
 
 @contextmanager
 def submitting(runs_dir: Path) -> Iterator[None]:
-    """Lock against other sweeps that submit: the next one will find in the queue what this one has submitted."""
-    (runs_dir / SUBMITTED).mkdir(parents=True, exist_ok=True)
-    with (runs_dir / SUBMITTED / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """Lock against other sweeps that submit: the next one will find in the queue what this one has submitted.
+
+    A file system may have no locks. Then two sweeps at the same time may both submit a run, whose second job waits.
+    """
+    path = runs_dir / SUBMITTED / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_FILE_LOCKS:
+                raise named(error, path) from error
         yield
 
 

@@ -44,8 +44,9 @@ def status(options: SweepOptions, compose: Compose) -> Iterator[str]:
 
         names = table.names
         done = sum(name in instead or has_result(folders[name]) for name in names)
-        said = f", {len(instead)} of them kept in {options.results_dir}" if instead else ""
-        if lost := sum(isinstance(one, FoundDiverged) for one in instead.values()):
+        own = [one for name, one in instead.items() if name in names]
+        said = f", {len(own)} of them kept in {options.results_dir}" if own else ""
+        if lost := sum(isinstance(one, FoundDiverged) for one in own):
             said += f"; {lost} of these diverged"
         yield f"table={table.table.name}: {done} of {len(names)} runs done{said}"
         for name in sorted(table.wanted(instead) & table.needed.keys()):

@@ -32,7 +32,7 @@ from isda_repro.runs.generator_records import GeneratorResult, read_generator_re
 from isda_repro.runs.records import RecordError
 from isda_repro.runs.result_index import Ended, index_results, read_valid_result
 from isda_repro.runs.run_directory import RESULT, checkpoints_in
-from isda_repro.runs.sources import FoundDiverged, kept_results
+from isda_repro.runs.sources import FoundDiverged, kept_results, results_folder
 
 
 def has_result(folder: Path) -> bool:
@@ -48,16 +48,21 @@ def is_over(folder: Path) -> bool:
     return has_result(folder) and not checkpoints_in(folder)
 
 
-def load_kept_results(results_dir: str | None, standard: str = "results") -> dict[str, Ended]:
+def load_kept_results(results_dir: str | None) -> dict[str, Ended]:
     """Return how runs ended that are stored in ``results_dir`` for any table, by run; none if ``results_dir`` is None.
+
+    A file that cannot be used is named in a warning: its run is made again.
 
     Raises:
         UserError: a folder other than the standard one was named and does not exist. This is probably a typing error,
             and would make all of these runs again.
     """
-    if results_dir not in (None, standard) and not Path(str(results_dir)).is_dir():
-        raise UserError(f"results_dir={results_dir} is no folder; results_dir=null counts no kept result")
-    return index_results(() if results_dir is None else kept_results(Path(results_dir))).ended
+    if results_dir is None:
+        return {}
+    index = index_results(kept_results(results_folder(results_dir)))
+    for problem in index.problems:
+        say(problem, sys.stderr)
+    return index.ended
 
 
 TRAIN = (sys.executable, "train.py")
@@ -87,7 +92,7 @@ class SweepOptions:
     gpus: int = 1  # GPUs per node, with one process each; 0: one process per node without a GPU
     cpus: int | None = None  # CPU cores per process; null: the cluster's default
     memory: str | None = None  # memory per node, for example 32G
-    max_parallel: int | None = None  # number of jobs at once
+    max_parallel: int | None = None  # number of jobs at once, of each array
     slurm: list[str] = field(default_factory=list)  # further options of sbatch: slurm=[account=x,constraint=h100]
 
 
@@ -255,7 +260,7 @@ def missing(options: SweepOptions, compose: Compose) -> Missing:
     """
     survey = Survey(options, compose)
     plan = tag_runs(survey.table, survey.whole)
-    if any(run.config.force for runs in plan.values() for run in runs):
+    if any(run.settings["force"] for runs in plan.values() for run in runs):
         raise UserError("force=true is for one run, by train.py: a sweep, given again, would never end")
     instead = survey.kept(load_kept_results(options.results_dir))
     if instead:

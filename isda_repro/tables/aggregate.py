@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from isda_repro.experiments.plan import Plan, evaluated_on
 from isda_repro.experiments.table import Cell, Label, Table
@@ -48,11 +47,6 @@ class FilledCell:
     def mean(self) -> float | None:
         """Mean that can be compared with those of other cells: None without a value, and if a run has diverged."""
         return None if self.summary is None or self.diverged else self.summary.mean
-
-    @property
-    def files(self) -> dict[int, Path]:
-        """Seed -> the file with its result, for results that are on disk."""
-        return {seed: Path(record.path) for seed, record in self.records.items() if record.path is not None}
 
     def results(self) -> dict[int, Result]:
         """Read the whole results again, by seed: for curves, and for all that is known of each run.

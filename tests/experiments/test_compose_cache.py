@@ -61,8 +61,9 @@ def test_composition_is_forgotten_with_what_it_follows_from(tmp_path, monkeypatc
     assert ask() == 2
 
 
-def test_composition_that_follows_from_a_file_of_weights_is_not_remembered(tmp_path):
-    compose = Counting(model={"weights": "a file"})
+@pytest.mark.parametrize("settings", [{"model": {"weights": "a file"}}, {"choice": {"dataset": "folder"}}])
+def test_composition_that_follows_from_a_file_or_a_link_is_not_remembered(tmp_path, settings):
+    compose = Counting(**settings)
     remembered = ComposeCache(compose, tmp_path)
     remembered(OVERRIDES)
     remembered(OVERRIDES)

@@ -122,7 +122,7 @@ def test_runs_of_the_papers_tables_are_counted_apart_and_once(tmp_path, table, c
 def test_the_papers_tables_and_figures_are_told_from_ours():
     def is_of_paper(name):
         table = load_table(name)
-        return Shown({}, FilledTable(table, {}, "test", ())).is_of_paper
+        return Shown({}, FilledTable(table, {}, "test", ()), table.name).is_of_paper
 
     of_paper = {name for name in table_names() if is_of_paper(name)}
     assert of_paper == {name for name in table_names() if name.startswith(("table", "figure"))}
@@ -157,9 +157,10 @@ def test_what_files_say_is_shown_as_text(tmp_path, rendered):
     assert "Networks on &lt;digits&gt;" in text
 
 
-def test_a_page_without_results_has_the_command_that_begins_and_no_curves(tmp_path, rendered):
+def test_a_page_without_results_has_the_command_that_begins_and_no_curves(tmp_path, rendered, table):
     text = rendered(tmp_path)
-    assert "scripts/sweep.py table=networks" in text
+    assert f"scripts/sweep.py table={table}" in text
+    assert f"results_dir={tmp_path / 'results'}" in text
     assert f"runs_dir={tmp_path / 'runs'}" in text
     assert 'class="panels"' not in text
 

@@ -11,6 +11,7 @@ def report(load_script, monkeypatch, tmp_path):
     """Return ``report(option, ...)``, which runs the script with its caches under tmp_path."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     script = load_script("report")
+    (tmp_path / "results").mkdir()
     folders = [f"runs_dir={tmp_path}/runs", f"results_dir={tmp_path}/results"]
     return lambda *options: script.main([*folders, *options])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from isda_repro.runs.offline_runs import offline_files
 from isda_repro.runs.records import METRICS, RecordError, read_result
 from isda_repro.runs.result_index import index_results
 from isda_repro.runs.sources import Found, kept_results, results_in, results_of_runs, results_on_disk
@@ -105,6 +106,7 @@ CHANGES += [
     (lambda body: body["request"].update(model=[1]), "model"),
     (lambda body: body["request"]["recipe"].update(epochs="30"), "recipe.epochs"),
     (lambda body: body["request"]["recipe"].update(epochs=0), "recipe.epochs"),
+    (lambda body: body["request"]["recipe"].update(passes="4"), "recipe.passes"),
     (lambda body: body["request"]["recipe"].update({SURROGATE: 1}), "request"),
     (lambda body: body["request"]["recipe"].update(lr=float("nan")), "request"),
     (lambda body: body["request"]["recipe"].update(lr=2**64), "settings"),
@@ -296,6 +298,15 @@ def test_another_runs_result_in_a_runs_folder_is_named(demo, finish, there, tmp_
     assert there().records == {}
     (problem,) = there().problems
     assert (str(path) in problem, other.run_id in problem) == (True, True)
+
+
+def test_run_that_was_set_aside_is_passed_over_in_silence(demo, finish, there, tmp_path):
+    run = next(iter(demo[1].values()))[0]
+    aside = finish(run, 1.0, path=tmp_path / "runs" / f"{run.run_id}.before-12" / "result.json")
+    (aside.parent / "wandb" / "offline-run-1").mkdir(parents=True)
+    (aside.parent / "wandb" / "offline-run-1" / "run-1.wandb").touch()
+    assert (there().records, there().problems) == ({}, [])
+    assert offline_files(tmp_path / "runs") == []
 
 
 def test_checkout_is_read_in_its_two_folders(demo, finish, tmp_path):

@@ -114,6 +114,12 @@ def test_a_frozen_file_with_such_names_is_refused_when_its_training_starts(folde
         prepare(cfg, SINGLE_PROCESS)
 
 
+def test_a_run_that_was_set_aside_is_not_sent_as_the_one_that_replaces_it(load_script, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "all" / f"{folder.name}.before-1")
+    with pytest.raises(UserError, match="no finished run"):
+        load_script("dashboard").main(["send", f"runs_dir={tmp_path / 'all'}", "tracking=offline"])
+
+
 def test_the_command_says_what_is_missing(load_script, tmp_path, capsys):
     send = load_script("dashboard").main
     for arguments, word in (

@@ -1,5 +1,6 @@
 """Commands to SLURM and their output, with shell scripts in its place; tests/test_cluster.py uses the real one."""
 
+import errno
 import fcntl
 import json
 import os
@@ -16,7 +17,7 @@ import pytest
 from sweeps import all_runs, compose, numbers_of, one_needs_the_other, until
 
 from isda_repro import config
-from isda_repro.errors import UserError
+from isda_repro.errors import EXIT_INTERRUPTED, StoppedError, UserError
 from isda_repro.runs.exit_status import ExitStatus, read_exit_status, write_exit_status
 from isda_repro.runs.lock import here
 from isda_repro.sweeps import slurm
@@ -50,7 +51,7 @@ def program(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("limit", "expected"),
-    [("30", 30), ("1:30", 2), ("4:00:00", 240), ("0:00:30", 1), ("2-0", 2880), ("1-12:30", 2190), ("1-0:0:1", 1441)],
+    [("30", 30), ("2:30", 3), ("4:00:00", 240), ("0:02:30", 3), ("2-0", 2880), ("1-12:30", 2190), ("1-0:0:1", 1441)],
 )
 def test_time_limits_are_sbatchs(limit, expected):
     assert minutes(limit) == expected
@@ -61,6 +62,7 @@ def test_time_limits_are_sbatchs(limit, expected):
     [
         ({"time": "soon"}, "time=soon"),
         ({"time": "0"}, "time=0"),
+        ({"time": "2:00"}, r"time=2:00.*2:00:00"),
         ({"nodes": 0}, "nodes=0"),
         ({"gpus": -1}, "gpus=-1"),
         ({"cpus": 0}, "cpus=0"),
@@ -235,6 +237,44 @@ def test_cluster_that_does_not_answer_is_named(demo, program, tmp_path, monkeypa
     monkeypatch.setattr("isda_repro.sweeps.slurm_queue.SECONDS", 0.2)
     with pytest.raises(UserError, match="squeue"):
         list(status(asked, compose))
+
+
+def test_jobs_are_noted_before_an_interrupted_sweep_ends(demo, program, tmp_path, monkeypatch):
+    note = slurm.note_job
+
+    def interrupted(folder, job):
+        os.kill(os.getpid(), signal.SIGINT)
+        note(folder, job)
+
+    monkeypatch.setattr(slurm, "note_job", interrupted)
+    monkeypatch.setattr("isda_repro.stopping.ECHO_SECONDS", 0.0)
+    with pytest.raises(StoppedError) as stopped:
+        sweep_on_slurm(SweepOptions("demo", cluster="slurm"), compose)
+    assert stopped.value.exit_code == EXIT_INTERRUPTED
+    assert [job_of(tmp_path / "runs" / run.run_id) for run in all_runs(demo)] == [f"77_{task}" for task in range(6)]
+
+
+@pytest.mark.parametrize(("number", "goes_on"), [(errno.ENOLCK, True), (errno.ENOSYS, True), (errno.EIO, False)])
+def test_file_system_without_locks_has_sweeps_too(demo, program, tmp_path, monkeypatch, number, goes_on):
+    def refuse(lock, operation):
+        raise OSError(number, "no lock")
+
+    monkeypatch.setattr("isda_repro.sweeps.slurm_queue.fcntl.flock", refuse)
+    asked = SweepOptions("demo", cluster="slurm")
+    if goes_on:
+        assert sweep_on_slurm(asked, compose) == 0
+    else:
+        with pytest.raises(OSError, match=r"no lock.*\.slurm/lock"):
+            sweep_on_slurm(asked, compose)
+    assert (tmp_path / "job77").exists() == goes_on
+
+
+def test_result_that_cannot_be_used_is_named_where_jobs_are_submitted(demo, program, tmp_path, capfd):
+    run = all_runs(demo)[0]
+    (tmp_path / "runs" / run.run_id).mkdir(parents=True)
+    (tmp_path / "runs" / run.run_id / "result.json").write_text("{")
+    assert sweep_on_slurm(SweepOptions("demo", cluster="slurm"), compose) == 0
+    assert run.run_id in capfd.readouterr().err
 
 
 def test_queue_without_accounting_still_knows_what_waits(program):

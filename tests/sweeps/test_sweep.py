@@ -95,6 +95,19 @@ def test_run_with_checkpoints_beside_its_result_is_started_again(demo, options, 
     assert started(options) == [runs[2].run_id]
 
 
+def test_log_that_is_a_link_fails_alone(demo, options, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("isda_repro.sweeps.local._visible", list)
+    options.jobs = 2
+    first, second, *others = runs = all_runs(demo)
+    folder_of(options, second).mkdir(parents=True)
+    (folder_of(options, second) / "log.txt").symlink_to(tmp_path / "elsewhere")
+    assert sweep_here(options, compose, training(tmp_path, runs)) == 1
+    assert sorted(started(options)) == sorted(names([first, *others]))
+    (failed,) = failures(capfd.readouterr().out)
+    assert "log.txt" in failed
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_folder_that_cannot_be_used_fails_alone(demo, options, tmp_path, capfd):
     first, second, *others = runs = all_runs(demo)
     folder_of(options, first).parent.mkdir()
@@ -180,7 +193,9 @@ def test_runs_whose_results_are_kept_are_not_made_again(demo, options, finish, t
 
     options.dry_run = True
     assert sweep_here(options, compose, command) == 0
-    assert numbers_of(capfd.readouterr().out, "table=demo") == [2, 6]
+    said = capfd.readouterr()
+    assert numbers_of(said.out, "table=demo") == [2, 6]
+    assert "kept here/demo/a cell/1.json" in said.err
     options.dry_run = False
     assert sweep_here(options, compose, command) == 0
     assert started(options) == made
@@ -310,6 +325,13 @@ def test_cell_waits_for_those_it_needs(options, own, tmp_path, monkeypatch):
     assert sweep_here(options, compose, training(tmp_path, [*own["CE"], *own["ISDA"]])) == 0
     assert set(started(options)[:2]) == set(names(own["ISDA"]))
     assert set(started(options)[2:]) == set(names(own["CE"]))
+
+
+def test_kept_runs_are_counted_among_those_that_are_chosen(options, own, tmp_path, finish):
+    for run in [*own["ISDA"], *own["CE"]]:
+        finish(run, 2.5, path=tmp_path / "results" / "own" / run.config.choice.loss / f"{run.seed}.json")
+    options.only = ["CE"]
+    assert numbers_of(next(iter(status(options, compose))), "table=own") == [2, 2, 2]
 
 
 def test_kept_run_that_another_needs_is_made_again_unless_both_are_kept(options, own, tmp_path, finish):

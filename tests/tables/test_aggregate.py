@@ -47,7 +47,6 @@ def test_cells_hold_the_values_of_their_own_runs(cells, finish, fill):
     assert ce.summary == Summary(3, 4.0, pytest.approx(7**0.5))
     assert isda.missing == (0,)
     assert isda.difference == difference({1: 1.0, 2: 2.0}, {1: 3.0, 2: 7.0})
-    assert ce.files == dict(enumerate(paths))
     assert ce.results() == {seed: read_result(path) for seed, path in enumerate(paths)}
 
 
@@ -76,7 +75,7 @@ def test_an_empty_table_has_empty_cells(fill):
 def test_a_source_without_files_is_as_good(demo, cells, finish):
     result = read_result(finish(cells[0][0], 5.0, 3.0))
     cell = aggregate(*demo, index_results([Found("somewhere", result)])).cells[CE]
-    assert (cell.values, cell.records[0].origin, cell.files) == ({0: 4.0}, "somewhere", {})
+    assert (cell.values, cell.records[0].origin) == ({0: 4.0}, "somewhere")
     assert cell.results() == {0: result}
 
 
@@ -89,7 +88,7 @@ def test_a_cell_shows_its_own_metric(demo, cells, finish, there, metric, value):
 def test_a_run_without_the_cells_metric_is_named_and_stays_missing(demo, cells, finish, there):
     path = finish(cells[0][0], 3.0)
     filled = aggregate(*with_cells(demo, metric="test_top5_error_final"), there())
-    assert (filled.cells[CE].values, filled.cells[CE].files, filled.evaluated_on) == ({}, {}, "test")
+    assert (filled.cells[CE].values, filled.evaluated_on) == ({}, "test")
     assert filled.cells[CE].missing == (0, 1, 2)
     (problem,) = filled.problems
     assert str(path) in problem

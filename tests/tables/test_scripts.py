@@ -27,6 +27,7 @@ def test_tables_shows_writes_and_draws_what_has_finished(demo, finish, curves, t
     damaged = tmp_path / "runs" / runs[5].run_id / "result.json"
     damaged.parent.mkdir()
     damaged.write_text("{}")
+    (tmp_path / "results").mkdir()
     folders = (f"runs_dir={tmp_path}/runs", f"results_dir={tmp_path}/results")
     script("tables", "table=demo", *folders)
     shown, said = capsys.readouterr()
@@ -111,6 +112,10 @@ def test_sweep_whose_runs_fail_leaves_with_a_status_that_says_so(root, tmp_path)
         ("tables", ["table=demo", "source=cloud"], "source=cloud"),
         ("tables", ["table=demo", "source=wandb"], "entity="),
         ("tables", ["table=demo", "runs_dir=rums"], "runs_dir=rums"),
+        ("tables", ["table=demo", "results_dir=rums"], "results_dir=rums"),
+        ("report", ["table=demo", "results_dir=rums"], "results_dir=rums"),
+        ("lambda_0", ["table=lambda_digits", "results_dir=rums"], "results_dir=rums"),
+        ("lambda_0", ["table=lambda_digits", "runs_dir=rums"], "runs_dir=rums"),
         ("tables", ["table=demo", "source=offline", "runs_dir=docs"], "runs_dir=docs"),
         ("tables", ["table=demo", "figure=a.gif"], "figure=a.gif"),
         ("tables", ["table=all", "figure=a.png"], "figure=a.png"),

@@ -8,7 +8,7 @@ from isda_repro.tables.layout import Layout
 from isda_repro.tables.render.html import html, page
 from isda_repro.tables.render.latex import document, latex
 from isda_repro.tables.render.markdown import markdown
-from isda_repro.tables.render.tidy_csv import csv, csv_file
+from isda_repro.tables.render.tidy_csv import csv_file
 
 
 def _markdown_file(layouts: Sequence[Layout]) -> str:
@@ -23,4 +23,4 @@ FORMATS: dict[str, Callable[[Sequence[Layout]], str]] = {
 }
 """File suffix -> function that renders several tables as the text of one file."""
 
-__all__ = ["FORMATS", "csv", "html", "latex", "markdown"]
+__all__ = ["FORMATS", "html", "latex", "markdown"]

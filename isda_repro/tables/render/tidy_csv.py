@@ -32,11 +32,6 @@ FIELDS = (
 NAMES = ("table", "reduced", "row", "column", "baseline")  # fields that hold text of a table file
 
 
-def csv(layout: Layout) -> str:
-    """Return one table and its reduced tables, with a header."""
-    return csv_file([layout])
-
-
 def csv_file(layouts: Sequence[Layout]) -> str:
     """Return several tables below one header."""
     text = io.StringIO()
