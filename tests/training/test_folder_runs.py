@@ -229,7 +229,8 @@ def test_finished_run_of_an_older_version_is_compared_by_what_its_result_says(fi
     cfg, result = finished
     environment = tmp_path / "runs" / cfg.run_id / "environment.json"
     recorded = json.loads(environment.read_text())
-    assert recorded["data"].keys() == {"classes", "train_images", "test_images", "train_digest", "test_digest"}
+    numbers = {"classes", "train_images", "test_images", "train_digest", "test_digest", "mean", "std"}
+    assert recorded["data"].keys() == numbers
     for content in (json.dumps({**recorded, "data": None}), "{", "[" * 100_000, '{"data": {"classes": 3}}'):
         environment.write_text(content)
         assert run(cfg) == result
