@@ -1,5 +1,7 @@
 """The files under examples/ run unchanged in an empty folder, learn, and continue where they were interrupted."""
 
+import json
+import os
 import runpy
 import subprocess
 import sys
@@ -90,3 +92,29 @@ def test_an_example_runs_and_learns(root, tmp_path, name):
     assert shown.returncode == 0, shown.stderr
     assert float(shown.stdout.rpartition("ERROR")[2]) < LARGEST_ERROR[name]
     assert [one.name for one in tmp_path.iterdir()] == ["checkpoints"]
+
+
+ON_TWO = """
+import functools, json, os, runpy, sys
+import transformers
+
+transformers.TrainingArguments = functools.partial(transformers.TrainingArguments, use_cpu=True, ddp_backend="gloo")
+main, kept = runpy.run_path(sys.argv[1])["main"], []
+classifier = main.__globals__["Classifier"]
+main.__globals__["Classifier"] = lambda *given: kept.append(classifier(*given)) or kept[0]
+main(sys.argv[2], epochs=1)
+with open(f"{sys.argv[2]}/{os.environ['RANK']}.json", "w") as file:
+    json.dump(kept[0].criterion.statistics.count.tolist(), file)
+"""
+
+
+@pytest.mark.slow
+def test_processes_of_hugging_faces_trainer_share_the_statistics(root, tmp_path):
+    script, example = tmp_path / "on_two.py", root / "examples" / "hugging_face_trainer.py"
+    script.write_text(ON_TWO)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*torchrun, script, example, tmp_path / "out"]
+    subprocess.run(command, cwd=root, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    first, second = (json.loads((tmp_path / "out" / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert sum(first) == 7 * 2 * 32, "both processes' batches; the Trainer fills the last one of the 426 rows"

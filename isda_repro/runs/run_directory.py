@@ -21,6 +21,7 @@ from isda_repro.files import atomic_write, open_regular
 from isda_repro.revision import revision
 
 RESULT, DIVERGED = "result.json", "diverged.json"
+SET_ASIDE = "before"  # in the name of the folder of a finished run that was trained again
 
 
 class RunDirectory:
@@ -52,8 +53,8 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def is_set_aside(folder: Path) -> bool:
-    """Return True for the folder of a finished run that ``force=true`` has renamed (``Session``)."""
-    return re.search(r"\.before-[0-9]+$", folder.name) is not None
+    """Return True for the folder of a finished run that ``force=true`` has renamed (``rename_aside``)."""
+    return re.search(rf"\.{SET_ASIDE}-[0-9]+$", folder.name) is not None
 
 
 MOST_BYTES = 2**28  # of an environment.json, which keeps a record of each process

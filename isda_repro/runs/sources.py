@@ -71,30 +71,27 @@ class FoundDiverged:
 Finding = Found | FoundDiverged | RecordError
 
 
-def runs_folder(runs_dir: str, standard: str = "runs") -> Path:
+def runs_folder(runs_dir: str) -> Path:
     """Return the folder of runs that the user has named.
 
-    The ``standard`` folder may be absent, which means that nothing has been run yet.
+    The default, ``runs``, may be absent, which means that nothing has been run yet.
 
     Raises:
         UserError: another folder was named and does not exist. This is probably a typing error, and would otherwise
             look as if nothing had been run.
     """
-    folder = Path(runs_dir)
-    if runs_dir != standard and not folder.is_dir():
-        raise UserError(f"runs_dir={runs_dir} is no folder")
-    return folder
+    return _named_folder("runs_dir", runs_dir, standard="runs")
 
 
-def results_folder(results_dir: str, standard: str = "results") -> Path:
-    """Return the folder of kept results that the user has named; the ``standard`` folder may be absent.
+def results_folder(results_dir: str) -> Path:
+    """Return the folder of kept results that the user has named, as ``runs_folder`` does for ``results``."""
+    return _named_folder("results_dir", results_dir, standard="results")
 
-    Raises:
-        UserError: another folder was named and does not exist.
-    """
-    folder = Path(results_dir)
-    if results_dir != standard and not folder.is_dir():
-        raise UserError(f"results_dir={results_dir} is no folder")
+
+def _named_folder(option: str, given: str, standard: str) -> Path:
+    folder = Path(given)
+    if given != standard and not folder.is_dir():
+        raise UserError(f"{option}={given} is no folder")
     return folder
 
 

@@ -164,16 +164,18 @@ def _to_submit(what: Missing) -> tuple[list[Run], dict[str, str | None]]:
     """Return the runs to submit, which are neither finished nor in the queue, and the last job id of every run."""
     jobs = {run.run_id: job_of(what.folder(run)) for run in what.runs}
     queue = query_queue(Path(what.options.runs_dir), filter(None, jobs.values()))
-    open_runs = [run for run in what.runs if not what.is_over(run)]
+    over: list[Run] = []
+    open_runs: list[Run] = []
+    for run in what.runs:
+        (over if what.is_over(run) else open_runs).append(run)
     runs = [run for run in open_runs if jobs[run.run_id] not in queue.waiting]
     say(
-        f"table={what.table.name}: {len(what.runs) - len(open_runs)} of {len(what.runs)} runs done, "
+        f"table={what.table.name}: {len(over)} of {len(what.runs)} runs done, "
         f"{len(open_runs) - len(runs)} in the queue, {len(runs)} to submit"
     )
-    for run in what.runs:
+    for run in over:
         try:
-            if what.is_over(run):
-                what.says(run)
+            what.says(run)
         except RecordError as error:
             say(f"{run.run_id}: its result cannot be used: {error}; delete the file and submit again", sys.stderr)
     return runs, jobs

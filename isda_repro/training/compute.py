@@ -117,14 +117,11 @@ def refuse_differences(compute: Compute, processes: Processes) -> None:
     """
     names = [field.name for field in fields(compute) if field.name not in ("device", "hardware")]
     settled = {"device": compute.device.type} | {name: getattr(compute, name) for name in names}
-    first, *others = processes.all_gather(settled)
-    for rank, other in enumerate(others, start=1):
-        for name, value in first.items():
-            if other[name] != value:
-                raise UserError(
-                    f"compute.{name} became {value} on rank 0 and {other[name]} on rank {rank}, whose hardware is "
-                    "another: give it a value that suits both"
-                )
+    if found := processes.first_difference(settled):
+        raise UserError(
+            f"compute.{found.name} became {found.on_main} on rank 0 and {found.there} on rank {found.rank}, whose "
+            "hardware is another: give it a value that suits both"
+        )
 
 
 def _device(name: str, local_rank: int | None) -> torch.device:

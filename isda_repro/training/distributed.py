@@ -146,6 +146,15 @@ class Processes:
         dist.all_gather_object(objects, thing, group=self.group)
         return objects
 
+    def first_difference(self, values: Mapping[str, Any]) -> Difference | None:
+        """Compare a mapping on all processes with the main process's; return the first difference, on all processes."""
+        first, *others = self.all_gather(dict(values))
+        for rank, other in enumerate(others, start=1):
+            for name, value in first.items():
+                if other.get(name) != value:
+                    return Difference(rank, name, value, other.get(name))
+        return None
+
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """Run the block on the main process first, then on all remaining processes at the same time."""
@@ -157,6 +166,15 @@ class Processes:
 
 
 SINGLE_PROCESS = Processes()
+
+
+class Difference(NamedTuple):
+    """A value in which a process differs from the main process."""
+
+    rank: int
+    name: str
+    on_main: Any
+    there: Any
 
 
 class _Shape(NamedTuple):

@@ -127,15 +127,12 @@ def check_same_on_all(source: Source, processes: Processes) -> None:
     Raises:
         DataError: something differs.
     """
-    first, *others = processes.all_gather(describe_data(source))
-    for rank, other in enumerate(others, start=1):
-        for key, value in first.items():
-            if other.get(key) != value:
-                what = WORDS.get(key, key)
-                raise DataError(
-                    f"{source.name} has other {what} on rank {rank} than on rank 0: copy the data again, or give a "
-                    "folder that all hosts share"
-                )
+    if found := processes.first_difference(describe_data(source)):
+        what = WORDS.get(found.name, found.name)
+        raise DataError(
+            f"{source.name} has other {what} on rank {found.rank} than on rank 0: copy the data again, or give a "
+            "folder that all hosts share"
+        )
 
 
 def check_finished_data(directory: RunDirectory, result: Any, source: Source | None) -> None:

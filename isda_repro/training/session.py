@@ -27,7 +27,7 @@ from isda_repro.runs.diverged import clear_divergence
 from isda_repro.runs.exit_status import ExitStatus, clear_exit_status, write_exit_status
 from isda_repro.runs.lock import FolderLock, LockedError, is_left_over
 from isda_repro.runs.records import AnyRecord, RecordError, SegmentRecord, as_json, read_lines, write_result
-from isda_repro.runs.run_directory import RunDirectory, provenance, write_environment
+from isda_repro.runs.run_directory import SET_ASIDE, RunDirectory, provenance, write_environment
 from isda_repro.runs.to_wandb import tracked_result, wandb_trackers
 from isda_repro.tracking import JsonLines, Tracker
 from isda_repro.training.checkpoint import Checkpoints, Saver, save, snapshot
@@ -338,7 +338,7 @@ def _move_finished_run_aside(directory: RunDirectory) -> None:
     with FolderLock(directory.path) as lock:  # so that no other process moves it or writes there
         if not directory.finished:  # another process has moved it since we looked, and has started again
             return
-        aside = rename_aside(directory.path, "before")
+        aside = rename_aside(directory.path, SET_ASIDE)
         lock.follow(aside)
     say(f"force=true: the finished run is now {aside}")
 

@@ -32,6 +32,7 @@ def test_tables_shows_writes_and_draws_what_has_finished(demo, finish, curves, t
     script("tables", "table=demo", *folders)
     shown, said = capsys.readouterr()
     assert "(n = 2 of 3)" in shown
+    assert f"results_dir={tmp_path}/results" in shown, "the command of what is left counts what is kept there"
     assert str(damaged) in said
     assert f"{tmp_path}/runs/demo.png" in said
     assert {path.name for path in (tmp_path / "runs").glob("demo.*")} == {"demo.png", "demo.svg"}

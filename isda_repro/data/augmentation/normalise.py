@@ -107,9 +107,9 @@ def stored_statistics(split: StoredSplit) -> Constants:
         stored = json.loads(cache.read_text())
         return tuple(map(float, stored["mean"])), tuple(map(float, stored["std"]))
     (mean, std), is_whole = _computed(split, chosen.tolist())
+    if not is_whole:  # an error of the disk or the network may be over next time
+        return mean, std
     with suppress(OSError):
-        if not is_whole:  # an error of the disk or the network may be over next time
-            return mean, std
         cache.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(cache) as file:
             file.write(json.dumps({"mean": mean, "std": std}).encode())
