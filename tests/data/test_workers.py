@@ -41,8 +41,10 @@ def killed(index):
 
 
 def test_killed_worker_is_an_error_in_one_sentence():
+    before = set(multiprocessing.active_children())
     with pytest.raises(RuntimeError) as caught:
         list(in_processes(2, killed, range(1000)))
+    assert not set(multiprocessing.active_children()) - before, "the other has ended, although the error is still held"
     said = sentence_of(caught.value)
     assert "workers=" in said
     assert "\n" not in said
